@@ -1,0 +1,6 @@
+"""esckit: a toolkit for emotional support conversation research.
+
+Importing this package loads nothing heavy; the work is done by the commands of :mod:`esckit.cli`.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,169 @@
+"""Every error that a user of esckit can meet, as one tree.
+
+::
+
+    EsckitError                     exit 2   prints what was found, what was expected, what to do
+    ├── ConfigError                          a recipe, an option or a combination of them is wrong
+    ├── DataError                            a corpus or an input file is not what it should be
+    ├── StorageError                         the disk is full, read-only or the folder is in use
+    ├── CheckpointError                      a trained model does not fit what it is asked to do
+    ├── TrainingError (RuntimeError)         training diverged
+    ├── ModelError                           one call to a model gave nothing usable; recorded, not fatal
+    │   ├── ParseError                       the reply is not in the agreed form
+    │   ├── UnscoredError                    a critic or judge gave no readable answer
+    │   └── BackendError                     the backend failed or cannot be reached
+    │       └── FailureRateError    exit 3   more failures than the recipe allows
+    └── BudgetError                 exit 3   the run's budget is used up
+
+Anything that is not an :class:`EsckitError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EsckitError(Exception):
+    """An error with a message for the user.
+
+    Args:
+        found: What was found, one clause, no final full stop.
+        expected: What was expected instead.
+        hint: What the user can do about it, a sentence.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, found: str, *, expected: str | None = None, hint: str | None = None) -> None:
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        """Return the whole message on one line."""
+        text = self.found
+        if self.expected:
+            text += f"; expected {self.expected}"
+        if self.hint:
+            text += f". {self.hint}"
+        return text
+
+
+class ConfigError(EsckitError):
+    """A recipe, an option, or a combination of them, is wrong."""
+
+
+class DataError(EsckitError):
+    """A corpus or an input file is not what it should be.
+
+    Args:
+        found: What was found (keys, labels, types and lengths only; never an utterance).
+        path: File as the user gave it.
+        record: 0-based record index.
+        line: 1-based line (JSON lines only).
+        field: Path of the field inside the record, such as ``dialog[3].content``.
+        expected: What was expected instead.
+        hint: What to do about it.
+        whole_file: True if the error concerns the whole file, so that no record can be skipped.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        path: str | None = None,
+        record: int | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+        whole_file: bool = False,
+    ) -> None:
+        super().__init__(found, expected=expected, hint=hint)
+        self.path = path
+        self.record = record
+        self.line = line
+        self.field = field
+        self.whole_file = whole_file
+
+    def __str__(self) -> str:
+        """Return ``FILE: record I, line L, FIELD: found X; expected Y. HINT``."""
+        place = [
+            f"record {self.record}" if self.record is not None else None,
+            f"line {self.line}" if self.line is not None else None,
+            self.field,
+        ]
+        where = ", ".join(part for part in place if part)
+        heads = [head for head in (self.path, where) if head]
+        text = f"found {self.found}" if heads else self.found
+        if self.expected:
+            text += f"; expected {self.expected}"
+        if self.hint:
+            text += f". {self.hint}"
+        return ": ".join([*heads, text])
+
+
+class StorageError(EsckitError):
+    """A file cannot be written, or its folder is in use by another process."""
+
+
+class CheckpointError(EsckitError):
+    """A trained model does not fit what it is asked to do."""
+
+
+class TrainingError(EsckitError, RuntimeError):
+    """Training diverged or cannot go on."""
+
+
+class ModelError(EsckitError):
+    """One call to a model gave nothing usable.
+
+    Args:
+        found: What came back, or what went wrong.
+        kind: The word under which the failure is counted (``backend``, ``blank``, ``unparsed``, ``too_long`` …).
+        samples: At most three texts that could not be used.
+    """
+
+    default_kind: ClassVar[str] = "backend"
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        kind: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+        samples: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(found, expected=expected, hint=hint)
+        self.kind = kind or self.default_kind
+        self.samples = samples[:3]
+
+
+class ParseError(ModelError):
+    """A reply is not in the agreed form."""
+
+    default_kind = "unparsed"
+
+
+class UnscoredError(ModelError):
+    """A critic or judge gave no readable answer, also after asking again."""
+
+    default_kind = "unparsed"
+
+
+class BackendError(ModelError):
+    """The backend failed, refused the request or cannot be reached."""
+
+
+class FailureRateError(BackendError):
+    """More units of work failed than ``max_failure_rate`` allows; what is done stays on disk."""
+
+    exit_code = 3
+
+
+class BudgetError(EsckitError):
+    """The run's budget is used up; what is done stays on disk and the run can be resumed."""
+
+    exit_code = 3

@@ -1,0 +1,75 @@
+"""What one unit of work (a future, a tree, an evaluated dialogue) draws and spends.
+
+Every random draw of simulation, search and evaluation is seeded by stable ids only: run seed, unit id, place, role and
+attempt. Nothing else enters: not time, worker, batch position or ``hash()``. So a record is a function of its seed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+
+from esckit.types import Usage
+
+_SEED_SPACE = 2**63
+
+
+def derive_seed(*parts: str | int) -> int:
+    r"""Return the 63-bit seed of a draw.
+
+    ``int.from_bytes(sha256("\x1f".join(["esckit.seed.1", *parts])).digest()[:8], "big") >> 1``
+    """
+    text = "\x1f".join(["esckit.seed.1", *(str(part) for part in parts)])
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def uniform(seed: int) -> float:
+    """Return the uniform number in [0, 1) that belongs to a seed."""
+    return seed / _SEED_SPACE
+
+
+class Ledger:
+    """Counts attempts and usage of one unit of work.
+
+    Args:
+        run_seed: Seed of the run.
+        unit_id: Stable id of the unit: a context id, a tree id, a dialogue id.
+    """
+
+    def __init__(self, run_seed: int, unit_id: str) -> None:
+        self.run_seed = run_seed
+        self.unit_id = unit_id
+        self.usage: dict[str, Usage] = {}
+        self._attempts: Counter[tuple[str | int, ...]] = Counter()
+
+    def at(self, *place: str | int) -> Scope:
+        """Return the view of one place in the unit: (candidate, turn) of a future, (node path, step) of a tree."""
+        return Scope(self, place)
+
+    def next_attempt(self, place: tuple[str | int, ...], role: str) -> int:
+        """Return how often this role was drawn at this place before, and count one more."""
+        attempt = self._attempts[(*place, role)]
+        self._attempts[(*place, role)] += 1
+        return attempt
+
+    def spend(self, role: str, usage: Usage) -> None:
+        """Add what a call of a role cost."""
+        self.usage[role] = self.usage.get(role, Usage()) + usage
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One place in a unit of work; what a role is handed to draw its seeds from and to book its usage on."""
+
+    ledger: Ledger
+    place: tuple[str | int, ...]
+
+    def seed(self, role: str) -> int:
+        """Return the seed of the next attempt of a role here (attempts count from 0)."""
+        attempt = self.ledger.next_attempt(self.place, role)
+        return derive_seed(self.ledger.run_seed, self.ledger.unit_id, *self.place, role, attempt)
+
+    def spend(self, role: str, usage: Usage) -> None:
+        """Add what a call of a role cost."""
+        self.ledger.spend(role, usage)

@@ -1,0 +1,179 @@
+"""Every seam of esckit on one page; no implementation.
+
+Implementations of :class:`ChatModel`: a local transformers model, an OpenAI-compatible endpoint, a scripted fake.
+Roles (seeker, supporter, strategist, critic) are built on a chat model and a prompt, or are a trained checkpoint. What
+waits on a model is ``async``; what computes is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from esckit.errors import DataError
+from esckit.ledger import Scope
+from esckit.types import (
+    ChoiceScores,
+    Dialogue,
+    Generation,
+    Message,
+    NextToken,
+    Outcome,
+    Reply,
+    Sampling,
+    Scenario,
+    Score,
+    Turn,
+)
+
+Capability = Literal["score", "next_token"]
+
+
+class ChatModel(Protocol):
+    """A chat model that completes conversations and, where it can, scores fixed answers.
+
+    Calls may run concurrently; an implementation may group them into batches, but the result of a call must not depend
+    on what else is in flight. A call that gives nothing raises :class:`~esckit.errors.BackendError` after the
+    implementation's own bounded retries.
+    """
+
+    @property
+    def name(self) -> str:
+        """Stable name for provenance, such as ``smollm2-135m-instruct`` or ``openai/gpt-4o``; holds no secret."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Which exact read-outs this model offers beside ``complete``."""
+        ...
+
+    async def check(self) -> None:
+        """Raise an :class:`~esckit.errors.EsckitError` at once if the model cannot be reached or used."""
+        ...
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
+        """Write the next assistant message. ``seed`` (0 to 2**63-1) fixes the draws of this call alone."""
+        ...
+
+    async def score(
+        self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
+    ) -> ChoiceScores:
+        """Return per choice the log-probability of the assistant answering exactly it and ending its turn."""
+        ...
+
+    async def next_token(
+        self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
+    ) -> NextToken:
+        """Return per label the summed probability of all single tokens that decode, stripped, to it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections and background tasks; calling it twice is harmless."""
+        ...
+
+
+class SeekerTurn(NamedTuple):
+    """What the seeker says, and how the conversation ends with it (None: it goes on)."""
+
+    text: str
+    outcome: Outcome | None = None
+
+
+class Seeker(Protocol):
+    """Plays the person who seeks support."""
+
+    async def reply(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> SeekerTurn:
+        """Answer the last supporter turn.
+
+        Raises:
+            ModelError: If no usable reply came within the allowed attempts.
+        """
+        ...
+
+
+class Supporter(Protocol):
+    """Writes the supporter's turn, under a strategy if one is given."""
+
+    async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
+        """Answer the last seeker turn.
+
+        Raises:
+            ModelError: If no usable reply came within the allowed attempts.
+        """
+        ...
+
+
+class Critic(Protocol):
+    """Scores a conversation during simulation, search and RL."""
+
+    async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
+        """Return the score of the conversation so far.
+
+        Raises:
+            UnscoredError: If no readable answer came; never replaced by a number.
+        """
+        ...
+
+
+class StrategyPolicy(Protocol):
+    """A distribution over the strategies of a taxonomy at every supporter decision."""
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names in taxonomy order."""
+        ...
+
+    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Return probabilities in taxonomy order; positive, sum 1.
+
+        Raises:
+            ModelError: If no usable answer came within the allowed attempts.
+        """
+        ...
+
+    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
+        """Return the name of the strategy that the policy's own decision rule takes."""
+        ...
+
+
+class Issue(NamedTuple):
+    """Something a loader met and could live with: class ``N`` noted, ``W`` warned."""
+
+    code: str
+    severity: Literal["N", "W"]
+    file: str
+    record: int
+    field: str | None = None
+    detail: str | None = None
+
+
+class IssueSink(Protocol):
+    """Takes what a loader meets."""
+
+    def note(self, issue: Issue) -> None:
+        """Take something that was accepted."""
+        ...
+
+    def refuse(self, error: DataError) -> None:
+        """Raise the error, or count it and return; then the loader goes on with the next record."""
+        ...
+
+
+class DatasetLoader(Protocol):
+    """Reads one corpus layout. Sets ``source_strategy`` and leaves ``strategy`` empty."""
+
+    def __call__(self, path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
+        """Yield the dialogues of a file in its order."""
+        ...
+
+
+class RewardFunction(Protocol):
+    """Exactly TRL's reward-callable contract: one float per completion, None where it could not be measured."""
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Return the rewards of a batch."""
+        ...
+
+
+JsonObject = Mapping[str, Any]

@@ -1,0 +1,235 @@
+r"""Reading and writing of records: JSON lines that survive a crash, and files that are there whole or not at all.
+
+A line is one record with its ``schema`` first: ``{"schema": "esckit.future/1", …}``; UTF-8, ``\n`` ends, keys in model
+order. Not here: run folders (:mod:`esckit.runs`) and foreign corpora (:mod:`esckit.datasets`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from esckit.errors import DataError, StorageError
+from esckit.registry import did_you_mean
+from esckit.types import Record
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+
+def dump_line(record: Record) -> str:
+    """Return a record as one line of JSON with its schema first, without the line end."""
+    body = record.model_dump_json()
+    schema = getattr(type(record), "SCHEMA", None)
+    if schema is None:
+        return body
+    return f'{{"schema":{json.dumps(schema)}' + ("" if body == "{}" else ",") + body[1:]
+
+
+def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int | None = None) -> R:
+    """Return the record of one line.
+
+    Raises:
+        DataError: If the line is not JSON, has another schema, an unknown key or a wrong type.
+    """
+    record = None if line is None else line - 1
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"no JSON ({error})", path=path, record=record, line=line, expected="one record a line"
+        ) from error
+    if not isinstance(data, dict):
+        raise DataError(f"a JSON {type(data).__name__}", path=path, record=record, line=line, expected="an object")
+    wanted = getattr(kind, "SCHEMA", None)
+    found = data.pop("schema", wanted)
+    if found != wanted:
+        raise DataError(f"schema {found!r}", path=path, record=record, line=line, expected=f"schema {wanted!r}")
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _data_error(error, kind, path, record, line) from error
+
+
+def _data_error(
+    error: ValidationError, kind: type[Record], path: str | None, record: int | None, line: int | None
+) -> DataError:
+    """Turn pydantic's first complaint into ours, without quoting any value."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(str(first["loc"][-1]), kind.model_fields) or None
+        return DataError("an unknown key", path=path, record=record, line=line, field=field, hint=hint)
+    return DataError(first["msg"], path=path, record=record, line=line, field=field)
+
+
+def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Iterator[R]:
+    """Yield the records of a JSON-lines file.
+
+    Args:
+        kind: Record class.
+        path: File; a missing one is a :class:`~esckit.errors.DataError`.
+        allow_cut: Ignore a last line without line end, which a crash may leave.
+    """
+    if not path.is_file():
+        raise DataError("no such file", path=str(path))
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if allow_cut and not raw.endswith(b"\n"):
+                return
+            if not raw.strip():
+                continue
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError("bytes that are not UTF-8", path=str(path), record=number - 1, line=number) from error
+            yield parse_line(kind, text, path=str(path), line=number)
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of SHA-256 over a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """Return what to tell the user when a file could not be written."""
+    reasons = {
+        errno.ENOSPC: ("the disk is full", "Free some space and run the same command again: what is done is kept"),
+        errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again"),
+        errno.EROFS: ("the file system is read-only", "Choose another folder with --out"),
+        errno.EACCES: ("no permission to write", "Choose another folder with --out"),
+        errno.EPERM: ("no permission to write", "Choose another folder with --out"),
+        errno.ENOTDIR: ("a file is where a folder is needed", "Choose another folder with --out"),
+    }
+    found, hint = reasons.get(error.errno or 0, (error.strerror or str(error), None))
+    return StorageError(f"cannot write {path}: {found}", hint=hint)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old content or the new one, never a part.
+
+    Raises:
+        StorageError: If the file cannot be written; nothing is left behind.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as target:
+            target.write(data)
+            target.flush()
+            os.fsync(target.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def _umask() -> int:
+    """Return the process's umask (reading it means setting it twice)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records as JSON lines, atomically."""
+    write_atomic(path, "".join(dump_line(record) + "\n" for record in records))
+
+
+class JsonlAppender:
+    """Appends lines to a file so that a crash loses at most the line being written.
+
+    On opening, an unfinished last line is cut off: it was never whole, so whoever resumes does it again. A failed write
+    (a full disk, say) is taken back to the last whole line.
+
+    Raises:
+        StorageError: If the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._end = _end_of_last_line(self._fd)
+            cut = os.fstat(self._fd).st_size - self._end
+            if cut:
+                log.info("%s: cut off an unfinished last line (%d bytes)", path.name, cut)
+                os.ftruncate(self._fd, self._end)
+            os.lseek(self._fd, self._end, os.SEEK_SET)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def append(self, record: Record | Mapping[str, Any]) -> None:
+        """Write one record and its line end."""
+        text = dump_line(record) if isinstance(record, Record) else json.dumps(record, ensure_ascii=False)
+        data = memoryview((text + "\n").encode("utf-8"))
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError as error:
+            os.ftruncate(self._fd, self._end)
+            os.lseek(self._fd, self._end, os.SEEK_SET)
+            raise storage_error(error, self.path) from error
+        self._end += len(data)
+
+    def close(self) -> None:
+        """Flush to the disk and close; calling it twice is harmless."""
+        if self._fd >= 0:
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        """Return the appender."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+def _end_of_last_line(fd: int, block: int = 65_536) -> int:
+    """Return the offset just after the last line end of an open file."""
+    position = os.fstat(fd).st_size
+    while position > 0:
+        start = max(0, position - block)
+        found = os.pread(fd, position - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0

@@ -1,0 +1,78 @@
+"""Names to objects: a table of ``"module:attr"`` strings, resolved on use.
+
+Nothing is imported before it is asked for. A name that holds a colon is taken as ``module:attr`` itself, which is how
+a user's own loader, model script or critic is plugged in without touching the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from esckit.errors import ConfigError
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word closest to ``word`` (case aside), or None if none is close."""
+    by_key = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(word.casefold(), list(by_key), n=1, cutoff=0.6)
+    return by_key[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'x'?"`` for a close known word, else the empty string."""
+    close = nearest(word, known)
+    return f"did you mean {close!r}?" if close else ""
+
+
+def load_attr(target: str) -> Any:
+    """Import ``module:attr`` and return the attribute (dots after the colon go deeper).
+
+    Raises:
+        ConfigError: If the module or the attribute does not exist.
+    """
+    module_name, _, attr_path = target.partition(":")
+    if not module_name or not attr_path:
+        raise ConfigError(f"{target!r} names no object", expected="module:attr")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for attr in attr_path.split("."):
+            found = getattr(found, attr)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load {target!r}: {error}", expected="an importable module:attr") from error
+    return found
+
+
+class Registry:
+    """A table of names with lazily imported targets.
+
+    Args:
+        kind: What the names stand for, used in messages ("data set loader").
+        targets: Name to ``"module:attr"``.
+    """
+
+    def __init__(self, kind: str, targets: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.targets = dict(targets)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the registered names, sorted."""
+        return tuple(sorted(self.targets))
+
+    def resolve(self, name: str) -> Any:
+        """Return the object behind a registered name, or behind ``module:attr``.
+
+        Raises:
+            ConfigError: If the name is unknown; the message lists the known ones and the nearest.
+        """
+        if name in self.targets:
+            return load_attr(self.targets[name])
+        if ":" in name:
+            return load_attr(name)
+        raise ConfigError(
+            f"unknown {self.kind} {name!r}",
+            expected=f"one of {', '.join(self.names())}, or module:attr",
+            hint=did_you_mean(name, self.targets) or None,
+        )

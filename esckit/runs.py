@@ -1,0 +1,199 @@
+"""Run folders: one command, one recipe, one folder.
+
+A folder belongs to the digest of its resolved recipe without operational fields. The same recipe resumes
+it; another one is refused with the names of the fields that differ. ``manifest.json`` says what made the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import esckit
+from esckit.errors import ConfigError, DataError, StorageError
+from esckit.records import JsonlAppender, digest, storage_error, write_json
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = "esckit.manifest/1"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "openai")
+
+
+def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """Return a recipe without some dotted paths; ``*.name`` removes ``name`` from every section."""
+    kept = json.loads(json.dumps(recipe))
+    for path in paths:
+        head, _, tail = path.partition(".")
+        if head == "*":
+            for section in kept.values():
+                if isinstance(section, dict):
+                    section.pop(tail, None)
+        elif tail:
+            if isinstance(kept.get(head), dict):
+                kept[head].pop(tail, None)
+        else:
+            kept.pop(head, None)
+    return dict(kept)
+
+
+def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """Return the dotted paths at which two recipes differ, sorted."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        found: list[str] = []
+        for key in sorted({*ours, *theirs}):
+            found += differing_fields(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return [] if ours == theirs else [prefix]
+
+
+class RunFolder:
+    """One run's folder, open for writing by one process at a time.
+
+    Use as a context manager: leaving it writes the run's state into the manifest and lets the folder go.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock_fd: int) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock_fd = lock_fd
+
+    @classmethod
+    def open(cls, path: Path, *, command: str, recipe: Mapping[str, Any], operational: Iterable[str] = ()) -> Self:
+        """Create a run folder, or open the one that belongs to this recipe.
+
+        Args:
+            path: The folder.
+            command: Name of the command, ``simulate``.
+            recipe: The resolved recipe as plain data.
+            operational: Dotted paths of fields that may change between two goes at one run.
+
+        Raises:
+            ConfigError: If the folder belongs to another command or recipe, or holds something else.
+            StorageError: If it cannot be written, or another process is writing it.
+        """
+        identity = without(recipe, operational)
+        manifest = read_manifest(path) if (path / MANIFEST).is_file() else None
+        if manifest is not None:
+            _check_owner(path, manifest, command, without(manifest["recipe"], operational), identity)
+        elif path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
+            raise ConfigError(
+                f"{path} is not empty and is no run folder", hint="Choose another folder with --out, or empty it"
+            )
+        elif path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file", expected="a folder, or nothing", hint="Choose another --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock_fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock_fd)
+            raise StorageError(
+                f"{path} is in use by another esckit process", hint="Wait for it, or choose another --out"
+            ) from error
+        run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
+        run.update_manifest(recipe=dict(recipe), status="running", versions=_versions())
+        return run
+
+    @property
+    def id(self) -> str:
+        """Digest of the recipe that the folder belongs to."""
+        return str(self.manifest["recipe_digest"])
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        return self.path / name
+
+    def appender(self, name: str) -> JsonlAppender:
+        """Open a JSON-lines file of the folder for appending."""
+        return JsonlAppender(self.path / name)
+
+    def update_manifest(self, **facts: Any) -> None:
+        """Add facts to the manifest and write it."""
+        self.manifest |= facts
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def close(self, status: str) -> None:
+        """Write the final status (``complete``, ``stopped``) and let the folder go."""
+        if self._lock_fd < 0:
+            return
+        try:
+            self.update_manifest(status=status)
+        finally:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> Self:
+        """Return the run."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the run as complete, or as stopped if an error passes through."""
+        self.close("complete" if kind is None else "stopped")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder.
+
+    Raises:
+        DataError: If the folder holds none, or it cannot be read.
+    """
+    source = path / MANIFEST
+    if not source.is_file():
+        raise DataError("no run folder (it holds no manifest.json)", path=str(path))
+    try:
+        manifest = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError("no JSON", path=str(source)) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+        raise DataError("another kind of manifest", path=str(source), expected=f"schema {MANIFEST_SCHEMA!r}")
+    return manifest
+
+
+def _check_owner(
+    path: Path, manifest: Mapping[str, Any], command: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> None:
+    """Refuse a folder that belongs to another command or recipe."""
+    if manifest["command"] != command:
+        raise ConfigError(
+            f"{path} belongs to a run of {manifest['command']!r}",
+            expected=f"one of {command!r}",
+            hint="Choose another folder with --out",
+        )
+    if theirs != ours:
+        fields = differing_fields(ours, theirs)
+        raise ConfigError(
+            f"{path} belongs to another recipe: {', '.join(fields)} differ{'s' if len(fields) == 1 else ''}",
+            hint="Choose another folder with --out, or undo the change to resume",
+        )
+
+
+def _new_manifest(command: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "command": command,
+        "recipe_digest": digest(identity),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what can change a run's results."""
+    found = {"esckit": esckit.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

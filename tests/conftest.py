@@ -1,0 +1,23 @@
+"""What every test shares: an offline, single-threaded process, and where the real corpora lie."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("COLUMNS", "200")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """The folder with the real corpora; the test is skipped where it is absent."""
+    named = os.environ.get("ESCKIT_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("real corpora not found: set ESCKIT_DATA (see docs/data.md)")
+    return folder
