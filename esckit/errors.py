@@ -123,6 +123,9 @@ class ModelError(EsckitError):
         found: What came back, or what went wrong.
         kind: The word under which the failure is counted (``backend``, ``blank``, ``unparsed``, ``too_long`` …).
         samples: At most three texts that could not be used.
+
+    Attributes:
+        attempts: Calls made before giving up; set by whoever retried.
     """
 
     default_kind: ClassVar[str] = "backend"
@@ -139,6 +142,7 @@ class ModelError(EsckitError):
         super().__init__(found, expected=expected, hint=hint)
         self.kind = kind or self.default_kind
         self.samples = samples[:3]
+        self.attempts = 1
 
 
 class ParseError(ModelError):

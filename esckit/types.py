@@ -159,11 +159,12 @@ class StopReason(StrEnum):
 
 
 class Usage(Record):
-    """What was asked of a model: calls, and tokens in and out."""
+    """What was asked of a model: calls, tokens in and out, and turns left out because they did not fit."""
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    dropped_turns: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum."""
@@ -171,6 +172,7 @@ class Usage(Record):
             calls=self.calls + other.calls,
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
+            dropped_turns=self.dropped_turns + other.dropped_turns,
         )
 
 

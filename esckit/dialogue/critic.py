@@ -1,0 +1,202 @@
+"""The resolution critic: is the seeker's issue solved after this conversation?
+
+Two read-outs give the same quantity. ``sampled`` asks several times and averages the answers that name exactly one
+level (RLFF-ESC, arXiv 2508.12935). ``expected`` scores the level names once and takes the expectation, which is the
+limit of ``sampled`` for infinitely many samples, at about a tenth of the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from esckit.dialogue.ask import Voice, gather_all
+from esckit.dialogue.levels import Preset
+from esckit.dialogue.transcript import as_lines
+from esckit.dialogue.window import Window
+from esckit.errors import ConfigError, ParseError, UnscoredError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.types import ChoiceScores, CriticReading, Message, Scenario, Score, Turn
+
+log = logging.getLogger(__name__)
+
+Readout = Literal["sampled", "expected"]
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSettings:
+    """How the critic is read.
+
+    Attributes:
+        readout: ``sampled`` or ``expected``.
+        samples: Answers asked for in one attempt of ``sampled``.
+        min_parsed: Answers that must be readable, at least 1.
+        max_attempts: How often all samples are asked for before the turn is unscored.
+        expected_score: Score of a level name: its log-probability, or that per token.
+        ppdpp_compat: Put 0 where nothing is readable, as the PPDPP code does; marked on the reading.
+    """
+
+    readout: Readout = "sampled"
+    samples: int = 10
+    min_parsed: int = 1
+    max_attempts: int = 2
+    expected_score: Literal["sequence", "length_normalised"] = "sequence"
+    ppdpp_compat: bool = False
+
+
+@dataclass(slots=True)
+class NameMass:
+    """Running mean of the probability that the critic answers one of the level names; warns once below one half."""
+
+    total: float = 0.0
+    n: int = 0
+    warned: bool = False
+
+    def add(self, mass: float) -> None:
+        """Take one reading's mass."""
+        self.total += mass
+        self.n += 1
+        if self.n >= 20 and not self.warned and self.total / self.n < 0.5:
+            self.warned = True
+            log.warning(
+                "the critic gives the level names only %.0f %% of its probability: it would rather say something else",
+                100 * self.total / self.n,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionCritic:
+    """A chat model that reads a conversation and names a level.
+
+    Raises:
+        ConfigError: On construction, if the model cannot do what the read-out needs.
+    """
+
+    voice: Voice
+    prompt: Prompt
+    preset: Preset
+    settings: CriticSettings = field(default_factory=CriticSettings)
+    window: Window = field(default_factory=Window)
+    mass: NameMass = field(default_factory=NameMass)
+
+    def __post_init__(self) -> None:
+        if self.settings.readout != "expected":
+            return
+        if "score" not in self.voice.model.capabilities:
+            raise ConfigError(
+                f"critic.readout 'expected' needs log-probabilities of whole answers, which {self.voice.model.name} "
+                "does not offer",
+                expected="a local model, or critic.readout: sampled",
+            )
+        if self.voice.sampling.temperature == 0:
+            raise ConfigError("critic.readout 'expected' at temperature 0", expected="a temperature above 0")
+
+    @property
+    def identity(self) -> str:
+        """Preset and prompt digest, as readings show it."""
+        return f"{self.preset.name}/{self.prompt.digest}"
+
+    async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
+        """Return the value of the conversation so far, in [-1, 1], with its reading attached.
+
+        Raises:
+            UnscoredError: If no answer was readable (never with ``expected``).
+            BackendError: If the backend failed.
+        """
+
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            return self.prompt.render(
+                emotion_type=scenario.emotion_type or "None",
+                problem_type=scenario.problem_type or "None",
+                conversation=as_lines(shown),
+            )
+
+        asked = self.window.fit(messages, turns, scope, "critic")
+        read = self._expected if self.settings.readout == "expected" else self._sampled
+        reading = await read(asked, scope)
+        return Score(values={"resolution": reading.value}, reward=reading.value, reading=reading)
+
+    async def _sampled(self, messages: list[Message], scope: Scope) -> CriticReading:
+        unparsed: list[str] = []
+        for attempt in range(1, self.settings.max_attempts + 1):
+            seeds = [scope.seed(f"critic.{index}") for index in range(self.settings.samples)]
+            replies = await gather_all(
+                self.voice.model.complete(messages, self.voice.sampling, seed=seed) for seed in seeds
+            )
+            levels: Counter[int] = Counter()
+            unparsed = []
+            for reply in replies:
+                scope.spend("critic", reply.usage)
+                try:
+                    levels[self.preset.parse(reply.text)] += 1
+                except ParseError:
+                    unparsed.append(reply.text)
+            if levels.total() >= self.settings.min_parsed:
+                counts = tuple(levels[index] for index in range(len(self.preset.levels)))
+                return self._reading(self.preset.mean(counts), counts=counts, unparsed=unparsed, attempts=attempt)
+        if self.settings.ppdpp_compat:
+            none = (0,) * len(self.preset.levels)
+            return self._reading(
+                Fraction(0), counts=none, unparsed=unparsed, attempts=self.settings.max_attempts, compat_zero=True
+            )
+        error = UnscoredError(
+            f"{len(unparsed)} of {self.settings.samples} critic answers name no level",
+            samples=tuple(unparsed),
+        )
+        error.attempts = self.settings.max_attempts
+        raise error
+
+    def _reading(
+        self, value: Fraction, *, counts: tuple[int, ...], unparsed: list[str], attempts: int, compat_zero: bool = False
+    ) -> CriticReading:
+        return CriticReading(
+            readout="sampled",
+            critic=self.identity,
+            counts=counts,
+            n_parsed=sum(counts),
+            n_unparsed=len(unparsed),
+            unparsed=tuple(unparsed[:3]),
+            num=value.numerator,
+            den=value.denominator,
+            value=float(value),
+            attempts=attempts,
+            compat_zero=compat_zero,
+        )
+
+    async def _expected(self, messages: list[Message], scope: Scope) -> CriticReading:
+        temperature = self.voice.sampling.temperature
+        scores = await self.voice.model.score(messages, self.preset.levels, temperature=temperature)
+        scope.spend("critic", scores.usage)
+        weights = level_weights(scores, self.settings.expected_score)
+        value = self.preset.expectation(weights)
+        mass = math.fsum(math.exp(choice.log_p) for choice in scores.choices)
+        self.mass.add(mass)
+        return CriticReading(
+            readout="expected",
+            critic=self.identity,
+            weights=weights,
+            name_mass=mass,
+            num=value.numerator,
+            den=value.denominator,
+            value=float(value),
+        )
+
+
+def level_weights(scores: ChoiceScores, kind: Literal["sequence", "length_normalised"]) -> tuple[float, ...]:
+    """Return the softmax of the level scores, in preset order.
+
+    Args:
+        scores: Log-probabilities and token counts of the level names.
+        kind: ``sequence`` uses log p, ``length_normalised`` log p per token.
+    """
+    logits = [choice.log_p if kind == "sequence" else choice.log_p / choice.n_tokens for choice in scores.choices]
+    top = max(logits)
+    exponentials = [math.exp(logit - top) for logit in logits]
+    total = math.fsum(exponentials)
+    return tuple(exponential / total for exponential in exponentials)

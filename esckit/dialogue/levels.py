@@ -1,0 +1,107 @@
+"""Level presets of the resolution critic, with exact arithmetic.
+
+Levels carry values in quarter units, so that a mean of n answers with sum S is the fraction S/(4n) and "more than one
+half" is S > 2n: floats would turn six times "moderately better" into 0.49999999999999994.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from esckit.errors import ConfigError, ParseError
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """The levels of a critic.
+
+    Attributes:
+        name: Name in recipes.
+        levels: Level names in the order of the prompt.
+        quarters: Value of each level in quarters, in [-4, 4].
+        prompt: Name of the shipped prompt that lists these levels.
+    """
+
+    name: str
+    levels: tuple[str, ...]
+    quarters: tuple[int, ...]
+    prompt: str
+
+    def parse(self, text: str) -> int:
+        """Return the index of the one level that an answer names.
+
+        Case, hyphens, quotes, asterisks and punctuation do not count; names are found as whole words.
+
+        Raises:
+            ParseError: If no level is named (``unparsed``) or two different ones are (``ambiguous``).
+        """
+        words = " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
+        by_length = sorted(self.levels, key=len, reverse=True)
+        pattern = "|".join(re.escape(level.casefold()) for level in by_length)
+        found = set(re.findall(rf"\b(?:{pattern})\b", words))
+        if len(found) != 1:
+            kind = "ambiguous" if found else "unparsed"
+            raise ParseError(f"an answer that names {len(found)} levels", kind=kind, samples=(text,))
+        return [level.casefold() for level in self.levels].index(found.pop())
+
+    def mean(self, counts: Sequence[int]) -> Fraction:
+        """Return the exact mean value of parsed answers, in [-1, 1].
+
+        Args:
+            counts: Answers per level, at least one in all.
+        """
+        total = sum(count * quarter for count, quarter in zip(counts, self.quarters, strict=True))
+        return Fraction(total, 4 * sum(counts))
+
+    def expectation(self, weights: Sequence[float]) -> Fraction:
+        """Return the expected value under level probabilities, rounded to whole millionths."""
+        value = sum(weight * quarter / 4 for weight, quarter in zip(weights, self.quarters, strict=True))
+        return Fraction(round(value * 1_000_000), 1_000_000)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "rlff7",
+            (
+                "Same",
+                "Slightly Better",
+                "Moderately Better",
+                "Significantly Better",
+                "Slightly Worse",
+                "Moderately Worse",
+                "Significantly Worse",
+            ),
+            (0, 1, 2, 4, -1, -2, -4),
+            "critic_resolution",
+        ),
+        Preset("ppdpp4", ("Worse", "Same", "Better", "Solved"), (-4, -2, 2, 4), "critic_ppdpp4"),
+    )
+}
+
+
+def load_preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        ConfigError: If there is none of this name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown critic preset {name!r}", expected=f"one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def future_reward(value: Fraction, k: int) -> Fraction:
+    """Return the reward of a candidate, ``(r_k + 1/(k+1)) / 2`` (RLFF-ESC, arXiv 2508.12935).
+
+    Args:
+        value: The critic's last value, in [-1, 1].
+        k: Exchanges played after the first.
+    """
+    return (value + Fraction(1, k + 1)) / 2

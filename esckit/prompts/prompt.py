@@ -1,0 +1,149 @@
+r"""Prompts as data: one YAML file per role, rendered in one pass, named by a digest in every manifest.
+
+A prompt file::
+
+    name: critic_resolution
+    version: 1
+    variables: [emotion_type, conversation]
+    optional: [strategy]
+    messages:
+      - {role: system, content: "Judge the talk."}
+      - {role: user, content: "The feeling is {emotion_type}.\n{conversation}"}
+      - {role: user, content: "Strategy: {strategy}", when: strategy}
+
+``{name}`` is replaced by the variable's value; doubled braces stand for themselves. A value is never rendered again, so
+what a seeker says cannot reach into the prompt. A message with ``when`` is left out unless that optional variable is
+given.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from esckit.errors import ConfigError
+from esckit.records import digest
+from esckit.registry import did_you_mean
+from esckit.types import Message, Role
+
+_SLOT = re.compile(r"\{\{|\}\}|\{([a-z_]+)\}|[{}]")
+
+
+class PromptMessage(BaseModel):
+    """One message template; ``when`` names the optional variable without which it is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    content: str
+    when: str | None = None
+
+
+class Prompt(BaseModel):
+    """A role's prompt with its declared variables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    variables: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    messages: tuple[PromptMessage, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the prompt's content."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def identity(self) -> str:
+        """``name/digest``, as manifests and records show it."""
+        return f"{self.name}/{self.digest}"
+
+    def render(self, **values: str | None) -> list[Message]:
+        """Return the messages with every variable filled in.
+
+        Args:
+            **values: One value per declared variable; an optional one may be None or absent.
+
+        Raises:
+            ConfigError: If a required variable is missing or an undeclared one is given.
+        """
+        declared = {*self.variables, *self.optional}
+        unknown = sorted(set(values) - declared)
+        given = {name: value for name, value in values.items() if value is not None}
+        missing = sorted(set(self.variables) - set(given))
+        if unknown or missing:
+            raise ConfigError(f"prompt {self.name!r}: unknown variables {unknown}, missing variables {missing}")
+        return [
+            Message(message.role, _fill(message.content, given))
+            for message in self.messages
+            if message.when is None or message.when in given
+        ]
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """Replace every slot once; values are inserted as they are."""
+
+    def value_of(match: re.Match[str]) -> str:
+        if match.group(0) in ("{{", "}}"):
+            return match.group(0)[0]
+        return values[match.group(1)]
+
+    return _SLOT.sub(value_of, template)
+
+
+def load_prompt(name_or_path: str) -> Prompt:
+    """Return a shipped prompt by name, or a user's own from a ``.yaml`` file.
+
+    Raises:
+        ConfigError: If there is no such prompt, or it uses a variable that it does not declare.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"no prompt file {name_or_path}")
+        return _parse(path.read_text(encoding="utf-8"), name_or_path)
+    known = prompt_names()
+    if name_or_path not in known:
+        raise ConfigError(
+            f"unknown prompt {name_or_path!r}",
+            expected=f"one of {', '.join(known)}, or a .yaml file",
+            hint=did_you_mean(name_or_path, known) or None,
+        )
+    text = resources.files("esckit.prompts").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    return _parse(text, name_or_path)
+
+
+def prompt_names() -> tuple[str, ...]:
+    """Return the names of the shipped prompts, sorted."""
+    files = resources.files("esckit.prompts").iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+
+
+def _parse(text: str, place: str) -> Prompt:
+    try:
+        data: Any = yaml.safe_load(text)
+        prompt = Prompt.model_validate(data)
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"prompt {place}: {error}") from error
+    declared = {*prompt.variables, *prompt.optional}
+    faults: list[str] = []
+    for number, message in enumerate(prompt.messages):
+        slots = [match for match in _SLOT.finditer(message.content) if match.group(0) not in ("{{", "}}")]
+        faults += [f"messages[{number}]: a single brace" for slot in slots if slot.group(1) is None]
+        used = {slot.group(1) for slot in slots if slot.group(1)}
+        faults += [f"messages[{number}]: undeclared variable {name!r}" for name in sorted(used - declared)]
+        needs_when = sorted((used & set(prompt.optional)) - {message.when})
+        faults += [f"messages[{number}]: optional variable {name!r} without 'when'" for name in needs_when]
+        if message.when is not None and message.when not in prompt.optional:
+            faults.append(f"messages[{number}]: 'when' names {message.when!r}, which is not optional")
+    if faults:
+        raise ConfigError(f"prompt {place}: {'; '.join(faults)}")
+    return prompt

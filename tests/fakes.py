@@ -1,0 +1,47 @@
+"""Fakes of the seams: chat models whose answers are plain functions of the call."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from esckit.protocols import Capability
+from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, StopReason, Usage
+
+Answer = Callable[[Sequence[Message], int], str]
+
+
+@dataclass
+class FakeModel:
+    """A chat model that answers by a function of (messages, seed) and remembers what it was asked."""
+
+    answer: Answer = lambda messages, seed: "Hello."
+    log_p: Callable[[str], float] = lambda choice: -1.0
+    label_p: Callable[[str], float] = lambda label: 0.1
+    stop_reason: StopReason = StopReason.STOP
+    capabilities: frozenset[Capability] = frozenset({"score", "next_token"})
+    name: str = "fake"
+    asked: list[tuple[tuple[Message, ...], int]] = field(default_factory=list)
+
+    async def check(self) -> None:
+        return
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
+        self.asked.append((tuple(messages), seed))
+        text = self.answer(messages, seed)
+        return Reply(text, self.stop_reason, Usage(calls=1, prompt_tokens=10, completion_tokens=len(text.split())))
+
+    async def score(
+        self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
+    ) -> ChoiceScores:
+        self.asked.append((tuple(messages), -1))
+        scored = tuple(ChoiceScore(self.log_p(choice), len(choice.split())) for choice in choices)
+        return ChoiceScores(scored, Usage(calls=1, prompt_tokens=10))
+
+    async def next_token(
+        self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
+    ) -> NextToken:
+        self.asked.append((tuple(messages), -1))
+        probabilities = tuple(self.label_p(label) for label in labels)
+        return NextToken(probabilities, sum(probabilities), Usage(calls=1, prompt_tokens=10))
+
+    async def aclose(self) -> None:
+        return
