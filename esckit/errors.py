@@ -40,9 +40,14 @@ class EsckitError(Exception):
         self.hint = hint
         super().__init__(found)
 
+    @property
+    def headline(self) -> str:
+        """What was found, and where."""
+        return self.found
+
     def __str__(self) -> str:
-        """Return the whole message on one line."""
-        text = self.found
+        """Return the whole message: headline, what was expected, what to do."""
+        text = self.headline
         if self.expected:
             text += f"; expected {self.expected}"
         if self.hint:
@@ -87,8 +92,9 @@ class DataError(EsckitError):
         self.field = field
         self.whole_file = whole_file
 
-    def __str__(self) -> str:
-        """Return ``FILE: record I, line L, FIELD: found X; expected Y. HINT``."""
+    @property
+    def headline(self) -> str:
+        """``FILE: record I, line L, FIELD: found X``."""
         place = [
             f"record {self.record}" if self.record is not None else None,
             f"line {self.line}" if self.line is not None else None,
@@ -96,12 +102,7 @@ class DataError(EsckitError):
         ]
         where = ", ".join(part for part in place if part)
         heads = [head for head in (self.path, where) if head]
-        text = f"found {self.found}" if heads else self.found
-        if self.expected:
-            text += f"; expected {self.expected}"
-        if self.hint:
-            text += f". {self.hint}"
-        return ": ".join([*heads, text])
+        return ": ".join([*heads, f"found {self.found}" if heads else self.found])
 
 
 class StorageError(EsckitError):
