@@ -1,0 +1,151 @@
+"""The models of a run: each loaded once, whatever number of roles name it, and booked on one budget."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from esckit.config.models import (
+    BackboneBinding,
+    CheckpointBinding,
+    EndpointBinding,
+    RoleOptions,
+    ScriptedBinding,
+)
+from esckit.config.recipe import Budget as BudgetSection
+from esckit.config.recipe import Executor
+from esckit.dialogue.ask import Voice
+from esckit.dialogue.window import Window
+from esckit.errors import ConfigError
+from esckit.models.budget import Budget, BudgetedModel, Limits, Prices
+from esckit.protocols import ChatModel
+
+if TYPE_CHECKING:
+    from esckit.models.local import LocalModel
+
+log = logging.getLogger(__name__)
+
+
+class ModelPool:
+    """Builds chat models from bindings and owns them; leaving the context closes them all.
+
+    Args:
+        executor: How local models use the machine.
+        budget: What the run may use up.
+    """
+
+    def __init__(self, executor: Executor, budget: BudgetSection) -> None:
+        self._executor = executor
+        self._budget = Budget(Limits.model_validate(budget.model_dump()))
+        self._models: dict[str, ChatModel] = {}
+        self._kinds: set[str] = set()
+
+    def model(self, binding: RoleOptions) -> ChatModel:
+        """Return the model of a binding, on the run's budget.
+
+        Raises:
+            ConfigError: If there is no such model, or its key is not set.
+        """
+        prices = None
+        if isinstance(binding, EndpointBinding) and binding.prices is not None:
+            prices = Prices(input=binding.prices.prompt, output=binding.prices.completion)
+        return BudgetedModel(self._shared(binding), self._budget, prices)
+
+    def voice(self, binding: RoleOptions, *, max_attempts: int) -> Voice:
+        """Return a model as its role uses it."""
+        return Voice(
+            self.model(binding),
+            binding.sampling,
+            max_attempts=max_attempts,
+            on_length=binding.on_length,
+            max_words=binding.max_words,
+        )
+
+    def window(self, binding: RoleOptions) -> Window:
+        """Return how much of a talk the role's model is shown: the recipe's limit, else what a local model can take.
+
+        Raises:
+            ConfigError: If a limit is set for a model whose tokens cannot be counted here.
+        """
+        if isinstance(binding, BackboneBinding):
+            local: LocalModel = self._shared(binding)  # type: ignore[assignment]
+            limit = binding.max_context_tokens or local.context_length - binding.sampling.max_tokens
+            return Window(limit, local.count_tokens)
+        if binding.max_context_tokens is not None:
+            raise ConfigError(
+                f"max_context_tokens for {self._shared(binding).name}",
+                expected="a local backbone, whose tokens can be counted",
+            )
+        return Window()
+
+    async def check(self) -> None:
+        """Raise at once if a model cannot be reached or used."""
+        for model in self._models.values():
+            await model.check()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says about the models."""
+        return {
+            key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
+        }
+
+    def spent(self) -> dict[str, int | float]:
+        """Return what this go has used up."""
+        return self._budget.spent()
+
+    def determinism(self) -> str:
+        """Return what the seeds of this run are worth, in a sentence for the manifest."""
+        if "endpoint" in self._kinds:
+            return "best effort: endpoints honour seeds as well as they can"
+        if "backbone" in self._kinds:
+            return "equal draws: the last bits of batched logits may differ and change a text"
+        return "identical bytes for every concurrency"
+
+    async def __aenter__(self) -> Self:
+        """Return the pool."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close every model."""
+        for model in self._models.values():
+            await model.aclose()
+
+    def _shared(self, binding: RoleOptions) -> ChatModel:
+        identity = binding.model_dump_json(
+            exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"}
+        )
+        if identity not in self._models:
+            self._models[identity] = self._build(binding)
+        return self._models[identity]
+
+    def _build(self, binding: RoleOptions) -> ChatModel:
+        match binding:
+            case BackboneBinding():
+                self._kinds.add("backbone")
+                from esckit.models.local import LocalModel
+
+                return LocalModel.load(
+                    binding.backbone,
+                    dtype=binding.dtype,
+                    device=binding.device,
+                    threads=self._executor.threads,
+                    max_batch_tokens=self._executor.batch_tokens,
+                )
+            case EndpointBinding():
+                self._kinds.add("endpoint")
+                from esckit.models.endpoint import EndpointModel
+
+                return EndpointModel.build(binding)
+            case ScriptedBinding():
+                from esckit.models.scripted import load_scripted
+
+                return load_scripted(binding.scripted)
+            case CheckpointBinding():
+                raise ConfigError(
+                    f"{binding.checkpoint!r} as a chat model", expected="a backbone, an endpoint or a script"
+                )
+            case _:
+                raise TypeError(f"no model kind {type(binding).__name__}")

@@ -1,0 +1,269 @@
+"""``esckit simulate``: from corpus contexts to valued futures (RLFF-ESC, arXiv 2508.12935).
+
+The run folder holds ``contexts.jsonl``, ``futures.jsonl`` (appended as futures finish, sorted at the end),
+``failures.jsonl``, ``metrics.jsonl`` (timings only) and ``summary.json``. With the scripted model the first four are
+the same bytes for every concurrency and whatever interrupted the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from esckit.config.simulate import SimulateRecipe
+from esckit.dialogue.critic import CriticSettings, ResolutionCritic
+from esckit.dialogue.levels import load_preset
+from esckit.dialogue.rollout import Cast, Rules, play_future
+from esckit.dialogue.seeker import PromptedSeeker
+from esckit.dialogue.supporter import PromptedSupporter
+from esckit.errors import ConfigError, EsckitError
+from esckit.pipelines.contexts import build_contexts
+from esckit.pipelines.data import Selection, select_dialogues
+from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
+from esckit.pipelines.models import ModelPool
+from esckit.pipelines.simulate_summary import summarise
+from esckit.prompts.prompt import load_prompt
+from esckit.records import read_records, write_json, write_records
+from esckit.runs import RunFolder
+from esckit.types import Context, Future, Outcome, Record
+
+log = logging.getLogger(__name__)
+
+COMMAND = "simulate"
+MIN_FUTURES_FOR_RATE = 50
+
+
+class FailedFuture(Record):
+    """A line of ``failures.jsonl``."""
+
+    id: str
+    stage: str
+    turn: int
+    kind: str
+    attempts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatePlan:
+    """What a run would do: counts, and bounds on the calls to models."""
+
+    dialogues: int
+    contexts: int
+    futures: int
+    calls_at_most: dict[str, int]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return {
+            "dialogues": self.dialogues,
+            "contexts": self.contexts,
+            "futures": self.futures,
+            "calls_at_most": self.calls_at_most,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SimulateResult:
+    """Where the futures are, and what they look like."""
+
+    out: Path
+    summary: dict[str, Any]
+
+
+def plan(recipe: SimulateRecipe) -> SimulatePlan:
+    """Return what a run of the recipe would do, without any model.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    selection, contexts = _contexts(recipe)
+    n = len(contexts) * recipe.simulation.candidates
+    exchanges = recipe.simulation.horizon + 1
+    scored = exchanges if recipe.simulation.score_first_exchange else exchanges - 1
+    per_reading = 1 if recipe.critic.readout == "expected" else recipe.critic.samples
+    calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * per_reading}
+    if recipe.simulation.strategy == "predicted":
+        calls["strategist"] = n * exchanges
+    return SimulatePlan(len(selection.dialogues), len(contexts), n, calls)
+
+
+def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) -> SimulateResult:
+    """Play every future of the recipe that is not in the run folder yet.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        progress: Shows how far the run is.
+
+    Raises:
+        EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+    """
+    selection, contexts = _contexts(recipe)
+    return asyncio.run(_run(recipe, selection, contexts, out, progress or NoProgress()))
+
+
+def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
+    selection = select_dialogues(recipe.data, taxonomy=None)
+    return selection, build_contexts(
+        selection.dialogues,
+        run_seed=recipe.seed,
+        per_dialogue=recipe.contexts.per_dialogue,
+        supporter_opening=recipe.contexts.supporter_opening,
+        situation_first=recipe.contexts.situation_first,
+    )
+
+
+async def _run(
+    recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
+) -> SimulateResult:
+    async with ModelPool(recipe.executor, recipe.budget) as pool:
+        cast = build_cast(recipe, pool)
+        await pool.check()
+        with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
+            folder.update_manifest(
+                data=selection.facts(), prompts=_prompt_ids(recipe), models=pool.facts(), determinism=pool.determinism()
+            )
+            write_records(folder.file("contexts.jsonl"), contexts)
+            try:
+                await _play_missing(recipe, contexts, cast, folder, progress)
+            except EsckitError:
+                _settle(folder, contexts)
+                raise
+            finally:
+                progress.close()
+                folder.update_manifest(spent=pool.spent())
+            futures = _settle(folder, contexts)
+            summary = summarise(contexts, futures)
+            write_json(folder.file("summary.json"), summary)
+            _judge(recipe, futures)
+    return SimulateResult(out, summary)
+
+
+def build_cast(recipe: SimulateRecipe, pool: ModelPool) -> Cast:
+    """Return the roles that the recipe binds to models.
+
+    Raises:
+        ConfigError: If a model cannot do what its role needs.
+    """
+    roles, names = recipe.models, recipe.prompts
+    preset = load_preset(recipe.critic.preset)
+    attempts = recipe.simulation.max_attempts
+    if recipe.simulation.strategy == "predicted":
+        raise ConfigError("simulation.strategy 'predicted'", expected="'none'", hint="Strategists come with search")
+    settings = recipe.critic
+    return Cast(
+        supporter=PromptedSupporter(
+            pool.voice(roles.supporter, max_attempts=attempts),
+            load_prompt(names.supporter),
+            window=pool.window(roles.supporter),
+        ),
+        seeker=PromptedSeeker(
+            pool.voice(roles.seeker, max_attempts=attempts), load_prompt(names.seeker), window=pool.window(roles.seeker)
+        ),
+        critic=ResolutionCritic(
+            pool.voice(roles.critic, max_attempts=1),
+            load_prompt(names.critic or preset.prompt),
+            preset,
+            CriticSettings(
+                readout=settings.readout,
+                samples=settings.samples,
+                min_parsed=settings.min_parsed,
+                max_attempts=settings.max_attempts,
+                expected_score=settings.expected_score,
+                ppdpp_compat=settings.ppdpp_compat,
+            ),
+            window=pool.window(roles.critic),
+        ),
+    )
+
+
+def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
+    """Return the identity of every role's prompt."""
+    preset = load_preset(recipe.critic.preset)
+    names = {
+        "supporter": recipe.prompts.supporter,
+        "seeker": recipe.prompts.seeker,
+        "critic": recipe.prompts.critic or preset.prompt,
+    }
+    return {role: load_prompt(name).identity for role, name in names.items()}
+
+
+async def _play_missing(
+    recipe: SimulateRecipe, contexts: Sequence[Context], cast: Cast, folder: RunFolder, progress: Progress
+) -> None:
+    """Play what is not in ``futures.jsonl`` yet, appending each future as it ends."""
+    with folder.appender("futures.jsonl") as done_file, folder.appender("metrics.jsonl") as metrics:
+        done = _latest(folder.file("futures.jsonl"))
+        retry = recipe.simulation.retry_failed
+        rate = FailureRate(recipe.max_failure_rate, MIN_FUTURES_FOR_RATE, "futures")
+        for future in done.values():
+            if not (retry and future.outcome is Outcome.FAILED):
+                rate.add(failed=future.outcome is Outcome.FAILED)
+        missing = [
+            (context, candidate)
+            for context in contexts
+            for candidate in range(recipe.simulation.candidates)
+            if (found := done.get(f"{context.id}:c{candidate}")) is None or (retry and found.outcome is Outcome.FAILED)
+        ]
+        total = len(contexts) * recipe.simulation.candidates
+        progress.start(total, total - len(missing))
+        rules = Rules(
+            horizon=recipe.simulation.horizon,
+            threshold=Fraction(recipe.critic.threshold),
+            score_first_exchange=recipe.simulation.score_first_exchange,
+        )
+
+        async def play(unit: tuple[Context, int]) -> tuple[Future, float]:
+            began = time.perf_counter()
+            context, candidate = unit
+            future = await play_future(context, candidate, cast=cast, rules=rules, run_seed=recipe.seed)
+            return future, time.perf_counter() - began
+
+        def take(result: tuple[Future, float]) -> None:
+            future, seconds = result
+            done_file.append(future)
+            metrics.append({"future": future.id, "seconds": round(seconds, 3)})
+            rate.add(failed=future.outcome is Outcome.FAILED)
+            progress.advance(failed=rate.n_failed)
+
+        await run_units(missing, play, limit=recipe.concurrency.futures, on_result=take)
+
+
+def _latest(path: Path) -> dict[str, Future]:
+    """Return the futures on disk by id; a future that was retried counts as its latest self."""
+    if not path.is_file():
+        return {}
+    return {future.id: future for future in read_records(Future, path, allow_cut=True)}
+
+
+def _settle(folder: RunFolder, contexts: Sequence[Context]) -> list[Future]:
+    """Sort ``futures.jsonl`` by context and candidate, and write ``failures.jsonl`` from it."""
+    order = {context.id: position for position, context in enumerate(contexts)}
+    futures = sorted(
+        _latest(folder.file("futures.jsonl")).values(),
+        key=lambda future: (order[future.context_id], future.candidate),
+    )
+    write_records(folder.file("futures.jsonl"), futures)
+    write_records(
+        folder.file("failures.jsonl"),
+        [
+            FailedFuture(id=future.id, **future.failure.model_dump(exclude={"place"}))
+            for future in futures
+            if future.failure is not None
+        ],
+    )
+    return futures
+
+
+def _judge(recipe: SimulateRecipe, futures: Sequence[Future]) -> None:
+    """Refuse to call a run fine in which more futures failed than allowed, however few there are."""
+    n_failed = sum(future.outcome is Outcome.FAILED for future in futures)
+    rate = FailureRate(recipe.max_failure_rate, MIN_FUTURES_FOR_RATE, "futures", len(futures), n_failed)
+    rate.judge()

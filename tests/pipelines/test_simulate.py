@@ -1,0 +1,143 @@
+"""`simulate` as a pipeline: the same bytes whatever the schedule or a crash, and failures that stay failures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esckit.config.simulate import SimulateRecipe
+from esckit.errors import BudgetError, ConfigError, FailureRateError
+from esckit.pipelines.simulate import plan, run
+from esckit.records import read_records
+from esckit.types import Context, Future, Outcome
+
+DATA_FILES = ("contexts.jsonl", "futures.jsonl", "failures.jsonl", "summary.json")
+
+
+def recipe(**sections: Any) -> SimulateRecipe:
+    models = {role: {"scripted": f"tests.pipelines.talk:{role}"} for role in ("supporter", "seeker", "critic")}
+    base: dict[str, Any] = {
+        "command": "simulate",
+        "seed": 7,
+        "data": {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "valid", "merge": True},
+        "contexts": {"per_dialogue": 2},
+        "models": models,
+        "simulation": {"candidates": 2, "horizon": 3},
+        "max_failure_rate": 0.5,
+    }
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
+    return SimulateRecipe.model_validate(base)
+
+
+def data_bytes(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in DATA_FILES}
+
+
+def test_any_concurrency_writes_the_same_bytes(tmp_path: Path) -> None:
+    for n in (1, 64):
+        run(recipe(concurrency={"futures": n}), out=tmp_path / str(n))
+    assert data_bytes(tmp_path / "1") == data_bytes(tmp_path / "64")
+
+
+def test_every_future_is_there_once_and_in_order(tmp_path: Path) -> None:
+    result = run(recipe(), out=tmp_path / "run")
+    contexts = [context.id for context in read_records(Context, tmp_path / "run/contexts.jsonl")]
+    futures = [future.id for future in read_records(Future, tmp_path / "run/futures.jsonl")]
+    assert futures == [f"{context}:c{candidate}" for context in contexts for candidate in range(2)]
+    assert result.summary["futures"] == len(futures)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 700, 5000])
+def test_a_run_cut_anywhere_and_resumed_equals_an_unbroken_one(tmp_path: Path, cut: int) -> None:
+    run(recipe(), out=tmp_path / "whole")
+    run(recipe(), out=tmp_path / "cut")
+    broken = tmp_path / "cut/futures.jsonl"
+    broken.write_bytes(broken.read_bytes()[:cut])
+    for name in ("failures.jsonl", "summary.json"):
+        (tmp_path / "cut" / name).unlink()
+    run(recipe(), out=tmp_path / "cut")
+    assert data_bytes(tmp_path / "whole") == data_bytes(tmp_path / "cut")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    run(recipe(), out=tmp_path / "run")
+    before = data_bytes(tmp_path / "run")
+    timings = (tmp_path / "run/metrics.jsonl").read_bytes()
+    run(recipe(), out=tmp_path / "run")
+    assert data_bytes(tmp_path / "run") == before
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == timings
+
+
+def test_another_recipe_is_refused_with_the_field_that_differs(tmp_path: Path) -> None:
+    run(recipe(), out=tmp_path / "run")
+    run(recipe(concurrency={"futures": 3}), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"simulation\.horizon"):
+        run(recipe(simulation={"candidates": 2, "horizon": 4}), out=tmp_path / "run")
+
+
+def test_a_critic_that_answers_nonsense_yields_failures_and_no_number(tmp_path: Path) -> None:
+    spoilt = recipe(models={"critic": {"scripted": "tests.pipelines.talk:nonsense"}})
+    with pytest.raises(FailureRateError):
+        run(spoilt, out=tmp_path / "run")
+    futures = list(read_records(Future, tmp_path / "run/futures.jsonl"))
+    assert futures
+    assert all(future.outcome is Outcome.FAILED and future.reward is None for future in futures)
+    failure = json.loads((tmp_path / "run/failures.jsonl").read_text().splitlines()[0])
+    assert (failure["stage"], failure["kind"], failure["attempts"]) == ("critic", "unparsed", 2)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["reward"] is None
+    assert summary["positive_share"] == {"goal": None, "threshold 0.5": None, "quantile 0.7": None}
+
+
+def test_the_compatible_zero_is_counted(tmp_path: Path) -> None:
+    spoilt = recipe(models={"critic": {"scripted": "tests.pipelines.talk:nonsense"}}, critic={"ppdpp_compat": True})
+    summary = run(spoilt, out=tmp_path / "run").summary
+    assert summary["compat_zeros"] == summary["futures"] * 3
+    assert summary["outcomes"]["FAILED"] == 0
+
+
+def test_siblings_go_on_beside_a_failure_and_failures_can_be_retried(tmp_path: Path) -> None:
+    spoilt = recipe(models={"critic": {"scripted": "tests.pipelines.talk:sometimes_nonsense"}}, max_failure_rate=0.9)
+    summary = run(spoilt, out=tmp_path / "run").summary
+    assert 0 < summary["outcomes"]["FAILED"] < summary["futures"]
+    before = data_bytes(tmp_path / "run")
+    again = spoilt.model_copy(update={"simulation": spoilt.simulation.model_copy(update={"retry_failed": True})})
+    run(again, out=tmp_path / "run")
+    assert data_bytes(tmp_path / "run") == before
+
+
+def test_a_budget_stops_the_run_and_a_larger_one_resumes_it(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError):
+        run(recipe(budget={"max_calls": 200}, concurrency={"futures": 2}), out=tmp_path / "run")
+    done = len((tmp_path / "run/futures.jsonl").read_bytes().splitlines())
+    assert 0 < done < 16
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"
+    run(recipe(budget={"max_calls": 100_000}), out=tmp_path / "run")
+    run(recipe(), out=tmp_path / "whole")
+    assert data_bytes(tmp_path / "run") == data_bytes(tmp_path / "whole")
+
+
+def test_the_plan_bounds_the_calls() -> None:
+    found = plan(recipe()).facts()
+    n = found["futures"]
+    assert found["calls_at_most"] == {"supporter": 4 * n, "seeker": 4 * n, "critic": 30 * n}
+    scored = plan(recipe(critic={"readout": "expected"}, simulation={"candidates": 2, "horizon": 3}))
+    assert scored.calls_at_most["critic"] == 3 * n
+
+
+def test_the_situation_can_open_every_context(tmp_path: Path) -> None:
+    run(recipe(contexts={"per_dialogue": 1, "situation_first": True}), out=tmp_path / "run")
+    for context in read_records(Context, tmp_path / "run/contexts.jsonl"):
+        assert context.turns[0].text == context.scenario.situation
+
+
+def test_the_manifest_says_what_made_the_run(tmp_path: Path) -> None:
+    run(recipe(), out=tmp_path / "run")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["prompts"]["critic"].startswith("critic_resolution/")
+    assert manifest["determinism"].startswith("identical bytes")
+    assert manifest["data"]["scheme"] == "files"
+    assert manifest["spent"]["calls"] > 0
