@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -13,17 +14,20 @@ from esckit.config.commands import RECIPES
 from esckit.config.overrides import apply_overrides
 from esckit.config.problems import describe_problems
 from esckit.config.recipe import Recipe
+from esckit.config.source import Path as FieldPath
 from esckit.config.source import Source, parse_source
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
 
 @dataclass(frozen=True, slots=True)
-class LoadedRecipe:
+class LoadedRecipe(Generic[RecipeT]):
     """A validated recipe and the name it goes by."""
 
     name: str
-    recipe: Recipe
+    recipe: RecipeT
 
     def default_out(self) -> Path:
         """Return ``runs/<command>-<name>``; the command's word is not said twice.
@@ -37,12 +41,12 @@ class LoadedRecipe:
         return Path("runs") / "-".join([command, *(word for word in kept if word)])
 
 
-def load_recipe(ref: str, *, command: str | None = None, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Load a recipe.
+def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ()) -> LoadedRecipe[RecipeT]:
+    """Load a recipe for one command.
 
     Args:
         ref: Name of a shipped recipe, or a YAML file.
-        command: The command that is to run it; None takes the one that the recipe names.
+        kind: Recipe class of the command that is to run it.
         overrides: ``a.b=c`` each, see :func:`~esckit.config.overrides.apply_overrides`.
 
     Raises:
@@ -50,18 +54,45 @@ def load_recipe(ref: str, *, command: str | None = None, overrides: Sequence[str
     """
     found = find_recipe(ref)
     source, changed = apply_overrides(parse_source(_read(found.path, ref), ref), overrides)
-    named = _command_of(source, command)
-    kind: type[Recipe] = RECIPES.resolve(named)
+    named = _command_of(source)
+    (wanted,) = get_args(kind.model_fields["command"].annotation)
+    if named != wanted:
+        raise ConfigError(
+            f"recipe {ref} is for the command {named!r}",
+            expected=f"a recipe for {wanted!r}",
+            hint=f"Run: esckit {named} {ref}" if named in RECIPES.targets else None,
+        )
+    return LoadedRecipe(found.name, _validated(kind, source, changed))
+
+
+def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[Recipe]:
+    """Load a recipe for whichever command it names.
+
+    Raises:
+        ConfigError: If there is no such recipe or command, or anything in it is wrong.
+    """
+    found = find_recipe(ref)
+    source, changed = apply_overrides(parse_source(_read(found.path, ref), ref), overrides)
+    named = _command_of(source)
+    if named not in RECIPES.targets:
+        raise ConfigError(
+            f"recipe {ref} is for the command {named!r}, which this version of esckit does not have",
+            expected=f"one of {', '.join(RECIPES.names())}",
+            hint=did_you_mean(named, RECIPES.targets).capitalize() or None,
+        )
+    return LoadedRecipe(found.name, _validated(RECIPES.resolve(named), source, changed))
+
+
+def _validated(kind: type[RecipeT], source: Source, changed: frozenset[FieldPath]) -> RecipeT:
     try:
-        recipe = kind.model_validate(source.data, strict=True)
+        return kind.model_validate(source.data, strict=True)
     except ValidationError as error:
         problems = describe_problems(error, kind, source, changed)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(
-            "\n  ".join([f"recipe {ref}: {count}", *problems]),
-            hint=f"'esckit recipes schema {named}' lists every field",
+            "\n  ".join([f"recipe {source.origin}: {count}", *problems]),
+            hint=f"'esckit recipes schema {source.data['command']}' lists every field",
         ) from error
-    return LoadedRecipe(found.name, recipe)
 
 
 def _read(path: Path, ref: str) -> str:
@@ -73,24 +104,12 @@ def _read(path: Path, ref: str) -> str:
         raise ConfigError(f"{ref} cannot be read: {error.strerror or error}") from error
 
 
-def _command_of(source: Source, wanted: str | None) -> str:
-    """Return the command that a recipe is for, after comparing it with the one that was called."""
+def _command_of(source: Source) -> str:
+    """Return the command that a recipe says it is for."""
     named = source.data.get("command")
     if not isinstance(named, str):
         raise ConfigError(
             f"recipe {source.origin} does not say which command it is for",
             expected="a line such as 'command: simulate'",
-        )
-    if wanted is not None and named != wanted:
-        raise ConfigError(
-            f"recipe {source.origin} is for the command {named!r}",
-            expected=f"a recipe for {wanted!r}",
-            hint=f"Run: esckit {named} {source.origin}" if named in RECIPES.targets else None,
-        )
-    if named not in RECIPES.targets:
-        raise ConfigError(
-            f"recipe {source.origin} is for the command {named!r}, which this version of esckit does not have",
-            expected=f"one of {', '.join(RECIPES.names())}",
-            hint=did_you_mean(named, RECIPES.targets) or None,
         )
     return named

@@ -103,11 +103,11 @@ class Simulation(Section):
 
 
 class SimulatePrompts(Section):
-    """Prompt of each role: the name of a shipped one, or a file."""
+    """Prompt of each role: the name of a shipped one, or a file; the critic's is its preset's own unless named."""
 
     supporter: str = "supporter_rlff"
     seeker: str = "seeker"
-    critic: str = "critic_resolution"
+    critic: str | None = None
     strategist: str = "strategist"
 
 

@@ -79,9 +79,8 @@ def _compose(text: str, origin: str) -> yaml.Node | None:
     try:
         for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.AliasEvent):
-                raise yaml.MarkedYAMLError(
-                    problem="an alias; a recipe writes everything out", problem_mark=event.start_mark
-                )
+                line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
+                raise ConfigError(f"{origin}{line}: an alias", expected="everything written out")
         loader = _Loader(text)
         try:
             return loader.get_single_node()

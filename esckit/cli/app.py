@@ -1,0 +1,159 @@
+"""The ``esckit`` command: a table of lazily imported commands, logging, and errors as messages."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+import esckit
+from esckit.cli.logs import Settings, configure_logging
+from esckit.errors import ConfigError, EsckitError
+from esckit.registry import load_attr
+
+INTERRUPTED = 130
+
+
+class Command(NamedTuple):
+    """One name on the command line; ``target`` is a function or a Typer app, None where the engine is not there yet."""
+
+    name: str
+    target: str | None
+
+
+COMMANDS = (
+    Command("simulate", "esckit.cli.simulate:simulate"),
+    Command("search", None),
+    Command("train-flow", None),
+    Command("train-reward", None),
+    Command("train-rl", None),
+    Command("evaluate", None),
+    Command("data", "esckit.cli.data:app"),
+    Command("recipes", "esckit.cli.recipes:app"),
+    Command("backbones", "esckit.cli.backbones:app"),
+)
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return all names; hidden ones are left out of the help."""
+        return [command.name for command in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; an unknown name makes all known, so that the nearest can be suggested."""
+        if cmd_name not in self.commands:
+            known = {command.name: command for command in COMMANDS}
+            wanted = [known[cmd_name]] if cmd_name in known else [each for each in COMMANDS if each.target]
+            for command in wanted:
+                self.commands.setdefault(command.name, _build(command))
+        return self.commands.get(cmd_name)
+
+
+def _build(command: Command) -> Any:
+    """Return the command object behind a table row."""
+    target = _missing(command.name) if command.target is None else load_attr(command.target)
+    if isinstance(target, typer.Typer):
+        built = typer.main.get_command(target)
+    else:
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        # What a missing command is called with does not matter: there is one answer.
+        absent: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
+        alone.command(
+            command.name,
+            hidden=command.target is None,
+            add_help_option=command.target is not None,
+            context_settings=absent if command.target is None else None,
+        )(target)
+        built = typer.main.get_command(alone)
+    built.name = command.name
+    return built
+
+
+def _missing(name: str) -> Any:
+    def missing() -> None:
+        raise ConfigError(
+            f"'esckit {name}' is not part of this version ({esckit.__version__})",
+            expected=f"one of {', '.join(command.name for command in COMMANDS if command.target)}",
+        )
+
+    return missing
+
+
+app = typer.Typer(
+    name="esckit",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"esckit {esckit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for everything.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, and only errors in the log.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Search, training and evaluation for emotional support conversation research.
+
+    Results go to stdout, progress and logs to stderr.
+
+    Exit codes: 0 done; 1 a check found something; 2 wrong input; 3 too many failures, or the budget is used up;
+    130 interrupted. After 3 and 130 the same command goes on where it stopped.
+    """
+    ctx.obj = Settings(quiet=quiet, verbose=verbose)
+    configure_logging(ctx.obj)
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code."""
+    try:
+        app()
+    except EsckitError as error:
+        _report(error)
+        code: int | str | None = error.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except SystemExit as leaving:
+        code = leaving.code
+    if code == INTERRUPTED:
+        sys.stderr.write("Interrupted.\n")
+    sys.exit(_flushed(code))
+
+
+def _report(error: EsckitError) -> None:
+    """Print an error as what was found, what was expected, what to do; markup in it is text."""
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console.print("error: ", style="bold red", end="")
+    console.print(error.headline)
+    if error.expected:
+        console.print(f"  expected: {error.expected}")
+    if error.hint:
+        console.print(f"  {error.hint}")
+
+
+def _flushed(code: int | str | None) -> int | str | None:
+    """Flush stdout; a reader that went away (``| head``) is no error worth a message."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain when it flushes again on its way out.
+        sys.stdout = None
+        return code or 1
+    return code

@@ -1,0 +1,118 @@
+"""``esckit recipes``: the recipes that ship, and checking one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, copy and check recipes: one YAML file describes one run.",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("list")
+def list_recipes(as_json: JsonOption = False) -> None:
+    """List the recipes that ship with esckit."""
+    from esckit.config.catalogue import shipped_recipes
+
+    shipped = shipped_recipes()
+    if as_json:
+        rows = [{"name": each.name, "command": each.command, "title": each.title} for each in shipped]
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    width = max((len(each.name) for each in shipped), default=0)
+    for each in shipped:
+        typer.echo(f"{each.name:<{width}}  {each.title}")
+
+
+@app.command()
+def show(
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print it as it would run, defaults written out.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a recipe as it is written or, with --resolved, --set or --json, as it would run."""
+    from esckit.config.catalogue import find_recipe
+    from esckit.config.load import load_any_recipe
+
+    if not (resolved or changes or as_json):
+        typer.echo(find_recipe(recipe).path.read_text(encoding="utf-8"), nl=False)
+        return
+    data = load_any_recipe(recipe, overrides=changes or ()).recipe.resolved()
+    if as_json:
+        typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    else:
+        import yaml
+
+        typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+@app.command()
+def copy(
+    recipe: RecipeArgument,
+    to: Annotated[Path | None, typer.Argument(show_default=False, help="File; by default <name>.yaml here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Copy a recipe into a file of your own."""
+    from esckit.config.catalogue import SUFFIX, find_recipe
+    from esckit.errors import ConfigError
+    from esckit.records import write_atomic
+
+    found = find_recipe(recipe)
+    target = to or Path(found.name.replace("/", "-") + SUFFIX)
+    if target.is_dir():
+        target = target / found.path.name
+    if target.exists() and not force:
+        raise ConfigError(f"{target} is there already", hint="Choose another name, or add --force")
+    write_atomic(target, found.path.read_bytes())
+    typer.echo(str(target))
+
+
+@app.command()
+def check(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]...", show_default=False, help="Names or files; by default all shipped ones."),
+    ] = None,
+    changes: SetOption = None,
+) -> None:
+    """Check recipes without running anything; every problem of every recipe is named.
+
+    Exits with 0 if all are right, else with 2.
+    """
+    from esckit.config.catalogue import shipped_recipes
+    from esckit.config.load import load_any_recipe
+    from esckit.errors import ConfigError
+
+    wrong: list[ConfigError] = []
+    names = recipes or [each.name for each in shipped_recipes()]
+    for name in names:
+        try:
+            loaded = load_any_recipe(name, overrides=changes or ())
+        except ConfigError as error:
+            wrong.append(error)
+        else:
+            typer.echo(f"{name}: fine, runs with 'esckit {loaded.recipe.command}'")
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise ConfigError("\n".join([f"{len(wrong)} of {len(names)} recipes are wrong", *map(str, wrong)]))
+
+
+@app.command()
+def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
+    """Print every field of a command's recipes as JSON Schema."""
+    from esckit.config.commands import RECIPES
+
+    kind = RECIPES.resolve(command)
+    typer.echo(json.dumps(kind.model_json_schema(), ensure_ascii=False, indent=2))
