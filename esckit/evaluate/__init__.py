@@ -1,0 +1,1 @@
+"""Evaluation: metric families as small pure functions, statistics, suites and the report."""
