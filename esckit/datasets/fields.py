@@ -1,0 +1,166 @@
+"""One raw record under examination: reads its fields, and says where in the file something was met.
+
+What was noted is held back until the record is accepted, so that the counts speak of accepted records only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from esckit.datasets.containers import RawRecord
+from esckit.datasets.text import NOTHING, json_type, normalise, quoted, without_surrogates
+from esckit.errors import DataError
+from esckit.protocols import Issue
+from esckit.registry import nearest
+from esckit.types import Speaker
+
+LONG_TEXT = 20_000
+MAX_TEXT = 1_000_000
+_RATINGS = {str(rating): rating for rating in range(1, 6)}
+_SPEAKERS: dict[str, Speaker] = {
+    **dict.fromkeys(("seeker", "usr", "user", "speaker", "patient", "client", "help-seeker"), "seeker"),
+    **dict.fromkeys(
+        ("supporter", "sys", "assistant", "listener", "therapist", "counselor", "counsellor", "ai"), "supporter"
+    ),
+}
+
+
+class RecordFields:
+    """Reads the fields of one record.
+
+    Args:
+        raw: The record.
+        path: File as the user gave it.
+
+    Attributes:
+        issues: What was noted so far.
+    """
+
+    def __init__(self, raw: RawRecord, path: Path) -> None:
+        self.raw = raw
+        self.path = path
+        self.issues: list[Issue] = []
+
+    # ------------------------------------------------------------ saying what was met
+
+    def note(
+        self, code: str, field: str | None = None, *, severity: Literal["N", "W"] = "N", detail: str | None = None
+    ) -> None:
+        """Note something that can be lived with."""
+        self.issues.append(Issue(code, severity, self.path.name, self.raw.index, field, detail))
+
+    def warn(self, code: str, field: str | None = None, *, detail: str | None = None) -> None:
+        """Note something that was dropped, ignored or is doubtful."""
+        self.note(code, field, severity="W", detail=detail)
+
+    def error(
+        self, found: str, field: str | None = None, *, expected: str | None = None, hint: str | None = None
+    ) -> DataError:
+        """Return the error that refuses this record."""
+        return DataError(
+            found,
+            path=str(self.path),
+            record=self.raw.index,
+            line=self.raw.line,
+            field=field,
+            expected=expected,
+            hint=hint,
+        )
+
+    def wrong_type(self, value: Any, field: str | None, expected: str) -> DataError:
+        """Return the error for a value of a wrong JSON type."""
+        return self.error(json_type(value), field, expected=expected)
+
+    # ------------------------------------------------------------ containers
+
+    def object(self, value: Any, field: str | None = None) -> dict[str, Any]:
+        """Return the value if it is an object."""
+        if not isinstance(value, dict):
+            raise self.wrong_type(value, field, "an object")
+        return value
+
+    def list(self, value: Any, field: str) -> list[Any]:
+        """Return the value if it is an array."""
+        if not isinstance(value, list):
+            raise self.wrong_type(value, field, "an array")
+        return value
+
+    def extra_keys(self, found: Mapping[str, Any], known: Iterable[str], field: str = "") -> None:
+        """Note the keys that the layout does not have."""
+        names = frozenset(known)
+        for key in (key for key in found if key not in names):
+            self.note("extra_key", field or None, detail=quoted(key))
+
+    # ------------------------------------------------------------ values
+
+    def text(self, value: Any, field: str) -> str:
+        """Return a normalised text."""
+        if not isinstance(value, str):
+            raise self.wrong_type(value, field, "a string")
+        text, codes = normalise(value)
+        for code in codes:
+            self.note(code, field)
+        return text
+
+    def utterance(self, value: Any, field: str) -> str:
+        """Return a normalised utterance of acceptable length."""
+        if isinstance(value, str) and len(value) > LONG_TEXT:
+            if len(value) > MAX_TEXT:
+                raise self.error(
+                    f"an utterance of {len(value):,} characters", field, expected=f"at most {MAX_TEXT:,} characters"
+                )
+            self.warn("long_text", field, detail=f"{len(value):,} characters")
+        return self.text(value, field)
+
+    def optional_text(self, value: Any, field: str) -> str | None:
+        """Return a normalised text, None if it is missing, null or empty."""
+        if value is None or value is NOTHING:
+            return None
+        return self.text(value, field) or None
+
+    def metadata(self, record: Mapping[str, Any], key: str) -> str | None:
+        """Return a text that the layout has in every record; warn if it is missing."""
+        text = self.optional_text(record.get(key), key)
+        if text is None:
+            self.warn("metadata_missing", key)
+        return text
+
+    def rating(self, value: Any, field: str) -> int | None:
+        """Return a rating 1-5, given as a string or an integer; None if it is missing or outside that range."""
+        if value is None or value is NOTHING:
+            self.note("survey_missing", field)
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.wrong_type(value, field, "a rating from 1 to 5")
+        word = value.strip() if isinstance(value, str) else str(value)
+        if word in _RATINGS:
+            return _RATINGS[word]
+        if word == "0":
+            self.note("rating_zero", field)
+        else:
+            self.warn("rating_invalid", field)
+        return None
+
+    def speaker(self, value: Any, field: str, own: tuple[str, str]) -> Speaker:
+        """Return who speaks; ``own`` are the layout's own two words, any other accepted word is noted."""
+        expected = f"one of {', '.join(_SPEAKERS)}"
+        if not isinstance(value, str):
+            raise self.wrong_type(value, field, expected)
+        found = _SPEAKERS.get(value.strip().casefold())
+        if found is None:
+            close = nearest(value, _SPEAKERS) if len(value) < 100 else None
+            asked = f"; did you mean {close!r}?" if close else ""
+            raise self.error(f"the unknown speaker {quoted(value)}", field, expected=expected + asked)
+        if value not in own:
+            self.note("speaker_alias", field, detail=quoted(value))
+        return found
+
+    def label(self, value: Any, field: str) -> str | None:
+        """Return a strategy label exactly as it stands, None if it is missing, null or blank."""
+        if value is None or value is NOTHING:
+            return None
+        if not isinstance(value, str):
+            raise self.wrong_type(value, field, "a string")
+        return without_surrogates(value) if value.strip() else None

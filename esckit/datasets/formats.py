@@ -1,0 +1,190 @@
+"""The formats by name: which keys tell them apart, and who reads them.
+
+Recognition looks at records, never at file names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esckit.datasets.containers import RawRecord, raw_records
+from esckit.datasets.decoding import StrictDecoder
+from esckit.datasets.sinks import CountingSink
+from esckit.datasets.text import json_type, listed
+from esckit.errors import DataError
+from esckit.registry import Registry
+
+AUTO = "auto"
+
+NEEDS: Mapping[str, str] = {
+    "esconv": "`dialog` with items that have `content`",
+    "esconv-hub": "`dialog` with items that have `text`, and `survey_score`",
+    "ppdpp": "`dialog` with items that have `text`",
+    "extes": "`content` and `scene` or `description`",
+    "jsonl": "`scenario` and `turns`",
+}
+"""The formats, and the keys that a record of each must have."""
+
+LOADERS = Registry(
+    "data set format",
+    {
+        "esconv": "esckit.datasets.esconv:load_esconv",
+        "esconv-hub": "esckit.datasets.esconv:load_esconv_hub",
+        "ppdpp": "esckit.datasets.esconv:load_ppdpp",
+        "extes": "esckit.datasets.extes:load_extes",
+        "jsonl": "esckit.datasets.jsonl:load_jsonl",
+    },
+)
+"""Format name to :class:`~esckit.protocols.DatasetLoader`; a user's own is named as ``module:attr``."""
+
+RECORD_READERS = Registry(
+    "data set format",
+    {
+        "esconv": "esckit.datasets.esconv:original_record",
+        "esconv-hub": "esckit.datasets.esconv:hub_record",
+        "ppdpp": "esckit.datasets.esconv:ppdpp_record",
+        "extes": "esckit.datasets.extes:extes_record",
+        "jsonl": "esckit.datasets.jsonl:jsonl_record",
+    },
+)
+"""Format name to the function that reads one record of it."""
+
+_N_PROBED = 20
+_TEXT_LAYOUTS = frozenset({"esconv-hub", "ppdpp"})
+
+
+class Shape(NamedTuple):
+    """The format that a record looks like; ``certain`` if it is that format or a broken one of no other."""
+
+    format: str | None
+    certain: bool
+
+
+def shape_of(value: Any) -> Shape:
+    """Return which format a record's keys speak for."""
+    if not isinstance(value, dict):
+        return Shape(None, certain=False)
+    if "scenario" in value and "turns" in value:
+        return Shape("jsonl", certain=True)
+    if "dialog" in value:
+        return _dialog_shape(value)
+    if "content" in value and ("scene" in value or "description" in value):
+        return Shape("extes", certain=isinstance(value["content"], list) and bool(value["content"]))
+    if "scenario" in value or "turns" in value:
+        return Shape("jsonl", certain=False)
+    if "scene" in value and "description" in value:
+        return Shape("extes", certain=False)
+    return Shape(None, certain=False)
+
+
+def _dialog_shape(record: Mapping[str, Any]) -> Shape:
+    items = record["dialog"] if isinstance(record["dialog"], list) else []
+    for item in items:
+        if isinstance(item, dict) and "content" in item:
+            return Shape("esconv", certain=True)
+        if isinstance(item, dict) and "text" in item:
+            return Shape("esconv-hub" if "survey_score" in record else "ppdpp", certain=True)
+    return Shape("esconv", certain=False)
+
+
+def agree(found: str, format: str) -> bool:
+    """Return whether a record that looks like one format may stand in a file of another.
+
+    The two text layouts differ by the survey only, which a record may lack.
+    """
+    return found == format or {found, format} <= _TEXT_LAYOUTS
+
+
+def unwrapped(value: Any) -> Any:
+    """Return the object inside the only column ``text`` of a row, or the value itself.
+
+    Raises:
+        DataError: If that object holds a fault (a key twice, say); it names no place.
+    """
+    if not isinstance(value, dict) or value.keys() != {"text"} or not isinstance(value["text"], str):
+        return value
+    try:
+        inner, _, fault = StrictDecoder().whole(value["text"])
+    except (ValueError, RecursionError):
+        return value
+    if not isinstance(inner, dict):
+        return value
+    if fault is not None:
+        raise DataError(fault.found, expected=fault.expected)
+    return inner
+
+
+def recognise(records: Iterable[RawRecord], path: str) -> str:
+    """Return the format of the first record that tells, looking at twenty at most.
+
+    Raises:
+        DataError: If none of them looks like a known format.
+    """
+    guess = None
+    first: Any = None
+    for n_seen, record in enumerate(islice(records, _N_PROBED)):
+        try:
+            value = unwrapped(record.value)
+        except DataError:
+            continue
+        shape = shape_of(value)
+        if shape.format and shape.certain:
+            return shape.format
+        guess = guess or shape.format
+        first = value if n_seen == 0 else first
+    if guess:
+        return guess
+    found = f"the keys {listed(first)}" if isinstance(first, dict) else json_type(first)
+    raise DataError(
+        f"{found} in the first record, which is no known format",
+        path=path,
+        expected="; ".join(f"{name}: {needs}" for name, needs in NEEDS.items()),
+        hint="If it is one of them, name it with --format",
+        whole_file=True,
+    )
+
+
+def recognise_file(path: Path) -> str:
+    """Return the format of a file.
+
+    Raises:
+        DataError: If it is not readable, empty, or of no known format.
+    """
+    probe = CountingSink()
+    records = raw_records(path, sink=probe)
+    first = next(records, None)
+    if first is None:
+        raise probe.refusals[0] if probe.refusals else _empty(path)
+    return recognise(_chain(first, records), str(path))
+
+
+def check_format(asked: str, path: Path) -> None:
+    """Check that a format that was asked for is not plainly the wrong one.
+
+    Raises:
+        DataError: If the first telling record is of another format.
+    """
+    try:
+        found = recognise_file(path)
+    except DataError:
+        return  # the loader says it better, record by record
+    if not agree(found, asked):
+        raise DataError(
+            f"records of format {found!r} ({NEEDS[found]}) where format {asked!r} was asked for",
+            path=str(path),
+            expected=NEEDS[asked],
+            hint=f"Use --format {found} or leave it out",
+            whole_file=True,
+        )
+
+
+def _chain(first: RawRecord, rest: Iterable[RawRecord]) -> Iterable[RawRecord]:
+    yield first
+    yield from rest
+
+
+def _empty(path: Path) -> DataError:
+    return DataError("a file that holds no dialogue", path=str(path), expected="at least one record", whole_file=True)
