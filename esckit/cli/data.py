@@ -1,0 +1,160 @@
+"""``esckit data``: look at a corpus, convert it, split it."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from esckit.pipelines.corpora import Access, Written
+
+app = typer.Typer(name="data", help="Look at a corpus, convert it, split it.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """Layouts that are read."""
+
+    AUTO = "auto"
+    ESCONV = "esconv"
+    ESCONV_HUB = "esconv-hub"
+    PPDPP = "ppdpp"
+    EXTES = "extes"
+    JSONL = "jsonl"
+
+
+class Unknown(StrEnum):
+    """What becomes of an unknown label."""
+
+    REFUSE = "refuse"
+    KEEP = "keep"
+
+
+class Target(StrEnum):
+    """Layouts that are written."""
+
+    JSONL = "jsonl"
+    ESCONV_HUB = "esconv-hub"
+
+
+class Scheme(StrEnum):
+    """Ways to split."""
+
+    HUB = "hub"
+    PPDPP = "ppdpp"
+    RATIO = "ratio"
+    FILES = "files"
+
+
+PathArgument = Annotated[
+    str, typer.Argument(metavar="PATH", help="File, folder, sample:NAME or hub:OWNER/NAME[@REVISION].")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="Layout of the records.")]
+TaxonomyOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Taxonomy of the strategy labels.", show_default="the corpus's own"),
+]
+SkipOption = Annotated[bool, typer.Option("--skip-invalid", help="Skip and count records that are refused.")]
+UnknownOption = Annotated[
+    Unknown, typer.Option("--unknown-strategy", help="Refuse a record with an unknown label, or keep it unlabelled.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Take every warning for an error.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+
+
+@app.command()
+def inspect(
+    path: PathArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Count turns with runs of one speaker joined.")] = False,
+    limit_problems: Annotated[int, typer.Option(min=0, help="Refusals to show in full.")] = 20,
+    format_: FormatOption = Format.AUTO,
+    taxonomy: TaxonomyOption = None,
+    skip_invalid: SkipOption = False,
+    unknown_strategy: UnknownOption = Unknown.REFUSE,
+    strict: StrictOption = False,
+) -> None:
+    """Count what a corpus holds and list what is odd about it; changes nothing.
+
+    Reads on after refused records. Exits with 1 if some record would be refused, or, with --strict, if there is any
+    warning.
+    """
+    from esckit.datasets.report import totals
+    from esckit.datasets.report_text import render
+    from esckit.pipelines.corpora import inspect_corpus
+
+    access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    report = inspect_corpus(access, merge=merge, limit_problems=limit_problems)
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else render(report))
+    n_refused, n_warnings = totals(report)
+    if n_refused or (strict and n_warnings):
+        typer.echo(f"{n_refused:,} records refused, {n_warnings:,} warnings", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    path: PathArgument,
+    to: Annotated[Target, typer.Option("--to", help="Layout to write.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    mapping: Annotated[
+        str | None, typer.Option("--map", metavar="NAME|FILE", help="Map the strategies into another taxonomy.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join runs of one speaker.")] = False,
+    force: ForceOption = False,
+    format_: FormatOption = Format.AUTO,
+    taxonomy: TaxonomyOption = None,
+    skip_invalid: SkipOption = False,
+    unknown_strategy: UnknownOption = Unknown.REFUSE,
+    strict: StrictOption = False,
+) -> None:
+    """Write a corpus in another layout and say what that layout cannot hold."""
+    from esckit.pipelines.corpora import convert_corpus
+
+    access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    _tell(convert_corpus(access, out, to=to.value, mapping=mapping, merge=merge, force=force))
+
+
+@app.command()
+def split(
+    path: PathArgument,
+    scheme: Annotated[Scheme, typer.Option("--scheme", help="hub and ppdpp are the published cuts of ESConv.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    ratios: Annotated[str, typer.Option(metavar="R,R,R", help="Of ratio: train, valid, test.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(min=0, help="Of ratio.")] = 13,
+    force: ForceOption = False,
+    format_: FormatOption = Format.AUTO,
+    taxonomy: TaxonomyOption = None,
+    skip_invalid: SkipOption = False,
+    unknown_strategy: UnknownOption = Unknown.REFUSE,
+    strict: StrictOption = False,
+) -> None:
+    """Write a corpus as train, valid and test files, with split.json about them."""
+    from esckit.pipelines.corpora import split_corpus
+
+    access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    _tell(split_corpus(access, out, scheme=scheme.value, ratios=_ratios(ratios), seed=seed, force=force))
+
+
+def _access(
+    path: str, format_: Format, taxonomy: str | None, skip_invalid: bool, unknown: Unknown, strict: bool
+) -> Access:
+    from esckit.pipelines.corpora import Access
+
+    return Access(path, format_.value, taxonomy, skip_invalid, unknown.value, strict)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not three numbers", param_hint="--ratios") from error
+
+
+def _tell(written: Written) -> None:
+    for warning in written.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(written.summary)

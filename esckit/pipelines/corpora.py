@@ -1,0 +1,162 @@
+"""What ``esckit data`` does to a corpus: inspect it, convert it, split it. One function per command."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from esckit.datasets.convert import hub_line, hub_losses
+from esckit.datasets.merge import merge_runs
+from esckit.datasets.report import Reading, Report, build_report
+from esckit.datasets.sinks import StrictSink
+from esckit.datasets.splits import Scheme, assign_splits, ids_digest, shared_situations
+from esckit.errors import DataError
+from esckit.pipelines.data import StrictWarnings, check_kept, read_labelled, with_split
+from esckit.pipelines.labels import LabelRules
+from esckit.records import dump_line, file_sha256, write_atomic, write_json, write_records
+from esckit.strategies.mapping import load_mapping
+from esckit.strategies.taxonomy import load_taxonomy
+
+SPLIT_SCHEMA = "esckit.split/1"
+
+Target = Literal["jsonl", "esconv-hub"]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a corpus is read; what the three commands have in common.
+
+    Attributes:
+        path: File, folder, ``sample:NAME`` or ``hub:OWNER/NAME``.
+        format: Layout, or ``auto``.
+        taxonomy: Name or file of the taxonomy of its labels; None takes the corpus's own.
+        skip_invalid: Count refused records instead of stopping.
+        unknown: What becomes of an unknown label.
+        strict: Take every warning for a refusal.
+    """
+
+    path: str
+    format: str = "auto"
+    taxonomy: str | None = None
+    skip_invalid: bool = False
+    unknown: Literal["refuse", "keep"] = "refuse"
+    strict: bool = False
+
+    def rules(self, mapping: str | None = None) -> LabelRules:
+        """Return how labels are read, under a mapping if one is named."""
+        return LabelRules(
+            own=load_taxonomy(self.taxonomy) if self.taxonomy else None,
+            mapping=load_mapping(mapping) if mapping else None,
+            unknown=self.unknown,
+        )
+
+
+class Written(NamedTuple):
+    """What a command wrote, and what the user should know about it."""
+
+    summary: str
+    warnings: tuple[str, ...]
+
+
+def inspect_corpus(access: Access, *, merge: bool = False, limit_problems: int = 20) -> Report:
+    """Return the report of a corpus, read to its end whatever its records are like."""
+    reading = read_labelled(access.path, format=access.format, rules=access.rules(), go_on=True, max_refused_share=1.0)
+    return build_report(reading, merge=merge, limit_problems=limit_problems)
+
+
+def convert_corpus(
+    access: Access, out: Path, *, to: Target, mapping: str | None = None, merge: bool = False, force: bool = False
+) -> Written:
+    """Write a corpus in another layout.
+
+    Raises:
+        DataError: If the output exists and ``force`` is not set, or the corpus is refused.
+    """
+    _check_free([out], force)
+    reading = _read(access, access.rules(mapping))
+    dialogues = tuple(merge_runs(dialogue) for dialogue in reading.dialogues) if merge else reading.dialogues
+    lines = (hub_line(dialogue) if to == "esconv-hub" else dump_line(dialogue) for dialogue in dialogues)
+    write_atomic(out, "".join(line + "\n" for line in lines))
+    losses = hub_losses(dialogues) if to == "esconv-hub" else []
+    warnings = [*_warnings(reading), *(f"{to} cannot hold {loss}" for loss in losses)]
+    return Written(f"{len(dialogues):,} dialogues written to {out}", tuple(warnings))
+
+
+def split_corpus(
+    access: Access,
+    out: Path,
+    *,
+    scheme: Scheme,
+    ratios: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 13,
+    force: bool = False,
+) -> Written:
+    """Write a corpus as one record file per split, and ``split.json`` about them; an empty split gets no file.
+
+    Raises:
+        DataError: If an output exists and ``force`` is not set, or the corpus is refused or does not fit the scheme.
+    """
+    facts_file = out / "split.json"
+    files = {split: out / f"{split}.jsonl" for split in ("train", "valid", "test")}
+    _check_free([*files.values(), facts_file], force)
+    reading = _read(access, access.rules())
+    sink = StrictSink()
+    parts = assign_splits(
+        replace(reading.corpus, dialogues=reading.dialogues),
+        scheme=scheme,
+        seed=seed,
+        ratios=ratios,
+        sink=StrictWarnings(sink) if access.strict else sink,
+    )
+    outputs = {}
+    for split, dialogues in parts.items():
+        if not dialogues:
+            files[split].unlink(missing_ok=True)
+            continue
+        write_records(files[split], [with_split(dialogue, split) for dialogue in dialogues])
+        outputs[files[split].name] = file_sha256(files[split])
+    facts = {
+        "schema": SPLIT_SCHEMA,
+        "scheme": scheme,
+        "seed": seed if scheme == "ratio" else None,
+        "ratios": list(ratios) if scheme == "ratio" else None,
+        "counts": {split: len(dialogues) for split, dialogues in parts.items()},
+        "inputs": {file.name: file.sha256 for file in reading.corpus.files},
+        "outputs": outputs,
+        "ids_digest": {split: ids_digest(dialogues) for split, dialogues in parts.items()},
+        "shared_situations": shared_situations(parts),
+    }
+    write_json(facts_file, facts)
+    counts = ", ".join(f"{split} {len(dialogues):,}" for split, dialogues in parts.items())
+    noted = tuple(f"{issue.code}: {issue.detail}" for issue in sink.issues)
+    return Written(f"{counts} written to {out}", (*_warnings(reading), *noted))
+
+
+def _read(access: Access, rules: LabelRules) -> Reading:
+    """Read a corpus that is to be written again."""
+    reading = read_labelled(
+        access.path, format=access.format, rules=rules, go_on=access.skip_invalid, strict=access.strict
+    )
+    check_kept(len(reading.dialogues), len(reading.corpus.dialogues), access.path)
+    if not reading.dialogues:
+        raise DataError("no dialogue", path=access.path, expected="at least one")
+    return reading
+
+
+def _check_free(files: Sequence[Path], force: bool) -> None:
+    """Refuse to write over what is there."""
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not force:
+        raise DataError(f"{', '.join(existing)} already there", hint="Use --force to write over it, or another --out")
+
+
+def _warnings(reading: Reading) -> list[str]:
+    """Return one line per code of warnings, and one for refused records."""
+    counts = Counter(issue.code for issue in reading.issues if issue.severity == "W")
+    lines = [f"{code}: {n:,}" for code, n in sorted(counts.items())]
+    if reading.refusals:
+        lines.append(f"skipped {len(reading.refusals):,} records, the first for: {reading.refusals[0]}")
+    return lines

@@ -1,0 +1,1 @@
+"""Support strategies: taxonomies and the mappings between them, as YAML."""

@@ -1,0 +1,284 @@
+"""Taxonomies of support strategies: ordered names with abbreviations, definitions, stages and spellings.
+
+The order in the file fixes display and tensor index *within a run*; files and records hold names, never indices. Stages
+inform prompts and analyses and constrain nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache, cached_property
+
+from pydantic import Field
+
+from esckit.errors import DataError
+from esckit.records import digest
+from esckit.strategies.shipped import (
+    Section,
+    field_path,
+    is_file_name,
+    parse_section,
+    raise_faults,
+    read_yaml,
+    shipped_names,
+)
+from esckit.types import Record
+
+ANY_STAGE = "any"
+_MIN_STRATEGIES, _MAX_STRATEGIES = 2, 64
+
+
+class Strategy(Record):
+    """One support strategy.
+
+    Attributes:
+        stage: The stage it belongs to first, or ``any``.
+        stages: Further stages it is met in.
+        aliases: Other spellings found in corpora.
+        fallback: True for the catch-all.
+    """
+
+    name: str
+    abbr: str
+    definition: str
+    stage: str
+    stages: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    fallback: bool = False
+
+    def spellings(self) -> Iterator[tuple[str, str]]:
+        """Yield what the strategy may be called, each with the field that it stands in."""
+        yield "name", self.name
+        yield "abbr", self.abbr
+        for position, alias in enumerate(self.aliases):
+            yield f"aliases[{position}]", alias
+
+
+class Taxonomy(Record):
+    """An ordered set of strategies with lookup by name, abbreviation and alias."""
+
+    name: str
+    title: str
+    source: str
+    stages: tuple[str, ...]
+    strategies: tuple[Strategy, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in taxonomy order."""
+        return tuple(strategy.name for strategy in self.strategies)
+
+    @property
+    def abbrs(self) -> tuple[str, ...]:
+        """Abbreviations in taxonomy order."""
+        return tuple(strategy.abbr for strategy in self.strategies)
+
+    @property
+    def fallback(self) -> Strategy | None:
+        """The catch-all, None if the taxonomy has none."""
+        return next((strategy for strategy in self.strategies if strategy.fallback), None)
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the taxonomy's content."""
+        return digest(self.model_dump(mode="json"))
+
+    @cached_property
+    def _by_key(self) -> dict[str, Strategy]:
+        """Every spelling's key with its strategy."""
+        return {label_key(text): strategy for strategy in self.strategies for _, text in strategy.spellings()}
+
+    def by_name(self, name: str) -> Strategy:
+        """Return the strategy of exactly this name.
+
+        Raises:
+            DataError: If there is none.
+        """
+        return self.strategies[self.index(name)]
+
+    def index(self, name: str) -> int:
+        """Return the position of exactly this name.
+
+        Raises:
+            DataError: If there is none.
+        """
+        if name not in self.names:
+            raise self._unknown(name)
+        return self.names.index(name)
+
+    def find(self, label: str) -> Strategy | None:
+        """Return the strategy that a label means, None if it means none or more than one."""
+        key = label_key(label)
+        if key in self._by_key:
+            return self._by_key[key]
+        head, bracket, abbr = key.removesuffix(")").rpartition("(")
+        strategy = self._by_key.get(head.strip()) if bracket and key.endswith(")") else None
+        return strategy if strategy is not None and label_key(strategy.abbr) == abbr.strip() else None
+
+    def resolve(self, label: str) -> Strategy:
+        """Return the strategy that a label means.
+
+        Case, one pair of brackets around the label, its own abbreviation in round brackets behind it, ``&`` for "and"
+        and the kind of space or hyphen do not matter.
+
+        Raises:
+            DataError: If the taxonomy does not know the label, or the label names two of its strategies.
+        """
+        strategy = self.find(label)
+        if strategy is None:
+            raise self._unknown(label)
+        return strategy
+
+    def _fused(self, label: str) -> tuple[str, str] | None:
+        """Return the two strategies that a label such as "A or B" runs together, None if it is no such label."""
+        key = label_key(label)
+        for joint in re.finditer(r" or | and |/|,", key):
+            left, right = self.find(key[: joint.start()]), self.find(key[joint.end() :])
+            if left is not None and right is not None and left is not right:
+                return left.name, right.name
+        return None
+
+    def _unknown(self, label: str) -> DataError:
+        """Return the error for a label that means no strategy of this taxonomy."""
+        shown, known = f"{label[:60]!r}", ", ".join(self.names)
+        keep = "unknown_strategy: keep reads such a turn as unlabelled"
+        fused = self._fused(label)
+        if fused is not None:
+            return DataError(
+                f"the ambiguous strategy {shown}, which may be {fused[0]} or {fused[1]}",
+                field="strategy",
+                expected=f"one strategy of taxonomy {self.name} ({known})",
+                hint=keep,
+            )
+        near = self._nearest(label)
+        hints = [f"nearest: {', '.join(near)}"] if near else []
+        return DataError(
+            f"the unknown strategy {shown}",
+            field="strategy",
+            expected=f"one of taxonomy {self.name} ({known})",
+            hint="; ".join([*hints, *self._known_elsewhere(label), keep]),
+        )
+
+    def _nearest(self, label: str) -> list[str]:
+        """Return up to two names that come closest: those that hold all words of the label, then the similar ones."""
+        key = label_key(label)
+        words = set(key.split())
+        holding = [strategy.name for known, strategy in self._by_key.items() if words and words <= set(known.split())]
+        similar = [self._by_key[known].name for known in difflib.get_close_matches(key, list(self._by_key), cutoff=0.0)]
+        return list(dict.fromkeys(holding + similar))[:2]
+
+    def _known_elsewhere(self, label: str) -> list[str]:
+        """Return a clause for every other shipped taxonomy that knows the label."""
+        clauses = []
+        for other in taxonomy_names():
+            if other == self.name or load_taxonomy(other).find(label) is None:
+                continue
+            prefix = f"{other}_to_{self.name}"
+            mappings = [name for name in shipped_names("mapping") if name.split(".")[0] == prefix]
+            through = f" (mapping: {' or '.join(mappings)})" if mappings else ""
+            clauses.append(f"taxonomy {other} knows it{through}")
+        return clauses
+
+
+def label_key(label: str) -> str:
+    """Return what labels are compared by: case, enclosing brackets, ``&`` and the kind of space or hyphen aside."""
+    text = " ".join(re.split(r"[\s_\-\u2010\u2011]+", label.casefold().replace("&", " and "))).strip()
+    inner = re.fullmatch(r"\[(.*)\]|\((.*)\)", text)
+    return (inner[1] or inner[2] or "").strip() if inner else text
+
+
+def taxonomy_names() -> tuple[str, ...]:
+    """Return the names of the shipped taxonomies, sorted."""
+    return shipped_names("taxonomy")
+
+
+def load_taxonomy(name_or_path: str) -> Taxonomy:
+    """Return a shipped taxonomy by name, or the user's own by the path of its YAML file.
+
+    Raises:
+        ConfigError: If there is none, or with all faults of the file at once.
+    """
+    return _load(name_or_path) if is_file_name(name_or_path) else _load_shipped(name_or_path)
+
+
+class _StrategySection(Section):
+    name: str
+    abbr: str
+    definition: str
+    stage: str
+    stages: list[str] = Field(default_factory=list)
+    aliases: list[str] = Field(default_factory=list)
+    fallback: bool = False
+
+
+class _TaxonomySection(Section):
+    name: str
+    title: str
+    source: str
+    stages: list[str]
+    strategies: list[object]
+
+
+def _load(name_or_path: str) -> Taxonomy:
+    """Read and check one file."""
+    faults: list[str] = []
+    head = parse_section(_TaxonomySection, read_yaml("taxonomy", name_or_path), "", faults)
+    strategies: list[tuple[int, Strategy]] = []
+    if head is not None:
+        for position, item in enumerate(head.strategies):
+            section = parse_section(_StrategySection, item, f"strategies[{position}]", faults)
+            if section is not None:
+                known = section.model_dump(include=set(Strategy.model_fields))
+                strategies.append((position, Strategy.model_validate(known)))
+        faults += _faults(head, strategies)
+    raise_faults("taxonomy", name_or_path, faults)
+    assert head is not None
+    return Taxonomy(
+        name=head.name,
+        title=head.title,
+        source=head.source,
+        stages=tuple(head.stages),
+        strategies=tuple(strategy for _, strategy in strategies),
+    )
+
+
+@cache
+def _load_shipped(name: str) -> Taxonomy:
+    """Read a shipped taxonomy once; it is immutable."""
+    return _load(name)
+
+
+def _faults(head: _TaxonomySection, strategies: list[tuple[int, Strategy]]) -> list[str]:
+    """Return what is wrong with a taxonomy beyond its shape."""
+    faults = [f"{field}: empty" for field, text in (("name", head.name), ("title", head.title)) if not text.strip()]
+    if not _MIN_STRATEGIES <= len(head.strategies) <= _MAX_STRATEGIES:
+        faults.append(f"strategies: {len(head.strategies)} found, {_MIN_STRATEGIES} to {_MAX_STRATEGIES} expected")
+    stages = {*head.stages, ANY_STAGE}
+    owners: dict[str, tuple[int, str]] = {}
+    for position, strategy in strategies:
+        place = f"strategies[{position}]"
+        texts = (("name", strategy.name), ("abbr", strategy.abbr), ("definition", strategy.definition))
+        faults += [f"{place}.{field}: empty" for field, text in texts if not text.strip()]
+        if strategy.stage not in stages:
+            faults.append(f"{place}.stage: unknown stage {strategy.stage!r}, expected one of {', '.join(head.stages)}")
+        for index, stage in enumerate(strategy.stages):
+            if stage not in stages:
+                faults.append(f"{field_path(place, 'stages', index)}: unknown stage {stage!r}")
+        faults += _collisions(position, strategy, owners)
+    fallbacks = Counter(strategy.fallback for _, strategy in strategies)[True]
+    if fallbacks > 1:
+        faults.append(f"strategies: {fallbacks} fallbacks found, at most one expected")
+    return faults
+
+
+def _collisions(position: int, strategy: Strategy, owners: dict[str, tuple[int, str]]) -> list[str]:
+    """Return the spellings of a strategy that an earlier one has too; enters the new ones into ``owners``."""
+    faults = []
+    for field, text in strategy.spellings():
+        owner, spelling = owners.setdefault(label_key(text), (position, text))
+        if owner != position and text.strip():
+            faults.append(f"strategies[{position}].{field}: {text!r} is also {spelling!r} of strategies[{owner}]")
+    return faults
