@@ -13,6 +13,7 @@ from esckit.errors import ConfigError
 
 Path = tuple[str | int, ...]
 Document = dict[str, Any]
+_MAX_DEPTH = 32
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,10 +78,7 @@ def parse_value(text: str, origin: str) -> Any:
 
 def _compose(text: str, origin: str) -> yaml.Node | None:
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
-                line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
-                raise ConfigError(f"{origin}{line}: an alias", expected="everything written out")
+        _check_events(text, origin)
         loader = _Loader(text)
         try:
             return loader.get_single_node()
@@ -88,9 +86,21 @@ def _compose(text: str, origin: str) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{origin}{line}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{origin}: not YAML: {type(error).__name__}") from error
+        raise ConfigError(f"{origin}{line}: {error.problem or error.context}", expected="YAML") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: {type(error).__name__}", expected="YAML") from error
+
+
+def _check_events(text: str, origin: str) -> None:
+    """Refuse aliases, and nesting that no recipe needs."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{origin}{line}: an alias", expected="everything written out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"{origin}{line}: more than {_MAX_DEPTH} levels of nesting", expected="a recipe")
 
 
 def _construct(node: yaml.Node, origin: str) -> Any:

@@ -1,0 +1,54 @@
+import pytest
+
+from esckit.config.catalogue import find_recipe, shipped_recipes
+from esckit.config.commands import RECIPES
+from esckit.config.load import load_any_recipe, load_recipe
+from esckit.config.simulate import SimulateRecipe
+from esckit.errors import ConfigError
+
+NAMES = [recipe.name for recipe in shipped_recipes()]
+
+
+def test_the_smoke_and_the_papers_recipes_ship():
+    assert {"smoke/simulate", "smoke/simulate_scripted", "rlff/simulate", "rlff/simulate_expected"} <= set(NAMES)
+    assert not any(name.startswith("scripted/") for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_loads_and_says_what_it_is(name):
+    recipe = load_any_recipe(name).recipe
+    shipped = next(each for each in shipped_recipes() if each.name == name)
+    assert recipe.command == shipped.command
+    assert shipped.title.endswith(".")
+
+
+def test_the_papers_recipe_states_the_papers_values():
+    recipe = load_recipe("rlff/simulate", SimulateRecipe).recipe
+    assert (recipe.simulation.candidates, recipe.simulation.horizon) == (4, 8)
+    assert (recipe.critic.readout, recipe.critic.samples, recipe.critic.threshold) == ("sampled", 10, "0.5")
+    assert recipe.models.supporter.model_dump()["backbone"] == "qwen2.5-7b-instruct-1m"
+    assert recipe.data.path == "data/esconv"
+    assert recipe.data.split == ("train",)
+
+
+def test_a_recipe_is_found_by_name_with_or_without_suffix_and_by_path():
+    by_name = find_recipe("smoke/simulate")
+    assert find_recipe("smoke/simulate.yaml").path == by_name.path
+    assert find_recipe(str(by_name.path)).name == "smoke/simulate"
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'smoke/simulate'"):
+        find_recipe("smoke/simulat")
+
+
+def test_run_folders_of_shipped_recipes_are_distinct():
+    folders = [str(load_any_recipe(name).default_out()) for name in NAMES]
+    assert len(set(folders)) == len(folders)
+    assert "runs/simulate-smoke" in folders
+
+
+@pytest.mark.parametrize("command", RECIPES.names())
+def test_every_recipe_class_has_a_schema(command):
+    schema = RECIPES.resolve(command).model_json_schema()
+    assert schema["additionalProperties"] is False

@@ -1,0 +1,31 @@
+import pytest
+
+from esckit.config.load import load_recipe
+from esckit.config.problems import known_fields
+from esckit.config.simulate import SimulateRecipe
+from esckit.errors import ConfigError
+from tests.config.configfakes import write_recipe
+
+
+def test_a_key_that_was_pasted_into_a_recipe_is_never_quoted(tmp_path):
+    secret = "sk-verysecret"
+    for change in (
+        f"{{base_url: 'https://user:{secret}@x/v1'}}",
+        f"{{base_url: 'https://x/v1', api_key_env: {secret}}}",
+        f"{{base_url: 'https://x/v1', api_key: {secret}}}",
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(
+                write_recipe(tmp_path),
+                SimulateRecipe,
+                overrides=[f"models.critic={{endpoint: {change}, model: m}}"],
+            )
+        assert secret not in str(caught.value)
+        assert "models.critic.endpoint." in str(caught.value)
+
+
+def test_known_fields_are_found_through_unions_and_tags():
+    assert "backbone" in known_fields(SimulateRecipe, ("models", "critic", "<backbone>"))
+    assert "api_key_env" in known_fields(SimulateRecipe, ("models", "critic", "<endpoint>", "endpoint", "<address>"))
+    assert "top_k" in known_fields(SimulateRecipe, ("models", "critic", "<scripted>", "sampling"))
+    assert "horizon" in known_fields(SimulateRecipe, ("simulation",))

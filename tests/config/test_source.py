@@ -1,0 +1,49 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esckit.config.source import dotted, parse_source, parse_value
+from esckit.errors import ConfigError
+
+
+def test_lists_are_tuples_and_every_key_knows_its_line():
+    source = parse_source("a: 1\nb:\n  c: [x, {d: 2}]\n", "r.yaml")
+    assert source.data == {"a": 1, "b": {"c": ("x", {"d": 2})}}
+    assert source.lines[("b", "c", 1, "d")] == 3
+    assert dotted(("b", "c", 1, "d")) == "b.c[1].d"
+
+
+def test_numbers_in_scientific_notation_are_numbers_and_dates_are_text():
+    assert parse_source("lr: 1e-5\nday: 2024-01-01\n", "r").data == {"lr": 1e-5, "day": "2024-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3: a is given twice (first in line 1)"),
+        ("a: {b: 1, b: 2}\nc: 1\nc: 2\n", "line 1: a.b is given twice (first in line 1); line 3: c"),
+        ("a: &x 1\nb: *x\n", "line 2: an alias"),
+        ("a: [1\n", "line 2"),
+        ("a: 1\n---\nb: 2\n", "another document"),
+        ("1: 2\n", "not plain text"),
+        ("? [a]\n: 1\n", "not plain text"),
+        ("a: !!python/object:os.system x\n", "constructor"),
+        ("a: !!int x\n", "plain YAML values"),
+        ("- a\n", "no mapping"),
+        ("[" * 5000, "levels of nesting"),
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_source(text, "r.yaml")
+    assert message in str(caught.value)
+    assert "r.yaml" in str(caught.value)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
+@settings(deadline=None, max_examples=200)
+def test_any_text_gives_a_value_or_one_clear_error(text):
+    try:
+        parse_value(text, "x")
+    except ConfigError as error:
+        assert str(error).startswith("x")  # noqa: PT017
