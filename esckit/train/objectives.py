@@ -1,0 +1,146 @@
+r"""Flow objectives of AFlow (arXiv 2602.08826) as pure tensor functions.
+
+A path s_0, a_0, …, s_T has K = T + 1 nodes with log-flows and T actions with log-probabilities. Prefixes of a dialogue
+form a tree: every state has one parent, so the backward policy is 1 (``log_pb = 0``) and F(s_0) is the partition
+function. With φ_t = log F(s_t) − Σ_{i<t} log π(a_i|s_i) the residual of the subpath from m to n is φ_n − φ_m.
+
+All objectives share ``(log_pf (B, T), log_flow (B, T+1), mask (B, T)) -> (B,)``: one loss per path, no reduction.
+``mask`` marks the real actions, which stand first; a path without any gives 0. Entries outside the mask influence
+neither value nor gradient, whatever they hold. Not here: where flows come from, and how paths are weighted
+(:mod:`esckit.train.flow_loss`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from esckit.registry import Registry
+
+
+class Objective(Protocol):
+    """A pure function of paths."""
+
+    def __call__(self, log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of each path (B,) from log_pf (B, T), log_flow (B, T+1) and mask (B, T)."""
+        ...
+
+
+class PathTerms(Protocol):
+    """The squared residuals of an objective, gathered by the upper end of their subpaths."""
+
+    def __call__(self, phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, per action, summed weighted squares (B, T) and summed weights (B, T) of subpaths ending after it."""
+        ...
+
+
+def potentials(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    """Return φ (B, T+1), constant after a path's last node."""
+    log_pf = torch.where(mask, log_pf, 0.0)
+    nodes = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    log_flow = torch.where(nodes, log_flow, 0.0)
+    spent = torch.cat([torch.zeros_like(log_pf[:, :1]), log_pf.cumsum(dim=1)], dim=1)
+    return torch.where(nodes, log_flow - spent, 0.0)
+
+
+def without_terminal(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop the last action and the last flow of every path, so that the leaf leaves the sum."""
+    return log_pf[:, :-1], log_flow[:, :-1], mask[:, 1:]
+
+
+def subtb_terms(phi: Tensor, mask: Tensor, *, subtb_lambda: float) -> tuple[Tensor, Tensor]:
+    r"""Return Σ_m λ^{n−m}(φ_n − φ_m)² and Σ_m λ^{n−m} for every n ≥ 1, each (B, T).
+
+    W, c and S are total weight, weighted mean and weighted squared deviation of φ_0 … φ_{n−1} under weights
+    λ^{n−m}. A new point of weight 1 updates them by the usual rule, and one more factor λ on all weights scales W and
+    S and leaves c. Deviations from the weighted mean cancel, so the sum over m is S + W (φ_n − c)²: O(K) in all.
+    """
+    weight = 0.0
+    centre = spread = torch.zeros_like(phi[:, 0])
+    sums: list[Tensor] = []
+    weights: list[float] = []
+    for n in range(1, phi.shape[1]):
+        deviation = phi[:, n - 1] - centre
+        centre = centre + deviation / (weight + 1.0)
+        spread = subtb_lambda * (spread + deviation.square() * (weight / (weight + 1.0)))
+        weight = subtb_lambda * (weight + 1.0)
+        sums.append(spread + weight * (phi[:, n] - centre).square())
+        weights.append(weight)
+    if not sums:
+        return phi[:, 1:], phi[:, 1:]
+    total = torch.stack(sums, dim=1)
+    return torch.where(mask, total, 0.0), mask * phi.new_tensor(weights)
+
+
+def db_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (φ_n − φ_{n−1})² and 1 for every n ≥ 1, each (B, T): detailed balance, single steps only."""
+    return torch.where(mask, (phi[:, 1:] - phi[:, :-1]).square(), 0.0), mask.to(phi.dtype)
+
+
+def tb_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (φ_n − φ_0)² and 1 where n is a path's last node, 0 elsewhere, each (B, T): trajectory balance."""
+    last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    return torch.where(last, (phi[:, 1:] - phi[:, :1]).square(), 0.0), last.to(phi.dtype)
+
+
+def subtb(log_pf: Tensor, log_flow: Tensor, mask: Tensor, *, subtb_lambda: float = 1.0) -> Tensor:
+    r"""Return the subpath loss Σ_{m<n} λ^{n−m}(φ_n − φ_m)² / Σ_{m<n} λ^{n−m} of each path (B,).
+
+    With λ = 1 this is twice the unbiased variance of φ, ``2/(K−1) · Σ_t (φ_t − mean φ)²``, because
+    Σ_{m<n}(φ_n − φ_m)² = K Σ_t (φ_t − mean φ)²; the centred form keeps float32 exact enough.
+    """
+    phi = potentials(log_pf, log_flow, mask)
+    if subtb_lambda != 1.0:
+        return _per_path(*subtb_terms(phi, mask, subtb_lambda=subtb_lambda))
+    nodes = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    n_nodes = nodes.sum(dim=1)
+    centred = torch.where(nodes, phi - (phi.sum(dim=1) / n_nodes).unsqueeze(1), 0.0)
+    return 2.0 * centred.square().sum(dim=1) / (n_nodes - 1).clamp(min=1)
+
+
+def tb(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    """Return the trajectory balance loss (φ_{K−1} − φ_0)² of each path (B,), with log Z = log F(s_0)."""
+    return _per_path(*tb_terms(potentials(log_pf, log_flow, mask), mask))
+
+
+def db(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    """Return the detailed balance loss of each path (B,): the mean of (φ_{t+1} − φ_t)²."""
+    return _per_path(*db_terms(potentials(log_pf, log_flow, mask), mask))
+
+
+def _per_path(sums: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean square of each path (B,), 0 where it has no subpath."""
+    total = weights.sum(dim=1)
+    return sums.sum(dim=1) / torch.where(total > 0, total, 1.0)
+
+
+OBJECTIVES = Registry("flow objective", {name: f"esckit.train.objectives:{name}" for name in ("subtb", "tb", "db")})
+TERMS = Registry("flow objective", {name: f"esckit.train.objectives:{name}_terms" for name in ("subtb", "tb", "db")})
+
+
+def objective(name: str, *, subtb_lambda: float) -> Objective:
+    """Return the objective of a name, or of ``module:attr``; λ enters only ``subtb``.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    found: Objective = OBJECTIVES.resolve(name)
+    return partial(subtb, subtb_lambda=subtb_lambda) if name == "subtb" else found
+
+
+def path_terms(name: str, *, subtb_lambda: float) -> PathTerms:
+    """Return the residual terms of an objective, for weightings that count every distinct subpath once.
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    found: PathTerms = TERMS.resolve(name)
+    return partial(subtb_terms, subtb_lambda=subtb_lambda) if name == "subtb" else found
+
+
+def policy_value(log_pi: Tensor, log_value: Tensor) -> Tensor:
+    """Return log Σ_a π(a|s) V(s,a), shape (…,), from two (…, A); no gradient reaches π."""
+    return torch.logsumexp(log_pi.detach() + log_value, dim=-1)
