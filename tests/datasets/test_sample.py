@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from esckit.datasets.report import build_report
-from esckit.datasets.sinks import CountingSink
-from esckit.pipelines.data import read_labelled
-from esckit.pipelines.labels import LabelRules
+from esckit.cli.data import app
 from esckit.resources import shipped_dir
 
 DATA = shipped_dir("data")
@@ -63,8 +61,10 @@ def _extes() -> list[dict[str, Any]]:
 
 @cache
 def _inspect(name: str) -> dict[str, Any]:
-    sink = CountingSink()
-    return build_report(read_labelled(str(DATA / name), format="auto", rules=LabelRules(), sink=sink))
+    result = CliRunner().invoke(app, ["inspect", str(DATA / name), "--json"])
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
 
 
 def _hub_lines(split: str) -> list[str]:
