@@ -1,0 +1,165 @@
+"""What a run may spend on models, and the decorator that stops it there.
+
+One :class:`Budget` is shared by all models of a run; :class:`BudgetedModel` books every call on it. The limits hold for
+one process: a resumed run starts with a fresh budget, since a budget may be changed between resumes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from esckit.errors import BudgetError
+from esckit.protocols import Capability, ChatModel
+from esckit.types import ChoiceScores, Message, NextToken, Record, Reply, Sampling, Usage
+
+
+class Prices(Record):
+    """What a model costs per million tokens, in the currency of ``max_cost``."""
+
+    input: float = Field(ge=0.0)
+    output: float = Field(ge=0.0)
+
+    def cost(self, usage: Usage) -> float:
+        """Return the cost of some usage."""
+        return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1_000_000
+
+
+class Limits(Record):
+    """The ``budget`` of a recipe; None means no limit."""
+
+    max_calls: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0)
+    max_cost: float | None = Field(default=None, ge=0.0)
+    max_hours: float | None = Field(default=None, ge=0.0)
+
+
+class Budget:
+    """Counts calls, tokens, cost and time of a run against its limits.
+
+    Calls are counted before they are made, so exactly ``max_calls`` are made. Tokens and cost are known only
+    afterwards: no call begins once they have reached their limit, and those in flight then are the most that a run can
+    go over it.
+
+    Args:
+        limits: What may be spent.
+        clock: Seconds on a clock that never goes back.
+    """
+
+    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._began_s = clock()
+        self._n_calls = 0
+        self._usage = Usage()
+        self._cost = 0.0
+
+    def admit(self) -> None:
+        """Count one more call.
+
+        Raises:
+            BudgetError: If a limit is reached; the call is not counted and must not be made.
+        """
+        amounts = (
+            ("calls", self._n_calls, self.limits.max_calls),
+            ("tokens", self._usage.prompt_tokens + self._usage.completion_tokens, self.limits.max_tokens),
+            ("cost", self._cost, self.limits.max_cost),
+            ("hours", self._hours(), self.limits.max_hours),
+        )
+        for what, spent, limit in amounts:
+            if limit is not None and spent >= limit:
+                raise BudgetError(
+                    f"the budget is used up: {spent:.6g} of {limit:.6g} {what}",
+                    hint=f"What is done stays; raise budget.max_{what} and run the same command again to go on.",
+                )
+        self._n_calls += 1
+
+    def book(self, usage: Usage, prices: Prices | None) -> None:
+        """Add what an admitted call used; without prices it costs nothing."""
+        self._usage += usage
+        self._cost += prices.cost(usage) if prices else 0.0
+
+    def spent(self) -> dict[str, int | float]:
+        """Return what was spent so far, for the manifest; the cost is 0 for models without prices."""
+        return {
+            "calls": self._n_calls,
+            "prompt_tokens": self._usage.prompt_tokens,
+            "completion_tokens": self._usage.completion_tokens,
+            "cost": round(self._cost, 6),
+            "hours": round(self._hours(), 4),
+        }
+
+    def _hours(self) -> float:
+        return (self._clock() - self._began_s) / 3600
+
+
+class BudgetedModel:
+    """A chat model whose calls are booked on a budget; otherwise the model it wraps.
+
+    Args:
+        inner: The model that answers.
+        budget: Shared by all models of the run.
+        prices: What this model costs; None for a model that is free to call.
+    """
+
+    def __init__(self, inner: ChatModel, budget: Budget, prices: Prices | None = None) -> None:
+        self._inner = inner
+        self._budget = budget
+        self._prices = prices
+
+    @property
+    def name(self) -> str:
+        """The wrapped model's name."""
+        return self._inner.name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """The wrapped model's capabilities."""
+        return self._inner.capabilities
+
+    async def check(self) -> None:
+        """Check the wrapped model; not booked."""
+        await self._inner.check()
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
+        """Complete, if the budget allows one more call.
+
+        Raises:
+            BudgetError: If it does not.
+        """
+        self._budget.admit()
+        reply = await self._inner.complete(messages, sampling, seed=seed)
+        self._budget.book(reply.usage, self._prices)
+        return reply
+
+    async def score(
+        self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
+    ) -> ChoiceScores:
+        """Score fixed answers, if the budget allows one more call.
+
+        Raises:
+            BudgetError: If it does not.
+        """
+        self._budget.admit()
+        scores = await self._inner.score(messages, choices, temperature=temperature)
+        self._budget.book(scores.usage, self._prices)
+        return scores
+
+    async def next_token(
+        self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
+    ) -> NextToken:
+        """Read the next token, if the budget allows one more call.
+
+        Raises:
+            BudgetError: If it does not.
+        """
+        self._budget.admit()
+        token = await self._inner.next_token(messages, labels, temperature=temperature)
+        self._budget.book(token.usage, self._prices)
+        return token
+
+    async def aclose(self) -> None:
+        """Close the wrapped model."""
+        await self._inner.aclose()
