@@ -1,0 +1,93 @@
+"""The seeker of AFlow (arXiv 2602.08826): a person with a private situation who may be relieved, or leave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from esckit.dialogue.ask import Voice, ask
+from esckit.dialogue.utterance import LEAVES, RESOLVED, UtteranceRules, as_tagged_lines, scene_of
+from esckit.errors import ParseError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.protocols import SeekerTurn
+from esckit.types import Outcome, Reply, Scenario, Turn
+
+_QUOTE_WORDS = 8
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+
+
+@dataclass(frozen=True, slots=True)
+class AFlowSeeker:
+    """A chat model that plays the seeker of a seed dialogue.
+
+    Attributes:
+        voice: Model and settings.
+        prompt: A prompt with ``scene``, ``situation``, ``memory``, ``own_turn`` and ``transcript``.
+        rules: What an utterance may look like.
+        memories: Scenario id to the turns of its seed dialogue, which only the seeker knows.
+        memory_guard: Refuse replies that quote eight words in a row from one turn of the memory, so that the corpus
+            text does not leak into trees.
+    """
+
+    voice: Voice
+    prompt: Prompt
+    rules: UtteranceRules
+    memories: Mapping[str, Sequence[Turn]]
+    memory_guard: bool
+
+    async def reply(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> SeekerTurn:
+        """Answer the last supporter turn, be relieved, or leave.
+
+        Raises:
+            ModelError: If no usable reply came within the allowed attempts.
+        """
+        memory = self.memories.get(scenario.id, ())
+        messages = self.prompt.render(
+            scene=scene_of(scenario),
+            situation=scenario.situation or "not stated",
+            memory=as_tagged_lines(memory, show_strategy=False) or "nothing more",
+            own_turn=str(1 + sum(turn.speaker == "seeker" for turn in turns)),
+            transcript=as_tagged_lines(turns, show_strategy=False),
+        )
+
+        def parse(reply: Reply) -> SeekerTurn:
+            answer = parse_seeker(self.rules.text_of(reply), self.rules)
+            if self.memory_guard and quotes(answer.text, memory):
+                raise ParseError("a reply that quotes the seeker's memory", kind="memory", samples=(answer.text,))
+            return answer
+
+        return await ask(self.voice, messages, scope, "seeker", parse)
+
+
+def parse_seeker(text: str, rules: UtteranceRules) -> SeekerTurn:
+    """Return what a seeker's text says and how the conversation ends with it.
+
+    ``</end/>`` alone means leaving, ``<ok>`` at the end of an utterance means relief; anywhere else they are invalid.
+
+    Raises:
+        ParseError: If the text is not one valid utterance.
+    """
+    if text == LEAVES:
+        return SeekerTurn("", Outcome.DISENGAGED)
+    if text.endswith(RESOLVED):
+        return SeekerTurn(rules.check(text.removesuffix(RESOLVED).rstrip()), Outcome.RESOLVED)
+    return SeekerTurn(rules.check(text))
+
+
+def quotes(text: str, memory: Sequence[Turn]) -> bool:
+    """Return whether eight consecutive words of a text stand in the same order in one turn of a memory.
+
+    Case and punctuation do not count.
+    """
+    words = _bare(text).split()
+    if len(words) < _QUOTE_WORDS:
+        return False
+    remembered = [f" {' '.join(_bare(turn.text).split())} " for turn in memory]
+    runs = (f" {' '.join(words[start : start + _QUOTE_WORDS])} " for start in range(len(words) - _QUOTE_WORDS + 1))
+    return any(run in said for run in runs for said in remembered)
+
+
+def _bare(text: str) -> str:
+    return _PUNCTUATION.sub("", text.casefold())

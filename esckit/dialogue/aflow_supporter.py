@@ -1,0 +1,48 @@
+"""The supporter of AFlow (arXiv 2602.08826): words the next utterance under a given strategy, seeing only the talk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esckit.dialogue.ask import Voice, ask
+from esckit.dialogue.utterance import UtteranceRules, as_tagged_lines
+from esckit.errors import ConfigError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.types import Generation, Reply, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class AFlowSupporter:
+    """A chat model that carries out a strategy in one utterance; it sees neither scene nor earlier strategies.
+
+    Attributes:
+        voice: Model and settings.
+        prompt: A prompt with ``strategy``, ``definition`` and ``transcript``.
+        rules: What an utterance may look like, and the taxonomy of the strategies.
+    """
+
+    voice: Voice
+    prompt: Prompt
+    rules: UtteranceRules
+
+    async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
+        """Answer the last seeker turn under a strategy.
+
+        Raises:
+            ConfigError: If no strategy is given.
+            ModelError: If no usable reply came within the allowed attempts.
+        """
+        if strategy is None:
+            raise ConfigError("the supporter_aflow prompt without a strategy", expected="a strategist beside it")
+        messages = self.prompt.render(
+            strategy=strategy,
+            definition=self.rules.taxonomy.by_name(strategy).definition,
+            transcript=as_tagged_lines(turns, show_strategy=False),
+        )
+        return await ask(self.voice, messages, scope, "supporter", self._parse)
+
+    def _parse(self, reply: Reply) -> Generation:
+        response = self.rules.check(self.rules.text_of(reply))
+        return Generation(raw=reply.text, reasoning=None, response=response, format_ok=True, parse_kind="untagged")

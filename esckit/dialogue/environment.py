@@ -1,0 +1,120 @@
+"""One exchange of a supporter who is told a strategy, a seeker who answers, and a critic who rates (AFlow, 2602.08826).
+
+The environment is a function of an immutable dialogue, so search, rollout and evaluation share it with no reset and no
+copy. The critic reads the dialogue up to and including the supporter's turn, not the seeker's answer to it, so both are
+asked at the same time. How deep a conversation may go is its caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from esckit.errors import ModelError
+from esckit.ledger import Scope
+from esckit.protocols import Critic, Seeker, SeekerTurn, Supporter
+from esckit.types import Failure, FailureStage, Outcome, Scenario, Score, Turn
+
+
+class ScoredExchange(NamedTuple):
+    """What one exchange adds to a dialogue.
+
+    Attributes:
+        turns: The supporter's turn, tagged with its strategy, and the seeker's answer unless the seeker disengaged.
+        score: The critic's score of the supporter's turn.
+        outcome: ``DISENGAGED`` or ``RESOLVED`` if the conversation ends here, else None.
+    """
+
+    turns: tuple[Turn, ...]
+    score: Score
+    outcome: Outcome | None
+
+
+class CallFailed(Exception):
+    """A role gave nothing usable; carries the failure to record."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@contextmanager
+def recorded(stage: FailureStage, scope: Scope) -> Iterator[None]:
+    """Turn a role's :class:`~esckit.errors.ModelError` into the failure to record.
+
+    Args:
+        stage: The role, as failures name it.
+        scope: Where it is asked: (place, step).
+
+    Raises:
+        CallFailed: If the role raised a model error.
+    """
+    try:
+        yield
+    except ModelError as error:
+        place, step = scope.place
+        raise CallFailed(
+            Failure(
+                stage=stage,
+                turn=int(step),
+                kind=error.kind,
+                attempts=error.attempts,
+                message=str(error),
+                place=str(place),
+            )
+        ) from error
+
+
+async def to_the_end(*calls: Awaitable[Any]) -> list[Any]:
+    """Await calls together, all of them to their end, then raise the first one's error in the order given.
+
+    Attempt numbers, and with them seeds, must not depend on which of two calls failed first.
+    """
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The three roles that answer to a strategy."""
+
+    seeker: Seeker
+    supporter: Supporter
+    critic: Critic
+
+    async def exchange(
+        self, scenario: Scenario, turns: tuple[Turn, ...], strategy: str, scope: Scope
+    ) -> ScoredExchange:
+        """Play one exchange after a dialogue that ends with a seeker turn.
+
+        Args:
+            scenario: Private to the seeker and the critic's identity of the case.
+            turns: The dialogue so far.
+            strategy: Name of the strategy that the supporter is told.
+            scope: Where seeds come from: (place, step).
+
+        Raises:
+            CallFailed: If a role gave nothing usable; the critic's failure comes before the seeker's.
+        """
+        with recorded("supporter", scope):
+            written = await self.supporter.reply(turns, scope, strategy=strategy)
+        turn = Turn(speaker="supporter", text=written.response, strategy=strategy)
+        shown = (*turns, turn)
+        score, answer = await to_the_end(self._score(scenario, shown, scope), self._answer(scenario, shown, scope))
+        if answer.outcome is Outcome.DISENGAGED:
+            return ScoredExchange((turn,), score, Outcome.DISENGAGED)
+        return ScoredExchange((turn, Turn(speaker="seeker", text=answer.text)), score, answer.outcome)
+
+    async def _score(self, scenario: Scenario, turns: tuple[Turn, ...], scope: Scope) -> Score:
+        with recorded("critic", scope):
+            return await self.critic.score(scenario, turns, scope)
+
+    async def _answer(self, scenario: Scenario, turns: tuple[Turn, ...], scope: Scope) -> SeekerTurn:
+        with recorded("seeker", scope):
+            return await self.seeker.reply(scenario, turns, scope)

@@ -1,0 +1,158 @@
+"""The critic of AFlow (arXiv 2602.08826): four ratings of the last supporter turn, folded into one reward.
+
+``sampled`` reads four lines that the model writes; ``expected`` reads each criterion from one next-token distribution
+over the digits 1 to 5 and parses nothing. Read-outs are not interchangeable, so every record names its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from esckit.dialogue.ask import Voice, ask, finished_text
+from esckit.dialogue.environment import to_the_end
+from esckit.dialogue.rubric import RATINGS, Rubric, check_weights, weighted_reward
+from esckit.dialogue.utterance import as_tagged_lines
+from esckit.errors import ConfigError, ParseError, UnscoredError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.records import digest
+from esckit.types import Message, NextToken, Reply, RubricReading, Scenario, Score, Turn
+
+log = logging.getLogger(__name__)
+
+_RATING_LINE = re.compile(r"\s*([1-9])\s*:\s*([1-5])\s*")
+_LOW_MEAN_MASS = 0.5
+_WARN_AFTER = 20
+
+
+class RubricCritic:
+    """A chat model that rates the last supporter turn by a rubric.
+
+    Args:
+        voice: Model and settings.
+        prompt: A prompt with ``transcript`` and the optional ``criteria`` (``sampled``) and ``criterion``
+            (``expected``).
+        rubric: The criteria.
+        weights: Weight per criterion.
+        readout: How ratings are read.
+        show_strategy: Whether supporter turns show their strategy.
+        min_label_mass: With ``expected``, the least probability of all digits together for a turn to count as scored.
+
+    Raises:
+        ConfigError: If the weights do not fit the rubric, or the model cannot do the read-out.
+    """
+
+    def __init__(
+        self,
+        voice: Voice,
+        prompt: Prompt,
+        rubric: Rubric,
+        *,
+        weights: Mapping[str, float],
+        readout: Literal["sampled", "expected"],
+        show_strategy: bool,
+        min_label_mass: float,
+    ) -> None:
+        check_weights(weights, rubric)
+        if readout == "expected" and "next_token" not in voice.model.capabilities:
+            raise ConfigError(
+                f"model {voice.model.name} gives no next-token probabilities",
+                expected="a model that does",
+                hint="Set critic.readout: sampled",
+            )
+        self.voice = voice
+        self.prompt = prompt
+        self.rubric = rubric
+        self.weights = dict(weights)
+        self.readout = readout
+        self.show_strategy = show_strategy
+        self.min_label_mass = min_label_mass
+        self.identity = f"{rubric.name}/{digest([prompt.digest, rubric.digest])}"
+        self._n_masses, self._mass_sum, self._warned = 0, 0.0, False
+
+    async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
+        """Rate the last turn, which is a supporter's.
+
+        Raises:
+            ModelError: If no readable answer came; never replaced by a number.
+        """
+        transcript = as_tagged_lines(turns, show_strategy=self.show_strategy)
+        ratings, mass = await (
+            self._sampled(transcript, scope) if self.readout == "sampled" else self._expected(transcript, scope)
+        )
+        return Score(
+            values=ratings,
+            reward=weighted_reward(ratings, self.weights),
+            reading=RubricReading(readout=self.readout, critic=self.identity, ratings=ratings, label_mass=mass),
+        )
+
+    async def _sampled(self, transcript: str, scope: Scope) -> tuple[dict[str, float], None]:
+        criteria = "\n\n".join(c.as_text(number) for number, c in enumerate(self.rubric.criteria, start=1))
+        messages = self.prompt.render(transcript=transcript, criteria=criteria)
+        try:
+            ratings = await ask(self.voice, messages, scope, "critic", self._parse)
+        except ParseError as error:
+            unscored = UnscoredError(error.found, kind=error.kind, expected=error.expected, samples=error.samples)
+            unscored.attempts = error.attempts
+            raise unscored from error
+        return dict(zip(self.rubric.keys, ratings, strict=True)), None
+
+    def _parse(self, reply: Reply) -> list[float]:
+        return parse_ratings(finished_text(reply, "fail"), len(self.rubric.criteria))
+
+    async def _expected(self, transcript: str, scope: Scope) -> tuple[dict[str, float], float]:
+        prompts = [
+            self.prompt.render(transcript=transcript, criterion=criterion.as_text(number))
+            for number, criterion in enumerate(self.rubric.criteria, start=1)
+        ]
+        found = await to_the_end(*(self._distribution(messages, scope) for messages in prompts))
+        mass = min(distribution.label_mass for distribution in found)
+        self._watch(mass)
+        if mass <= 0.0 or mass < self.min_label_mass:
+            raise UnscoredError(
+                f"a probability of {mass:.3g} that the critic answers with a rating",
+                kind="label_mass",
+                expected=f"at least {self.min_label_mass}",
+            )
+        ratings = [expected_rating(distribution.probabilities) for distribution in found]
+        return dict(zip(self.rubric.keys, ratings, strict=True)), mass
+
+    async def _distribution(self, messages: Sequence[Message], scope: Scope) -> NextToken:
+        found = await self.voice.model.next_token(messages, RATINGS)
+        scope.spend("critic", found.usage)
+        return found
+
+    def _watch(self, mass: float) -> None:
+        """Warn once if the model mostly wants to answer something else than a rating."""
+        self._n_masses += 1
+        self._mass_sum += mass
+        mean = self._mass_sum / self._n_masses
+        if self._n_masses >= _WARN_AFTER and mean < _LOW_MEAN_MASS and not self._warned:
+            self._warned = True
+            log.warning("critic: ratings get a mean probability of %.2f only; its scores say little", mean)
+
+
+def parse_ratings(text: str, n_criteria: int) -> list[float]:
+    """Return the ratings of an answer of exactly one line ``N: rating`` per criterion, in order.
+
+    Raises:
+        ParseError: If a line is missing, doubled, out of order or no whole number from 1 to 5.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    found = [_RATING_LINE.fullmatch(line) for line in lines]
+    ratings = [float(match[2]) for number, match in enumerate(found, start=1) if match and int(match[1]) == number]
+    if len(lines) != n_criteria or len(ratings) != n_criteria:
+        raise ParseError(
+            "an answer that is not one rating per criterion",
+            expected=f"{n_criteria} lines 'number: rating' with ratings 1 to 5",
+            samples=(text,),
+        )
+    return ratings
+
+
+def expected_rating(probabilities: Sequence[float]) -> float:
+    """Return E = Σ_k k·p_k / Σ_k p_k over the ratings 1 to 5, in [1, 5]."""
+    return sum(k * p for k, p in enumerate(probabilities, start=1)) / sum(probabilities)

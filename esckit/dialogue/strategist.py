@@ -1,0 +1,162 @@
+"""The prompted strategist: a prior over strategies at a supporter decision (AFlow, arXiv 2602.08826).
+
+Two read-outs. ``json``: the model writes one probability per strategy. ``choices``: one scoring pass over the names of
+the strategies, or over option letters where a model only gives next-token probabilities; deterministic, for small
+models that cannot keep to the JSON form. A trained policy stands in the same place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, isfinite
+from string import ascii_uppercase
+from typing import Any, Literal
+
+from esckit.dialogue.ask import Voice, ask, finished_text
+from esckit.dialogue.utterance import as_tagged_lines
+from esckit.errors import ConfigError, ParseError, UnscoredError
+from esckit.ledger import Scope, uniform
+from esckit.prompts.prompt import Prompt
+from esckit.strategies.taxonomy import Taxonomy
+from esckit.types import Message, Reply, Scenario, Turn
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_SUM_RANGE = (0.98, 1.02)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedStrategist:
+    """A chat model as the prior of a search, or as the chooser of a simulation.
+
+    Attributes:
+        voice: Model and settings.
+        prompt: A prompt with ``definitions`` and ``transcript``, and the optional ``keys`` (``json``) and ``options``
+            (``choices``).
+        taxonomy: The strategies.
+        readout: How probabilities are read.
+    """
+
+    voice: Voice
+    prompt: Prompt
+    taxonomy: Taxonomy
+    readout: Literal["json", "choices"]
+
+    def __post_init__(self) -> None:
+        if self.readout == "choices" and not self.voice.model.capabilities & {"score", "next_token"}:
+            raise ConfigError(
+                f"model {self.voice.model.name} gives no log-probabilities",
+                expected="a model that can score choices",
+                hint="Set strategist.readout: json",
+            )
+        if self.readout == "choices" and len(self.taxonomy.names) > len(ascii_uppercase):
+            raise ConfigError(f"{len(self.taxonomy.names)} strategies", expected=f"at most {len(ascii_uppercase)}")
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names in taxonomy order."""
+        return self.taxonomy.names
+
+    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Return probabilities in taxonomy order; sum 1, and before a search smooths them some may be 0.
+
+        Raises:
+            ModelError: If no usable answer came within the allowed attempts.
+        """
+        if self.readout == "json":
+            messages = self._messages(turns, keys=", ".join(f'"{abbr}"' for abbr in self.taxonomy.abbrs))
+            return await ask(self.voice, messages, scope, "strategist", self._parse)
+        if "score" in self.voice.model.capabilities:
+            return await self._scored(turns, scope)
+        return await self._lettered(turns, scope)
+
+    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
+        """Return the most probable strategy; a tie is broken by a seeded draw.
+
+        Raises:
+            ModelError: If no usable answer came within the allowed attempts.
+        """
+        prior = await self.prior(scenario, turns, scope)
+        tied = [index for index, p in enumerate(prior) if p == max(prior)]
+        if len(tied) == 1:
+            return self.strategies[tied[0]]
+        chosen = int(uniform(scope.seed("tie")) * len(tied))
+        return self.strategies[tied[min(chosen, len(tied) - 1)]]
+
+    async def _scored(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Read the softmax over length-normalised log-probabilities of the names."""
+        messages = self._messages(turns, options="\n".join(f"- {name}" for name in self.strategies))
+        scores = await self.voice.model.score(messages, self.strategies)
+        scope.spend("strategist", scores.usage)
+        means = [choice.log_p / choice.n_tokens for choice in scores.choices]
+        best = max(means)
+        weights = [exp(mean - best) for mean in means]
+        return _normalised(weights)
+
+    async def _lettered(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Read the next-token probabilities of option letters."""
+        letters = ascii_uppercase[: len(self.strategies)]
+        options = "\n".join(f"{letter}. {name}" for letter, name in zip(letters, self.strategies, strict=True))
+        messages = self._messages(turns, options=f"{options}\nAnswer with the letter alone.")
+        found = await self.voice.model.next_token(messages, tuple(letters))
+        scope.spend("strategist", found.usage)
+        if found.label_mass <= 0.0:
+            raise UnscoredError("no option letter among the likely answers", expected=f"one of {', '.join(letters)}")
+        return _normalised(found.probabilities)
+
+    def _messages(self, turns: Sequence[Turn], *, keys: str | None = None, options: str | None = None) -> list[Message]:
+        return self.prompt.render(
+            definitions="\n".join(f"{s.abbr} ({s.name}): {s.definition}" for s in self.taxonomy.strategies),
+            transcript=as_tagged_lines(turns, show_strategy=True),
+            keys=keys,
+            options=options,
+        )
+
+    def _parse(self, reply: Reply) -> tuple[float, ...]:
+        return parse_probabilities(finished_text(reply, "fail"), self.taxonomy.abbrs)
+
+
+def parse_probabilities(text: str, keys: Sequence[str]) -> tuple[float, ...]:
+    """Return the probabilities of one JSON object, normalised, in the order of ``keys``.
+
+    Args:
+        text: One object, optionally in one code fence; its keys are exactly ``keys``, its values lie in [0, 1] and
+            sum to 1 within 0.02.
+        keys: Abbreviations in taxonomy order.
+
+    Raises:
+        ParseError: If it is anything else.
+    """
+    fenced = _FENCE.fullmatch(text.strip())
+    try:
+        found: Any = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise ParseError(f"no JSON object ({error})", samples=(text,)) from error
+    if not isinstance(found, dict) or set(found) != set(keys):
+        raise ParseError("other keys than the strategies", expected=f"exactly {', '.join(keys)}", samples=(text,))
+    values = [found[key] for key in keys]
+    if not all(_is_probability(value) for value in values):
+        raise ParseError("a value that is no probability", expected="numbers in [0, 1]", samples=(text,))
+    total = sum(values)
+    if not _SUM_RANGE[0] <= total <= _SUM_RANGE[1]:
+        raise ParseError(f"probabilities that sum to {total:.3g}", expected="a sum of 1", samples=(text,))
+    return _normalised(values)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; a key that occurs twice would silently win over the first."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _is_probability(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 <= value <= 1
+
+
+def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)

@@ -1,0 +1,162 @@
+"""A corpus dialogue as a tree without branches: what AFlow (arXiv 2602.08826) trains on without a search.
+
+Where the values of that ablation come from is not published. Here the critic scores every supporter turn, and the value
+of the node after turn t is the mean of R_t … R_{t+L}, cut at the end of the dialogue: the same return as in a search,
+on the reference path. The root's value is the mean over the supporter turns of the path. Supporter turns without a
+strategy stay in the text, are scored, and are no decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from esckit.dialogue.environment import CallFailed, recorded, to_the_end
+from esckit.errors import DataError
+from esckit.ledger import Ledger
+from esckit.protocols import Critic, StrategyPolicy
+from esckit.search.mcts import Provenance, Task, finished
+from esckit.search.rollouts import rubric_ratings
+from esckit.search.selection import smoothed
+from esckit.search.tree import Node, Tree
+from esckit.types import Failure, Score, SearchTree, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSettings:
+    """How a dialogue becomes a path.
+
+    Attributes:
+        max_depth: Most decisions taken from a dialogue.
+        horizon: Supporter turns L after a decision whose scores enter its value.
+        prior_smoothing: Uniform part mixed into every prior.
+    """
+
+    max_depth: int
+    horizon: int
+    prior_smoothing: float
+
+
+class _Spoken(NamedTuple):
+    """A supporter turn: the node it stands in or after, its number there, and the dialogue up to it."""
+
+    node: Node
+    step: int
+    dialogue: tuple[Turn, ...]
+    on_path: bool
+
+
+async def score_linear(
+    task: Task,
+    rest: Sequence[Turn],
+    *,
+    critic: Critic,
+    strategist: StrategyPolicy,
+    settings: LinearSettings,
+    provenance: Provenance,
+) -> SearchTree:
+    """Return a dialogue as a tree of one path, status ``linear``, or ``failed`` if any call gave nothing usable.
+
+    Args:
+        task: The dialogue's opening and ids.
+        rest: What follows the opening, runs of one speaker merged; starts with a supporter turn.
+        critic: Scores each supporter turn, given the dialogue up to it.
+        strategist: Gives the priors of the decisions.
+        settings: The knobs.
+        provenance: What the record says about its origin.
+
+    Raises:
+        DataError: If a turn has a strategy of another taxonomy.
+    """
+    ledger = Ledger(provenance.run_seed, task.tree_id)
+    tree = Tree(provenance.taxonomy.names, provenance.taxonomy.abbrs)
+    spoken = _lay_out(tree, task.opening, rest, settings)
+    deciding = tree.nodes[:-1]
+    scores, priors = await to_the_end(
+        to_the_end(*(_score(task, turn, critic, ledger) for turn in spoken)),
+        to_the_end(*(_prior(task, node, strategist, ledger) for node in deciding)),
+    )
+    failures = tuple(answer for answer in (*scores, *priors) if isinstance(answer, Failure))
+    if not failures:
+        for node, prior in zip(deciding, priors, strict=True):
+            node.prior = smoothed(prior, settings.prior_smoothing)
+        _set_values(tree, spoken, scores, settings.horizon)
+    return finished(
+        task,
+        provenance,
+        tree,
+        mcts={"max_depth": settings.max_depth, "rollout_turns": settings.horizon}
+        | {"prior_smoothing": settings.prior_smoothing},
+        status="failed" if failures else "linear",
+        failures=failures,
+        ledger=ledger,
+    )
+
+
+def _lay_out(tree: Tree, opening: tuple[Turn, ...], rest: Sequence[Turn], settings: LinearSettings) -> list[_Spoken]:
+    """Make the nodes; return the supporter turns to score."""
+    node = tree.plant(opening)
+    dialogue = opening
+    spoken: list[_Spoken] = []
+    on_path = True
+    for turn in rest:
+        dialogue = (*dialogue, turn)
+        if turn.speaker == "supporter":
+            if turn.strategy is not None and node.depth == settings.max_depth:
+                on_path = False
+            elif turn.strategy is not None:
+                node = tree.attach(node, _index(tree, turn.strategy), (), None)
+            if node.depth > 0:
+                step = sum(1 for earlier in spoken if earlier.node is node)
+                spoken.append(_Spoken(node, step, dialogue, on_path))
+        if on_path:
+            node.turns = (*node.turns, turn)
+    last = max((number for number, turn in enumerate(spoken) if turn.step == 0), default=-1)
+    return [turn for number, turn in enumerate(spoken) if turn.on_path or number <= last + settings.horizon]
+
+
+def _index(tree: Tree, strategy: str) -> int:
+    if strategy not in tree.strategies:
+        raise DataError(
+            f"strategy {strategy!r}",
+            field="strategy",
+            expected=f"one of {', '.join(tree.strategies)}",
+            hint="Set data.mapping to one that leads to the search's taxonomy",
+        )
+    return tree.strategies.index(strategy)
+
+
+def _set_values(tree: Tree, spoken: Sequence[_Spoken], scores: Sequence[Score], horizon: int) -> None:
+    rewards = [score.reward for score in scores]
+    for number, (turn, score) in enumerate(zip(spoken, scores, strict=True)):
+        if turn.step == 0:
+            node = turn.node
+            node.reward, node.ratings = score.reward, rubric_ratings(score)
+            node.visits, node.value = 1, _mean(rewards[number : number + horizon + 1])
+            node.first_return = node.value
+    if spoken:
+        on_path = [reward for turn, reward in zip(spoken, rewards, strict=True) if turn.on_path]
+        tree.root.visits, tree.root.value = 1, _mean(on_path)
+
+
+def _mean(rewards: Sequence[float]) -> float:
+    return sum(rewards) / len(rewards)
+
+
+async def _score(task: Task, turn: _Spoken, critic: Critic, ledger: Ledger) -> Score | Failure:
+    scope = ledger.at(turn.node.id, turn.step)
+    try:
+        with recorded("critic", scope):
+            return await critic.score(task.scenario, turn.dialogue, scope)
+    except CallFailed as failed:
+        return failed.failure
+
+
+async def _prior(task: Task, node: Node, strategist: StrategyPolicy, ledger: Ledger) -> tuple[float, ...] | Failure:
+    scope = ledger.at(node.id, 0)
+    try:
+        with recorded("strategist", scope):
+            return await strategist.prior(task.scenario, node.dialogue(), scope)
+    except CallFailed as failed:
+        return failed.failure
