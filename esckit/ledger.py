@@ -13,6 +13,7 @@ from hashlib import sha256
 from esckit.types import Usage
 
 _SEED_SPACE = 2**63
+_BELOW_ONE = 1.0 - 2.0**-53
 
 
 def derive_seed(*parts: str | int) -> int:
@@ -26,7 +27,8 @@ def derive_seed(*parts: str | int) -> int:
 
 def uniform(seed: int) -> float:
     """Return the uniform number in [0, 1) that belongs to a seed."""
-    return seed / _SEED_SPACE
+    # The largest seeds would round to 1.0, and an index drawn with that is out of range.
+    return min(seed / _SEED_SPACE, _BELOW_ONE)
 
 
 class Ledger:

@@ -6,6 +6,7 @@ order. Not here: run folders (:mod:`esckit.runs`) and foreign corpora (:mod:`esc
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -122,6 +123,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         errno.EACCES: ("no permission to write", "Choose another folder with --out"),
         errno.EPERM: ("no permission to write", "Choose another folder with --out"),
         errno.ENOTDIR: ("a file is where a folder is needed", "Choose another folder with --out"),
+        errno.EEXIST: ("a file is where a folder is needed", "Choose another folder with --out"),
     }
     found, hint = reasons.get(error.errno or 0, (error.strerror or str(error), None))
     return StorageError(f"cannot write {path}: {found}", hint=hint)
@@ -200,17 +202,26 @@ class JsonlAppender:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError as error:
-            os.ftruncate(self._fd, self._end)
-            os.lseek(self._fd, self._end, os.SEEK_SET)
+            # Where even this fails, whoever opens the file next cuts the line off.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+                os.lseek(self._fd, self._end, os.SEEK_SET)
             raise storage_error(error, self.path) from error
         self._end += len(data)
 
     def close(self) -> None:
         """Flush to the disk and close; calling it twice is harmless."""
-        if self._fd >= 0:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            # A device or pipe cannot be flushed; a file that cannot has lost something.
+            if error.errno != errno.EINVAL:
+                raise storage_error(error, self.path) from error
+        finally:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         """Return the appender."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import esckit
-from esckit.errors import ConfigError, DataError, StorageError
+from esckit.errors import ConfigError, DataError, EsckitError, StorageError
 from esckit.records import JsonlAppender, digest, storage_error, write_json
 
 MANIFEST = "manifest.json"
@@ -78,16 +78,9 @@ class RunFolder:
             ConfigError: If the folder belongs to another command or recipe, or holds something else.
             StorageError: If it cannot be written, or another process is writing it.
         """
+        operational = tuple(operational)
         identity = without(recipe, operational)
-        manifest = read_manifest(path) if (path / MANIFEST).is_file() else None
-        if manifest is not None:
-            _check_owner(path, manifest, command, without(manifest["recipe"], operational), identity)
-        elif path.is_dir() and any(child.name != ".lock" for child in path.iterdir()):
-            raise ConfigError(
-                f"{path} is not empty and is no run folder", hint="Choose another folder with --out, or empty it"
-            )
-        elif path.exists() and not path.is_dir():
-            raise ConfigError(f"{path} is a file", expected="a folder, or nothing", hint="Choose another --out")
+        _own_manifest(path, command, identity, operational)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock_fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -100,8 +93,14 @@ class RunFolder:
             raise StorageError(
                 f"{path} is in use by another esckit process", hint="Wait for it, or choose another --out"
             ) from error
-        run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
-        run.update_manifest(recipe=dict(recipe), status="running", versions=_versions())
+        try:
+            # Again: between the first look and the lock another process may have made the folder its own.
+            manifest = _own_manifest(path, command, identity, operational)
+            run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
+            run.update_manifest(recipe=dict(recipe), status="running", versions=_versions())
+        except EsckitError:
+            os.close(lock_fd)
+            raise
         return run
 
     @property
@@ -158,7 +157,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError("no JSON", path=str(source)) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
         raise DataError("another kind of manifest", path=str(source), expected=f"schema {MANIFEST_SCHEMA!r}")
+    missing = sorted({"command", "recipe", "recipe_digest"} - manifest.keys())
+    if missing:
+        raise DataError(f"a manifest without {', '.join(missing)}", path=str(source))
     return manifest
+
+
+def _own_manifest(
+    path: Path, command: str, identity: Mapping[str, Any], operational: Iterable[str]
+) -> dict[str, Any] | None:
+    """Return the manifest of a folder that belongs to this recipe, None if it is new or empty; else refuse it."""
+    if (path / MANIFEST).is_file():
+        manifest = read_manifest(path)
+        _check_owner(path, manifest, command, without(manifest["recipe"], operational), identity)
+        return manifest
+    if path.is_dir():
+        # The lock, or a manifest that was not finished, is what a run leaves that died at once.
+        if any(not child.name.startswith((".lock", f".{MANIFEST}.")) for child in path.iterdir()):
+            raise ConfigError(
+                f"{path} is not empty and is no run folder", hint="Choose another folder with --out, or empty it"
+            )
+    elif path.exists():
+        raise ConfigError(f"{path} is a file", expected="a folder, or nothing", hint="Choose another --out")
+    return None
 
 
 def _check_owner(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,25 +22,34 @@ BackboneArgument = Annotated[
 
 @app.command("list")
 def list_backbones(as_json: JsonOption = False) -> None:
-    """List the registered base models."""
+    """List the registered base models: name, millions of parameters, context length, licence, origin."""
     from esckit.models.backbones import load_backbones
 
     known = load_backbones()
     if as_json:
-        rows = [{"name": name, **backbone.model_dump(mode="json")} for name, backbone in known.items()]
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        typer.echo(json.dumps([each.model_dump(mode="json") for each in known.values()], ensure_ascii=False, indent=2))
         return
     width = max(map(len, known), default=0)
-    for name, backbone in known.items():
-        typer.echo(f"{name:<{width}}  {backbone.hub_id or '(built in memory)'}  [{backbone.licence}]")
+    for each in known.values():
+        origin = each.hub or "built in memory"
+        origin += f" (ships in {each.package})" if each.package else " (login and consent needed)" if each.gated else ""
+        typer.echo(f"{each.name:<{width}}  {each.parameters:>8g} M  {each.context:>9,}  {each.licence:<12}  {origin}")
 
 
 @app.command()
 def show(backbone: BackboneArgument, as_json: JsonOption = False) -> None:
-    """Print what is known about a base model: a registered name, a local folder or a hub id."""
-    from esckit.models.backbones import resolve_backbone
+    """Print what is known about a base model: a registered name, a local folder or a hub id. Uses no network."""
+    from esckit.models.backbones import find_backbone
 
-    echo_facts(resolve_backbone(backbone).model_dump(mode="json"), as_json=as_json)
+    source = find_backbone(backbone)
+    facts: dict[str, Any] = {"name": source.name, "kind": source.kind, "hub": source.hub}
+    if source.folder is not None:
+        facts["folder"] = str(source.folder)
+    if source.backbone is not None:
+        entry = source.backbone.model_dump(mode="json")
+        facts |= {"registered": entry["name"], **{key: entry[key] for key in entry if key not in {*facts, "kind"}}}
+        facts["use"] = entry["kind"]
+    echo_facts(facts, as_json=as_json)
 
 
 @app.command()

@@ -1,0 +1,220 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from esckit import __version__
+from esckit.cli import app as cli
+from esckit.cli.logs import Settings, configure_logging
+from esckit.errors import BudgetError, ConfigError, DataError, EsckitError
+from esckit.registry import load_attr
+
+HEAVY = ("torch", "transformers", "numpy", "datasets", "openai", "peft", "trl", "accelerate", "evaluate", "scipy")
+HERE = [command.name for command in cli.COMMANDS if command.target]
+ABSENT = [command.name for command in cli.COMMANDS if not command.target]
+
+
+def esckit(*args: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "esckit", *args], capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def leaves_with(monkeypatch, raised: BaseException, argv: tuple[str, ...] = ("recipes", "list")) -> int:
+    """Return the exit code of ``main`` when a command raises."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["esckit", *argv])
+    monkeypatch.setattr("esckit.config.catalogue.shipped_recipes", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+def test_all_six_commands_and_three_groups_are_in_the_table():
+    assert {"search", "train-flow", "simulate", "train-reward", "train-rl", "evaluate"} <= {*HERE, *ABSENT}
+    assert {"simulate", "data", "recipes", "backbones"} <= set(HERE)
+    for command in cli.COMMANDS:
+        if command.target:
+            load_attr(command.target)
+
+
+def test_help_shows_what_is_there_and_hides_what_is_not():
+    shown = esckit("--help")
+    assert shown.returncode == 0
+    assert all(f" {name} " in shown.stdout for name in HERE)
+    assert not any(f" {name} " in shown.stdout for name in ABSENT)
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("--version",), *((name, "--help") for name in HERE)], ids=" ".join)
+def test_help_is_light_and_works(argv):
+    code = f"""
+        import sys
+        from esckit.cli.app import main
+        sys.argv = ["esckit", *{argv!r}]
+        try:
+            main()
+        except SystemExit as leaving:
+            heavy = sorted(set({HEAVY!r}) & set(sys.modules))
+            sys.exit(leaving.code or ", ".join(heavy) or None)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.parametrize("rest", [(), ("--help",), ("x", "--set", "a=b")], ids=" ".join)
+def test_a_command_without_engine_says_so(name, rest, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["esckit", name, *rest])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert f"'esckit {name}' is not part of this version" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_a_usage_error_with_a_suggestion():
+    done = esckit("simulat")
+    assert done.returncode == 2
+    assert "simulate" in done.stderr
+
+
+def test_the_version_is_printed():
+    assert esckit("--version").stdout == f"esckit {__version__}\n"
+
+
+def test_an_error_is_found_expected_and_what_to_do_on_stderr(monkeypatch, capsys):
+    error = DataError("[red]3[/red] turns", path="a[b].json", record=4, expected="[5]", hint="Look at [it].")
+    assert leaves_with(monkeypatch, error) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == ("error: a[b].json: record 4: found [red]3[/red] turns\n  expected: [5]\n  Look at [it].\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (ConfigError("x"), 2),
+        (EsckitError("x"), 2),
+        (BudgetError("x"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(monkeypatch, raised, code):
+    assert leaves_with(monkeypatch, raised) == code
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["esckit", "recipes", "list"])
+
+    def bug() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("esckit.config.catalogue.shipped_recipes", bug)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main()
+
+
+def test_ctrl_c_leaves_with_130(tmp_path):
+    marker = tmp_path / "asleep"
+    code = f"""
+        import pathlib, sys, time
+        import esckit.config.catalogue as catalogue
+        def wait():
+            pathlib.Path({str(marker)!r}).touch()
+            time.sleep(60)
+        catalogue.shipped_recipes = wait
+        sys.argv = ["esckit", "recipes", "list"]
+        from esckit.cli.app import main
+        main()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True)
+    while not marker.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "Interrupted.\n"
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "esckit", "recipes", "schema", "simulate"],
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        (Settings(), logging.WARNING),
+        (Settings(verbose=1), logging.INFO),
+        (Settings(verbose=5), logging.DEBUG),
+        (Settings(quiet=True, verbose=2), logging.ERROR),
+    ],
+)
+def test_logging_is_configured_once_on_stderr(settings, level, capsys):
+    logger = logging.getLogger("esckit")
+    before = (logger.handlers, logger.level)
+    try:
+        for _ in range(2):
+            configure_logging(settings)
+        assert (len(logger.handlers), logger.level) == (1, level)
+        logging.getLogger("esckit.models").error("careful")
+        assert capsys.readouterr().err == "error: careful\n"
+    finally:
+        logger.handlers, logger.level = before
+
+
+def test_a_wrong_recipe_is_one_message_without_traceback(tmp_path):
+    done = esckit("simulate", "smoke/simulate_scripted", "--set", "data.pth=x", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "data.pth (--set): unknown field; did you mean 'path'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_is_light_and_prints_bounds(tmp_path):
+    code = f"""
+        import sys
+        from esckit.cli.app import main
+        sys.argv = ["esckit", "simulate", "smoke/simulate_scripted", "--dry-run", "--json"]
+        try:
+            main()
+        except SystemExit as leaving:
+            sys.exit(leaving.code or ", ".join(sorted(set({HEAVY!r}) & set(sys.modules))) or None)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["futures"] == 2 * facts["contexts"]
+    assert facts["calls_at_most"]["critic"] == facts["futures"] * 4 * 10
+    assert list(tmp_path.iterdir()) == []

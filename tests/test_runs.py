@@ -1,0 +1,159 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from esckit.errors import ConfigError, DataError, StorageError
+from esckit.runs import RunFolder, differing_fields, read_manifest, without
+
+RECIPE = {
+    "command": "simulate",
+    "seed": 7,
+    "simulation": {"horizon": 8, "retry_failed": False},
+    "concurrency": {"futures": 64},
+}
+OPERATIONAL = ("concurrency", "*.retry_failed")
+
+
+def opened(path, recipe=RECIPE, command="simulate"):
+    return RunFolder.open(path, command=command, recipe=recipe, operational=OPERATIONAL)
+
+
+def changed(**sections):
+    return {**RECIPE, **sections}
+
+
+def test_operational_paths_are_left_out():
+    assert without(RECIPE, OPERATIONAL) == {"command": "simulate", "seed": 7, "simulation": {"horizon": 8}}
+    assert without(RECIPE, ["simulation.horizon"])["simulation"] == {"retry_failed": False}
+    assert RECIPE["simulation"] == {"horizon": 8, "retry_failed": False}
+
+
+def test_differing_fields_are_dotted_and_sorted():
+    assert differing_fields(RECIPE, changed(seed=8, simulation={"horizon": 2}, extra=1)) == [
+        "extra",
+        "seed",
+        "simulation.horizon",
+        "simulation.retry_failed",
+    ]
+
+
+def test_the_manifest_says_what_made_the_folder(tmp_path):
+    with opened(tmp_path / "run") as run:
+        assert read_manifest(run.path)["status"] == "running"
+        run.update_manifest(spent={"calls": 3})
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["status"] == "complete"
+    assert (manifest["command"], manifest["recipe"], manifest["spent"]) == ("simulate", RECIPE, {"calls": 3})
+    assert manifest["recipe_digest"] == run.id
+    assert {"esckit", "python"} <= set(manifest["versions"])
+
+
+def test_the_same_recipe_resumes_whatever_is_operational(tmp_path):
+    run = opened(tmp_path)
+    with pytest.raises(KeyError), run, run.appender("x.jsonl") as lines:
+        raise KeyError(lines.append({"a": 1}))
+    assert read_manifest(tmp_path)["status"] == "stopped"
+    other = changed(concurrency={"futures": 1}, simulation={"horizon": 8, "retry_failed": True})
+    with opened(tmp_path, other) as again:
+        assert again.id == run.id
+        assert again.manifest["created"] == run.manifest["created"]
+        assert again.manifest["recipe"] == other
+        assert again.file("x.jsonl").read_text() == '{"a": 1}\n'
+
+
+def test_another_recipe_is_refused_with_the_names_of_the_fields(tmp_path):
+    opened(tmp_path).close("complete")
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        opened(tmp_path, changed(seed=8, simulation={"horizon": 2, "retry_failed": False}))
+    assert "belongs to another recipe: seed, simulation.horizon differ" in caught.value.headline
+    with pytest.raises(ConfigError, match="another recipe: seed differs"):
+        opened(tmp_path, changed(seed=8))
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_another_command_is_refused(tmp_path):
+    opened(tmp_path).close("complete")
+    with pytest.raises(ConfigError, match="belongs to a run of 'simulate'"):
+        opened(tmp_path, command="search")
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="not empty and is no run folder"):
+        opened(tmp_path)
+    assert [child.name for child in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ConfigError, match="is a file"):
+        opened(tmp_path / "thesis.txt")
+
+
+def test_a_folder_that_died_before_its_manifest_can_be_used(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".manifest.json.abc123").write_text("{")
+    opened(tmp_path).close("complete")
+
+
+def test_a_disk_that_is_full_at_the_start_lets_the_folder_go(tmp_path, monkeypatch):
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            opened(tmp_path)
+    opened(tmp_path).close("complete")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"schema": "esckit.manifest/9"}', '{"schema": "esckit.manifest/1"}']
+)
+def test_a_broken_manifest_is_a_data_error(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError):
+        opened(tmp_path)
+
+
+def test_a_folder_without_manifest_is_no_run_folder(tmp_path):
+    with pytest.raises(DataError, match="no run folder"):
+        read_manifest(tmp_path)
+
+
+def test_a_second_process_is_refused_while_the_first_writes(tmp_path):
+    code = textwrap.dedent(f"""
+        import json, sys
+        from esckit.errors import StorageError
+        from esckit.runs import RunFolder
+        from pathlib import Path
+        try:
+            RunFolder.open(Path(sys.argv[1]), command="simulate", recipe=json.loads(sys.argv[2]),
+                           operational={OPERATIONAL!r}).close("complete")
+        except StorageError as error:
+            print(error)
+            raise SystemExit(2)
+    """)
+    arguments = [sys.executable, "-c", code, str(tmp_path / "run"), json.dumps(RECIPE)]
+    with opened(tmp_path / "run"):
+        second = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 2, second.stderr
+        assert "in use by another esckit process" in second.stdout
+    third = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert third.returncode == 0, third.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_place_is_a_storage_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="no permission to write"):
+        opened(tmp_path / "run")
+
+
+def test_closing_twice_is_harmless_and_keeps_the_first_status(tmp_path):
+    run = opened(tmp_path)
+    run.close("complete")
+    run.close("stopped")
+    assert read_manifest(tmp_path)["status"] == "complete"
