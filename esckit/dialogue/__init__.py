@@ -1,0 +1,1 @@
+"""One conversation: seeker, supporter, strategist, critic, environment and rollout; dialogue in, dialogue out."""
