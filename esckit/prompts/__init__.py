@@ -1,0 +1,1 @@
+"""Prompts as YAML, one a role: declared variables, one-pass rendering, a digest for provenance."""
