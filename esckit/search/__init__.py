@@ -1,0 +1,1 @@
+"""Monte Carlo tree search over protocols only; trees and their flat records."""
