@@ -1,0 +1,1 @@
+"""Objectives as pure tensor functions, and what assembles them into training."""
