@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from esckit.datasets.contexts import contexts
+from esckit.datasets.contexts import SupporterOpening, contexts
 from esckit.errors import DataError
 from esckit.ledger import derive_seed
 from esckit.types import Context, Dialogue, Turn
@@ -15,7 +15,7 @@ def build_contexts(
     *,
     run_seed: int,
     per_dialogue: int | None,
-    supporter_opening: str,
+    supporter_opening: SupporterOpening,
     situation_first: bool,
 ) -> tuple[Context, ...]:
     """Return the contexts of merged dialogues, in order.

@@ -22,6 +22,7 @@ from esckit.models.budget import Budget, BudgetedModel, Limits, Prices
 from esckit.protocols import ChatModel
 
 if TYPE_CHECKING:
+    from esckit.models.endpoint import EndpointModel
     from esckit.models.local import LocalModel
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class ModelPool:
         self._executor = executor
         self._budget = Budget(Limits.model_validate(budget.model_dump()))
         self._models: dict[str, ChatModel] = {}
+        self._endpoints: list[EndpointModel] = []
         self._kinds: set[str] = set()
 
     def model(self, binding: RoleOptions) -> ChatModel:
@@ -86,9 +88,11 @@ class ModelPool:
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says about the models."""
-        return {
+        found = {
             key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
         }
+        notes = [note for endpoint in self._endpoints for note in endpoint.notes]
+        return {"models": found, "notes": notes} if notes else {"models": found}
 
     def spent(self) -> dict[str, int | float]:
         """Return what this go has used up."""
@@ -136,9 +140,8 @@ class ModelPool:
                 )
             case EndpointBinding():
                 self._kinds.add("endpoint")
-                from esckit.models.endpoint import EndpointModel
-
-                return EndpointModel.build(binding)
+                self._endpoints.append(endpoint := _endpoint(binding))
+                return endpoint
             case ScriptedBinding():
                 from esckit.models.scripted import load_scripted
 
@@ -149,3 +152,16 @@ class ModelPool:
                 )
             case _:
                 raise TypeError(f"no model kind {type(binding).__name__}")
+
+
+def _endpoint(binding: EndpointBinding) -> EndpointModel:
+    """Return the endpoint model of a binding: a shipped endpoint by name, or an address."""
+    from esckit.models.endpoint import EndpointModel
+    from esckit.models.endpoints import load_endpoint
+
+    if isinstance(binding.endpoint, str):
+        spec = load_endpoint(binding.endpoint)
+        return EndpointModel(
+            spec.base_url, binding.model, label=binding.endpoint, api_key_env=spec.api_key_env, lacks=spec.lacks
+        )
+    return EndpointModel(binding.endpoint.base_url, binding.model, api_key_env=binding.endpoint.api_key_env)

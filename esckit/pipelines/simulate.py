@@ -128,7 +128,7 @@ async def _run(
         await pool.check()
         with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
             folder.update_manifest(
-                data=selection.facts(), prompts=_prompt_ids(recipe), models=pool.facts(), determinism=pool.determinism()
+                data=selection.facts(), prompts=_prompt_ids(recipe), determinism=pool.determinism(), **pool.facts()
             )
             write_records(folder.file("contexts.jsonl"), contexts)
             try:
@@ -138,7 +138,7 @@ async def _run(
                 raise
             finally:
                 progress.close()
-                folder.update_manifest(spent=pool.spent())
+                folder.update_manifest(spent=pool.spent(), **pool.facts())
             futures = _settle(folder, contexts)
             summary = summarise(contexts, futures)
             write_json(folder.file("summary.json"), summary)
