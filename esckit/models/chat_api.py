@@ -16,7 +16,7 @@ from esckit.errors import BackendError
 from esckit.types import Message, Sampling, StopReason, Usage
 
 MAX_ALTERNATIVES = 20
-_FEWER_ALTERNATIVES = {20: 10, 10: 5, 5: 1}
+_FEWER_ALTERNATIVES = {20: 10, 10: 5}
 _SEED_MASK = 0x7FFF_FFFF
 _NEUTRAL: Mapping[str, object] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 _EXTENSIONS = ("top_k", "repetition_penalty")
@@ -149,7 +149,7 @@ class _Token(BaseModel):
     logprob: float
 
 
-class _Position(_Token):
+class _Position(BaseModel):
     top_logprobs: tuple[_Token, ...] = ()
 
 
@@ -182,15 +182,16 @@ class Answer(BaseModel):
 
     @property
     def alternatives(self) -> dict[str, float]:
-        """Probability per first token, as far as the server lists them; empty without log-probabilities."""
+        """Probability per first token, as far as the server lists them; empty without log-probabilities.
+
+        The token that was drawn counts only if it is listed, or the result would depend on the draw.
+        """
         log_probs = self.choices[0].logprobs
         if log_probs is None or not log_probs.content:
             return {}
-        first = log_probs.content[0]
         listed: dict[str, float] = {}
-        for token in first.top_logprobs:
+        for token in log_probs.content[0].top_logprobs:
             listed[token.token] = listed.get(token.token, 0.0) + math.exp(min(token.logprob, 0.0))
-        listed.setdefault(first.token, math.exp(min(first.logprob, 0.0)))
         return listed
 
     def text(self) -> tuple[str, StopReason]:
@@ -204,11 +205,12 @@ class Answer(BaseModel):
             raise BackendError("an answer that the server's content filter withheld or cut")
         if choice.message.refusal:
             raise BackendError("a refusal in place of an answer", samples=(choice.message.refusal,))
-        if choice.message.content is None:
-            raise BackendError("an answer without text", expected="choices[0].message.content")
         if choice.finish_reason not in ("stop", "length"):
-            raise BackendError(f"finish_reason {choice.finish_reason!r}", expected="'stop' or 'length'")
-        return choice.message.content, StopReason(choice.finish_reason)
+            raise BackendError(f"an answer with finish_reason {choice.finish_reason!r}", expected="'stop' or 'length'")
+        # A model that reasons out of sight can spend all its tokens on that; then it said nothing, and was cut.
+        if choice.message.content is None and choice.finish_reason == "stop":
+            raise BackendError("an answer without text", expected="choices[0].message.content")
+        return choice.message.content or "", StopReason(choice.finish_reason)
 
 
 def parse_answer(text: str) -> Answer:

@@ -33,7 +33,7 @@ from esckit.registry import did_you_mean, nearest
 from esckit.resources import shipped_dir
 from esckit.types import Message, Record
 
-_LABELLED_LINE = re.compile(r"^\**[^\W\d][\w -]{0,20}\**: ", re.MULTILINE)
+_LABELLED_LINE = re.compile(r"^(?:patient|therapist|seeker|supporter|user|assistant)(?: \[[^\]]*\])?: ", re.I | re.M)
 
 
 def _compiles(pattern: str) -> str:
@@ -149,8 +149,8 @@ def last_user_text(messages: Sequence[Message]) -> str:
 def n_turns(messages: Sequence[Message]) -> int:
     """Return the length of the conversation in a prompt.
 
-    That is its user and assistant messages, or the labelled lines (``Patient: …``) in its last user message, whichever
-    is more: roles that take part see messages, those that judge see lines.
+    That is its user and assistant messages, or the lines in its last user message that begin with a speaker (``Patient:
+    …``, ``Supporter [Clarification]: …``), whichever is more: who takes part may see messages, who judges sees lines.
     """
     n_messages = sum(message.role != "system" for message in messages)
     return max(n_messages, len(_LABELLED_LINE.findall(last_user_text(messages))))

@@ -120,6 +120,12 @@ def test_a_blank_answer_is_what_the_model_said(server: FakeServer) -> None:
     assert run(server, complete()).text == ""
 
 
+def test_no_text_before_the_limit_is_a_cut_blank_answer(server: FakeServer) -> None:
+    server.usual = completion(None, "length")
+    reply = run(server, complete())
+    assert (reply.text, reply.stop_reason) == ("", StopReason.LENGTH)
+
+
 def test_missing_usage_is_no_usage(server: FakeServer) -> None:
     server.usual = completion()
     del server.usual.body["usage"]
@@ -535,6 +541,12 @@ def test_fewer_alternatives_are_asked_for_where_twenty_are_refused(server: FakeS
 
     run(server, read_twice, log_probs=True)
     assert [body["top_logprobs"] for body in server.chats] == [20, 10, 5, 5]
+
+
+def test_log_probabilities_without_alternatives_are_no_distribution(server: FakeServer) -> None:
+    server.usual = with_log_probs([("Hi", -0.1)])
+    del server.usual.body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert run(server, checked_capabilities, log_probs="auto") == frozenset()
 
 
 def test_a_missing_distribution_is_an_error_and_not_zeros(server: FakeServer) -> None:

@@ -107,7 +107,7 @@ def test_replies_may_follow_the_length_of_the_conversation() -> None:
 
 
 def test_turns_are_messages_or_labelled_lines() -> None:
-    lines = "The talk:\nPatient: I am low\nTherapist: Since when?\nPatient: May\n\nIs it better?"
+    lines = "The talk:\nSeeker: I am low\nSupporter [Clarification]: Since when?\nSeeker: May\n\nSame: no change"
     assert n_turns(talk(5)) == 5
     assert n_turns([Message("system", "x"), Message("user", lines)]) == 3
 
@@ -265,7 +265,7 @@ def test_shipped_scripts_load_by_name_and_by_path(name: str) -> None:
 
 def replies(name: str) -> set[str]:
     model = load_scripted(name)
-    prompts = [talk(n) for n in (1, 6, 12, 30)]
+    prompts = [[*talk(n), Message("user", f"This is your turn number {n}.")] for n in (1, 6, 12, 30)]
     return {complete(model, prompt, seed=seed, max_tokens=256).text for prompt in prompts for seed in range(60)}
 
 
