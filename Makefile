@@ -34,6 +34,11 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+demo: $(STAMP)
+	$(BIN)/esckit data inspect sample:esconv
+	$(BIN)/esckit simulate smoke/simulate
+	@echo "The futures lie in runs/simulate-smoke/futures.jsonl; 'esckit recipes list' shows what else can be run."
+
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 

@@ -41,8 +41,9 @@ def echo_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
         return
-    width = max((len(name) for name in facts), default=0)
-    for name, value in facts.items():
+    shown = {name: value for name, value in facts.items() if name != "schema"}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
 
 
