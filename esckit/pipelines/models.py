@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +19,9 @@ from esckit.config.recipe import Executor
 from esckit.dialogue.ask import Voice
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError
+from esckit.models.backbones import find_backbone
 from esckit.models.budget import Budget, BudgetedModel, Limits, Prices
+from esckit.models.endpoints import load_endpoint
 from esckit.protocols import ChatModel
 
 if TYPE_CHECKING:
@@ -26,6 +29,19 @@ if TYPE_CHECKING:
     from esckit.models.local import LocalModel
 
 log = logging.getLogger(__name__)
+
+
+def look_up(bindings: Iterable[RoleOptions | None]) -> None:
+    """Check that every model named in a recipe is known, before anything heavy is imported or loaded.
+
+    Raises:
+        ConfigError: If a backbone or an endpoint is unknown, or a folder is no model.
+    """
+    for binding in bindings:
+        if isinstance(binding, BackboneBinding):
+            find_backbone(binding.backbone)
+        elif isinstance(binding, EndpointBinding) and isinstance(binding.endpoint, str):
+            load_endpoint(binding.endpoint)
 
 
 class ModelPool:
@@ -157,7 +173,6 @@ class ModelPool:
 def _endpoint(binding: EndpointBinding) -> EndpointModel:
     """Return the endpoint model of a binding: a shipped endpoint by name, or an address."""
     from esckit.models.endpoint import EndpointModel
-    from esckit.models.endpoints import load_endpoint
 
     if isinstance(binding.endpoint, str):
         spec = load_endpoint(binding.endpoint)

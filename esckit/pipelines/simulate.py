@@ -26,7 +26,7 @@ from esckit.errors import ConfigError, EsckitError
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool
+from esckit.pipelines.models import ModelPool, look_up
 from esckit.pipelines.simulate_summary import summarise
 from esckit.prompts.prompt import load_prompt
 from esckit.records import read_records, write_json, write_records
@@ -110,6 +110,8 @@ def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) 
 
 
 def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
+    roles = recipe.models
+    look_up((roles.supporter, roles.seeker, roles.critic, roles.strategist))
     selection = select_dialogues(recipe.data, taxonomy=None)
     return selection, build_contexts(
         selection.dialogues,

@@ -1,5 +1,6 @@
 """Scripted talk for pipeline tests: plain functions of (messages, sampling, seed)."""
 
+import time
 from collections.abc import Sequence
 
 from esckit.types import Message, Sampling
@@ -34,3 +35,17 @@ def sometimes_nonsense(messages: Sequence[Message], sampling: Sampling, seed: in
     """Say nothing readable in about one talk of eight, decided by what is judged."""
     text = messages[-1].content
     return "Hm." if sum(map(ord, text[:400])) % 8 == 0 else critic(messages, sampling, seed)
+
+
+def slow_supporter(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
+    time.sleep(0.02)
+    return supporter(messages, sampling, seed)
+
+
+def slow_seeker(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
+    time.sleep(0.02)
+    return seeker(messages, sampling, seed)
+
+
+def slow_critic(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
+    return critic(messages, sampling, seed)
