@@ -114,8 +114,13 @@ class _Resolver:
         )
 
     def _check_fit(self, own: Taxonomy) -> None:
-        """Refuse a mapping that does not lead from the corpus's taxonomy to the wanted one, or a missing one."""
-        mapping, target = self.rules.mapping, self.rules.target
+        """Refuse rules that the corpus's taxonomy does not bear: a mapping from elsewhere, or none where one is due."""
+        mapping, target, blank_as = self.rules.mapping, self.rules.target, self.rules.blank_as
+        if blank_as is not None and own.find(blank_as) is None:
+            raise ConfigError(
+                f"blank_as {blank_as!r}, which taxonomy {own.name} does not know",
+                expected=f"one of {', '.join(own.names)}",
+            )
         if mapping is not None:
             ends = (load_taxonomy(mapping.source).name, load_taxonomy(mapping.target).name)
             wanted = (own.name, target.name if target else ends[1])
