@@ -25,7 +25,8 @@ from esckit.types import ChoiceScores, Message, NextToken, Reply, Sampling
 log = logging.getLogger(__name__)
 
 _CHAT = "/chat/completions"
-_ONCE = RetryPolicy(max_retries=0)
+# Once more, since some servers drop a kept connection after an error; bounded by the time limit of the check.
+_BRIEFLY = RetryPolicy(max_retries=1, first_wait_s=0.2, max_wait_s=1.0)
 _REFUSALS = (400, 422)
 _N_MODELS_SHOWN = 8
 
@@ -94,7 +95,7 @@ class EndpointModel:
         return tuple(self._notes.values())
 
     async def check(self) -> None:
-        """Find out, in one bounded go and without retries, whether the server can be used as configured.
+        """Find out, in bounded time, whether the server can be used as configured.
 
         The server's list of models answers where it has one. Without it, or to learn whether there are
         log-probabilities, one token is asked for.
@@ -165,7 +166,7 @@ class EndpointModel:
     async def _listed_models(self) -> tuple[str, ...]:
         """Return the ids that the server lists; none if it has no list or does not show it to this key."""
         try:
-            text = await self._transport.get("/models", retries=_ONCE)
+            text = await self._transport.get("/models", retries=_BRIEFLY)
             return tuple(model.id for model in _ModelList.model_validate_json(text).data)
         except ValidationError:
             return ()
@@ -179,7 +180,7 @@ class EndpointModel:
         fields = sampling_fields(Sampling(max_tokens=1), 0)
         try:
             answer = await self._negotiate(
-                [Message("user", "Hello")], fields, log_probs=self._probes_log_probs, retries=_ONCE
+                [Message("user", "Hello")], fields, log_probs=self._probes_log_probs, retries=_BRIEFLY
             )
         except HttpFailure as failure:
             # Some models refuse to stop after one token; being listed shows well enough that they are there.

@@ -13,12 +13,13 @@ from typing import Any
 
 @dataclass
 class Canned:
-    """One HTTP answer: JSON or raw text, after a wait."""
+    """One HTTP answer: JSON or raw text, after a wait; or a connection that is dropped without one."""
 
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     wait_s: float = 0.0
+    is_dropped: bool = False
 
 
 def completion(text: str | None = "hello", finish: str | None = "stop", **choice: Any) -> Canned:
@@ -100,6 +101,9 @@ class FakeServer:
         time.sleep(answer.wait_s)
         with self._lock:
             self.n_at_once -= 1
+        if answer.is_dropped:
+            handler.close_connection = True
+            return
         raw = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
         data = raw.encode()
         try:

@@ -225,6 +225,15 @@ def test_a_hang_that_passes_is_retried(server: FakeServer) -> None:
     assert run(server, complete(), patience=patience).text == "hello"
 
 
+def test_a_dropped_connection_is_retried_also_in_check(server: FakeServer) -> None:
+    server.queue.append(Canned(None, is_dropped=True))
+    assert run(server, complete()).text == "hello"
+
+    server.models = Canned("boom", 500)
+    server.queue.append(Canned(None, is_dropped=True))
+    run(server, check)
+
+
 def test_a_refused_connection_is_a_backend_error_after_the_retries() -> None:
     with pytest.raises(BackendError, match="cannot reach http://127") as caught:
         run(dead_url(), complete())
