@@ -183,7 +183,12 @@ def test_an_atomic_write_follows_the_umask(tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(errno.EROFS, "read-only"), (errno.EACCES, "no permission"), (errno.EDQUOT, "quota"), (errno.EIO, "Input/output error")],
+    [
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.EDQUOT, "quota"),
+        (errno.EIO, "Input/output error"),
+    ],
 )
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path, monkeypatch, code, message):
     def refused(*_: object, **__: object) -> int:

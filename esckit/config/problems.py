@@ -37,12 +37,13 @@ def describe_problems(
 
 def _where(path: Path, source: Source, changed: frozenset[Path]) -> str:
     """Return where a field was written: on the command line, or in which line of the file."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in changed:
-            return " (--set)"
-        if path[:length] in source.lines:
-            return f" (line {source.lines[path[:length]]})"
-    return " (--set)" if any(given[: len(path)] == path for given in changed) else ""
+    if any(path[: len(given)] == given for given in changed):
+        return " (--set)"
+    if path not in source.lines and any(given[: len(path)] == path for given in changed):
+        return " (--set)"
+    above = (path[:length] for length in range(len(path), 0, -1))
+    line = next((source.lines[part] for part in above if part in source.lines), None)
+    return f" (line {line})" if line else ""
 
 
 def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
