@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from esckit.dialogue.ask import Voice, ask
 from esckit.dialogue.utterance import LEAVES, RESOLVED, UtteranceRules, as_tagged_lines, scene_of
+from esckit.dialogue.window import Window
 from esckit.errors import ParseError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.protocols import SeekerTurn
-from esckit.types import Outcome, Reply, Scenario, Turn
+from esckit.types import Message, Outcome, Reply, Scenario, Turn
 
 _QUOTE_WORDS = 8
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
@@ -29,6 +30,7 @@ class AFlowSeeker:
         memories: Scenario id to the turns of its seed dialogue, which only the seeker knows.
         memory_guard: Refuse replies that quote eight words in a row from one turn of the memory, so that the corpus
             text does not leak into trees.
+        window: How much of the talk the model is shown.
     """
 
     voice: Voice
@@ -36,6 +38,7 @@ class AFlowSeeker:
     rules: UtteranceRules
     memories: Mapping[str, Sequence[Turn]]
     memory_guard: bool
+    window: Window = field(default_factory=Window)
 
     async def reply(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> SeekerTurn:
         """Answer the last supporter turn, be relieved, or leave.
@@ -44,13 +47,16 @@ class AFlowSeeker:
             ModelError: If no usable reply came within the allowed attempts.
         """
         memory = self.memories.get(scenario.id, ())
-        messages = self.prompt.render(
-            scene=scene_of(scenario),
-            situation=scenario.situation or "not stated",
-            memory=as_tagged_lines(memory, show_strategy=False) or "nothing more",
-            own_turn=str(1 + sum(turn.speaker == "seeker" for turn in turns)),
-            transcript=as_tagged_lines(turns, show_strategy=False),
-        )
+        own_turn = 1 + sum(turn.speaker == "seeker" for turn in turns)
+
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            return self.prompt.render(
+                scene=scene_of(scenario),
+                situation=scenario.situation or "not stated",
+                memory=as_tagged_lines(memory, show_strategy=False) or "nothing more",
+                own_turn=str(own_turn),
+                transcript=as_tagged_lines(shown, show_strategy=False),
+            )
 
         def parse(reply: Reply) -> SeekerTurn:
             answer = parse_seeker(self.rules.text_of(reply), self.rules)
@@ -58,7 +64,7 @@ class AFlowSeeker:
                 raise ParseError("a reply that quotes the seeker's memory", kind="memory", samples=(answer.text,))
             return answer
 
-        return await ask(self.voice, messages, scope, "seeker", parse)
+        return await ask(self.voice, self.window.fit(messages, turns, scope, "seeker"), scope, "seeker", parse)
 
 
 def parse_seeker(text: str, rules: UtteranceRules) -> SeekerTurn:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from esckit.dialogue.ask import Voice, ask
 from esckit.dialogue.utterance import UtteranceRules, as_tagged_lines
+from esckit.dialogue.window import Window
 from esckit.errors import ConfigError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
-from esckit.types import Generation, Reply, Turn
+from esckit.types import Generation, Message, Reply, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,13 @@ class AFlowSupporter:
         voice: Model and settings.
         prompt: A prompt with ``strategy``, ``definition`` and ``transcript``.
         rules: What an utterance may look like, and the taxonomy of the strategies.
+        window: How much of the talk the model is shown.
     """
 
     voice: Voice
     prompt: Prompt
     rules: UtteranceRules
+    window: Window = field(default_factory=Window)
 
     async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
         """Answer the last seeker turn under a strategy.
@@ -36,12 +39,15 @@ class AFlowSupporter:
         """
         if strategy is None:
             raise ConfigError("the supporter_aflow prompt without a strategy", expected="a strategist beside it")
-        messages = self.prompt.render(
-            strategy=strategy,
-            definition=self.rules.taxonomy.by_name(strategy).definition,
-            transcript=as_tagged_lines(turns, show_strategy=False),
+        definition = self.rules.taxonomy.by_name(strategy).definition
+
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            transcript = as_tagged_lines(shown, show_strategy=False)
+            return self.prompt.render(strategy=strategy, definition=definition, transcript=transcript)
+
+        return await ask(
+            self.voice, self.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
         )
-        return await ask(self.voice, messages, scope, "supporter", self._parse)
 
     def _parse(self, reply: Reply) -> Generation:
         response = self.rules.check(self.rules.text_of(reply))

@@ -15,6 +15,7 @@ from esckit.dialogue.ask import Voice, ask, finished_text
 from esckit.dialogue.environment import to_the_end
 from esckit.dialogue.rubric import RATINGS, Rubric, check_weights, weighted_reward
 from esckit.dialogue.utterance import as_tagged_lines
+from esckit.dialogue.window import Window
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
@@ -40,6 +41,7 @@ class RubricCritic:
         readout: How ratings are read.
         show_strategy: Whether supporter turns show their strategy.
         min_label_mass: With ``expected``, the least probability of all digits together for a turn to count as scored.
+        window: How much of the talk the model is shown.
 
     Raises:
         ConfigError: If the weights do not fit the rubric, or the model cannot do the read-out.
@@ -55,6 +57,7 @@ class RubricCritic:
         readout: Literal["sampled", "expected"],
         show_strategy: bool,
         min_label_mass: float,
+        window: Window | None = None,
     ) -> None:
         check_weights(weights, rubric)
         if readout == "expected" and "next_token" not in voice.model.capabilities:
@@ -70,6 +73,7 @@ class RubricCritic:
         self.readout = readout
         self.show_strategy = show_strategy
         self.min_label_mass = min_label_mass
+        self.window = window or Window()
         self.identity = f"{rubric.name}/{digest([prompt.digest, rubric.digest])}"
         self._n_masses, self._mass_sum, self._warned = 0, 0.0, False
 
@@ -79,9 +83,8 @@ class RubricCritic:
         Raises:
             ModelError: If no readable answer came; never replaced by a number.
         """
-        transcript = as_tagged_lines(turns, show_strategy=self.show_strategy)
         ratings, mass = await (
-            self._sampled(transcript, scope) if self.readout == "sampled" else self._expected(transcript, scope)
+            self._sampled(turns, scope) if self.readout == "sampled" else self._expected(turns, scope)
         )
         return Score(
             values=ratings,
@@ -89,9 +92,9 @@ class RubricCritic:
             reading=RubricReading(readout=self.readout, critic=self.identity, ratings=ratings, label_mass=mass),
         )
 
-    async def _sampled(self, transcript: str, scope: Scope) -> tuple[dict[str, float], None]:
+    async def _sampled(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], None]:
         criteria = "\n\n".join(c.as_text(number) for number, c in enumerate(self.rubric.criteria, start=1))
-        messages = self.prompt.render(transcript=transcript, criteria=criteria)
+        messages = self._messages(turns, scope, criteria=criteria)
         try:
             ratings = await ask(self.voice, messages, scope, "critic", self._parse)
         except ParseError as error:
@@ -103,9 +106,9 @@ class RubricCritic:
     def _parse(self, reply: Reply) -> list[float]:
         return parse_ratings(finished_text(reply, "fail"), len(self.rubric.criteria))
 
-    async def _expected(self, transcript: str, scope: Scope) -> tuple[dict[str, float], float]:
+    async def _expected(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], float]:
         prompts = [
-            self.prompt.render(transcript=transcript, criterion=criterion.as_text(number))
+            self._messages(turns, scope, criterion=criterion.as_text(number))
             for number, criterion in enumerate(self.rubric.criteria, start=1)
         ]
         found = await to_the_end(*(self._distribution(messages, scope) for messages in prompts))
@@ -119,6 +122,15 @@ class RubricCritic:
             )
         ratings = [expected_rating(distribution.probabilities) for distribution in found]
         return dict(zip(self.rubric.keys, ratings, strict=True)), mass
+
+    def _messages(
+        self, turns: Sequence[Turn], scope: Scope, *, criteria: str | None = None, criterion: str | None = None
+    ) -> list[Message]:
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            transcript = as_tagged_lines(shown, show_strategy=self.show_strategy)
+            return self.prompt.render(transcript=transcript, criteria=criteria, criterion=criterion)
+
+        return self.window.fit(messages, turns, scope, "critic")
 
     async def _distribution(self, messages: Sequence[Message], scope: Scope) -> NextToken:
         found = await self.voice.model.next_token(messages, RATINGS)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, isfinite
 from string import ascii_uppercase
 from typing import Any, Literal
 
 from esckit.dialogue.ask import Voice, ask, finished_text
 from esckit.dialogue.utterance import as_tagged_lines
+from esckit.dialogue.window import Window
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope, uniform
 from esckit.prompts.prompt import Prompt
@@ -37,12 +38,14 @@ class PromptedStrategist:
             (``choices``).
         taxonomy: The strategies.
         readout: How probabilities are read.
+        window: How much of the talk the model is shown.
     """
 
     voice: Voice
     prompt: Prompt
     taxonomy: Taxonomy
     readout: Literal["json", "choices"]
+    window: Window = field(default_factory=Window)
 
     def __post_init__(self) -> None:
         if self.readout == "choices" and not self.voice.model.capabilities & {"score", "next_token"}:
@@ -66,7 +69,7 @@ class PromptedStrategist:
             ModelError: If no usable answer came within the allowed attempts.
         """
         if self.readout == "json":
-            messages = self._messages(turns, keys=", ".join(f'"{abbr}"' for abbr in self.taxonomy.abbrs))
+            messages = self._messages(turns, scope, keys=", ".join(f'"{abbr}"' for abbr in self.taxonomy.abbrs))
             return await ask(self.voice, messages, scope, "strategist", self._parse)
         if "score" in self.voice.model.capabilities:
             return await self._scored(turns, scope)
@@ -87,7 +90,7 @@ class PromptedStrategist:
 
     async def _scored(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
         """Read the softmax over length-normalised log-probabilities of the names."""
-        messages = self._messages(turns, options="\n".join(f"- {name}" for name in self.strategies))
+        messages = self._messages(turns, scope, options="\n".join(f"- {name}" for name in self.strategies))
         scores = await self.voice.model.score(messages, self.strategies)
         scope.spend("strategist", scores.usage)
         means = [choice.log_p / choice.n_tokens for choice in scores.choices]
@@ -99,20 +102,23 @@ class PromptedStrategist:
         """Read the next-token probabilities of option letters."""
         letters = ascii_uppercase[: len(self.strategies)]
         options = "\n".join(f"{letter}. {name}" for letter, name in zip(letters, self.strategies, strict=True))
-        messages = self._messages(turns, options=f"{options}\nAnswer with the letter alone.")
+        messages = self._messages(turns, scope, options=f"{options}\nAnswer with the letter alone.")
         found = await self.voice.model.next_token(messages, tuple(letters))
         scope.spend("strategist", found.usage)
         if found.label_mass <= 0.0:
             raise UnscoredError("no option letter among the likely answers", expected=f"one of {', '.join(letters)}")
         return _normalised(found.probabilities)
 
-    def _messages(self, turns: Sequence[Turn], *, keys: str | None = None, options: str | None = None) -> list[Message]:
-        return self.prompt.render(
-            definitions="\n".join(f"{s.abbr} ({s.name}): {s.definition}" for s in self.taxonomy.strategies),
-            transcript=as_tagged_lines(turns, show_strategy=True),
-            keys=keys,
-            options=options,
-        )
+    def _messages(
+        self, turns: Sequence[Turn], scope: Scope, *, keys: str | None = None, options: str | None = None
+    ) -> list[Message]:
+        definitions = "\n".join(f"{s.abbr} ({s.name}): {s.definition}" for s in self.taxonomy.strategies)
+
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            transcript = as_tagged_lines(shown, show_strategy=True)
+            return self.prompt.render(definitions=definitions, transcript=transcript, keys=keys, options=options)
+
+        return self.window.fit(messages, turns, scope, "strategist")
 
     def _parse(self, reply: Reply) -> tuple[float, ...]:
         return parse_probabilities(finished_text(reply, "fail"), self.taxonomy.abbrs)

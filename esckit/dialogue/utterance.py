@@ -54,12 +54,12 @@ class UtteranceRules:
 
     Attributes:
         taxonomy: Whose names and abbreviations in square brackets count as strategy tags.
-        max_words: Longest reply in words between white space, at least 1.
+        max_words: Longest reply in words between white space, at least 1; None sets no limit.
         on_length: What happens to a reply cut at the token limit.
     """
 
     taxonomy: Taxonomy
-    max_words: int
+    max_words: int | None
     on_length: OnLength
     _tag: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
@@ -89,7 +89,7 @@ class UtteranceRules:
         if self._tag.search(text):
             raise ParseError("a strategy tag inside a reply", kind="strategy_tag", samples=(text,))
         n_words = len(text.split())
-        if n_words > self.max_words:
+        if self.max_words is not None and n_words > self.max_words:
             raise ParseError(
                 f"a reply of {n_words} words", kind="too_long", expected=f"at most {self.max_words}", samples=(text,)
             )

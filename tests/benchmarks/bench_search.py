@@ -22,9 +22,9 @@ from esckit.dialogue.rubric import AFLOW as RUBRIC
 from esckit.dialogue.rubric_critic import RubricCritic
 from esckit.dialogue.strategist import PromptedStrategist
 from esckit.dialogue.utterance import UtteranceRules
+from esckit.pipelines.executor import run_units
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import SeekerTurn
-from esckit.search.forest import grow_forest
 from esckit.search.mcts import Grown, Players, grow_tree
 from esckit.types import Generation, Message, Reply, RubricReading, Sampling, Score, StopReason, Turn, Usage
 from tests.fakes import FakeModel
@@ -117,7 +117,7 @@ def run(players: Players, n_trees: int, n_simulations: int) -> tuple[list[Grown]
         return await grow_tree(task(number), players, settings(n_simulations=n_simulations), provenance())
 
     start = time.perf_counter()
-    asyncio.run(grow_forest(range(n_trees), one, concurrency=n_trees, on_tree=found.append))
+    asyncio.run(run_units(range(n_trees), one, limit=n_trees, on_result=found.append))
     return found, time.perf_counter() - start
 
 

@@ -9,8 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esckit.ledger import derive_seed, uniform
+from esckit.pipelines.executor import run_units
 from esckit.records import dump_line
-from esckit.search.mcts import _Search
+from esckit.search.mcts import Grown, _Search
 from esckit.search.summary import shape
 from esckit.search.tree import freeze, thaw
 from esckit.types import Outcome, SearchTree
@@ -149,6 +150,20 @@ def test_a_failed_simulation_costs_one_and_is_tried_again_with_new_seeds() -> No
 def test_a_tree_of_one_seed_is_one_tree() -> None:
     lines = {dump_line(grown(World(jitter=jitter), 3).tree) for jitter in (False, True)}
     assert len(lines) == 1
+
+
+def test_trees_in_flight_change_nothing() -> None:
+    def lines(limit: int) -> list[str]:
+        found: list[Grown] = []
+
+        async def one(number: int) -> Grown:
+            return await grow(World(jitter=True), number, n_simulations=12)
+
+        asyncio.run(run_units(range(20), one, limit=limit, on_result=found.append))
+        return sorted(dump_line(each.tree) for each in found)
+
+    assert lines(1) == lines(64)
+    assert len(set(lines(1))) == 20
 
 
 def test_waves_are_a_function_of_the_seed_and_their_size() -> None:
