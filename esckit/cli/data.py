@@ -12,7 +12,9 @@ import typer
 if TYPE_CHECKING:
     from esckit.pipelines.corpora import Access, Written
 
-app = typer.Typer(name="data", help="Look at a corpus, convert it, split it.", no_args_is_help=True)
+app = typer.Typer(
+    name="data", help="Look at a corpus, convert it, split it.", no_args_is_help=True, add_completion=False
+)
 
 
 class Format(StrEnum):

@@ -171,16 +171,14 @@ class Taxonomy(Record):
         return list(dict.fromkeys(holding + similar))[:2]
 
     def _known_elsewhere(self, label: str) -> list[str]:
-        """Return a clause for every other shipped taxonomy that knows the label."""
-        clauses = []
-        for other in taxonomy_names():
-            if other == self.name or load_taxonomy(other).find(label) is None:
-                continue
-            prefix = f"{other}_to_{self.name}"
-            mappings = [name for name in shipped_names("mapping") if name.split(".")[0] == prefix]
-            through = f" (mapping: {' or '.join(mappings)})" if mappings else ""
-            clauses.append(f"taxonomy {other} knows it{through}")
-        return clauses
+        """Return a clause that names the other shipped taxonomies which know the label, if there are any."""
+        others = [name for name in taxonomy_names() if name != self.name and load_taxonomy(name).find(label)]
+        if not others:
+            return []
+        sources = {f"{other}_to_{self.name}" for other in others}
+        mappings = [name for name in shipped_names("mapping") if name.split(".")[0] in sources]
+        through = f" (mapping: {' or '.join(mappings)})" if mappings else ""
+        return [f"known to taxonomy {', '.join(others)}{through}"]
 
 
 def label_key(label: str) -> str:
