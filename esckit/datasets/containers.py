@@ -7,6 +7,7 @@ utterances may hold other line separators. What a record means is not known here
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from esckit.datasets.archives import is_zip, only_json_member
 from esckit.datasets.decoding import Decoded, StrictDecoder, ends_early, skip_space
-from esckit.datasets.guess import PYTHON_LITERALS, is_python, what_it_is
+from esckit.datasets.guess import PYTHON_LITERALS, READABLE, is_python, what_it_is
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
 
@@ -154,20 +155,21 @@ class _Reading:
             if len(head) < _CHUNK or error.start < len(head) - 4:  # else a character that the chunk cut
                 return self.error(_not_utf8(self.start + error.start), expected="UTF-8", hint="Save it as UTF-8")
         guess = what_it_is(head.decode("utf-8", errors="replace"))
-        return self.error(guess, expected="a JSON array or JSON lines, in one of the formats that --format lists")
+        return self.error(guess, expected=READABLE)
 
     # ------------------------------------------------------------ documents
 
     def _document(self) -> str:
         """Return the whole text of a document that is parsed in one piece."""
-        self.source.seek(self.start)
-        data = self.source.read(MAX_DOCUMENT_BYTES + 1)
-        if len(data) > MAX_DOCUMENT_BYTES:
+        size = self.source.seek(0, os.SEEK_END) - self.start
+        if size > MAX_DOCUMENT_BYTES:
             raise self.error(
-                f"a JSON array of more than {MAX_DOCUMENT_BYTES:,} bytes",
+                f"a JSON array of {size:,} bytes",
                 expected=f"at most {MAX_DOCUMENT_BYTES:,} bytes (512 MiB)",
                 hint="Write it as JSON lines, which are streamed",
             )
+        self.source.seek(self.start)
+        data = self.source.read()
         nul = data.find(b"\0")
         if nul >= 0:
             raise self.error(_nul(self.start + nul), hint="Save it as UTF-8")
@@ -227,7 +229,7 @@ class _Reading:
         )
 
     def _python(self) -> DataError:
-        return self.error(PYTHON_LITERALS, expected="JSON, with double quotes, in one of the formats of --format")
+        return self.error(PYTHON_LITERALS, expected=READABLE)
 
     def _as_one_object(self) -> RawRecord | None:
         """Return a ``{`` document that spans several lines as one record, None if the file is JSON lines."""
@@ -299,14 +301,14 @@ class _Reading:
         """Parse one line."""
 
         def refused(found: str, expected: str | None = None, hint: str | None = None) -> DataError:
-            where = f"{self.path}"
+            where = str(self.path)
             return DataError(found, path=where, record=index, line=line.number, expected=expected, hint=hint)
 
         if line.too_long:
             raise refused(f"a line of {line.size:,} bytes", f"at most {MAX_LINE_BYTES:,} bytes (8 MiB) a line")
         nul = line.raw.find(b"\0")
         if nul >= 0:
-            raise refused(_nul(line.offset + nul))
+            raise refused(_nul(line.offset + nul), hint="Save it as UTF-8")
         try:
             decoded = self.decoder.whole(line.raw.decode("utf-8"))
         except UnicodeDecodeError as error:

@@ -106,6 +106,13 @@ def _file_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, .
     return name, parts, found.ignored
 
 
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataError(f"a file that cannot be read ({error.strerror})", path=str(path), whole_file=True) from error
+
+
 def _hub_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, ...]]:
     """Return format, parts and ignored splits of a hub data set."""
     if format not in (AUTO, *RECORD_READERS.targets):

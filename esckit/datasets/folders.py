@@ -42,6 +42,8 @@ def find_files(given: str) -> Found:
     try:
         if path.is_dir():
             return _split_files(path)
+        if path.exists() and not path.is_file():
+            raise DataError("neither a file nor a folder", path=given, whole_file=True)
         if path.exists():
             return Found((SplitFile(path, None),))
     except OSError as error:

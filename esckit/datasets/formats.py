@@ -6,7 +6,7 @@ Recognition looks at records, never at file names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +137,7 @@ def recognise(records: Iterable[RawRecord], path: str) -> str:
         first = value if n_seen == 0 else first
     if guess:
         return guess
-    found = f"the keys {listed(first)}" if isinstance(first, dict) else json_type(first)
+    found = f"the keys {listed(first)}" if isinstance(first, dict) and first else json_type(first)
     raise DataError(
         f"{found} in the first record, which is no known format",
         path=path,
@@ -151,14 +151,14 @@ def recognise_file(path: Path) -> str:
     """Return the format of a file.
 
     Raises:
-        DataError: If it is not readable, empty, or of no known format.
+        DataError: If it is not readable, of no known format, or no record of it can be parsed.
     """
     probe = CountingSink()
     records = raw_records(path, sink=probe)
     first = next(records, None)
     if first is None:
-        raise probe.refusals[0] if probe.refusals else _empty(path)
-    return recognise(_chain(first, records), str(path))
+        raise probe.refusals[0]
+    return recognise(chain([first], records), str(path))
 
 
 def check_format(asked: str, path: Path) -> None:
@@ -179,12 +179,3 @@ def check_format(asked: str, path: Path) -> None:
             hint=f"Use --format {found} or leave it out",
             whole_file=True,
         )
-
-
-def _chain(first: RawRecord, rest: Iterable[RawRecord]) -> Iterable[RawRecord]:
-    yield first
-    yield from rest
-
-
-def _empty(path: Path) -> DataError:
-    return DataError("a file that holds no dialogue", path=str(path), expected="at least one record", whole_file=True)

@@ -9,6 +9,7 @@ from esckit.datasets.text import json_type
 
 _PYTHON = re.compile(r"[\s\[({]*u?'")
 
+READABLE = "a JSON array or JSON lines in format esconv, esconv-hub, ppdpp, extes or jsonl"
 PYTHON_LITERALS = "what looks like Python literals (single quotes)"
 
 

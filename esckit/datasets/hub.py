@@ -71,11 +71,13 @@ def hub_splits(path: str) -> tuple[tuple[HubSplit, ...], tuple[str, ...]]:
             expected="train, validation and test, each at most once",
             whole_file=True,
         )
-    return tuple(_split(name, loaded[name]) for name in known), others
+    return tuple(_split(path, name, loaded[name]) for name in known), others
 
 
-def _split(name: str, rows: Any) -> HubSplit:
+def _split(path: str, name: str, rows: Any) -> HubSplit:
     kept = tuple(dict(row) for row in rows)
+    if not kept:
+        raise DataError("a split that holds no dialogue", path=f"{path}/{name}", whole_file=True)
     digest = sha256()
     for row in kept:
         text = row["text"] if row.keys() == {"text"} else json.dumps(row, ensure_ascii=True, default=str)
