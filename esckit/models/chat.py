@@ -1,0 +1,139 @@
+"""How messages become prompt tokens: one chat format per tokenizer, found out by rendering with it.
+
+What is rendered is what the caller said and nothing else: templates that slip in a system prompt of their own
+(Qwen 2.5, SmolLM2) are replaced by plain ChatML, which renders the same text where a system message is given. Models
+whose template refuses system messages (Gemma 2) get them at the head of the first user message. Base models get
+:data:`PLAIN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from esckit.errors import ConfigError
+from esckit.types import Message
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML without a default system prompt."""
+
+PLAIN = (
+    "{{ bos_token if bos_token else '' }}{% for message in messages %}{{ message['role'] | capitalize }}: "
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\\n\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""For base models: ``User: …``, blank line, ``Assistant:``; a turn ends with the end-of-text token."""
+
+_PLAIN_STOP = ("\nUser:", "\nAssistant:", "\nSystem:")
+_PROBE = "esckit probe"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A tokenizer with everything that depends on its chat template.
+
+    Attributes:
+        tokenizer: The Hugging Face tokenizer.
+        template: The Jinja template in use.
+        has_system: False if system messages are merged into the first user message.
+        end_of_turn: Token that ends an assistant turn.
+        stop_ids: All tokens that end a reply.
+        stop: Strings that end a reply beside those a caller names.
+    """
+
+    tokenizer: Any
+    template: str
+    has_system: bool = True
+    end_of_turn: int = -1
+    stop_ids: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Any, extra_stop_ids: Sequence[int] = ()) -> ChatFormat:
+        """Find out the chat format of a tokenizer.
+
+        Args:
+            tokenizer: A Hugging Face tokenizer.
+            extra_stop_ids: What the model's generation settings name as end of text.
+
+        Raises:
+            ConfigError: If the tokenizer names no end-of-turn token.
+        """
+        own = tokenizer.chat_template
+        chat = cls(tokenizer, own if isinstance(own, str) else PLAIN, stop=() if isinstance(own, str) else _PLAIN_STOP)
+        chat = replace(chat, has_system=chat._takes_system())
+        if chat.has_system and chat._is_chatml():
+            chat = replace(chat, template=CHATML)
+        end = chat._end_of_turn()
+        stop_ids = {end, *extra_stop_ids} | ({tokenizer.eos_token_id} - {None})
+        return replace(chat, end_of_turn=end, stop_ids=frozenset(stop_ids))
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+        """Return the prompt as text."""
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns if self.has_system else _merged(turns),
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        )
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Return the prompt as tokens, ready for the assistant's answer."""
+        return self.tokens(self.render(messages))
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text as it stands."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of an assistant turn that says exactly this, its end included."""
+        lead = " " if self.template == PLAIN else ""
+        return (*self.tokens(lead + text), self.end_of_turn)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens without special ones."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _takes_system(self) -> bool:
+        try:
+            text = self.render([Message("system", _PROBE), Message("user", "x")])
+        except TemplateError:
+            return False
+        return _PROBE in text
+
+    def _is_chatml(self) -> bool:
+        turns = [Message("system", _PROBE), Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+        return self.render(turns) == replace(self, template=CHATML).render(turns)
+
+    def _end_of_turn(self) -> int:
+        """Return the special token that the template puts behind an assistant's answer."""
+        text = self.render([Message("user", "x"), Message("assistant", _PROBE)], generation_prompt=False)
+        behind = self.tokens(text.rpartition(_PROBE)[2])
+        if behind and behind[0] in self.tokenizer.added_tokens_decoder:
+            return behind[0]
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError(
+                "the tokenizer names no end-of-turn token", expected="an eos_token in tokenizer_config.json"
+            )
+        return int(self.tokenizer.eos_token_id)
+
+
+def _merged(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Put system messages at the head of the first user message."""
+    system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+    rest = [turn for turn in turns if turn["role"] != "system"]
+    if not system:
+        return rest
+    if rest and rest[0]["role"] == "user":
+        return [{"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": system}, *rest]

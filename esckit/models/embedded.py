@@ -1,0 +1,118 @@
+"""The embedded model: weights that an installed Python package ships as GGUF, converted once into a cache folder.
+
+The package is never imported (it wants libraries that are not needed to read its weights); only its file is read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata, util
+from pathlib import Path
+
+from esckit.errors import StorageError
+
+_log = logging.getLogger(__name__)
+_LAYOUT = 1
+"""Goes up when the conversion changes, so that old folders are not taken for new ones."""
+
+
+def cache_dir() -> Path:
+    """Return esckit's cache folder: ``$ESCKIT_CACHE``, else ``$XDG_CACHE_HOME/esckit``, else ``~/.cache/esckit``."""
+    own = os.environ.get("ESCKIT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "esckit"
+
+
+def shipped_gguf(package: str) -> Path | None:
+    """Return the GGUF file inside an installed package, None if the package is absent."""
+    spec = util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
+    return files[0] if files else None
+
+
+def embedded_folder(name: str, package: str) -> Path | None:
+    """Return the folder with a shipped model in Hugging Face layout, converting it the first time.
+
+    Args:
+        name: Registry name.
+        package: Python package that ships the weights.
+
+    Returns:
+        The folder, or None if the package is absent.
+
+    Raises:
+        StorageError: If the cache folder cannot be written.
+    """
+    gguf = shipped_gguf(package)
+    if gguf is None:
+        return None
+    folder = cache_dir() / "backbones" / f"{name}-{metadata.version(package)}-{_LAYOUT}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _convert(gguf, folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the converted weights to {folder.parent}: {error}",
+            hint="Set ESCKIT_CACHE to a folder with 300 MB of room.",
+        ) from error
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; the system frees it if this process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the weights as safetensors in bfloat16; the folder appears whole or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_off_terminal()
+    _log.info("converting %s once into %s", gguf.name, folder)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **_dequantised()
+        )
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def quiet_off_terminal() -> None:
+    """Turn off the progress bars of transformers where nobody would see them move."""
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+
+
+def _dequantised() -> dict[str, object]:
+    """Return the arguments that make transformers hand out plain weights."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # older releases know no other way
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}

@@ -1,0 +1,51 @@
+import pytest
+
+from esckit.errors import ConfigError
+from esckit.models.chat import PLAIN, ChatFormat
+from esckit.models.tiny import tiny_tokenizer
+from esckit.types import Message
+
+ASK = [Message("system", "Be kind."), Message("user", "hi")]
+
+
+def test_a_default_system_prompt_is_left_out():
+    tokenizer = tiny_tokenizer()
+    default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are Tiny.<|im_end|>\n' }}{% endif %}"
+    tokenizer.chat_template = default + tokenizer.chat_template
+    chat = ChatFormat.of(tokenizer)
+    assert chat.render(ASK[1:]) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.render(ASK) == tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in ASK], tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_without_a_system_role_the_first_user_message_takes_it():
+    chat = ChatFormat.of(tiny_tokenizer("gemma2"))
+    assert not chat.has_system
+    assert chat.render(ASK) == "<bos><start_of_turn>user\nBe kind.\n\nhi<end_of_turn>\n<start_of_turn>model\n"
+
+
+def test_the_end_of_turn_is_what_the_template_writes():
+    chatml, gemma = ChatFormat.of(tiny_tokenizer()), ChatFormat.of(tiny_tokenizer("gemma2"), [1])
+    assert chatml.tokenizer.convert_ids_to_tokens(chatml.end_of_turn) == "<|im_end|>"
+    assert gemma.tokenizer.convert_ids_to_tokens(gemma.end_of_turn) == "<end_of_turn>"
+    assert gemma.stop_ids == {0, 1, gemma.end_of_turn}
+    assert chatml.answer("Better")[-1] == chatml.end_of_turn
+
+
+def test_a_base_model_gets_the_plain_format():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    chat = ChatFormat.of(tokenizer)
+    assert chat.template == PLAIN
+    assert chat.render(ASK) == "System: Be kind.\n\nUser: hi\n\nAssistant:"
+    assert "\nUser:" in chat.stop
+    assert chat.decode(chat.answer("Better")) == " Better"
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="end-of-turn"):
+        ChatFormat.of(tokenizer)

@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from esckit.models.decode import Engine, ReadJob, WriteJob, Written
+from esckit.models.tiny import tiny_random
+from esckit.types import Sampling, StopReason
+from tests.models.local_fakes import Naive, prompts
+
+NEVER = frozenset({-1})
+
+
+def engine(max_batch_tokens: int = 4096, max_stored_tokens: int = 4096) -> Engine:
+    return Engine(tiny_random()[0], max_batch_tokens=max_batch_tokens, max_stored_tokens=max_stored_tokens)
+
+
+def job(number: int, prompt: tuple[int, ...], max_tokens: int = 8, temperature: float = 0.0) -> WriteJob:
+    return WriteJob(number, prompt, Sampling(temperature=temperature, max_tokens=max_tokens), number, NEVER)
+
+
+def finish(worker: Engine, jobs: list[WriteJob]) -> dict[int, Written]:
+    results = worker.advance(jobs, (), lambda: False)
+    while worker.is_busy:
+        results |= worker.advance([], (), lambda: False)
+    return results
+
+
+class Hungry(torch.nn.Module):
+    """A model that runs out of memory on batches above a size."""
+
+    def __init__(self, model, most: int) -> None:
+        super().__init__()
+        self.inner, self.config, self.most = model, model.config, most
+        self.set_attn_implementation = model.set_attn_implementation
+        self.sizes: list[int] = []
+
+    def forward(self, input_ids, **kwargs):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner(input_ids=input_ids, **kwargs)
+
+
+ASKED = [Naive().chat.encode(messages) for messages in prompts()]
+
+
+def test_a_shared_prefix_is_computed_once():
+    worker, seen = engine(), []
+    worker.model.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+    prompt = tuple(range(3, 103))
+    finish(worker, [job(i, prompt, max_tokens=3) for i in range(10)])
+    assert seen == [(1, 99), (10, 1), (10, 1), (10, 1)]
+
+
+def test_the_next_turn_reads_on_from_the_last():
+    worker, seen = engine(), []
+    worker.model.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+    finish(worker, [job(0, tuple(range(3, 103)), max_tokens=1)])
+    finish(worker, [job(1, tuple(range(3, 113)), max_tokens=1)])
+    assert seen == [(1, 100), (1, 10)]
+
+
+def test_finished_rows_leave_and_late_ones_join():
+    worker = engine()
+    first = worker.advance([job(0, ASKED[0], max_tokens=2), job(1, ASKED[1], max_tokens=30)], (), lambda: False)
+    assert set(first) == {0}
+    second = worker.advance([job(2, ASKED[6], max_tokens=2)], (), lambda: False)
+    assert set(second) == {2}
+    alone = finish(engine(), [job(1, ASKED[1], max_tokens=30)])
+    assert worker.advance([], (), lambda: False) == alone
+
+
+def test_an_interruption_is_heard_after_one_step():
+    worker = engine()
+    assert worker.advance([job(0, ASKED[0], max_tokens=50)], (), lambda: True) == {}
+    assert len(worker.rows[0].ids) == 2
+
+
+def test_dropped_jobs_free_their_place():
+    worker = engine()
+    worker.advance([job(0, ASKED[0], max_tokens=50), job(1, ASKED[1], max_tokens=5)], (), lambda: True)
+    results = worker.advance([], {0}, lambda: False)
+    assert results == finish(engine(), [job(1, ASKED[1], max_tokens=5)])
+    assert not worker.is_busy
+    assert worker.slots.layers[0].keys is None
+
+
+def test_the_budget_holds_back_what_does_not_fit():
+    tight = engine(max_batch_tokens=240)
+    jobs = [job(i, prompt) for i, prompt in enumerate(ASKED)]
+    most = 0
+
+    def watch(*_):
+        nonlocal most
+        most = max(most, len(tight.rows))
+
+    tight.model.register_forward_pre_hook(watch)
+    assert finish(tight, jobs) == finish(engine(), jobs)
+    assert most < len(jobs)
+
+
+def test_a_prompt_longer_than_the_budget_still_runs():
+    tight = engine(max_batch_tokens=16, max_stored_tokens=16)
+    assert finish(tight, [job(0, ASKED[0])]) == finish(engine(), [job(0, ASKED[0])])
+
+
+def test_running_out_of_memory_once_starts_over_with_half_the_batch():
+    jobs = [job(i, tuple(range(3 + i, 43 + i)), temperature=1.0) for i in range(4)]
+    hungry = Hungry(tiny_random()[0], most=2)
+    worker = Engine(hungry, max_batch_tokens=200, max_stored_tokens=0)
+    assert finish(worker, jobs) == finish(engine(), jobs)
+    assert max(hungry.sizes) > 2
+    assert worker.max_batch_tokens == 100
+
+
+def test_running_out_of_memory_twice_is_an_error():
+    worker = Engine(Hungry(tiny_random()[0], most=0), max_batch_tokens=200, max_stored_tokens=0)
+    assert worker.advance([job(0, ASKED[0])], (), lambda: False) == {}
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.advance([], (), lambda: False)
+
+
+def test_a_long_prompt_runs_in_pieces():
+    prompt = tuple(3 + i % 300 for i in range(1500))
+    worker, seen = engine(), []
+    worker.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape[1]), with_kwargs=True)
+    written = finish(worker, [job(0, prompt, max_tokens=1)])[0]
+    assert seen == [1024, 475, 1]
+    assert written == Written((int(Naive().log_probs(prompt)[-1].argmax()),), StopReason.LENGTH)
+
+
+def test_continuations_that_differ_in_the_last_token_are_one_row():
+    worker, seen = engine(), []
+    worker.model.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+    read = worker.advance([ReadJob(0, (5, 6, 7), ((8,), (9,), (8, 9)), 1.0)], (), lambda: False)[0]
+    expected = Naive().log_probs((5, 6, 7, 8))
+    wanted = [expected[2, 8], expected[2, 9], expected[2, 8] + expected[3, 9]]
+    assert seen == [(1, 2), (2, 2)]
+    assert read == pytest.approx([float(p) for p in wanted], abs=1e-4)

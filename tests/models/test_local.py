@@ -1,0 +1,171 @@
+import asyncio
+import dataclasses
+
+import pytest
+import torch
+
+from esckit.errors import BackendError, ConfigError
+from esckit.models.local import LocalModel
+from esckit.protocols import ChatModel
+from esckit.types import Message, Sampling, StopReason
+from tests.models.local_fakes import LONG, Naive, ask_all, prompts, tiny_local
+
+FAMILIES = ["qwen2", "llama", "gemma2"]
+LEVELS = ["Much worse", "Worse", "Slightly worse", "No change", "Slightly better", "Better", "Much better"]
+ASK = [Message("system", LONG), Message("user", "How do I feel?")]
+
+
+def score(model: LocalModel, choices: list[str], temperature: float = 1.0):
+    return asyncio.run(model.score(ASK, choices, temperature=temperature)).choices
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_texts_agree_with_plain_transformers_one_by_one_and_together(family):
+    asked, greedy = prompts(), Sampling(temperature=0, max_tokens=16)
+    naive = Naive(family)
+    expected = [naive.complete(messages, max_new_tokens=16) for messages in asked]
+    model = tiny_local(family)
+    assert [reply.text for reply in ask_all(model, asked, greedy)] == expected
+    assert [reply.text for reply in ask_all(model, asked, greedy)] == expected  # now with a warm prefix store
+    assert [ask_all(tiny_local(family), [messages], greedy)[0].text for messages in asked] == expected
+
+
+def test_repetition_penalty_agrees_with_plain_transformers():
+    naive, asked = Naive(), prompts(3)
+    expected = [naive.complete(messages, max_new_tokens=16, repetition_penalty=1.3) for messages in asked]
+    sampling = Sampling(temperature=0, max_tokens=16, repetition_penalty=1.3)
+    assert [reply.text for reply in ask_all(tiny_local(), asked, sampling)] == expected
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=12), Sampling(max_tokens=12, top_p=0.8, top_k=20)])
+def test_draws_do_not_depend_on_the_company(sampling):
+    asked, seeds = prompts(), [11, 5, 5, 2**63 - 1, 0, 3, 4, 9]
+    together = ask_all(tiny_local(), asked, sampling, seeds)
+    order = [6, 2, 0, 7, 5, 1, 4, 3]
+    shuffled = ask_all(tiny_local(max_batch_tokens=300), [asked[i] for i in order], sampling, [seeds[i] for i in order])
+    assert [shuffled[order.index(i)] for i in range(len(asked))] == together
+    assert [ask_all(tiny_local(), [m], sampling, [s])[0] for m, s in zip(asked, seeds, strict=True)] == together
+
+
+def test_seeds_make_the_difference():
+    replies = ask_all(tiny_local(), [ASK] * 6, Sampling(max_tokens=12), [1, 2, 3, 4, 1, 2])
+    assert replies[:2] == replies[4:]
+    assert len({reply.text for reply in replies}) == 4
+
+
+def test_usage_counts_the_shared_prefix_for_every_call():
+    model = tiny_local()
+    replies = ask_all(model, [ASK] * 3, Sampling(max_tokens=4, temperature=0))
+    n_prompt = model.count_tokens(ASK)
+    assert {reply.usage.prompt_tokens for reply in replies} == {n_prompt}
+    assert all(reply.usage.calls == 1 and reply.usage.completion_tokens == 4 for reply in replies)
+    assert all(reply.stop_reason is StopReason.LENGTH for reply in replies)
+
+
+def test_a_stop_string_ends_and_is_cut_off():
+    greedy = Sampling(temperature=0, max_tokens=24)
+    whole = ask_all(tiny_local(), [ASK], greedy)[0].text
+    stop = whole[len(whole) // 2 :][:2]
+    reply = ask_all(tiny_local(), [ASK], greedy.model_copy(update={"stop": (stop,)}))[0]
+    assert reply.text == whole[: whole.index(stop)]
+    assert reply.stop_reason is StopReason.STOP
+    assert reply.usage.completion_tokens < 24
+
+
+def test_the_end_of_turn_stops_and_is_not_text():
+    replies = ask_all(tiny_local(), [ASK] * 40, Sampling(max_tokens=60, temperature=2.0))
+    stopped = [reply for reply in replies if reply.stop_reason is StopReason.STOP]
+    assert stopped
+    assert all("<|im_end|>" not in reply.text for reply in replies)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_score_equals_a_full_forward_pass(family, temperature):
+    naive = Naive(family)
+    prompt = naive.chat.encode(ASK)
+    for choice, got in zip(LEVELS, score(tiny_local(family), LEVELS, temperature), strict=True):
+        answer = naive.chat.answer(choice)
+        with torch.no_grad():
+            logits = naive.model(torch.tensor([[*prompt, *answer]])).logits[0].double()
+        table = torch.log_softmax(logits / temperature, dim=-1)[len(prompt) - 1 : -1]
+        expected = table[torch.arange(len(answer)), list(answer)].sum().item()
+        assert got.log_p == pytest.approx(expected, abs=1e-4)
+        assert got.n_tokens == len(answer)
+        assert answer[-1] == naive.chat.end_of_turn
+
+
+def test_a_score_does_not_depend_on_the_other_choices():
+    together = score(tiny_local(), LEVELS)
+    assert [score(tiny_local(), [level])[0].log_p for level in LEVELS] == pytest.approx(
+        [choice.log_p for choice in together], abs=1e-4
+    )
+    assert score(tiny_local(), []) == ()
+
+
+def test_next_token_sums_the_tokens_that_read_as_a_label():
+    model, naive = tiny_local(), Naive()
+    found = asyncio.run(model.next_token(ASK, ["A", "B", "I"]))
+    p = naive.log_probs(naive.chat.encode(ASK))[-1].exp()
+    texts = [naive.chat.decode((token,)).strip() for token in range(len(p))]
+    expected = [sum(float(q) for q, text in zip(p, texts, strict=True) if text == label) for label in "ABI"]
+    assert found.probabilities == pytest.approx(expected, abs=1e-6)
+    assert found.label_mass == pytest.approx(sum(expected), abs=1e-6)
+    assert 0 < found.label_mass <= 1
+    with pytest.raises(ConfigError, match="no single token"):
+        asyncio.run(model.next_token(ASK, ["A", "Slightly better"]))
+
+
+def test_all_single_tokens_together_have_at_most_probability_one():
+    model = tiny_local()
+    labels = sorted(model._label_tokens)
+    found = asyncio.run(model.next_token(ASK, labels))
+    assert 0.5 < found.label_mass <= 1.0
+
+
+def test_a_prompt_that_is_too_long_is_typed():
+    model = tiny_local()
+    asked = [Message("user", LONG * 40)]
+    with pytest.raises(BackendError, match="2048") as caught:
+        ask_all(model, [asked], Sampling())
+    assert caught.value.kind == "too_long"
+
+
+def test_a_reply_ends_where_the_context_does():
+    model = tiny_local()
+    model.context_length = model.count_tokens(ASK) + 5
+    reply = ask_all(model, [ASK], Sampling(temperature=0, max_tokens=50))[0]
+    assert reply.usage.completion_tokens == 5
+    assert reply.stop_reason is StopReason.LENGTH
+
+
+def test_loading_twice_gives_the_same_copy():
+    first = LocalModel.load("tiny-random", dtype="float32", device="cpu")
+    assert first is LocalModel.load("tiny-random", dtype="float32", device="cpu")
+    assert first is not LocalModel.load("tiny-random", dtype="bfloat16", device="cpu")
+    assert first.name == "tiny-random"
+
+
+def test_bfloat16_runs():
+    model = LocalModel.load("tiny-random", dtype="bfloat16", device="cpu")
+    assert all(reply.usage.completion_tokens for reply in ask_all(model, prompts(), Sampling(max_tokens=6)))
+
+
+@pytest.mark.parametrize(("setting", "message"), [({"dtype": "int4"}, "dtype"), ({"device": "abacus"}, "device")])
+def test_wrong_settings_are_clear(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        LocalModel.load("tiny-random", **setting)
+
+
+def test_a_folder_that_transformers_cannot_load_is_clear(tmp_path):
+    for name, text in {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": ""}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="cannot load"):
+        LocalModel.load(str(tmp_path), dtype="float32")
+
+
+def test_it_is_a_chat_model():
+    model: ChatModel = tiny_local()
+    assert model.capabilities == {"score", "next_token"}
+    asyncio.run(model.check())
+    assert dataclasses.is_dataclass(asyncio.run(model.complete(ASK, Sampling(max_tokens=1), seed=0)))
