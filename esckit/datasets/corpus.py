@@ -81,7 +81,7 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
         LOADERS.resolve(format)
     name, parts, ignored = _hub_parts(given, format) if given.startswith(PREFIX) else _file_parts(given, format)
     tally = _Tally(sink)
-    gathering = _Gathering(tally, refuse_duplicates=name == "jsonl")
+    gathering = _Gathering(tally, name)
     files = tuple(gathering.read(part) for part in parts)
     n_records = sum(file.n_records for file in files)
     tally.check(given, n_records, max_refused_share)
@@ -102,7 +102,7 @@ def _file_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, .
         for path in paths if format in LOADERS.targets else ():
             check_format(format, path)
     loader: DatasetLoader = LOADERS.resolve(name)
-    parts = [_Part(file.path, file_sha256(file.path), file.split, partial(loader, file.path)) for file in found.files]
+    parts = [_Part(file.path, _sha256(file.path), file.split, partial(loader, file.path)) for file in found.files]
     return name, parts, found.ignored
 
 
@@ -122,7 +122,6 @@ def _hub_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, ..
     if format == AUTO:
         format = _common_format(given, [(s.name, recognise(s.records(), str(base / s.name))) for s in splits])
     read = RECORD_READERS.resolve(format)
-
     parts = []
     for split in splits:
         place = base / split.name
@@ -185,9 +184,9 @@ class _Tally:
 class _Gathering:
     """Collects the dialogues of all files, and sees what comes twice."""
 
-    def __init__(self, tally: _Tally, *, refuse_duplicates: bool) -> None:
+    def __init__(self, tally: _Tally, format: str) -> None:
         self.tally = tally
-        self.refuse_duplicates = refuse_duplicates
+        self.format = format
         self.dialogues: list[Dialogue] = []
         self._places: dict[str, str] = {}
         self._situations: dict[str, str] = {}
@@ -198,7 +197,7 @@ class _Gathering:
         n_accepted = 0
         for dialogue in part.read(sink=self.tally):
             index = n_accepted + self.tally.n_refused - refused_before
-            n_accepted += self._take(_stamped(dialogue, part, index), part, index)
+            n_accepted += self._take(_stamped(dialogue, self.format, part, index), part, index)
         n_records = n_accepted + self.tally.n_refused - refused_before
         return CorpusFile(part.path.name, part.sha256, part.split, n_records)
 
@@ -210,7 +209,7 @@ class _Gathering:
             self._note_situation(dialogue, part, index, place)
             self.dialogues.append(dialogue)
             return True
-        if self.refuse_duplicates:
+        if self.format == "jsonl":  # there an id is the record's own word, so that two can differ under one id
             found = f"the id {quoted(dialogue.id)} again, first in {known}"
             error = DataError(found, path=str(part.path), record=index, field="scenario.id", expected="every id once")
             self.tally.refuse(error)
@@ -229,9 +228,9 @@ class _Gathering:
             self.tally.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
 
 
-def _stamped(dialogue: Dialogue, part: _Part, index: int) -> Dialogue:
+def _stamped(dialogue: Dialogue, format: str, part: _Part, index: int) -> Dialogue:
     """Return the dialogue with a source, and with the split that its file's name gives."""
-    source = dialogue.source or Source(corpus="jsonl", format="jsonl", file=part.path.name, record=index)
+    source = dialogue.source or Source(corpus=format, format=format, file=part.path.name, record=index)
     if part.split is not None and source.split != part.split:
         source = source.model_copy(update={"split": part.split})
     return dialogue if source is dialogue.source else dialogue.model_copy(update={"source": source})

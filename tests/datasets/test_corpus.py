@@ -13,7 +13,7 @@ from esckit.datasets.sinks import CountingSink
 from esckit.datasets.text import ids_digest
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import DatasetLoader, IssueSink
-from esckit.types import Dialogue, Scenario, Turn
+from esckit.types import Dialogue, Scenario, Source, Turn
 from tests.datasets.corpus_files import BROKEN, hub, lines, original, own, read, read_skipping, write
 
 
@@ -100,6 +100,7 @@ def test_a_loader_of_ones_own_is_named_as_the_format(tmp_path: Path) -> None:
     assert [(dialogue.id, dialogue.source.record) for dialogue in corpus.dialogues if dialogue.source] == [
         ("words:one", 0), ("words:two", 2),
     ]  # fmt: skip
+    assert corpus.dialogues[0].source == Source(corpus=name, format=name, file="corpus", record=0)
     assert (corpus.n_records, corpus.n_refused) == (4, 1)
     assert [(issue.code, issue.record) for issue in sink.issues] == [("duplicate_dialogue", 3)]
 
