@@ -2,7 +2,8 @@
 
 Two read-outs give the same quantity. ``sampled`` asks several times and averages the answers that name exactly one
 level (RLFF-ESC, arXiv 2508.12935). ``expected`` scores the level names once and takes the expectation, which is the
-limit of ``sampled`` for infinitely many samples, at about a tenth of the work.
+limit of ``sampled`` for infinitely many samples, at about a tenth of the work. Endpoints tell only the probability of
+one next token; there, ``expected`` lists the levels by letter, which is another prompt and shows in the identity.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class NameMass:
         """Take one reading's mass."""
         self.total += mass
         self.n += 1
-        if self.n >= 20 and not self.warned and self.total / self.n < 0.5:
+        if self.n >= 10 and not self.warned and self.total / self.n < 0.5:
             self.warned = True
             log.warning(
                 "the critic gives the level names only %.0f %% of its probability: it would rather say something else",
@@ -88,14 +89,18 @@ class ResolutionCritic:
     def __post_init__(self) -> None:
         if self.settings.readout != "expected":
             return
-        if "score" not in self.voice.model.capabilities:
+        if not self.voice.model.capabilities:
             raise ConfigError(
-                f"critic.readout 'expected' needs log-probabilities of whole answers, which {self.voice.model.name} "
-                "does not offer",
-                expected="a local model, or critic.readout: sampled",
+                f"critic.readout 'expected' needs log-probabilities, which {self.voice.model.name} does not offer",
+                expected="a model that offers them, or critic.readout: sampled",
             )
         if self.voice.sampling.temperature == 0:
             raise ConfigError("critic.readout 'expected' at temperature 0", expected="a temperature above 0")
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether level names are read as they are; otherwise the prompt lists them by letter."""
+        return self.settings.readout == "sampled" or "score" in self.voice.model.capabilities
 
     @property
     def identity(self) -> str:
@@ -170,13 +175,10 @@ class ResolutionCritic:
         )
 
     async def _expected(self, messages: list[Message], scope: Scope) -> CriticReading:
-        temperature = self.voice.sampling.temperature
-        scores = await self.voice.model.score(messages, self.preset.levels, temperature=temperature)
-        scope.spend("critic", scores.usage)
-        weights = level_weights(scores, self.settings.expected_score)
-        value = self.preset.expectation(weights)
-        mass = math.fsum(math.exp(choice.log_p) for choice in scores.choices)
+        read = self._read_names if self.reads_names else self._read_letters
+        weights, mass = await read(messages, scope)
         self.mass.add(mass)
+        value = self.preset.expectation(weights)
         return CriticReading(
             readout="expected",
             critic=self.identity,
@@ -186,6 +188,22 @@ class ResolutionCritic:
             den=value.denominator,
             value=float(value),
         )
+
+    async def _read_names(self, messages: list[Message], scope: Scope) -> tuple[tuple[float, ...], float]:
+        """Return level probabilities and name mass from the log-probabilities of the level names."""
+        scores = await self.voice.model.score(messages, self.preset.levels, temperature=self.voice.sampling.temperature)
+        scope.spend("critic", scores.usage)
+        mass = math.fsum(math.exp(choice.log_p) for choice in scores.choices)
+        return level_weights(scores, self.settings.expected_score), mass
+
+    async def _read_letters(self, messages: list[Message], scope: Scope) -> tuple[tuple[float, ...], float]:
+        """Return level probabilities and letter mass from the next token of the lettered prompt."""
+        letters = self.preset.letters
+        found = await self.voice.model.next_token(messages, letters, temperature=self.voice.sampling.temperature)
+        scope.spend("critic", found.usage)
+        if found.label_mass <= 0.0:
+            raise UnscoredError("a critic that gives none of the letters any probability")
+        return tuple(p / found.label_mass for p in found.probabilities), found.label_mass
 
 
 def level_weights(scores: ChoiceScores, kind: Literal["sequence", "length_normalised"]) -> tuple[float, ...]:

@@ -24,13 +24,19 @@ class Preset:
         name: Name in recipes.
         levels: Level names in the order of the prompt.
         quarters: Value of each level in quarters, in [-4, 4].
-        prompt: Name of the shipped prompt that lists these levels.
+        prompt: Name of the shipped prompt that lists these levels; with ``_letters`` behind it, of the one that
+            lists them by letter.
     """
 
     name: str
     levels: tuple[str, ...]
     quarters: tuple[int, ...]
     prompt: str
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """``A``, ``B`` … in the order of the levels."""
+        return tuple("ABCDEFGHIJ"[: len(self.levels)])
 
     def parse(self, text: str) -> int:
         """Return the index of the one level that an answer names.

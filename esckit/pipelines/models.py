@@ -97,9 +97,9 @@ class ModelPool:
             )
         return Window()
 
-    async def check(self) -> None:
-        """Raise at once if a model cannot be reached or used."""
-        for model in self._models.values():
+    async def prepare(self, bindings: Iterable[RoleOptions]) -> None:
+        """Load models and raise at once if one cannot be reached or used; only then are its capabilities known."""
+        for model in {id(model): model for model in map(self._shared, bindings)}.values():
             await model.check()
 
     def facts(self) -> dict[str, Any]:

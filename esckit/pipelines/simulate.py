@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from esckit.config.models import RoleOptions
 from esckit.config.simulate import SimulateRecipe
 from esckit.dialogue.critic import CriticSettings, ResolutionCritic
 from esckit.dialogue.levels import load_preset
@@ -28,7 +29,7 @@ from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, look_up
 from esckit.pipelines.simulate_summary import summarise
-from esckit.prompts.prompt import load_prompt
+from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.records import read_records, write_json, write_records
 from esckit.runs import RunFolder
 from esckit.types import Context, Future, Outcome, Record
@@ -110,8 +111,7 @@ def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) 
 
 
 def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
-    roles = recipe.models
-    look_up((roles.supporter, roles.seeker, roles.critic, roles.strategist))
+    look_up(_bindings(recipe))
     selection = select_dialogues(recipe.data, taxonomy=None)
     return selection, build_contexts(
         selection.dialogues,
@@ -126,11 +126,14 @@ async def _run(
     recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
 ) -> SimulateResult:
     async with ModelPool(recipe.executor, recipe.budget) as pool:
+        await pool.prepare(_bindings(recipe))
         cast = build_cast(recipe, pool)
-        await pool.check()
         with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
             folder.update_manifest(
-                data=selection.facts(), prompts=_prompt_ids(recipe), determinism=pool.determinism(), **pool.facts()
+                data=selection.facts(),
+                prompts=_prompt_ids(recipe, pool),
+                determinism=pool.determinism(),
+                **pool.facts(),
             )
             write_records(folder.file("contexts.jsonl"), contexts)
             try:
@@ -146,6 +149,13 @@ async def _run(
             write_json(folder.file("summary.json"), summary)
             _judge(recipe, futures)
     return SimulateResult(out, summary)
+
+
+def _bindings(recipe: SimulateRecipe) -> tuple[RoleOptions, ...]:
+    """Return the models that take part."""
+    roles = recipe.models
+    strategist = (roles.strategist,) if roles.strategist and recipe.simulation.strategy == "predicted" else ()
+    return (roles.supporter, roles.seeker, roles.critic, *strategist)
 
 
 def build_cast(recipe: SimulateRecipe, pool: ModelPool) -> Cast:
@@ -171,7 +181,7 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool) -> Cast:
         ),
         critic=ResolutionCritic(
             pool.voice(roles.critic, max_attempts=1),
-            load_prompt(names.critic or preset.prompt),
+            _critic_prompt(recipe, pool),
             preset,
             CriticSettings(
                 readout=settings.readout,
@@ -186,15 +196,21 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool) -> Cast:
     )
 
 
-def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
+def _critic_prompt(recipe: SimulateRecipe, pool: ModelPool) -> Prompt:
+    """Return the recipe's own prompt, or the preset's: by letter where only one token's probability can be read."""
+    if recipe.prompts.critic:
+        return load_prompt(recipe.prompts.critic)
+    by_letter = recipe.critic.readout == "expected" and pool.model(recipe.models.critic).capabilities == {"next_token"}
+    return load_prompt(load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else ""))
+
+
+def _prompt_ids(recipe: SimulateRecipe, pool: ModelPool) -> dict[str, str]:
     """Return the identity of every role's prompt."""
-    preset = load_preset(recipe.critic.preset)
-    names = {
-        "supporter": recipe.prompts.supporter,
-        "seeker": recipe.prompts.seeker,
-        "critic": recipe.prompts.critic or preset.prompt,
+    return {
+        "supporter": load_prompt(recipe.prompts.supporter).identity,
+        "seeker": load_prompt(recipe.prompts.seeker).identity,
+        "critic": _critic_prompt(recipe, pool).identity,
     }
-    return {role: load_prompt(name).identity for role, name in names.items()}
 
 
 async def _play_missing(

@@ -118,3 +118,37 @@ def test_usage_is_booked_on_the_critic() -> None:
     ledger = Ledger(7, "c-1")
     read(critic(FakeModel(lambda messages, seed: "Same")), ledger)
     assert ledger.usage == {"critic": Usage(calls=10, prompt_tokens=100, completion_tokens=10)}
+
+
+def by_letter(label_p) -> ResolutionCritic:
+    model = FakeModel(label_p=label_p, capabilities=frozenset({"next_token"}))
+    return ResolutionCritic(
+        Voice(model, Sampling(temperature=1.0)),
+        load_prompt("critic_resolution_letters"),
+        load_preset("rlff7"),
+        CriticSettings(readout="expected"),
+    )
+
+
+def test_where_only_one_token_can_be_read_the_levels_are_read_by_letter() -> None:
+    reading = read(by_letter(lambda letter: {"C": 0.3, "D": 0.1}.get(letter, 0.0))).reading
+    assert reading.weights == pytest.approx((0, 0, 0.75, 0.25, 0, 0, 0))
+    assert (reading.num, reading.den, reading.name_mass) == (5, 8, pytest.approx(0.4))
+
+
+def test_letters_without_any_probability_are_unscored() -> None:
+    with pytest.raises(UnscoredError):
+        read(by_letter(lambda letter: 0.0))
+
+
+@pytest.mark.parametrize("name", ["rlff7", "ppdpp4"])
+def test_the_prompts_of_a_preset_list_its_levels_in_order(name: str) -> None:
+    preset = load_preset(name)
+    values = {"emotion_type": "", "problem_type": "", "conversation": ""}
+    plain = load_prompt(preset.prompt).render(**values)[1].content
+    lettered = load_prompt(f"{preset.prompt}_letters").render(**values)[1].content
+    places = [plain.index(f"\n{level}: ") for level in preset.levels]
+    assert places == sorted(places)
+    assert all(
+        f"\n{letter}) {level}: " in lettered for letter, level in zip(preset.letters, preset.levels, strict=True)
+    )
