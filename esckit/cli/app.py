@@ -25,7 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("simulate", "esckit.cli.simulate:simulate"),
-    Command("search", None),
+    Command("search", "esckit.cli.search:search"),
     Command("train-flow", None),
     Command("train-reward", None),
     Command("train-rl", None),

@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from esckit.registry import Registry
 
-RECIPES = Registry("command", {"simulate": "esckit.config.simulate:SimulateRecipe"})
+RECIPES = Registry(
+    "command",
+    {
+        "simulate": "esckit.config.simulate:SimulateRecipe",
+        "search": "esckit.config.search:SearchRecipe",
+    },
+)

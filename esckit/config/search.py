@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from esckit.config.data import AlternatingData
-from esckit.config.models import ModelBinding, check_prices, role_defaults
+from esckit.config.models import ModelBinding, RoleOptions, check_prices, role_defaults
 from esckit.config.recipe import ModelRecipe, Section
 
 _SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 128}
@@ -22,12 +22,22 @@ _Strategist = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING | {"max_t
 
 
 class SearchModels(Section):
-    """Who plays whom."""
+    """Who plays whom; seeker and supporter have no part in ``search.mode: linear``."""
 
-    seeker: _Seeker
-    supporter: _Supporter
+    seeker: _Seeker | None = None
+    supporter: _Supporter | None = None
     critic: _Critic
     strategist: _Strategist
+
+    def bindings(self) -> dict[str, RoleOptions]:
+        """Return the models that are named, by role."""
+        found = {
+            "seeker": self.seeker,
+            "supporter": self.supporter,
+            "critic": self.critic,
+            "strategist": self.strategist,
+        }
+        return {role: binding for role, binding in found.items() if binding is not None}
 
 
 class SearchOptions(Section):
@@ -161,6 +171,8 @@ class SearchRecipe(ModelRecipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        roles = self.models
-        check_prices(self.budget, (roles.seeker, roles.supporter, roles.critic, roles.strategist))
+        named = self.models.bindings()
+        if self.search.mode == "mcts" and len(named) < len(SearchModels.model_fields):
+            raise ValueError("search.mode: mcts needs models.seeker and models.supporter")
+        check_prices(self.budget, named.values())
         return self

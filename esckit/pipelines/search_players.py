@@ -1,0 +1,115 @@
+"""Who plays a search: the roles that a recipe binds to models, and what the records say about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from esckit.config.models import CheckpointBinding
+from esckit.config.search import SearchRecipe
+from esckit.dialogue.aflow_seeker import AFlowSeeker
+from esckit.dialogue.aflow_supporter import AFlowSupporter
+from esckit.dialogue.environment import Environment
+from esckit.dialogue.rubric import load_rubric
+from esckit.dialogue.rubric_critic import RubricCritic
+from esckit.dialogue.strategist import PromptedStrategist
+from esckit.dialogue.utterance import UtteranceRules
+from esckit.errors import ConfigError
+from esckit.pipelines.models import ModelPool
+from esckit.prompts.prompt import load_prompt
+from esckit.protocols import StrategyPolicy
+from esckit.search.mcts import Players, Provenance
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
+from esckit.types import Turn
+
+
+def build_players(
+    recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy, memories: Mapping[str, Sequence[Turn]]
+) -> Players:
+    """Return the roles that the recipe binds to models.
+
+    Args:
+        recipe: The recipe.
+        pool: The run's models.
+        taxonomy: The strategies.
+        memories: Scenario id to the turns of its seed dialogue, which only the seeker knows.
+
+    Raises:
+        ConfigError: If a model cannot do what its role needs.
+    """
+    roles, names, attempts = recipe.models, recipe.prompts, recipe.search.max_attempts
+    if roles.seeker is None or roles.supporter is None:
+        raise ConfigError("a search without a seeker or a supporter", expected="models.seeker and models.supporter")
+    seeker = pool.voice(roles.seeker, max_attempts=attempts)
+    supporter = pool.voice(roles.supporter, max_attempts=attempts)
+    return Players(
+        Environment(
+            seeker=AFlowSeeker(
+                seeker,
+                load_prompt(names.seeker),
+                UtteranceRules(taxonomy, seeker.max_words, seeker.on_length),
+                memories,
+                recipe.seeker.memory_guard,
+                pool.window(roles.seeker),
+            ),
+            supporter=AFlowSupporter(
+                supporter,
+                load_prompt(names.supporter),
+                UtteranceRules(taxonomy, supporter.max_words, supporter.on_length),
+                pool.window(roles.supporter),
+            ),
+            critic=build_critic(recipe, pool),
+        ),
+        build_strategist(recipe, pool, taxonomy),
+    )
+
+
+def build_critic(recipe: SearchRecipe, pool: ModelPool) -> RubricCritic:
+    """Return the critic of a recipe."""
+    settings = recipe.critic
+    return RubricCritic(
+        pool.voice(recipe.models.critic, max_attempts=recipe.search.max_attempts),
+        load_prompt(recipe.prompts.critic),
+        load_rubric(settings.rubric),
+        weights=settings.weights,
+        readout=settings.readout,
+        show_strategy=settings.show_strategy,
+        min_label_mass=settings.min_label_mass,
+        window=pool.window(recipe.models.critic),
+    )
+
+
+def build_strategist(recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy) -> StrategyPolicy:
+    """Return the strategist of a recipe: prompted, or a trained policy."""
+    binding = recipe.models.strategist
+    if isinstance(binding, CheckpointBinding):
+        raise ConfigError(f"{binding.checkpoint!r} as a strategist", expected="a backbone, an endpoint or a script")
+    return PromptedStrategist(
+        pool.voice(binding, max_attempts=recipe.search.max_attempts),
+        load_prompt(recipe.prompts.strategist),
+        taxonomy,
+        recipe.strategist.readout,
+        pool.window(binding),
+    )
+
+
+def prompt_ids(recipe: SearchRecipe) -> dict[str, str]:
+    """Return the identity of every prompted role's prompt."""
+    names = recipe.prompts.model_dump()
+    return {
+        role: load_prompt(names[role]).identity
+        for role, binding in recipe.models.bindings().items()
+        if not isinstance(binding, CheckpointBinding)
+    }
+
+
+def provenance_of(recipe: SearchRecipe) -> Provenance:
+    """Return what every tree of a run says about where it came from."""
+    prompts = prompt_ids(recipe)
+    return Provenance(
+        run_seed=recipe.seed,
+        taxonomy=load_taxonomy(recipe.taxonomy),
+        round=recipe.search.round,
+        prior_source=prompts["strategist"],
+        readout=recipe.critic.readout,
+        prompts=prompts,
+    )
