@@ -42,5 +42,10 @@ demo: $(STAMP)
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+# Each prints a table for docs/benchmarks.md; run it on an idle machine.
+BENCHES := $(patsubst tests/benchmarks/%.py,%,$(wildcard tests/benchmarks/bench_*.py))
+bench: $(STAMP)
+	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
