@@ -88,8 +88,16 @@ class ChatFormat:
         )
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return the prompt as tokens, ready for the assistant's answer."""
-        return self.tokens(self.render(messages))
+        """Return the prompt as tokens, ready for the assistant's answer.
+
+        Raises:
+            ConfigError: If the model's template refuses these messages.
+        """
+        try:
+            return self.tokens(self.render(messages))
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in messages)
+            raise ConfigError(f"the model's chat template refuses messages of {roles}: {error}") from error
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text as it stands."""
@@ -102,7 +110,7 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens without special ones."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _takes_system(self) -> bool:
         try:

@@ -7,7 +7,7 @@ room for them and leave it when they are done, so a long reply holds nobody up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,24 +193,33 @@ class Engine:
 
     def _admit(self, results: dict[int, Result]) -> None:
         """Start waiting jobs while there is room; one always starts when nothing else runs."""
-        room = self.max_batch_tokens - self._tokens_in_flight()
         jobs: list[WriteJob] = []
         pieces: list[_Piece] = []
+        for members, n_shared in self._chosen():
+            jobs += members
+            pieces += self._pieces([job.prompt for job in members], n_shared)
+        if jobs:
+            self._start(jobs, pieces, results)
+        started = {job.id for job in jobs}
+        self.waiting = [job for job in self.waiting if job.id not in started]
+
+    def _chosen(self) -> Iterator[tuple[list[WriteJob], int]]:
+        """Yield waiting jobs that fit, in groups that share so many tokens; oldest group first, none is passed over."""
+        room = self.max_batch_tokens - self._tokens_in_flight()
+        is_idle = not self.rows
         groups = share_prefixes([job.prompt for job in self.waiting])
         for group in sorted(groups, key=lambda group: min(group.members)):
             members: list[WriteJob] = []
             for job in (self.waiting[i] for i in sorted(group.members)):
                 need = len(job.prompt) + job.sampling.max_tokens - (group.n_shared if members else 0)
-                if need > room and (self.rows or jobs or members):
+                if need > room and not is_idle:
                     break
                 members.append(job)
-                room -= need
-            jobs += members
-            pieces += self._pieces([job.prompt for job in members], group.n_shared)
-        if jobs:
-            self._start(jobs, pieces, results)
-        started = {job.id for job in jobs}
-        self.waiting = [job for job in self.waiting if job.id not in started]
+                room, is_idle = room - need, False
+            if members:
+                yield members, group.n_shared
+            if len(members) < len(group.members):
+                return
 
     def _pieces(self, prompts: Sequence[tuple[int, ...]], n_shared: int) -> list[_Piece]:
         """Split prompts that share a beginning into prefixes whose keys are there, or are made now, and the rest."""

@@ -25,6 +25,14 @@ def test_without_a_system_role_the_first_user_message_takes_it():
     assert chat.render(ASK) == "<bos><start_of_turn>user\nBe kind.\n\nhi<end_of_turn>\n<start_of_turn>model\n"
 
 
+def test_messages_that_the_template_refuses_are_a_clear_error():
+    tokenizer = tiny_tokenizer("gemma2")
+    alternate = "{% if messages | length > 2 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    tokenizer.chat_template = alternate + tokenizer.chat_template
+    with pytest.raises(ConfigError, match="roles must alternate"):
+        ChatFormat.of(tokenizer).encode([*ASK, *ASK[1:], *ASK[1:]])
+
+
 def test_the_end_of_turn_is_what_the_template_writes():
     chatml, gemma = ChatFormat.of(tiny_tokenizer()), ChatFormat.of(tiny_tokenizer("gemma2"), [1])
     assert chatml.tokenizer.convert_ids_to_tokens(chatml.end_of_turn) == "<|im_end|>"

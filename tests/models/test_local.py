@@ -6,6 +6,7 @@ import torch
 
 from esckit.errors import BackendError, ConfigError
 from esckit.models.local import LocalModel
+from esckit.models.tiny import tiny_random
 from esckit.protocols import ChatModel
 from esckit.types import Message, Sampling, StopReason
 from tests.models.local_fakes import LONG, Naive, ask_all, prompts, tiny_local
@@ -51,6 +52,32 @@ def test_seeds_make_the_difference():
     replies = ask_all(tiny_local(), [ASK] * 6, Sampling(max_tokens=12), [1, 2, 3, 4, 1, 2])
     assert replies[:2] == replies[4:]
     assert len({reply.text for reply in replies}) == 4
+
+
+def test_a_cancelled_call_does_not_disturb_the_others():
+    sampling = Sampling(temperature=0, max_tokens=40)
+    expected = ask_all(tiny_local(), prompts()[:3], sampling)
+
+    async def talk():
+        model = tiny_local()
+        calls = [asyncio.create_task(model.complete(m, sampling, seed=i)) for i, m in enumerate(prompts()[:3])]
+        await asyncio.sleep(0.02)
+        calls[1].cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await model.aclose()
+        return outcomes
+
+    first, second, third = asyncio.run(talk())
+    assert isinstance(second, asyncio.CancelledError)
+    assert [first, third] == [expected[0], expected[2]]
+
+
+def test_a_model_that_fails_is_a_typed_failure():
+    model, tokenizer = tiny_random()
+    chat = LocalModel(model, tokenizer, name="broken")
+    model.model.layers[1].mlp.down_proj.weight.data = torch.zeros(3, 3)
+    with pytest.raises(BackendError, match="the local model failed"):
+        asyncio.run(chat.complete(ASK, Sampling(), seed=0))
 
 
 def test_usage_counts_the_shared_prefix_for_every_call():
