@@ -1,7 +1,7 @@
 """How long all of ESConv takes to load, beside only parsing its JSON.
 
-Run: ``python -m tests.benchmarks.bench_data [--path ../shared/data/esconv]``. Only prints. Loading normalises every text,
-computes ids, and checks every field of the format; parsing does none of it and is the floor.
+Run: ``python -m tests.benchmarks.bench_data [--path ../shared/data/esconv]``. Only prints. Loading normalises every
+text, computes ids, and checks every field of the format; parsing does none of it and is the floor.
 """
 
 import argparse

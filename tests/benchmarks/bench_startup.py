@@ -1,7 +1,7 @@
 """How long help takes, as a whole process, beside ``python -c "import typer"``.
 
-Run: ``python -m tests.benchmarks.bench_startup [--runs 7]``. Only prints. The baseline and every command run in turn, so
-that a machine whose speed drifts slows both.
+Run: ``python -m tests.benchmarks.bench_startup [--runs 7]``. Only prints. The baseline and every command run in turn,
+so that a machine whose speed drifts slows both.
 """
 
 import argparse
@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 
+from esckit.cli.app import COMMANDS
+
 BASELINE = ("-c", "import typer")
 
 
 def commands() -> list[str]:
-    """The visible commands, as the program itself lists them."""
-    code = "from esckit.cli.app import COMMANDS; print(*[name for name, target in COMMANDS.items() if target])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    return ["", *shown, "data", "recipes", "backbones"]
+    """The visible commands, and the program itself first."""
+    return ["", *(command.name for command in COMMANDS if command.target)]
 
 
 def seconds(*args: str) -> float:
