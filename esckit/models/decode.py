@@ -101,10 +101,10 @@ class Engine:
     Args:
         model: A causal language model of transformers, in evaluation mode.
         max_batch_tokens: Tokens of all rows in flight together, prompts not shared and replies included.
-        max_stored_tokens: Tokens of prefixes kept for later prompts.
+        max_stored_bytes: Memory for the keys and values of prompts that later ones may begin with.
     """
 
-    def __init__(self, model: Any, *, max_batch_tokens: int, max_stored_tokens: int) -> None:
+    def __init__(self, model: Any, *, max_batch_tokens: int, max_stored_bytes: int) -> None:
         use_shared_prefix_attention(model)
         self.model = model
         self.max_batch_tokens = max_batch_tokens
@@ -112,7 +112,7 @@ class Engine:
         config = model.config.get_text_config(decoder=True)
         self.n_layers = int(config.num_hidden_layers)
         self.vocab_size = int(config.vocab_size)
-        self.store = PrefixStore(max_stored_tokens)
+        self.store = PrefixStore(max_stored_bytes)
         self.slots = SlotCache(self.n_layers, self.device)
         self.rows: list[_Row] = []
         self.waiting: list[WriteJob] = []

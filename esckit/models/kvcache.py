@@ -39,6 +39,11 @@ class PrefixKV:
         """Number of tokens."""
         return len(self.ids)
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(part.nbytes for part in (*self.keys, *self.values))
+
     def head(self, n: int) -> PrefixKV:
         """Return the first ``n`` tokens as a view."""
         if n == self.length:
@@ -60,14 +65,14 @@ EMPTY_PREFIX = PrefixKV((), (), ())
 
 
 class PrefixStore:
-    """The prefixes used last, up to a number of tokens.
+    """The prefixes used last, up to an amount of memory.
 
     Args:
-        max_tokens: Tokens held at most; what was not used for longest goes first.
+        max_bytes: Memory held at most; what was not used for longest goes first.
     """
 
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self._entries: OrderedDict[tuple[int, ...], PrefixKV] = OrderedDict()
 
     def longest(self, ids: tuple[int, ...]) -> PrefixKV:
@@ -87,8 +92,9 @@ class PrefixStore:
         for ids in covered:
             del self._entries[ids]
         self._entries[kv.ids] = kv
-        while sum(map(len, self._entries)) > self.max_tokens:
-            self._entries.popitem(last=False)
+        n_bytes = sum(entry.n_bytes for entry in self._entries.values())
+        while n_bytes > self.max_bytes:
+            n_bytes -= self._entries.popitem(last=False)[1].n_bytes
 
     def clear(self) -> None:
         """Forget everything."""

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
-_STORED_TOKENS = 16_384
+_STORED_BYTES = 2**30
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -48,7 +48,7 @@ class LocalModel:
         self._engine = Engine(
             model,
             max_batch_tokens=max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"]),
-            max_stored_tokens=_STORED_TOKENS,
+            max_stored_bytes=_STORED_BYTES,
         )
         self._batcher = Batcher(self._engine)
         self._chat = ChatFormat.of(tokenizer, _eos_ids(model))

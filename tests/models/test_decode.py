@@ -9,8 +9,8 @@ from tests.models.local_fakes import Naive, prompts
 NEVER = frozenset({-1})
 
 
-def engine(max_batch_tokens: int = 4096, max_stored_tokens: int = 4096) -> Engine:
-    return Engine(tiny_random()[0], max_batch_tokens=max_batch_tokens, max_stored_tokens=max_stored_tokens)
+def engine(max_batch_tokens: int = 4096, max_stored_bytes: int = 2**22) -> Engine:
+    return Engine(tiny_random()[0], max_batch_tokens=max_batch_tokens, max_stored_bytes=max_stored_bytes)
 
 
 def job(number: int, prompt: tuple[int, ...], max_tokens: int = 8, temperature: float = 0.0) -> WriteJob:
@@ -99,21 +99,21 @@ def test_the_budget_holds_back_what_does_not_fit():
 
 
 def test_a_prompt_longer_than_the_budget_still_runs():
-    tight = engine(max_batch_tokens=16, max_stored_tokens=16)
+    tight = engine(max_batch_tokens=16, max_stored_bytes=16)
     assert finish(tight, [job(0, ASKED[0])]) == finish(engine(), [job(0, ASKED[0])])
 
 
 def test_running_out_of_memory_once_starts_over_with_half_the_batch():
     jobs = [job(i, tuple(range(3 + i, 43 + i)), temperature=1.0) for i in range(4)]
     hungry = Hungry(tiny_random()[0], most=2)
-    worker = Engine(hungry, max_batch_tokens=200, max_stored_tokens=0)
+    worker = Engine(hungry, max_batch_tokens=200, max_stored_bytes=0)
     assert finish(worker, jobs) == finish(engine(), jobs)
     assert max(hungry.sizes) > 2
     assert worker.max_batch_tokens == 100
 
 
 def test_running_out_of_memory_twice_is_an_error():
-    worker = Engine(Hungry(tiny_random()[0], most=0), max_batch_tokens=200, max_stored_tokens=0)
+    worker = Engine(Hungry(tiny_random()[0], most=0), max_batch_tokens=200, max_stored_bytes=0)
     assert worker.advance([job(0, ASKED[0])], (), lambda: False) == {}
     with pytest.raises(torch.OutOfMemoryError):
         worker.advance([], (), lambda: False)

@@ -1,0 +1,60 @@
+import torch
+
+from esckit.models.kvcache import EMPTY_PREFIX, PrefixKV, PrefixStore, SlotCache
+
+LAYERS, HEADS, WIDTH = 2, 3, 4
+
+
+def states(n_tokens: int, value: float = 1.0) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.full((HEADS, n_tokens, WIDTH), value) for _ in range(LAYERS))
+
+
+def prefix(*ids: int) -> PrefixKV:
+    return EMPTY_PREFIX.extended(ids, states(len(ids)), states(len(ids)))
+
+
+def test_the_store_finds_the_longest_beginning():
+    store = PrefixStore(2**20)
+    for kv in (prefix(1, 2, 3), prefix(1, 2, 9, 9), prefix(7)):
+        store.add(kv)
+    found = store.longest((1, 2, 9, 4, 5))
+    assert (found.ids, found.keys[0].shape) == ((1, 2, 9), (HEADS, 3, WIDTH))
+    assert store.longest((8, 8)) is EMPTY_PREFIX
+
+
+def test_what_a_longer_prefix_covers_goes_and_so_does_what_was_not_used_for_longest():
+    store = PrefixStore(5 * prefix(1).n_bytes)
+    store.add(prefix(1, 2))
+    store.add(prefix(1, 2, 3))
+    store.add(prefix(8, 9))
+    assert store.longest((1, 2, 3)).length == 3  # used now
+    store.add(prefix(5, 6))
+    assert [store.longest(ids).length for ids in ((1, 2, 3), (8, 9), (5, 6))] == [3, 0, 2]
+
+
+def test_extending_leaves_the_original_alone():
+    short = prefix(1, 2)
+    longer = short.extended((3,), states(1, 5.0), states(1, 6.0))
+    assert (short.ids, longer.ids) == ((1, 2), (1, 2, 3))
+    assert longer.keys[0][0, :, 0].tolist() == [1.0, 1.0, 5.0]
+    assert longer.values[1][0, :, 0].tolist() == [1.0, 1.0, 6.0]
+
+
+def test_rows_of_the_slots_grow_leave_and_keep_their_own():
+    slots = SlotCache(LAYERS, torch.device("cpu"))
+    for length, value in ((3, 1.0), (70, 2.0), (1, 3.0)):
+        slots.append(states(length, value), states(length, value))
+    slots.begin_step()
+    new = torch.arange(3.0).add(10)[:, None, None, None].expand(3, HEADS, 1, WIDTH)
+    keys, _ = slots.update(new, new, 0)
+    assert keys.shape == (3, HEADS, 71, WIDTH)
+    assert keys[0, 0, :5, 0].tolist() == [1.0, 1.0, 1.0, 10.0, 0.0]
+    assert keys[2, 0, :3, 0].tolist() == [3.0, 12.0, 0.0]
+    positions = slots.key_positions(torch.tensor([100, 0, 5]))
+    assert positions[0, :5].tolist() == [100, 101, 102, 103, -1]
+    slots.keep([2, 0])
+    assert slots.lengths == [2, 4]
+    assert slots.layers[0].keys[0, 0, :2, 0].tolist() == [3.0, 12.0]
+    assert slots.layers[0].keys[1, 0, :4, 0].tolist() == [1.0, 1.0, 1.0, 10.0]
+    slots.keep([])
+    assert slots.layers[0].keys is None
