@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from esckit.config.models import CheckpointBinding
+from esckit.config.models import CheckpointBinding, RoleOptions
 from esckit.config.search import SearchRecipe
 from esckit.dialogue.aflow_seeker import AFlowSeeker
 from esckit.dialogue.aflow_supporter import AFlowSupporter
@@ -79,10 +79,8 @@ def build_critic(recipe: SearchRecipe, pool: ModelPool) -> RubricCritic:
 
 
 def build_strategist(recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy) -> StrategyPolicy:
-    """Return the strategist of a recipe: prompted, or a trained policy."""
-    binding = recipe.models.strategist
-    if isinstance(binding, CheckpointBinding):
-        raise ConfigError(f"{binding.checkpoint!r} as a strategist", expected="a backbone, an endpoint or a script")
+    """Return the strategist of a recipe."""
+    binding = _prompted(recipe.models.strategist)
     return PromptedStrategist(
         pool.voice(binding, max_attempts=recipe.search.max_attempts),
         load_prompt(recipe.prompts.strategist),
@@ -105,6 +103,7 @@ def prompt_ids(recipe: SearchRecipe) -> dict[str, str]:
 def provenance_of(recipe: SearchRecipe) -> Provenance:
     """Return what every tree of a run says about where it came from."""
     prompts = prompt_ids(recipe)
+    _prompted(recipe.models.strategist)
     return Provenance(
         run_seed=recipe.seed,
         taxonomy=load_taxonomy(recipe.taxonomy),
@@ -113,3 +112,10 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
         readout=recipe.critic.readout,
         prompts=prompts,
     )
+
+
+def _prompted(binding: RoleOptions) -> RoleOptions:
+    """Return a strategist's binding, refused if it is a trained policy: those come with ``esckit train-flow``."""
+    if isinstance(binding, CheckpointBinding):
+        raise ConfigError(f"{binding.checkpoint!r} as a strategist", expected="a backbone, an endpoint or a script")
+    return binding

@@ -58,7 +58,9 @@ def test_what_is_out_of_range_is_refused(sections: dict[str, object]) -> None:
         recipe(**sections)
 
 
-@pytest.mark.parametrize("name", ["aflow/search", "aflow/ablation_linear", "smoke/search", "smoke/search_scripted"])
+@pytest.mark.parametrize(
+    "name", ["aflow/search", "aflow/search_round1", "aflow/ablation_linear", "smoke/search", "smoke/search_scripted"]
+)
 def test_shipped_recipes_load(name: str) -> None:
     assert load_recipe(name, SearchRecipe).recipe.command == "search"
 
