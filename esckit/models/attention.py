@@ -104,7 +104,7 @@ def shared_prefix_attention(  # noqa: PLR0913 - transformers fixes the signature
     n_kv_heads, n_own = key.shape[1], key.shape[2]
     n_prefix = max((use.kv.length for use in uses), default=0)
     # (B, n_kv_heads, heads per kv head * T, D): the heads that share a key become rows of one product
-    grouped = query.reshape(n_rows, n_kv_heads, -1, width)
+    grouped = _precise(query.reshape(n_rows, n_kv_heads, -1, width))
     scores = _scores(grouped, key, uses, n_prefix, _layer(module)) * (scaling or width**-0.5)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -113,9 +113,17 @@ def shared_prefix_attention(  # noqa: PLR0913 - transformers fixes the signature
     by_query[..., n_prefix:].masked_fill_(~own_mask[:, :, None], -torch.inf)
     if windowed and layout is not None and sliding_window is not None:
         by_query.masked_fill_(_out_of_window(layout, n_prefix, sliding_window), -torch.inf)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    attended = _mix(weights, value, uses, n_prefix, _layer(module))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(grouped.dtype)
+    attended = _mix(weights, value, uses, n_prefix, _layer(module)).to(query.dtype)
     return attended.view(n_rows, n_heads, n_queries, width).transpose(1, 2).contiguous(), None
+
+
+def _precise(part: Tensor) -> Tensor:
+    """Return float32 on the processor, whose products in bfloat16 would round every score to eight bits.
+
+    The fused kernels of torch keep scores in float32, too. On a GPU the copies would cost more than they give.
+    """
+    return part.float() if part.device.type == "cpu" else part
 
 
 def _layer(module: nn.Module) -> int:
@@ -125,7 +133,7 @@ def _layer(module: nn.Module) -> int:
 
 def _scores(grouped: Tensor, key: Tensor, uses: tuple[PrefixUse, ...], n_prefix: int, layer: int) -> Tensor:
     """Return raw scores (B, n_kv_heads, Q, n_prefix + S); -inf where a row has a shorter prefix or none."""
-    own = grouped @ key.transpose(-1, -2)
+    own = grouped @ _precise(key).transpose(-1, -2)
     if not uses:
         return own
     if len(uses) == 1 and uses[0].rows is None:
@@ -141,17 +149,17 @@ def _ask_prefix(grouped: Tensor, keys: Tensor) -> Tensor:
     """Multiply the queries (n, H, Q, D) of several rows with one prefix's keys (H, P, D) into (n, H, Q, P)."""
     n_rows, n_kv_heads, n_queries, width = grouped.shape
     flat = grouped.transpose(0, 1).reshape(n_kv_heads, n_rows * n_queries, width)
-    return (flat @ keys.transpose(-1, -2)).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
+    return (flat @ _precise(keys).transpose(-1, -2)).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
 
 
 def _mix(weights: Tensor, value: Tensor, uses: tuple[PrefixUse, ...], n_prefix: int, layer: int) -> Tensor:
     """Return the weighted values (B, n_kv_heads, Q, D)."""
-    mixed = weights[..., n_prefix:] @ value
+    mixed = weights[..., n_prefix:] @ _precise(value)
     for use in uses:
         share = weights[..., : use.kv.length] if use.rows is None else weights[use.rows, :, :, : use.kv.length]
         n_rows, n_kv_heads, n_queries, _ = share.shape
         flat = share.transpose(0, 1).reshape(n_kv_heads, n_rows * n_queries, use.kv.length)
-        part = (flat @ use.kv.values[layer]).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
+        part = (flat @ _precise(use.kv.values[layer])).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
         if use.rows is None:
             mixed = mixed + part
         else:
