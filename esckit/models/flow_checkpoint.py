@@ -15,6 +15,7 @@ from typing import ClassVar
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError
 from esckit.models.flow_model import FlowModel, base_decoder
@@ -94,6 +95,17 @@ def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) ->
             expected=", ".join(strategies),
         )
     return metadata
+
+
+def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """Return a plain backbone with a checkpoint's adapter around it.
+
+    Raises:
+        CheckpointError: If the checkpoint holds none.
+    """
+    if not (folder / ADAPTER).is_dir():
+        raise CheckpointError(f"{folder} holds no adapter", expected="a checkpoint trained with LoRA")
+    return PeftModel.from_pretrained(backbone, str(folder / ADAPTER), is_trainable=trainable)
 
 
 def load_heads(model: FlowModel, folder: Path) -> None:

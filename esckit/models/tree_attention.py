@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from esckit.models.packed_rows import NodeSpan
 
 TREE_ATTENTION = "esckit_tree"
-MAX_RUN_TOKENS = 256
+MAX_RUN_TOKENS = 200
 """A run is cut above this length, so that little of a long one's upper triangle is computed in vain."""
 
 
@@ -123,12 +123,18 @@ def _attend(
     softcap: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """Return attention outputs (B, H, queries, D); soft-capped scores need the plain formula."""
-    if softcap is None:
+    """Return attention outputs (B, H, queries, D).
+
+    On a CPU the plain formula is faster than the fused kernel, whose backward pass is slow there, bfloat16 above all;
+    runs are short enough for its memory. Soft-capped scores have no fused kernel.
+    """
+    if softcap is None and query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) + mask
-    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), p=dropout)
-    return weights @ value
+    scores = (query * scaling) @ key.transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = (scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return F.dropout(weights, p=dropout) @ value
 
 
 def use_attention(backbone: PreTrainedModel, name: str) -> None:
