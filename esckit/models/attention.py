@@ -50,11 +50,14 @@ class Layout:
     uses: tuple[PrefixUse, ...]
     n_positions: int
 
-    def own_mask(self) -> Tensor:
-        """Return which own keys a query may see, bool (B, 1, T, S).
+    def own_mask(self) -> Tensor | None:
+        """Return which own keys a query may see, bool (B, 1, T, S); None where plain causal attention will do.
 
         A padding query sees the padding, because a softmax over nothing would spread NaN into the batch.
         """
+        is_whole = not self.uses and self.query_pos is self.key_pos  # from position 0 on, nothing cached before
+        if is_whole and bool((self.query_pos >= 0).all()):
+            return None
         query, key = self.query_pos[:, :, None], self.key_pos[:, None, :]
         return (((key >= 0) & (key <= query)) | (query < 0))[:, None]
 
