@@ -126,15 +126,17 @@ def _attend(
     """Return attention outputs (B, H, queries, D).
 
     On a CPU the plain formula is faster than the fused kernel, whose backward pass is slow there, bfloat16 above all;
-    runs are short enough for its memory. Soft-capped scores have no fused kernel.
+    runs are short enough for its memory. Soft-capped scores have no fused kernel. Scores stay in float32, as in fused
+    kernels: rounded to bfloat16 they would keep eight bits.
     """
     if softcap is None and query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    scores = (query * scaling) @ key.transpose(2, 3)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = (scores + mask).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return F.dropout(weights, p=dropout) @ value
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.float() * scaling) @ key.float().transpose(2, 3)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = (scores + mask).softmax(dim=-1)
+    return F.dropout(weights.to(value.dtype), p=dropout) @ value
 
 
 def use_attention(backbone: PreTrainedModel, name: str) -> None:

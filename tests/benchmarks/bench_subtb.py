@@ -65,7 +65,7 @@ def main() -> None:
             other = theirs(*leaves, lengths, decay)
             row["torchgfn_ms"] = 1e3 * seconds(other, leaves)
             row["ratio"] = row["torchgfn_ms"] / row["ours_ms"]
-            row["relative_difference"] = abs(float(mine() / other()) - 1.0)
+            row["relative_difference"] = abs(mine().item() / other().item() - 1.0)
         print(json.dumps({name: float(f"{value:.3g}") for name, value in row.items()}), flush=True)
 
 
