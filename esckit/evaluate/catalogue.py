@@ -1,0 +1,61 @@
+"""Which metrics an evaluation will have, before any case exists: what gates are checked against and docs list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from esckit.evaluate.dialogue import shared_metrics
+from esckit.evaluate.metric import Facts, Metric
+from esckit.evaluate.pairwise import DIMENSIONS, pair_metrics
+from esckit.evaluate.response import response_metrics
+from esckit.evaluate.reward import reward_metrics
+from esckit.evaluate.safety import crisis_rules, safety_metrics
+from esckit.evaluate.selfplay import CriticScale, headline_metrics
+from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+from esckit.evaluate.sycophancy import sycophancy_lexicon, sycophancy_metrics
+
+SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueSettings:
+    """What the names of metrics depend on.
+
+    Attributes:
+        strategy: Scale of the suite ``strategy``; None if it is not run.
+        critics: Critic presets of the suite ``dialogue``.
+        strategies: Taxonomy of the strategist in self-play; empty without one.
+        scorer: True if a scorer gives perplexities.
+        bertscore: True if BERTScore is computed.
+        dimensions: What the judge of the suite ``pairwise`` is asked.
+        swapped: True if every pair is judged in both orders.
+    """
+
+    strategy: StrategyScale | None = None
+    critics: Sequence[CriticScale] = ()
+    strategies: Sequence[str] = ()
+    scorer: bool = False
+    bertscore: bool = False
+    dimensions: Sequence[str] = field(default=DIMENSIONS)
+    swapped: bool = True
+
+
+def known_metrics(suites: Sequence[str], settings: CatalogueSettings) -> dict[str, Facts]:
+    """Return the facts of every whole-suite metric by name."""
+    found: list[Metric[Any]] = []
+    if "strategy" in suites and settings.strategy is not None:
+        found += strategy_metrics(settings.strategy)
+    if "response" in suites:
+        found += response_metrics(scorer=settings.scorer, bertscore=settings.bertscore)
+    if "dialogue" in suites:
+        found += [metric for scale in settings.critics for metric in headline_metrics(scale)]
+        found += shared_metrics(settings.strategies)
+    if "pairwise" in suites:
+        found += [metric for name in settings.dimensions for metric in pair_metrics(name, swapped=settings.swapped)]
+    if "reward" in suites:
+        found += reward_metrics()
+    if "safety" in suites:
+        found += [*safety_metrics(crisis_rules()), *sycophancy_metrics(sycophancy_lexicon())]
+    return {metric.name: metric.facts for metric in found}

@@ -1,0 +1,94 @@
+"""Published numbers with their source and caveats: printed as columns of their own, never tested against."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from esckit.errors import ConfigError
+from esckit.evaluate.probes import read_shipped
+from esckit.registry import did_you_mean
+from esckit.types import Record
+
+
+class ReferenceRow(Record):
+    """One row of a published table.
+
+    Attributes:
+        name: As the source names it.
+        metric: Our metric for the same quantity; None where rows are systems.
+        values: One per column as printed in the source; None where it has none.
+    """
+
+    name: str
+    metric: str | None = None
+    values: tuple[float | None, ...]
+
+
+class ReferenceTable(Record):
+    """A published table.
+
+    Attributes:
+        id: Such as ``rlff.table1``.
+        suite: The suite it stands beside.
+        caveats: Ids of the texts that must be printed with it; at least one.
+    """
+
+    id: str
+    title: str
+    suite: str
+    source: str
+    caveats: tuple[str, ...] = Field(min_length=1)
+    columns: tuple[str, ...]
+    rows: tuple[ReferenceRow, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for row in self.rows:
+            if len(row.values) != len(self.columns):
+                raise ValueError(f"row {row.name!r} has {len(row.values)} values for {len(self.columns)} columns")
+        return self
+
+
+class References(Record):
+    """All published tables, and the caveat texts by id."""
+
+    version: int
+    caveats: dict[str, str]
+    tables: tuple[ReferenceTable, ...]
+
+    @model_validator(mode="after")
+    def _known_caveats(self) -> Self:
+        unknown = {name for table in self.tables for name in table.caveats} - set(self.caveats)
+        if unknown:
+            raise ValueError(f"caveats without a text: {sorted(unknown)}")
+        return self
+
+    def table(self, name: str) -> ReferenceTable:
+        """Return a table by id.
+
+        Raises:
+            ConfigError: If there is none of this id.
+        """
+        by_id = {table.id: table for table in self.tables}
+        if name not in by_id:
+            raise ConfigError(
+                f"unknown reference {name!r}",
+                expected=f"one of {', '.join(by_id)}",
+                hint=did_you_mean(name, by_id) or None,
+            )
+        return by_id[name]
+
+    def beside(self, suite: str) -> tuple[ReferenceTable, ...]:
+        """Return the tables that stand beside a suite."""
+        return tuple(table for table in self.tables if table.suite == suite)
+
+    def texts(self, table: ReferenceTable) -> tuple[str, ...]:
+        """Return the caveats to print with a table."""
+        return tuple(self.caveats[name] for name in table.caveats)
+
+
+def load_references() -> References:
+    """Return the shipped published numbers."""
+    return read_shipped(References, "", "references.yaml")

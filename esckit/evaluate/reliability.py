@@ -1,0 +1,245 @@
+"""How far raters agree with each other, and the automatic judge with them.
+
+Krippendorff's α = 1 − D_o/D_e over the units that at least two raters labelled; the arithmetic is the ``krippendorff``
+package's. The resampling unit is the rated unit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from esckit.errors import DataError
+from esckit.evaluate.measure import Measurement
+from esckit.evaluate.metric import RATIO, Array, Estimator, Facts, Indices, Metric, Stats, Unscored, Weighted
+from esckit.evaluate.reward import rank_correlation
+from esckit.evaluate.rows import MetricRow
+from esckit.types import Record
+
+Counts = npt.NDArray[np.int64]
+Level = Literal["nominal", "ordinal", "interval"]
+MIN_UNITS = 10
+MIN_RATERS = 2
+
+
+class Label(Record):
+    """One rater's label of one case: a line of the label file."""
+
+    SCHEMA: ClassVar[str] = "esckit.label/1"
+
+    case_id: str
+    rater: str
+    dimension: str
+    label: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One rated case.
+
+    Attributes:
+        labels: Positions on the scale per human rater.
+        judge: Position of the automatic judge's label, None without one.
+    """
+
+    id: str
+    labels: dict[str, int]
+    judge: int | None = None
+
+    @property
+    def dialogue_id(self) -> str:
+        """The unit itself: units are what is resampled."""
+        return self.id
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScale:
+    """The labels of a dimension.
+
+    Attributes:
+        values: Labels from low to high; for ``nominal`` in any order.
+        level: How differences count.
+    """
+
+    values: tuple[str | int, ...]
+    level: Level
+
+    def position(self, label: str | int) -> int:
+        """Return a label's position.
+
+        Raises:
+            DataError: If the scale has no such label.
+        """
+        names = [str(value).casefold() for value in self.values]
+        if str(label).casefold() not in names:
+            raise DataError(f"label {label!r}", expected=f"one of {', '.join(map(str, self.values))}")
+        return names.index(str(label).casefold())
+
+
+def read_units(
+    labels: Sequence[Label], dimension: str, scale: LabelScale, judge: Mapping[str, str | int]
+) -> list[Unit]:
+    """Return the rated units of a dimension, with the automatic judge's label where it has one.
+
+    Raises:
+        DataError: If a rater labelled a case twice, or a label is not on the scale.
+    """
+    by_case: dict[str, dict[str, int]] = {}
+    for entry in labels:
+        if entry.dimension != dimension:
+            continue
+        raters = by_case.setdefault(entry.case_id, {})
+        if entry.rater in raters:
+            raise DataError(f"two labels of rater {entry.rater!r} for case {entry.case_id!r}", expected="one")
+        raters[entry.rater] = scale.position(entry.label)
+    return [
+        Unit(name, raters, scale.position(judge[name]) if name in judge else None) for name, raters in by_case.items()
+    ]
+
+
+def alpha(counts: Counts, values: Sequence[float], level: Level) -> float | None:
+    """Return Krippendorff's α, ≤ 1; None without pairable labels or expected disagreement.
+
+    Args:
+        counts: (units, labels), how many raters gave a unit each label.
+        values: The labels' numeric values, ascending.
+        level: ``nominal``, ``ordinal`` or ``interval``.
+    """
+    import krippendorff
+
+    pairable = counts[counts.sum(axis=1) >= MIN_RATERS]
+    if not len(pairable) or (pairable.sum(axis=0) > 0).sum() < 2:
+        return None
+    return float(krippendorff.alpha(value_counts=pairable, value_domain=list(values), level_of_measurement=level))
+
+
+def majority(labels: Sequence[int], level: Level) -> float | None:
+    """Return the most frequent label; among several the median of all labels, for ``nominal`` none."""
+    ranked = Counter(labels).most_common()
+    if not ranked:
+        return None
+    if len(ranked) == 1 or ranked[0][1] > ranked[1][1]:
+        return float(ranked[0][0])
+    return None if level == "nominal" else float(np.median(labels))
+
+
+# ---------------------------------------------------------------- metrics
+
+UnitMetric = Metric[Unit]
+
+
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """An estimator that gives no value below the least number of units."""
+
+    inner: Estimator
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the inner value, None with fewer than ten units."""
+        return self.inner.finish(stats) if len(stats) >= MIN_UNITS else None
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the inner values; a resample has as many units as the data."""
+        return self.inner.replay(stats, owner, draws)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityScale:
+    """The metrics of one dimension."""
+
+    dimension: str
+    scale: LabelScale
+
+    def _alpha(self, name: str, read: Callable[[Unit], list[float] | None]) -> UnitMetric:
+        """Return α over label lists; labels between two levels (a median) get a value of their own."""
+
+        def value(stats: Sequence[Stats]) -> float | None:
+            counts, domain = _count_table(stats)
+            return alpha(counts, domain, self.scale.level)
+
+        def weighted(stats: Sequence[Stats], weights: Array) -> Array:
+            counts, domain = _count_table(stats)
+            found = [alpha(np.repeat(counts, row.astype(int), axis=0), domain, self.scale.level) for row in weights]
+            return np.array([np.nan if entry is None else entry for entry in found])
+
+        def collect(unit: Unit) -> Stats | None:
+            labels = read(unit)
+            return None if labels is None or len(labels) < MIN_RATERS else tuple(labels)
+
+        facts = self._facts(name, "none", (-1.0, 1.0))
+        return Metric(facts, collect, Enough(Weighted(value, weighted)))
+
+    def _facts(self, name: str, unit: str, range_: tuple[float, float]) -> Facts:
+        return Facts(
+            f"reliability.{self.dimension}.{name}",
+            unit=unit,
+            range=range_,
+            minimum=f"{MIN_UNITS} units with {MIN_RATERS} raters, and labels that differ",
+            test="none",
+        )
+
+    def human_alpha(self) -> UnitMetric:
+        """Return α among the human raters."""
+        return self._alpha("alpha_humans", lambda unit: [float(label) for label in unit.labels.values()])
+
+    def judge_alpha(self) -> UnitMetric:
+        """Return α of the judge against the human majority."""
+        return self._alpha("alpha_judge", self._beside)
+
+    def _beside(self, unit: Unit) -> list[float] | None:
+        """Return the human majority's label and the judge's."""
+        human = majority(list(unit.labels.values()), self.scale.level)
+        return None if human is None or unit.judge is None else [human, float(unit.judge)]
+
+    def agreement(self) -> UnitMetric:
+        """Return the share of units where the judge gives the human majority's label."""
+
+        def collect(unit: Unit) -> Stats | Unscored | None:
+            labels = self._beside(unit)
+            return None if labels is None else (float(labels[0] == labels[1]), 1.0)
+
+        return Metric(self._facts("agreement_judge", "share", (0.0, 1.0)), collect, Enough(RATIO))
+
+    def spearman(self) -> UnitMetric:
+        """Return Spearman's ρ of the judge with the human majority."""
+
+        def collect(unit: Unit) -> Stats | None:
+            labels = self._beside(unit)
+            return None if labels is None else tuple(labels)
+
+        return Metric(self._facts("spearman_judge", "none", (-1.0, 1.0)), collect, Enough(rank_correlation(2)))
+
+
+def _count_table(stats: Sequence[Stats]) -> tuple[Counts, list[float]]:
+    """Return (units, labels) counts and the labels' values, ascending."""
+    domain = sorted({label for labels in stats for label in labels})
+    counts = np.zeros((len(stats), len(domain)), dtype=np.int64)
+    for row, labels in zip(counts, stats, strict=True):
+        for label in labels:
+            row[domain.index(label)] += 1
+    return counts, domain
+
+
+def confusion(units: Sequence[Unit], scale: LabelScale) -> dict[tuple[str, str], int]:
+    """Return counts of (human majority, judge) labels; medians between two levels are left out."""
+    table: Counter[tuple[str, str]] = Counter()
+    for unit in units:
+        human = majority(list(unit.labels.values()), scale.level)
+        if human is not None and human.is_integer() and unit.judge is not None:
+            table[str(scale.values[int(human)]), str(scale.values[unit.judge])] += 1
+    return dict(table)
+
+
+def reliability_rows(units: Sequence[Unit], scale: ReliabilityScale, measurement: Measurement) -> list[MetricRow]:
+    """Return the rows of one dimension."""
+    metrics = [scale.human_alpha()]
+    if any(unit.judge is not None for unit in units):
+        metrics += [scale.judge_alpha(), scale.agreement()]
+        if scale.scale.level != "nominal":
+            metrics.append(scale.spearman())
+    return [measurement.row(metric, units) for metric in metrics]

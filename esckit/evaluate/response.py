@@ -1,0 +1,177 @@
+"""Metrics of generated replies against the gold supporter turn.
+
+Shares of text overlap stand on 0-100, as the literature prints them. Tokens are those of
+:func:`esckit.evaluate.overlap.tokenise`, alike for reply and reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from esckit.evaluate.cases import ResponseCase
+from esckit.evaluate.distinct import DistinctShare, distinct_stats
+from esckit.evaluate.measure import Measurement
+from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, ratio
+from esckit.evaluate.overlap import bleu_stats, meteor_exact, n_words, ngrams, rouge_l, tokenise
+from esckit.evaluate.rows import MetricRow
+from esckit.types import ParseKind
+
+ResponseMetric = Metric[ResponseCase]
+_FLOOR = 1e-12
+
+
+class _Pair(NamedTuple):
+    """Tokens of a scored reply and its reference."""
+
+    reply: tuple[str, ...]
+    reference: tuple[str, ...]
+
+
+def _scored(read: Callable[[ResponseCase, _Pair], Stats | Unscored]) -> Callable[[ResponseCase], Stats | Unscored]:
+    """Return a collector that leaves unscored cases out."""
+
+    def collect(case: ResponseCase) -> Stats | Unscored:
+        if case.unscored is not None or case.reply is None:
+            return Unscored(case.unscored or "blank")
+        return read(case, _Pair(tokenise(case.reply), tokenise(case.reference)))
+
+    return collect
+
+
+def bleu_from_sums(sums: Array) -> Array:
+    """Return corpus BLEU of (R, 2N + 2) sums: matches 1..N, totals 1..N, reply and reference lengths.
+
+    100·BP·exp((1/N)·Σ ln P_n), P_n floored at 1e-12; undefined without an n-gram of order N.
+    """
+    order = (sums.shape[1] - 2) // 2
+    matches, totals = sums[:, :order], sums[:, order : 2 * order]
+    reply, reference = sums[:, -2], sums[:, -1]
+    precisions = np.maximum(divide(matches, totals), _FLOOR)
+    brevity = np.exp(np.minimum(0.0, 1 - divide(reference, reply)))
+    return np.asarray(100 * brevity * np.exp(np.log(precisions).mean(axis=1)))
+
+
+def _perplexity(sums: Array) -> Array:
+    return np.asarray(np.exp(ratio(sums)), dtype=np.float64)
+
+
+def bleu(order: int) -> ResponseMetric:
+    """Return corpus BLEU up to n-grams of ``order``, one reference."""
+    names = tuple(f"matches_{n}" for n in range(1, order + 1)) + tuple(f"ngrams_{n}" for n in range(1, order + 1))
+    facts = Facts(
+        f"response.bleu_{order}",
+        unit="0-100",
+        range=(0.0, 100.0),
+        minimum=f"an n-gram of order {order}",
+        needs=frozenset({"reference"}),
+        counts=(*names, "tokens", "reference_tokens"),
+    )
+    return Metric(facts, _scored(lambda _, pair: bleu_stats(pair.reply, pair.reference, order)), Sums(bleu_from_sums))
+
+
+def distinct(n: int) -> ResponseMetric:
+    """Return Distinct-n over all replies together."""
+    facts = Facts(
+        f"response.distinct_{n}",
+        unit="0-100",
+        range=(0.0, 100.0),
+        minimum=f"an n-gram of order {n}",
+        interval="jackknife",
+        counts=("ngrams",),
+    )
+    return Metric(facts, _scored(lambda _, pair: distinct_stats(ngrams(pair.reply, n))), DistinctShare())
+
+
+def _mean_of(name: str, of: Callable[[_Pair], float]) -> ResponseMetric:
+    facts = Facts(name, unit="0-100", range=(0.0, 100.0), needs=frozenset({"reference"}))
+    return Metric(facts, _scored(lambda _, pair: (of(pair), 1.0)), RATIO)
+
+
+ROUGE_L = _mean_of("response.rouge_l", lambda pair: rouge_l(pair.reply, pair.reference))
+METEOR_EXACT = _mean_of("response.meteor_exact", lambda pair: meteor_exact(pair.reply, pair.reference))
+
+
+def _surprise(case: ResponseCase, _: _Pair) -> Stats | Unscored:
+    if case.nll is None or not case.n_scorer_tokens:
+        return Unscored("missing")
+    return (case.nll, float(case.n_scorer_tokens))
+
+
+PPL: ResponseMetric = Metric(
+    Facts(
+        "response.ppl",
+        unit="none",
+        range=(1.0, None),
+        higher_is_better=False,
+        minimum="1 scored token",
+        needs=frozenset({"scorer"}),
+        counts=("nll", "tokens"),
+    ),
+    _scored(_surprise),
+    Sums(_perplexity),
+)
+
+
+def _bertscore(case: ResponseCase, _: _Pair) -> Stats | Unscored:
+    return Unscored("missing") if case.bertscore_f1 is None else (case.bertscore_f1, 1.0)
+
+
+BERTSCORE_F1: ResponseMetric = Metric(
+    Facts("response.bertscore_f1", range=(-1.0, 1.0), needs=frozenset({"reference", "scorer"})),
+    _scored(_bertscore),
+    RATIO,
+)
+
+WORDS: ResponseMetric = Metric(
+    Facts("response.words", unit="words", range=(0.0, None), higher_is_better=None),
+    _scored(lambda case, _: (float(n_words(case.reply or "")), 1.0)),
+    RATIO,
+)
+
+LENGTH_RATIO: ResponseMetric = Metric(
+    Facts(
+        "response.length_ratio",
+        unit="none",
+        range=(0.0, None),
+        higher_is_better=None,
+        needs=frozenset({"reference"}),
+        counts=("tokens", "reference_tokens"),
+    ),
+    _scored(lambda _, pair: (float(len(pair.reply)), float(len(pair.reference)))),
+    RATIO,
+)
+
+
+def _parsed_as(kind: ParseKind) -> ResponseMetric:
+    def collect(case: ResponseCase) -> Stats | Unscored | None:
+        if case.parse_kind is None:
+            return None if case.unscored is None else Unscored(case.unscored)
+        return (float(case.parse_kind == kind), 1.0)
+
+    return Metric(
+        Facts("response.malformed_share", higher_is_better=False, minimum="1 output", counts=("outputs",)),
+        collect,
+        RATIO,
+    )
+
+
+def response_metrics(*, scorer: bool = False, bertscore: bool = False) -> tuple[ResponseMetric, ...]:
+    """Return the suite's metrics; ``ppl`` and ``bertscore_f1`` only where the cases carry their numbers."""
+    extra = (*((PPL,) if scorer else ()), *((BERTSCORE_F1,) if bertscore else ()))
+    return (bleu(2), bleu(4), ROUGE_L, METEOR_EXACT, distinct(1), distinct(2), *extra, WORDS, LENGTH_RATIO)
+
+
+def response_rows(cases: Sequence[ResponseCase], measurement: Measurement) -> list[MetricRow]:
+    """Return all rows of the suite; the share of every malformed form stands in ``group.parse_kind``."""
+    metrics = response_metrics(
+        scorer=any(case.nll is not None for case in cases),
+        bertscore=any(case.bertscore_f1 is not None for case in cases),
+    )
+    rows = [measurement.row(metric, cases) for metric in metrics]
+    if any(case.parse_kind is not None for case in cases):
+        malformed = [kind for kind in get_args(ParseKind) if kind != "ok"]
+        rows += [measurement.row(_parsed_as(kind), cases, group={"parse_kind": kind}) for kind in malformed]
+    return rows

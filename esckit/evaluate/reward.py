@@ -1,0 +1,223 @@
+"""Metrics of a reward model on scored futures of held-out dialogues; definitions in :mod:`esckit.evaluate.calibration`.
+
+p = p(y = 1), y by the model's own label rule. A reward model must beat the length of the reply as a predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from esckit.evaluate import calibration
+from esckit.evaluate.cases import RewardCase
+from esckit.evaluate.measure import Measurement
+from esckit.evaluate.metric import (
+    RATIO,
+    Array,
+    Estimator,
+    Facts,
+    Metric,
+    Stats,
+    Sums,
+    Unscored,
+    Weighted,
+    divide,
+)
+from esckit.evaluate.rows import MetricRow
+
+RewardMetric = Metric[RewardCase]
+N_BINS = 10
+
+
+def _scored(read: Callable[[RewardCase, float], Stats]) -> Callable[[RewardCase], Stats | Unscored]:
+    """Return a collector that leaves unscored cases out."""
+
+    def collect(case: RewardCase) -> Stats | Unscored:
+        if case.unscored is not None or case.p is None:
+            return Unscored(case.unscored or "missing")
+        return read(case, case.p)
+
+    return collect
+
+
+# ---------------------------------------------------------------- weighted values
+
+
+def _groups(values: Sequence[float]) -> tuple[Any, Any]:
+    """Return the order of the values and the first place of every group of equal ones in it."""
+    order = np.argsort(values, kind="stable")
+    in_order = np.asarray(values, dtype=np.float64)[order]
+    return order, np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
+
+
+def weighted_auc(stats: Sequence[Stats], weights: Array) -> Array:
+    """Return the AUC of weighted (p, y) cases, (R,); NaN without both classes."""
+    p, y = zip(*stats, strict=True)
+    order, starts = _groups(p)
+    positive = np.asarray(y, dtype=np.float64)[order]
+    ups = np.add.reduceat(weights[:, order] * positive, starts, axis=1)
+    downs = np.add.reduceat(weights[:, order] * (1 - positive), starts, axis=1)
+    below = np.cumsum(downs, axis=1) - downs
+    return divide((ups * (below + downs / 2)).sum(axis=1), ups.sum(axis=1) * downs.sum(axis=1))
+
+
+def _centred_ranks(values: Sequence[float], weights: Array) -> tuple[Array, Array]:
+    """Return weighted mean ranks minus their mean, (R, N), and the number of different values present, (R,)."""
+    order, starts = _groups(values)
+    mass = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks = np.cumsum(mass, axis=1) - mass + (mass + 1) / 2
+    group = np.zeros(len(values), dtype=np.intp)
+    group[order] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(values)]))
+    centred = ranks[:, group] - (weights.sum(axis=1, keepdims=True) + 1) / 2
+    return centred, (mass > 0).sum(axis=1)
+
+
+def rank_correlation(min_values: int) -> Weighted:
+    """Return Spearman's ρ of (first, second) cases; undefined with fewer different seconds, or a single first."""
+
+    def value(stats: Sequence[Stats]) -> float | None:
+        from scipy.stats import spearmanr
+
+        first, second = zip(*stats, strict=True)
+        if len(set(second)) < min_values or len(set(first)) < 2:
+            return None
+        return float(spearmanr(first, second).statistic)
+
+    def weighted(stats: Sequence[Stats], weights: Array) -> Array:
+        first, second = zip(*stats, strict=True)
+        one, _ = _centred_ranks(first, weights)
+        other, n_values = _centred_ranks(second, weights)
+        spread = np.sqrt((weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1))
+        return np.where(n_values >= min_values, divide((weights * one * other).sum(axis=1), spread), np.nan)
+
+    return Weighted(value, weighted)
+
+
+def _pair_order(stats: Sequence[Stats]) -> float | None:
+    contexts, p, rewards = zip(*stats, strict=True)
+    return calibration.pair_accuracy(p, rewards, contexts).share
+
+
+def _weighted_pair_order(stats: Sequence[Stats], weights: Array) -> Array:
+    """Return the share of rightly ordered pairs; a context lies in one dialogue, so its pairs share one weight."""
+    members: dict[str, list[int]] = {}
+    for index, (context, _, _) in enumerate(stats):
+        members.setdefault(context, []).append(index)
+    right = np.zeros(len(weights))
+    n_pairs = np.zeros(len(weights))
+    for indices in members.values():
+        contexts, p, rewards = zip(*(stats[index] for index in indices), strict=True)
+        found = calibration.pair_accuracy(p, rewards, contexts)
+        if found.share is not None:
+            right += weights[:, indices[0]] * (found.share * found.n_pairs)
+            n_pairs += weights[:, indices[0]] * found.n_pairs
+    return divide(right, n_pairs)
+
+
+def _ece_of(sums: Array) -> Array:
+    """Return the calibration error of (R, 3·bins) sums: per bin n, Σp, Σy."""
+    n, p, y = np.moveaxis(sums.reshape(len(sums), N_BINS, 3), 2, 0)
+    return divide(np.abs(p - y).sum(axis=1), n.sum(axis=1))
+
+
+def _bin_of(p: float) -> int:
+    return min(int(N_BINS * p), N_BINS - 1)
+
+
+def _bin_sums(case: RewardCase, p: float) -> Stats:
+    sums = [0.0] * (3 * N_BINS)
+    sums[3 * _bin_of(p) : 3 * _bin_of(p) + 3] = [1.0, p, float(case.y)]
+    return tuple(sums)
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def _single(metric: Callable[[Sequence[float], Sequence[bool]], float | None]) -> Callable[[RewardCase, float], Stats]:
+    """Return the statistics of a metric that is a mean over cases."""
+
+    def read(case: RewardCase, p: float) -> Stats:
+        value = metric((p,), (case.y,))
+        return (value if value is not None else 0.0, 1.0)
+
+    return read
+
+
+AUC = Weighted(lambda stats: calibration.auc(*zip(*stats, strict=True)), weighted_auc)
+
+
+def _auc_of(name: str, read: Callable[[RewardCase], float | None]) -> RewardMetric:
+    """Return the AUC of another predictor than the model."""
+
+    def collect(case: RewardCase) -> Stats | Unscored | None:
+        value = read(case)
+        return None if value is None else (value, case.y)
+
+    facts = Facts(f"reward.{name}", minimum="both classes", test="none")
+    return Metric(facts, collect, AUC)
+
+
+LENGTH_AUC = _auc_of("length_auc", lambda case: float(case.n_words))
+UNTRAINED_AUC = _auc_of("untrained_auc", lambda case: case.p_untrained)
+
+
+def _metric(name: str, read: Callable[[RewardCase, float], Stats], estimator: Estimator, **facts: Any) -> RewardMetric:
+    return Metric(Facts(f"reward.{name}", **facts), _scored(read), estimator)
+
+
+def reward_metrics() -> tuple[RewardMetric, ...]:
+    """Return the suite's metrics."""
+    return (
+        _metric("accuracy", _single(calibration.accuracy), RATIO, counts=("correct", "cases")),
+        _metric("auc", lambda case, p: (p, case.y), AUC, minimum="both classes"),
+        _metric(
+            "pair_accuracy",
+            lambda case, p: (case.context_id, p, case.reward),
+            Weighted(_pair_order, _weighted_pair_order),
+            minimum="1 pair of candidates with different rewards",
+        ),
+        _metric("brier", _single(calibration.brier), RATIO, higher_is_better=False),
+        _metric(
+            "log_loss", _single(calibration.log_loss), RATIO, unit="nats", range=(0.0, None), higher_is_better=False
+        ),
+        _metric("ece", _bin_sums, Sums(_ece_of), higher_is_better=False),
+        _metric(
+            "spearman",
+            lambda case, p: (p, float(case.reward)),
+            rank_correlation(3),
+            unit="none",
+            range=(-1.0, 1.0),
+            minimum="3 different rewards",
+        ),
+    )
+
+
+def _majority() -> RewardMetric:
+    facts = Facts("reward.majority_accuracy", higher_is_better=None, test="none", counts=("positive", "cases"))
+    share = Sums(lambda sums: divide(np.maximum(sums[:, 0], sums[:, 1] - sums[:, 0]), sums[:, 1]))
+    return Metric(facts, _scored(lambda case, _: (float(case.y), 1.0)), share)
+
+
+def _in_bin(name: str, read: Callable[[RewardCase, float], float], interval: Any) -> RewardMetric:
+    facts = Facts(
+        f"reward.{name}", higher_is_better=None, interval=interval, test="none", counts=("sum", "cases"),
+        no_interval="the mean of what was sorted into the bin",
+    )  # fmt: skip
+    return Metric(facts, _scored(lambda case, p: (read(case, p), 1.0)), RATIO)
+
+
+def reward_rows(cases: Sequence[RewardCase], measurement: Measurement) -> list[MetricRow]:
+    """Return all rows of the suite: the metrics, what they must beat, and the reliability table by bin."""
+    beside = [_majority(), LENGTH_AUC]
+    if any(case.p_untrained is not None for case in cases):
+        beside.append(UNTRAINED_AUC)
+    rows = [measurement.row(metric, cases) for metric in (*reward_metrics(), *beside)]
+    mean_p = _in_bin("bin_p", lambda _, p: p, "none")
+    mean_y = _in_bin("bin_y", lambda case, _: float(case.y), "wilson")
+    for index in range(N_BINS):
+        chosen = [case for case in cases if case.p is not None and _bin_of(case.p) == index]
+        if chosen:
+            rows += [measurement.row(metric, chosen, group={"bin": index}) for metric in (mean_p, mean_y)]
+    return rows

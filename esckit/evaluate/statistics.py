@@ -1,0 +1,131 @@
+"""Intervals and tests that need no resampling plan: Wilson, percentiles, jackknife, McNemar, sign flips, Holm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from esckit.evaluate.metric import Array
+
+EXACT_UNITS = 12
+"""Up to so many units, permutations are enumerated instead of drawn."""
+
+SKIPPED_SHARE = 0.01
+"""Above this share of undefined resamples there is no interval."""
+
+_SLACK = 1e-9
+
+
+class Bounds(NamedTuple):
+    """An interval."""
+
+    low: float
+    high: float
+
+
+def z_score(level: float) -> float:
+    """Return the two-sided normal quantile of a confidence level; 1.959963984540054 for 0.95."""
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def wilson(successes: float, n: float, *, level: float = 0.95) -> Bounds:
+    """Return Wilson's interval for a share of ``n`` ≥ 1 independent cases."""
+    z = z_score(level)
+    share = successes / n
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    # At shares of 0 and 1 a bound is exactly 0 or 1, which rounding misses.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Bounds(low, high)
+
+
+def percentile_interval(values: Array, *, level: float = 0.95) -> Bounds | None:
+    """Return the percentile interval of resampled values.
+
+    With sorted values b of B resamples: low = b[⌊α/2·B⌋], high = b[⌈(1−α/2)·B⌉ − 1]. Undefined (NaN) resamples are
+    skipped; above one per cent of them there is no interval.
+    """
+    kept = np.sort(values[~np.isnan(values)])
+    if not len(kept) or len(values) - len(kept) > SKIPPED_SHARE * len(values):
+        return None
+    exact = Fraction(str(level))
+    low = math.floor((1 - exact) / 2 * len(kept))
+    high = math.ceil((1 + exact) / 2 * len(kept)) - 1
+    return Bounds(float(kept[low]), float(kept[high]))
+
+
+def jackknife_error(left_out: Array) -> float:
+    """Return the delete-one standard error: SE² = ((n−1)/n)·Σ(x₋ᵢ − mean)²."""
+    n = len(left_out)
+    return math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
+
+
+def two_sided_binomial(first: int, second: int) -> float:
+    """Return the exact two-sided binomial p at ½ of two counts, ties left out; 1 without any.
+
+    For the discordant counts b, c of two systems this is McNemar's exact test:
+    p = min(1, 2·Σ_{i≤min(b,c)} C(b+c, i)/2^(b+c)).
+    """
+    from scipy.stats import binomtest
+
+    n = first + second
+    return float(binomtest(min(first, second), n, 0.5).pvalue) if n else 1.0
+
+
+def all_swaps(n: int) -> Array:
+    """Return every choice of units to swap, (2**n, n) of 0 and 1."""
+    codes = np.arange(2**n)[:, None]
+    return ((codes >> np.arange(n)) & 1).astype(np.float64)
+
+
+def permutation_p(observed: float, permuted: Array, *, exact: bool) -> float | None:
+    """Return the share of permuted statistics that are at least as extreme as the observed one.
+
+    Args:
+        observed: The statistic T.
+        permuted: (R,) statistics T*; NaN where undefined.
+        exact: True if ``permuted`` holds all permutations; otherwise one is added to both counts.
+
+    Returns:
+        The two-sided p, or None if more than one per cent of the permutations are undefined.
+    """
+    kept = permuted[~np.isnan(permuted)]
+    if not len(kept) or len(permuted) - len(kept) > SKIPPED_SHARE * len(permuted):
+        return None
+    # Sums in another order differ in their last bits; such a tie is a tie.
+    extreme = int((np.abs(kept) >= abs(observed) - _SLACK * max(1.0, abs(observed))).sum())
+    return extreme / len(kept) if exact else (1 + extreme) / (1 + len(kept))
+
+
+def sign_flip_p(differences: Sequence[float], swaps: Array | None = None) -> float:
+    """Return the two-sided p of a mean difference of zero, by flipping signs.
+
+    Args:
+        differences: One per unit, at least one.
+        swaps: (R, n) of 0 and 1 for drawn permutations; None enumerates all.
+    """
+    exact = swaps is None
+    chosen = all_swaps(len(differences)) if swaps is None else swaps
+    values = np.asarray(differences, dtype=np.float64)
+    p = permutation_p(float(values.mean()), (1 - 2 * chosen) @ values / len(values), exact=exact)
+    if p is None:
+        raise ValueError("differences hold NaN")
+    return p
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values in the order given."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
