@@ -1,0 +1,44 @@
+"""Text overlap of replies with references and diversity of replies, as esckit defines them, for ``evaluate.load``."""
+
+import datasets
+import evaluate
+
+from esckit.evaluate.cases import ResponseCase
+from esckit.evaluate.metric import collect
+from esckit.evaluate.response import response_metrics
+
+_DESCRIPTION = """Corpus BLEU-2 and BLEU-4, ROUGE-L, exact-match METEOR, Distinct-1 and -2 (all 0-100), mean words and
+length ratio of replies. Blank replies are left out and counted in n_unscored; what is undefined is None."""
+
+
+class EscResponse(evaluate.Metric):  # type: ignore[misc]
+    """Overlap and diversity of replies."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description="predictions: replies; references: one gold reply each",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | None]:
+        cases = [
+            ResponseCase(
+                id=str(index),
+                dialogue_id=str(index),
+                context_id=str(index),
+                reply=reply,
+                reference=reference,
+                unscored=None if reply.strip() else "blank",
+            )
+            for index, (reply, reference) in enumerate(zip(predictions, references, strict=True))
+        ]
+        found: dict[str, float | None] = {}
+        for metric in response_metrics():
+            collected = collect(metric, cases)
+            found[metric.name.removeprefix("response.")] = metric.finish(collected.stats)
+            found["n_unscored"] = collected.n_unscored
+        return found

@@ -1,0 +1,47 @@
+"""Next-strategy prediction as esckit defines it, preference bias B included, for ``evaluate.load``."""
+
+import datasets
+import evaluate
+
+from esckit.evaluate.cases import StrategyCase
+from esckit.evaluate.metric import collect
+from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+
+_DESCRIPTION = """Accuracy, macro and weighted F1, preference bias B, entropy and KL of predicted strategies. An empty
+prediction, or one outside `strategies`, is unscored: counted in n_unscored and against correct_of_all, no label of its
+own."""
+
+
+class EscStrategy(evaluate.Metric):  # type: ignore[misc]
+    """Metrics of one confusion matrix."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description="predictions, references: strategy names; strategies: the taxonomy, in order",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[str], strategies: list[str] | None = None
+    ) -> dict[str, float | None]:
+        names = tuple(strategies) if strategies else tuple(sorted({*references, *filter(None, predictions)}))
+        cases = [
+            StrategyCase(
+                id=str(index),
+                dialogue_id=str(index),
+                gold=gold,
+                predicted=predicted or None,
+                unscored=None if predicted else "missing",
+            )
+            for index, (predicted, gold) in enumerate(zip(predictions, references, strict=True))
+        ]
+        found: dict[str, float | None] = {}
+        for metric in strategy_metrics(StrategyScale(names, merged=False)):
+            collected = collect(metric, cases)
+            found[metric.name.removeprefix("strategy.")] = metric.finish(collected.stats)
+            found["n_unscored"] = collected.n_unscored
+        return found

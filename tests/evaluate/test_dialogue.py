@@ -1,0 +1,86 @@
+"""Turn rewards, strategy entropy, words and cost of self-played dialogues."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from esckit.evaluate.cases import TurnRatings
+from esckit.evaluate.dialogue import (
+    dialogue_entropy,
+    dialogue_rows,
+    reply_words,
+    strategy_entropy,
+    turn_reward,
+    turn_reward_in,
+    turn_reward_jump,
+)
+from esckit.evaluate.metric import Metric, collect
+from esckit.evaluate.selfplay import CriticScale
+from esckit.types import Usage
+from tests.evaluate.casefakes import episode, measurement, quarters, turn
+
+EIGHT = tuple("ABCDEFGH")
+
+
+def rated(*ratings: tuple[int, int, int, int]) -> list[TurnRatings]:
+    names = ("empathy", "information", "humanlikeness", "strategic")
+    return [TurnRatings(**dict(zip(names, found, strict=True))) for found in ratings]
+
+
+@pytest.mark.parametrize(("ratings", "reward"), [((4, 3, 5, 4), 0.8), ((1, 1, 1, 1), 0.2), ((5, 5, 5, 5), 1.0)])
+def test_turn_reward(ratings: tuple[int, int, int, int], reward: float) -> None:
+    assert rated(ratings)[0].reward == pytest.approx(reward)
+
+
+def test_ratings_outside_the_scale_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        rated((0, 1, 1, 1))
+
+
+def test_entropy_of_chosen_strategies() -> None:
+    turns = [turn(t, {}, strategy=name) for t, name in enumerate("AABC", start=1)]
+    played = [episode("d", {}, turns=turns)]
+    values = [
+        metric.finish(collect(metric, played).stats)
+        for metric in (strategy_entropy(EIGHT), strategy_entropy(EIGHT, normalised=True), dialogue_entropy(EIGHT))
+    ]
+    assert values == pytest.approx([1.039721, 0.5, 0.5 * math.log(8)], abs=5e-7)
+    assert strategy_entropy(EIGHT, t=1).finish(collect(strategy_entropy(EIGHT, t=1), played).stats) == 0.0
+
+
+def test_rewards_are_means_of_dialogue_means() -> None:
+    good, bad = rated((5, 5, 5, 5), (1, 1, 1, 1))
+    long = episode("a", {}, turns=[turn(t, {}, ratings=bad) for t in (1, 2, 3)])
+    short = episode("b", {}, turns=[turn(1, {}, ratings=good)])
+    mixed = episode("c", {}, turns=[turn(1, {}, ratings=good), turn(2, {}, ratings=bad)])
+    cases = [long, short, mixed]
+
+    def value(metric: Metric[object]) -> float | None:
+        return metric.finish(collect(metric, cases).stats)  # type: ignore[type-var, arg-type]
+
+    assert value(turn_reward()) == pytest.approx((0.2 + 1 + 0.6) / 3)  # type: ignore[arg-type]
+    assert value(turn_reward_jump()) == pytest.approx(0.4)  # type: ignore[arg-type]
+    assert value(turn_reward_in("Comforting")) == pytest.approx(0.2)  # type: ignore[arg-type]
+
+
+def test_an_unreadable_turn_judge_is_counted_and_never_a_number() -> None:
+    silent = turn(1, {}).model_copy(update={"ratings_unscored": "unparsed"})
+    found = collect(turn_reward(), [episode("a", {}, turns=[silent])])
+    assert (found.n, found.unscored) == (0, {"unparsed": 1})
+
+
+def test_all_rows_state_value_or_reason() -> None:
+    episodes = [
+        episode(f"d{index}", {"rlff7": quarters(*range(index, index + 8))}).model_copy(
+            update={"usage": {"seeker": Usage(calls=8, prompt_tokens=100, completion_tokens=20)}}
+        )
+        for index in range(6)
+    ]
+    rows = dialogue_rows(episodes, [CriticScale("rlff7")], measurement("dialogue", [case.id for case in episodes]))
+    assert all(row.value is not None or row.reason for row in rows)
+    assert all(row.interval is not None or row.reason for row in rows)
+    calls = next(row for row in rows if row.name == "dialogue.usage" and (row.group or {})["item"] == "calls")
+    assert calls.value == 48
+    words = next(row for row in rows if row.name == reply_words().name)
+    assert words.value == 3.0

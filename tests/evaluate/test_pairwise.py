@@ -1,0 +1,81 @@
+"""Pairwise judging: the worked verdicts, a judge that always answers 1, and symmetry."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esckit.evaluate.cases import Judgement, PairCase
+from esckit.evaluate.metric import collect
+from esckit.evaluate.pairwise import PairScale, decide, pair_metrics, pairwise_rows
+from tests.evaluate.casefakes import measurement, pair_case
+
+WORKED = [("A", "A"), ("A", "A"), ("B", "B"), ("tie", "tie"), ("A", "B"), ("A", "tie")]
+
+
+def values(cases: list[PairCase]) -> dict[str, float | None]:
+    found = {}
+    for metric in pair_metrics("overall"):
+        found[metric.name.rpartition(".")[2]] = metric.finish(collect(metric, cases).stats)
+    return found
+
+
+def test_the_worked_verdicts() -> None:
+    found = values([pair_case(index, *verdicts) for index, verdicts in enumerate(WORKED)])
+    assert (found["win"], found["tie"], found["lose"]) == pytest.approx((2 / 6, 3 / 6, 1 / 6))
+    assert found["net"] == pytest.approx(1 / 6)
+    assert found["position_consistency"] == pytest.approx(4 / 6)
+    assert found["first_share"] == pytest.approx(6 / 9)
+    assert found["sign_p"] == 1.0
+    assert found["longer_share"] == pytest.approx(1 / 3)
+
+
+def test_a_judge_that_always_answers_1_decides_nothing() -> None:
+    found = values([pair_case(index, "A", "B") for index in range(4)])
+    assert (found["win"], found["lose"], found["tie"]) == (0, 0, 1)
+    assert (found["position_consistency"], found["first_share"]) == (0, 1)
+    assert found["sign_p"] is None
+    assert found["longer_share"] is None
+
+
+named = st.sampled_from(["A", "B", "tie"])
+
+
+@given(st.lists(st.tuples(named, named), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_swapping_the_systems_swaps_win_and_lose(verdicts: list[tuple[str, str]]) -> None:
+    other = {"A": "B", "B": "A", "tie": "tie"}
+    ours = values([pair_case(index, *pair) for index, pair in enumerate(verdicts)])
+    theirs = values([pair_case(index, other[a], other[b]) for index, (a, b) in enumerate(verdicts)])
+    assert (ours["win"], ours["lose"]) == (theirs["lose"], theirs["win"])
+    assert (ours["win"] or 0) + (ours["tie"] or 0) + (ours["lose"] or 0) == pytest.approx(1)
+    for name in ("tie", "sign_p", "position_consistency"):
+        assert ours[name] == theirs[name]
+
+
+def test_one_unreadable_order_leaves_the_case_unscored() -> None:
+    case = pair_case(0, "A", "A")
+    broken = case.model_copy(update={"judgements": (case.judgements[0], Judgement(order="BA", unscored="unparsed"))})
+    half = case.model_copy(
+        update={"judgements": (case.judgements[0], Judgement(order="BA", verdicts={"comfort": "1"}))}
+    )
+    metric = PairScale("overall").share("win")
+    for entry in (broken, half):
+        found = collect(metric, [entry])
+        assert (found.n, found.unscored) == (0, {"unparsed": 1})
+
+
+def test_one_order_alone_decides_where_positions_are_not_swapped() -> None:
+    case = pair_case(0, "A", "A")
+    single = case.model_copy(update={"judgements": case.judgements[1:]})
+    decision = decide(single, "overall")
+    assert decision.winner == "A"  # type: ignore[union-attr]
+    assert "position_consistency" not in {metric.name.rpartition(".")[2] for metric in pair_metrics("o", swapped=False)}
+
+
+def test_an_inconsistent_judge_is_flagged() -> None:
+    cases = [pair_case(index, *verdicts) for index, verdicts in enumerate(WORKED)]
+    rows = pairwise_rows(cases, ["overall"], measurement("pairwise", [case.dialogue_id for case in cases]))
+    assert all("position_bias" in row.flags for row in rows)
+    fair = [pair_case(index, "A", "A") for index in range(6)]
+    rows = pairwise_rows(fair, ["overall"], measurement("pairwise", [case.dialogue_id for case in fair]))
+    assert not any("position_bias" in row.flags for row in rows)
