@@ -1,0 +1,46 @@
+"""``esckit train-reward``."""
+
+from __future__ import annotations
+
+import typer
+
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
+from esckit.cli.launch import AccelerateOption, launch
+
+
+def train_reward(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    out: OutOption = None,
+    accelerate: AccelerateOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a reward model that tells good replies without simulating their future.
+
+    The futures of `esckit simulate` are labelled good or not by a rule that the recipe names (--dry-run shows how each
+    rule would split them), and a language model learns to predict the label from conversation and reply. It is judged
+    on held-out dialogues, beside the majority class, an untrained head and the length of the reply.
+
+    A run that was stopped or killed goes on when the same command is given again.
+
+    Try it: esckit train-reward smoke/train_reward --out runs/first-reward
+    """
+    from esckit.cli.progress import shown_progress
+    from esckit.config.load import load_recipe
+    from esckit.config.train_reward import TrainRewardRecipe
+    from esckit.pipelines.processes import this_process
+    from esckit.pipelines.train_reward import plan, run
+
+    loaded = load_recipe(recipe, TrainRewardRecipe, overrides=changes or ())
+    if dry_run:
+        echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
+        return
+    if accelerate is not None:
+        launch(accelerate)
+    is_main = this_process().is_main
+    with shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
+        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
+    if is_main:
+        echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)

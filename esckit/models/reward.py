@@ -1,0 +1,150 @@
+"""A trained reward model as scorer: R_fut of (conversation, response), no simulation needed (arXiv 2508.12935).
+
+Scores are computed in batches of similar length under a token budget, and what inputs begin with in common
+(instruction, conversation) is read once. The score of an input does not depend on what else is scored with it, but for
+the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from esckit.errors import BackendError, CheckpointError, ConfigError
+from esckit.models.reward_checkpoint import RewardMetadata, load_net, read_metadata
+from esckit.models.reward_net import RewardNet, probability
+from esckit.models.reward_text import RewardInput, RewardTemplate, RewardText
+from esckit.models.shared_states import SharedStates, States
+from esckit.types import Turn
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+
+
+class RewardModel:
+    """Scores responses.
+
+    Args:
+        net: The trained net, in evaluation mode, where it shall run; adapters are merged.
+        text: Makes its inputs.
+        metadata: What it was trained on; None for a net that was not trained.
+        max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+    """
+
+    def __init__(
+        self,
+        net: RewardNet,
+        text: RewardText,
+        *,
+        metadata: RewardMetadata | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        device = next(net.parameters()).device
+        self.net = net
+        self.text = text
+        self.metadata = metadata
+        budget = max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
+        self._states = SharedStates(net.backbone, max_batch_tokens=budget)
+
+    @classmethod
+    def load(
+        cls,
+        run: Path,
+        *,
+        template: RewardTemplate | None = None,
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        max_batch_tokens: int | None = None,
+    ) -> RewardModel:
+        """Load what ``esckit train-reward`` left in a run folder.
+
+        Args:
+            run: The run folder.
+            template: The prompt as it is today; None reads as the model was trained, whatever became of the prompt.
+            dtype: ``auto`` is float32 on a processor, bfloat16 on a GPU.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+
+        Raises:
+            CheckpointError: If there is no reward model, its files do not fit, or it was trained with another prompt.
+            ConfigError: If its backbone cannot be had.
+        """
+        metadata = read_metadata(run)
+        if template is not None and template != metadata.template:
+            raise CheckpointError(
+                f"{run} was trained with prompt {metadata.template.prompt}",
+                expected=template.prompt,
+                hint="Train it again, or name the prompt's version that it was trained with",
+            )
+        place = _device(device)
+        net, tokenizer = load_net(run, metadata, dtype=_dtype(dtype, place))
+        text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
+        return cls(net.to(place), text, metadata=metadata, max_batch_tokens=max_batch_tokens)
+
+    def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+        """Return R_fut in [0, 1] of each response.
+
+        Args:
+            conversations: Turns before each response, oldest first; too long ones lose their oldest turns.
+            responses: The replies themselves, without any reasoning.
+
+        Raises:
+            BackendError: ``too_long`` if a response does not fit.
+            CheckpointError: If the model gives a number that is not finite.
+        """
+        inputs = [self._input(turns, response) for turns, response in zip(conversations, responses, strict=True)]
+        distinct = list(dict.fromkeys(inputs))
+        of_input = dict(zip(distinct, self._score_inputs(distinct), strict=True))
+        return [of_input[each] for each in inputs]
+
+    def _input(self, turns: Sequence[Turn], response: str) -> RewardInput:
+        found = self.text.encode(turns, response)
+        if found is None:
+            raise BackendError(f"a response beyond {self.text.max_length} tokens", kind="too_long")
+        return found
+
+    @torch.inference_mode()
+    def _score_inputs(self, inputs: Sequence[RewardInput]) -> list[float]:
+        if not inputs:
+            return []
+        # A ranker reads the states from the one before the response on.
+        n_tail = [len(each.ids) - each.response_start + 1 if self.net.kind == "rrhf" else 1 for each in inputs]
+        states = self._states.read([each.ids for each in inputs], n_tail)
+        scores = probability(self.net.kind, self._outputs(inputs, states)).tolist()
+        if not all(map(math.isfinite, scores)):
+            raise CheckpointError("the reward model gives a number that is not finite")
+        return scores
+
+    def _outputs(self, inputs: Sequence[RewardInput], states: Sequence[States]) -> Tensor:
+        """Return what the net gives for each input."""
+        if self.net.kind == "rrhf":
+            return torch.stack([self._mean_log_p(each, read) for each, read in zip(inputs, states, strict=True)])
+        if self.net.pooling == "last":
+            return self.net.read(torch.stack([read.tail[-1].float() for read in states]))
+        pairs = zip(inputs, states, strict=True)
+        return self.net.read(torch.stack([read.total / len(each.ids) for each, read in pairs]))
+
+    def _mean_log_p(self, each: RewardInput, read: States) -> Tensor:
+        n_response = each.response_end - each.response_start
+        target = torch.tensor(each.ids[each.response_start : each.response_end], device=read.tail.device)
+        return self.net.token_log_p(read.tail[:n_response], target).mean()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is named, but torch sees no GPU", hint="Use device: auto or cpu.")
+    return torch.device(device)
+
+
+def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    named: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    return named

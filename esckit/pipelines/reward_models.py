@@ -1,0 +1,55 @@
+"""Trained reward models for the pipelines that use them, held to the prompt as it is today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esckit.dialogue.transcript import LABELS
+from esckit.errors import CheckpointError
+from esckit.models.reward_text import SLOTS, RewardTemplate
+from esckit.prompts.prompt import load_prompt, prompt_names
+from esckit.runs import read_manifest
+
+if TYPE_CHECKING:
+    from esckit.models.reward import Dtype, RewardModel
+
+
+def reward_template(name: str) -> RewardTemplate:
+    """Return a reward model's prompt as it is today.
+
+    Raises:
+        ConfigError: If there is no such prompt, or it has not the right variables.
+    """
+    prompt = load_prompt(name)
+    text = "\n\n".join(message.content for message in prompt.render(**SLOTS))
+    return RewardTemplate.of(text, prompt=prompt.identity, seeker=LABELS["seeker"], supporter=LABELS["supporter"])
+
+
+def load_reward_model(
+    run: str | Path, *, dtype: Dtype = "auto", device: str = "auto", max_batch_tokens: int | None = None
+) -> RewardModel:
+    """Load what ``esckit train-reward`` left in a run folder.
+
+    Args:
+        run: The run folder.
+        dtype: ``auto`` is float32 on a processor, bfloat16 on a GPU.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+
+    Raises:
+        CheckpointError: If there is no reward model, or it was trained with another version of its prompt.
+        ConfigError: If its backbone cannot be had.
+    """
+    from esckit.models.reward import RewardModel
+
+    folder = Path(run)
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(f"{run} is no run folder", expected="a run folder of train-reward")
+    manifest = read_manifest(folder)
+    if manifest["command"] != "train-reward":
+        raise CheckpointError(f"{run} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
+    name = str(manifest["recipe"]["prompt"])
+    # A prompt file of the user's own may be gone; then the model is read as it was trained.
+    template = reward_template(name) if name in prompt_names() or Path(name).is_file() else None
+    return RewardModel.load(folder, template=template, dtype=dtype, device=device, max_batch_tokens=max_batch_tokens)

@@ -1,0 +1,99 @@
+"""How good a trained reward model is: dev metrics beside what it must beat, warnings, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from esckit.evaluate.calibration import accuracy, auc, brier, ece, log_loss, pair_accuracy, reliability
+from esckit.train.examples import RewardExample
+
+MIN_AUC = 0.55
+"""Below this dev AUC a reward is close to noise."""
+
+
+def dev_metrics(p: Sequence[float], examples: Sequence[RewardExample]) -> dict[str, float | int | None]:
+    """Return the metrics of p on dev examples, the one to read first at the head."""
+    labels = [example.label for example in examples]
+    order = pair_accuracy(p, [example.reward for example in examples], [example.group for example in examples])
+    return {
+        "pair_accuracy": order.share,
+        "n_pairs": order.n_pairs,
+        "accuracy": accuracy(p, labels),
+        "auc": auc(p, labels),
+        "brier": brier(p, labels),
+        "log_loss": log_loss(p, labels),
+        "ece": ece(p, labels),
+    }
+
+
+def baselines(
+    examples: Sequence[RewardExample], *, train_share: float, untrained: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Return what a reward model must beat: the majority, its own fresh head, and the length of the reply.
+
+    Args:
+        examples: The dev examples.
+        train_share: Share of positives in training, the p of ``majority``.
+        untrained: Dev metrics before the first step.
+    """
+    labels = [example.label for example in examples]
+    share = sum(labels) / len(labels)
+    constant = [train_share] * len(labels)
+    words = [float(len(example.response.split())) for example in examples]
+    order = pair_accuracy(words, [example.reward for example in examples], [example.group for example in examples])
+    return {
+        "majority": {
+            "accuracy": max(share, 1 - share),
+            "auc": 0.5,
+            "brier": brier(constant, labels),
+            "log_loss": log_loss(constant, labels),
+        },
+        "untrained": untrained or {},
+        "reply_length": {"auc": auc(words, labels), "pair_accuracy": order.share},
+    }
+
+
+def quality_warnings(metrics: dict[str, Any], beside: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what speaks against training a policy on this reward."""
+    warnings = []
+    if metrics["auc"] is not None and metrics["auc"] < MIN_AUC:
+        warnings.append(f"dev AUC {metrics['auc']:.3f} is below {MIN_AUC}: RL on this reward is close to RL on noise")
+    if metrics["accuracy"] <= beside["majority"]["accuracy"]:
+        warnings.append(
+            f"dev accuracy {metrics['accuracy']:.3f} is not above the majority's {beside['majority']['accuracy']:.3f}: "
+            "RL on this reward is close to RL on noise"
+        )
+    by_length = beside["reply_length"]["auc"]
+    if metrics["auc"] is not None and by_length is not None and metrics["auc"] <= max(by_length, 1 - by_length):
+        warnings.append(f"dev AUC {metrics['auc']:.3f} does not beat the length of the reply alone ({by_length:.3f})")
+    return warnings
+
+
+def calibration(p: Sequence[float], examples: Sequence[RewardExample], *, step: int) -> dict[str, Any]:
+    """Return ``calibration.json``: the reliability table with Wilson's interval of each bin's share."""
+    from esckit.evaluate.statistics import wilson
+
+    labels = [example.label for example in examples]
+    bins = []
+    for each in reliability(p, labels):
+        bounds = wilson(round(each.mean_y * each.n), each.n)
+        bins.append(
+            {
+                "low": each.low,
+                "high": each.high,
+                "n": each.n,
+                "mean_p": each.mean_p,
+                "mean_y": each.mean_y,
+                "y_interval": [bounds.low, bounds.high],
+            }
+        )
+    return {
+        "schema": "esckit.calibration/1",
+        "step": step,
+        "n": len(labels),
+        "positive_share": sum(labels) / len(labels),
+        "ece": ece(p, labels),
+        "brier": brier(p, labels),
+        "bins": bins,
+    }

@@ -1,0 +1,153 @@
+"""``esckit train-reward``: from valued futures to a reward model (RLFF-ESC, arXiv 2508.12935).
+
+The run folder holds ``checkpoint/`` (the best state so far, whole at any moment), ``metrics.jsonl``,
+``dev_predictions.jsonl``, ``calibration.json`` and ``.svg``, ``summary.json``; while it trains also ``states/``, from
+which a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from esckit.config.train_reward import GoalLabel, Label, QuantileLabel, TrainRewardRecipe
+from esckit.errors import DataError
+from esckit.models.backbones import find_backbone
+from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.processes import Process, this_process
+from esckit.pipelines.reward_inputs import read_inputs
+from esckit.pipelines.reward_models import reward_template
+from esckit.pipelines.reward_report import SUMMARY, finish
+from esckit.pipelines.reward_training import optim_settings, prepare, train_session
+from esckit.runs import RunFolder
+from esckit.train.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
+from esckit.train.optim import plan_steps
+
+log = logging.getLogger(__name__)
+
+COMMAND = "train-reward"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRewardPlan:
+    """What a run would do.
+
+    Attributes:
+        positive_share: Of the training and the dev part, by label rule; the recipe's own rule first.
+        steps_at_most: Optimiser steps, before examples that are too long or pair with nothing are left out.
+        warnings: What speaks against it; a run would refuse what begins with "refused".
+    """
+
+    dialogues: dict[str, int]
+    examples: dict[str, int]
+    failed_futures: int
+    positive_share: dict[str, dict[str, float | None]]
+    delta: float | None
+    steps_at_most: int
+    warnings: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRewardResult:
+    """Where the reward model is, and how good it is."""
+
+    out: Path
+    summary: dict[str, Any]
+
+
+def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
+    """Return what a run of the recipe would do, without any model.
+
+    Raises:
+        EsckitError: If the inputs or the recipe are wrong.
+    """
+    find_backbone(recipe.model.backbone)
+    reward_template(recipe.prompt)
+    inputs = read_inputs(recipe.inputs)
+    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
+    parts = label_parts(train, dev, _rule(recipe.label))
+    shares: dict[str, dict[str, float | None]] = {}
+    for rule in (_rule(recipe.label), *USUAL_RULES):
+        labelled = label_parts(train, dev, rule)
+        shares[str(rule)] = {"train": labelled.train.positive_share, "dev": labelled.dev.positive_share}
+    try:
+        warnings = check_parts(parts)
+    except DataError as error:
+        warnings = [f"refused: {error}"]
+    settings = optim_settings(recipe)
+    process = this_process()
+    n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
+    delta = parts.train.labelling.delta
+    return TrainRewardPlan(
+        dialogues={
+            name: len({future.dialogue_id for future in part}) for name, part in (("train", train), ("dev", dev))
+        },
+        examples={"train": len(train), "dev": len(dev)},
+        failed_futures=len(inputs.futures) - len(train) - len(dev),
+        positive_share=shares,
+        delta=None if delta is None else float(delta),
+        steps_at_most=plan_steps(settings, n_items=n_items, n_processes=process.count).steps,
+        warnings=warnings,
+    )
+
+
+def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> TrainRewardResult:
+    """Train the reward model of the recipe; a stopped run goes on from its last state.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        progress: Shows how far the run is.
+
+    Raises:
+        EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+    """
+    find_backbone(recipe.model.backbone)
+    inputs = read_inputs(recipe.inputs)
+    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
+    parts = label_parts(train, dev, _rule(recipe.label))
+    warnings = check_parts(parts)
+    process = this_process()
+    with _run_folder(recipe, out, process) as folder:
+        if (out / SUMMARY).is_file():
+            return TrainRewardResult(out, _read_json(out / SUMMARY))
+        if folder is not None:
+            folder.update_manifest(data=inputs.facts(), prompts={"reward_model": reward_template(recipe.prompt).prompt})
+        for warning in warnings if process.is_main else ():
+            log.warning("%s", warning)
+        session = prepare(recipe, inputs, parts, out, process)
+        train_session(session, progress or NoProgress())
+        if process.is_main:
+            finish(session, warnings)
+    return TrainRewardResult(out, _read_json(out / SUMMARY) if process.is_main else {})
+
+
+@contextmanager
+def _run_folder(recipe: TrainRewardRecipe, out: Path, process: Process) -> Iterator[RunFolder | None]:
+    """Open the run folder in the main process; the others only read."""
+    if not process.is_main:
+        yield None
+        return
+    with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
+        yield folder
+
+
+def _rule(label: Label) -> LabelRule:
+    if isinstance(label, GoalLabel):
+        return LabelRule("goal")
+    return LabelRule(label.rule, Fraction(label.q if isinstance(label, QuantileLabel) else label.delta))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,175 @@
+"""What is watched while the Hugging Face ``Trainer`` trains: callbacks, by composition."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from esckit.errors import TrainingError
+from esckit.records import JsonlAppender, write_atomic, write_json
+
+_WATCHED = ("loss", "grad_norm")
+N_LAST_ROWS = 20
+
+
+class DivergenceGuard(TrainerCallback):
+    """Stops training as soon as a watched number is not finite; states and checkpoints written before it stay.
+
+    Args:
+        path: Where ``diverged.json`` goes.
+        batch_ids: Returns the ids of the inputs of the latest batches.
+        watched: Names of logged numbers.
+    """
+
+    def __init__(
+        self, path: Path, batch_ids: Callable[[], Sequence[str]], *, watched: Sequence[str] = _WATCHED
+    ) -> None:
+        self._path = path
+        self._batch_ids = batch_ids
+        self._watched = tuple(watched)
+        self._rows: deque[dict[str, Any]] = deque(maxlen=N_LAST_ROWS)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at a row.
+
+        Raises:
+            TrainingError: If a watched number is not finite.
+        """
+        row = {"step": state.global_step, **(logs or {})}
+        self._rows.append(row)
+        bad = [name for name in self._watched if name in row and not math.isfinite(row[name])]
+        if not bad:
+            return
+        if state.is_world_process_zero:
+            rows = [{name: _as_json(value) for name, value in each.items()} for each in self._rows]
+            write_json(self._path, {"schema": "esckit.diverged/1", "rows": rows, "batch_ids": list(self._batch_ids())})
+        raise TrainingError(
+            f"training diverged at step {state.global_step}: {', '.join(bad)} not finite",
+            hint=f"The last good checkpoint is kept, {self._path.name} holds the last rows; a lower optim.lr may help",
+        )
+
+
+class MetricsLog(TrainerCallback):
+    """Writes ``metrics.jsonl``: means of training numbers every so many steps, and every evaluation.
+
+    Args:
+        path: The file; rows beyond the step that training goes on from are cut off first.
+        every: Steps between two rows.
+        resumed_step: Step that training goes on from, 0 for a fresh start.
+        writes: False in all processes but one.
+    """
+
+    def __init__(self, path: Path, *, every: int, resumed_step: int, writes: bool) -> None:
+        self._path = path
+        self._every = every
+        self._writes = writes
+        self._window: list[Mapping[str, Any]] = []
+        if writes:
+            kept = [row for row in read_rows(path) if row["step"] <= resumed_step] if resumed_step else []
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take a row in, and write the window where it is full."""
+        if logs is None or "loss" not in logs:
+            return
+        self._window.append(logs)
+        if state.global_step % self._every == 0:
+            self._flush(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write what the window holds, so that a resumed run writes the same rows."""
+        self._flush(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write what is left."""
+        self._flush(state)
+
+    def evaluation(self, step: int, epoch: float, metrics: Mapping[str, Any]) -> None:
+        """Write a row of dev metrics."""
+        self._append({"step": step, "epoch": round(epoch, 4), "dev": dict(metrics)})
+
+    def _flush(self, state: TrainerState) -> None:
+        if not self._window:
+            return
+        means = {
+            name: math.fsum(float(row[name]) for row in self._window) / len(self._window)
+            for name in _WATCHED
+            if all(name in row for row in self._window)
+        }
+        epoch = round(state.epoch or 0.0, 4)
+        self._append({"step": state.global_step, "epoch": epoch, **means, "lr": self._window[-1]["learning_rate"]})
+        self._window.clear()
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        if self._writes:
+            with JsonlAppender(self._path) as rows:
+                rows.append(row)
+
+
+class StepProgress(TrainerCallback):
+    """Tells how far training is.
+
+    Args:
+        start: Called with all steps and the ones done before.
+        advance: Called after each step.
+    """
+
+    def __init__(self, start: Callable[[int, int], None], advance: Callable[[], None]) -> None:
+        self._start = start
+        self._advance = advance
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin."""
+        self._start(state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count a step."""
+        self._advance()
+
+
+class OnEvaluation(TrainerCallback):
+    """Calls a function after each evaluation, in every process, with step and epoch."""
+
+    def __init__(self, handle: Callable[[int, float], None]) -> None:
+        self._handle = handle
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Call it."""
+        self._handle(state.global_step, state.epoch or 0.0)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the whole rows of ``metrics.jsonl``; a last line cut by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _as_json(value: Any) -> Any:
+    """Return a number that JSON knows, or its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

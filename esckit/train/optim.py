@@ -1,0 +1,153 @@
+"""From plain settings to the arguments of the Hugging Face ``Trainer``; everything that matters is passed explicitly.
+
+Shared by the training commands that use the ``Trainer`` by composition: only their losses and batches are their own.
+Nothing heavy is imported before the arguments are made, so that a dry run can count steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from esckit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True, slots=True)
+class OptimSettings:
+    """How to train: AdamW (0.9, 0.999) with a warm-up.
+
+    Attributes:
+        seed: Of data order, heads and adapters.
+        accumulate: Forward passes to a step, over all processes together.
+        warmup_share: Part of all steps during which the learning rate rises, in [0, 1).
+        precision: ``auto`` is bfloat16 autocast over float32 weights on a GPU, float32 on a processor.
+        save_every: Steps between two states to resume from; None: one at the end of each epoch.
+        eval_batch_size: Inputs of one forward pass in evaluation.
+        trackers: Integrations of transformers, such as ``tensorboard``.
+    """
+
+    seed: int
+    lr: float
+    epochs: int
+    batch_size: int
+    accumulate: int
+    schedule: Schedule = "linear"
+    warmup_share: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    save_every: int | None = None
+    eval_batch_size: int = 8
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How many steps there will be.
+
+    Attributes:
+        accumulate: Forward passes to a step of one process.
+        steps_per_epoch: Optimiser steps of one pass over the data.
+        steps: Of all of them.
+        warmup: Steps of the warm-up.
+    """
+
+    accumulate: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+
+
+def plan_steps(settings: OptimSettings, *, n_items: int, n_processes: int) -> StepPlan:
+    """Return the steps over a number of items.
+
+    Raises:
+        ConfigError: If the processes cannot share a step evenly, so that the effective batch would change.
+    """
+    if settings.accumulate % n_processes:
+        raise ConfigError(
+            f"optim.accumulate {settings.accumulate} over {n_processes} processes",
+            expected="a multiple of the number of processes, which share each step",
+            hint="Change optim.accumulate (and optim.batch_size) so that their product stays the batch you want",
+        )
+    accumulate = settings.accumulate // n_processes
+    passes = math.ceil(math.ceil(n_items / settings.batch_size) / n_processes)
+    per_epoch = math.ceil(passes / accumulate)
+    steps = per_epoch * settings.epochs
+    return StepPlan(accumulate, per_epoch, steps, math.ceil(settings.warmup_share * steps))
+
+
+def training_arguments(
+    settings: OptimSettings, plan: StepPlan, *, folder: Path, evaluate: bool, is_resumed: bool
+) -> TrainingArguments:
+    """Return the Trainer's arguments.
+
+    Args:
+        settings: The settings.
+        plan: What they come to.
+        folder: Where states to resume from lie.
+        evaluate: Evaluate before the first step and after each epoch.
+        is_resumed: True if the first evaluation has been made in an earlier go.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=_seed32(settings.seed),
+        data_seed=_seed32(settings.seed),
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.eval_batch_size,
+        gradient_accumulation_steps=plan.accumulate,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.lr,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        warmup_steps=plan.warmup,
+        weight_decay=settings.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        use_cpu=not on_gpu,
+        bf16=settings.precision == "bfloat16" or (settings.precision == "auto" and on_gpu),
+        fp16=False,
+        eval_strategy="epoch" if evaluate else "no",
+        eval_on_start=evaluate and not is_resumed,
+        save_strategy="epoch" if settings.save_every is None else "steps",
+        save_steps=settings.save_every or 500,
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=1,  # every step is looked at for divergence; what is written is thinned out later
+        logging_nan_inf_filter=False,
+        report_to=list(settings.trackers) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=0,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def last_state(folder: Path) -> Path | None:
+    """Return the newest whole state to resume from, None if there is none."""
+    # The Trainer writes this file last.
+    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _seed32(seed: int) -> int:
+    """Return a seed that NumPy takes too."""
+    return seed % 2**32

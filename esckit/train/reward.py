@@ -1,0 +1,311 @@
+"""Training of reward models through the Hugging Face ``Trainer``: ours are the loss, the batches and what is kept.
+
+Not here: how labels come about (:mod:`esckit.train.examples`), metrics (handed in), and scoring with what was trained
+(:mod:`esckit.models.reward`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback
+
+from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
+from esckit.models.reward_text import RewardInput, RewardText
+from esckit.train.callbacks import DivergenceGuard, MetricsLog, OnEvaluation, StepProgress
+from esckit.train.examples import RewardExample, preference_pairs
+from esckit.train.optim import OptimSettings, plan_steps, training_arguments
+from esckit.train.reward_loss import classifier_loss, pairwise_loss, rrhf_loss
+
+Metrics = Mapping[str, float | int | None]
+SelectBy = Literal["log_loss", "auc", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What the data loader draws: one example of a classifier, or all candidates of a context of a ranker.
+
+    Attributes:
+        ids: Ids of the examples.
+        inputs: Their tokens.
+        labels: 1 for good futures.
+        pairs: Index pairs (better, worse).
+        best: Index of the highest reward.
+    """
+
+    ids: tuple[str, ...]
+    inputs: tuple[RewardInput, ...]
+    labels: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    best: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Examples as tokens; those whose response does not fit are left out.
+
+    Attributes:
+        examples: What is left, in order.
+        inputs: Their tokens.
+        n_too_long: How many were left out.
+        n_cut: How many lost oldest turns.
+    """
+
+    examples: tuple[RewardExample, ...]
+    inputs: tuple[RewardInput, ...]
+    n_too_long: int
+    n_cut: int
+
+
+def encode_examples(examples: Sequence[RewardExample], text: RewardText) -> Encoded:
+    """Return examples as tokens."""
+    pairs = [(example, text.encode(example.turns, example.response)) for example in examples]
+    kept = [(example, tokens) for example, tokens in pairs if tokens is not None]
+    return Encoded(
+        examples=tuple(example for example, _ in kept),
+        inputs=tuple(tokens for _, tokens in kept),
+        n_too_long=len(pairs) - len(kept),
+        n_cut=sum(tokens.n_dropped_turns > 0 for _, tokens in kept),
+    )
+
+
+def single_items(encoded: Encoded) -> list[Item]:
+    """Return one item for each example."""
+    return [
+        Item((example.id,), (tokens,), (int(example.label),))
+        for example, tokens in zip(encoded.examples, encoded.inputs, strict=True)
+    ]
+
+
+def group_items(encoded: Encoded, *, margin: Fraction) -> tuple[list[Item], int]:
+    """Return one item for each context whose candidates differ, and the number of contexts that give no pair."""
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(encoded.examples):
+        groups.setdefault(example.group, []).append(index)
+    items = []
+    for members in groups.values():
+        values = [encoded.examples[index].reward for index in members]
+        pairs = preference_pairs(values, margin)
+        if pairs:
+            items.append(
+                Item(
+                    ids=tuple(encoded.examples[index].id for index in members),
+                    inputs=tuple(encoded.inputs[index] for index in members),
+                    labels=tuple(int(encoded.examples[index].label) for index in members),
+                    pairs=pairs,
+                    best=values.index(max(values)),
+                )
+            )
+    return items, len(groups) - len(items)
+
+
+class Collator:
+    """Puts items into tensors, and remembers whose they were."""
+
+    def __init__(self, n_remembered: int = 64) -> None:
+        self.recent: deque[str] = deque(maxlen=n_remembered)
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Return one batch; ``pairs`` and ``best`` index its rows."""
+        batch = collate([tokens for item in items for tokens in item.inputs])
+        pairs: list[tuple[int, int]] = []
+        weights: list[float] = []
+        best: list[int] = []
+        start = 0
+        for item in items:
+            self.recent.extend(item.ids)
+            pairs += [(start + better, start + worse) for better, worse in item.pairs]
+            weights += [1.0 / (len(item.pairs) * len(items)) for _ in item.pairs]
+            best.append(start + item.best)
+            start += len(item.inputs)
+        return {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "response_mask": batch.response_mask,
+            "labels": torch.tensor([label for item in items for label in item.labels]),
+            "pairs": torch.tensor(pairs, dtype=torch.long).view(-1, 2),
+            "pair_weights": torch.tensor(weights),
+            "best": torch.tensor(best),
+        }
+
+
+class RewardTask(nn.Module):
+    """A net with its loss, as the Trainer wants it; its state holds what is trained and nothing else."""
+
+    # The Trainer asks for it when a state lacks tensors, as ours does where the backbone is frozen.
+    _keys_to_ignore_on_save: list[str] | None = None
+
+    def __init__(self, net: RewardNet, *, class_weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        self._trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self.register_state_dict_post_hook(_keep_trained)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        labels: Tensor,
+        pairs: Tensor,
+        pair_weights: Tensor,
+        best: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return loss and p (B,) of a batch from :class:`Collator`."""
+        out = self.net(RewardBatch(input_ids, attention_mask, response_mask))
+        if self.net.kind == "classifier":
+            weight: Tensor | None = self.class_weight  # type: ignore[assignment]
+            loss = classifier_loss(out, labels, weight)
+        elif self.net.kind == "pairwise":
+            loss = pairwise_loss(out, pairs, pair_weights)
+        else:
+            loss = rrhf_loss(out, pairs, best, response_mask.sum(dim=1))
+        return {"loss": loss, "p": probability(self.net.kind, out.detach())}
+
+
+def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Leave what is frozen, and second names of tied weights, out of a state."""
+    assert isinstance(module, RewardTask)
+    for name in [name for name in state if name.removeprefix(prefix) not in module._trained]:
+        del state[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation on dev: optimiser steps so far, metrics, and p of each dev example in order."""
+
+    step: int
+    metrics: Metrics
+    p: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where a training run lies and how it goes on.
+
+    Attributes:
+        folder: The run folder; ``metrics.jsonl`` and ``diverged.json`` are written to it.
+        state: State to resume from, None for a fresh start.
+        best: What the checkpoint at hand was selected with, None if there is none yet.
+        n_processes: How many processes train together.
+        is_main: True in the one that writes.
+        log_every: Steps between two rows of the metrics.
+        start: Called with all steps and the steps done before.
+        advance: Called after each step.
+    """
+
+    folder: Path
+    state: Path | None
+    best: tuple[int, Metrics] | None
+    n_processes: int
+    is_main: bool
+    log_every: int
+    start: Callable[[int, int], None]
+    advance: Callable[[], None]
+
+    @property
+    def resumed_step(self) -> int:
+        """Step that training goes on from."""
+        return int(self.state.name.rpartition("-")[2]) if self.state else 0
+
+
+def train_reward(
+    task: RewardTask,
+    train: Sequence[Item],
+    dev: Sequence[Item],
+    *,
+    settings: OptimSettings,
+    select_by: SelectBy,
+    judge: Callable[[Sequence[float]], Metrics],
+    keep: Callable[[Evaluation, Mapping[str, Tensor]], None],
+    run: Run,
+) -> None:
+    """Train, evaluating before the first step and after each epoch, and hand over each best state so far.
+
+    Args:
+        task: The net with its loss.
+        train: Items to draw from.
+        dev: Items to evaluate on, one example each.
+        settings: The optimiser's.
+        select_by: Which evaluation is best; the one before the first step never is once there is another.
+        judge: Returns the dev metrics of p in the order of ``dev``.
+        keep: Called in the main process with an evaluation that is best so far, and the trained tensors.
+        run: Where and how.
+
+    Raises:
+        TrainingError: If a loss or gradient is not finite; what was kept stays.
+        ConfigError: If the processes cannot share a step evenly.
+    """
+    plan = plan_steps(settings, n_items=len(train), n_processes=run.n_processes)
+    collator = Collator()
+    rows = MetricsLog(
+        run.folder / "metrics.jsonl", every=run.log_every, resumed_step=run.resumed_step, writes=run.is_main
+    )
+    judged: list[tuple[Metrics, tuple[float, ...]]] = []
+    best = run.best
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        p = tuple(float(value) for value in prediction.predictions)
+        judged[:] = [(judge(p), p)]
+        return {name: float(value) for name, value in judged[0][0].items() if value is not None}
+
+    def evaluated(step: int, epoch: float) -> None:
+        nonlocal best
+        metrics, p = judged[0]
+        rows.evaluation(step, epoch, metrics)
+        if best is None or is_better(metrics, step, best, select_by):
+            best = (step, metrics)
+            state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+            if run.is_main:
+                keep(Evaluation(step, metrics, p), {name.removeprefix("net."): t for name, t in state.items()})
+
+    trainer = Trainer(
+        model=task,
+        args=training_arguments(
+            settings, plan, folder=run.folder / STATES, evaluate=True, is_resumed=run.state is not None
+        ),
+        train_dataset=list(train),
+        eval_dataset=list(dev),
+        data_collator=collator,
+        compute_metrics=compute,
+        callbacks=_callbacks(run, rows, collator, evaluated),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(run.state) if run.state else None)
+
+
+STATES = "states"
+"""Folder of the states to resume from, inside a run folder."""
+
+
+def is_better(metrics: Metrics, step: int, best: tuple[int, Metrics], select_by: SelectBy) -> bool:
+    """Return whether an evaluation takes the place of the best one so far; ties keep the earlier one."""
+    best_step, best_metrics = best
+    if step <= best_step:
+        return False
+    if select_by == "last" or best_step == 0:
+        return True
+    ours, theirs = metrics[select_by], best_metrics[select_by]
+    if ours is None or theirs is None:
+        return theirs is None
+    return ours > theirs if select_by == "auc" else ours < theirs
+
+
+def _callbacks(
+    run: Run, rows: MetricsLog, collator: Collator, evaluated: Callable[[int, float], None]
+) -> list[TrainerCallback]:
+    """Return the callbacks; the guard comes first, so that nothing is written of a diverged step."""
+    return [
+        DivergenceGuard(run.folder / "diverged.json", lambda: list(collator.recent)),
+        rows,
+        OnEvaluation(evaluated),
+        StepProgress(run.start, run.advance),
+    ]
