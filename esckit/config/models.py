@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
-from esckit.config.recipe import Budget, Section
+from esckit.config.recipe import Section
 from esckit.registry import did_you_mean
-from esckit.types import Sampling
+from esckit.types import Limits, Prices, Sampling
 
 KINDS = ("backbone", "endpoint", "checkpoint", "scripted")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -62,13 +62,6 @@ class EndpointAddress(Section):
         if "@" in base_url.split("://", 1)[1].split("/", 1)[0]:
             raise ValueError("must hold no user name or password: name an environment variable in api_key_env")
         return base_url
-
-
-class Prices(Section):
-    """Cost per million tokens, in any one currency."""
-
-    prompt: NonNegativeFloat
-    completion: NonNegativeFloat
 
 
 def _address_tag(value: object) -> str:
@@ -160,7 +153,7 @@ def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValid
     return BeforeValidator(fill)
 
 
-def check_prices(budget: Budget, bindings: Iterable[RoleOptions | None]) -> None:
+def check_prices(budget: Limits, bindings: Iterable[RoleOptions | None]) -> None:
     """Refuse a limit of cost that could not be watched.
 
     Raises:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+
+from esckit.types import Limits
 
 
 class Section(BaseModel):
@@ -20,22 +22,6 @@ def _number_to_text(value: object) -> object:
 
 DecimalText = Annotated[str, BeforeValidator(_number_to_text), Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
 """A decimal number kept as text, so that comparisons with it can be exact (``Fraction(text)``)."""
-
-
-class Budget(Section):
-    """What a run may use up; None means no limit. Operational: a raised budget resumes the run.
-
-    Attributes:
-        max_calls: Calls to models.
-        max_tokens: Prompt and completion tokens together.
-        max_cost: In the currency of ``models.<role>.prices``.
-        max_hours: Wall-clock hours of one go.
-    """
-
-    max_calls: PositiveInt | None = None
-    max_tokens: PositiveInt | None = None
-    max_cost: PositiveFloat | None = None
-    max_hours: PositiveFloat | None = None
 
 
 class Executor(Section):
@@ -79,6 +65,6 @@ class Recipe(Section):
 class ModelRecipe(Recipe):
     """Base of the recipes whose commands call models."""
 
-    budget: Budget = Budget()
+    budget: Limits = Limits()
     executor: Executor = Executor()
     max_failure_rate: float = Field(default=0.02, ge=0.0, le=1.0)

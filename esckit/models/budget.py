@@ -9,31 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from pydantic import Field
-
 from esckit.errors import BudgetError
 from esckit.protocols import Capability, ChatModel
-from esckit.types import ChoiceScores, Message, NextToken, Record, Reply, Sampling, Usage
-
-
-class Prices(Record):
-    """What a model costs per million tokens, in the currency of ``max_cost``."""
-
-    input: float = Field(ge=0.0)
-    output: float = Field(ge=0.0)
-
-    def cost(self, usage: Usage) -> float:
-        """Return the cost of some usage."""
-        return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1_000_000
-
-
-class Limits(Record):
-    """The ``budget`` of a recipe; None means no limit."""
-
-    max_calls: int | None = Field(default=None, ge=0)
-    max_tokens: int | None = Field(default=None, ge=0)
-    max_cost: float | None = Field(default=None, ge=0.0)
-    max_hours: float | None = Field(default=None, ge=0.0)
+from esckit.types import ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
 
 
 class Budget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,15 +15,17 @@ from esckit.config.models import (
     RoleOptions,
     ScriptedBinding,
 )
-from esckit.config.recipe import Budget as BudgetSection
 from esckit.config.recipe import Executor
 from esckit.dialogue.ask import Voice
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
-from esckit.models.budget import Budget, BudgetedModel, Limits, Prices
+from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
+from esckit.models.rl_policy import load_policy
 from esckit.protocols import ChatModel
+from esckit.runs import read_manifest
+from esckit.types import Limits
 
 if TYPE_CHECKING:
     from esckit.models.endpoint import EndpointModel
@@ -36,12 +39,15 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
 
     Raises:
         ConfigError: If a backbone or an endpoint is unknown, or a folder is no model.
+        DataError: If a checkpoint is no run folder.
     """
     for binding in bindings:
         if isinstance(binding, BackboneBinding):
             find_backbone(binding.backbone)
         elif isinstance(binding, EndpointBinding) and isinstance(binding.endpoint, str):
             load_endpoint(binding.endpoint)
+        elif isinstance(binding, CheckpointBinding):
+            read_manifest(Path(binding.checkpoint))
 
 
 class ModelPool:
@@ -52,9 +58,9 @@ class ModelPool:
         budget: What the run may use up.
     """
 
-    def __init__(self, executor: Executor, budget: BudgetSection) -> None:
+    def __init__(self, executor: Executor, budget: Limits) -> None:
         self._executor = executor
-        self._budget = Budget(Limits.model_validate(budget.model_dump()))
+        self._budget = Budget(budget)
         self._models: dict[str, ChatModel] = {}
         self._endpoints: list[EndpointModel] = []
         self._kinds: set[str] = set()
@@ -65,9 +71,7 @@ class ModelPool:
         Raises:
             ConfigError: If there is no such model, or its key is not set.
         """
-        prices = None
-        if isinstance(binding, EndpointBinding) and binding.prices is not None:
-            prices = Prices(input=binding.prices.prompt, output=binding.prices.completion)
+        prices = binding.prices if isinstance(binding, EndpointBinding) else None
         return BudgetedModel(self._shared(binding), self._budget, prices)
 
     def voice(self, binding: RoleOptions, *, max_attempts: int) -> Voice:
@@ -86,7 +90,7 @@ class ModelPool:
         Raises:
             ConfigError: If a limit is set for a model whose tokens cannot be counted here.
         """
-        if isinstance(binding, BackboneBinding):
+        if isinstance(binding, BackboneBinding | CheckpointBinding):
             local: LocalModel = self._shared(binding)  # type: ignore[assignment]
             limit = binding.max_context_tokens or local.context_length - binding.sampling.max_tokens
             return Window(limit, local.count_tokens)
@@ -163,8 +167,13 @@ class ModelPool:
 
                 return load_scripted(binding.scripted)
             case CheckpointBinding():
-                raise ConfigError(
-                    f"{binding.checkpoint!r} as a chat model", expected="a backbone, an endpoint or a script"
+                self._kinds.add("backbone")
+                return load_policy(
+                    Path(binding.checkpoint),
+                    dtype=binding.dtype,
+                    device=binding.device,
+                    threads=self._executor.threads,
+                    max_batch_tokens=self._executor.batch_tokens,
                 )
             case _:
                 raise TypeError(f"no model kind {type(binding).__name__}")

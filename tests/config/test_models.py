@@ -13,7 +13,7 @@ from esckit.config.models import (
     check_prices,
     role_defaults,
 )
-from esckit.config.recipe import Budget
+from esckit.types import Limits
 
 BINDING = TypeAdapter(ModelBinding)
 
@@ -69,6 +69,6 @@ def test_the_roles_defaults_fill_what_is_left_out():
 def test_a_limit_of_cost_needs_prices():
     free = EndpointBinding(endpoint="openai", model="m")
     with pytest.raises(ValueError, match="max_cost needs prices"):
-        check_prices(Budget(max_cost=1.0), [None, free])
-    check_prices(Budget(), [free])
-    check_prices(Budget(max_cost=1.0), [ScriptedBinding(scripted="x")])
+        check_prices(Limits(max_cost=1.0), [None, free])
+    check_prices(Limits(), [free])
+    check_prices(Limits(max_cost=1.0), [ScriptedBinding(scripted="x")])

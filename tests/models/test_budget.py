@@ -3,10 +3,10 @@ import asyncio
 import pytest
 
 from esckit.errors import BackendError, BudgetError
-from esckit.models.budget import Budget, BudgetedModel, Limits, Prices
+from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.script import Script
 from esckit.models.scripted import ScriptedModel
-from esckit.types import Message, Sampling, Usage
+from esckit.types import Limits, Message, Prices, Sampling, Usage
 
 HELLO = [Message("user", "one two three")]
 
@@ -51,7 +51,7 @@ def test_no_call_begins_once_the_tokens_are_used_up() -> None:
 
 def test_cost_is_counted_by_the_prices_of_each_model() -> None:
     budget = Budget(Limits(max_cost=0.5))
-    dear = BudgetedModel(scripted(), budget, Prices(input=100_000.0, output=50_000.0))
+    dear = BudgetedModel(scripted(), budget, Prices(prompt=100_000.0, completion=50_000.0))
     free = BudgetedModel(scripted(), budget)
 
     asyncio.run(free.complete(HELLO, Sampling(), seed=0))
@@ -101,4 +101,4 @@ def test_a_call_that_fails_counts_as_a_call() -> None:
 
 def test_prices_are_per_million_tokens() -> None:
     usage = Usage(calls=1, prompt_tokens=2_000_000, completion_tokens=500_000)
-    assert Prices(input=2.5, output=10.0).cost(usage) == 10.0
+    assert Prices(prompt=2.5, completion=10.0).cost(usage) == 10.0

@@ -1,0 +1,11 @@
+"""The base of everything that is stored."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of everything that is stored: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
