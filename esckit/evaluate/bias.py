@@ -42,10 +42,10 @@ def preferences(confusion: Array, *, pseudo_count: float = 0.0, max_sweeps: int 
     Args:
         confusion: (R, S, S), predicted × gold.
         pseudo_count: Added to every off-diagonal cell of labels that occur.
-        max_sweeps: After so many sweeps the last values are taken, converged or not, where it is below 10,000.
+        max_sweeps: Fewer than 10,000 stop early and take what is there, as the reference implementation does with 20.
 
     Returns:
-        (R, S); NaN for labels that do not occur, and for matrices without a fixed point.
+        (R, S); NaN for labels that do not occur, and for matrices without a fixed point or not yet at it.
     """
     occurs = (confusion.sum(axis=1) + confusion.sum(axis=2)) > 0
     off = 1 - np.eye(confusion.shape[1])
@@ -67,7 +67,7 @@ def _iterate(wins: Array, occurs: npt.NDArray[np.bool_], max_sweeps: int) -> Arr
         running = running[np.abs(np.log(after) - np.log(before)).max(axis=1) >= TOLERANCE]
         if not len(running):
             break
-    if max_sweeps >= MAX_SWEEPS:
+    if max_sweeps == MAX_SWEEPS:
         p[running] = np.nan
     p = np.where(occurs, p, np.nan)
     return np.asarray(p * (occurs.sum(axis=1) / np.nansum(p, axis=1))[:, None])

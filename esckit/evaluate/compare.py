@@ -187,12 +187,13 @@ class Comparer:
             return self._permutation(metric, shared, difference)
         pairs = _by_unit(metric, shared)
         if metric.facts.test == "mcnemar":
-            return two_sided_binomial(sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
-        differences = [a - b for a, b in pairs]
+            return two_sided_binomial(sum(a > b for a, b in pairs.values()), sum(a < b for a, b in pairs.values()))
+        differences = [a - b for a, b in pairs.values()]
         if not differences:
             return None
+        columns = [self.permutation.units[shared.units[unit]] for unit in pairs]
         exact = len(differences) <= EXACT_UNITS
-        return sign_flip_p(differences, None if exact else self.permutation.draws[:, : len(differences)])
+        return sign_flip_p(differences, None if exact else self.permutation.draws[:, columns])
 
     def _permutation(self, metric: Metric[C], shared: _Shared, difference: float) -> float | None:
         """Swap the two systems' statistics dialogue by dialogue and recompute both values."""
@@ -211,17 +212,17 @@ def _chosen(plan: Plan, shared: _Shared) -> Array:
     return plan.draws[:, [plan.units[name] for name in shared.units]]
 
 
-def _by_unit(metric: Metric[C], shared: _Shared) -> list[tuple[float, float]]:
-    """Return both runs' values dialogue by dialogue, where both are defined."""
+def _by_unit(metric: Metric[C], shared: _Shared) -> dict[int, tuple[float, float]]:
+    """Return both runs' values per involved dialogue, where both are defined."""
     members: dict[int, list[int]] = {}
     for index, unit in enumerate(shared.owner.tolist()):
         members.setdefault(unit, []).append(index)
-    pairs = []
-    for indices in members.values():
+    pairs = {}
+    for unit, indices in members.items():
         first = metric.finish([shared.ours[index] for index in indices])
         second = metric.finish([shared.theirs[index] for index in indices])
         if first is not None and second is not None:
-            pairs.append((first, second))
+            pairs[unit] = (first, second)
     return pairs
 
 

@@ -164,7 +164,10 @@ def reply_words() -> EpisodeMetric:
 def malformed_share(kind: ParseKind) -> EpisodeMetric:
     """Return the share of supporter outputs taken apart in one way."""
     facts = Facts(
-        "dialogue.malformed_share", higher_is_better=False, needs=frozenset({"episode"}), counts=("outputs", "turns")
+        "dialogue.malformed_share",
+        higher_is_better=False,
+        needs=frozenset({"episode"}),
+        counts=("malformed", "outputs"),
     )
     return _over_turns(facts, lambda turn: float(turn.supporter.parse_kind == kind))
 

@@ -152,7 +152,7 @@ def _parsed_as(kind: ParseKind) -> ResponseMetric:
         return (float(case.parse_kind == kind), 1.0)
 
     return Metric(
-        Facts("response.malformed_share", higher_is_better=False, minimum="1 output", counts=("outputs",)),
+        Facts("response.malformed_share", higher_is_better=False, minimum="1 output", counts=("malformed", "outputs")),
         collect,
         RATIO,
     )

@@ -6,6 +6,7 @@ p = p(y = 1), y by the model's own label rule. A reward model must beat the leng
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from esckit.evaluate.metric import (
     Array,
     Estimator,
     Facts,
+    Indices,
+    IntervalMethod,
     Metric,
     Stats,
     Sums,
@@ -52,15 +55,31 @@ def _groups(values: Sequence[float]) -> tuple[Any, Any]:
     return order, np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
 
 
-def weighted_auc(stats: Sequence[Stats], weights: Array) -> Array:
-    """Return the AUC of weighted (p, y) cases, (R,); NaN without both classes."""
-    p, y = zip(*stats, strict=True)
-    order, starts = _groups(p)
-    positive = np.asarray(y, dtype=np.float64)[order]
-    ups = np.add.reduceat(weights[:, order] * positive, starts, axis=1)
-    downs = np.add.reduceat(weights[:, order] * (1 - positive), starts, axis=1)
-    below = np.cumsum(downs, axis=1) - downs
-    return divide((ups * (below + downs / 2)).sum(axis=1), ups.sum(axis=1) * downs.sum(axis=1))
+@dataclass(frozen=True, slots=True)
+class PairwiseOrder:
+    """The AUC of (p, y) cases.
+
+    Resampled, it is a quadratic form: the pairs of a positive case of one dialogue and a negative case of another are
+    counted once, and every resample weighs them by how often it holds both dialogues.
+    """
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the AUC, None without both classes."""
+        return calibration.auc(*zip(*stats, strict=True)) if stats else None
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the AUC of every resample."""
+        if not stats:
+            return np.full(len(draws), np.nan)
+        p, y = zip(*stats, strict=True)
+        order, starts = _groups(p)
+        group = np.repeat(np.arange(len(starts)), np.diff([*starts, len(p)]))
+        units, positive = owner[order], np.asarray(y, dtype=bool)[order]
+        ups, downs = np.zeros((2, len(starts), draws.shape[1]))
+        np.add.at(ups, (group[positive], units[positive]), 1)
+        np.add.at(downs, (group[~positive], units[~positive]), 1)
+        won = ups.T @ (np.cumsum(downs, axis=0) - downs / 2)
+        return divide(((draws @ won) * draws).sum(axis=1), (draws @ ups.sum(axis=0)) * (draws @ downs.sum(axis=0)))
 
 
 def _centred_ranks(values: Sequence[float], weights: Array) -> tuple[Array, Array]:
@@ -145,17 +164,19 @@ def _single(metric: Callable[[Sequence[float], Sequence[bool]], float | None]) -
     return read
 
 
-AUC = Weighted(lambda stats: calibration.auc(*zip(*stats, strict=True)), weighted_auc)
+AUC = PairwiseOrder()
 
 
 def _auc_of(name: str, read: Callable[[RewardCase], float | None]) -> RewardMetric:
-    """Return the AUC of another predictor than the model."""
+    """Return the AUC of another predictor than the model, on the cases that the model scored."""
 
     def collect(case: RewardCase) -> Stats | Unscored | None:
+        if case.unscored is not None or case.p is None:
+            return Unscored(case.unscored or "missing")
         value = read(case)
         return None if value is None else (value, case.y)
 
-    facts = Facts(f"reward.{name}", minimum="both classes", test="none")
+    facts = Facts(f"reward.{name}", higher_is_better=None, minimum="both classes", test="none")
     return Metric(facts, collect, AUC)
 
 
@@ -200,7 +221,7 @@ def _majority() -> RewardMetric:
     return Metric(facts, _scored(lambda case, _: (float(case.y), 1.0)), share)
 
 
-def _in_bin(name: str, read: Callable[[RewardCase, float], float], interval: Any) -> RewardMetric:
+def _in_bin(name: str, read: Callable[[RewardCase, float], float], interval: IntervalMethod) -> RewardMetric:
     facts = Facts(
         f"reward.{name}", higher_is_better=None, interval=interval, test="none", counts=("sum", "cases"),
         no_interval="the mean of what was sorted into the bin",

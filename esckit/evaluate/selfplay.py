@@ -7,7 +7,7 @@ AT = Σ min(τ, T)/n, where failures count as T; AT = T − Σ_{t<T} c(t) for c(
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esckit.evaluate.cases import Episode
 from esckit.evaluate.measure import Measurement
@@ -91,7 +91,8 @@ class CriticScale:
         def read(outcome: CriticOutcome) -> Stats:
             return (float(outcome.strict or 0), float(outcome.strict is not None))
 
-        return self._of_outcome(self._turn_facts("at_success", test="none", minimum="1 success"), read)
+        facts = replace(self._turn_facts("at_success", test="none", minimum="1 success"), counts=("turns", "success"))
+        return self._of_outcome(facts, read)
 
     def _turn_facts(self, name: str, *, test: Test, minimum: str = "1 scored dialogue") -> Facts:
         return Facts(

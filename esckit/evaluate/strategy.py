@@ -242,7 +242,10 @@ def strategy_rows(cases: Sequence[StrategyCase], scale: StrategyScale, measureme
         rows.append(measurement.row(metric, cases, flags=("smoothed",) if smoothed else ()))
     for index, name in enumerate(scale.strategies):
         rows += [measurement.row(metric, cases, group={"class": name}) for metric in class_metrics(scale, index)]
-    by_stage = (scale.of_matrix(Facts("accuracy"), accuracy), scale.of_matrix(Facts("macro_f1"), macro_f1))
+    by_stage = (
+        scale.of_matrix(Facts("accuracy"), accuracy),
+        scale.of_matrix(Facts("macro_f1", minimum="2 labels in gold"), macro_f1),
+    )
     for stage in STAGES:
         chosen = [case for case in cases if stage_of(case.turn, case.n_turns) == stage]
         rows += [measurement.row(metric, chosen, group={"stage": stage}) for metric in by_stage]

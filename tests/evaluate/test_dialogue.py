@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from esckit.evaluate.cases import TurnRatings
+from esckit.evaluate.cases import Episode, TurnRatings
 from esckit.evaluate.dialogue import (
     dialogue_entropy,
     dialogue_rows,
@@ -56,12 +56,12 @@ def test_rewards_are_means_of_dialogue_means() -> None:
     mixed = episode("c", {}, turns=[turn(1, {}, ratings=good), turn(2, {}, ratings=bad)])
     cases = [long, short, mixed]
 
-    def value(metric: Metric[object]) -> float | None:
-        return metric.finish(collect(metric, cases).stats)  # type: ignore[type-var, arg-type]
+    def value(metric: Metric[Episode]) -> float | None:
+        return metric.finish(collect(metric, cases).stats)
 
-    assert value(turn_reward()) == pytest.approx((0.2 + 1 + 0.6) / 3)  # type: ignore[arg-type]
-    assert value(turn_reward_jump()) == pytest.approx(0.4)  # type: ignore[arg-type]
-    assert value(turn_reward_in("Comforting")) == pytest.approx(0.2)  # type: ignore[arg-type]
+    assert value(turn_reward()) == pytest.approx((0.2 + 1 + 0.6) / 3)
+    assert value(turn_reward_jump()) == pytest.approx(0.4)
+    assert value(turn_reward_in("Comforting")) == pytest.approx(0.2)
 
 
 def test_an_unreadable_turn_judge_is_counted_and_never_a_number() -> None:
