@@ -65,7 +65,15 @@ class RunFolder:
         self._lock_fd = lock_fd
 
     @classmethod
-    def open(cls, path: Path, *, command: str, recipe: Mapping[str, Any], operational: Iterable[str] = ()) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        command: str,
+        recipe: Mapping[str, Any],
+        operational: Iterable[str] = (),
+        inputs: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Create a run folder, or open the one that belongs to this recipe.
 
         Args:
@@ -73,14 +81,17 @@ class RunFolder:
             command: Name of the command, ``simulate``.
             recipe: The resolved recipe as plain data.
             operational: Dotted paths of fields that may change between two goes at one run.
+            inputs: Facts about what the recipe only names, such as digests of data and prompts; they stand in the
+                manifest, and the run is resumed only while they are the same.
 
         Raises:
-            ConfigError: If the folder belongs to another command or recipe, or holds something else.
+            ConfigError: If the folder belongs to another command, recipe or inputs, or holds something else.
             StorageError: If it cannot be written, or another process is writing it.
         """
         operational = tuple(operational)
         identity = without(recipe, operational)
-        _own_manifest(path, command, identity, operational)
+        given = json.loads(json.dumps(inputs or {}))
+        _own_manifest(path, command, identity, operational, given)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock_fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -95,9 +106,9 @@ class RunFolder:
             ) from error
         try:
             # Again: between the first look and the lock another process may have made the folder its own.
-            manifest = _own_manifest(path, command, identity, operational)
+            manifest = _own_manifest(path, command, identity, operational, given)
             run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
-            run.update_manifest(recipe=dict(recipe), status="running", versions=_versions())
+            run.update_manifest(recipe=dict(recipe), status="running", versions=_versions(), **given)
         except EsckitError:
             os.close(lock_fd)
             raise
@@ -164,12 +175,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _own_manifest(
-    path: Path, command: str, identity: Mapping[str, Any], operational: Iterable[str]
+    path: Path, command: str, identity: Mapping[str, Any], operational: Iterable[str], inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Return the manifest of a folder that belongs to this recipe, None if it is new or empty; else refuse it."""
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path)
         _check_owner(path, manifest, command, without(manifest["recipe"], operational), identity)
+        _check_inputs(path, manifest, inputs)
         return manifest
     if path.is_dir():
         # The lock, or a manifest that was not finished, is what a run leaves that died at once.
@@ -197,6 +209,16 @@ def _check_owner(
         raise ConfigError(
             f"{path} belongs to another recipe: {', '.join(fields)} differ{'s' if len(fields) == 1 else ''}",
             hint="Choose another folder with --out, or undo the change to resume",
+        )
+
+
+def _check_inputs(path: Path, manifest: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Refuse to go on where the recipe is the same, but not what it names."""
+    fields = differing_fields(inputs, {name: manifest.get(name, inputs[name]) for name in inputs})
+    if fields:
+        raise ConfigError(
+            f"{path} was begun with other inputs: {', '.join(fields)} differ{'s' if len(fields) == 1 else ''}",
+            hint="Choose another folder with --out, or bring the old inputs back to resume",
         )
 
 

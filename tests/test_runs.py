@@ -157,3 +157,14 @@ def test_closing_twice_is_harmless_and_keeps_the_first_status(tmp_path):
     run.close("complete")
     run.close("stopped")
     assert read_manifest(tmp_path)["status"] == "complete"
+
+
+def test_a_run_is_not_resumed_on_other_inputs(tmp_path):
+    inputs = {"data": {"files": {"train.txt": "abc"}}, "prompts": {"critic": "x/1"}}
+    args = {"command": "simulate", "recipe": RECIPE, "operational": OPERATIONAL}
+    for _ in range(2):
+        with RunFolder.open(tmp_path, inputs=inputs, **args) as run:
+            assert run.manifest["data"] == inputs["data"]
+    with pytest.raises(ConfigError, match=r"data\.files\.train\.txt differs"):
+        RunFolder.open(tmp_path, inputs={**inputs, "data": {"files": {"train.txt": "abd"}}}, **args)
+    assert read_manifest(tmp_path)["status"] == "complete"
