@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, EsckitError
 from esckit.registry import did_you_mean
+
+_NOTE = "ESCKIT_EXIT_CODE_FILE"
+_INTERRUPTED = 130
 
 AccelerateOption = Annotated[
     str | None,
@@ -48,12 +55,13 @@ def find_preset(name: str) -> Path:
     )
 
 
-def launch_command(arguments: Sequence[str], preset: Path) -> list[str]:
+def launch_command(arguments: Sequence[str], preset: Path, *, n_processes: int | None = None) -> list[str]:
     """Return the command line that starts esckit under the launcher.
 
     Args:
         arguments: What esckit was called with; ``--accelerate`` is taken out.
         preset: The launcher settings.
+        n_processes: Number of processes; None where the settings say it.
     """
     kept: list[str] = []
     words = iter(arguments)
@@ -63,6 +71,8 @@ def launch_command(arguments: Sequence[str], preset: Path) -> list[str]:
         elif not word.startswith("--accelerate="):
             kept.append(word)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(preset)]
+    if n_processes is not None:
+        launcher += ["--num_processes", str(n_processes)]
     return [*launcher, "-m", "esckit", *kept]
 
 
@@ -70,6 +80,42 @@ def launch(name: str) -> None:
     """Run this very command under the launcher and leave with its exit code.
 
     Raises:
-        ConfigError: If there are no such settings.
+        ConfigError: If there are no such settings, or they want GPUs and there are none.
     """
-    raise typer.Exit(subprocess.run(launch_command(sys.argv[1:], find_preset(name)), check=False).returncode)
+    preset = find_preset(name)
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "exit_code"
+        command = launch_command(sys.argv[1:], preset, n_processes=_missing_count(name, preset))
+        code = subprocess.run(command, check=False, env={**os.environ, _NOTE: str(note)}).returncode
+        # The launcher itself knows only success and failure.
+        raise typer.Exit(int(note.read_text()) if code and note.is_file() else code)
+
+
+@contextmanager
+def exit_code_noted() -> Iterator[None]:
+    """Leave a note of the exit code that an error leads to, where the launcher of :func:`launch` looks for it."""
+    try:
+        yield
+    except EsckitError as error:
+        _note(error.exit_code)
+        raise
+    except KeyboardInterrupt:
+        _note(_INTERRUPTED)
+        raise
+
+
+def _note(code: int) -> None:
+    if _NOTE in os.environ:
+        Path(os.environ[_NOTE]).write_text(str(code))
+
+
+def _missing_count(name: str, preset: Path) -> int | None:
+    """Return the number of GPUs where the settings leave the number of processes open."""
+    if "num_processes" in yaml.safe_load(preset.read_text(encoding="utf-8")):
+        return None
+    import torch
+
+    n_gpus = torch.cuda.device_count()
+    if not n_gpus:
+        raise ConfigError(f"launcher settings {name!r}, but torch sees no GPU", hint="Use --accelerate single")
+    return n_gpus

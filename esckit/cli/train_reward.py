@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
-from esckit.cli.launch import AccelerateOption, launch
+from esckit.cli.launch import AccelerateOption, exit_code_noted, launch
 
 
 def train_reward(
@@ -40,7 +40,7 @@ def train_reward(
     if accelerate is not None:
         launch(accelerate)
     is_main = this_process().is_main
-    with shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
+    with exit_code_noted(), shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
     if is_main:
         echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)

@@ -1,0 +1,63 @@
+"""`--accelerate`: the same command under the launcher."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esckit.cli.launch import exit_code_noted, find_preset, launch, launch_command, preset_names
+from esckit.errors import ConfigError, FailureRateError
+
+
+def test_the_presets_ship():
+    assert set(preset_names()) == {"single", "multi-gpu", "fsdp", "zero2", "zero3", "multi-node"}
+
+
+@pytest.mark.parametrize("name", ["single", "multi-gpu", "fsdp", "zero2", "zero3", "multi-node"])
+def test_accelerate_reads_every_preset(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(find_preset(name)))
+    assert config.mixed_precision == "no"
+    assert (
+        str(config.distributed_type).rpartition(".")[2]
+        == yaml.safe_load(find_preset(name).read_text())["distributed_type"]
+    )
+
+
+def test_the_command_is_started_again_without_the_option():
+    preset = find_preset("single")
+    for option in (["--accelerate", "single"], ["--accelerate=single"]):
+        command = launch_command(["-v", "train-reward", "mine.yaml", *option, "--out", "run"], preset)
+        assert command[0] == sys.executable
+        assert command[command.index("-m", 4) :] == ["-m", "esckit", "-v", "train-reward", "mine.yaml", "--out", "run"]
+        assert command[command.index("--config_file") + 1] == str(preset)
+
+
+def test_a_file_of_ones_own_is_taken(tmp_path: Path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(find_preset("single").read_text())
+    assert find_preset(str(mine)) == mine
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown launcher settings 'zero4'") as caught:
+        find_preset("zero4")
+    assert "zero" in str(caught.value.hint)
+
+
+def test_settings_for_gpus_need_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="no GPU"):
+        launch("multi-gpu")
+
+
+def test_the_exit_code_of_an_error_is_noted_for_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ESCKIT_EXIT_CODE_FILE", str(tmp_path / "code"))
+    with pytest.raises(FailureRateError), exit_code_noted():
+        raise FailureRateError("too many")
+    assert (tmp_path / "code").read_text() == "3"
+    with pytest.raises(KeyboardInterrupt), exit_code_noted():
+        raise KeyboardInterrupt
+    assert (tmp_path / "code").read_text() == "130"
