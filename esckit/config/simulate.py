@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from esckit.config.data import AlternatingData
 from esckit.config.models import ModelBinding, check_prices, role_defaults
 from esckit.config.recipe import DecimalText, ModelRecipe, Section
+from esckit.config.search import Strategist
 
 _Supporter = Annotated[
     ModelBinding,
@@ -118,13 +119,20 @@ class Concurrency(Section):
 
 
 class SimulateRecipe(ModelRecipe):
-    """Everything that ``esckit simulate`` can be told."""
+    """Everything that ``esckit simulate`` can be told.
+
+    Attributes:
+        taxonomy: The strategies among which a strategist chooses, and which the corpus is mapped into then.
+        strategist: How a strategist is read.
+    """
 
     command: Literal["simulate"]
     data: AlternatingData
     contexts: Contexts = Contexts()
+    taxonomy: str = "aflow"
     models: SimulateModels
     critic: ResolutionCritic = ResolutionCritic()
+    strategist: Strategist = Strategist()
     simulation: Simulation = Simulation()
     prompts: SimulatePrompts = SimulatePrompts()
     concurrency: Concurrency = Concurrency()

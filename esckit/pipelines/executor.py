@@ -70,6 +70,10 @@ class FailureRate:
         """
         self.n += 1
         self.n_failed += failed
+        self.watch()
+
+    def watch(self) -> None:
+        """Raise a :class:`~esckit.errors.FailureRateError` if the share is passed after at least ``min_units``."""
         if self.n >= self.min_units:
             self.judge()
 

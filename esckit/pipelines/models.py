@@ -23,13 +23,16 @@ from esckit.models.backbones import find_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
 from esckit.models.rl_policy import load_policy
+from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel
 from esckit.runs import read_manifest
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Limits
 
 if TYPE_CHECKING:
     from esckit.models.endpoint import EndpointModel
     from esckit.models.local import LocalModel
+    from esckit.models.policy import CheckpointPolicy
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
     """Check that every model named in a recipe is known, before anything heavy is imported or loaded.
 
     Raises:
-        ConfigError: If a backbone or an endpoint is unknown, or a folder is no model.
+        ConfigError: If a backbone, an endpoint or a script is unknown or faulty, or a folder is no model.
         DataError: If a checkpoint is no run folder.
     """
     for binding in bindings:
@@ -48,6 +51,13 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
             load_endpoint(binding.endpoint)
         elif isinstance(binding, CheckpointBinding):
             read_manifest(Path(binding.checkpoint))
+        elif isinstance(binding, ScriptedBinding):
+            load_scripted(binding.scripted)
+
+
+def is_strategy_policy(binding: RoleOptions | None) -> bool:
+    """Return whether a binding names what ``train-flow`` trained, which chooses strategies and writes no text."""
+    return isinstance(binding, CheckpointBinding) and read_manifest(Path(binding.checkpoint))["command"] == "train-flow"
 
 
 class ModelPool:
@@ -64,6 +74,7 @@ class ModelPool:
         self._models: dict[str, ChatModel] = {}
         self._endpoints: list[EndpointModel] = []
         self._kinds: set[str] = set()
+        self._policies: dict[str, CheckpointPolicy] = {}
 
     def model(self, binding: RoleOptions) -> ChatModel:
         """Return the model of a binding, on the run's budget.
@@ -84,6 +95,30 @@ class ModelPool:
             max_words=binding.max_words,
         )
 
+    def policy(self, binding: RoleOptions, taxonomy: Taxonomy) -> CheckpointPolicy:
+        """Return a trained strategy policy for a taxonomy.
+
+        Raises:
+            CheckpointError: If the run holds none, or it is of another taxonomy.
+            ConfigError: If the binding names no checkpoint.
+        """
+        if not isinstance(binding, CheckpointBinding):
+            raise ConfigError("a strategy policy that is no checkpoint", expected="checkpoint: RUN")
+        if binding.checkpoint not in self._policies:
+            from esckit.models.policy import CheckpointPolicy
+
+            self._kinds.add("backbone")
+            options = {"max_tokens": binding.max_context_tokens} if binding.max_context_tokens else {}
+            self._policies[binding.checkpoint] = CheckpointPolicy.load(
+                Path(binding.checkpoint),
+                strategies=taxonomy.names,
+                abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
+                dtype=binding.dtype,
+                device=binding.device,
+                **options,
+            )
+        return self._policies[binding.checkpoint]
+
     def window(self, binding: RoleOptions) -> Window:
         """Return how much of a talk the role's model is shown: the recipe's limit, else what a local model can take.
 
@@ -103,7 +138,8 @@ class ModelPool:
 
     async def prepare(self, bindings: Iterable[RoleOptions]) -> None:
         """Load models and raise at once if one cannot be reached or used; only then are its capabilities known."""
-        for model in {id(model): model for model in map(self._shared, bindings)}.values():
+        chat = [binding for binding in bindings if not is_strategy_policy(binding)]
+        for model in {id(model): model for model in map(self._shared, chat)}.values():
             await model.check()
 
     def facts(self) -> dict[str, Any]:
@@ -111,6 +147,7 @@ class ModelPool:
         found = {
             key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
         }
+        found |= {run: {"name": policy.name, "capabilities": []} for run, policy in self._policies.items()}
         notes = [note for endpoint in self._endpoints for note in endpoint.notes]
         return {"models": found, "notes": notes} if notes else {"models": found}
 
@@ -136,6 +173,8 @@ class ModelPool:
         """Close every model."""
         for model in self._models.values():
             await model.aclose()
+        for policy in self._policies.values():
+            await policy.aclose()
 
     def _shared(self, binding: RoleOptions) -> ChatModel:
         identity = binding.model_dump_json(
@@ -163,8 +202,6 @@ class ModelPool:
                 self._endpoints.append(endpoint := _endpoint(binding))
                 return endpoint
             case ScriptedBinding():
-                from esckit.models.scripted import load_scripted
-
                 return load_scripted(binding.scripted)
             case CheckpointBinding():
                 self._kinds.add("backbone")

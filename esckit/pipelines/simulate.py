@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,8 +22,9 @@ from esckit.dialogue.critic import CriticSettings, ResolutionCritic
 from esckit.dialogue.levels import load_preset
 from esckit.dialogue.rollout import Cast, Rules, play_future
 from esckit.dialogue.seeker import PromptedSeeker
+from esckit.dialogue.strategist import PromptedStrategist
 from esckit.dialogue.supporter import PromptedSupporter
-from esckit.errors import ConfigError, EsckitError
+from esckit.errors import EsckitError
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
@@ -32,6 +33,7 @@ from esckit.pipelines.simulate_summary import summarise
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.records import read_records, write_json, write_records
 from esckit.runs import RunFolder
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ def plan(recipe: SimulateRecipe) -> SimulatePlan:
     scored = exchanges if recipe.simulation.score_first_exchange else exchanges - 1
     per_reading = 1 if recipe.critic.readout == "expected" else recipe.critic.samples
     calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * per_reading}
-    if recipe.simulation.strategy == "predicted":
+    if _is_guided(recipe):
         calls["strategist"] = n * exchanges
     return SimulatePlan(len(selection.dialogues), len(contexts), n, calls)
 
@@ -111,8 +113,10 @@ def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) 
 
 
 def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
-    look_up(_bindings(recipe))
-    selection = select_dialogues(recipe.data, taxonomy=None)
+    """Return the contexts to play, after looking up everything that the recipe names."""
+    look_up(_bindings(recipe).values())
+    _prompts(recipe)
+    selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if _is_guided(recipe) else None)
     return selection, build_contexts(
         selection.dialogues,
         run_seed=recipe.seed,
@@ -125,16 +129,20 @@ def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
 async def _run(
     recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
 ) -> SimulateResult:
+    bindings = _bindings(recipe)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
-        await pool.prepare(_bindings(recipe))
-        cast = build_cast(recipe, pool)
-        with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
-            folder.update_manifest(
-                data=selection.facts(),
-                prompts=_prompt_ids(recipe, pool),
-                determinism=pool.determinism(),
-                **pool.facts(),
-            )
+        await pool.prepare(bindings.values())
+        prompts = _prompts(recipe, by_letter=_is_read_by_letter(recipe, pool))
+        cast = build_cast(recipe, pool, prompts)
+        inputs = {
+            "data": selection.facts(),
+            "prompts": {role: prompt.identity for role, prompt in prompts.items()},
+            "roles": {role: pool.model(binding).name for role, binding in bindings.items()},
+        }
+        with RunFolder.open(
+            out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+        ) as folder:
+            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
             write_records(folder.file("contexts.jsonl"), contexts)
             try:
                 await _play_missing(recipe, contexts, cast, folder, progress)
@@ -147,42 +155,64 @@ async def _run(
             futures = _settle(folder, contexts)
             summary = summarise(contexts, futures)
             write_json(folder.file("summary.json"), summary)
-            _judge(recipe, futures)
+            _rate_of(recipe, futures).judge()
     return SimulateResult(out, summary)
 
 
-def _bindings(recipe: SimulateRecipe) -> tuple[RoleOptions, ...]:
-    """Return the models that take part."""
+def _is_guided(recipe: SimulateRecipe) -> bool:
+    """Return whether a strategist names the strategy of every supporter turn."""
+    return recipe.simulation.strategy == "predicted"
+
+
+def _bindings(recipe: SimulateRecipe) -> dict[str, RoleOptions]:
+    """Return the models that take part, by role."""
     roles = recipe.models
-    strategist = (roles.strategist,) if roles.strategist and recipe.simulation.strategy == "predicted" else ()
-    return (roles.supporter, roles.seeker, roles.critic, *strategist)
+    found: dict[str, RoleOptions] = {"supporter": roles.supporter, "seeker": roles.seeker, "critic": roles.critic}
+    if _is_guided(recipe) and roles.strategist is not None:
+        found["strategist"] = roles.strategist
+    return found
 
 
-def build_cast(recipe: SimulateRecipe, pool: ModelPool) -> Cast:
+def _prompts(recipe: SimulateRecipe, *, by_letter: bool = False) -> dict[str, Prompt]:
+    """Return the prompts of the roles that take part; the critic's is its preset's own unless the recipe names one."""
+    names = recipe.prompts
+    own = load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else "")
+    named = {**names.model_dump(), "critic": names.critic or own}
+    return {role: load_prompt(named[role]) for role in _bindings(recipe)}
+
+
+def _is_read_by_letter(recipe: SimulateRecipe, pool: ModelPool) -> bool:
+    """Return whether the critic's model tells only the probability of one token."""
+    return recipe.critic.readout == "expected" and pool.model(recipe.models.critic).capabilities == {"next_token"}
+
+
+def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt]) -> Cast:
     """Return the roles that the recipe binds to models.
+
+    Args:
+        recipe: The recipe.
+        pool: The run's models.
+        prompts: Prompt per role.
 
     Raises:
         ConfigError: If a model cannot do what its role needs.
     """
-    roles, names = recipe.models, recipe.prompts
-    preset = load_preset(recipe.critic.preset)
-    attempts = recipe.simulation.max_attempts
-    if recipe.simulation.strategy == "predicted":
-        raise ConfigError("simulation.strategy 'predicted'", expected="'none'", hint="Strategists come with search")
-    settings = recipe.critic
+    roles, settings, attempts = recipe.models, recipe.critic, recipe.simulation.max_attempts
+    strategist = _strategist(recipe, pool, prompts) if _is_guided(recipe) else None
     return Cast(
         supporter=PromptedSupporter(
             pool.voice(roles.supporter, max_attempts=attempts),
-            load_prompt(names.supporter),
-            window=pool.window(roles.supporter),
+            prompts["supporter"],
+            {strategy.name: strategy.definition for strategy in strategist.taxonomy.strategies} if strategist else {},
+            pool.window(roles.supporter),
         ),
         seeker=PromptedSeeker(
-            pool.voice(roles.seeker, max_attempts=attempts), load_prompt(names.seeker), window=pool.window(roles.seeker)
+            pool.voice(roles.seeker, max_attempts=attempts), prompts["seeker"], pool.window(roles.seeker)
         ),
         critic=ResolutionCritic(
             pool.voice(roles.critic, max_attempts=1),
-            _critic_prompt(recipe, pool),
-            preset,
+            prompts["critic"],
+            load_preset(settings.preset),
             CriticSettings(
                 readout=settings.readout,
                 samples=settings.samples,
@@ -193,24 +223,19 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool) -> Cast:
             ),
             window=pool.window(roles.critic),
         ),
+        strategist=strategist,
     )
 
 
-def _critic_prompt(recipe: SimulateRecipe, pool: ModelPool) -> Prompt:
-    """Return the recipe's own prompt, or the preset's: by letter where only one token's probability can be read."""
-    if recipe.prompts.critic:
-        return load_prompt(recipe.prompts.critic)
-    by_letter = recipe.critic.readout == "expected" and pool.model(recipe.models.critic).capabilities == {"next_token"}
-    return load_prompt(load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else ""))
-
-
-def _prompt_ids(recipe: SimulateRecipe, pool: ModelPool) -> dict[str, str]:
-    """Return the identity of every role's prompt."""
-    return {
-        "supporter": load_prompt(recipe.prompts.supporter).identity,
-        "seeker": load_prompt(recipe.prompts.seeker).identity,
-        "critic": _critic_prompt(recipe, pool).identity,
-    }
+def _strategist(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt]) -> PromptedStrategist:
+    binding = _bindings(recipe)["strategist"]
+    return PromptedStrategist(
+        pool.voice(binding, max_attempts=recipe.simulation.max_attempts),
+        prompts["strategist"],
+        load_taxonomy(recipe.taxonomy),
+        recipe.strategist.readout,
+        pool.window(binding),
+    )
 
 
 async def _play_missing(
@@ -220,10 +245,8 @@ async def _play_missing(
     with folder.appender("futures.jsonl") as done_file, folder.appender("metrics.jsonl") as metrics:
         done = _latest(folder.file("futures.jsonl"))
         retry = recipe.simulation.retry_failed
-        rate = FailureRate(recipe.max_failure_rate, MIN_FUTURES_FOR_RATE, "futures")
-        for future in done.values():
-            if not (retry and future.outcome is Outcome.FAILED):
-                rate.add(failed=future.outcome is Outcome.FAILED)
+        rate = _rate_of(recipe, [f for f in done.values() if not (retry and f.outcome is Outcome.FAILED)])
+        rate.watch()
         missing = [
             (context, candidate)
             for context in contexts
@@ -280,8 +303,7 @@ def _settle(folder: RunFolder, contexts: Sequence[Context]) -> list[Future]:
     return futures
 
 
-def _judge(recipe: SimulateRecipe, futures: Sequence[Future]) -> None:
-    """Refuse to call a run fine in which more futures failed than allowed, however few there are."""
+def _rate_of(recipe: SimulateRecipe, futures: Sequence[Future]) -> FailureRate:
+    """Return the failure rate so far; at the end it is judged however few futures there are."""
     n_failed = sum(future.outcome is Outcome.FAILED for future in futures)
-    rate = FailureRate(recipe.max_failure_rate, MIN_FUTURES_FOR_RATE, "futures", len(futures), n_failed)
-    rate.judge()
+    return FailureRate(recipe.max_failure_rate, MIN_FUTURES_FOR_RATE, "futures", len(futures), n_failed)

@@ -10,6 +10,8 @@ from esckit.config.simulate import SimulateRecipe
 from esckit.errors import BudgetError, ConfigError, FailureRateError
 from esckit.pipelines.simulate import plan, run
 from esckit.records import read_records
+from esckit.resources import shipped_dir
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Context, Future, Outcome
 
 DATA_FILES = ("contexts.jsonl", "futures.jsonl", "failures.jsonl", "summary.json")
@@ -141,3 +143,67 @@ def test_the_manifest_says_what_made_the_run(tmp_path: Path) -> None:
     assert manifest["determinism"].startswith("identical bytes")
     assert manifest["data"]["scheme"] == "files"
     assert manifest["spent"]["calls"] > 0
+
+
+def test_failures_before_a_resume_are_judged_together_and_not_in_their_order(tmp_path: Path) -> None:
+    spoilt = recipe(
+        contexts={"per_dialogue": None},
+        models={"critic": {"scripted": "tests.pipelines.talk:sometimes_nonsense"}},
+        max_failure_rate=0.9,
+    )
+    summary = run(spoilt, out=tmp_path / "run").summary
+    share = summary["outcomes"]["FAILED"] / summary["futures"]
+    assert summary["futures"] > 50
+    assert 0 < share < 0.5
+    done = tmp_path / "run/futures.jsonl"
+    lines = sorted(done.read_text().splitlines(keepends=True), key=lambda line: '"outcome":"FAILED"' not in line)
+    done.write_text("".join(lines))
+    again = spoilt.model_copy(update={"max_failure_rate": share + 0.001})
+    assert run(again, out=tmp_path / "run").summary == summary
+
+
+def test_a_corpus_that_changed_under_a_run_is_refused(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.json"
+    records = json.loads((shipped_dir("data") / "esconv_sample.json").read_text())
+    corpus.write_text(json.dumps(records[:3]))
+    mine = recipe(data={"path": str(corpus), "scheme": None, "split": None}, contexts={"per_dialogue": 1})
+    run(mine, out=tmp_path / "run")
+    corpus.write_text(json.dumps(records[1:4]))
+    with pytest.raises(ConfigError, match=r"data\.files\.corpus\.json"):
+        run(mine, out=tmp_path / "run")
+
+
+def test_a_strategist_names_the_strategy_of_every_supporter_turn(tmp_path: Path) -> None:
+    models = {**recipe().models.model_dump(), "strategist": {"scripted": "strategist"}}
+    guided = recipe(
+        data={"mapping": "esconv_to_aflow"}, models=models, simulation={"strategy": "predicted", "horizon": 2}
+    )
+    assert plan(guided).calls_at_most["strategist"] == plan(guided).calls_at_most["supporter"]
+    run(guided, out=tmp_path / "run")
+    names = load_taxonomy("aflow").names
+    for future in read_records(Future, tmp_path / "run/futures.jsonl"):
+        assert {exchange.strategy for exchange in future.exchanges} <= set(names)
+        assert future.usage["strategist"].calls == len(future.exchanges)
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["prompts"]["strategist"].startswith("strategist/")
+    assert manifest["roles"]["strategist"].startswith("scripted/strategist-")
+
+
+def test_a_strategist_of_another_taxonomy_needs_a_mapping() -> None:
+    models = {**recipe().models.model_dump(), "strategist": {"scripted": "strategist"}}
+    with pytest.raises(ConfigError, match="esconv_to_aflow"):
+        plan(recipe(models=models, simulation={"strategy": "predicted"}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"prompts": {"seeker": "seekr"}}, "unknown prompt 'seekr'"),
+        ({"models": {"critic": {"scripted": "critik"}}}, "no script 'critik'"),
+    ],
+)
+def test_a_dry_run_looks_everything_up(sections: dict[str, Any], message: str) -> None:
+    if "models" in sections:
+        sections = {"models": {**recipe().models.model_dump(exclude={"strategist"}), **sections["models"]}}
+    with pytest.raises(ConfigError, match=message):
+        plan(recipe(**sections))
