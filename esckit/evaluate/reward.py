@@ -27,6 +27,7 @@ from esckit.evaluate.metric import (
     Unscored,
     Weighted,
     divide,
+    ratio,
 )
 from esckit.evaluate.rows import MetricRow
 
@@ -85,7 +86,8 @@ class PairwiseOrder:
 def _centred_ranks(values: Sequence[float], weights: Array) -> tuple[Array, Array]:
     """Return weighted mean ranks minus their mean, (R, N), and the number of different values present, (R,)."""
     order, starts = _groups(values)
-    mass = np.add.reduceat(weights[:, order], starts, axis=1)
+    in_order = weights[:, order]
+    mass = in_order if len(starts) == len(order) else np.add.reduceat(in_order, starts, axis=1)
     ranks = np.cumsum(mass, axis=1) - mass + (mass + 1) / 2
     group = np.zeros(len(values), dtype=np.intp)
     group[order] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(values)]))
@@ -114,25 +116,32 @@ def rank_correlation(min_values: int) -> Weighted:
     return Weighted(value, weighted)
 
 
-def _pair_order(stats: Sequence[Stats]) -> float | None:
-    contexts, p, rewards = zip(*stats, strict=True)
-    return calibration.pair_accuracy(p, rewards, contexts).share
+@dataclass(frozen=True, slots=True)
+class ContextOrder:
+    """The share of rightly ordered candidate pairs; statistics are (context, p, reward).
 
+    A context lies in one dialogue, so its pairs are counted once and add up over the dialogues that a resample holds.
+    """
 
-def _weighted_pair_order(stats: Sequence[Stats], weights: Array) -> Array:
-    """Return the share of rightly ordered pairs; a context lies in one dialogue, so its pairs share one weight."""
-    members: dict[str, list[int]] = {}
-    for index, (context, _, _) in enumerate(stats):
-        members.setdefault(context, []).append(index)
-    right = np.zeros(len(weights))
-    n_pairs = np.zeros(len(weights))
-    for indices in members.values():
-        contexts, p, rewards = zip(*(stats[index] for index in indices), strict=True)
-        found = calibration.pair_accuracy(p, rewards, contexts)
-        if found.share is not None:
-            right += weights[:, indices[0]] * (found.share * found.n_pairs)
-            n_pairs += weights[:, indices[0]] * found.n_pairs
-    return divide(right, n_pairs)
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the share, None without a pair."""
+        if not stats:
+            return None
+        contexts, p, rewards = zip(*stats, strict=True)
+        return calibration.pair_accuracy(p, rewards, contexts).share
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the share of every resample."""
+        # Two systems that are swapped share their contexts; only within a unit are candidates each other's.
+        members: dict[int, list[Stats]] = {}
+        for entry, unit in zip(stats, owner.tolist(), strict=True):
+            members.setdefault(unit, []).append(entry)
+        sums = np.zeros((draws.shape[1], 2))
+        for unit, entries in members.items():
+            contexts, p, rewards = zip(*entries, strict=True)
+            found = calibration.pair_accuracy(p, rewards, contexts)
+            sums[unit] = ((found.share or 0.0) * found.n_pairs, found.n_pairs)
+        return ratio(draws @ sums)
 
 
 def _ece_of(sums: Array) -> Array:
@@ -196,7 +205,7 @@ def reward_metrics() -> tuple[RewardMetric, ...]:
         _metric(
             "pair_accuracy",
             lambda case, p: (case.context_id, p, case.reward),
-            Weighted(_pair_order, _weighted_pair_order),
+            ContextOrder(),
             minimum="1 pair of candidates with different rewards",
         ),
         _metric("brier", _single(calibration.brier), RATIO, higher_is_better=False),

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import ResponseCase
+from esckit.evaluate.cases import ResponseCase, RewardCase
 from esckit.evaluate.compare import Comparer, require_comparable, with_holm
 from esckit.evaluate.measure import StatisticsSettings
 from esckit.evaluate.response import ROUGE_L, bleu, distinct
+from esckit.evaluate.reward import reward_metrics
 from esckit.evaluate.selfplay import CriticScale
-from tests.evaluate.casefakes import episode, quarters, response_case
+from esckit.evaluate.strategy import StrategyScale
+from tests.evaluate.casefakes import episode, quarters, response_case, strategy_case
 
 SETTINGS = StatisticsSettings(run_seed=7, resamples=2000)
 SCALE = CriticScale("rlff7", max_turns=2)
@@ -85,9 +87,6 @@ def test_cases_unscored_in_either_run_are_dropped_and_counted() -> None:
 
 
 def test_correct_of_all_keeps_silence() -> None:
-    from esckit.evaluate.strategy import StrategyScale
-    from tests.evaluate.casefakes import strategy_case
-
     ours = [strategy_case(index, "Q", "Q") for index in range(6)]
     theirs = [strategy_case(index, None, "Q") for index in range(6)]
     found = comparer(6, "strategy").compare(StrategyScale(("Q", "C")).correct_of_all(), ours, theirs)
@@ -125,3 +124,24 @@ def test_p_values_of_equal_systems_are_spread_evenly() -> None:
         ]
         ps.append(comparer(10, "response").compare(ROUGE_L, *sides).p or 0.0)
     assert sum(p <= 0.05 for p in ps) <= 8
+
+
+def test_swapped_systems_keep_their_candidates_apart() -> None:
+    def cases(flip: int) -> list[RewardCase]:
+        return [
+            RewardCase(
+                id=f"{unit}.{index}",
+                dialogue_id=f"d{unit}",
+                context_id=f"x{unit}",
+                p=(index ^ flip) / 2 + unit / 99,
+                y=index == 1,
+                reward_num=index,
+                reward_den=1,
+            )
+            for unit in range(6)
+            for index in range(2)
+        ]
+
+    metric = next(found for found in reward_metrics() if found.name == "reward.pair_accuracy")
+    found = comparer(6, "reward").compare(metric, cases(0), cases(1))
+    assert (found.value, found.other_value, found.p) == (1.0, 0.0, 2 / 64)
