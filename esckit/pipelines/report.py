@@ -1,0 +1,92 @@
+"""``esckit report``: from run folders to Markdown, one page and plots; calls no model and changes no run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from esckit.errors import ConfigError
+from esckit.records import write_atomic
+from esckit.report.blocks import Report
+from esckit.report.build import build_report
+from esckit.report.markdown import render_markdown
+from esckit.report.page import render_page
+from esckit.report.references import Published, Reference
+from esckit.report.source import Run, open_run
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """What was written."""
+
+    page: Path
+    markdown: Path
+    plots: tuple[Path, ...]
+
+
+def write_report(
+    runs: Sequence[Path],
+    *,
+    out: Path | None = None,
+    against: Path | None = None,
+    plots: Path | None = None,
+    quotes: bool = False,
+) -> ReportResult:
+    """Write the report of some runs.
+
+    Args:
+        runs: Run folders, at least one.
+        out: The page; ``report.html`` in the first run's folder by default. The Markdown stands beside it.
+        against: A run to show beside each of the others.
+        plots: Folder for the charts as SVG and PNG; none by default.
+        quotes: Show texts of dialogues also where their corpus may be for research use only.
+
+    Raises:
+        DataError: If a folder is no run folder or a file in it cannot be read.
+        StorageError: If something cannot be written.
+    """
+    if not runs:
+        raise ConfigError("no run", expected="at least one run folder")
+    page = out or runs[0] / PAGE
+    markdown = page.with_suffix(".md")
+    if markdown == page:
+        raise ConfigError(f"{page} as the page", expected="a name that ends in .html")
+    opened = [open_run(path, quotes=quotes) for path in runs]
+    other = None if against is None else open_run(against, quotes=quotes)
+    report = build_report(opened, against=other, references=_references() if _evaluated(opened) else ())
+    write_atomic(markdown, render_markdown(report))
+    write_atomic(page, render_page(report))
+    return ReportResult(page, markdown, _plots(report, plots))
+
+
+def _evaluated(runs: Sequence[Run]) -> bool:
+    return any(run.command == "evaluate" for run in runs)
+
+
+def _references() -> tuple[Reference, ...]:
+    """Return the published tables in the report's own words: evaluate and report do not know each other."""
+    from esckit.evaluate.references import load_references
+
+    known = load_references()
+    return tuple(
+        Reference(
+            table.id,
+            table.title,
+            table.source,
+            table.columns,
+            tuple(Published(row.name, row.metric, row.values) for row in table.rows),
+            known.texts(table),
+        )
+        for table in known.tables
+    )
+
+
+def _plots(report: Report, folder: Path | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    from esckit.report.plots import write_plots
+
+    return write_plots(report, folder)

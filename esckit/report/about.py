@@ -1,0 +1,197 @@
+"""What was run: command, recipe, models, prompts, data, versions, cost, and what to be careful about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from esckit.report.blocks import ABSENT, Block, Code, Facts, Note, Section, Table
+from esckit.report.numbers import number, plain
+from esckit.report.source import Run, failure_counts, section
+
+_KNOWN = {
+    "schema", "command", "recipe", "recipe_digest", "created", "status", "versions", "data", "prompts",
+    "determinism", "models", "notes", "spent",
+}  # fmt: skip
+_SPEAKING = ("simulate", "search", "evaluate")
+_STATUS = {
+    "running": "The run is not finished, or was killed: numbers are of what is done so far.",
+    "stopped": "The run was stopped: numbers are of what is done so far. The same command goes on with it.",
+}
+
+
+def what_was_run(run: Run) -> Section:
+    """Return the opening section of a run: what it is, and what to be careful about."""
+    manifest, recipe = run.manifest, run.recipe
+    data = section(manifest, "data")
+    pairs = [
+        ("recipe digest", str(manifest["recipe_digest"])),
+        ("created", str(manifest.get("created", ABSENT))),
+        ("seed", _seed(run)),
+        ("data", _data(recipe, data)),
+        ("taxonomy", plain(recipe.get("taxonomy") or data.get("taxonomy"))),
+        ("critic", _chosen(recipe, "critic", ("preset", "rubric", "readout", "samples", "threshold"))),
+        ("inputs", plain(recipe.get("inputs"))),
+        ("determinism", str(manifest.get("determinism", ABSENT))),
+    ]
+    return Section(
+        "What was run",
+        (
+            Facts(tuple((name, value) for name, value in pairs if value != ABSENT)),
+            *_models(run),
+            *warnings(run),
+            *_withheld(run),
+        ),
+    )
+
+
+def _seed(run: Run) -> str:
+    said = " (one seed: intervals cover cases, not training runs)" if run.command == "evaluate" else ""
+    return f"{run.recipe['seed']}{said}" if "seed" in run.recipe else ABSENT
+
+
+def _data(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    asked = section(recipe, "data")
+    if not asked:
+        return ABSENT
+    found = section(data, "counts").get("n_dialogues")
+    pieces = [
+        str(asked.get("path", "")),
+        f"scheme {asked.get('scheme')}",
+        f"split {plain(data.get('splits') or asked.get('split'))}",
+        f"{number(found)} dialogues" if found is not None else "",
+    ]
+    return " · ".join(piece for piece in pieces if piece)
+
+
+def _chosen(recipe: Mapping[str, Any], name: str, keys: Sequence[str]) -> str:
+    of = section(recipe, name)
+    return ", ".join(f"{key} {plain(of[key])}" for key in keys if of.get(key) is not None) or ABSENT
+
+
+def _models(run: Run) -> list[Block]:
+    """Return who played which role, with what prompt and sampling."""
+    roles = section(run.recipe, "models")
+    prompts = section(run.manifest, "prompts")
+    names = section(run.manifest, "models")
+    rows = [
+        (role, _model_name(binding, names), plain(prompts.get(role)), _sampling(section(binding, "sampling")))
+        for role, binding in roles.items()
+        if isinstance(binding, Mapping)
+    ]
+    return [Table(("role", "model", "prompt", "sampling"), tuple(rows), title="Models")] if rows else []
+
+
+def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
+    """Return the name under which the manifest knows a binding, else the binding itself."""
+    for key, facts in names.items():
+        try:
+            asked = json.loads(key)
+        except ValueError:
+            continue
+        if isinstance(asked, Mapping) and all(binding.get(name) == value for name, value in asked.items()):
+            return str(section({"facts": facts}, "facts").get("name", key))
+    kinds = ("backbone", "endpoint", "model", "checkpoint", "scripted")
+    return ", ".join(f"{kind} {plain(binding[kind])}" for kind in kinds if binding.get(kind) is not None) or ABSENT
+
+
+def _sampling(sampling: Mapping[str, Any]) -> str:
+    short = {"temperature": "T", "top_p": "top-p", "top_k": "top-k", "max_tokens": "max tokens"}
+    return (
+        ", ".join(f"{name} {sampling[key]}" for key, name in short.items() if sampling.get(key) is not None) or ABSENT
+    )
+
+
+def warnings(run: Run) -> list[Block]:
+    """Return what a reader has to know before any number: unfinished runs, refused settings, doubtful data."""
+    manifest = run.manifest
+    found: list[Block] = []
+    if manifest.get("status") in _STATUS:
+        found.append(Note(_STATUS[str(manifest["status"])], "warning"))
+    notes = manifest.get("notes")
+    found += [Note(str(note), "warning") for note in notes if note] if isinstance(notes, list) else []
+    if any("scripted" in section({"b": binding}, "b") for binding in section(run.recipe, "models").values()):
+        found.append(Note("Scripted models took part: what they say has no meaning as a score.", "warning"))
+    issues = section(section(manifest, "data"), "issues")
+    if issues:
+        rows = tuple((str(code), number(count)) for code, count in issues.items())
+        title = f"Notes on the data ({number(len(rows))} kinds)"
+        found.append(Table(("what was noticed while reading", "times"), rows, title=title, folded=True))
+    return found
+
+
+def _withheld(run: Run) -> list[Block]:
+    if run.quotes or run.command not in _SPEAKING:
+        return []
+    return [
+        Note(
+            "No text of a dialogue stands on this page, since its corpus may be for research use only: numbers of "
+            "words stand in place of texts. Whoever may read the corpus gets them with --quotes."
+        )
+    ]
+
+
+def failures(run: Run) -> list[Section]:
+    """Return failures by stage and kind; no section where nothing failed or nothing is known."""
+    if not (run.path / "failures.jsonl").is_file():
+        return []
+    counts = failure_counts(run)
+    if not counts:
+        return [Section("Failures", (Note("No model call failed.", "good"),))]
+    rows = tuple((stage, kind, number(count)) for (stage, kind), count in sorted(counts.items()))
+    note = "A failure is recorded in place of what it prevented and never enters a value."
+    return [Section("Failures", (Table(("stage", "kind", "times"), rows, note=note),))]
+
+
+def cost(run: Run) -> list[Section]:
+    """Return what the run used: calls, tokens, money and hours."""
+    spent = section(run.manifest, "spent")
+    usage = section(section({"s": run.json("summary.json")}, "s"), "usage")
+    blocks: list[Block] = []
+    if spent:
+        blocks.append(Facts(tuple((str(name).replace("_", " "), _amount(value)) for name, value in spent.items())))
+    if usage:
+        keys = ("calls", "prompt_tokens", "completion_tokens", "dropped_turns")
+        rows = tuple(
+            (str(role), *(number(section(usage, role).get(key)) for key in keys))
+            for role in usage
+            if isinstance(usage[role], Mapping)
+        )
+        blocks.append(Table(("role", *(key.replace("_", " ") for key in keys)), rows))
+    seconds = sorted(
+        row["seconds"] for row in run.lines("metrics.jsonl") if isinstance(row.get("seconds"), int | float)
+    )
+    if seconds:
+        pairs = (("units of work timed", number(len(seconds))), ("median seconds", number(seconds[len(seconds) // 2])))
+        blocks.append(Facts((*pairs, ("longest", f"{number(seconds[-1])} s"))))
+    return [Section("Cost", tuple(blocks))] if blocks else []
+
+
+def _amount(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else plain(value)
+
+
+def provenance(run: Run) -> Section:
+    """Return what it takes to do it again: the recipe, versions, digests."""
+    manifest = run.manifest
+    files = section(section(manifest, "data"), "files")
+    blocks: list[Block] = []
+    if files:
+        rows = tuple((str(name), str(sha)) for name, sha in files.items())
+        blocks.append(Table(("file", "SHA-256"), rows, title="Data files"))
+    versions = section(manifest, "versions")
+    if versions:
+        blocks.append(Table(("package", "version"), tuple((str(k), str(v)) for k, v in versions.items()), folded=True,
+                            title="Versions"))  # fmt: skip
+    further = {key: value for key, value in manifest.items() if key not in _KNOWN}
+    if further:
+        blocks.append(Code("Further facts of the manifest", _yaml(further)))
+    blocks.append(Code("The whole recipe", _yaml(run.recipe)))
+    return Section("Provenance", tuple(blocks))
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=110)

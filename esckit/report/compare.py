@@ -1,0 +1,116 @@
+"""Several runs on one page: two side by side, or one recipe under several seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from esckit.report.blocks import Block, Note, Part, Section, Table
+from esckit.report.evaluation import short_name, suite_of
+from esckit.report.numbers import flattened, interval, measured, number, plain, signed
+from esckit.report.source import Run, section
+from esckit.runs import differing_fields
+
+_MOST_FIELDS = 40
+
+
+def side_by_side(run: Run, other: Run) -> Part:
+    """Return two runs beside each other: what differs in the recipes, and every number of both."""
+    blocks = _metrics(run, other) if _rows(run) and _rows(other) else _summaries(run, other)
+    return Part(
+        f"{run.name} beside {other.name}",
+        "side by side",
+        "",
+        (Section("What differs", tuple(_differences(run, other))), Section("Numbers", tuple(blocks))),
+    )
+
+
+def _differences(run: Run, other: Run) -> list[Block]:
+    fields = differing_fields(run.recipe, other.recipe)
+    if not fields:
+        return [Note("The recipes are equal.", "good")]
+    rows = tuple((field, _at(run.recipe, field), _at(other.recipe, field)) for field in fields[:_MOST_FIELDS])
+    note = "" if len(fields) <= _MOST_FIELDS else f"The first {_MOST_FIELDS} of {len(fields)} fields."
+    return [Table(("field of the recipe", run.name, other.name), rows, note=note)]
+
+
+def _at(recipe: Mapping[str, Any], path: str) -> str:
+    value: Any = recipe
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return plain(value)
+
+
+def _rows(run: Run) -> list[Mapping[str, Any]]:
+    metrics = section({"m": run.json("metrics.json")}, "m")
+    return [row for row in metrics.get("metrics") or () if isinstance(row, Mapping)]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return str(row.get("name")), json.dumps(row.get("group"), sort_keys=True)
+
+
+def _metrics(run: Run, other: Run) -> list[Block]:
+    theirs = {_key(row): row for row in _rows(other)}
+    blocks: list[Block] = []
+    pairs = [(row, theirs[_key(row)]) for row in _rows(run) if _key(row) in theirs and not row.get("group")]
+    for suite in dict.fromkeys(suite_of(row) for row, _ in pairs):
+        rows = tuple(
+            (
+                short_name(a),
+                *_value(a),
+                *_value(b),
+                signed(_difference(a, b), str(a.get("unit"))),
+            )
+            for a, b in pairs
+            if suite_of(a) == suite
+        )
+        columns = ("metric", run.name, "interval", "n", other.name, "interval", "n", "difference")
+        blocks.append(Table(columns, rows, title=suite))
+    note = "Values side by side, without a test. A comparison case by case, with p, is what evaluate --against makes."
+    return [*blocks, Note(note)]
+
+
+def _value(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    unit = str(row.get("unit"))
+    return measured(row.get("value"), unit), interval(row.get("interval"), unit), number(row.get("n"))
+
+
+def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float | None:
+    return None if a.get("value") is None or b.get("value") is None else float(a["value"]) - float(b["value"])
+
+
+def _summaries(run: Run, other: Run) -> list[Block]:
+    ours, theirs = flattened(run.json("summary.json")), flattened(other.json("summary.json"))
+    names = [name for name in ours if name in theirs]
+    if not names:
+        return [Note("The two runs have no numbers in common.", "warning")]
+    rows = tuple(
+        (name.replace("_", " "), number(ours[name]), number(theirs[name]), signed(ours[name] - theirs[name], "none"))
+        for name in names
+    )
+    return [Table(("what", run.name, other.name, "difference"), rows)]
+
+
+def across_seeds(runs: Sequence[Run]) -> list[Part]:
+    """Return mean and standard deviation over seeds, if the runs are evaluations of one recipe under several seeds."""
+    if len(runs) < 2 or not all(_rows(run) for run in runs):
+        return []
+    seeds = {run.recipe.get("seed") for run in runs}
+    fields = {field for run in runs[1:] for field in differing_fields(runs[0].recipe, run.recipe)}
+    if len(seeds) != len(runs) or fields - {"seed"}:
+        return []
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for row in _rows(run):
+            if not row.get("group") and row.get("value") is not None:
+                by_name.setdefault(str(row["name"]), []).append(row)
+    table = []
+    for name, rows in by_name.items():
+        values, unit = [float(row["value"]) for row in rows], str(rows[0].get("unit"))
+        spread = measured(statistics.stdev(values), unit) if len(values) > 1 else number(None)
+        table.append((name, measured(statistics.fmean(values), unit), spread, number(len(values))))
+    block = Table(("metric", "mean", "standard deviation", "n seeds"), tuple(table))
+    return [Part("Across seeds", f"{len(runs)} runs of one recipe", "", (Section("Mean over seeds", (block,)),))]

@@ -1,0 +1,276 @@
+"""The report of an ``evaluate`` run: every value with n, coverage and interval; safety first; references beside."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from esckit.report.blocks import ABSENT, Block, Heat, Lines, Note, Section, Series, Table
+from esckit.report.explorers import episodes_explorer
+from esckit.report.flows import flow_of, transitions
+from esckit.report.numbers import interval, measured, number, p_value, share, signed
+from esckit.report.references import Reference, reference_blocks
+from esckit.report.source import Run, section
+from esckit.report.spread import mean_and_quartiles
+
+_ARROWS = {True: "↑", False: "↓", None: ""}
+_FLAGS = {
+    "low_coverage": "fewer cases were scored than asked for: gates on it fail",
+    "small_sample": "fewer than 30 dialogues",
+    "cross_family": "trained and tested under split schemes of different families",
+    "overlap": "some test dialogues were seen in training",
+    "self_judged": "one model both judges and plays",
+    "position_bias": "the judge prefers a position",
+    "smoothed": "pseudo-counts were added",
+}
+SAFETY_NOTE = "A small screening set in our own wording, not a clinical validation."
+
+Row = Mapping[str, Any]
+
+
+def evaluation_sections(run: Run, other: Run | None, references: Sequence[Reference]) -> list[Section]:
+    """Return the sections of an evaluation in reading order."""
+    metrics = run.json("metrics.json")
+    if not isinstance(metrics, Mapping):
+        return [Section("Results", (Note("The evaluation is not finished: it has no metrics.json.", "warning"),))]
+    rows = [row for row in metrics.get("metrics") or () if isinstance(row, Mapping)]
+    suites = list(dict.fromkeys(suite_of(row) for row in rows))
+    suites.sort(key=lambda suite: suite != "safety")
+    named = [reference for reference in references if reference.id in (metrics.get("references") or ())]
+    sections = [_suite(run, suite, rows) for suite in suites]
+    sections[1 if "safety" in suites else 0 : 0] = _gates(metrics)
+    sections += _comparisons(metrics)
+    if named:
+        sections.append(Section("Published numbers", tuple(reference_blocks(named, rows))))
+    transcripts = episodes_explorer(run, other)
+    if transcripts is not None:
+        sections.append(Section("Dialogues", (*_played(run), transcripts)))
+    return sections
+
+
+def suite_of(row: Row) -> str:
+    """Return the suite that a metric belongs to."""
+    return str(row.get("name", "")).partition(".")[0]
+
+
+def _suite(run: Run, suite: str, rows: Sequence[Row]) -> Section:
+    mine = [row for row in rows if suite_of(row) == suite]
+    whole = [row for row in mine if not row.get("group")]
+    blocks: list[Block] = [Note(SAFETY_NOTE)] if suite == "safety" else []
+    blocks += _harm(run) if suite == "safety" else []
+    if whole:
+        blocks.append(metric_table(whole))
+    flags = sorted({str(flag) for row in mine for flag in row.get("flags") or ()})
+    blocks += [Note(f"{flag}: {_FLAGS.get(flag, 'see the documentation')}.", "warning") for flag in flags]
+    blocks += _by_turn([row for row in mine if "turn" in (row.get("group") or {})])
+    blocks += _by_group([row for row in mine if row.get("group") and "turn" not in row["group"]])
+    if suite == "strategy":
+        blocks += _confusion(run)
+    return Section(f"{suite.replace('_', ' ').capitalize()}", tuple(blocks))
+
+
+def metric_table(rows: Sequence[Row]) -> Table:
+    """Return one row per metric: value, interval, n, unscored, coverage, and whatever a reader must know."""
+    return Table(
+        ("metric", "value", "95 % interval" if _level(rows) is None else f"{_level(rows)} interval", "n", "unscored",
+         "coverage", "remarks"),
+        tuple(
+            (
+                f"{short_name(row)} {_ARROWS[row.get('higher_is_better')]}".strip(),
+                measured(row.get("value"), str(row.get("unit"))),
+                interval(row.get("interval"), str(row.get("unit"))),
+                number(row.get("n")),
+                number(row.get("n_unscored")),
+                share(row.get("coverage")),
+                _remarks(row),
+            )
+            for row in rows
+        ),
+        note="↑ higher is better, ↓ lower is better. Unscored cases enter no value.",
+    )  # fmt: skip
+
+
+def short_name(row: Row) -> str:
+    """Return a metric's name without its suite."""
+    return str(row.get("name", "")).partition(".")[2] or str(row.get("name", ""))
+
+
+def _level(rows: Sequence[Row]) -> str | None:
+    levels = {section(row, "interval").get("level") for row in rows} - {None}
+    return f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else None  # type: ignore[arg-type]
+
+
+def _remarks(row: Row) -> str:
+    unit = str(row.get("unit"))
+    pieces = [] if unit in ("share", "0-100", "none", "p") else [unit]
+    pieces += [str(flag) for flag in row.get("flags") or ()]
+    pieces += [str(row["reason"])] if row.get("reason") else []
+    pieces += [f"{reason} {number(count)}" for reason, count in section(row, "unscored").items()]
+    return "; ".join(pieces)
+
+
+def _by_turn(rows: Sequence[Row]) -> list[Block]:
+    """Return one curve per metric over the turns; strict and lenient share a chart."""
+    charts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        name = short_name(row)
+        stem = name.replace("_strict", "").replace("_lenient", "")
+        charts[stem][name].append(row)
+    found: list[Block] = []
+    for stem, by_name in charts.items():
+        series = tuple(_curve(name, points) for name, points in by_name.items())
+        unit = str(next(iter(by_name.values()))[0].get("unit"))
+        found.append(
+            Lines(
+                f"{suite_of(rows[0])}_{stem}".replace(".", "_"),
+                stem.replace("_", " ").replace(".", " · "),
+                "turn",
+                "share" if unit == "share" else "value",
+                tuple(each for each in series if each.x),
+                (0.0, 1.0) if unit == "share" else None,
+                band="95 % interval",
+                marks=(("1/2", 0.5),) if "critic" in stem else (),
+            )
+        )
+    return found
+
+
+def _curve(name: str, rows: Sequence[Row]) -> Series:
+    points = sorted((row for row in rows if row.get("value") is not None), key=lambda row: int(row["group"]["turn"]))
+    banded = all(row.get("interval") for row in points)
+    ends = [[float(row["interval"][end]) for row in points] if banded else [] for end in ("low", "high")]
+    return Series(
+        name,
+        tuple(float(row["group"]["turn"]) for row in points),
+        tuple(float(row["value"]) for row in points),
+        tuple(ends[0]),
+        tuple(ends[1]),
+        tuple(int(row.get("n") or 0) for row in points),
+    )
+
+
+def _by_group(rows: Sequence[Row]) -> list[Block]:
+    """Return one table per kind of subgroup: a row per subgroup, a column per metric with its interval and n."""
+    kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        kinds[tuple(row["group"])].append(row)
+    found: list[Block] = []
+    for keys, mine in kinds.items():
+        names = list(dict.fromkeys(short_name(row) for row in mine))
+        groups = list(dict.fromkeys(tuple(str(value) for value in row["group"].values()) for row in mine))
+        at = {(tuple(str(value) for value in row["group"].values()), short_name(row)): row for row in mine}
+        table = tuple((*group, *(_cell(at.get((group, name))) for name in names)) for group in groups)
+        found.append(Table((*keys, *names), table, title=f"By {' and '.join(keys)}", folded=len(table) > 12))
+    return found
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or row.get("value") is None:
+        return ABSENT
+    unit = str(row.get("unit"))
+    ends = interval(row.get("interval"), unit)
+    return f"{measured(row['value'], unit)}{'' if ends == ABSENT else f' {ends}'} (n {number(row.get('n'))})"
+
+
+def _confusion(run: Run) -> list[Heat]:
+    pairs = Counter(
+        (str(case["predicted"]), str(case["gold"]))
+        for case in run.lines("examples/strategy.jsonl")
+        if case.get("predicted") and case.get("gold")
+    )
+    labels = tuple(sorted({label for pair in pairs for label in pair}))
+    if not labels:
+        return []
+    counts = tuple(tuple(pairs[predicted, gold] for gold in labels) for predicted in labels)
+    return [Heat("confusion", "Predicted against gold strategy", "predicted", "gold", labels, counts)]
+
+
+def _harm(run: Run) -> list[Block]:
+    """Return every probe whose reply broke ``no_means``, in full: the wording is our own, the reply the system's."""
+    broken = [
+        case
+        for case in run.lines("examples/safety.jsonl")
+        if section(case, "judge").get("no_means") is False
+        or list(section(case, "statistics").get("no_means") or (1,)) == [0]
+    ]
+    if not broken:
+        return []
+    rows = tuple((str(case.get("id")), str(case.get("category")), str(case.get("reply") or ABSENT)) for case in broken)
+    return [
+        Note(f"Replies that may make harm easier: {number(len(rows))}. Read them first.", "bad"),
+        Table(("probe", "category", "reply"), rows, title="Replies that break no_means"),
+    ]
+
+
+def _gates(metrics: Row) -> list[Section]:
+    gates = [gate for gate in metrics.get("gates") or () if isinstance(gate, Mapping)]
+    if not gates:
+        return []
+    failed = [gate for gate in gates if not gate.get("holds")]
+    rows = tuple(
+        (str(g.get("metric")), number(g.get("bound")), number(g.get("value")), "holds" if g.get("holds") else "fails",
+         str(g.get("reason") or ""))
+        for g in gates
+    )  # fmt: skip
+    said = f"{number(len(failed))} of {number(len(gates))} gates fail." if failed else "All gates hold."
+    table = Table(("metric", "bound", "value", "gate", "reason"), rows)
+    return [Section("Gates", (Note(said, "bad" if failed else "good"), table))]
+
+
+def _comparisons(metrics: Row) -> list[Section]:
+    found = [each for each in metrics.get("comparisons") or () if isinstance(each, Mapping)]
+    if not found:
+        return []
+    units = {str(row.get("name")): str(row.get("unit")) for row in metrics.get("metrics") or ()}
+    rows = []
+    for each in found:
+        unit = units.get(str(each.get("name")), "none")
+        rows.append(
+            (
+                str(each.get("name")),
+                measured(each.get("value"), unit),
+                measured(each.get("other_value"), unit),
+                signed(each.get("difference"), unit),
+                interval(each.get("interval"), unit),
+                f"{number(each.get('n'))}{_dropped(each)}",
+                str(each.get("test") or ABSENT),
+                p_value(each.get("p")),
+                p_value(each.get("p_holm")),
+                str(each.get("reason") or ""),
+            )
+        )
+    others = ", ".join(dict.fromkeys(str(each.get("other")) for each in found))
+    columns = ("metric", "this run", "other", "difference", "interval", "n", "test", "p", "p (Holm)", "remarks")
+    note = "On the cases that both runs scored; the resampling unit is the dialogue; Holm within one suite."
+    return [Section(f"Compared with {others}", (Table(columns, tuple(rows), note=note),))]
+
+
+def _dropped(comparison: Row) -> str:
+    dropped = comparison.get("n_dropped")
+    return f" ({number(dropped)} dropped)" if dropped else ""
+
+
+def _played(run: Run) -> list[Block]:
+    """Return what self-played dialogues look like together: strategies over the turns, critics over the turns."""
+    episodes = run.lines("episodes.jsonl")
+    sequences = [
+        [str(turn["strategy"]) for turn in episode.get("turns") or () if turn.get("strategy")] for episode in episodes
+    ]
+    flow = flow_of("strategy_flow", "Strategies over the dialogue", sequences)
+    heat = transitions("strategy_transitions", sequences)
+    values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for episode in episodes:
+        for turn in episode.get("turns") or ():
+            for critic, reading in section(turn, "readings").items():
+                values[critic][int(turn["t"])].append(float(reading["value"]))
+    affect = Lines(
+        "affect",
+        "Critic value over the dialogue",
+        "turn",
+        "critic value",
+        tuple(mean_and_quartiles(critic, by_turn) for critic, by_turn in values.items()),
+        band="middle half of the dialogues still running",
+        marks=(("1/2", 0.5),),
+    )
+    return [block for block in (flow, heat, affect if affect.series else None) if block is not None]

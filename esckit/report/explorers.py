@@ -1,0 +1,306 @@
+"""Records as the page's script walks through them.
+
+What is embedded is compact JSON. A text is a string, or the number of its words where texts are left out. A page holds
+as many records as fit ``EXPLORER_BYTES`` and says how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from esckit.dialogue.levels import PRESETS
+from esckit.report.blocks import ABSENT, Explorer, Table
+from esckit.report.numbers import number
+from esckit.report.source import Run, section
+from esckit.types import Context, CriticReading, Exchange, Future, Scenario, SearchTree, Turn
+
+EXPLORER_BYTES = 2_000_000
+_PRINTED = 24
+
+
+class Words:
+    """Texts as an explorer may show them."""
+
+    def __init__(self, quotes: bool) -> None:
+        self.quotes = quotes
+
+    def __call__(self, text: str | None) -> str | int | None:
+        """Return a text, or its number of words where texts are left out."""
+        return text if self.quotes or text is None else len(text.split())
+
+    def turns(self, turns: Iterable[Turn]) -> list[list[Any]]:
+        """Return turns as [speaker, text, strategy]."""
+        return [[turn.speaker, self(turn.text), turn.strategy] for turn in turns]
+
+    def scenario(self, scenario: Scenario) -> dict[str, Any]:
+        """Return a scenario: its labels, and the situation as a text."""
+        return {
+            "situation": self(scenario.situation or None),
+            "labels": [x for x in (scenario.emotion_type, scenario.problem_type, scenario.experience_type) if x],
+        }
+
+
+def fitting(items: Iterable[dict[str, Any]], budget: int = EXPLORER_BYTES) -> list[dict[str, Any]]:
+    """Return the first items whose JSON fits the budget, at least one if there is any."""
+    kept: list[dict[str, Any]] = []
+    for item in items:
+        budget -= len(json.dumps(item, ensure_ascii=False).encode("utf-8", "replace"))
+        if budget < 0 and kept:
+            break
+        kept.append(item)
+    return kept
+
+
+def presets() -> dict[str, Any]:
+    """Return level names and values in quarters per critic preset, so that the page can draw readings."""
+    return {name: {"levels": preset.levels, "quarters": preset.quarters} for name, preset in PRESETS.items()}
+
+
+# ---------------------------------------------------------------- trees
+
+
+def trees_explorer(run: Run, trees: Sequence[SearchTree]) -> Explorer:
+    """Return the trees of a run, to be walked node by node."""
+    words = Words(run.quotes)
+    kept = fitting(_tree(tree, words) for tree in trees)
+    data = {"items": kept, "n": len(trees)}
+    return Explorer("trees", data, _tree_tables(trees))
+
+
+def _tree(tree: SearchTree, words: Words) -> dict[str, Any]:
+    index_of = {node.id: index for index, node in enumerate(tree.nodes)}
+    strategy_of = {name: index for index, name in enumerate(tree.strategies)}
+    return {
+        "id": tree.id,
+        **words.scenario(tree.scenario),
+        "split": tree.split,
+        "status": tree.status,
+        "round": tree.round,
+        "strategies": tree.strategies,
+        "failures": [[failure.stage, failure.kind, failure.place] for failure in tree.failures],
+        "nodes": [
+            {
+                "id": node.id,
+                "p": -1 if node.parent is None else index_of[node.parent],
+                "s": -1 if node.strategy is None else strategy_of[node.strategy],
+                "n": node.visits,
+                "v": _round(node.value),
+                "r": _round(node.reward),
+                "f": _round(node.first_return),
+                "o": node.outcome.value if node.outcome else None,
+                "q": node.ratings,
+                "a": None if node.prior is None else [_round(p) for p in node.prior],
+                "t": words.turns(node.turns),
+            }
+            for node in tree.nodes
+        ],
+    }
+
+
+def _tree_tables(trees: Sequence[SearchTree]) -> tuple[Table, ...]:
+    rows = [
+        (
+            tree.id,
+            tree.status,
+            number(len(tree.nodes)),
+            number(tree.nodes[0].visits),
+            number(max(node.depth for node in tree.nodes)),
+            number(tree.nodes[0].value),
+            " → ".join(name for name in _main_line(tree)) or ABSENT,
+        )
+        for tree in trees[:_PRINTED]
+    ]
+    columns = ("tree", "status", "nodes", "simulations", "depth", "mean return", "most visited path")
+    return (Table(columns, tuple(rows), note=_of(len(rows), len(trees), "trees")),)
+
+
+def _main_line(tree: SearchTree) -> Iterable[str]:
+    node = tree.nodes[0]
+    while True:
+        children = [child for child in tree.nodes if child.parent == node.id]
+        if not children:
+            return
+        node = max(children, key=lambda child: (child.visits, child.value))
+        yield f"{node.id.rpartition('.')[2]} ({node.visits}×, {number(node.value)})"
+
+
+# ---------------------------------------------------------------- futures
+
+
+def futures_explorer(run: Run, contexts: Sequence[Context], futures: Sequence[Future], other: Run | None) -> Explorer:
+    """Return contexts, their candidates and futures; those of another run beside them."""
+    sides = [_by_context(futures, run)]
+    names = [run.name]
+    if other is not None:
+        sides.append(_by_context(other.records(Future, "futures.jsonl"), other))
+        names.append(other.name)
+    words = Words(run.quotes)
+    items = (
+        {
+            "id": context.id,
+            **words.scenario(context.scenario),
+            "turns": words.turns(context.turns),
+            "dropped": context.n_dropped_turns,
+            "reference": words.turns([context.reference]) if context.reference else [],
+            "sides": [side.get(context.id, []) for side in sides],
+        }
+        for context in contexts
+    )
+    kept = fitting(items)
+    data = {"items": kept, "n": len(contexts), "names": names, "presets": presets()}
+    return Explorer("futures", data, (_future_table(futures),))
+
+
+def _by_context(futures: Sequence[Future], run: Run) -> dict[str, list[dict[str, Any]]]:
+    words = Words(run.quotes)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for future in futures:
+        found.setdefault(future.context_id, []).append(
+            {
+                "c": future.candidate,
+                "o": future.outcome.value,
+                "k": future.k,
+                "r": None if future.reward_num is None else [future.reward_num, future.reward_den],
+                "x": [_exchange(exchange, words) for exchange in future.exchanges],
+                "f": None
+                if future.failure is None
+                else [future.failure.stage, future.failure.kind, words(future.failure.message)],
+            }
+        )
+    return found
+
+
+def _exchange(exchange: Exchange, words: Words) -> dict[str, Any]:
+    said = exchange.supporter
+    return {
+        "k": exchange.k,
+        "s": exchange.strategy,
+        "reply": words(said.response),
+        "why": words(said.reasoning),
+        "form": None if said.format_ok else said.parse_kind,
+        "seeker": words(exchange.seeker),
+        "reads": {} if exchange.reading is None else {_preset(exchange.reading): _reading(exchange.reading)},
+    }
+
+
+def _preset(reading: CriticReading) -> str:
+    return reading.critic.partition("/")[0]
+
+
+def _reading(reading: CriticReading) -> dict[str, Any]:
+    return {
+        "c": reading.counts,
+        "w": None if reading.weights is None else [_round(weight) for weight in reading.weights],
+        "m": _round(reading.name_mass),
+        "u": reading.n_unparsed,
+        "r": [reading.num, reading.den],
+        "v": _round(reading.value),
+        "z": reading.compat_zero,
+    }
+
+
+def _future_table(futures: Sequence[Future]) -> Table:
+    rows = [
+        (
+            future.id,
+            future.outcome.value,
+            number(future.k),
+            ABSENT if future.fraction is None else f"{future.fraction} = {number(future.reward)}",
+            " ".join(number(x.reading.value) for x in future.exchanges if x.reading is not None) or ABSENT,
+        )
+        for future in futures[: 3 * _PRINTED]
+    ]
+    columns = ("future", "outcome", "k", "reward", "critic value by exchange")
+    return Table(columns, tuple(rows), note=_of(len(rows), len(futures), "futures"))
+
+
+# ---------------------------------------------------------------- episodes
+
+
+def episodes_explorer(run: Run, other: Run | None) -> Explorer | None:
+    """Return the self-played dialogues of an evaluation, beside those of another; None where there are none."""
+    episodes = run.lines("episodes.jsonl")
+    if not episodes:
+        return None
+    names, sides = [run.name], [{str(episode.get("id")): episode for episode in episodes}]
+    if other is not None:
+        names.append(other.name)
+        sides.append({str(episode.get("id")): episode for episode in other.lines("episodes.jsonl")})
+    runs = [run] if other is None else [run, other]
+    words = Words(run.quotes)
+    items = (
+        {
+            "id": key,
+            "situation": words(section(episode, "scenario").get("situation")),
+            "labels": [
+                str(section(episode, "scenario")[label])
+                for label in ("emotion_type", "problem_type", "experience_type")
+                if section(episode, "scenario").get(label)
+            ],
+            "sides": [
+                _episode(side[key], Words(each.quotes)) if key in side else None
+                for side, each in zip(sides, runs, strict=True)
+            ],
+        }
+        for key, episode in sides[0].items()
+    )
+    data = {"items": fitting(items), "n": len(episodes), "names": names, "presets": presets()}
+    return Explorer("episodes", data, (_episode_table(episodes),))
+
+
+def _episode(episode: Mapping[str, Any], words: Words) -> dict[str, Any]:
+    failure = section(episode, "failure")
+    return {
+        "critics": list(episode.get("critics") or ()),
+        "max": episode.get("max_turns"),
+        "solved": {critic: solved_at(episode, critic) for critic in episode.get("critics") or ()},
+        "f": [failure.get("stage"), failure.get("kind"), words(failure.get("message"))] if failure else None,
+        "x": [_episode_turn(turn, words) for turn in episode.get("turns") or ()],
+    }
+
+
+def _episode_turn(turn: Mapping[str, Any], words: Words) -> dict[str, Any]:
+    said = section(turn, "supporter")
+    return {
+        "k": turn.get("t"),
+        "s": turn.get("strategy"),
+        "reply": words(said.get("response")),
+        "why": words(said.get("reasoning")),
+        "form": None if said.get("format_ok", True) else said.get("parse_kind"),
+        "seeker": words(turn.get("seeker")),
+        "q": turn.get("ratings"),
+        "reads": {
+            preset: _reading(CriticReading.model_validate(reading))
+            for preset, reading in section(turn, "readings").items()
+        },
+    }
+
+
+def solved_at(episode: Mapping[str, Any], critic: str) -> int | None:
+    """Return the first turn at which a critic's mean is above one half, exactly; None if there is none."""
+    for turn in episode.get("turns") or ():
+        reading = section(section(turn, "readings"), critic)
+        if reading and 2 * int(reading["num"]) > int(reading["den"]):
+            return int(turn["t"])
+    return None
+
+
+def _episode_table(episodes: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for episode in episodes[: 3 * _PRINTED]:
+        solved = [f"{critic} {solved_at(episode, critic) or ABSENT}" for critic in episode.get("critics") or ()]
+        turns = episode.get("turns") or ()
+        chosen = " → ".join(str(turn["strategy"]) for turn in turns if turn.get("strategy")) or ABSENT
+        rows.append((str(episode.get("id")), number(len(turns)), ", ".join(solved), chosen))
+    columns = ("dialogue", "turns", "first turn with a value above 1/2", "strategies")
+    return Table(columns, tuple(rows), note=_of(len(rows), len(episodes), "dialogues"))
+
+
+def _of(shown: int, n: int, what: str) -> str:
+    return "" if shown == n else f"The first {number(shown)} of {number(n)} {what}."
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

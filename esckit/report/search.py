@@ -1,0 +1,131 @@
+"""The report of a ``search`` run: the forest in numbers, and the trees themselves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from esckit.report.blocks import Bars, Block, Flow, Lines, Note, Section, Table, Tile, Tiles
+from esckit.report.explorers import trees_explorer
+from esckit.report.flows import flow_of
+from esckit.report.numbers import number, share
+from esckit.report.source import Run
+from esckit.report.spread import mean_and_quartiles
+from esckit.types import Outcome, SearchTree, TreeNode
+
+
+def search_sections(run: Run) -> list[Section]:
+    """Return what a run's trees look like, and the trees."""
+    trees = run.records(SearchTree, "trees.jsonl")
+    if not trees:
+        return [Section("Forest", (Note("The run has no trees yet.", "warning"),))]
+    usable = [tree for tree in trees if tree.status != "failed"]
+    charts: list[Block] = []
+    if usable:
+        bars, table = _strategies(usable)
+        charts = [bars, _by_depth(usable), *_flow(usable), table, _ends(usable)]
+    return [
+        Section("Forest", (_tiles(trees, usable), *charts)),
+        Section("Trees", (trees_explorer(run, trees),)),
+    ]
+
+
+def _tiles(trees: Sequence[SearchTree], usable: Sequence[SearchTree]) -> Tiles:
+    returns = [tree.nodes[0].value for tree in usable]
+    nodes = [len(tree.nodes) for tree in usable]
+    ends = Counter(node.outcome for tree in usable for node in tree.nodes if node.outcome)
+    depths = [max(node.depth for node in tree.nodes) for tree in usable]
+    return Tiles(
+        (
+            Tile("trees", number(len(trees)), f"{number(len(trees) - len(usable))} failed"),
+            Tile("simulations", number(sum(tree.nodes[0].visits for tree in usable)), "backed up in all"),
+            Tile("mean return", number(_mean(returns)), f"n {number(len(returns))} trees"),
+            Tile("nodes per tree", number(_mean(nodes)), "mean"),
+            Tile("depth", number(_mean(depths)), "deepest leaf, mean over trees"),
+            Tile("resolved", share(ends[Outcome.RESOLVED] / ends.total() if ends else None),
+                 f"of {number(ends.total())} ended paths"),
+        )
+    )  # fmt: skip
+
+
+def _strategies(trees: Sequence[SearchTree]) -> tuple[Bars, Table]:
+    names = list(dict.fromkeys(name for tree in trees for name in tree.strategies))
+    visits: Counter[str] = Counter()
+    prior = dict.fromkeys(names, 0.0)
+    n_priors = 0
+    for tree in trees:
+        for node in tree.nodes:
+            if node.strategy is not None:
+                visits[node.strategy] += node.visits
+            if node.prior is not None:
+                n_priors += 1
+                for name, p in zip(tree.strategies, node.prior, strict=True):
+                    prior[name] += p
+    rows = tuple(
+        (name, number(visits[name]), share(visits[name] / (visits.total() or 1)), share(prior[name] / (n_priors or 1)))
+        for name in names
+    )
+    chart = Bars(
+        "strategy_visits",
+        "Visits by strategy",
+        "strategy",
+        "visits",
+        tuple(names),
+        (("visits", tuple(float(visits[name]) for name in names)),),
+    )
+    table = Table(("strategy", "visits", "share of visits", "mean prior"), rows, title="What search does to the prior")
+    return chart, table
+
+
+def _by_depth(trees: Sequence[SearchTree]) -> Lines:
+    values: dict[int, list[float]] = defaultdict(list)
+    for tree in trees:
+        for node in tree.nodes:
+            if node.reward is not None:
+                values[node.depth].append(node.reward)
+    return Lines(
+        "reward_by_depth",
+        "Critic reward by depth",
+        "depth in the tree",
+        "reward of the node's turn",
+        (mean_and_quartiles("mean", values),),
+        band="middle half of the nodes",
+    )
+
+
+def _flow(trees: Sequence[SearchTree]) -> list[Flow]:
+    """Return how strategies follow each other on the most visited path of every tree."""
+    paths = [[node.strategy for node in main_line(tree)[1:] if node.strategy] for tree in trees]
+    found = flow_of("strategy_flow", "Strategies along the most visited path of every tree", paths)
+    return [found] if found else []
+
+
+def _ends(trees: Sequence[SearchTree]) -> Table:
+    ends = [node for tree in trees for node in tree.nodes if node.outcome]
+    rows = []
+    for outcome in (Outcome.RESOLVED, Outcome.DISENGAGED, Outcome.MAX_TURNS):
+        here = [node for node in ends if node.outcome is outcome]
+        returns = [node.value for node in here]
+        depths = [node.depth for node in here]
+        n_all = share(len(here) / len(ends)) if ends else number(None)
+        rows.append((outcome.value, number(len(here)), n_all, number(_mean(returns)), number(_mean(depths))))
+    return Table(
+        ("outcome", "n", "share of ended paths", "mean return", "mean depth"), tuple(rows), title="How paths end"
+    )
+
+
+def main_line(tree: SearchTree) -> list[TreeNode]:
+    """Return the path from the root along the most visited child (ties: the higher value, then the older)."""
+    children: dict[str, list[TreeNode]] = defaultdict(list)
+    for node in tree.nodes:
+        if node.parent is not None:
+            children[node.parent].append(node)
+    path = [tree.nodes[0]]
+    while children[path[-1].id]:
+        path.append(max(children[path[-1].id], key=lambda node: (node.visits, node.value)))
+    return path
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

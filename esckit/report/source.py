@@ -1,0 +1,121 @@
+"""A run folder as a report reads it: whatever is there, and nothing that has to be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from esckit.errors import DataError
+from esckit.records import read_records
+from esckit.runs import read_manifest
+from esckit.types import Record
+
+SAMPLE = "sample:"
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder, open for reading.
+
+    Attributes:
+        quotes: True if texts of its dialogues may stand in the report.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    quotes: bool
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def command(self) -> str:
+        """The command that made it."""
+        return str(self.manifest["command"])
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Its resolved recipe."""
+        return section(self.manifest, "recipe")
+
+    def json(self, name: str) -> Any:
+        """Return the content of a JSON file, None if there is none.
+
+        Raises:
+            DataError: If it is no JSON.
+        """
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError("no JSON", path=str(path)) from error
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return the objects of a JSON-lines file, an empty list if there is none; an unfinished last line is left out.
+
+        Raises:
+            DataError: If a whole line is no JSON object.
+        """
+        path = self.path / name
+        if not path.is_file():
+            return []
+        found = []
+        for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            if not raw.endswith(b"\n"):
+                break
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw)
+            except (ValueError, RecursionError) as error:
+                raise DataError("no JSON", path=str(path), line=number) from error
+            if not isinstance(row, dict):
+                raise DataError(f"a JSON {type(row).__name__}", path=str(path), line=number, expected="an object")
+            found.append(row)
+        return found
+
+    def records(self, kind: type[R], name: str) -> list[R]:
+        """Return the records of a file, an empty list if there is none."""
+        path = self.path / name
+        return list(read_records(kind, path, allow_cut=True)) if path.is_file() else []
+
+
+def open_run(path: Path, *, quotes: bool = False) -> Run:
+    """Open a run folder.
+
+    Texts may stand in the report if the data are the sample corpus, the recipe allows it (``report.quotes``), or the
+    reader asks for it.
+
+    Raises:
+        DataError: If the folder is no run folder.
+    """
+    manifest = read_manifest(path)
+    recipe = section(manifest, "recipe")
+    data_path = section(recipe, "data").get("path")
+    shipped = isinstance(data_path, str) and data_path.startswith(SAMPLE)
+    return Run(path, manifest, quotes or shipped or section(recipe, "report").get("quotes") is True)
+
+
+def section(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a nested object, an empty one where there is none."""
+    found = of.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def failure_counts(run: Run) -> Counter[tuple[str, str]]:
+    """Return failures by stage and kind, from ``failures.jsonl``."""
+    found: Counter[tuple[str, str]] = Counter()
+    for row in run.lines("failures.jsonl"):
+        failure = section(row, "failure") or row
+        found[str(failure.get("stage", "?")), str(failure.get("kind", "?"))] += 1
+    return found

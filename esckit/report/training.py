@@ -1,0 +1,140 @@
+"""The report of a training run: its curves, what stands beside them, and how well probabilities are calibrated."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from esckit.report.blocks import ABSENT, Block, Code, Facts, Lines, Note, Section, Series, Table
+from esckit.report.numbers import flattened, number, plain
+from esckit.report.source import Run, section
+
+_AXES = ("step", "epoch")
+_FIRST = ("loss", "reward", "auc", "pair_accuracy")
+_FEWEST_POINTS = 2
+_MOST_POINTS = 400
+
+
+def training_sections(run: Run) -> list[Section]:
+    """Return curves, final values, the model card and calibration, as far as they are there."""
+    rows = run.lines("metrics.jsonl")
+    blocks: list[Block] = [*_curves(rows), *_last(rows)] if rows else []
+    if not blocks:
+        blocks = [Note("The run has logged nothing yet.", "warning")]
+    return [
+        Section("Training", tuple(blocks)),
+        *_summary(section({"s": run.json("summary.json")}, "s")),
+        *_calibration(section({"c": run.json("calibration.json")}, "c")),
+        *_cards(run),
+    ]
+
+
+def _axis(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    return next((axis for axis in _AXES if any(axis in row for row in rows)), None)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Lines]:
+    """Return one chart per quantity: ``train/loss`` and ``dev.loss`` share one."""
+    axis = _axis(rows)
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for place, row in enumerate(rows):
+        x = row.get(axis, place) if axis else place
+        if not isinstance(x, int | float):
+            continue
+        for key, value in flattened(row).items():
+            if key not in _AXES:
+                head, _, tail = key.replace(".", "/").rpartition("/")
+                lines[tail][head or "train"].append((float(x), value))
+    charts = []
+    for tail, by_head in sorted(lines.items(), key=lambda item: (_place(item[0]), len(item[0]), item[0])):
+        series = [_series(head, points) for head, points in by_head.items() if len(points) >= _FEWEST_POINTS]
+        if series:
+            charts.append(Lines(f"curve_{tail}", tail.replace("_", " "), axis or "line", tail, tuple(series)))
+    return charts
+
+
+def _place(name: str) -> int:
+    """Return where a quantity stands: what one looks at first comes first."""
+    return next((place for place, word in enumerate(_FIRST) if word in name), len(_FIRST))
+
+
+def _series(name: str, points: list[tuple[float, float]]) -> Series:
+    """Return a line, thinned out evenly where it has more points than a page can show."""
+    points.sort()
+    kept = points[:: -(-len(points) // _MOST_POINTS)]
+    if kept[-1] != points[-1]:
+        kept.append(points[-1])
+    return Series(name, tuple(x for x, _ in kept), tuple(y for _, y in kept))
+
+
+def _last(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return the last value of every quantity."""
+    last: dict[str, tuple[str, float]] = {}
+    axis = _axis(rows)
+    for place, row in enumerate(rows):
+        at = str(row.get(axis, place)) if axis else str(place)
+        last |= {key: (at, value) for key, value in flattened(row).items() if key not in _AXES}
+    found = tuple((key, number(value), at) for key, (at, value) in sorted(last.items()))
+    return [Table(("quantity", "last value", f"at {axis or 'line'}"), found, title="Last values", folded=True)]
+
+
+def _summary(summary: Mapping[str, Any]) -> list[Section]:
+    """Return the summary: what it warns of, plain facts, and its columns of metrics beside each other."""
+    warned = summary.get("warnings")
+    blocks: list[Block] = [Note(str(text), "warning") for text in warned] if isinstance(warned, list) else []
+    columns = {
+        str(name): flattened(value)
+        for name, value in summary.items()
+        if isinstance(value, Mapping) and name != "usage" and flattened(value)
+    }
+    shared = [name for name in columns.get("dev", {}) if sum(name in column for column in columns.values()) > 1]
+    beside = [name for name, column in columns.items() if any(key in column for key in shared)]
+    rows = tuple((key, *(number(columns[name].get(key)) for name in beside)) for key in columns.get("dev", {}))
+    if rows and beside:
+        blocks.append(Table(("metric", *beside), rows, title="On dev, beside what needs no training"))
+    plain_facts = [
+        (str(name).replace("_", " "), plain(value))
+        for name, value in summary.items()
+        if name not in ("schema", "warnings", "usage", *beside)
+    ]
+    facts = tuple((name, value) for name, value in plain_facts if value != ABSENT)
+    if facts:
+        blocks.append(Facts(facts))
+    return [Section("Summary", tuple(blocks))] if blocks else []
+
+
+def _calibration(found: Mapping[str, Any]) -> list[Section]:
+    """Return the reliability curve of ``calibration.json``, no section without one."""
+    bins = [each for each in found.get("bins") or () if isinstance(each, Mapping) and {"mean_p", "mean_y"} <= {*each}]
+    if not bins:
+        return []
+    ends = [each.get("y_interval") for each in bins]
+    bounded = all(isinstance(end, list) and len(end) == 2 for end in ends)
+    series = Series(
+        "dev",
+        tuple(float(each["mean_p"]) for each in bins),
+        tuple(float(each["mean_y"]) for each in bins),
+        tuple(float(end[0]) for end in ends if end) if bounded else (),
+        tuple(float(end[1]) for end in ends if end) if bounded else (),
+        tuple(int(each.get("n", 0)) for each in bins),
+    )
+    chart = Lines(
+        "calibration",
+        "Calibration",
+        "mean predicted probability",
+        "share of positives",
+        (series,),
+        (0.0, 1.0),
+        band="95 % interval of the share",
+        diagonal=True,
+    )
+    facts = tuple((name.replace("_", " "), number(value)) for name, value in flattened(found).items())
+    return [Section("Calibration", (chart, *((Facts(facts),) if facts else ())))]
+
+
+def _cards(run: Run) -> list[Section]:
+    """Return the model cards of what was trained."""
+    cards = sorted(run.path.glob("*/README.md"))
+    blocks = tuple(Code(f"{card.parent.name}/README.md", card.read_text(encoding="utf-8")) for card in cards)
+    return [Section("Model card", blocks)] if blocks else []

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+
+from esckit.records import write_json
+from esckit.report.blocks import Bars, Facts, Lines, Note, Table, Tiles
+from esckit.report.build import build_report
+from esckit.report.source import open_run
+from tests.report.run_folders import evaluate_run, manifest, search_run, simulate_run, training_run
+
+
+def blocks_of(folder, kind, **options):
+    (part,) = build_report([open_run(folder)], **options).parts
+    return [block for section in part.sections for block in section.blocks if isinstance(block, kind)]
+
+
+def facts_of(folder):
+    return dict(pair for block in blocks_of(folder, Facts) for pair in block.pairs)
+
+
+def test_a_simulation_shows_rewards_by_outcome_and_the_critic_by_exchange(tmp_path):
+    folder = simulate_run(tmp_path / "s")
+    tiles = {tile.label: tile.value for tiles in blocks_of(folder, Tiles) for tile in tiles.tiles}
+    assert (tiles["futures"], tiles["failed"]) == ("8", "1")
+    (bars,) = blocks_of(folder, Bars)
+    assert sum(sum(values) for _, values in bars.series) == 7
+    (lines,) = blocks_of(folder, Lines)
+    assert lines.series[0].x[0] == 1.0
+    assert lines.series[0].n[0] == 7
+    by_candidate = next(table for table in blocks_of(folder, Table) if table.title == "Outcome by candidate")
+    assert [row[1] for row in by_candidate.rows] == ["4", "4"]
+
+
+def test_a_search_shows_its_forest(tmp_path):
+    folder = search_run(tmp_path / "t")
+    tiles = {tile.label: tile.value for tiles in blocks_of(folder, Tiles) for tile in tiles.tiles}
+    assert (tiles["trees"], tiles["simulations"]) == ("3", "60")
+    visits, prior = next((t.rows, t.columns) for t in blocks_of(folder, Table) if "prior" in t.title)
+    assert prior == ("strategy", "visits", "share of visits", "mean prior")
+    assert len(visits) == 8
+
+
+def test_a_training_run_shows_curves_calibration_and_its_card(tmp_path):
+    folder = training_run(tmp_path / "r")
+    charts = {chart.name: chart for chart in blocks_of(folder, Lines)}
+    assert list(charts) == ["curve_loss", "curve_log_loss", "curve_auc", "curve_lr", "calibration"]
+    assert [series.name for series in charts["curve_auc"].series] == ["dev"]
+    assert charts["calibration"].diagonal
+    assert len(charts["calibration"].series[0].low) == 10
+    assert any("does not beat much" in note.text for note in blocks_of(folder, Note))
+    beside = next(table for table in blocks_of(folder, Table) if "dev" in table.columns)
+    assert beside.rows == (("auc", "0.725", "0.500"), ("accuracy", "0.660", "0.600"))
+
+
+@pytest.mark.parametrize("command", ["simulate", "search", "evaluate", "train-flow"])
+def test_a_run_that_has_done_nothing_yet_has_a_report(tmp_path, command):
+    write_json(tmp_path / "manifest.json", manifest(command) | {"status": "running"})
+    warnings = [note for note in blocks_of(tmp_path, Note) if note.kind == "warning"]
+    assert len(warnings) == 2
+    assert "not finished" in warnings[0].text
+
+
+def test_a_bare_manifest_is_enough(tmp_path):
+    bare = {"schema": "esckit.manifest/1", "command": "train-rl", "recipe": {}, "recipe_digest": "0"}
+    write_json(tmp_path / "manifest.json", bare)
+    assert facts_of(tmp_path) == {"recipe digest": "0"}
+
+
+def test_roles_are_shown_with_the_names_that_the_manifest_has_for_their_models(tmp_path):
+    folder = simulate_run(
+        tmp_path / "s",
+        models={"seeker": {"scripted": "seeker", "sampling": {"temperature": 0.7, "max_tokens": 64}}, "critic": None},
+    )
+    facts = json.loads((folder / "manifest.json").read_text())
+    facts |= {"models": {'{"scripted":"seeker"}': {"name": "scripted/seeker-1"}}, "prompts": {"seeker": "seeker/ab"}}
+    write_json(folder / "manifest.json", facts | {"notes": ["the endpoint takes no seed"]})
+    table = next(table for table in blocks_of(folder, Table) if table.title == "Models")
+    assert table.rows == (("seeker", "scripted/seeker-1", "seeker/ab", "T 0.7, max tokens 64"),)
+    texts = [note.text for note in blocks_of(folder, Note)]
+    assert "the endpoint takes no seed" in texts
+    assert any("no meaning as a score" in text for text in texts)
+
+
+def test_leaving_texts_out_is_said(tmp_path):
+    folder = simulate_run(tmp_path / "s", data={"path": "data/esconv"})
+    assert any("--quotes" in note.text for note in blocks_of(folder, Note))
+    assert not any("--quotes" in note.text for note in blocks_of(simulate_run(tmp_path / "q"), Note))
+
+
+def test_two_runs_stand_side_by_side(tmp_path):
+    runs = [open_run(simulate_run(tmp_path / name, simulation={"horizon": n})) for n, name in enumerate("ab")]
+    for run, share in zip(runs, (0.9, 0.8), strict=True):
+        write_json(run.path / "summary.json", {"goal_share": share, "reward": {"mean": 0.4}})
+    part = build_report(runs[:1], against=runs[1]).parts[-1]
+    differs, numbers = (section.blocks[0] for section in part.sections)
+    assert differs.rows == (("simulation.horizon", "0", "1"),)
+    assert numbers.rows[0] == ("goal share", "0.900", "0.800", "+0.100")
+
+
+def test_two_evaluations_stand_side_by_side_with_n_and_interval_and_no_test(tmp_path):
+    runs = [open_run(evaluate_run(tmp_path / "a", lift=0.1)), open_run(evaluate_run(tmp_path / "b"))]
+    section = build_report(runs[:1], against=runs[1]).parts[-1].sections[1]
+    strategy = next(block for block in section.blocks if isinstance(block, Table) and block.title == "strategy")
+    assert strategy.columns == ("metric", "a", "interval", "n", "b", "interval", "n", "difference")
+    assert strategy.rows[0] == (
+        "accuracy",
+        "51.0 %",
+        "[43.0, 59.0]",
+        "300",
+        "41.0 %",
+        "[33.0, 49.0]",
+        "300",
+        "+10.0 pp",
+    )
+    assert "without a test" in section.blocks[-1].text
+
+
+def test_seeds_of_one_recipe_are_averaged_and_other_recipes_are_not(tmp_path):
+    runs = [open_run(evaluate_run(tmp_path / str(s), seed=s, lift=s / 100)) for s in (1, 2, 3)]
+    last = build_report(runs).parts[-1]
+    assert last.title == "Across seeds"
+    accuracy = last.sections[0].blocks[0].rows[0]
+    assert accuracy == ("strategy.accuracy", "43.0 %", "1.0 %", "3")
+    other = open_run(evaluate_run(tmp_path / "other", seed=4, taxonomy="aflow"))
+    assert [part.title for part in build_report([*runs, other]).parts] == ["1", "2", "3", "other"]

@@ -1,0 +1,113 @@
+import json
+
+from esckit.pipelines.report import _references
+from esckit.records import write_json
+from esckit.report.blocks import Heat, Lines, Note, Points, Table
+from esckit.report.build import build_report
+from esckit.report.evaluation import SAFETY_NOTE, evaluation_sections
+from esckit.report.source import open_run
+from tests.report.run_folders import evaluate_run, row
+
+
+def sections_of(folder, references=()):
+    return {section.title: section.blocks for section in evaluation_sections(open_run(folder), None, references)}
+
+
+def tables(blocks):
+    return [block for block in blocks if isinstance(block, Table)]
+
+
+def test_the_order_is_safety_gates_suites_comparisons_references_dialogues(tmp_path):
+    folder = evaluate_run(tmp_path / "e")
+    assert list(sections_of(folder, _references())) == [
+        "Safety", "Gates", "Strategy", "Response", "Dialogue", "Compared with evaluate-base", "Published numbers",
+        "Dialogues",
+    ]  # fmt: skip
+    titles = [section.title for section in build_report([open_run(folder)]).parts[0].sections]
+    assert titles[0] == "What was run"
+    assert titles[-3:] == ["Failures", "Cost", "Provenance"]
+
+
+def test_every_value_stands_with_n_coverage_and_interval_or_its_reason(tmp_path):
+    sections = sections_of(evaluate_run(tmp_path / "e"))
+    for suite in ("Safety", "Strategy", "Response", "Dialogue"):
+        table = next(table for table in tables(sections[suite]) if table.columns[0] == "metric")
+        assert table.columns == ("metric", "value", "95 % interval", "n", "unscored", "coverage", "remarks")
+        for _, value, interval, n, _, coverage, remarks in table.rows:
+            assert n != "–"
+            assert coverage != "–"
+            assert interval != "–" or remarks
+            assert value != "–" or remarks
+    strict = next(row for row in tables(sections["Dialogue"])[0].rows if "sr_strict" in row[0])
+    assert strict == ("rlff7.sr_strict ↑", "41.5 %", "[33.5, 49.5]", "130", "0", "100.0 %", "")
+
+
+def test_subgroups_carry_interval_and_n_too(tmp_path):
+    found = tables(sections_of(evaluate_run(tmp_path / "e"))["Strategy"])
+    by_class = next(table for table in found if table.title == "By class")
+    assert by_class.columns == ("class", "precision", "recall", "f1")
+    assert by_class.rows[0][1] == "30.0 % [22.0, 38.0] (n 60)"
+
+
+def test_turns_are_curves_with_their_intervals(tmp_path):
+    lines = [block for block in sections_of(evaluate_run(tmp_path / "e"))["Dialogue"] if isinstance(block, Lines)]
+    rate = next(chart for chart in lines if "sr" in chart.title)
+    assert [series.name for series in rate.series] == ["rlff7.sr_by_turn_strict", "rlff7.sr_by_turn_lenient"]
+    assert all(len(series.low) == len(series.x) == 8 for series in rate.series)
+    assert rate.series[0].n == (130,) * 8
+
+
+def test_the_confusion_matrix_has_predictions_in_rows(tmp_path):
+    folder = evaluate_run(tmp_path / "e")
+    cases = [("a", "a"), ("a", "b"), ("b", "b"), (None, "b")]
+    lines = [json.dumps({"predicted": p, "gold": g}) + "\n" for p, g in cases]
+    (folder / "examples" / "strategy.jsonl").write_text("".join(lines))
+    heat = next(block for block in sections_of(folder)["Strategy"] if isinstance(block, Heat))
+    assert (heat.labels, heat.counts) == (("a", "b"), ((1, 1), (0, 1)))
+
+
+def test_comparisons_show_p_and_holm_and_what_was_dropped(tmp_path):
+    (table,) = tables(sections_of(evaluate_run(tmp_path / "e"))["Compared with evaluate-base"])
+    assert table.rows[0] == ("dialogue.rlff7.sr_strict", "41.5 %", "30.0 %", "+11.5 pp", "[1.0, 21.0]",
+                             "128 (2 dropped)", "mcnemar", "0.036", "0.073", "")  # fmt: skip
+
+
+def test_no_published_number_without_its_caveats(tmp_path):
+    references = _references()
+    assert all(reference.caveats for reference in references)
+    blocks = sections_of(evaluate_run(tmp_path / "e"), references)["Published numbers"]
+    assert [type(block) for block in blocks] == [Table, Points]
+    assert blocks[1].sentences
+    assert "Published numbers" not in sections_of(evaluate_run(tmp_path / "f"))
+
+
+def test_published_columns_stand_beside_our_value_where_they_measure_the_same(tmp_path):
+    folder = evaluate_run(tmp_path / "e")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv"]})
+    table = sections_of(folder, _references())["Published numbers"][0]
+    assert table.columns[:5] == ("as published", "this run", "interval", "n", "GPT-4o")
+    ours = next(row for row in table.rows if row[0] == "B-2")
+    assert ours[:5] == ("B-2", "18.25", "[16.50, 20.00]", "280", "16.2")
+
+
+def test_harm_is_listed_in_full_and_first(tmp_path):
+    blocks = sections_of(evaluate_run(tmp_path / "e", text="Take more."))["Safety"]
+    assert blocks[0] == Note(SAFETY_NOTE)
+    assert blocks[1].kind == "bad"
+    assert blocks[2].rows == (("crisis-03", "veiled", "Take more."),)
+
+
+def test_an_unfinished_evaluation_says_so(tmp_path):
+    folder = evaluate_run(tmp_path / "e")
+    (folder / "metrics.json").unlink()
+    (section,) = evaluation_sections(open_run(folder), None, ())
+    assert "not finished" in section.blocks[0].text
+
+
+def test_a_metrics_file_with_nothing_but_one_row_is_enough(tmp_path):
+    folder = evaluate_run(tmp_path / "e")
+    for name in ("episodes.jsonl", "failures.jsonl", "examples/strategy.jsonl", "examples/safety.jsonl"):
+        (folder / name).unlink()
+    write_json(folder / "metrics.json", {"metrics": [row("reward.auc", 0.7)]})
+    assert list(sections_of(folder)) == ["Reward"]

@@ -1,0 +1,44 @@
+import pytest
+
+from esckit.report.numbers import flattened, interval, measured, number, p_value, plain, share, signed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0"), (1234567, "1,234,567"), (-3, "−3"), (0.25, "0.250"), (12.345, "12.35"), (123.45, "123.5"),
+     (2.0, "2"), (0.00123, "0.00123"), (1.5e-7, "1.50e−07"), (-0.5, "−0.500"), (2.5e7 + 0.5, "2.50e+07")],
+)  # fmt: skip
+def test_a_number_has_the_digits_it_deserves(value, text):
+    assert number(value) == text
+
+
+def test_shares_are_per_cent_and_text_overlap_is_printed_as_the_literature_does():
+    assert share(0.4153846) == "41.5 %"
+    assert measured(0.4153846, "share") == "41.5 %"
+    assert measured(26.1392, "0-100") == "26.14"
+    assert measured(6.1, "turns") == "6.100"
+    assert measured(None, "share") == "–"
+
+
+def test_an_interval_stands_in_brackets_or_is_absent():
+    assert interval({"low": 0.3342922, "high": 0.5013341}, "share") == "[33.4, 50.1]"
+    assert interval(None, "share") == interval({}, "turns") == "–"
+
+
+def test_differences_carry_their_sign():
+    assert signed(0.115, "share") == "+11.5 pp"
+    assert signed(-0.115, "share") == "−11.5 pp"
+    assert signed(None, "share") == "–"
+
+
+def test_small_p_values_are_not_printed_as_zero():
+    assert (p_value(0.0363), p_value(0.00002), p_value(None)) == ("0.036", "< 0.001", "–")
+
+
+def test_values_of_a_recipe_fit_on_one_line():
+    assert plain({"a": [1, 2.5], "b": None, "c": True}) == "a 1, 2.500, b –, c yes"
+
+
+def test_only_finite_numbers_are_flattened():
+    found = flattened({"a": {"b": 1, "c": True, "d": "x"}, "e": [1], "f": float("nan"), "g": 0.5})
+    assert found == {"a.b": 1, "g": 0.5}

@@ -1,0 +1,29 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esckit.report.spread import bin_of, bins, mean_and_quartiles, quantile
+
+
+def test_quantiles_are_linear_between_neighbours():
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.25) == 1.75
+    assert quantile([5.0], 0.75) == 5.0
+
+
+def test_means_stand_with_the_middle_half_and_n():
+    series = mean_and_quartiles("s", {2: [1.0, 3.0], 1: [0.5], 3: []})
+    assert (series.x, series.y, series.n) == ((1.0, 2.0), (0.5, 2.0), (1, 2))
+    assert (series.low, series.high) == ((0.5, 1.5), (0.5, 2.5))
+
+
+def test_bins_are_round():
+    start, width = bins([0.2125, 0.55])
+    assert (start, width) == pytest.approx((0.2, 0.025))
+    assert bin_of(0.225, start, width) == 1
+    assert bin_of(bins([0.5])[0], *bins([0.5])) == 0
+
+
+@given(st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=30))
+def test_every_value_has_a_bin(values):
+    start, width = bins(values)
+    assert all(0 <= bin_of(value, start, width) <= 40 for value in values)

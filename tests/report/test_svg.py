@@ -1,0 +1,63 @@
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esckit.report.blocks import Bars, Flow, Heat, Lines, Series
+from esckit.report.svg import svg, ticks
+from esckit.report.tables import chart_table
+
+LABEL = "<b>\"a\" & 'b'</b>"
+CHARTS = (
+    Lines("l", LABEL, LABEL, LABEL, (Series(LABEL, (1.0, 2.0), (0.1, 0.4), (0.0, 0.2), (0.2, 0.6), (9, 4)),),
+          marks=((LABEL, 0.5),), band="x"),
+    Lines("one", "t", "x", "y", (Series("s", (3.0,), (1.0,)),)),
+    Lines("flat", "t", "x", "y", (Series("s", (0.0, 1.0), (0.0, 0.0)),)),
+    Lines("diagonal", "t", "x", "y", (Series("s", (0.1, 0.9), (0.2, 0.8)),), (0.0, 1.0), diagonal=True),
+    Bars("b", LABEL, LABEL, LABEL, ("0.1", "0.2"), ((LABEL, (1.0, 0.0)), ("other", (2.0, 0.0)))),
+    Bars("lying", LABEL, LABEL, LABEL, ("a long name, longer than that", LABEL), ((LABEL, (1.0, 0.0)),)),
+    Heat("h", LABEL, LABEL, LABEL, (LABEL, "b"), ((3, 0), (1, 0))),
+    Flow("f", LABEL, ("1", "2"), (LABEL, "b"), ((2, 1), (1, 1)), (((0, 0, 1), (0, 1, 1)),)),
+    Flow("short", LABEL, ("1",), ("a",), ((2,),), ()),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{type(chart).__name__}-{chart.name}")
+def test_a_chart_is_well_formed_and_styles_nothing_inline(chart):
+    picture = svg(chart)
+    root = ElementTree.fromstring(picture)
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == chart.title
+    assert not any("style" in element.attrib for element in root.iter())
+    assert "<b>" not in picture
+    assert "nan" not in picture
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{type(chart).__name__}-{chart.name}")
+def test_a_chart_can_say_itself_as_a_table(chart):
+    table = chart_table(chart)
+    assert table.rows
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_the_shares_of_a_heat_map_are_of_its_columns_or_rows():
+    counts = ((3, 0), (1, 0))
+    assert Heat("h", "", "", "", ("a", "b"), counts).shares() == ((0.75, 0.0), (0.25, 0.0))
+    assert Heat("h", "", "", "", ("a", "b"), counts, by="row").shares() == ((1.0, 0.0), (1.0, 0.0))
+
+
+def test_ticks_are_round():
+    assert ticks(0.0, 1.0) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(0.0, 7.0) == pytest.approx([0, 2, 4, 6, 8])
+    assert ticks(3.0, 3.0)[0] <= 3.0 < ticks(3.0, 3.0)[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.floats(-1e6, 1e6), width=st.floats(1e-6, 1e6))
+def test_ticks_cover_what_they_are_for(low, width):
+    found = ticks(low, low + width)
+    slack = 1e-6 * (found[1] - found[0])
+    assert found[0] - slack <= low
+    assert found[-1] + slack >= low + width
+    assert 2 <= len(found) <= 9
