@@ -30,6 +30,7 @@ COMMANDS = (
     Command("train-reward", None),
     Command("train-rl", None),
     Command("evaluate", None),
+    Command("report", "esckit.cli.report:report"),
     Command("data", "esckit.cli.data:app"),
     Command("recipes", "esckit.cli.recipes:app"),
     Command("backbones", "esckit.cli.backbones:app"),
