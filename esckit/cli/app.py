@@ -26,9 +26,9 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("simulate", "esckit.cli.simulate:simulate"),
     Command("search", "esckit.cli.search:search"),
-    Command("train-flow", None),
-    Command("train-reward", None),
-    Command("train-rl", None),
+    Command("train-flow", "esckit.cli.train_flow:train_flow"),
+    Command("train-reward", "esckit.cli.train_reward:train_reward"),
+    Command("train-rl", "esckit.cli.train_rl:train_rl"),
     Command("evaluate", None),
     Command("report", "esckit.cli.report:report"),
     Command("data", "esckit.cli.data:app"),

@@ -9,5 +9,8 @@ RECIPES = Registry(
     {
         "simulate": "esckit.config.simulate:SimulateRecipe",
         "search": "esckit.config.search:SearchRecipe",
+        "train-flow": "esckit.config.train_flow:TrainFlowRecipe",
+        "train-reward": "esckit.config.train_reward:TrainRewardRecipe",
+        "train-rl": "esckit.config.train_rl:TrainRlRecipe",
     },
 )

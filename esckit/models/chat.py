@@ -77,15 +77,19 @@ class ChatFormat:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the prompt as text."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         return str(
             self.tokenizer.apply_chat_template(
-                turns if self.has_system else _merged(turns),
+                self.as_dicts(messages),
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
         )
+
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """Return the messages as the template takes them; without a system role, merged as said above."""
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return turns if self.has_system else _merged(turns)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the prompt as tokens, ready for the assistant's answer.

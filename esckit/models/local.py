@@ -76,10 +76,10 @@ class LocalModel:
         Raises:
             ConfigError: If there is no such backbone, or it cannot be reached or loaded.
         """
-        place = _device(device)
+        place = pick_device(device)
         if threads is not None:
             torch.set_num_threads(threads)
-        return _load(resolve_backbone(ref), _dtype(dtype, place), place, max_batch_tokens)
+        return _load(resolve_backbone(ref), pick_dtype(dtype, place), place, max_batch_tokens)
 
     @property
     def name(self) -> str:
@@ -222,7 +222,12 @@ def _load(source: BackboneSource, dtype: torch.dtype, device: torch.device, max_
     return LocalModel(model.to(device), tokenizer, name=source.name, max_batch_tokens=max_batch_tokens)
 
 
-def _device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """Return a device by name; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -234,7 +239,12 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Return a number type by name; ``auto`` is bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        ConfigError: If there is no such type.
+    """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype != "auto":
         if dtype not in names:

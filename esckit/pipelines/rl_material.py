@@ -1,0 +1,136 @@
+"""What a policy is trained on: corpus contexts, or simulated futures; and whose dialogues they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esckit.config.train_rl import TrainRlRecipe
+from esckit.errors import CheckpointError, DataError
+from esckit.pipelines.contexts import build_contexts
+from esckit.pipelines.data import select_dialogues
+from esckit.pipelines.reward_inputs import read_inputs
+from esckit.records import file_sha256
+from esckit.runs import MANIFEST, read_manifest
+from esckit.train.splits import is_dev
+from esckit.types import Context, Future, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class RlMaterial:
+    """Everything that is learnt from, split by dialogue.
+
+    Attributes:
+        train: Contexts to train on.
+        dev: Held-out contexts.
+        futures: Scored futures of the training contexts (DPO).
+        inputs: SHA-256 of the futures by folder (DPO).
+        reward_facts: What the reward is, for checkpoint and manifest.
+        dialogue_ids: Dialogues that are trained or selected on, inherited ones included.
+        inherited_ids: Those that come with reward model or inputs.
+        facts: What the manifest says about the data.
+    """
+
+    train: tuple[Context, ...]
+    dev: tuple[Context, ...]
+    futures: tuple[Future, ...]
+    inputs: dict[str, str]
+    reward_facts: dict[str, str]
+    dialogue_ids: tuple[str, ...]
+    inherited_ids: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+def collect(recipe: TrainRlRecipe) -> RlMaterial:
+    """Return what the recipe trains on, without any model.
+
+    Raises:
+        EsckitError: If data, inputs or reward model are wrong.
+    """
+    return _from_futures(recipe) if recipe.algorithm == "dpo" else _from_corpus(recipe)
+
+
+def _from_corpus(recipe: TrainRlRecipe) -> RlMaterial:
+    assert recipe.data is not None
+    facts, inherited = _reward(recipe)
+    selection = select_dialogues(recipe.data, taxonomy=None)
+    contexts = build_contexts(
+        selection.dialogues,
+        run_seed=recipe.seed,
+        per_dialogue=recipe.contexts.per_dialogue,
+        supporter_opening=recipe.contexts.supporter_opening,
+        situation_first=recipe.contexts.situation_first,
+    )
+    train, dev = _split(recipe, contexts)
+    ids = _union(selection.ids, inherited)
+    return RlMaterial(
+        train=train,
+        dev=dev,
+        futures=(),
+        inputs={},
+        reward_facts=facts,
+        dialogue_ids=ids,
+        inherited_ids=inherited,
+        facts={**selection.facts(), "ids": list(ids), "inherited_ids": list(inherited)},
+    )
+
+
+def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
+    inputs = read_inputs(recipe.inputs)
+    scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
+    used = {future.context_id for future in scored}
+    train, dev = _split(recipe, [context for name, context in inputs.contexts.items() if name in used])
+    names = {context.id for context in train}
+    return RlMaterial(
+        train=train,
+        dev=dev,
+        futures=tuple(future for future in scored if future.context_id in names),
+        inputs=inputs.digests,
+        reward_facts={"kind": "futures"},
+        dialogue_ids=inputs.dialogue_ids,
+        inherited_ids=inputs.dialogue_ids,
+        facts=inputs.facts(),
+    )
+
+
+def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Context, ...], tuple[Context, ...]]:
+    """Return training and dev contexts; no dialogue has contexts on both sides."""
+    train: list[Context] = []
+    dev: list[Context] = []
+    for context in contexts:
+        (dev if is_dev(recipe.seed, context.dialogue_id, recipe.dev.share) else train).append(context)
+    if not train:
+        raise DataError("no context to train on", expected="at least one outside dev", hint="See dev.share and data.*")
+    if recipe.optim.select == "best_dev" and not dev:
+        raise DataError("no dev context to select by", hint="Raise dev.share, change seed, or set optim.select: last")
+    return tuple(train), tuple(dev)
+
+
+def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return facts of the reward, and the dialogues that a reward model brings along.
+
+    Raises:
+        CheckpointError: If the run that is named holds no reward model of the kind that is asked for.
+    """
+    kind, source = recipe.reward.kind, recipe.models.reward
+    facts = {"kind": kind, "value": recipe.online.value if kind == "online" else recipe.reward.value}
+    if kind not in ("classifier", "ranker") or source is None or source.checkpoint is None:
+        return facts, ()
+    folder = Path(source.checkpoint)
+    manifest = read_manifest(folder)
+    if manifest["command"] != "train-reward":
+        raise CheckpointError(f"{folder} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
+    trained = str(manifest["recipe"]["objective"]["kind"])
+    if (trained == "classifier") != (kind == "classifier"):
+        raise CheckpointError(
+            f"{folder} is a reward model of kind {trained}",
+            expected=f"reward.kind: {'classifier' if trained == 'classifier' else 'ranker'}",
+        )
+    facts |= {"checkpoint": source.checkpoint, "manifest": file_sha256(folder / MANIFEST), "objective": trained}
+    return facts, tuple(manifest.get("data", {}).get("ids", ()))
+
+
+def _union(*parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in parts for name in part))

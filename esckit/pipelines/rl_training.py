@@ -1,0 +1,327 @@
+"""What ``train-rl`` does between its material and its summary: policy, rewards, training, and what is kept of it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+import esckit
+from esckit.config.train_rl import TrainRlRecipe
+from esckit.errors import ConfigError, TrainingError
+from esckit.models.embedded import quiet_off_terminal
+from esckit.models.rl_policy import FOLDER, METADATA, PolicyMetadata, read_policy
+from esckit.pipelines.executor import Progress
+from esckit.pipelines.processes import Process
+from esckit.pipelines.rl_material import RlMaterial
+from esckit.pipelines.rl_reward import open_measure
+from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
+from esckit.prompts.prompt import load_prompt
+from esckit.records import write_atomic, write_json
+from esckit.train.callbacks import StepProgress, read_rows
+from esckit.train.dpo import dpo_trainer
+from esckit.train.grpo import grpo_trainer
+from esckit.train.model_card import metrics_table, render_card
+from esckit.train.optim import last_state
+from esckit.train.rl_dev import DevEvaluation, DevMetrics, DevSet, GreedyWriter
+from esckit.train.rl_monitor import Samples, Watch
+from esckit.train.rl_pairs import Pairs, build_pairs
+from esckit.train.rl_rewards import PairedRewards
+from esckit.train.rl_rows import PolicyPrompt, Rows, build_rows
+from esckit.train.rl_trainer import (
+    Learner,
+    Place,
+    PolicyLora,
+    is_finite,
+    load_learner,
+    quiet_warnings,
+    save_policy,
+)
+
+log = logging.getLogger(__name__)
+
+STATES = "states"
+_DEV_SCORE = "dev/reward/future"
+
+
+@dataclass(slots=True)
+class _Session:
+    """One go at training, and what it has found so far."""
+
+    recipe: TrainRlRecipe
+    material: RlMaterial
+    out: Path
+    process: Process
+    progress: Progress
+    learner: Learner
+    prompt: PolicyPrompt
+    state: Path | None
+    counts: dict[str, int] = field(default_factory=dict)
+    best: float | None = None
+    dev: dict[str, DevMetrics] = field(default_factory=dict)
+
+    @property
+    def resumed_step(self) -> int:
+        """Step that training goes on from."""
+        return int(self.state.name.rpartition("-")[2]) if self.state else 0
+
+
+def train(
+    recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Process, progress: Progress
+) -> dict[str, Any]:
+    """Train, keep the policy, and write the summary; return facts for the manifest.
+
+    Raises:
+        TrainingError: If training diverged; the last finite policy is kept.
+        EsckitError: See :mod:`esckit.errors`.
+    """
+    _check_engine(recipe)
+    session = _session(recipe, material, out, process, progress)
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        facts: dict[str, Any] = {}
+        if recipe.algorithm == "dpo":
+            trainer = _dpo(session)
+        else:
+            by_id = {context.id: context for context in (*material.train, *material.dev)}
+            measure, facts = stack.enter_context(open_measure(recipe, by_id))
+            rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=process.rank)
+            trainer = _grpo(session, rewards)
+        _fit(session, trainer)
+    if process.is_main:
+        _finish(session, trainer)
+    return facts
+
+
+def _check_engine(recipe: TrainRlRecipe) -> None:
+    if recipe.algorithm == "grpo" and recipe.grpo.engine == "vllm":
+        missing = "a CUDA GPU" if not torch.cuda.is_available() else "vllm" if util.find_spec("vllm") is None else None
+        if missing:
+            raise ConfigError(
+                f"grpo.engine 'vllm' without {missing}",
+                expected="vllm and a CUDA GPU, or grpo.engine: transformers",
+            )
+
+
+def _session(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Process, progress: Progress) -> _Session:
+    """Seed the generators, then load the policy."""
+    transformers_logging.set_verbosity_error()
+    quiet_off_terminal()
+    if recipe.executor.threads is not None:
+        torch.set_num_threads(recipe.executor.threads)
+    set_seed(recipe.seed % 2**32)
+    lora = recipe.lora
+    learner = load_learner(
+        recipe.models.policy.backbone,
+        PolicyLora(lora.rank, lora.alpha, lora.dropout, lora.targets),
+        precision=recipe.optim.precision,
+    )
+    limit = (recipe.dpo if recipe.algorithm == "dpo" else recipe.grpo).max_prompt_tokens
+    prompt = PolicyPrompt(load_prompt(recipe.prompt), learner.chat, limit)
+    session = _Session(recipe, material, out, process, progress, learner, prompt, last_state(out / STATES))
+    for row in read_rows(out / "metrics.jsonl"):
+        if _DEV_SCORE in row and row["step"] <= session.resumed_step:
+            _note_dev(session, row["step"], row)
+    return session
+
+
+# ---------------------------------------------------------------- trainers
+
+
+def _grpo(session: _Session, rewards: PairedRewards) -> Any:
+    recipe = session.recipe
+    rows = build_rows(session.material.train, session.prompt)
+    _count(session, rows)
+    callbacks = _callbacks(session, lambda: [each.completion.context_id for each in rewards.last])
+    if recipe.monitor.sample_every is not None and session.process.is_main:
+        callbacks.append(
+            Samples(
+                session.out / "samples.jsonl",
+                every=recipe.monitor.sample_every,
+                n=recipe.monitor.samples,
+                weights=(recipe.reward.weights.future, recipe.reward.weights.format),
+                rewards=rewards,
+                resumed_step=session.resumed_step,
+            )
+        )
+    callbacks += _dev_callbacks(session, rewards, callbacks[0])
+    return grpo_trainer(
+        session.learner,
+        rows.rows,
+        rewards,
+        settings=grpo_settings(recipe),
+        optim=policy_optim(recipe),
+        place=_place(session, callbacks),
+    )
+
+
+def _dpo(session: _Session) -> Any:
+    recipe, material = session.recipe, session.material
+    contexts = {context.id: context for context in material.train}
+    pairs = build_pairs(
+        contexts,
+        material.futures,
+        session.prompt,
+        require_format=recipe.dpo.require_format,
+        max_completion_tokens=recipe.dpo.max_completion_tokens,
+    )
+    _count(session, pairs)
+    return dpo_trainer(
+        session.learner,
+        pairs.rows,
+        settings=dpo_settings(recipe),
+        optim=policy_optim(recipe),
+        place=_place(session, _callbacks(session, list)),
+    )
+
+
+def _count(session: _Session, rows: Rows | Pairs) -> None:
+    session.counts["rows"] = len(rows.rows)
+    session.counts["cut"] = rows.n_cut
+    session.counts["too_long"] = rows.n_too_long
+    if isinstance(rows, Pairs):
+        session.counts |= {"equal": rows.n_equal, "malformed": rows.n_malformed}
+
+
+def _place(session: _Session, callbacks: list[TrainerCallback]) -> Place:
+    return Place(session.out / STATES, session.process.count, tuple(callbacks))
+
+
+def _callbacks(session: _Session, batch_ids: Any) -> list[TrainerCallback]:
+    watch = Watch(
+        session.out,
+        every=session.recipe.monitor.log_every,
+        resumed_step=session.resumed_step,
+        batch_ids=batch_ids,
+        max_unscored=session.recipe.max_failure_rate,
+        writes=session.process.is_main,
+    )
+    return [watch, StepProgress(session.progress.start, session.progress.advance)]
+
+
+def _dev_callbacks(session: _Session, rewards: PairedRewards, watch: TrainerCallback) -> list[TrainerCallback]:
+    """Return what looks at dev contexts, nothing where there are none."""
+    recipe = session.recipe
+    rows = build_rows(session.material.dev[: recipe.dev.max_contexts], session.prompt).rows
+    if recipe.monitor.dev_every is None or not rows:
+        return []
+    assert isinstance(watch, Watch)
+    writer = GreedyWriter(
+        session.learner.tokenizer,
+        tuple(sorted(session.learner.chat.stop_ids)),
+        recipe.grpo.max_completion_tokens,
+        recipe.grpo.micro_batch,
+    )
+
+    def measured(step: int, epoch: float, metrics: DevMetrics, model: Any) -> None:
+        watch.row(step, epoch, metrics)
+        if _note_dev(session, step, metrics) and recipe.optim.select == "best_dev" and session.process.is_main:
+            _keep(session, model, step, metrics)
+
+    return [
+        DevEvaluation(
+            DevSet(rows, writer, rewards),
+            every=recipe.monitor.dev_every,
+            resumed_step=session.resumed_step,
+            measured=measured,
+        )
+    ]
+
+
+def _note_dev(session: _Session, step: int, row: Mapping[str, Any]) -> bool:
+    """Remember an evaluation; return whether it is the best so far (the untrained policy is none to keep)."""
+    metrics = {name: value for name, value in row.items() if name.startswith("dev/")}
+    session.dev |= {"before training" if step == 0 else "after training": metrics}
+    score = metrics[_DEV_SCORE]
+    if step == 0 or score is None or (session.best is not None and score <= session.best):
+        return False
+    session.best = score
+    return True
+
+
+# ---------------------------------------------------------------- training, and what is kept
+
+
+def _fit(session: _Session, trainer: Any) -> None:
+    try:
+        with quiet_warnings():
+            trainer.train(resume_from_checkpoint=str(session.state) if session.state else None)
+    except TrainingError:
+        has_policy = (session.out / FOLDER / METADATA).is_file()
+        if session.process.is_main and not has_policy and is_finite(trainer.model):
+            _keep(session, trainer.model, trainer.state.global_step, {}, diverged=True)
+        raise
+
+
+def _finish(session: _Session, trainer: Any) -> None:
+    """Keep the policy, write summary and card, and let the states go."""
+    step = trainer.state.global_step
+    last = session.dev.get("after training", {})
+    if session.recipe.optim.select == "last" or not (session.out / FOLDER / METADATA).is_file():
+        _keep(session, trainer.model, step, last)
+    metadata = read_policy(session.out)
+    write_atomic(session.out / "model_card.md", _card(session, metadata, step))
+    summary = {
+        "schema": "esckit.train_rl_summary/1",
+        "algorithm": session.recipe.algorithm,
+        "steps": step,
+        "selected_step": metadata.step,
+        "contexts": {"train": len(session.material.train), "dev": len(session.material.dev)},
+        "rows": session.counts,
+        "dev": session.dev,
+        "dialogues": len(session.material.dialogue_ids),
+    }
+    write_json(session.out / "summary.json", summary)
+    shutil.rmtree(session.out / STATES, ignore_errors=True)
+
+
+def _keep(session: _Session, model: Any, step: int, metrics: DevMetrics, *, diverged: bool = False) -> None:
+    recipe, material = session.recipe, session.material
+    metadata = PolicyMetadata(
+        backbone=recipe.models.policy.backbone,
+        algorithm=recipe.algorithm,
+        prompt=session.prompt.prompt.identity,
+        reward=material.reward_facts,
+        inputs=material.inputs,
+        dialogue_ids=material.dialogue_ids,
+        dev_ids=tuple(dict.fromkeys(context.dialogue_id for context in material.dev)),
+        selected_by=recipe.optim.select,
+        step=step,
+        metrics=dict(metrics),
+        diverged=diverged,
+    )
+    save_policy(model, session.learner.tokenizer, metadata, session.out / FOLDER)
+
+
+def _card(session: _Session, metadata: PolicyMetadata, steps: int) -> str:
+    recipe, material = session.recipe, session.material
+    targets = recipe.lora.targets
+    return render_card(
+        "policy",
+        version=esckit.__version__,
+        backbone=metadata.backbone,
+        algorithm=metadata.algorithm,
+        steps=steps,
+        rank=recipe.lora.rank,
+        alpha=recipe.lora.alpha,
+        targets=targets if isinstance(targets, str) else ", ".join(targets),
+        prompt=metadata.prompt,
+        reward=", ".join(f"{name} {value}" for name, value in metadata.reward.items()),
+        n_train=session.counts["rows"],
+        n_dev=len(material.dev),
+        n_dialogues=len(metadata.dialogue_ids),
+        selected_by=metadata.selected_by,
+        step=metadata.step,
+        metrics=metrics_table(session.dev, sorted({name for row in session.dev.values() for name in row}))
+        if session.dev
+        else "Not measured.",
+    )

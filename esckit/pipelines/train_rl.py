@@ -1,0 +1,173 @@
+"""``esckit train-rl``: a supporter that reasons, trained against future rewards (RLFF-ESC, arXiv 2508.12935).
+
+The run folder holds ``checkpoint/`` (what later recipes name by the run), ``metrics.jsonl``, ``samples.jsonl``,
+``model_card.md`` and ``summary.json``; while it trains also ``states/``, from which a stopped run goes on. A run that
+diverged leaves ``diverged.json`` beside the last finite policy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from esckit.config.train_rl import TrainRlRecipe
+from esckit.models.backbones import find_backbone
+from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.processes import Process, this_process
+from esckit.pipelines.rl_material import RlMaterial, collect
+from esckit.pipelines.rl_reward import check_reward
+from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
+from esckit.prompts.prompt import load_prompt
+from esckit.runs import RunFolder
+from esckit.train.rl_pairs import best_and_worst
+from esckit.train.rl_plan import plan_dpo, plan_grpo
+from esckit.types import Future
+
+log = logging.getLogger(__name__)
+
+COMMAND = "train-rl"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRlPlan:
+    """What a run would do.
+
+    Attributes:
+        steps_at_most: Optimiser steps, before contexts that are too long are left out.
+        outputs_at_most: Outputs that the policy writes while it trains.
+        pairs_at_most: Preference pairs (DPO), before malformed and too long ones are left out.
+        calls_at_most: Calls by role, where futures are played online.
+    """
+
+    dialogues: dict[str, int]
+    contexts: dict[str, int]
+    steps_at_most: int
+    outputs_at_most: int
+    pairs_at_most: int
+    calls_at_most: dict[str, int]
+    reward: dict[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRlResult:
+    """Where the policy is, and how its training went."""
+
+    out: Path
+    summary: dict[str, Any]
+
+
+def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
+    """Return what a run of the recipe would do, without any model.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    material = _checked(recipe)
+    n_processes = this_process().count
+    optim = policy_optim(recipe)
+    n_pairs = n_outputs = 0
+    calls: dict[str, int] = {}
+    if recipe.algorithm == "dpo":
+        n_pairs = _n_pairs(material.futures)
+        steps = plan_dpo(dpo_settings(recipe), optim, n_pairs=n_pairs, n_processes=n_processes).steps
+    else:
+        settings = grpo_settings(recipe)
+        steps = plan_grpo(settings, optim, n_rows=len(material.train), n_processes=n_processes).steps
+        n_outputs = steps * settings.prompts_per_step * settings.n_generations // settings.iterations
+        calls = _online_calls(recipe, n_outputs)
+    return TrainRlPlan(
+        dialogues={
+            name: len({context.dialogue_id for context in part})
+            for name, part in (("train", material.train), ("dev", material.dev))
+        },
+        contexts={"train": len(material.train), "dev": len(material.dev)},
+        steps_at_most=steps,
+        outputs_at_most=n_outputs,
+        pairs_at_most=n_pairs,
+        calls_at_most=calls,
+        reward=material.reward_facts,
+    )
+
+
+def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -> TrainRlResult:
+    """Train the policy of the recipe; a stopped run goes on from its last state.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        progress: Shows how far the run is.
+
+    Raises:
+        EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+    """
+    material = _checked(recipe)
+    process = this_process()
+    with _run_folder(recipe, material, out, process) as folder:
+        if (out / SUMMARY).is_file():
+            return TrainRlResult(out, _read_json(out / SUMMARY))
+        from esckit.pipelines.rl_training import train
+
+        facts = train(recipe, material, out, process, progress or NoProgress())
+        if folder is not None:
+            folder.update_manifest(**facts)
+    return TrainRlResult(out, _read_json(out / SUMMARY) if process.is_main else {})
+
+
+def _checked(recipe: TrainRlRecipe) -> RlMaterial:
+    find_backbone(recipe.models.policy.backbone)
+    load_prompt(recipe.prompt)
+    check_reward(recipe)
+    return collect(recipe)
+
+
+@contextmanager
+def _run_folder(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Process) -> Iterator[RunFolder | None]:
+    """Open the run folder in the main process; the others only read."""
+    if not process.is_main:
+        yield None
+        return
+    inputs = {
+        "data": material.facts,
+        "reward": material.reward_facts,
+        "prompts": {"policy": load_prompt(recipe.prompt).identity},
+    }
+    with RunFolder.open(
+        out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+    ) as folder:
+        yield folder
+
+
+def _n_pairs(futures: tuple[Future, ...]) -> int:
+    groups: dict[tuple[int, str], list[Future]] = {}
+    for future in futures:
+        groups.setdefault((future.run_seed, future.context_id), []).append(future)
+    return sum(best_and_worst(group) is not None for group in groups.values())
+
+
+def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
+    """Return bounds on the calls that playing a future of every output takes, none for other rewards."""
+    if recipe.reward.kind != "online":
+        return {}
+    online = recipe.online
+    readings = online.horizon + online.score_first_exchange
+    per_reading = 1 if online.critic.readout == "expected" else online.critic.samples
+    return {
+        "supporter": n_outputs * online.horizon,
+        "seeker": n_outputs * (online.horizon + 1),
+        "critic": n_outputs * readings * per_reading,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

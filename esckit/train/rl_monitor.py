@@ -1,0 +1,284 @@
+"""What is watched while a policy is trained: metrics, samples of its outputs, dev contexts, and the guard.
+
+All of it hangs on the callbacks of the Hugging Face ``Trainer``; TRL's own logs, made at every step, are the source.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from esckit.errors import FailureRateError, TrainingError
+from esckit.records import JsonlAppender, write_atomic, write_json
+from esckit.train.callbacks import read_rows
+from esckit.train.rl_rewards import MOMENTS, PARSE_KINDS, Judged, PairedRewards, correlation
+
+log = logging.getLogger(__name__)
+
+Logs = Mapping[str, Any]
+
+_NAMES = {
+    "reward": "rl/reward/total",
+    "reward_std": "rl/reward/total_std",
+    "rewards/future_reward/mean": "rl/reward/future",
+    "rewards/future_reward/std": "rl/reward/future_std",
+    "rewards/format_reward/mean": "rl/reward/format",
+    "rewards/format_reward/std": "rl/reward/format_std",
+    "frac_reward_zero_std": "rl/reward/zero_std_share",
+    "kl": "rl/kl",
+    "entropy": "rl/entropy",
+    "completions/mean_length": "rl/completion_tokens/mean",
+    "completions/max_length": "rl/completion_tokens/max",
+    "completions/clipped_ratio": "rl/completion_tokens/clipped_share",
+    "unscored": "rl/unscored_share",
+    "parse/blank": "rl/blank_share",
+    "grad_norm": "rl/grad_norm",
+    "loss": "rl/loss",
+    "learning_rate": "rl/lr",
+    "step_time": "rl/step_s",
+    "rewards/accuracies": "rl/dpo/accuracy",
+    "rewards/margins": "rl/dpo/margin",
+    **{f"parse/{kind}": f"rl/parse/{kind}" for kind in PARSE_KINDS[:-1]},
+}
+_FINITE = ("loss", "grad_norm", "kl", "entropy", "reward")
+_N_KEPT = 20
+RATE_STEPS = 200
+_ZERO_STD_STEPS = 100
+_MALFORMED_AFTER = 1000
+
+
+class Watch(TrainerCallback):
+    """The guard and the metrics: stops a run that diverged, and writes means of the logs every so many steps.
+
+    Args:
+        folder: The run folder.
+        every: Steps between two rows of ``metrics.jsonl``.
+        resumed_step: Rows beyond it are of an earlier go and are dropped.
+        batch_ids: Returns the context ids of the last batch.
+        max_unscored: Allowed share of unmeasured outputs over 200 steps.
+        writes: False in all processes but one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        resumed_step: int,
+        batch_ids: Callable[[], Sequence[str]],
+        max_unscored: float,
+        writes: bool = True,
+    ) -> None:
+        self._folder = folder
+        self._every = every
+        self._batch_ids = batch_ids
+        self._max_unscored = max_unscored
+        self._kept: deque[dict[str, Any]] = deque(maxlen=_N_KEPT)
+        self._window: list[Logs] = []
+        self._unscored: deque[float] = deque(maxlen=RATE_STEPS)
+        self._zero_std: deque[float] = deque(maxlen=_ZERO_STD_STEPS)
+        self._warned: set[str] = set()
+        self._writes = writes
+        if writes:
+            keep_rows(folder / "metrics.jsonl", resumed_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop before a gradient that is not finite reaches the weights."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
+            self._stop("the gradient", "not finite", state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at one step's logs."""
+        if logs is None or "loss" not in logs:
+            return
+        self._kept.append({"step": state.global_step, **logs})
+        self._check(logs, state)
+        self._window.append(logs)
+        self._warn(logs, state.global_step)
+        if state.global_step % self._every == 0:
+            self._write(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write what there is, so that a resumed run writes the same rows."""
+        if self._window:
+            self._write(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write what is left, and judge a short run's failures too."""
+        if self._window:
+            self._write(state)
+        self._judge_rate()
+
+    def row(self, step: int, epoch: float | None, values: Mapping[str, float | None]) -> None:
+        """Append one row to ``metrics.jsonl``."""
+        if self._writes:
+            with JsonlAppender(self._folder / "metrics.jsonl") as file:
+                file.append({"step": step, "epoch": epoch, **values})
+
+    def _check(self, logs: Logs, state: TrainerState) -> None:
+        nothing_scored = logs.get("unscored") == 1.0
+        for name in _FINITE:
+            if name not in logs or (name == "reward" and nothing_scored):
+                continue
+            if logs[name] is None or not math.isfinite(logs[name]):
+                self._stop(name, str(logs[name]), state)
+        if "unscored" in logs:
+            self._unscored.append(float(logs["unscored"]))
+            if len(self._unscored) == RATE_STEPS:
+                self._judge_rate()
+
+    def _judge_rate(self) -> None:
+        share = sum(self._unscored) / max(1, len(self._unscored))
+        if share > self._max_unscored:
+            raise FailureRateError(
+                f"{share:.1%} of the outputs of the last {len(self._unscored)} steps could not be measured",
+                expected=f"at most {self._max_unscored:.1%} (max_failure_rate)",
+                hint="What is done is kept. Mend the cause and run the same command again",
+            )
+
+    def _stop(self, name: str, value: str, state: TrainerState) -> None:
+        """Write down what happened and end the training.
+
+        Raises:
+            TrainingError: Always.
+        """
+        if self._writes:
+            facts = {
+                "step": state.global_step,
+                "what": name,
+                "value": value,
+                "contexts": list(self._batch_ids()),
+                "rows": [_plain(row) for row in self._kept],
+            }
+            write_json(self._folder / "diverged.json", facts)
+        raise TrainingError(
+            f"training diverged after step {state.global_step}: {name} is {value}",
+            expected="finite numbers",
+            hint="diverged.json holds the last logs, and the last finite policy is kept. A lower optim.lr may help",
+        )
+
+    def _warn(self, logs: Logs, step: int) -> None:
+        self._zero_std.append(float(logs.get("frac_reward_zero_std") or 0.0))
+        idle = sum(self._zero_std) / _ZERO_STD_STEPS
+        malformed = 1.0 - float(logs.get("parse/ok", 1.0))
+        kl, entropy = logs.get("kl"), logs.get("entropy")
+        found = {
+            "kl": (kl is not None and kl > 10.0, f"the KL term is {kl}"),
+            "entropy": (entropy is not None and entropy < 0.1, f"the entropy is {entropy}"),
+            "idle": (idle > 0.8, f"{idle:.0%} of the groups of the last {_ZERO_STD_STEPS} steps had equal rewards"),
+            "malformed": (step > _MALFORMED_AFTER and malformed > 0.5, f"{malformed:.0%} of the outputs are malformed"),
+        }
+        for name, (holds, text) in found.items():
+            if holds and name not in self._warned:
+                self._warned.add(name)
+                log.warning("step %d: %s", step, text)
+
+    def _write(self, state: TrainerState) -> None:
+        window, self._window = self._window, []
+        self.row(state.global_step, state.epoch, means(window))
+
+
+def means(window: Sequence[Logs]) -> dict[str, float | None]:
+    """Return the means of a window of logs under the names of ``metrics.jsonl``; the maximum of maxima."""
+    row: dict[str, float | None] = {}
+    for source, name in _NAMES.items():
+        given = [logs[source] for logs in window if source in logs]
+        values = [float(value) for value in given if value is not None]
+        if given:
+            merged = max if name.endswith("/max") else lambda found: sum(found) / len(found)
+            row[name] = merged(values) if values else None
+    if "rl/parse/ok" in row:
+        ok = row["rl/parse/ok"]
+        row["rl/malformed_share"] = None if ok is None else 1.0 - ok
+        sums = {name: sum(float(logs[f"moment/{name}"]) for logs in window) for name in MOMENTS}
+        row["rl/reward_length_corr"] = correlation(sums)
+    return row
+
+
+class Samples(TrainerCallback):
+    """Writes some outputs of a step with all components to ``samples.jsonl``.
+
+    Args:
+        path: The file.
+        every: Steps between two looks.
+        n: Outputs of one look.
+        weights: Of R_fut and R_fmt.
+        rewards: Holds the outputs of the last batch.
+        resumed_step: Rows beyond it are of an earlier go and are dropped.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        every: int,
+        n: int,
+        weights: tuple[float, float],
+        rewards: PairedRewards,
+        resumed_step: int,
+    ) -> None:
+        self._path = path
+        self._every = every
+        self._n = n
+        self._weights = weights
+        self._rewards = rewards
+        keep_rows(path, resumed_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the first outputs of the step's batch."""
+        if state.global_step % self._every == 0 and state.is_world_process_zero:
+            with JsonlAppender(self._path) as file:
+                for judged in self._rewards.last[: self._n]:
+                    file.append(sample_row(state.global_step, judged, self._weights))
+
+
+def sample_row(step: int, judged: Judged, weights: tuple[float, float]) -> dict[str, Any]:
+    """Return one output for reading; only ``reply`` is what a seeker would see."""
+    said = judged.completion.generation
+    future, form = judged.future, judged.format
+    return {
+        "step": step,
+        "context_id": judged.completion.context_id,
+        "reply": said.response,
+        "reasoning": said.reasoning,
+        "raw": said.raw,
+        "parse_kind": said.parse_kind,
+        "future": future,
+        "format": form,
+        "reward": None if future is None or form is None else weights[0] * future + weights[1] * form,
+    }
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Drop the rows of a file that are beyond a step, and a last one that was cut."""
+    kept = [row for row in read_rows(path) if row["step"] <= last_step]
+    if path.is_file():
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def _plain(row: Logs) -> dict[str, Any]:
+    """Return a row that strict JSON can hold: numbers that are not finite as text."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,209 @@
+"""The two rewards of RL training as TRL's callables: what a reply brings in the future, and whether its form is right.
+
+R = w_fut · R_fut + w_fmt · R_fmt (RLFF-ESC, arXiv 2508.12935). TRL counts a component that is missing as 0 and leaves a
+row out of its group only where all components are missing. So both callables read one evaluation of the batch, and
+where R_fut could not be measured both say None: an unmeasured reply must not pass for a worthless one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+from esckit.dialogue.output import split_output
+from esckit.errors import ConfigError, ModelError, TrainingError
+from esckit.types import Generation, ParseKind, Turn
+
+PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
+MOMENTS = ("n", "r", "w", "rr", "ww", "rw")
+"""Sums over measured replies of 1, R_fut, words, and their products, from which a correlation is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One output of the policy.
+
+    Attributes:
+        context_id: The context it answers.
+        turns: The conversation before it, whole.
+        generation: The output, taken apart.
+        index: Which output of its group it is, from 0.
+        step: Optimiser steps taken before it was written.
+    """
+
+    context_id: str
+    turns: tuple[Turn, ...]
+    generation: Generation
+    index: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An output and its R_fut, None if that could not be measured."""
+
+    completion: Completion
+    future: float | None
+
+    @property
+    def format(self) -> float | None:
+        """R_fmt: 1.0 if well-formed, else 0.0; None where R_fut is."""
+        return None if self.future is None else float(self.completion.generation.parse_kind == "ok")
+
+
+class Measure(Protocol):
+    """Measures R_fut of outputs whose reply is not blank."""
+
+    def __call__(self, completions: Sequence[Completion]) -> Sequence[float | None]:
+        """Return a number for each, None where there is none to be had."""
+        ...
+
+
+ScoreReplies = Callable[[Sequence[Sequence[Turn]], Sequence[str]], Sequence[float | None]]
+"""A function of (conversations, responses); a reward model's ``score``, or a user's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyMeasure:
+    """Measures by a function of conversation and reply; reasoning is never shown to it.
+
+    Attributes:
+        score: The function.
+        hard_label: Give 1 where its number is above one half, and 0 elsewhere.
+    """
+
+    score: ScoreReplies
+    hard_label: bool = False
+
+    def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Return R_fut of each; None for those that the function cannot take."""
+        try:
+            values = self._score(completions)
+        except ModelError:
+            # One reply that does not fit must not take its whole batch along.
+            values = [self._score_alone(completion) for completion in completions]
+        return [float(value > 0.5) if self.hard_label and value is not None else value for value in values]
+
+    def _score(self, completions: Sequence[Completion]) -> list[float | None]:
+        turns = [completion.turns for completion in completions]
+        values = list(self.score(turns, [completion.generation.response for completion in completions]))
+        if len(values) != len(completions):
+            raise ConfigError(f"a reward that gives {len(values)} numbers", expected=f"{len(completions)}, one a reply")
+        return values
+
+    def _score_alone(self, completion: Completion) -> float | None:
+        try:
+            return self._score([completion])[0]
+        except ModelError:
+            return None
+
+
+class PairedRewards:
+    """``future_reward`` and ``format_reward`` over one evaluation of each batch.
+
+    Args:
+        measure: Measures R_fut.
+        n_generations: Outputs of one context, which stand side by side.
+        process_index: Which process this is; a process holds a slice of the step's outputs.
+    """
+
+    def __init__(self, measure: Measure, *, n_generations: int, process_index: int = 0) -> None:
+        self._measure = measure
+        self._n_generations = n_generations
+        self._process_index = process_index
+        self._key: tuple[Any, ...] | None = None
+        self.last: tuple[Judged, ...] = ()
+
+    def future_reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Return R_fut of each output; 0.0 for a blank reply, None where it could not be measured."""
+        return [judged.future for judged in self._judge(completions, columns)]
+
+    def format_reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Return R_fmt of each output; None where R_fut could not be measured."""
+        return [judged.format for judged in self._judge(completions, columns)]
+
+    def judge(self, completions: Sequence[Completion]) -> tuple[Judged, ...]:
+        """Return outputs with their R_fut; equal outputs of one context are measured once.
+
+        Raises:
+            TrainingError: If a number is not finite.
+        """
+        asked: dict[tuple[str, str], Completion] = {}
+        for completion in completions:
+            if completion.generation.response:
+                asked.setdefault((completion.context_id, completion.generation.raw), completion)
+        values = self._measure(list(asked.values())) if asked else ()
+        found = dict(zip(asked, values, strict=True))
+        for value in found.values():
+            if value is not None and not math.isfinite(value):
+                raise TrainingError(
+                    f"the reward is {value}", expected="finite numbers", hint="Look at the reward model"
+                )
+        return tuple(
+            # A blank reply is known and worthless: a property of the policy, not a measurement that failed.
+            Judged(each, found[each.context_id, each.generation.raw] if each.generation.response else 0.0)
+            for each in completions
+        )
+
+    def _judge(self, completions: Sequence[Any], columns: dict[str, Any]) -> tuple[Judged, ...]:
+        texts = [text_of(completion) for completion in completions]
+        step = int(columns["trainer_state"].global_step)
+        key = (step, tuple(columns["context_id"]), tuple(texts))
+        if key != self._key:
+            first = self._process_index * len(texts)
+            batch = [
+                Completion(
+                    context_id=context_id,
+                    turns=tuple(Turn(**turn) for turn in conversation),
+                    generation=split_output(text),
+                    index=(first + row) % self._n_generations,
+                    step=step,
+                )
+                for row, (text, context_id, conversation) in enumerate(
+                    zip(texts, columns["context_id"], columns["conversation"], strict=True)
+                )
+            ]
+            self.last, self._key = self.judge(batch), key
+            _log(self.last, columns["log_metric"])
+        return self.last
+
+
+def text_of(completion: Any) -> str:
+    """Return the text of a completion as TRL hands it over: a list of chat messages, or the text itself."""
+    return completion if isinstance(completion, str) else str(completion[0]["content"])
+
+
+def _log(judged: Sequence[Judged], log_metric: Callable[[str, float], None]) -> None:
+    """Hand TRL the shares and sums that it averages over processes and steps."""
+    kinds = [each.completion.generation.parse_kind for each in judged]
+    for kind in PARSE_KINDS:
+        log_metric(f"parse/{kind}", kinds.count(kind) / len(kinds))
+    log_metric("unscored", sum(each.future is None for each in judged) / len(judged))
+    measured = [
+        (each.future, len(each.completion.generation.response.split())) for each in judged if each.future is not None
+    ]
+    sums = (
+        float(len(measured)),
+        sum(r for r, _ in measured),
+        sum(w for _, w in measured),
+        sum(r * r for r, _ in measured),
+        sum(w * w for _, w in measured),
+        sum(r * w for r, w in measured),
+    )
+    for name, value in zip(MOMENTS, sums, strict=True):
+        log_metric(f"moment/{name}", value)
+
+
+def correlation(sums: dict[str, float]) -> float | None:
+    """Return Pearson's r from the sums of :data:`MOMENTS`, None where one side does not vary."""
+    n = sums["n"]
+    if n < 2:
+        return None
+    variance_r = sums["rr"] - sums["r"] ** 2 / n
+    variance_w = sums["ww"] - sums["w"] ** 2 / n
+    # What rounding leaves of a constant is no variance.
+    if variance_r <= 1e-9 * sums["rr"] or variance_w <= 1e-9 * sums["ww"]:
+        return None
+    return (sums["rw"] - sums["r"] * sums["w"] / n) / math.sqrt(variance_r * variance_w)
