@@ -152,7 +152,7 @@ class IssueSink(Protocol):
     """Takes what a loader meets."""
 
     def note(self, issue: Issue) -> None:
-        """Take something that was accepted."""
+        """Take something that was accepted; raise a DataError if it is not to be, which refuses its record."""
         ...
 
     def refuse(self, error: DataError) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from esckit.datasets.folders import find_files
 from esckit.datasets.formats import AUTO, LOADERS, RECORD_READERS, check_format, recognise, recognise_file
 from esckit.datasets.hub import PREFIX, hub_splits
-from esckit.datasets.reading import dialogues_of
+from esckit.datasets.reading import accepted, dialogues_of
 from esckit.datasets.text import quoted
 from esckit.errors import DataError
 from esckit.protocols import DatasetLoader, Issue, IssueSink
@@ -215,8 +215,7 @@ class _Gathering:
             self.tally.refuse(error)
             return False
         detail = f"the same dialogue as {known}"
-        self.tally.note(Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail))
-        return True
+        return accepted([Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail)], self.tally)
 
     def _note_situation(self, dialogue: Dialogue, part: _Part, index: int, place: str) -> None:
         key = " ".join(dialogue.scenario.situation.casefold().split())

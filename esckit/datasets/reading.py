@@ -9,7 +9,7 @@ from esckit.datasets.containers import RawRecord, raw_records
 from esckit.datasets.fields import RecordFields
 from esckit.datasets.formats import NEEDS, agree, shape_of, unwrapped
 from esckit.errors import DataError
-from esckit.protocols import IssueSink
+from esckit.protocols import Issue, IssueSink
 from esckit.types import Dialogue
 
 RecordReader = Callable[[RecordFields], Dialogue]
@@ -49,9 +49,20 @@ def dialogues_of(
         if not container_noted and _is_foreign(raw, format):
             fields.note("container", detail=raw.container)
             container_noted = True
-        for issue in fields.issues:
+        if accepted(fields.issues, sink):
+            yield dialogue
+
+
+def accepted(issues: Iterable[Issue], sink: IssueSink) -> bool:
+    """Note what was met in one record; return False if the sink takes a warning for a refusal and goes on."""
+    try:
+        # Warnings first: what else was met in a refused record does not count.
+        for issue in sorted(issues, key=lambda issue: issue.severity == "N"):
             sink.note(issue)
-        yield dialogue
+    except DataError as error:
+        sink.refuse(error)
+        return False
+    return True
 
 
 def _unwrap(fields: RecordFields) -> None:

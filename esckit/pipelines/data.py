@@ -81,23 +81,21 @@ class Selection:
 
 
 class StrictWarnings:
-    """A sink that takes every warning for a refusal, at which reading stops (``--strict``)."""
+    """A sink that takes every warning for a refusal of its record (``--strict``)."""
 
     def __init__(self, inner: IssueSink) -> None:
         self.inner = inner
 
     def note(self, issue: Issue) -> None:
-        """Pass a note on; raise a warning."""
+        """Pass a note on; raise a warning, which whoever reads records hands to :meth:`refuse`."""
         if issue.severity == "W":
             found = f"{issue.code} ({issue.detail})" if issue.detail else issue.code
             hint = "It is a warning: without --strict it is only counted"
-            raise DataError(found, path=issue.file, record=issue.record, field=issue.field, hint=hint, whole_file=True)
+            raise DataError(found, path=issue.file, record=issue.record, field=issue.field, hint=hint)
         self.inner.note(issue)
 
     def refuse(self, error: DataError) -> None:
-        """Pass a refusal on; what was a warning is not passed over."""
-        if error.whole_file:
-            raise error
+        """Pass a refusal on."""
         self.inner.refuse(error)
 
 
@@ -142,7 +140,7 @@ def read_labelled(
         format: Layout, or ``auto``.
         rules: How labels are read.
         go_on: Count refused records instead of raising.
-        strict: Raise at the first warning.
+        strict: Take a record with a warning for a refused one.
         max_refused_share: Share of records, in [0, 1], that the loader may refuse if it goes on.
     """
     inner = CountingSink() if go_on else StrictSink()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from esckit.cli.data import app
 from esckit.errors import DataError, EsckitError
+from esckit.resources import shipped_dir
 from tests.datasets.dialogues import real
 
 BROKEN = Path(__file__).resolve().parents[1] / "data" / "broken"
@@ -187,6 +188,27 @@ def test_skipped_records_are_said(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "skipped 1 records" in result.stderr
     assert "2 dialogues written" in result.stdout
+
+
+def test_strict_with_skip_invalid_keeps_the_records_without_a_warning(tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    result = _run("convert", "sample:extes", "--to", "jsonl", "--out", out, "--strict", "--skip-invalid")
+    assert result.exit_code == 0
+    n_kept = len(out.read_text().splitlines())
+    assert f"skipped {8 - n_kept} records" in result.stderr
+    assert 4 <= n_kept < 8
+    assert _report(out)["issues"].keys() <= _report("sample:extes")["issues"].keys()
+    assert all(found["severity"] == "N" for found in _report(out)["issues"].values())
+    assert _run("inspect", out, "--strict").exit_code == 0
+
+
+def test_strict_with_skip_invalid_skips_a_dialogue_that_comes_twice(tmp_path: Path) -> None:
+    records = json.loads((shipped_dir("data") / "esconv_sample.json").read_text())
+    source, out = tmp_path / "twice.json", tmp_path / "a.jsonl"
+    source.write_text(json.dumps([*records[:3], records[0]]))
+    result = _run("convert", source, "--to", "jsonl", "--out", out, "--strict", "--skip-invalid")
+    assert (result.exit_code, len(out.read_text().splitlines())) == (0, 3)
+    assert "duplicate_dialogue" in result.stderr
 
 
 # ---------------------------------------------------------------- split
