@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from esckit.config.models import RoleOptions
+from esckit.config.models import CheckpointBinding, RoleOptions
 from esckit.config.simulate import SimulateRecipe
 from esckit.dialogue.critic import CriticSettings, ResolutionCritic
 from esckit.dialogue.levels import load_preset
@@ -28,12 +28,13 @@ from esckit.errors import EsckitError
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, look_up
+from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
 from esckit.pipelines.simulate_summary import summarise
 from esckit.prompts.prompt import Prompt, load_prompt
+from esckit.protocols import StrategyPolicy
 from esckit.records import read_records, write_json, write_records
 from esckit.runs import RunFolder
-from esckit.strategies.taxonomy import load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ async def _run(
         inputs = {
             "data": selection.facts(),
             "prompts": {role: prompt.identity for role, prompt in prompts.items()},
-            "roles": {role: pool.model(binding).name for role, binding in bindings.items()},
+            "roles": {role: _name(binding, pool) for role, binding in bindings.items()},
         }
         with RunFolder.open(
             out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
@@ -173,12 +174,18 @@ def _bindings(recipe: SimulateRecipe) -> dict[str, RoleOptions]:
     return found
 
 
+def _name(binding: RoleOptions, pool: ModelPool) -> str:
+    """Return the name of the model that plays a role."""
+    return binding.checkpoint if isinstance(binding, CheckpointBinding) else pool.model(binding).name
+
+
 def _prompts(recipe: SimulateRecipe, *, by_letter: bool = False) -> dict[str, Prompt]:
-    """Return the prompts of the roles that take part; the critic's is its preset's own unless the recipe names one."""
+    """Return the prompt of every prompted role; the critic's is its preset's own unless the recipe names one."""
     names = recipe.prompts
     own = load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else "")
     named = {**names.model_dump(), "critic": names.critic or own}
-    return {role: load_prompt(named[role]) for role in _bindings(recipe)}
+    prompted = (role for role, binding in _bindings(recipe).items() if not is_strategy_policy(binding))
+    return {role: load_prompt(named[role]) for role in prompted}
 
 
 def _is_read_by_letter(recipe: SimulateRecipe, pool: ModelPool) -> bool:
@@ -198,12 +205,12 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Pr
         ConfigError: If a model cannot do what its role needs.
     """
     roles, settings, attempts = recipe.models, recipe.critic, recipe.simulation.max_attempts
-    strategist = _strategist(recipe, pool, prompts) if _is_guided(recipe) else None
+    taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
     return Cast(
         supporter=PromptedSupporter(
             pool.voice(roles.supporter, max_attempts=attempts),
             prompts["supporter"],
-            {strategy.name: strategy.definition for strategy in strategist.taxonomy.strategies} if strategist else {},
+            {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {},
             pool.window(roles.supporter),
         ),
         seeker=PromptedSeeker(
@@ -223,16 +230,21 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Pr
             ),
             window=pool.window(roles.critic),
         ),
-        strategist=strategist,
+        strategist=_strategist(recipe, pool, prompts, taxonomy) if taxonomy else None,
     )
 
 
-def _strategist(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt]) -> PromptedStrategist:
+def _strategist(
+    recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt], taxonomy: Taxonomy
+) -> StrategyPolicy:
+    """Return the strategist: a trained policy, or a prompted model."""
     binding = _bindings(recipe)["strategist"]
+    if is_strategy_policy(binding):
+        return pool.policy(binding, taxonomy)
     return PromptedStrategist(
         pool.voice(binding, max_attempts=recipe.simulation.max_attempts),
         prompts["strategist"],
-        load_taxonomy(recipe.taxonomy),
+        taxonomy,
         recipe.strategist.readout,
         pool.window(binding),
     )
