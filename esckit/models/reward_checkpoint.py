@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.reward_head import Pooling
-from esckit.models.reward_net import Kind, RewardNet, Trainable, load_causal
+from esckit.models.reward_net import Kind, RewardNet, Trainable, load_causal, quiet_peft
 from esckit.models.reward_text import RewardTemplate
 from esckit.records import dump_line, parse_line, write_atomic
 from esckit.types import Record
@@ -174,5 +174,6 @@ def _backbone(
     causal, _ = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
     decoder, lm_head = causal.base_model, causal.get_output_embeddings()
     if metadata.trainable == "lora":
-        decoder = PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload()
+        with quiet_peft():
+            decoder = PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload()
     return decoder, lm_head

@@ -6,7 +6,9 @@ s, p = σ(s); ``rrhf`` keeps the LM head, s is the mean log-probability of the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -226,8 +228,17 @@ def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
         target_modules=list(targets) if targets else "all-linear",
         task_type="FEATURE_EXTRACTION",
     )
-    wrapped: nn.Module = get_peft_model(decoder, config)
+    with quiet_peft():
+        wrapped: nn.Module = get_peft_model(decoder, config)
     return wrapped
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep back the warning about an attribute that peft still asks transformers for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield
 
 
 def _no_dropout(decoder: nn.Module) -> None:

@@ -127,7 +127,7 @@ class SharedStates:
         self, pieces: Sequence[_Piece], *, caching: bool
     ) -> Iterator[tuple[int, Tensor, tuple[list[Tensor], list[Tensor]]]]:
         """Yield index, states (n, d), and keys and values per layer (n_kv_heads, n, D) of each piece."""
-        for batch in length_batches([len(piece.ids) for piece in pieces], self.max_batch_tokens):
+        for batch in self._batches(pieces):
             rows = [pieces[at] for at in batch]
             cache = DynamicCache() if caching else None
             hidden = self._forward(rows, cache)
@@ -136,6 +136,19 @@ class SharedStates:
                 layers = cache.layers if cache is not None else []
                 keys = [layer.keys[row, :, -n:] for layer in layers]
                 yield at, hidden[row, -n:], (keys, [layer.values[row, :, -n:] for layer in layers])
+
+    def _batches(self, pieces: Sequence[_Piece]) -> Iterator[list[int]]:
+        """Yield indices of pieces to run together, of similar length.
+
+        A processor gains nothing from rows that continue different nodes, and pays for telling them apart; a GPU gains
+        most from full batches.
+        """
+        by_node: dict[int, list[int]] = {}
+        for at, piece in enumerate(pieces):
+            by_node.setdefault(id(piece.node) if self.device.type == "cpu" else 0, []).append(at)
+        for members in by_node.values():
+            for batch in length_batches([len(pieces[at].ids) for at in members], self.max_batch_tokens):
+                yield [members[index] for index in batch]
 
     def _forward(self, rows: Sequence[_Piece], cache: DynamicCache | None) -> Tensor:
         """Run pieces, padded on the left, and return their states (B, T, d)."""
