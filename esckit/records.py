@@ -72,7 +72,9 @@ def _data_error(
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(str(first["loc"][-1]), kind.model_fields) or None
         return DataError("an unknown key", path=path, record=record, line=line, field=field, hint=hint)
-    return DataError(first["msg"], path=path, record=record, line=line, field=field)
+    found = "nothing" if first["type"] == "missing" else "a wrong value"
+    expected = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
+    return DataError(found, path=path, record=record, line=line, field=field, expected=expected)
 
 
 def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Iterator[R]:

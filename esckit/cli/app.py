@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from typer.core import TyperGroup
 
 import esckit
 from esckit.cli.logs import Settings, configure_logging
-from esckit.errors import ConfigError, EsckitError
+from esckit.errors import ConfigError, EsckitError, StorageError
 from esckit.registry import load_attr
 
 INTERRUPTED = 130
@@ -131,6 +132,11 @@ def main() -> None:
         code = INTERRUPTED
     except SystemExit as leaving:
         code = leaving.code
+    except OSError as error:
+        # Whatever writes files says so itself; what is left without a name is a stdout that takes no more.
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        code = _report_full()
     if code == INTERRUPTED:
         sys.stderr.write("Interrupted.\n")
     sys.exit(_flushed(code))
@@ -149,12 +155,25 @@ def _report(error: EsckitError) -> None:
         console.print(f"  {error.hint}")
 
 
+def _report_full() -> int:
+    """Say that stdout goes to a full disk, and write nothing to it any more."""
+    _report(StorageError("cannot write the results to stdout: the disk is full"))
+    sys.stdout = None
+    return StorageError.exit_code
+
+
 def _flushed(code: int | str | None) -> int | str | None:
     """Flush stdout; a reader that went away (``| head``) is no error worth a message."""
+    if sys.stdout is None:
+        return code
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         # Python would complain when it flushes again on its way out.
         sys.stdout = None
         return code or 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _report_full()
     return code

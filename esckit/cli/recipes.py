@@ -113,6 +113,14 @@ def check(
 def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
     """Print every field of a command's recipes as JSON Schema."""
     from esckit.config.commands import RECIPES
+    from esckit.errors import ConfigError
+    from esckit.registry import did_you_mean
 
+    if command not in RECIPES.targets:
+        raise ConfigError(
+            f"no recipes for the command {command!r}",
+            expected=f"one of {', '.join(RECIPES.names())}",
+            hint=did_you_mean(command, RECIPES.names()).capitalize() or None,
+        )
     kind = RECIPES.resolve(command)
     typer.echo(json.dumps(kind.model_json_schema(), ensure_ascii=False, indent=2))

@@ -39,7 +39,7 @@ class Patience:
     """
 
     timeout_s: float = 180.0
-    check_s: float = 9.0
+    check_s: float = 8.0
     concurrency: int = 32
     retries: RetryPolicy = field(default_factory=RetryPolicy)
 

@@ -218,3 +218,13 @@ def test_a_dry_run_is_light_and_prints_bounds(tmp_path):
     assert facts["futures"] == 2 * facts["contexts"]
     assert facts["calls_at_most"]["critic"] == facts["futures"] * 4 * 10
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("argv", [("recipes", "list"), ("recipes", "schema", "simulate")], ids=" ".join)
+def test_a_full_disk_behind_stdout_is_one_message(argv):
+    with open("/dev/full", "w") as full:
+        left = subprocess.run(
+            [sys.executable, "-m", "esckit", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (left.returncode, left.stderr) == (2, "error: cannot write the results to stdout: the disk is full\n")
