@@ -34,6 +34,8 @@ def what_was_run(run: Run) -> Section:
         ("data", _data(recipe, data)),
         ("taxonomy", plain(recipe.get("taxonomy") or data.get("taxonomy"))),
         ("critic", _chosen(recipe, "critic", ("preset", "rubric", "readout", "samples", "threshold"))),
+        ("suites", plain(recipe.get("suites"))),
+        *_settings(recipe),
         ("inputs", plain(recipe.get("inputs"))),
         ("determinism", str(manifest.get("determinism", ABSENT))),
     ]
@@ -65,6 +67,12 @@ def _data(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         f"{number(found)} dialogues" if found is not None else "",
     ]
     return " · ".join(piece for piece in pieces if piece)
+
+
+def _settings(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the switches of every suite that was run, one line a suite."""
+    settings = section(recipe, "settings")
+    return [(f"{suite} suite", plain(settings[suite])) for suite in recipe.get("suites") or () if settings.get(suite)]
 
 
 def _chosen(recipe: Mapping[str, Any], name: str, keys: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from esckit.report.about import cost, failures, provenance, what_was_run
 from esckit.report.blocks import Part, Report, Section
 from esckit.report.compare import across_seeds, side_by_side
-from esckit.report.evaluation import evaluation_sections
+from esckit.report.evaluation import HarmfulReply, evaluation_sections
 from esckit.report.references import Reference
 from esckit.report.search import search_sections
 from esckit.report.simulate import simulate_sections
@@ -15,15 +16,28 @@ from esckit.report.source import Run
 from esckit.report.training import training_sections
 
 
-def build_report(runs: Sequence[Run], *, against: Run | None = None, references: Sequence[Reference] = ()) -> Report:
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What the report of an evaluation needs beyond the run folder.
+
+    Attributes:
+        references: Published tables; those that a run's ``metrics.json`` asks for are shown.
+        harmful: Returns the replies of a run that may make harm easier.
+    """
+
+    references: Sequence[Reference] = ()
+    harmful: Callable[[Run], Sequence[HarmfulReply]] = lambda run: ()
+
+
+def build_report(runs: Sequence[Run], *, against: Run | None = None, knowledge: Knowledge | None = None) -> Report:
     """Return the report of some runs.
 
     Args:
         runs: At least one.
         against: A run to show beside each of them.
-        references: Published tables; those that a run's ``metrics.json`` asks for are shown.
+        knowledge: What evaluations need beyond their folders.
     """
-    parts = [_part(run, against, references) for run in runs]
+    parts = [_part(run, against, knowledge or Knowledge()) for run in runs]
     if against is not None:
         parts += [side_by_side(run, against) for run in runs]
     parts += across_seeds(runs)
@@ -31,10 +45,10 @@ def build_report(runs: Sequence[Run], *, against: Run | None = None, references:
     return Report(f"{names} · esckit" if against is None else f"{names} beside {against.name} · esckit", tuple(parts))
 
 
-def _part(run: Run, against: Run | None, references: Sequence[Reference]) -> Part:
+def _part(run: Run, against: Run | None, knowledge: Knowledge) -> Part:
     sections = (
         what_was_run(run),
-        *_results(run, against, references),
+        *_results(run, against, knowledge),
         *failures(run),
         *cost(run),
         provenance(run),
@@ -42,12 +56,12 @@ def _part(run: Run, against: Run | None, references: Sequence[Reference]) -> Par
     return Part(run.name, run.command, str(run.manifest.get("status", "")), sections)
 
 
-def _results(run: Run, against: Run | None, references: Sequence[Reference]) -> list[Section]:
+def _results(run: Run, against: Run | None, knowledge: Knowledge) -> list[Section]:
     other = against if against is not None and against.command == run.command else None
     if run.command == "simulate":
         return simulate_sections(run, other)
     if run.command == "search":
         return search_sections(run)
     if run.command == "evaluate":
-        return evaluation_sections(run, other, references)
+        return evaluation_sections(run, other, knowledge.references, knowledge.harmful(run))
     return training_sections(run)

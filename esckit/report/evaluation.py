@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from esckit.report.blocks import ABSENT, Block, Heat, Lines, Note, Section, Series, Table
-from esckit.report.explorers import episodes_explorer
+from esckit.report.explorers import episodes_explorer, episodes_of
 from esckit.report.flows import flow_of, transitions
 from esckit.report.numbers import interval, measured, number, p_value, share, signed
 from esckit.report.references import Reference, reference_blocks
@@ -24,12 +24,25 @@ _FLAGS = {
     "position_bias": "the judge prefers a position",
     "smoothed": "pseudo-counts were added",
 }
-SAFETY_NOTE = "A small screening set in our own wording, not a clinical validation."
+SAFETY_NOTE = (
+    "A small screening in our own wording (crisis probes, sycophancy probes where they were run), no clinical "
+    "validation: passing it does not show that a system is safe."
+)
 
 Row = Mapping[str, Any]
 
 
-def evaluation_sections(run: Run, other: Run | None, references: Sequence[Reference]) -> list[Section]:
+class HarmfulReply(NamedTuple):
+    """A reply to a crisis probe that may make harm easier."""
+
+    probe: str
+    category: str
+    text: str
+
+
+def evaluation_sections(
+    run: Run, other: Run | None = None, references: Sequence[Reference] = (), harmful: Sequence[HarmfulReply] = ()
+) -> list[Section]:
     """Return the sections of an evaluation in reading order."""
     metrics = run.json("metrics.json")
     if not isinstance(metrics, Mapping):
@@ -38,7 +51,7 @@ def evaluation_sections(run: Run, other: Run | None, references: Sequence[Refere
     suites = list(dict.fromkeys(suite_of(row) for row in rows))
     suites.sort(key=lambda suite: suite != "safety")
     named = [reference for reference in references if reference.id in (metrics.get("references") or ())]
-    sections = [_suite(run, suite, rows) for suite in suites]
+    sections = [_suite(run, suite, rows, harmful) for suite in suites]
     sections[1 if "safety" in suites else 0 : 0] = _gates(metrics)
     sections += _comparisons(metrics)
     if named:
@@ -54,11 +67,10 @@ def suite_of(row: Row) -> str:
     return str(row.get("name", "")).partition(".")[0]
 
 
-def _suite(run: Run, suite: str, rows: Sequence[Row]) -> Section:
+def _suite(run: Run, suite: str, rows: Sequence[Row], harmful: Sequence[HarmfulReply]) -> Section:
     mine = [row for row in rows if suite_of(row) == suite]
     whole = [row for row in mine if not row.get("group")]
-    blocks: list[Block] = [Note(SAFETY_NOTE)] if suite == "safety" else []
-    blocks += _harm(run) if suite == "safety" else []
+    blocks: list[Block] = [Note(SAFETY_NOTE), *_harm(harmful)] if suite == "safety" else []
     if whole:
         blocks.append(metric_table(whole))
     flags = sorted({str(flag) for row in mine for flag in row.get("flags") or ()})
@@ -186,20 +198,14 @@ def _confusion(run: Run) -> list[Heat]:
     return [Heat("confusion", "Predicted against gold strategy", "predicted", "gold", labels, counts)]
 
 
-def _harm(run: Run) -> list[Block]:
-    """Return every probe whose reply broke ``no_means``, in full: the wording is our own, the reply the system's."""
-    broken = [
-        case
-        for case in run.lines("examples/safety.jsonl")
-        if section(case, "judge").get("no_means") is False
-        or list(section(case, "statistics").get("no_means") or (1,)) == [0]
-    ]
-    if not broken:
+def _harm(replies: Sequence[HarmfulReply]) -> list[Block]:
+    """Return every reply that breaks ``no_means``, in full: the probe's wording is our own, the reply the system's."""
+    if not replies:
         return []
-    rows = tuple((str(case.get("id")), str(case.get("category")), str(case.get("reply") or ABSENT)) for case in broken)
+    rows = tuple((reply.probe, reply.category, reply.text) for reply in replies)
     return [
         Note(f"Replies that may make harm easier: {number(len(rows))}. Read them first.", "bad"),
-        Table(("probe", "category", "reply"), rows, title="Replies that break no_means"),
+        Table(("probe", "category", "reply"), rows, title="Replies that break no_means, by the rules or by the judge"),
     ]
 
 
@@ -253,7 +259,7 @@ def _dropped(comparison: Row) -> str:
 
 def _played(run: Run) -> list[Block]:
     """Return what self-played dialogues look like together: strategies over the turns, critics over the turns."""
-    episodes = run.lines("episodes.jsonl")
+    episodes = episodes_of(run)
     sequences = [
         [str(turn["strategy"]) for turn in episode.get("turns") or () if turn.get("strategy")] for episode in episodes
     ]

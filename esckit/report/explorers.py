@@ -219,15 +219,20 @@ def _future_table(futures: Sequence[Future]) -> Table:
 # ---------------------------------------------------------------- episodes
 
 
+def episodes_of(run: Run) -> list[dict[str, Any]]:
+    """Return the self-played dialogues of an evaluation, an empty list if there are none."""
+    return run.lines("episodes.jsonl") or run.lines("examples/dialogue.jsonl")
+
+
 def episodes_explorer(run: Run, other: Run | None) -> Explorer | None:
     """Return the self-played dialogues of an evaluation, beside those of another; None where there are none."""
-    episodes = run.lines("episodes.jsonl")
+    episodes = episodes_of(run)
     if not episodes:
         return None
     names, sides = [run.name], [{str(episode.get("id")): episode for episode in episodes}]
     if other is not None:
         names.append(other.name)
-        sides.append({str(episode.get("id")): episode for episode in other.lines("episodes.jsonl")})
+        sides.append({str(episode.get("id")): episode for episode in episodes_of(other)})
     runs = [run] if other is None else [run, other]
     words = Words(run.quotes)
     items = (

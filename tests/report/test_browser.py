@@ -118,3 +118,13 @@ def test_on_paper_a_table_stands_for_the_explorer(browser, tmp_path):
     assert browser.run(shown) == ["none", "block"]
     assert browser.run("document.documentElement.scrollWidth") == 794
     browser.resize(1280, 900)
+
+
+def test_eight_trees_of_sixty_simulations_are_small_and_open_at_once(browser, tmp_path):
+    run = search_run(
+        tmp_path / "run", n_trees=8, n_simulations=60, text="It makes sense that this keeps you awake. " * 4
+    )
+    page = write_report([run]).page
+    assert page.stat().st_size < 3_000_000
+    assert browser.open(page) < 2.0
+    assert browser.run("document.querySelectorAll('.forest .item').length") == 8

@@ -1,6 +1,6 @@
 import json
 
-from esckit.pipelines.report import _references
+from esckit.pipelines.report import _knowledge
 from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
 from esckit.report.build import build_report
@@ -8,9 +8,13 @@ from esckit.report.evaluation import SAFETY_NOTE, evaluation_sections
 from esckit.report.source import open_run
 from tests.report.run_folders import evaluate_run, row
 
+REFERENCES = _knowledge().references
+
 
 def sections_of(folder, references=()):
-    return {section.title: section.blocks for section in evaluation_sections(open_run(folder), None, references)}
+    run = open_run(folder)
+    found = evaluation_sections(run, None, references, _knowledge().harmful(run))
+    return {section.title: section.blocks for section in found}
 
 
 def tables(blocks):
@@ -19,7 +23,7 @@ def tables(blocks):
 
 def test_the_order_is_safety_gates_suites_comparisons_references_dialogues(tmp_path):
     folder = evaluate_run(tmp_path / "e")
-    assert list(sections_of(folder, _references())) == [
+    assert list(sections_of(folder, REFERENCES)) == [
         "Safety", "Gates", "Strategy", "Response", "Dialogue", "Compared with evaluate-base", "Published numbers",
         "Dialogues",
     ]  # fmt: skip
@@ -73,9 +77,8 @@ def test_comparisons_show_p_and_holm_and_what_was_dropped(tmp_path):
 
 
 def test_no_published_number_without_its_caveats(tmp_path):
-    references = _references()
-    assert all(reference.caveats for reference in references)
-    blocks = sections_of(evaluate_run(tmp_path / "e"), references)["Published numbers"]
+    assert all(reference.caveats for reference in REFERENCES)
+    blocks = sections_of(evaluate_run(tmp_path / "e"), REFERENCES)["Published numbers"]
     assert [type(block) for block in blocks] == [Table, Points]
     assert blocks[1].sentences
     assert "Published numbers" not in sections_of(evaluate_run(tmp_path / "f"))
@@ -85,7 +88,7 @@ def test_published_columns_stand_beside_our_value_where_they_measure_the_same(tm
     folder = evaluate_run(tmp_path / "e")
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv"]})
-    table = sections_of(folder, _references())["Published numbers"][0]
+    table = sections_of(folder, REFERENCES)["Published numbers"][0]
     assert table.columns[:5] == ("as published", "this run", "interval", "n", "GPT-4o")
     ours = next(row for row in table.rows if row[0] == "B-2")
     assert ours[:5] == ("B-2", "18.25", "[16.50, 20.00]", "280", "16.2")
@@ -101,7 +104,7 @@ def test_harm_is_listed_in_full_and_first(tmp_path):
 def test_an_unfinished_evaluation_says_so(tmp_path):
     folder = evaluate_run(tmp_path / "e")
     (folder / "metrics.json").unlink()
-    (section,) = evaluation_sections(open_run(folder), None, ())
+    (section,) = evaluation_sections(open_run(folder))
     assert "not finished" in section.blocks[0].text
 
 

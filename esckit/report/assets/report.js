@@ -256,6 +256,7 @@ function trees(root, data) {
     area.replaceChildren(view.svg);
     view.show(0, false);
     view.filter(filter);
+    area.scrollTo({ left: 0, top: view.root - area.clientHeight / 2, behavior: "instant" });
     options[index].scrollIntoView({ block: "nearest", inline: "nearest" });
   });
   const present = OUTCOMES.filter((name) => data.items.some((tree) => tree.nodes.some((node) => node.o === name)));
@@ -316,7 +317,7 @@ function picture(tree, scale, pane, room) {
     for (let i = tree.nodes.length - 1; i > 0; i--) if (on[i]) on[tree.nodes[i].p] = true;
     groups.forEach((group, i) => { group.classList.toggle("dim", !on[i]); if (edges[i]) edges[i].classList.toggle("dim", !on[i]); });
   }
-  return { svg, show, filter };
+  return { svg, show, filter, root: y(0) };
 }
 function priorOf(tree, node) {
   const from = node.p < 0 ? null : tree.nodes[node.p].a;
