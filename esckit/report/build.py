@@ -13,7 +13,7 @@ from esckit.report.references import Reference
 from esckit.report.search import search_sections
 from esckit.report.simulate import simulate_sections
 from esckit.report.source import Run
-from esckit.report.training import training_sections
+from esckit.report.training import summary_sections, training_sections
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +64,4 @@ def _results(run: Run, against: Run | None, knowledge: Knowledge) -> list[Sectio
         return search_sections(run)
     if run.command == "evaluate":
         return evaluation_sections(run, other, knowledge.references, knowledge.harmful(run))
-    return training_sections(run)
+    return training_sections(run) if run.command.startswith("train") else summary_sections(run)

@@ -24,7 +24,7 @@ def training_sections(run: Run) -> list[Section]:
         blocks = [Note("The run has logged nothing yet.", "warning")]
     return [
         Section("Training", tuple(blocks)),
-        *_summary(section({"s": run.json("summary.json")}, "s")),
+        *summary_sections(run),
         *_calibration(section({"c": run.json("calibration.json")}, "c")),
         *_cards(run),
     ]
@@ -79,8 +79,9 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [Table(("quantity", "last value", f"at {axis or 'line'}"), found, title="Last values", folded=True)]
 
 
-def _summary(summary: Mapping[str, Any]) -> list[Section]:
-    """Return the summary: what it warns of, plain facts, and its columns of metrics beside each other."""
+def summary_sections(run: Run) -> list[Section]:
+    """Return ``summary.json``: what it warns of, plain facts, and its columns of metrics beside each other."""
+    summary = section({"s": run.json("summary.json")}, "s")
     warned = summary.get("warnings")
     blocks: list[Block] = [Note(str(text), "warning") for text in warned] if isinstance(warned, list) else []
     columns = {

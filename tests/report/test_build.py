@@ -123,3 +123,10 @@ def test_seeds_of_one_recipe_are_averaged_and_other_recipes_are_not(tmp_path):
     assert accuracy == ("strategy.accuracy", "43.0 %", "1.0 %", "3")
     other = open_run(evaluate_run(tmp_path / "other", seed=4, taxonomy="aflow"))
     assert [part.title for part in build_report([*runs, other]).parts] == ["1", "2", "3", "other"]
+
+
+def test_a_run_of_another_command_shows_its_summary(tmp_path):
+    write_json(tmp_path / "manifest.json", manifest("predict"))
+    write_json(tmp_path / "summary.json", {"schema": "x", "cases": 12, "warnings": ["three are blank"]})
+    assert facts_of(tmp_path)["cases"] == "12"
+    assert "three are blank" in [note.text for note in blocks_of(tmp_path, Note)]
