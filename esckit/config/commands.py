@@ -12,5 +12,7 @@ RECIPES = Registry(
         "train-flow": "esckit.config.train_flow:TrainFlowRecipe",
         "train-reward": "esckit.config.train_reward:TrainRewardRecipe",
         "train-rl": "esckit.config.train_rl:TrainRlRecipe",
+        "evaluate": "esckit.config.evaluate:EvaluateRecipe",
+        "predict": "esckit.config.predict:PredictRecipe",
     },
 )

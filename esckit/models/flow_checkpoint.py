@@ -2,15 +2,18 @@
 
 ::
 
-    flow.json              metadata: taxonomy, text form, objective, inputs, round
-    heads.safetensors      strategy head and flow head, float32
-    adapter/ or backbone/  as peft or transformers write them (safetensors)
+    checkpoint/flow.json              metadata: taxonomy, text form, objective, inputs, round
+    checkpoint/heads.safetensors      strategy head and flow head, float32
+    checkpoint/adapter/ or backbone/  as peft or transformers write them (safetensors)
+    checkpoint/tokenizer/             as transformers writes it
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -18,83 +21,63 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError
+from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
-from esckit.models.flow_text import FLOW_TEXT
-from esckit.records import dump_line, parse_line, write_atomic
-from esckit.types import Record
+from esckit.records import dump_line, write_atomic
 
-METADATA = "flow.json"
-HEADS = "heads.safetensors"
+__all__ = [
+    "ADAPTER",
+    "BACKBONE",
+    "FOLDER",
+    "TOKENIZER",
+    "FlowMetadata",
+    "checkpoint_folder",
+    "heads_state",
+    "load_adapter",
+    "load_heads",
+    "read_metadata",
+    "save_flow_model",
+]
+
 ADAPTER = "adapter"
 BACKBONE = "backbone"
+TOKENIZER = "tokenizer"
 
 
-class FlowMetadata(Record):
-    """What belongs to a trained flow model.
-
-    Attributes:
-        taxonomy: Name of the taxonomy.
-        strategies: Its strategies in the order of the heads' outputs.
-        flow_text: Version of the text form.
-        strategy_tags: Whether earlier supporter turns carry their strategy.
-        situation: Whether scene and situation are in the header.
-        backbone: Name, folder or hub id of the backbone.
-        trainable: ``lora`` (an adapter is stored) or ``full`` (the backbone is).
-        objective: Settings of the objective, for the record.
-        inputs: Digest per input file or folder.
-        round: Search-train round, 0 for the first.
-        selected_by: What the checkpoint was selected by, such as ``best_valid``.
-    """
-
-    SCHEMA: ClassVar[str] = "esckit.flow_model/1"
-
-    taxonomy: str
-    strategies: tuple[str, ...]
-    flow_text: str
-    strategy_tags: bool
-    situation: bool
-    backbone: str
-    trainable: str
-    objective: dict[str, str | float | int | bool | None]
-    inputs: dict[str, str]
-    round: int
-    selected_by: str
-
-
-def save_flow_model(model: FlowModel, metadata: FlowMetadata, folder: Path) -> None:
-    """Write a checkpoint; the metadata come last, so that a folder with them is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone = model.backbone
-    if isinstance(backbone, PeftModel):
-        backbone.save_pretrained(str(folder / ADAPTER))
-    else:
-        base_decoder(backbone).save_pretrained(str(folder / BACKBONE))
-    save_file(heads_state(model), str(folder / HEADS))
-    write_atomic(folder / METADATA, dump_line(metadata) + "\n")
-
-
-def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) -> FlowMetadata:
-    """Return a checkpoint's metadata.
+def save_flow_model(
+    model: FlowModel,
+    metadata: FlowMetadata,
+    folder: Path,
+    *,
+    tokenizer: Any = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint in place of the last one; a folder that is there is whole.
 
     Args:
-        folder: The checkpoint.
-        strategies: The taxonomy it is wanted for, in order; None to take its own.
-
-    Raises:
-        CheckpointError: If there is no whole checkpoint, or it is of another taxonomy or text form.
+        model: The model.
+        metadata: What to know of it.
+        folder: Where to; replaced as a whole.
+        tokenizer: The backbone's; None leaves it out.
+        state: The model's tensors by name where they had to be gathered from several devices; None takes its own.
     """
-    source = folder / METADATA
-    if not source.is_file():
-        raise CheckpointError(f"{folder} holds no {METADATA}", expected="a checkpoint written by train-flow")
-    metadata = parse_line(FlowMetadata, source.read_text(encoding="utf-8"), path=str(source))
-    if metadata.flow_text != FLOW_TEXT:
-        raise CheckpointError(f"text form {metadata.flow_text} in {folder}", expected=FLOW_TEXT)
-    if strategies is not None and metadata.strategies != strategies:
-        raise CheckpointError(
-            f"{folder} was trained for taxonomy {metadata.taxonomy} ({', '.join(metadata.strategies)})",
-            expected=", ".join(strategies),
-        )
-    return metadata
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tensors = model.state_dict() if state is None else state
+    inner = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    backbone = model.backbone
+    if isinstance(backbone, PeftModel):
+        backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner, save_embedding_layers=False)
+    else:
+        base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=inner)
+    heads = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in heads_state(model)}
+    save_file(heads, str(fresh / HEADS))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(fresh / TOKENIZER))
+    write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
 
 
 def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from esckit.config.models import CheckpointBinding, RoleOptions
+from esckit.config.models import CheckpointBinding
 from esckit.config.search import SearchRecipe
 from esckit.dialogue.aflow_seeker import AFlowSeeker
 from esckit.dialogue.aflow_supporter import AFlowSupporter
@@ -14,7 +15,8 @@ from esckit.dialogue.rubric_critic import RubricCritic
 from esckit.dialogue.strategist import PromptedStrategist
 from esckit.dialogue.utterance import UtteranceRules
 from esckit.errors import ConfigError
-from esckit.pipelines.models import ModelPool
+from esckit.models.flow_metadata import policy_id
+from esckit.pipelines.models import ModelPool, is_strategy_policy
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import StrategyPolicy
 from esckit.search.mcts import Players, Provenance
@@ -80,7 +82,9 @@ def build_critic(recipe: SearchRecipe, pool: ModelPool) -> RubricCritic:
 
 def build_strategist(recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy) -> StrategyPolicy:
     """Return the strategist of a recipe."""
-    binding = _prompted(recipe.models.strategist)
+    binding = recipe.models.strategist
+    if is_strategy_policy(binding):
+        return pool.policy(binding, taxonomy)
     return PromptedStrategist(
         pool.voice(binding, max_attempts=recipe.search.max_attempts),
         load_prompt(recipe.prompts.strategist),
@@ -102,20 +106,13 @@ def prompt_ids(recipe: SearchRecipe) -> dict[str, str]:
 
 def provenance_of(recipe: SearchRecipe) -> Provenance:
     """Return what every tree of a run says about where it came from."""
-    prompts = prompt_ids(recipe)
-    _prompted(recipe.models.strategist)
+    prompts, strategist = prompt_ids(recipe), recipe.models.strategist
+    trained = strategist.checkpoint if isinstance(strategist, CheckpointBinding) else None
     return Provenance(
         run_seed=recipe.seed,
         taxonomy=load_taxonomy(recipe.taxonomy),
         round=recipe.search.round,
-        prior_source=prompts["strategist"],
+        prior_source=prompts["strategist"] if trained is None else policy_id(Path(trained)),
         readout=recipe.critic.readout,
         prompts=prompts,
     )
-
-
-def _prompted(binding: RoleOptions) -> RoleOptions:
-    """Return a strategist's binding, refused if it is a trained policy: those come with ``esckit train-flow``."""
-    if isinstance(binding, CheckpointBinding):
-        raise ConfigError(f"{binding.checkpoint!r} as a strategist", expected="a backbone, an endpoint or a script")
-    return binding

@@ -1,0 +1,179 @@
+"""A trained strategy policy in use: prior of a search, chooser in simulation and evaluation (arXiv 2602.08826).
+
+score(a|s) = log π(a|s) + w · V(s, a) over the ``top_k`` strategies of highest π; the best one is taken. One forward
+pass, no search, no draw. Prompted counterpart: :class:`esckit.dialogue.strategist.PromptedStrategist`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+
+from esckit.ledger import Scope
+from esckit.models.flow_loading import load_flow_model
+from esckit.models.flow_metadata import FlowMetadata, policy_id
+from esckit.models.flow_model import FlowModel
+from esckit.models.flow_text import FlowText
+from esckit.models.packed_rows import PackedRows
+from esckit.types import Scenario, Turn, Usage
+
+DEFAULT_MAX_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy says about one state, in taxonomy order.
+
+    Attributes:
+        probabilities: π(a|s); positive, sum 1.
+        values: V(s, a), positive.
+        scores: log π + w · V; minus infinity outside the ``top_k``.
+        strategy: The name of the highest score, the first of equals.
+        n_tokens: Tokens read.
+    """
+
+    probabilities: tuple[float, ...]
+    values: tuple[float, ...]
+    scores: tuple[float, ...]
+    strategy: str
+    n_tokens: int
+
+
+class CheckpointPolicy:
+    """A checkpoint of ``train-flow`` as a :class:`~esckit.protocols.StrategyPolicy`.
+
+    Args:
+        model: The flow model, in eval mode on its device.
+        text: The text form it was trained with.
+        name: For provenance.
+        value_weight: w; 0 where the values were not trained.
+        top_k: How many strategies may be chosen; None is all.
+        max_tokens: Above it whole oldest turns after the header go.
+    """
+
+    def __init__(
+        self,
+        model: FlowModel,
+        text: FlowText,
+        *,
+        name: str,
+        value_weight: float = 1.0,
+        top_k: int | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> None:
+        self.name = name
+        self._model, self._text = model.eval(), text
+        self._value_weight, self._top_k, self._max_tokens = value_weight, top_k, max_tokens
+        self._device = next(model.parameters()).device
+        # One thread: forward passes queue up instead of fighting for the cores, and the event loop stays free.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="esckit-policy")
+
+    @classmethod
+    def load(
+        cls,
+        run: Path,
+        *,
+        abbreviations: dict[str, str],
+        strategies: tuple[str, ...] | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "auto",
+        value_weight: float | None = None,
+        top_k: int | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            run: The run folder of ``train-flow``, or the checkpoint in it.
+            abbreviations: Strategy name to abbreviation, of the checkpoint's taxonomy.
+            strategies: The taxonomy it is wanted for; None takes its own.
+            dtype: Type of the backbone's weights; ``auto`` is float32, on a GPU bfloat16.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            value_weight: None is 1, or 0 where the checkpoint's values were not trained.
+            top_k: How many strategies may be chosen; None is all.
+            max_tokens: Above it whole oldest turns after the header go.
+
+        Raises:
+            CheckpointError: If there is no whole checkpoint, or it is of another taxonomy.
+            ConfigError: If its backbone cannot be reached.
+        """
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        kind = names.get(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)
+        model, tokenizer, metadata = load_flow_model(run, dtype=kind, strategies=strategies)
+        text = FlowText(
+            tokenizer,
+            situation=metadata.situation,
+            strategy_tags=metadata.strategy_tags,
+            abbreviations=abbreviations,
+        )
+        weight = default_value_weight(metadata) if value_weight is None else value_weight
+        return cls(
+            model.to(place),
+            text,
+            name=policy_id(run),
+            value_weight=weight,
+            top_k=top_k,
+            max_tokens=max_tokens,
+        )
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names in taxonomy order."""
+        return self._model.strategies
+
+    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Return π in taxonomy order; positive, sum 1."""
+        return (await self._read(scenario, turns, scope)).probabilities
+
+    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
+        """Return the strategy of the highest score."""
+        return (await self._read(scenario, turns, scope)).strategy
+
+    @torch.no_grad()
+    def decide(self, scenario: Scenario, turns: Sequence[Turn]) -> Decision:
+        """Return everything that the policy says about a dialogue in which the supporter speaks next."""
+        ids = self._text.prefix(scenario, turns, max_tokens=self._max_tokens)
+        last = torch.tensor([len(ids) - 1], device=self._device)
+        rows = PackedRows(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=torch.arange(len(ids), device=self._device).unsqueeze(0),
+            readout_row=torch.zeros_like(last),
+            readout_column=last,
+        )
+        outputs = self._model(rows)
+        # float64, so that the probabilities sum to 1 as finely as whoever smooths and stores them expects.
+        log_pi = outputs.log_pi[0].double().log_softmax(dim=0)
+        values = outputs.log_value[0].double().exp()
+        scores = log_pi + self._value_weight * values
+        if self._top_k is not None:
+            allowed = torch.zeros_like(scores, dtype=torch.bool)
+            allowed[log_pi.topk(min(self._top_k, len(scores))).indices] = True
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        return Decision(
+            probabilities=tuple(log_pi.exp().tolist()),
+            values=tuple(values.tolist()),
+            scores=tuple(scores.tolist()),
+            strategy=self.strategies[int(scores.argmax())],
+            n_tokens=len(ids),
+        )
+
+    async def aclose(self) -> None:
+        """Stop the thread; calling it twice is harmless."""
+        self._thread.shutdown(wait=True)
+
+    async def _read(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        decision = await asyncio.get_running_loop().run_in_executor(self._thread, self.decide, scenario, turns)
+        scope.spend("strategist", Usage(calls=1, prompt_tokens=decision.n_tokens))
+        return decision
+
+
+def default_value_weight(metadata: FlowMetadata) -> float:
+    """Return w of a checkpoint: 0 after behaviour cloning, which does not train the values."""
+    return 0.0 if metadata.objective.get("name") == "bc" else 1.0
