@@ -91,7 +91,7 @@ def save_checkpoint(
         metadata: What to know of it.
         folder: Where to; replaced as a whole.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
+    fresh = _fresh(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     inner = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
@@ -105,6 +105,17 @@ def save_checkpoint(
     write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
+
+
+def recover_checkpoint(folder: Path) -> None:
+    """Put a checkpoint in its place that a crash left just before its last step."""
+    if not folder.exists() and (_fresh(folder) / METADATA).is_file():
+        _fresh(folder).rename(folder)
+
+
+def _fresh(folder: Path) -> Path:
+    """Return where a checkpoint is written before it takes its place; its metadata come last."""
+    return folder.with_name(f".{folder.name}.new")
 
 
 def read_metadata(run: Path) -> RewardMetadata:

@@ -143,9 +143,11 @@ def train_session(session: Session, progress: Progress) -> None:
 
 def _run_state(session: Session, progress: Progress) -> Run:
     """Return where training goes on: from the last whole state, beside the checkpoint selected by then."""
-    from esckit.models.reward_checkpoint import FOLDER, METADATA, read_metadata
+    from esckit.models.reward_checkpoint import FOLDER, METADATA, read_metadata, recover_checkpoint
     from esckit.train.reward import STATES, Run
 
+    if session.process.is_main:
+        recover_checkpoint(session.out / FOLDER)
     state = last_state(session.out / STATES)
     best = None
     if state is not None and (session.out / FOLDER / METADATA).is_file():
@@ -178,8 +180,6 @@ def _keep(session: Session, evaluation: Evaluation, state: Mapping[str, Tensor])
     """Write the best state so far, and what it says about dev."""
     from esckit.models.reward_checkpoint import FOLDER, save_checkpoint
 
-    metadata = _metadata(session, evaluation)
-    save_checkpoint(session.net, state, session.tokenizer, metadata, session.out / FOLDER)
     write_records(
         session.out / PREDICTIONS,
         [
@@ -195,6 +195,9 @@ def _keep(session: Session, evaluation: Evaluation, state: Mapping[str, Tensor])
             for example, p in zip(session.dev.examples, evaluation.p, strict=True)
         ],
     )
+    # Last: what a crash leaves out is done again as long as the checkpoint is the older one.
+    metadata = _metadata(session, evaluation)
+    save_checkpoint(session.net, state, session.tokenizer, metadata, session.out / FOLDER)
 
 
 def _metadata(session: Session, evaluation: Evaluation) -> RewardMetadata:

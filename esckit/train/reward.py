@@ -7,7 +7,7 @@ Not here: how labels come about (:mod:`esckit.train.examples`), metrics (handed 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
 from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
 from esckit.models.reward_text import RewardInput, RewardText
@@ -148,6 +148,8 @@ class RewardTask(nn.Module):
         self.register_buffer("class_weight", class_weight, persistent=False)
         self._trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.register_state_dict_post_hook(_keep_trained)
+        # What FSDP shards as one piece: the backbone's layers.
+        self._no_split_modules = sorted({name for module in net.modules() for name in _layer_names(module)})
 
     def forward(
         self,
@@ -169,6 +171,11 @@ class RewardTask(nn.Module):
         else:
             loss = rrhf_loss(out, pairs, best, response_mask.sum(dim=1))
         return {"loss": loss, "p": probability(self.net.kind, out.detach())}
+
+
+def _layer_names(module: nn.Module) -> Iterable[str]:
+    """Return the class names of a backbone's layers, nothing for other modules."""
+    return (module._no_split_modules or ()) if isinstance(module, PreTrainedModel) else ()
 
 
 def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
