@@ -1,0 +1,86 @@
+"""DPO through TRL: nothing is cut, it learns which of two is better, and it goes on where it stopped."""
+
+import json
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from esckit.errors import ConfigError, DataError
+from esckit.train.dpo import dpo_arguments, dpo_trainer
+from esckit.train.rl_monitor import Watch
+from esckit.train.rl_plan import DpoSettings, plan_dpo
+from esckit.train.rl_trainer import quiet_warnings
+from tests.train.rl_fakes import learner, optim, place, rows
+
+SETTINGS = DpoSettings(beta=0.1, batch_size=4, micro_batch=2, max_prompt_tokens=2048, max_completion_tokens=512)
+
+
+def trainer_of(folder, *callbacks, **changes):
+    policy = learner()
+    pairs = [
+        {
+            "prompt": row["prompt"],
+            "chosen": [
+                {"role": "assistant", "content": f"<think>a</think> <response>yes {row['context_id']}</response>"}
+            ],
+            "rejected": [
+                {"role": "assistant", "content": f"<think>b</think> <response>no {row['context_id']}</response>"}
+            ],
+        }
+        for row in rows(policy)
+    ]
+    watch = Watch(folder, every=2, resumed_step=0, batch_ids=list, max_unscored=0.05)
+    settings = optim(**changes)
+    return dpo_trainer(
+        policy, pairs, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, *callbacks)
+    )
+
+
+def fit(trainer, state=None):
+    with quiet_warnings():
+        trainer.train(resume_from_checkpoint=state)
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_the_settings_are_passed_and_nothing_is_cut(tmp_path):
+    settings = DpoSettings(0.1, 16, 2, 2048, 512)
+    plan = plan_dpo(settings, optim(epochs=2), n_pairs=40, n_processes=1)
+    assert (plan.accumulate, plan.steps_per_epoch, plan.steps, plan.batch) == (8, 2, 4, 16)
+    found = dpo_arguments(settings, optim(epochs=2), plan, folder=tmp_path)
+    assert (found.beta, found.max_length, found.loss_type, found.max_steps) == (0.1, 2561, ["sigmoid"], 4)
+    assert found.gradient_accumulation_steps * found.per_device_train_batch_size == 16
+
+
+def test_few_pairs_make_smaller_steps_and_none_are_refused():
+    settings = DpoSettings(0.1, 16, 2, 2048, 512)
+    assert plan_dpo(settings, optim(), n_pairs=5, n_processes=1).batch == 4
+    with pytest.raises(DataError, match="1 pairs"):
+        plan_dpo(settings, optim(), n_pairs=1, n_processes=1)
+    with pytest.raises(ConfigError, match="pairs a step"):
+        plan_dpo(settings, optim(), n_pairs=50, n_processes=3)
+
+
+def test_the_better_output_becomes_likelier_and_every_token_of_it_counts(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=6)
+    example = trainer.train_dataset[0]
+    text = trainer.processing_class.decode(example["chosen_ids"])
+    assert text.startswith("<think>a</think> <response>yes")
+    assert text.rstrip().endswith("</response><|im_end|>")
+    fit(trainer)
+    margins = [json.loads(line)["rl/dpo/margin"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert margins[-1] > margins[0]
+
+
+class Stop(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_k_steps_resumed_by_k_steps_equal_two_k_steps_bit_for_bit(tmp_path):
+    whole = fit(trainer_of(tmp_path / "whole", max_steps=6, epochs=3))
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer_of(tmp_path / "cut", Stop(), max_steps=6, epochs=3, save_every=3))
+    resumed = fit(trainer_of(tmp_path / "cut", max_steps=6, epochs=3), str(tmp_path / "cut/states/checkpoint-3"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
