@@ -35,7 +35,8 @@ def train_reward(
 
     loaded = load_recipe(recipe, TrainRewardRecipe, overrides=changes or ())
     if dry_run:
-        echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
+        facts = plan(loaded.recipe).facts()
+        echo_facts(facts if as_json else {**facts, "warnings": "; ".join(facts["warnings"]) or None}, as_json=as_json)
         return
     if accelerate is not None:
         launch(accelerate)
@@ -43,4 +44,6 @@ def train_reward(
     with exit_code_noted(), shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
     if is_main:
-        echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
+        # Warnings were logged already.
+        shown = {name: value for name, value in result.summary.items() if as_json or name != "warnings"}
+        echo_facts({"out": str(result.out), **shown}, as_json=as_json)

@@ -94,23 +94,24 @@ class MetricsLog(TrainerCallback):
             return
         self._window.append(logs)
         if state.global_step % self._every == 0:
-            self._flush(state)
+            self._flush(state.global_step, state.epoch)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write what the window holds, so that a resumed run writes the same rows."""
-        self._flush(state)
+        self._flush(state.global_step, state.epoch)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write what is left."""
-        self._flush(state)
+        self._flush(state.global_step, state.epoch)
 
     def evaluation(self, step: int, epoch: float, metrics: Mapping[str, Any]) -> None:
-        """Write a row of dev metrics."""
+        """Write a row of dev metrics, behind what led to them."""
+        self._flush(step, epoch)
         self._append({"step": step, "epoch": round(epoch, 4), "dev": dict(metrics)})
 
-    def _flush(self, state: TrainerState) -> None:
+    def _flush(self, step: int, epoch: float | None) -> None:
         if not self._window:
             return
         means = {
@@ -118,8 +119,8 @@ class MetricsLog(TrainerCallback):
             for name in _WATCHED
             if all(name in row for row in self._window)
         }
-        epoch = round(state.epoch or 0.0, 4)
-        self._append({"step": state.global_step, "epoch": epoch, **means, "lr": self._window[-1]["learning_rate"]})
+        place = {"step": step, "epoch": round(epoch or 0.0, 4)}
+        self._append({**place, **means, "lr": self._window[-1]["learning_rate"]})
         self._window.clear()
 
     def _append(self, row: Mapping[str, Any]) -> None:
