@@ -7,9 +7,9 @@ waits on a model is ``async``; what computes is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from esckit.errors import DataError
 from esckit.ledger import Scope
@@ -166,14 +166,3 @@ class DatasetLoader(Protocol):
     def __call__(self, path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
         """Yield the dialogues of a file in its order."""
         ...
-
-
-class RewardFunction(Protocol):
-    """Exactly TRL's reward-callable contract: one float per completion, None where it could not be measured."""
-
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Return the rewards of a batch."""
-        ...
-
-
-JsonObject = Mapping[str, Any]
