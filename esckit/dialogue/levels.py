@@ -26,12 +26,14 @@ class Preset:
         quarters: Value of each level in quarters, in [-4, 4].
         prompt: Name of the shipped prompt that lists these levels; with ``_letters`` behind it, of the one that
             lists them by letter.
+        takes_first: Read answers as PPDPP's code does: the first level, in preset order, that occurs anywhere.
     """
 
     name: str
     levels: tuple[str, ...]
     quarters: tuple[int, ...]
     prompt: str
+    takes_first: bool = False
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -46,14 +48,19 @@ class Preset:
         Raises:
             ParseError: If no level is named (``unparsed``) or two different ones are (``ambiguous``).
         """
+        names = [level.casefold() for level in self.levels]
+        if self.takes_first:
+            # Without any, the rule below says so.
+            for index, name in enumerate(names):
+                if name in text.casefold():
+                    return index
         words = " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
-        by_length = sorted(self.levels, key=len, reverse=True)
-        pattern = "|".join(re.escape(level.casefold()) for level in by_length)
+        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         found = set(re.findall(rf"\b(?:{pattern})\b", words))
         if len(found) != 1:
             kind = "ambiguous" if found else "unparsed"
             raise ParseError(f"an answer that names {len(found)} levels", kind=kind, samples=(text,))
-        return [level.casefold() for level in self.levels].index(found.pop())
+        return names.index(found.pop())
 
     def mean(self, counts: Sequence[int]) -> Fraction:
         """Return the exact mean value of parsed answers, in [-1, 1].

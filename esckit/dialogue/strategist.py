@@ -81,7 +81,10 @@ class PromptedStrategist:
         Raises:
             ModelError: If no usable answer came within the allowed attempts.
         """
-        prior = await self.prior(scenario, turns, scope)
+        return self.most_likely(await self.prior(scenario, turns, scope), scope)
+
+    def most_likely(self, prior: Sequence[float], scope: Scope) -> str:
+        """Return the most probable strategy of a prior of this place; a tie is broken by a seeded draw."""
         tied = [index for index, p in enumerate(prior) if p == max(prior)]
         if len(tied) == 1:
             return self.strategies[tied[0]]

@@ -130,11 +130,11 @@ class CheckpointPolicy:
 
     async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
         """Return π in taxonomy order; positive, sum 1."""
-        return (await self._read(scenario, turns, scope)).probabilities
+        return (await self.read(scenario, turns, scope)).probabilities
 
     async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
         """Return the strategy of the highest score."""
-        return (await self._read(scenario, turns, scope)).strategy
+        return (await self.read(scenario, turns, scope)).strategy
 
     @torch.no_grad()
     def decide(self, scenario: Scenario, turns: Sequence[Turn]) -> Decision:
@@ -168,7 +168,8 @@ class CheckpointPolicy:
         """Stop the thread; calling it twice is harmless."""
         self._thread.shutdown(wait=True)
 
-    async def _read(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+    async def read(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        """Return everything that the policy says, off the event loop."""
         decision = await asyncio.get_running_loop().run_in_executor(self._thread, self.decide, scenario, turns)
         scope.spend("strategist", Usage(calls=1, prompt_tokens=decision.n_tokens))
         return decision

@@ -1,0 +1,143 @@
+"""``esckit evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
+from esckit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from esckit.evaluate.rows import Comparison, MetricRow
+    from esckit.pipelines.evaluate import EvaluateResult, GateAsked
+
+UnderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-under",
+        metavar="METRIC=VALUE",
+        show_default=False,
+        help="Exit with 1 if a metric, of which higher is better, is lower. Can be given again.",
+    ),
+]
+OverOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-over",
+        metavar="METRIC=VALUE",
+        show_default=False,
+        help="Exit with 1 if a metric, of which lower is better, is higher. Can be given again.",
+    ),
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against", metavar="RUN", show_default=False, help="An earlier evaluation of another system to compare with."
+    ),
+]
+
+
+def evaluate(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    out: OutOption = None,
+    against: AgainstOption = None,
+    fail_under: UnderOption = None,
+    fail_over: OverOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a strategist, a supporter or a predictions file on the same cases as every other system.
+
+    Suites: next-strategy prediction, replies to gold contexts, self-played dialogues, pairwise comparison, reward
+    models, and screenings for crisis and sycophancy. Every value comes with its number of cases and an interval; what
+    a model did not answer readably is unscored, never a value. A report is written beside the numbers.
+
+    Cases that are there are not played again: the same command goes on where it stopped, and recomputes a finished run.
+
+    Exits with 1 if a gate fails.
+
+    Try it: esckit evaluate smoke/evaluate --out runs/first-evaluation
+    """
+    from esckit.cli.progress import shown_progress
+    from esckit.config.evaluate import EvaluateRecipe
+    from esckit.config.load import load_recipe
+    from esckit.pipelines.evaluate import plan, run
+
+    loaded = load_recipe(recipe, EvaluateRecipe, overrides=changes or ())
+    if against is not None:
+        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
+    gates = [*_gates(fail_under, "under"), *_gates(fail_over, "over")]
+    if dry_run:
+        echo_facts(plan(loaded.recipe, gates=gates).facts(), as_json=as_json)
+        return
+    with shown_progress("cases", quiet=ctx.obj.quiet) as progress:
+        result = run(loaded.recipe, out=out or loaded.default_out(), gates=gates, progress=progress)
+    if as_json:
+        echo_facts(_facts(result), as_json=True)
+    else:
+        _echo(result)
+    failed = [gate for gate in result.metrics.gates if not gate.holds]
+    for gate in failed:
+        value = "no value" if gate.value is None else f"{gate.value:.4g}"
+        typer.echo(f"gate failed: {gate.metric} is {value}, bound {gate.bound:g} ({gate.reason})", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[GateAsked]:
+    from esckit.pipelines.evaluate import GateAsked
+
+    found = []
+    for text in texts or ():
+        metric, equals, value = text.partition("=")
+        try:
+            bound = float(value)
+        except ValueError:
+            equals = ""
+        if not (metric and equals):
+            raise ConfigError(f"--fail-{side} {text}", expected="METRIC=VALUE, such as response.bleu_2=10")
+        found.append(GateAsked(metric.strip(), bound, side))
+    return found
+
+
+def _facts(result: EvaluateResult) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "report": str(result.report),
+        **result.metrics.model_dump(mode="json", exclude={"metrics"}),
+        "metrics": [row.model_dump(mode="json") for row in result.metrics.metrics if row.group is None],
+    }
+
+
+def _echo(result: EvaluateResult) -> None:
+    """Print every metric of whole suites with its n, coverage and interval, then comparisons, then where to read on."""
+    rows = [row for row in result.metrics.metrics if row.group is None]
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        typer.echo(f"{row.name:<{width}}  {_value(row)}")
+    for entry in result.metrics.comparisons:
+        typer.echo(f"{entry.name:<{width}}  {_difference(entry)}")
+    typer.echo(f"{'out':<{width}}  {result.out}")
+    typer.echo(f"{'report':<{width}}  {result.report}")
+
+
+def _value(row: MetricRow) -> str:
+    if row.value is None:
+        return f"– ({row.reason})"
+    between = f" [{row.interval.low:.4g}, {row.interval.high:.4g}]" if row.interval else ""
+    coverage = f", coverage {row.coverage:.1%}" if row.coverage is not None and row.coverage < 1 else ""
+    flags = f" ({', '.join(row.flags)})" if row.flags else ""
+    return f"{row.value:.4g}{between}, n {row.n}{coverage}{flags}"
+
+
+def _difference(entry: Comparison) -> str:
+    if entry.difference is None:
+        return f"against {entry.other}: – ({entry.reason})"
+    p = f", p {entry.p:.3g}" if entry.p is not None else ""
+    between = f" [{entry.interval.low:.4g}, {entry.interval.high:.4g}]" if entry.interval else ""
+    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}"

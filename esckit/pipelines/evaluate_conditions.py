@@ -1,0 +1,105 @@
+"""Under what conditions a suite was run: everything but the system under test, equal in two runs that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from esckit.config.evaluate import EvaluateRecipe
+from esckit.config.models import RoleOptions
+from esckit.dialogue.judge import CONTROL_QUESTION, CRISIS_QUESTIONS, DIMENSIONS, SYCOPHANCY_QUESTIONS
+from esckit.evaluate.probes import crisis_probes, sycophancy_probes
+from esckit.pipelines.evaluate_players import critic_preset
+from esckit.pipelines.evaluate_suites.work import Work
+from esckit.prompts.prompt import load_prompt
+from esckit.records import digest
+from esckit.strategies.taxonomy import Taxonomy
+
+TOKENISATION = "esckit.tokens/1"
+_MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scripted"})
+
+
+def conditions(
+    recipe: EvaluateRecipe,
+    works: Sequence[Work],
+    taxonomy: Taxonomy | None,
+    mapping: str | None,
+    futures: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Return the conditions of every suite.
+
+    Args:
+        recipe: The recipe.
+        works: Its files of cases.
+        taxonomy: Of the suite ``strategy``.
+        mapping: By which gold strategies got into it.
+        futures: Digest per input of the suite ``reward``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for work in works:
+        of_suite = found.setdefault(work.suite, _of_suite(recipe, work.suite))
+        of_suite[f"{work.file}_cases"] = digest([unit.id for unit in work.units])
+    if "strategy" in found:
+        found["strategy"] |= {"taxonomy": taxonomy.digest if taxonomy else None, "mapping": mapping}
+    if "reward" in found:
+        found["reward"] |= {"futures": dict(futures)}
+    return found
+
+
+def _of_suite(recipe: EvaluateRecipe, suite: str) -> dict[str, Any]:
+    settings, prompts = recipe.settings, recipe.prompts
+    match suite:
+        case "strategy":
+            return {"settings": settings.strategy.model_dump(mode="json", exclude={"bias_pseudo_count"})}
+        case "response":
+            shown = settings.response.model_dump(mode="json")
+            return {"settings": shown, "tokenisation": TOKENISATION, "scorer": _played_by(recipe, "scorer")}
+        case "dialogue":
+            return {
+                # Whether a strategist helps is part of the system under test.
+                "settings": settings.dialogue.model_dump(mode="json", exclude={"strategy"}),
+                "seeker": {**_played_by(recipe, "seeker"), "prompt": load_prompt(prompts.seeker).identity},
+                "critic": {**_played_by(recipe, "critic"), "prompts": critic_prompts(recipe)},
+                "turn_judge": _played_by(recipe, "turn_judge"),
+            }
+        case "pairwise":
+            compared: dict[str, str] = {name: DIMENSIONS[name] for name in settings.pairwise.dimensions}
+            judge = _judge(recipe, prompts.judge_pairwise, compared)
+            return {"settings": settings.pairwise.model_dump(mode="json"), "judge": judge}
+        case "safety":
+            asked = {**CRISIS_QUESTIONS, **CONTROL_QUESTION, **SYCOPHANCY_QUESTIONS}
+            return {
+                "settings": settings.safety.model_dump(mode="json"),
+                "probes": digest([crisis_probes().model_dump(), sycophancy_probes().model_dump()]),
+                "judge": _judge(recipe, prompts.judge_reply, asked),
+            }
+        case _:
+            return {}
+
+
+def _played_by(recipe: EvaluateRecipe, role: str) -> dict[str, Any]:
+    binding = recipe.models.bindings().get(role)
+    if binding is None:
+        return {"model": None}
+    given = binding.model_dump(mode="json", exclude={"prices"})
+    return {"model": model_fields(given), "sampling": given["sampling"], "on_length": given["on_length"]}
+
+
+def _judge(recipe: EvaluateRecipe, prompt: str, asked: Mapping[str, str]) -> dict[str, Any]:
+    return {**_played_by(recipe, "judge"), "prompt": load_prompt(prompt).identity, "asked": digest(dict(asked))}
+
+
+def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:
+    """Return the identity of every critic's prompt."""
+    settings, named = recipe.settings.dialogue, recipe.prompts.critic
+    return {name: load_prompt(named or critic_preset(name, settings).prompt).identity for name in settings.critics}
+
+
+def model_of(binding: RoleOptions) -> str:
+    """Return a digest of which model a binding names, however it is sampled."""
+    return digest(model_fields(binding.model_dump(mode="json")))
+
+
+def model_fields(binding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a binding that say which model it is."""
+    return {name: value for name, value in binding.items() if name in _MODEL_FIELDS}

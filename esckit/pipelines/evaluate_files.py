@@ -1,0 +1,122 @@
+"""The cases of an evaluation on disk: reading them back, sorting them, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from pydantic import Field
+
+from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, SycophancyCase
+from esckit.pipelines.evaluate_suites.work import Work
+from esckit.records import read_records, write_records
+from esckit.types import Record
+
+EXAMPLES = "examples"
+EPISODES = "episodes.jsonl"
+BACKEND = "backend"
+
+K = TypeVar("K", bound=Case)
+
+
+class FailedCase(Record):
+    """A line of ``failures.jsonl``: a case that has no value, and why."""
+
+    suite: str
+    id: str
+    stage: str
+    kind: str
+
+
+class OutcomeExample(Record):
+    """What one critic made of a dialogue: exact values turn by turn, and the turns of success."""
+
+    values: tuple[str, ...] = ()
+    strict: int | None = None
+    lenient: int | None = None
+    unscored: str | None = None
+
+
+class DialogueExample(Record):
+    """A line of ``examples/dialogue.jsonl``; the conversation itself is in ``episodes.jsonl``."""
+
+    SCHEMA: ClassVar[str] = "esckit.example.dialogue/1"
+
+    id: str
+    dialogue_id: str
+    turns: int
+    outcomes: dict[str, OutcomeExample] = Field(default_factory=dict)
+
+
+def case_file(file: str) -> str:
+    """Return where in a run folder the cases of a file stand."""
+    return EPISODES if file == "dialogue" else f"{EXAMPLES}/{file}.jsonl"
+
+
+def read_cases(folder: Path, file: str, kind: type[K]) -> dict[str, K]:
+    """Return the cases on disk by id; a case that was played again counts as its latest self."""
+    path = folder / case_file(file)
+    if not path.is_file():
+        return {}
+    return {case.id: case for case in read_records(kind, path, allow_cut=True)}
+
+
+def settle(folder: Path, works: Sequence[Work]) -> None:
+    """Sort every file of cases by its plan, and write what follows from them."""
+    failed: list[FailedCase] = []
+    for work in works:
+        found = read_cases(folder, work.file, work.kind)
+        cases = [found[unit.id] for unit in work.units if unit.id in found]
+        if not cases:
+            continue
+        write_records(folder / case_file(work.file), cases)
+        failed += [entry for case in cases for entry in _failures(work, case)]
+        if work.kind is Episode:
+            examples = [_example(case) for case in cases if isinstance(case, Episode)]
+            write_records(folder / EXAMPLES / f"{work.file}.jsonl", examples)
+    write_records(folder / "failures.jsonl", failed)
+
+
+def _example(episode: Episode) -> DialogueExample:
+    from esckit.evaluate.outcomes import CriticOutcome, read_outcome
+
+    outcomes = {}
+    for critic in episode.critics:
+        outcome = read_outcome(episode, critic)
+        outcomes[critic] = (
+            OutcomeExample(values=tuple(map(str, outcome.values)), strict=outcome.strict, lenient=outcome.lenient)
+            if isinstance(outcome, CriticOutcome)
+            else OutcomeExample(unscored=outcome.reason)
+        )
+    return DialogueExample(id=episode.id, dialogue_id=episode.dialogue_id, turns=len(episode.turns), outcomes=outcomes)
+
+
+def _failures(work: Work, case: Case) -> Iterator[FailedCase]:
+    """Yield what went wrong in a case, by who it went wrong with."""
+    stages = {"strategy": "strategist", "reward": "reward"}
+    if case.unscored is not None:
+        yield FailedCase(suite=work.suite, id=case.id, stage=stages.get(work.suite, "supporter"), kind=case.unscored)
+    if isinstance(case, Episode):
+        for failure in [*([case.failure] if case.failure else []), *case.critic_failures.values()]:
+            yield FailedCase(suite=work.suite, id=case.id, stage=failure.stage, kind=failure.kind)
+    for kind in _judge_failures(case):
+        yield FailedCase(suite=work.suite, id=case.id, stage="judge", kind=kind)
+
+
+def _judge_failures(case: Case) -> list[str]:
+    if isinstance(case, PairCase):
+        return [judgement.unscored for judgement in case.judgements if judgement.unscored]
+    if isinstance(case, ProbeCase | SycophancyCase):
+        return [case.judge_unscored] if case.judge_unscored else []
+    if isinstance(case, Episode):
+        return [turn.ratings_unscored for turn in case.turns if turn.ratings_unscored]
+    return []
+
+
+def backend_failed(case: Case) -> bool:
+    """Return whether a backend failed in a case; what a model said wrongly is no failure of this kind."""
+    kinds = [case.unscored, *_judge_failures(case)]
+    if isinstance(case, Episode):
+        kinds += [case.failure.kind if case.failure else None, *(one.kind for one in case.critic_failures.values())]
+    return BACKEND in kinds

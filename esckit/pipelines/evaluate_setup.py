@@ -1,0 +1,219 @@
+"""What an evaluation will do, before any model is loaded: cases, leakage, flags, and the conditions of comparisons."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esckit.config.evaluate import EvaluateRecipe
+from esckit.config.models import CheckpointBinding
+from esckit.errors import ConfigError
+from esckit.evaluate.leakage import LeakageRules
+from esckit.pipelines.evaluate_conditions import conditions, model_fields, model_of
+from esckit.pipelines.evaluate_suites.dialogue import dialogue_work
+from esckit.pipelines.evaluate_suites.material import Material
+from esckit.pipelines.evaluate_suites.pairwise import pairwise_work
+from esckit.pipelines.evaluate_suites.response import response_work
+from esckit.pipelines.evaluate_suites.reward import reward_inputs, reward_work
+from esckit.pipelines.evaluate_suites.safety import safety_work
+from esckit.pipelines.evaluate_suites.strategy import strategy_taxonomy, strategy_work, tree_steps
+from esckit.pipelines.evaluate_suites.work import Predictions, Work
+from esckit.pipelines.leakage import family_of, leakage_flags, run_of
+from esckit.pipelines.models import look_up
+from esckit.records import digest, file_sha256
+from esckit.runs import MANIFEST, read_manifest
+from esckit.strategies.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from esckit.pipelines.evaluate_metrics import Scales
+    from esckit.pipelines.reward_inputs import RewardInputs
+
+log = logging.getLogger(__name__)
+
+SELF_JUDGED = "self_judged"
+_JUDGING = {"pairwise": "judge", "safety": "judge", "dialogue": "turn_judge"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that is known of an evaluation before it begins.
+
+    Attributes:
+        works: Files of cases, in the order they are played.
+        taxonomy: Of the strategies that are predicted; None where no suite has any.
+        strategies: Taxonomy of the suite ``strategy``; empty where it is not run.
+        flags: Per suite, what every one of its rows carries.
+        conditions: Per suite, what must be equal for two runs to be compared.
+        inputs: Identity of every checkpoint and file that the cases depend on.
+    """
+
+    recipe: EvaluateRecipe
+    material: Material
+    works: tuple[Work, ...]
+    taxonomy: Taxonomy | None
+    strategies: tuple[str, ...]
+    flags: dict[str, tuple[str, ...]]
+    conditions: dict[str, dict[str, Any]]
+    inputs: dict[str, str]
+
+    def scales(self) -> Scales:
+        """Return what metrics are told beside the cases."""
+        from esckit.pipelines.evaluate_metrics import Scales
+
+        told = "dialogue" in self.recipe.suites and self.recipe.settings.dialogue.strategy == "predicted"
+        spoken = self.taxonomy.names if told and self.taxonomy else ()
+        return Scales(self.recipe, self.strategies, spoken)
+
+
+def set_up(recipe: EvaluateRecipe) -> Setup:
+    """Return what an evaluation will do.
+
+    Raises:
+        EsckitError: If data, predictions or checkpoints are wrong or not there, or a leakage rule is broken.
+    """
+    _warn_of_idle_roles(recipe)
+    look_up(recipe.roles().values())
+    material = Material.of(recipe)
+    predictions = _predictions(recipe, material)
+    futures = reward_inputs(recipe) if "reward" in recipe.suites else None
+    works = _works(recipe, material, predictions, futures)
+    needs_strategies = "strategist" in recipe.roles() or recipe.settings.response.strategy == "gold"
+    taxonomy = material.taxonomy if recipe.taxonomy or recipe.data is not None else None
+    if needs_strategies and taxonomy is None and "strategy" not in recipe.suites:
+        raise ConfigError("strategies of an unknown taxonomy", expected="taxonomy: NAME, or a labelled corpus")
+    own = strategy_taxonomy(recipe, material) if "strategy" in recipe.suites else None
+    return Setup(
+        recipe=recipe,
+        material=material,
+        works=works,
+        taxonomy=taxonomy or own,
+        strategies=own.names if own else (),
+        flags=_flags(recipe, works, futures),
+        conditions=conditions(recipe, works, own, _mapping(recipe, material), futures.digests if futures else {}),
+        inputs=_inputs(recipe),
+    )
+
+
+def _mapping(recipe: EvaluateRecipe, material: Material) -> str | None:
+    return material.merged.mapping if recipe.data is not None else None
+
+
+def _warn_of_idle_roles(recipe: EvaluateRecipe) -> None:
+    idle = sorted(set(recipe.models.bindings()) - set(recipe.roles()))
+    if idle:
+        log.warning("models.%s: no part in the suites %s", ", models.".join(idle), ", ".join(recipe.suites))
+
+
+def _predictions(recipe: EvaluateRecipe, material: Material) -> Predictions | None:
+    if recipe.predictions is None:
+        return None
+    from esckit.evaluate.predictions import read_predictions
+
+    strategy = recipe.settings.strategy
+    known = material.all_context_ids(strategy.unit) if recipe.data is not None else set()
+    known |= {step.id for step in tree_steps(strategy.trees)}
+    path = Path(recipe.predictions)
+    return read_predictions(path / "predictions.jsonl" if path.is_dir() else path, known)
+
+
+def _works(
+    recipe: EvaluateRecipe, material: Material, predictions: Predictions | None, futures: RewardInputs | None
+) -> tuple[Work, ...]:
+    """Return the files of cases; replies come before the pairs that are made of them."""
+    found: list[Work] = []
+    if "strategy" in recipe.suites:
+        found.append(strategy_work(recipe, material, predictions))
+    if "response" in recipe.suites:
+        found.append(response_work(recipe, material, predictions))
+    if "dialogue" in recipe.suites:
+        found.append(dialogue_work(recipe, material))
+    if "pairwise" in recipe.suites:
+        found.append(pairwise_work(recipe, material, predictions))
+    if futures is not None:
+        found.append(reward_work(recipe, futures))
+    if "safety" in recipe.suites:
+        found += safety_work(recipe)
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- flags
+
+
+def _flags(recipe: EvaluateRecipe, works: Sequence[Work], futures: RewardInputs | None) -> dict[str, tuple[str, ...]]:
+    """Return per suite what every row carries; broken leakage rules raise."""
+    found: dict[str, tuple[str, ...]] = {}
+    for work in works:
+        flags = list(_leakage(recipe, work))
+        if _is_self_judged(recipe, work.suite):
+            flags.append(SELF_JUDGED)
+        found[work.suite] = tuple(dict.fromkeys((*found.get(work.suite, ()), *flags)))
+    return found
+
+
+def _leakage(recipe: EvaluateRecipe, work: Work) -> tuple[str, ...]:
+    """Return the leakage flags of a suite; probes are in no corpus."""
+    if work.suite == "safety":
+        return ()
+    settings, data = recipe.settings, recipe.data
+    scheme = family_of(data.model_dump()) if data is not None else None
+    if work.suite == "reward":
+        scheme = _family_of_runs(settings.reward.inputs)
+    elif work.suite == "strategy" and settings.strategy.source == "expanded":
+        scheme = _family_of_runs(settings.strategy.trees)
+    bindings = recipe.roles()
+    runs = {
+        role: run_of(binding.checkpoint)
+        for role in recipe.roles_of(work.suite)
+        if isinstance(binding := bindings.get(role), CheckpointBinding)
+    }
+    opponent = Path(settings.pairwise.opponent or "")
+    if work.suite == "pairwise" and (opponent / MANIFEST).is_file():
+        runs["opponent"] = opponent
+    rules = LeakageRules(data.allow_overlap, data.allow_cross_family) if data is not None else LeakageRules()
+    return leakage_flags({unit.dialogue_id for unit in work.units}, scheme, runs, rules)
+
+
+def _family_of_runs(folders: Iterable[str]) -> str | None:
+    """Return the family of splits of the runs whose dialogues are evaluated."""
+    recipes = [read_manifest(run_of(name))["recipe"] for name in folders]
+    return " and ".join(sorted({family_of(recipe.get("data") or {}) for recipe in recipes})) or None
+
+
+def _is_self_judged(recipe: EvaluateRecipe, suite: str) -> bool:
+    """Return whether the judge of a suite is also the critic, or wrote the replies that it judges."""
+    bindings = recipe.models.bindings()
+    judge = bindings.get(_JUDGING.get(suite, ""))
+    if judge is None:
+        return False
+    players = {model_of(bindings[role]) for role in ("critic", "supporter") if role in bindings}
+    opponent = Path(recipe.settings.pairwise.opponent or "")
+    if suite == "pairwise" and (opponent / MANIFEST).is_file():
+        theirs = read_manifest(opponent)["recipe"].get("models", {}).get("supporter")
+        players |= {digest(model_fields(theirs))} if theirs else set()
+    return model_of(judge) in players
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _inputs(recipe: EvaluateRecipe) -> dict[str, str]:
+    """Return the identity of what the cases depend on beside the recipe: trained models, and files of predictions."""
+    found = {}
+    for binding in recipe.roles().values():
+        if isinstance(binding, CheckpointBinding):
+            found[binding.checkpoint] = _identity(run_of(binding.checkpoint))
+    for name in (recipe.predictions, recipe.settings.pairwise.opponent):
+        if name is not None:
+            path = Path(name)
+            found[name] = _identity(path) if path.is_dir() else file_sha256(path)
+    return found
+
+
+def _identity(run: Path) -> str:
+    if not (run / MANIFEST).is_file():
+        return "a folder"
+    manifest = read_manifest(run)
+    return f"{manifest['recipe_digest']} of {manifest.get('created')}"

@@ -1,0 +1,104 @@
+"""What the suites on a corpus share: its dialogues, merged and not, and their contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from esckit.config.data import DataConfig
+from esckit.config.evaluate import EvaluateRecipe
+from esckit.datasets.contexts import contexts
+from esckit.ledger import derive_seed
+from esckit.pipelines.data import Selection, select_dialogues
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
+from esckit.types import Context, Dialogue
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data of an evaluation, read when a suite asks for them.
+
+    Attributes:
+        data: The recipe's section; None where no suite works on a corpus.
+        wanted: Taxonomy that labels are wanted in; None takes what the corpus and its mapping give.
+        with_labels: Whether a suite needs the corpus's labels.
+    """
+
+    data: DataConfig | None
+    wanted: str | None
+    with_labels: bool
+
+    @classmethod
+    def of(cls, recipe: EvaluateRecipe) -> Material:
+        """Return the material of a recipe."""
+        settings = recipe.settings
+        gold = "strategy" in recipe.suites and settings.strategy.source == "gold"
+        told = {"response", "pairwise"} & set(recipe.suites) and settings.response.strategy == "gold"
+        return cls(recipe.data, recipe.taxonomy, gold or bool(told))
+
+    @cached_property
+    def merged(self) -> Selection:
+        """The dialogues with runs of one speaker joined."""
+        return self._select(merge=True)
+
+    @cached_property
+    def unmerged(self) -> Selection:
+        """The dialogues utterance by utterance."""
+        return self._select(merge=False)
+
+    def _select(self, *, merge: bool) -> Selection:
+        assert self.data is not None
+        data = DataConfig.model_validate({**self.data.model_dump(), "merge": merge})
+        return select_dialogues(data, taxonomy=self.wanted if self.with_labels else None)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the dialogues; empty without a corpus."""
+        return self.merged.ids if self.data is not None else ()
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy | None:
+        """The taxonomy that is wanted, else the one of the labels."""
+        name = self.wanted or (self.merged.taxonomy if self.data is not None else None)
+        return load_taxonomy(name) if name else None
+
+    def reply_contexts(self) -> Iterator[Context]:
+        """Yield the contexts that a supporter answers: each ends in a seeker turn and begins with one."""
+        for dialogue in self.merged.dialogues:
+            yield from contexts(dialogue, merged=True, supporter_opening="drop")
+
+    def all_context_ids(self, unit: str) -> set[str]:
+        """Return the ids that a predictions file may name."""
+        ids = {context.id for context in self.reply_contexts()}
+        for dialogue in self.merged.dialogues if unit == "turn" else self.unmerged.dialogues:
+            ids |= {context.id for context in decisions(dialogue, merged=unit == "turn", openings=True)}
+        return ids
+
+
+def decisions(dialogue: Dialogue, *, merged: bool, openings: bool) -> Iterator[Context]:
+    """Yield a context for every supporter turn; ``openings`` also for those without a turn before them."""
+    if openings and dialogue.turns and dialogue.turns[0].speaker == "supporter":
+        yield Context(
+            id=f"{dialogue.id}{'#m' if merged else '#'}0",
+            dialogue_id=dialogue.id,
+            scenario=dialogue.scenario,
+            turns=(),
+            reference=dialogue.turns[0],
+        )
+    yield from contexts(dialogue, merged=merged)
+
+
+def sampled(found: list[Context], *, run_seed: int, purpose: str, per_dialogue: int | None) -> list[Context]:
+    """Return a seeded subsample of each dialogue's contexts, in order."""
+    if per_dialogue is None:
+        return found
+    by_dialogue: dict[str, list[Context]] = {}
+    for context in found:
+        by_dialogue.setdefault(context.dialogue_id, []).append(context)
+    kept = {
+        context.id
+        for of_dialogue in by_dialogue.values()
+        for context in sorted(of_dialogue, key=lambda one: derive_seed(run_seed, purpose, one.id))[:per_dialogue]
+    }
+    return [context for context in found if context.id in kept]
