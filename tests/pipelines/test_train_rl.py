@@ -1,0 +1,269 @@
+"""`train-rl` as a pipeline: every reward, resume to the same bytes, and the policy as a supporter in other commands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esckit.config.simulate import SimulateRecipe
+from esckit.config.train_rl import TrainRlRecipe
+from esckit.errors import CheckpointError, ConfigError, DataError, FailureRateError, TrainingError
+from esckit.models.rl_policy import read_policy
+from esckit.pipelines.executor import NoProgress
+from esckit.pipelines.simulate import run as run_simulate
+from esckit.pipelines.train_reward import run as run_train_reward
+from esckit.pipelines.train_rl import plan, run
+from esckit.records import read_records
+from esckit.train.splits import is_dev
+from esckit.types import Future
+from tests.pipelines.reward_runs import reward_recipe, simulated
+
+LEXICON = {"kind": "esckit.train.lexicon:lexicon_reward"}
+
+
+def no_reward(conversations: Any, responses: Any) -> list[None]:
+    return [None] * len(responses)
+
+
+def bad_reward(conversations: Any, responses: Any) -> list[float]:
+    return [float("nan")] * len(responses)
+
+
+def letter_reward(conversations: Any, responses: Any) -> list[float]:
+    return [float("e" in text) for text in responses]
+
+
+def recipe(**sections: Any) -> TrainRlRecipe:
+    base: dict[str, Any] = {
+        "command": "train-rl",
+        "seed": 7,
+        "data": {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "train", "limit": 6},
+        "contexts": {"per_dialogue": 1},
+        "models": {"policy": {"backbone": "tiny-random"}},
+        "reward": {"kind": "tests.pipelines.test_train_rl:letter_reward"},
+        "grpo": {"prompts_per_step": 2, "max_prompt_tokens": 1600, "max_completion_tokens": 8},
+        "optim": {"lr": 1e-2, "max_steps": 3, "gradient_checkpointing": False},
+        "dev": {"share": 0.3, "max_contexts": 2},
+        "monitor": {"log_every": 1, "sample_every": 1, "samples": 2, "dev_every": 2},
+        "logging": {"save_every": 1},
+    }
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
+    return TrainRlRecipe.model_validate({name: section for name, section in base.items() if section is not None})
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "rl/step_s"} for row in found]
+
+
+class StopAt(NoProgress):
+    """Interrupts a run after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, n: int = 1, **counts: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rl") / "policy"
+    run(recipe(), out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def futures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated(tmp_path_factory.mktemp("futures") / "run")
+
+
+def test_a_run_leaves_policy_metrics_samples_card_and_summary(trained: Path) -> None:
+    metadata = read_policy(trained)
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert (metadata.backbone, metadata.algorithm, metadata.step, metadata.diverged) == (
+        "tiny-random",
+        "grpo",
+        3,
+        False,
+    )
+    assert list(metadata.dialogue_ids) == manifest["data"]["ids"]
+    assert metadata.prompt == manifest["prompts"]["policy"]
+    assert manifest["status"] == "complete"
+    assert all(is_dev(7, name, 0.3) for name in metadata.dev_ids)
+    assert "tiny-random" in (trained / "model_card.md").read_text()
+    assert not (trained / "states").exists()
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (summary["steps"], summary["selected_step"]) == (3, 3)
+    assert summary["dev"].keys() == {"before training", "after training"}
+    files = {path.name for path in (trained / "checkpoint/adapter").iterdir()}
+    assert files == {"adapter_model.safetensors", "adapter_config.json"}
+    config = json.loads((trained / "checkpoint/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-random"
+    assert [row["step"] for row in rows(trained)] == [0, 1, 2, 2, 3, 3]
+    sample = json.loads((trained / "samples.jsonl").read_text().splitlines()[0])
+    assert {"reply", "reasoning", "raw", "parse_kind", "future", "format", "reward"} <= sample.keys()
+
+
+def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    run(recipe(), out=trained)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(), out=tmp_path / "run", progress=StopAt(3))
+    assert (tmp_path / "run/states").is_dir()
+    run(recipe(), out=tmp_path / "run")
+    name = "checkpoint/adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
+    assert rows(tmp_path / "run") == rows(trained)
+    assert (tmp_path / "run/samples.jsonl").read_bytes() == (trained / "samples.jsonl").read_bytes()
+
+
+def test_the_policy_is_a_supporter_of_other_commands_and_shows_its_reasoning_to_nobody(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = simulated_recipe(trained)
+    run_simulate(base, out=tmp_path / "run")
+    (first, *_) = read_records(Future, tmp_path / "run/futures.jsonl")
+    assert first.exchanges
+    assert all("<think>" not in exchange.supporter.response for exchange in first.exchanges)
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert "policy/policy" in str(manifest["models"])
+
+
+def simulated_recipe(policy: Path) -> SimulateRecipe:
+    return SimulateRecipe.model_validate(
+        {
+            "command": "simulate",
+            "seed": 7,
+            "data": {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "valid", "limit": 1},
+            "contexts": {"per_dialogue": 1},
+            "models": {
+                "supporter": {"checkpoint": str(policy), "sampling": {"max_tokens": 8}},
+                "seeker": {"scripted": "seeker"},
+                "critic": {"scripted": "critic"},
+            },
+            "critic": {"samples": 2},
+            "simulation": {"candidates": 1, "horizon": 1},
+            "max_failure_rate": 1.0,
+        }
+    )
+
+
+def test_a_run_of_another_command_is_no_supporter(futures: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no policy"):
+        run_simulate(simulated_recipe(futures), out=tmp_path / "run")
+
+
+def test_a_reward_model_hands_its_dialogues_on(futures: Path, tmp_path: Path) -> None:
+    run_train_reward(reward_recipe(futures, optim={"epochs": 1}), out=tmp_path / "reward")
+    models = {"reward": {"checkpoint": str(tmp_path / "reward")}}
+    ours = recipe(
+        models=models, reward={"kind": "classifier"}, data={"split": "valid", "limit": 8}, optim={"max_steps": 1}
+    )
+    run(ours, out=tmp_path / "run")
+    metadata = read_policy(tmp_path / "run")
+    reward_ids = json.loads((tmp_path / "reward/manifest.json").read_text())["data"]["ids"]
+    assert set(reward_ids) < set(metadata.dialogue_ids)
+    assert metadata.reward["objective"] == "classifier"
+    assert len(metadata.reward["manifest"]) == 64
+    with pytest.raises(CheckpointError, match="of kind classifier"):
+        plan(recipe(models=models, reward={"kind": "ranker"}))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"reward": {"kind": "untrained", "value": "hard_label"}, "models": {"reward": {"backbone": "tiny-random"}}},
+        {
+            "reward": {"kind": "online"},
+            "models": {role: {"scripted": role} for role in ("seeker", "critic", "supporter")},
+            "online": {"horizon": 2, "critic": {"readout": "expected"}},
+        },
+        {"reward": LEXICON, "grpo": {"loss_type": "dr_grpo"}, "monitor": {"sample_every": None, "dev_every": None}},
+    ],
+    ids=["untrained", "online", "lexicon"],
+)
+def test_every_other_reward_trains(tmp_path: Path, sections: dict[str, Any]) -> None:
+    result = run(recipe(**sections, optim={"max_steps": 1}), out=tmp_path / "run")
+    assert result.summary["steps"] == 1
+    last = rows(tmp_path / "run")[-1]
+    assert last.get("rl/unscored_share", last.get("dev/unscored_share")) == 0.0
+
+
+def test_the_plan_counts_what_online_futures_cost() -> None:
+    models = {role: {"scripted": role} for role in ("seeker", "critic")}
+    found = plan(recipe(reward={"kind": "online"}, models=models, optim={"max_steps": 10})).facts()
+    assert found["outputs_at_most"] == 10 * 8
+    assert found["calls_at_most"] == {"supporter": 80 * 8, "seeker": 80 * 9, "critic": 80 * 8 * 10}
+
+
+def test_dpo_learns_from_simulated_candidates(futures: Path, tmp_path: Path) -> None:
+    ours = recipe(
+        algorithm="dpo", inputs=(str(futures),), data=None, dpo={"batch_size": 4, "max_prompt_tokens": 1600},
+        monitor={"sample_every": None, "dev_every": None}, optim={"max_steps": 2},
+    )  # fmt: skip
+    assert plan(ours).pairs_at_most > 0
+    result = run(ours, out=tmp_path / "run")
+    metadata = read_policy(tmp_path / "run")
+    assert result.summary["rows"]["rows"] > 0
+    assert metadata.inputs.keys() == {str(futures)}
+    assert set(metadata.dialogue_ids) == set(json.loads((futures / "manifest.json").read_text())["data"]["ids"])
+    assert "rl/dpo/margin" in rows(tmp_path / "run")[-1]
+
+
+def test_the_best_dev_policy_is_kept_where_the_recipe_says_so(tmp_path: Path) -> None:
+    run(recipe(optim={"select": "best_dev", "max_steps": 2}, monitor={"dev_every": 1}), out=tmp_path / "run")
+    dev = {row["step"]: row["dev/reward/future"] for row in rows(tmp_path / "run") if "dev/reward/future" in row}
+    best = max((value, -step) for step, value in dev.items() if step)
+    assert read_policy(tmp_path / "run").step == -best[1]
+
+
+def test_outputs_that_nothing_can_measure_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FailureRateError):
+        run(recipe(reward={"kind": "tests.pipelines.test_train_rl:no_reward"}), out=tmp_path / "run")
+    assert rows(tmp_path / "run")[-1]["rl/unscored_share"] == 1.0
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"
+
+
+def test_a_diverged_run_keeps_the_last_finite_policy(tmp_path: Path) -> None:
+    bad = recipe(reward={"kind": "tests.pipelines.test_train_rl:bad_reward"}, monitor={"dev_every": None})
+    with pytest.raises(TrainingError, match="the reward is nan"):
+        run(bad, out=tmp_path / "run")
+    assert read_policy(tmp_path / "run").diverged
+    run_simulate(simulated_recipe(tmp_path / "run"), out=tmp_path / "simulated")
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"reward": {"kind": "nowhere:nothing"}}, ConfigError, "cannot load 'nowhere:nothing'"),
+        ({"reward": {"kind": "esckit.train.lexicon:WORDS"}}, ConfigError, "is no function"),
+        ({"models": {"policy": {"backbone": "tiny-randon"}}}, ConfigError, "tiny-randon"),
+        (
+            {"models": {"reward": {"checkpoint": "nowhere"}}, "reward": {"kind": "classifier"}},
+            DataError,
+            "no run folder",
+        ),
+        ({"dev": {"share": 0.999}}, DataError, "no context to train on"),
+        ({"data": {"limit": 1}, "dev": {"share": 0.0}}, DataError, "contexts to train on"),
+        ({"prompt": "supporter_rlf"}, ConfigError, "supporter_rlf"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_loaded(
+    sections: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        plan(recipe(**sections))
+
+
+def test_vllm_is_asked_for_only_where_it_can_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vllm"):
+        run(recipe(grpo={"engine": "vllm"}), out=tmp_path / "run")
