@@ -26,6 +26,11 @@ class LabelRule:
     rule: Literal["threshold", "goal", "quantile"]
     value: Fraction | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a rule without the number that it needs."""
+        if (self.value is None) != (self.rule == "goal"):
+            raise ValueError(f"label rule {self.rule} with value {self.value}")
+
     def __str__(self) -> str:
         """Return ``quantile 0.7``."""
         return self.rule if self.value is None else f"{self.rule} {float(self.value):g}"
@@ -96,10 +101,9 @@ def split_futures(futures: Iterable[Future], *, seed: int, share: float) -> tupl
 
 def label_parts(train: Sequence[Future], dev: Sequence[Future], rule: LabelRule) -> Parts:
     """Label both parts by one rule; what a quantile comes to is a matter of the training part alone."""
-    if rule.rule == "goal":
+    if rule.value is None:
         return Parts(Part(tuple(train), label_goal(train)), Part(tuple(dev), label_goal(dev)))
-    value = rule.value if rule.value is not None else Fraction(1, 2)
-    ours = label_quantile(train, value) if rule.rule == "quantile" else label_threshold(train, value)
+    ours = (label_quantile if rule.rule == "quantile" else label_threshold)(train, rule.value)
     theirs = Labelling((), ours.delta) if ours.delta is None else label_threshold(dev, ours.delta)
     return Parts(Part(tuple(train), ours), Part(tuple(dev), theirs))
 

@@ -87,3 +87,8 @@ def test_pairs_need_a_gap_beyond_the_margin():
     values = [Fraction("0.6"), Fraction("0.4"), Fraction("0.1"), Fraction("0.1")]
     assert preference_pairs(values, Fraction(0)) == ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3))
     assert preference_pairs(values, Fraction("0.2")) == ((0, 2), (0, 3), (1, 2), (1, 3))
+
+
+def test_a_rule_needs_its_number():
+    with pytest.raises(ValueError, match="threshold"):
+        LabelRule("threshold")
