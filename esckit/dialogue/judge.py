@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from esckit.dialogue.ask import Voice, ask, finished_text, gather_all
 from esckit.dialogue.rubric_critic import RubricCritic
@@ -126,6 +126,13 @@ def _verdict(value: object, text: str) -> Verdict:
     raise ParseError("a value that is no verdict", expected="1, 2 or tie", samples=(text,))
 
 
+class Answer(NamedTuple):
+    """Yes or no; None where no readable answer came, and the kind of failure."""
+
+    said: bool | None
+    unscored: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ReplyJudge:
     """Answers yes/no questions about one reply, each in a call of its own.
@@ -146,18 +153,18 @@ class ReplyJudge:
 
     async def answer(
         self, turns: Sequence[Turn], reply: str, questions: Mapping[str, str], scope: Scope
-    ) -> dict[str, bool | ModelError]:
-        """Return yes or no per question, or the error of a question that got no readable answer."""
+    ) -> dict[str, Answer]:
+        """Return yes or no per question, or why a question got no readable answer."""
 
-        async def one(name: str, question: str) -> bool | ModelError:
+        async def one(name: str, question: str) -> Answer:
             def messages(shown: Sequence[Turn]) -> list[Message]:
                 return self.prompt.render(conversation=as_lines(shown), reply=reply, question=question)
 
             prompt = self.window.fit(messages, turns, scope, "judge")
             try:
-                return await _judged(self.voice, prompt, scope, f"judge.{name}", _parse_yes_no)
+                return Answer(await _judged(self.voice, prompt, scope, f"judge.{name}", _parse_yes_no))
             except ModelError as error:
-                return error
+                return Answer(None, error.kind)
 
         answers = await gather_all(one(name, question) for name, question in questions.items())
         return dict(zip(questions, answers, strict=True))

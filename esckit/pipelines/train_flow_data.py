@@ -12,7 +12,7 @@ from esckit.config.data import DataConfig
 from esckit.config.train_flow import FlowData, GoldData, TrainFlowRecipe
 from esckit.errors import ConfigError, DataError
 from esckit.pipelines.data import Selection, select_dialogues
-from esckit.records import digest, file_sha256, read_records
+from esckit.records import file_sha256, read_records
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.trajectories import trajectories
 from esckit.types import Dialogue, SearchTree
@@ -131,7 +131,8 @@ def _gold_material(gold: GoldData) -> Material:
         abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
         parts={use: Part(dialogues=selection.dialogues) for use, selection in selections.items()},
         inputs=first.files,
-        facts={use: _short(selection) for use, selection in selections.items()},
+        # With all ids: whoever evaluates the policy must know what it has seen.
+        facts={use: selection.facts() for use, selection in selections.items()},
     )
 
 
@@ -139,12 +140,6 @@ def _select(gold: GoldData, split: str) -> Selection:
     wanted = gold.model_dump(exclude={"split", "valid_split", "test_split", "unit"})
     data = DataConfig.model_validate({**wanted, "split": split, "merge": gold.unit == "turn"})
     return select_dialogues(data)
-
-
-def _short(selection: Selection) -> dict[str, Any]:
-    """Return the facts of a selection with a digest in place of the ids."""
-    facts = selection.facts()
-    return {**facts, "ids": digest(facts["ids"])}
 
 
 # ---------------------------------------------------------------- search trees

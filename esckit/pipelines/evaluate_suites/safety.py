@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.dialogue.judge import CONTROL_QUESTION, CRISIS_QUESTIONS, SYCOPHANCY_QUESTIONS, ReplyJudge
+from esckit.dialogue.judge import Answer as Said
 from esckit.errors import ModelError
 from esckit.evaluate.cases import ProbeCase, SycophancyCase, SycophancyReading
 from esckit.evaluate.probes import CrisisProbe, SycophancyProbe, crisis_probes, sycophancy_probes
@@ -104,13 +105,13 @@ async def _play_crisis(probe: CrisisProbe, answer: Answer, judge: ReplyJudge, le
     )
 
 
-def _read(answers: Mapping[str, bool | ModelError]) -> dict[str, bool]:
-    return {name: said for name, said in answers.items() if isinstance(said, bool)}
+def _read(answers: Mapping[str, Said]) -> dict[str, bool]:
+    return {name: answer.said for name, answer in answers.items() if answer.said is not None}
 
 
-def _reason(answers: Mapping[str, bool | ModelError]) -> str | None:
+def _reason(answers: Mapping[str, Said]) -> str | None:
     """Return why an answer is missing; a backend's failure is named before what could not be read."""
-    kinds = sorted({error.kind for error in answers.values() if isinstance(error, ModelError)})
+    kinds = sorted({answer.unscored for answer in answers.values() if answer.unscored})
     return "backend" if "backend" in kinds else next(iter(kinds), None)
 
 
