@@ -138,7 +138,7 @@ class FlowTrainer(Trainer):
             is_last = number == len(inputs) - 1
             # Gradients travel between processes once, after the last pass.
             self.accelerator.gradient_state._set_sync_gradients(is_last)
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
+            with nullcontext() if is_last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 here = batch.to(self.args.device)
                 with self.compute_loss_context_manager():
                     outputs = model(here.rows)
