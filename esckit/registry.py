@@ -15,9 +15,11 @@ from esckit.errors import ConfigError
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word closest to ``word`` (case aside), or None if none is close."""
+    """Return the known word closest to ``word`` (case aside), else one that begins with it, else None."""
     by_key = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.casefold(), list(by_key), n=1, cutoff=0.6)
+    key = word.casefold()
+    close = difflib.get_close_matches(key, list(by_key), n=1, cutoff=0.6)
+    close = close or [candidate for candidate in by_key if len(key) > 3 and candidate.startswith(key)]
     return by_key[close[0]] if close else None
 
 

@@ -22,6 +22,12 @@ def test_an_unknown_name_lists_the_known_and_the_nearest():
     assert caught.value.hint == "did you mean 'path'?"
 
 
+def test_the_beginning_of_a_long_name_is_enough():
+    known = ("qwen2.5-7b-instruct", "smollm2-135m-instruct", "smollm2-360m-instruct")
+    assert nearest("SmolLM2", known) == "smollm2-135m-instruct"
+    assert nearest("smo", known) is None
+
+
 @pytest.mark.parametrize(
     "target", ["nowhere", ":x", "os:", "no_such_module_here:x", "os:no_such_attr", "os.path:join.x"]
 )

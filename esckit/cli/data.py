@@ -52,7 +52,7 @@ class Scheme(StrEnum):
 
 
 PathArgument = Annotated[
-    str, typer.Argument(metavar="PATH", help="File, folder, sample:NAME or hub:OWNER/NAME[@REVISION].")
+    str, typer.Argument(metavar="PATH", help=r"File, folder, sample:NAME or hub:OWNER/NAME\[@REVISION].")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="Layout of the records.")]
 TaxonomyOption = Annotated[

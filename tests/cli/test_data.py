@@ -263,3 +263,7 @@ def test_inspecting_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_shows_what_stands_in_brackets() -> None:
+    assert "hub:OWNER/NAME[@REVISION]" in _run("inspect", "--help").stdout
