@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +106,23 @@ def flow_trees(material: Material, use: str, recipe: TrainFlowRecipe, text: Flow
             )
             for tree in part.trees
         )
-        found = [tree for tree in made if tree is not None]
+        found = _told_apart(tree for tree in made if tree is not None)
     if not found:
         raise DataError(
             f"nothing to learn from in {use}",
             expected="paths of at least data.min_actions actions within encoding.max_path_tokens",
         )
+    return found
+
+
+def _told_apart(trees: Iterable[FlowTree]) -> list[FlowTree]:
+    """Number trees of one id: two rounds of search may grow the same seed dialogue under the same seed."""
+    seen: Counter[str] = Counter()
+    found = []
+    for tree in trees:
+        seen[tree.id] += 1
+        again = seen[tree.id]
+        found.append(tree if again == 1 else replace(tree, id=f"{tree.id}~{again}"))
     return found
 
 
@@ -147,6 +158,8 @@ def _select(gold: GoldData, split: str) -> Selection:
 
 def _tree_material(data: FlowData) -> Material:
     files = [_tree_file(Path(name)) for name in data.trees]
+    if len({file.resolve() for file in files}) < len(files):
+        raise DataError("the same trees twice in data.trees", expected="every run once")
     trees = [tree for file in files for tree in _read_trees(file)]
     usable = [tree for tree in trees if tree.status != "failed"]
     if not usable:

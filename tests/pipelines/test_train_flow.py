@@ -220,6 +220,25 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
         plan(recipe(failed))
 
 
+def test_two_rounds_may_grow_the_same_seed_dialogue(tmp_path: Path) -> None:
+    first = write_trees(tmp_path / "0", some_trees())
+    second = write_trees(tmp_path / "1", [tree.model_copy(update={"round": 1}) for tree in some_trees()])
+    both = recipe(first, data={"trees": [str(first), str(second)]}, objective={"weighting": "unique"})
+    assert run(both, out=tmp_path / "run").summary["material"]["train"]["trees"] == 8
+    assert read_metadata(tmp_path / "run").round == 1
+    with pytest.raises(DataError, match="twice"):
+        plan(recipe(first, data={"trees": [str(first), str(tmp_path / "0")]}))
+
+
+def test_corpus_dialogues_as_trees_of_one_path_are_learnt_from(tmp_path: Path) -> None:
+    straight = [
+        complete_tree(f"s{n}", "valid" if n == 3 else "train", lambda _: 0.5, depth=3, width=1, status="linear")
+        for n in range(4)
+    ]
+    summary = run(recipe(write_trees(tmp_path, straight)), out=tmp_path / "run").summary
+    assert summary["material"]["train"] == {"trees": 3, "paths": 3, "decisions": 9}
+
+
 def test_going_on_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
     first = write_trees(tmp_path / "0", some_trees())
     run(recipe(first, optim={"epochs": 1}), out=tmp_path / "first")
