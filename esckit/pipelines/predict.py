@@ -18,6 +18,7 @@ from esckit.errors import ConfigError, DataError, EsckitError, ModelError
 from esckit.ledger import Ledger
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.evaluate_players import Decider, build_strategist, build_supporter, decider
+from esckit.pipelines.evaluate_suites.material import after_opening
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, look_up
 from esckit.prompts.prompt import load_prompt
@@ -25,7 +26,7 @@ from esckit.protocols import Supporter
 from esckit.records import JsonlAppender, read_records, write_records
 from esckit.runs import RunFolder
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
-from esckit.types import Context, Record, Turn
+from esckit.types import Context, Record
 
 if TYPE_CHECKING:
     from esckit.evaluate.predictions import Prediction
@@ -106,14 +107,14 @@ def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
     found: list[Context] = []
     for dialogue in selection.dialogues:
         if recipe.predict.at == "turns":
-            found += contexts(dialogue, merged=True, supporter_opening="drop")
+            found += contexts(dialogue, merged=True)
         elif dialogue.turns and dialogue.turns[-1].speaker == "seeker":
             found.append(
                 Context(
                     id=f"{dialogue.id}#m{len(dialogue.turns)}",
                     dialogue_id=dialogue.id,
                     scenario=dialogue.scenario,
-                    turns=_from_seeker(dialogue.turns),
+                    turns=dialogue.turns,
                 )
             )
     if gold:
@@ -122,11 +123,6 @@ def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
         expected = "a dialogue that ends with the seeker" if recipe.predict.at == "end" else "a supporter turn"
         raise DataError("no place to predict at", path=recipe.data.path, expected=expected)
     return selection, tuple(found)
-
-
-def _from_seeker(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    first = next(index for index, turn in enumerate(turns) if turn.speaker == "seeker")
-    return tuple(turns[first:])
 
 
 def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
@@ -193,7 +189,9 @@ def _speaker(
                 told = decision.strategy if options.strategy == "predicted" else told
             stage = "supporter"
             if supporter is not None:
-                found["reply"] = (await supporter.reply(context.turns, ledger.at("response"), strategy=told)).response
+                found["reply"] = (
+                    await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=told)
+                ).response
         except ModelError as error:
             failure = FailedPrediction(
                 id=context.id, stage=stage, kind=error.kind, attempts=error.attempts, message=str(error)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import dropwhile
 
 from esckit.config.data import DataConfig
 from esckit.config.evaluate import EvaluateRecipe
@@ -12,7 +13,7 @@ from esckit.datasets.contexts import contexts
 from esckit.ledger import derive_seed
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
-from esckit.types import Context, Dialogue
+from esckit.types import Context, Dialogue, Turn
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Material:
         return load_taxonomy(name) if name else None
 
     def reply_contexts(self) -> Iterator[Context]:
-        """Yield the contexts that a supporter answers: each ends in a seeker turn and begins with one."""
+        """Yield the contexts that a supporter answers: each ends in a seeker turn."""
         for dialogue in self.merged.dialogues:
-            yield from contexts(dialogue, merged=True, supporter_opening="drop")
+            yield from contexts(dialogue, merged=True)
 
     def all_context_ids(self, unit: str) -> set[str]:
         """Return the ids that a predictions file may name."""
@@ -87,6 +88,11 @@ def decisions(dialogue: Dialogue, *, merged: bool, openings: bool) -> Iterator[C
             reference=dialogue.turns[0],
         )
     yield from contexts(dialogue, merged=merged)
+
+
+def after_opening(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return what a supporter reads: chat begins with the seeker, so a supporter's opening goes."""
+    return tuple(dropwhile(lambda turn: turn.speaker == "supporter", turns))
 
 
 def sampled(found: list[Context], *, run_seed: int, purpose: str, per_dialogue: int | None) -> list[Context]:

@@ -13,7 +13,7 @@ from esckit.evaluate.cases import ResponseCase
 from esckit.evaluate.overlap import meteor_exact, rouge_l, tokenise
 from esckit.ledger import Ledger
 from esckit.pipelines.evaluate_players import Casting
-from esckit.pipelines.evaluate_suites.material import Material, sampled
+from esckit.pipelines.evaluate_suites.material import Material, after_opening, sampled
 from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Unit, Work, has_replies
 from esckit.types import Context
 
@@ -128,7 +128,7 @@ def _speaker(casting: Casting) -> Responder:
                 # The same draws as in the suite `strategy`: one system predicts one thing.
                 scope = ledger.at("strategy")
                 strategy = (await decide(context.scenario, context.turns, scope)).strategy
-            written = await supporter.reply(context.turns, ledger.at("response"), strategy=strategy)
+            written = await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=strategy)
         except ModelError as error:
             return _case(context, strategy=strategy, reason=error.kind)
         return _case(context, reply=written.response, strategy=strategy).model_copy(

@@ -1,0 +1,457 @@
+"""`evaluate` as a pipeline: failures that stay failures, files that say everything, runs that can be compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esckit.errors import BudgetError, ConfigError, DataError, FailureRateError
+from esckit.evaluate.cases import Episode, StrategyCase
+from esckit.evaluate.rows import MetricsFile
+from esckit.pipelines.evaluate import GateAsked, plan, run
+from esckit.pipelines.predict import run as run_predict
+from esckit.records import read_records
+from tests.pipelines.evalrecipes import evaluation, prediction, scripted
+
+CASE_FILES = ("episodes.jsonl", "examples/strategy.jsonl", "examples/response.jsonl", "examples/safety.jsonl")
+
+
+def result(tmp_path: Path, *suites: str, name: str = "run", **sections: Any) -> MetricsFile:
+    return run(evaluation(*suites, **sections), out=tmp_path / name).metrics
+
+
+def opponent(tmp_path: Path, speaker: str = "other_supporter") -> str:
+    out = tmp_path / f"opponent-{speaker}"
+    run_predict(prediction(models={"supporter": scripted(speaker)}), out=out)
+    return str(out)
+
+
+def values(metrics: MetricsFile) -> dict[str, float | None]:
+    return {row.name: row.value for row in metrics.metrics if row.group is None}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- schedule, resume, recompute
+
+ALL = ("strategy", "response", "dialogue", "safety")
+
+
+def test_any_concurrency_writes_the_same_cases(tmp_path: Path) -> None:
+    for n in (1, 64):
+        result(tmp_path, *ALL, name=str(n), concurrency={"cases": n})
+    for name in (*CASE_FILES, "failures.jsonl", "examples/dialogue.jsonl"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "64" / name).read_bytes()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2_000])
+def test_a_run_cut_anywhere_and_resumed_equals_an_unbroken_one(tmp_path: Path, cut: int) -> None:
+    whole = result(tmp_path, "response", "dialogue", name="whole")
+    result(tmp_path, "response", "dialogue", name="cut")
+    for name in ("examples/response.jsonl", "episodes.jsonl"):
+        path = tmp_path / "cut" / name
+        path.write_bytes(path.read_bytes()[:cut])
+    assert result(tmp_path, "response", "dialogue", name="cut").metrics == whole.metrics
+    for name in ("examples/response.jsonl", "episodes.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_metrics_recomputed_from_examples_equal_metrics_json(tmp_path: Path) -> None:
+    first = result(tmp_path, *ALL)
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    # With every case there, no model is called: this recipe's models would all fail.
+    (tmp_path / "run/metrics.json").unlink()
+    again = result(tmp_path, *ALL, budget={"max_calls": 1})
+    assert again.metrics == first.metrics
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["spent"] == manifest["spent"]
+
+
+def test_statistics_and_gates_may_change_on_an_existing_folder_and_nothing_else(tmp_path: Path) -> None:
+    result(tmp_path, "response")
+    again = result(tmp_path, "response", statistics={"level": 0.9}, gates={"response.bleu_2": 99.0})
+    assert {row.interval.level for row in again.metrics if row.interval} == {0.9}
+    assert [gate.holds for gate in again.gates] == [False]
+    with pytest.raises(ConfigError, match=r"models\.supporter"):
+        result(tmp_path, "response", models={"supporter": scripted("other_supporter")})
+
+
+def test_a_prediction_file_that_changed_is_refused(tmp_path: Path) -> None:
+    theirs = Path(opponent(tmp_path))
+    sections = {"predictions": str(theirs / "predictions.jsonl")}
+    result(tmp_path, "response", **sections)
+    text = (theirs / "predictions.jsonl").read_text()
+    (theirs / "predictions.jsonl").write_text(text.replace("Tell me", "Show me"))
+    with pytest.raises(ConfigError, match="changed since"):
+        result(tmp_path, "response", **sections)
+
+
+def test_metrics_json_says_that_a_run_is_finished(tmp_path: Path) -> None:
+    result(tmp_path, "response")
+    with pytest.raises(BudgetError):
+        result(tmp_path, "response", "dialogue", name="other", budget={"max_calls": 70}, concurrency={"cases": 1})
+    assert not (tmp_path / "other/metrics.json").exists()
+    assert len(lines(tmp_path / "other/examples/response.jsonl")) == 66
+    assert (tmp_path / "other/episodes.jsonl").exists() or (tmp_path / "other/failures.jsonl").exists()
+    finished = result(tmp_path, "response", "dialogue", name="other")
+    assert finished.row("response.words") == MetricsFile.model_validate(finished).row("response.words")
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_a_critic_that_answers_nonsense_changes_n_and_never_a_value(tmp_path: Path) -> None:
+    spoilt = result(tmp_path, "dialogue", models={"critic": scripted("critic_with_nonsense")})
+    row = spoilt.row("dialogue.rlff7.sr_strict")
+    assert row is not None
+    assert 0 < row.n_unscored < 6
+    assert row.unscored == {"unscored_critic": row.n_unscored}
+    fine = {
+        case.id: case for case in read_records(Episode, tmp_path / "run/episodes.jsonl") if not case.critic_failures
+    }
+    assert len(fine) == row.n
+    result(tmp_path, "dialogue", name="whole")
+    whole = {case.id: case for case in read_records(Episode, tmp_path / "whole/episodes.jsonl")}
+    for name, case in fine.items():
+        assert case == whole[name]
+    assert "low_coverage" in row.flags
+
+
+def test_a_critic_that_only_answers_nonsense_leaves_no_value(tmp_path: Path) -> None:
+    spoilt = result(tmp_path, "dialogue", models={"critic": scripted("nonsense")})
+    row = spoilt.row("dialogue.rlff7.sr_strict")
+    assert row is not None
+    assert (row.value, row.n, row.n_unscored, row.coverage) == (None, 0, 6, 0.0)
+    assert row.reason
+    bounds = [spoilt.row("dialogue.rlff7.sr_bounds", bound=end) for end in ("low", "high")]
+    assert [bound.value for bound in bounds if bound] == [0.0, 1.0]
+
+
+def test_a_judge_that_answers_nonsense_changes_n_and_never_a_verdict(tmp_path: Path) -> None:
+    other = opponent(tmp_path)
+    pairs = {"settings": {"pairwise": {"opponent": other}}}
+    result(tmp_path, "pairwise", name="whole", **pairs)
+    spoilt = result(tmp_path, "pairwise", name="spoilt", models={"judge": scripted("judge_with_nonsense")}, **pairs)
+    row = spoilt.row("pairwise.overall.win")
+    assert row is not None
+    assert 0 < row.n_unscored < 12
+    assert set(row.unscored) == {"unparsed"}
+    whole = {case["id"]: case for case in lines(tmp_path / "whole/examples/pairwise.jsonl")}
+    for case in lines(tmp_path / "spoilt/examples/pairwise.jsonl"):
+        if not any(one["unscored"] for one in case["judgements"]):
+            assert case == whole[case["id"]]
+
+
+def test_only_backend_failures_count_against_the_allowed_rate(tmp_path: Path) -> None:
+    result(tmp_path, "response", name="blank", models={"supporter": scripted("sometimes_blank")}, max_failure_rate=0.0)
+    with pytest.raises(FailureRateError):
+        result(tmp_path, "response", name="down", models={"supporter": scripted("down")}, max_failure_rate=0.5)
+    assert not (tmp_path / "down/metrics.json").exists()
+    assert {line["kind"] for line in lines(tmp_path / "down/failures.jsonl")} == {"backend"}
+
+
+def test_failed_cases_can_be_asked_again(tmp_path: Path) -> None:
+    spoilt = {"models": {"supporter": scripted("sometimes_down")}}
+    first = result(tmp_path, "response", **spoilt)
+    row = first.row("response.words")
+    assert row is not None
+    assert row.unscored["backend"] > 0
+    again = result(tmp_path, "response", resume={"retry_failed": True}, **spoilt)
+    assert again.metrics == first.metrics
+    ids = [line["id"] for line in lines(tmp_path / "run/examples/response.jsonl")]
+    assert len(ids) == len(set(ids)) == 66
+
+
+def test_cases_that_are_all_unscored_give_rows_without_values(tmp_path: Path) -> None:
+    found = result(tmp_path, "response", models={"supporter": scripted("down")})
+    for row in found.metrics:
+        assert row.value is None
+        assert row.reason
+
+
+def test_sure_cases_alone_cannot_raise_correct_of_all(tmp_path: Path) -> None:
+    whole = values(result(tmp_path, "strategy", name="whole"))
+    sure = values(result(tmp_path, "strategy", name="sure", models={"strategist": scripted("sure_strategist")}))
+    assert sure["strategy.correct_of_all"] is not None
+    assert whole["strategy.correct_of_all"] is not None
+    assert sure["strategy.correct_of_all"] <= whole["strategy.correct_of_all"]
+    assert whole["strategy.correct_of_all"] == whole["strategy.accuracy"]
+
+
+# ---------------------------------------------------------------- dialogue
+
+
+def test_a_critic_gives_the_same_outcome_with_and_without_another(tmp_path: Path) -> None:
+    alone = result(tmp_path, "dialogue", name="alone", settings={"dialogue": {"critics": ["rlff7"]}})
+    both = result(tmp_path, "dialogue", name="both", settings={"dialogue": {"critics": ["rlff7", "ppdpp4"]}})
+    mine = [row for row in alone.metrics if row.name.startswith("dialogue.rlff7.")]
+    assert len(mine) > 20
+    assert [row for row in both.metrics if row.name.startswith("dialogue.rlff7.")] == mine
+    assert both.row("dialogue.ppdpp4.sr_strict") is not None
+
+
+def test_lenient_success_is_never_rarer_or_later(tmp_path: Path) -> None:
+    found = values(result(tmp_path, "dialogue", settings={"dialogue": {"critics": ["rlff7", "ppdpp4"]}}))
+    for critic in ("rlff7", "ppdpp4"):
+        assert found[f"dialogue.{critic}.sr_lenient"] >= found[f"dialogue.{critic}.sr_strict"]  # type: ignore[operator]
+        assert found[f"dialogue.{critic}.at_lenient"] <= found[f"dialogue.{critic}.at_strict"]  # type: ignore[operator]
+
+
+def test_ppdpp_compat_counts_nonsense_as_zero_and_says_so(tmp_path: Path) -> None:
+    compat = {"dialogue": {"critics": ["ppdpp4"], "ppdpp_compat": True}}
+    found = result(tmp_path, "dialogue", settings=compat, models={"critic": scripted("nonsense")})
+    row = found.row("dialogue.ppdpp4.sr_strict")
+    assert row is not None
+    assert (row.value, row.n) == (0.0, 6)
+    episodes = list(read_records(Episode, tmp_path / "run/episodes.jsonl"))
+    assert all(turn.readings["ppdpp4"].compat_zero for episode in episodes for turn in episode.turns)
+
+
+def test_a_strategist_and_a_turn_judge_take_part_where_the_recipe_says_so(tmp_path: Path) -> None:
+    models = {"turn_judge": {"scripted": "critic_rubric"}}
+    found = result(tmp_path, "dialogue", settings={"dialogue": {"strategy": "predicted"}}, models=models)
+    assert found.row("dialogue.turn_reward") is not None
+    assert found.row("dialogue.strategy_entropy") is not None
+    episodes = list(read_records(Episode, tmp_path / "run/episodes.jsonl"))
+    assert all(turn.strategy for episode in episodes for turn in episode.turns)
+    assert {role for episode in episodes for role in episode.usage} == {
+        "critic",
+        "seeker",
+        "strategist",
+        "supporter",
+        "turn_judge",
+    }
+
+
+# ---------------------------------------------------------------- pairwise
+
+
+def test_a_judge_that_always_takes_the_first_decides_nothing(tmp_path: Path) -> None:
+    other = opponent(tmp_path)
+    found = result(
+        tmp_path, "pairwise", models={"judge": scripted("always_first")}, settings={"pairwise": {"opponent": other}}
+    )
+    wanted = {"win": 0.0, "lose": 0.0, "tie": 1.0, "position_consistency": 0.0, "first_share": 1.0}
+    for dimension in ("fluency", "overall"):
+        assert {name: values(found)[f"pairwise.{dimension}.{name}"] for name in wanted} == wanted
+    row = found.row("pairwise.overall.win")
+    assert row is not None
+    assert "position_bias" in row.flags
+
+
+def test_swapping_the_systems_swaps_win_and_lose(tmp_path: Path) -> None:
+    theirs, ours = opponent(tmp_path), opponent(tmp_path, "supporter")
+    first = values(result(tmp_path, "pairwise", name="a", settings={"pairwise": {"opponent": theirs}}))
+    swapped = values(
+        result(
+            tmp_path,
+            "pairwise",
+            name="b",
+            models={"supporter": scripted("other_supporter")},
+            settings={"pairwise": {"opponent": ours}},
+        )
+    )
+    assert first["pairwise.overall.win"] == swapped["pairwise.overall.lose"] == 1.0
+    assert first["pairwise.overall.lose"] == swapped["pairwise.overall.win"]
+    assert first["pairwise.overall.longer_share"] == swapped["pairwise.overall.longer_share"] == 0.0
+
+
+def test_replies_of_the_suite_response_are_judged_and_not_asked_for_again(tmp_path: Path) -> None:
+    other = opponent(tmp_path)
+    result(tmp_path, "response", "pairwise", settings={"pairwise": {"opponent": other}})
+    replies = {case["id"]: case["reply"] for case in lines(tmp_path / "run/examples/response.jsonl")}
+    pairs = lines(tmp_path / "run/examples/pairwise.jsonl")
+    assert len(pairs) == 12
+    assert {pair["dialogue_id"] for pair in pairs} == {pair["dialogue_id"] for pair in pairs}
+    assert all(pair["reply_a"] == replies[pair["context_id"]] for pair in pairs)
+    spent = json.loads((tmp_path / "run/manifest.json").read_text())["spent"]
+    assert spent["calls"] == 66 + 2 * 12
+
+
+def test_an_earlier_evaluation_can_be_the_opponent(tmp_path: Path) -> None:
+    result(tmp_path, "response", name="theirs", models={"supporter": scripted("other_supporter")})
+    found = result(tmp_path, "pairwise", settings={"pairwise": {"opponent": str(tmp_path / "theirs"), "swap": False}})
+    assert values(found)["pairwise.overall.win"] == 1.0
+    assert found.row("pairwise.overall.position_consistency") is None
+
+
+# ---------------------------------------------------------------- strategy
+
+
+def test_units_of_the_suite_strategy() -> None:
+    turn = plan(evaluation("strategy")).cases["strategy"]
+    utterance = plan(evaluation("strategy", settings={"strategy": {"unit": "utterance"}})).cases["strategy"]
+    openings = {"strategy": {"unit": "utterance", "include_openings": True}}
+    assert turn < utterance < plan(evaluation("strategy", settings=openings)).cases["strategy"]
+    excluded = plan(evaluation("strategy", settings={"strategy": {"exclude": ["Others"]}}))
+    assert excluded.cases["strategy"] + excluded.left_out["strategy: excluded"] == turn
+
+
+def test_gold_of_a_merged_turn_is_its_first_label_and_all_of_them_count_for_any(tmp_path: Path) -> None:
+    found = values(result(tmp_path, "strategy"))
+    cases = list(read_records(StrategyCase, tmp_path / "run/examples/strategy.jsonl"))
+    assert all(case.gold == case.gold_all[0] for case in cases)
+    assert any(len(case.gold_all) > 1 for case in cases)
+    assert found["strategy.accuracy_any"] >= found["strategy.accuracy"]  # type: ignore[operator]
+    assert all(case.turn < case.n_turns for case in cases)
+    assert all(case.probabilities is not None and sum(case.probabilities) == 1.0 for case in cases)
+
+
+def test_another_taxonomy_needs_a_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="esconv_to_aflow"):
+        plan(evaluation("strategy", taxonomy="aflow"))
+    mapped = plan(evaluation("strategy", taxonomy="aflow", data={"mapping": "esconv_to_aflow"}))
+    assert mapped.left_out["strategy: unlabelled"] > 0
+
+
+# ---------------------------------------------------------------- predictions
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_predictions_file_stands_in_for_the_models(tmp_path: Path) -> None:
+    out = tmp_path / "said"
+    run_predict(prediction(models={"supporter": scripted("supporter")}), out=out)
+    with_models = result(tmp_path, "strategy", "response", name="models")
+    from_file = result(
+        tmp_path,
+        "strategy",
+        "response",
+        name="file",
+        predictions=str(out),
+        models={"strategist": None, "supporter": None},
+    )
+    told = [row for row in with_models.metrics if row.name != "response.malformed_share"]
+    assert [row for row in from_file.metrics if row.name != "response.malformed_share"] == told
+
+
+def test_missing_lines_are_unscored_and_labels_outside_the_taxonomy_too(tmp_path: Path) -> None:
+    out = tmp_path / "said"
+    run_predict(prediction(), out=out)
+    rows = lines(out / "predictions.jsonl")
+    strategies = [row for row in rows if row["strategy"]]
+    changed = [{"id": row["id"], "strategy": "Hypnosis" if n < 4 else "questions"} for n, row in enumerate(strategies)]
+    found = result(
+        tmp_path, "strategy", predictions=written(tmp_path / "p.jsonl", changed[:-5]), models={"strategist": None}
+    )
+    row = found.row("strategy.accuracy")
+    assert row is not None
+    assert row.unscored["missing"] >= 1
+    assert row.unscored["unparsed"] >= 1
+    cases = list(read_records(StrategyCase, tmp_path / "run/examples/strategy.jsonl"))
+    assert {case.predicted for case in cases} == {None, "Question"}
+
+
+def test_empty_replies_are_unscored(tmp_path: Path) -> None:
+    out = tmp_path / "said"
+    run_predict(prediction(), out=out)
+    rows = [
+        {"id": row["id"], "reply": "  " if n == 0 else "I see."}
+        for n, row in enumerate(lines(out / "predictions.jsonl"))
+    ]
+    found = result(tmp_path, "response", predictions=written(tmp_path / "p.jsonl", rows), models={"supporter": None})
+    row = found.row("response.words")
+    assert row is not None
+    assert row.unscored == {"blank": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "nobody#m1", "reply": "Hm."}], "nobody"),
+        ([{"id": "nobody#m1", "reply": "Hm.", "mood": "good"}], "unknown key"),
+    ],
+)
+def test_bad_predictions_are_one_clear_error(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        plan(evaluation("response", predictions=written(tmp_path / "p.jsonl", rows)))
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "said"
+    run_predict(prediction(), out=out)
+    row = lines(out / "predictions.jsonl")[0]
+    with pytest.raises(DataError, match="twice"):
+        plan(evaluation("response", predictions=written(tmp_path / "p.jsonl", [row, row])))
+
+
+# ---------------------------------------------------------------- comparison, flags, gates
+
+
+def test_a_run_compared_with_itself_differs_in_nothing(tmp_path: Path) -> None:
+    result(tmp_path, "response", "dialogue", name="other")
+    found = result(tmp_path, "response", "dialogue", compare_to=str(tmp_path / "other"))
+    assert {entry.name for entry in found.comparisons} >= {"response.bleu_2", "dialogue.rlff7.sr_strict"}
+    assert {entry.difference for entry in found.comparisons} <= {0.0, None}
+    assert {entry.p for entry in found.comparisons} <= {1.0, None}
+
+
+def test_other_supporters_may_be_compared_and_other_critics_not(tmp_path: Path) -> None:
+    result(tmp_path, "dialogue", name="other")
+    speaks = {"models": {"supporter": scripted("other_supporter")}}
+    result(tmp_path, "dialogue", name="fine", compare_to=str(tmp_path / "other"), **speaks)
+    changed = {"compare_to": str(tmp_path / "other"), "models": {"critic": scripted("critic_with_nonsense")}}
+    with pytest.raises(DataError, match=r"dialogue\.critic\.model"):
+        plan(evaluation("dialogue", **changed))
+    forced = result(tmp_path, "dialogue", name="forced", statistics={"force_compare": True}, **changed)
+    assert {entry.p for entry in forced.comparisons} == {None}
+
+
+def test_a_judge_of_its_own_replies_is_flagged(tmp_path: Path) -> None:
+    other = opponent(tmp_path)
+    one = scripted("always_first")
+    found = plan(
+        evaluation("pairwise", models={"judge": one, "supporter": one}, settings={"pairwise": {"opponent": other}})
+    )
+    assert found.flags == {"pairwise": ("self_judged",)}
+    found = plan(evaluation("safety", models={"judge": one, "critic": one}))
+    assert found.flags == {"safety": ("self_judged",)}
+    assert plan(evaluation("safety")).flags == {}
+
+
+def test_gates_are_checked_before_any_model_is_called(tmp_path: Path) -> None:
+    for gate in (
+        GateAsked("response.bleu_2", 1.0, "over"),
+        GateAsked("response.bleu", 1.0, "under"),
+        GateAsked("dialogue.rlff7.sr_strict", 0.5, "under"),
+    ):
+        with pytest.raises(ConfigError):
+            run(evaluation("response"), out=tmp_path / "run", gates=[gate])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gate_on_low_coverage_fails(tmp_path: Path) -> None:
+    spoilt = evaluation("response", models={"supporter": scripted("sometimes_blank")}, gates={"response.bleu_2": 0.0})
+    found = run(spoilt, out=tmp_path / "run")
+    assert not found.gates_hold
+    assert found.metrics.gates[0].reason == "low coverage"
+
+
+def test_what_a_suite_lacks_is_said_at_once() -> None:
+    with pytest.raises(ValueError, match=r"suite pairwise needs settings.pairwise.opponent; suite reward needs"):
+        evaluation("pairwise", "reward")
+
+
+def test_the_report_is_written_and_quotes_the_sample(tmp_path: Path) -> None:
+    found = run(evaluation("response", "dialogue", "safety"), out=tmp_path / "run")
+    text = (tmp_path / "run/report.md").read_text()
+    assert found.report.is_file()
+    assert "not finished" not in text
+    assert "sr_strict" in text
+
+
+def test_the_plan_bounds_the_calls() -> None:
+    found = plan(evaluation("strategy", "response", "dialogue", "safety"))
+    assert found.calls_at_most == {
+        "strategist": found.cases["strategy"],
+        "supporter": found.cases["response"] + 6 * 4 + 44 + 48,
+        "seeker": 24,
+        "critic": 240,
+        "judge": 32 * 4 + 12 + 48 + 36,
+    }
+    assert (found.dialogues, found.scheme, found.splits) == (6, "files", ("test",))

@@ -1,0 +1,140 @@
+"""What a checkpoint has seen, through everything it was made from, and what evaluation makes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esckit.errors import DataError
+from esckit.evaluate.leakage import LeakageRules
+from esckit.pipelines.evaluate import plan
+from esckit.pipelines.leakage import corpora_of, family_of, leakage_flags, run_of, seen_by
+from tests.pipelines.evalrecipes import evaluation
+
+A, B, C = (f"esconv-{letter * 12}" for letter in "abc")
+HUB = {"path": "data/esconv", "scheme": "hub", "split": ["train"]}
+PPDPP = {"path": "data/esconv", "scheme": "ppdpp", "split": ["train"]}
+
+
+def made(folder: Path, command: str, *, recipe: dict[str, Any], data: dict[str, Any] | None = None) -> Path:
+    folder.mkdir(parents=True)
+    manifest = {
+        "schema": "esckit.manifest/1",
+        "command": command,
+        "recipe": {"command": command, **recipe},
+        "recipe_digest": "0" * 16,
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    if data is not None:
+        manifest["data"] = data
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def searched(folder: Path, ids: list[str], data: dict[str, Any] = HUB) -> Path:
+    return made(folder, "search", recipe={"data": data}, data={"scheme": data["scheme"], "ids": ids})
+
+
+def test_a_policy_inherits_what_its_trees_were_grown_from(tmp_path: Path) -> None:
+    search = searched(tmp_path / "search", [A, B])
+    policy = made(tmp_path / "policy", "train-flow", recipe={"data": {"trees": [str(search / "trees.jsonl")]}})
+    again = made(
+        tmp_path / "round1",
+        "search",
+        recipe={"data": HUB, "models": {"strategist": {"checkpoint": str(policy)}}},
+        data={"scheme": "hub", "ids": [C]},
+    )
+    seen = seen_by("strategist", again)
+    assert {dialogue for one in seen for dialogue in one.ids} == {A, B, C}
+    assert {(one.corpus, one.scheme) for one in seen} == {("esconv-", "hub")}
+
+
+def test_a_part_for_testing_alone_was_not_trained_on(tmp_path: Path) -> None:
+    data = {"train": {"ids": [A]}, "valid": {"ids": [B]}, "test": {"ids": [C]}}
+    policy = made(tmp_path / "policy", "train-flow", recipe={"data": {"gold": HUB}}, data=data)
+    assert {dialogue for one in seen_by("strategist", policy) for dialogue in one.ids} == {A, B}
+
+
+def test_a_reward_model_passes_its_dialogues_on_to_a_policy(tmp_path: Path) -> None:
+    simulated = made(tmp_path / "futures", "simulate", recipe={"data": HUB}, data={"scheme": "hub", "ids": [A]})
+    reward = made(
+        tmp_path / "reward", "train-reward", recipe={"inputs": [str(simulated)]}, data={"scheme": "hub", "ids": [A]}
+    )
+    policy = made(
+        tmp_path / "policy",
+        "train-rl",
+        recipe={"data": HUB, "models": {"reward": {"checkpoint": str(reward)}}},
+        data={"scheme": "hub", "ids": [B]},
+    )
+    assert {dialogue for one in seen_by("supporter", policy) for dialogue in one.ids} == {A, B}
+    with pytest.raises(DataError, match="1 dialogues in both"):
+        leakage_flags([A], "hub", {"supporter": policy}, LeakageRules())
+
+
+def test_an_evaluation_has_seen_what_it_evaluated_and_not_its_own_cases(tmp_path: Path) -> None:
+    search = searched(tmp_path / "search", [A])
+    other = made(
+        tmp_path / "other",
+        "evaluate",
+        recipe={"data": HUB, "models": {"supporter": {"checkpoint": str(search)}}},
+        data={"scheme": "hub", "ids": [C]},
+    )
+    assert {dialogue for one in seen_by("opponent", other) for dialogue in one.ids} == {A}
+
+
+def test_a_run_that_does_not_say_what_it_used_is_refused(tmp_path: Path) -> None:
+    silent = made(tmp_path / "silent", "train-flow", recipe={"data": {}})
+    with pytest.raises(DataError, match="does not say which dialogues"):
+        seen_by("strategist", silent)
+
+
+def test_rule_1_and_its_switch(tmp_path: Path) -> None:
+    run = searched(tmp_path / "search", [A, B])
+    with pytest.raises(DataError, match="scheme hub"):
+        leakage_flags([B, C], "hub", {"strategist": run}, LeakageRules())
+    assert leakage_flags([B, C], "hub", {"strategist": run}, LeakageRules(allow_overlap=True)) == ("overlap",)
+    assert leakage_flags([C], "hub", {"strategist": run}, LeakageRules()) == ()
+
+
+def test_rule_2_and_its_switch(tmp_path: Path) -> None:
+    run = searched(tmp_path / "search", [A], PPDPP)
+    with pytest.raises(DataError, match="ppdpp"):
+        leakage_flags([C], "hub", {"strategist": run}, LeakageRules())
+    allowed = LeakageRules(allow_cross_family=True)
+    assert leakage_flags([C], "hub", {"strategist": run}, allowed) == ("cross_family",)
+    # Schemes of two corpora are not compared.
+    assert leakage_flags([f"extes-{'d' * 12}"], "ratio", {"strategist": run}, LeakageRules()) == ()
+
+
+def test_ratio_splits_are_one_family_only_with_one_seed_and_ratios() -> None:
+    first = {"scheme": "ratio", "seed": 13, "ratios": [0.8, 0.1, 0.1]}
+    assert family_of(first) == family_of({**first, "ratios": (0.8, 0.1, 0.1)})
+    assert family_of(first) != family_of({**first, "seed": 14})
+    assert family_of({"scheme": None}) != family_of({"scheme": "hub"})
+    assert corpora_of([A, "extes-0123456789ab", "mine"]) == {"esconv-", "extes-", ""}
+
+
+def test_a_checkpoint_inside_a_run_leads_to_the_run(tmp_path: Path) -> None:
+    run = searched(tmp_path / "search", [A])
+    (run / "policy").mkdir()
+    assert run_of(str(run / "policy")) == run
+    with pytest.raises(DataError, match="no run folder"):
+        run_of(str(tmp_path / "nowhere"))
+
+
+def test_an_evaluation_of_what_was_trained_on_is_refused_or_flagged(tmp_path: Path) -> None:
+    evaluated = plan(evaluation("response"))
+    assert evaluated.flags == {}
+    from esckit.pipelines.evaluate_setup import set_up
+
+    ids = list(set_up(evaluation("response")).material.ids)
+    data = {"path": "sample:esconv", "scheme": "files"}
+    run = made(tmp_path / "rl", "train-rl", recipe={"data": data}, data={"scheme": "files", "ids": ids[:2]})
+    models = {"supporter": {"checkpoint": str(run)}, "strategist": None}
+    recipe = evaluation("response").model_copy()
+    with pytest.raises(DataError, match="2 dialogues in both"):
+        plan(recipe.model_validate({**recipe.model_dump(mode="json"), "models": models}))
+    switched = {**recipe.model_dump(mode="json"), "models": models}
+    switched["data"]["allow_overlap"] = True
+    assert plan(recipe.model_validate(switched)).flags == {"response": ("overlap",)}

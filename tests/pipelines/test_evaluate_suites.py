@@ -1,0 +1,107 @@
+"""Suites that need something beside scripted talk: search trees, a reward model, a perplexity scorer, human labels."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from esckit.config.search import SearchRecipe
+from esckit.config.simulate import SimulateRecipe
+from esckit.errors import DataError
+from esckit.evaluate.cases import Episode, ResponseCase, StrategyCase
+from esckit.pipelines.evaluate import plan, run
+from esckit.pipelines.search import run as run_search
+from esckit.pipelines.simulate import run as run_simulate
+from esckit.records import read_records
+from esckit.types import SearchTree
+from tests.pipelines.evalrecipes import DATA, evaluation
+
+
+def search(out: Path) -> Path:
+    roles = ("seeker", "supporter", "critic", "strategist")
+    recipe = {
+        "command": "search",
+        "seed": 7,
+        "data": {**DATA, "limit": 3},
+        "models": {role: {"scripted": f"tests.pipelines.players:{role}"} for role in roles},
+        "mcts": {"n_simulations": 8, "max_depth": 4, "rollout_turns": 1},
+        "max_failure_rate": 1.0,
+    }
+    run_search(SearchRecipe.model_validate(recipe), out=out)
+    return out
+
+
+def test_the_main_line_of_trees_is_gold_under_names_of_its_own(tmp_path: Path) -> None:
+    trees = search(tmp_path / "search")
+    expanded = {"strategy": {"source": "expanded", "trees": [str(trees)]}}
+    found = run(evaluation("strategy", data=None, taxonomy="aflow", settings=expanded), out=tmp_path / "run").metrics
+    assert {row.name.partition(".")[0] for row in found.metrics} == {"strategy_expanded"}
+    cases = list(read_records(StrategyCase, tmp_path / "run/examples/strategy.jsonl"))
+    by_id = {tree.id: tree for tree in read_records(SearchTree, trees / "trees.jsonl")}
+    for case in cases:
+        tree_id, _, node_id = case.id.partition("@")
+        below = [node for node in by_id[tree_id].nodes if node.parent == node_id]
+        best = max(below, key=lambda node: (node.visits, node.value))
+        assert case.gold == best.strategy
+    with pytest.raises(DataError, match="taxonomy aflow"):
+        plan(evaluation("strategy", data=None, taxonomy="esconv", settings=expanded))
+
+
+def test_perplexity_of_a_local_backbone_stands_beside_the_overlap(tmp_path: Path) -> None:
+    recipe = evaluation("response", data={"limit": 1}, models={"scorer": {"backbone": "tiny-random"}})
+    found = run(recipe, out=tmp_path / "run").metrics
+    row = found.row("response.ppl")
+    assert row is not None
+    assert row.value is not None
+    assert row.value > 1
+    cases = list(read_records(ResponseCase, tmp_path / "run/examples/response.jsonl"))
+    assert all(case.nll is not None and case.nll > 0 and case.n_scorer_tokens > 0 for case in cases)
+
+
+def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
+    recipe = evaluation("dialogue", data={"scheme": None, "split": None})
+    run(recipe, out=tmp_path / "run")
+    episodes = list(read_records(Episode, tmp_path / "run/episodes.jsonl"))
+    rows = [
+        {"case_id": episode.id, "rater": rater, "dimension": "rlff7", "label": level}
+        for n, episode in enumerate(episodes)
+        for rater, level in (("a", "Same"), ("b", "Same" if n % 2 else "Slightly Better"))
+    ]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"reliability": {"labels": str(labels)}, "data": {"scheme": None, "split": None}}
+    found = run(evaluation("dialogue", **asked), out=tmp_path / "run").metrics
+    humans, judge = (found.row(f"reliability.rlff7.{name}") for name in ("alpha_humans", "agreement_judge"))
+    assert humans is not None
+    assert humans.value is not None
+    assert judge is not None
+    assert judge.n == 20
+    labels.write_text(json.dumps({**rows[0], "dimension": "mood"}) + "\n")
+    with pytest.raises(DataError, match="mood"):
+        run(evaluation("dialogue", **asked), out=tmp_path / "run")
+
+
+def test_a_reward_model_is_judged_on_futures_that_it_has_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from esckit.config.load import load_recipe
+    from esckit.config.train_reward import TrainRewardRecipe
+    from esckit.pipelines.train_reward import run as train
+
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        loaded = load_recipe("smoke/simulate_scripted", SimulateRecipe, overrides=[f"data.split={split}"])
+        run_simulate(loaded.recipe, out=Path(f"runs/{split}"))
+    trained = load_recipe("smoke/train_reward_scripted", TrainRewardRecipe, overrides=["inputs=[runs/train]"])
+    train(trained.recipe, out=Path("runs/reward"))
+    asked = {"models": {"reward": {"checkpoint": "runs/reward"}}, "data": None}
+    found = run(
+        evaluation("reward", settings={"reward": {"inputs": ["runs/test"]}}, **asked), out=Path("runs/evaluation")
+    ).metrics
+    auc, beside = found.row("reward.auc"), found.row("reward.untrained_auc")
+    assert auc is not None
+    assert auc.n == 16
+    assert beside is not None
+    assert beside.n == 16
+    with pytest.raises(DataError, match="in both training"):
+        plan(evaluation("reward", settings={"reward": {"inputs": ["runs/train"]}}, **asked))
