@@ -69,6 +69,7 @@ def save_flow_model(
     backbone = model.backbone
     if isinstance(backbone, PeftModel):
         backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner, save_embedding_layers=False)
+        (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is
     else:
         base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=inner)
     heads = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in heads_state(model)}

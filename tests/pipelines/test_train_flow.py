@@ -176,6 +176,24 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, update
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
 
 
+class StopAtTheEnd(StopAfter):
+    """A progress that ends the process when training is done and nothing is said about it yet."""
+
+    def close(self) -> None:
+        raise Stopped
+
+
+def test_stopped_between_training_and_summary_trains_nothing_again(tmp_path: Path) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()))
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "run", progress=StopAtTheEnd(99))
+    before = (rows(tmp_path / "run"), weights(tmp_path / "run"))
+    summary = run(settings, out=tmp_path / "run").summary
+    assert summary["best_update"] == read_metadata(tmp_path / "run").step
+    assert rows(tmp_path / "run") == before[0]
+    assert same(weights(tmp_path / "run"), before[1])
+
+
 def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     trees = write_trees(tmp_path, some_trees())
     run(recipe(trees, optim={"epochs": 1}), out=tmp_path / "good")
