@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from esckit.config.data import AlternatingData
-from esckit.config.models import ModelBinding, RoleOptions, check_prices, role_defaults
+from esckit.config.models import CheckpointBinding, ModelBinding, RoleOptions, check_prices, role_defaults
 from esckit.config.recipe import ModelRecipe, Section
 
 _SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 128}
@@ -72,14 +72,15 @@ class RubricCritic(Section):
     """How supporter turns are rated.
 
     Attributes:
-        readout: Four ``sampled`` ratings, or their ``expected`` values from next-token probabilities.
+        readout: Four ``sampled`` ratings, their ``expected`` values from next-token probabilities, or the probability
+            of a trained ``reward_model``, which ``models.critic`` then names as a checkpoint.
         show_strategy: Whether the critic sees the strategies of supporter turns.
         weights: Weight per criterion; the reward is their weighted mean over 5.
         min_label_mass: With ``expected``, the least probability of all ratings together for a turn to be scored.
     """
 
     rubric: Literal["aflow"] = "aflow"
-    readout: Literal["sampled", "expected"] = "sampled"
+    readout: Literal["sampled", "expected", "reward_model"] = "sampled"
     show_strategy: bool = True
     weights: dict[str, NonNegativeFloat] = Field(
         default={"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2}
@@ -174,5 +175,7 @@ class SearchRecipe(ModelRecipe):
         named = self.models.bindings()
         if self.search.mode == "mcts" and len(named) < len(SearchModels.model_fields):
             raise ValueError("search.mode: mcts needs models.seeker and models.supporter")
+        if (self.critic.readout == "reward_model") != isinstance(self.models.critic, CheckpointBinding):
+            raise ValueError("critic.readout: reward_model and models.critic: {checkpoint: RUN} belong together")
         check_prices(self.budget, named.values())
         return self

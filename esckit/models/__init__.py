@@ -1,1 +1,1 @@
-"""Chat models behind one seam: local transformers, OpenAI-compatible endpoints, the scripted fake; and trained heads."""
+"""Chat models behind one seam (local, endpoint, scripted), and what esckit trains on top of backbones."""

@@ -30,6 +30,7 @@ from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Limits
 
 if TYPE_CHECKING:
+    from esckit.dialogue.reward_critic import RewardCritic
     from esckit.models.endpoint import EndpointModel
     from esckit.models.local import LocalModel
     from esckit.models.policy import CheckpointPolicy
@@ -58,6 +59,13 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
 def is_strategy_policy(binding: RoleOptions | None) -> bool:
     """Return whether a binding names what ``train-flow`` trained, which chooses strategies and writes no text."""
     return isinstance(binding, CheckpointBinding) and read_manifest(Path(binding.checkpoint))["command"] == "train-flow"
+
+
+def is_reward_model(binding: RoleOptions | None) -> bool:
+    """Say whether a binding names a trained reward model, which scores and does not talk."""
+    return (
+        isinstance(binding, CheckpointBinding) and read_manifest(Path(binding.checkpoint))["command"] == "train-reward"
+    )
 
 
 class ModelPool:
@@ -119,6 +127,20 @@ class ModelPool:
             )
         return self._policies[binding.checkpoint]
 
+    def reward_critic(self, binding: CheckpointBinding) -> RewardCritic:
+        """Return a trained reward model as a critic of supporter turns.
+
+        Raises:
+            CheckpointError: If the run holds none.
+        """
+        from esckit.dialogue.reward_critic import RewardCritic
+        from esckit.pipelines.reward_models import load_reward_model
+
+        self._kinds.add("backbone")
+        run = Path(binding.checkpoint)
+        model = load_reward_model(run, dtype=binding.dtype, device=binding.device)
+        return RewardCritic(model, f"reward_model/{read_manifest(run)['recipe_digest']}")
+
     def window(self, binding: RoleOptions) -> Window:
         """Return how much of a talk the role's model is shown: the recipe's limit, else what a local model can take.
 
@@ -138,7 +160,7 @@ class ModelPool:
 
     async def prepare(self, bindings: Iterable[RoleOptions]) -> None:
         """Load models and raise at once if one cannot be reached or used; only then are its capabilities known."""
-        chat = [binding for binding in bindings if not is_strategy_policy(binding)]
+        chat = [binding for binding in bindings if not is_strategy_policy(binding) and not is_reward_model(binding)]
         for model in {id(model): model for model in map(self._shared, chat)}.values():
             await model.check()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,10 +139,11 @@ async def _run(
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(recipe.models.bindings().values())
         grow = _grower(recipe, pool, selection)
-        with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
-            folder.update_manifest(
-                data=selection.facts(), prompts=prompt_ids(recipe), determinism=pool.determinism(), **pool.facts()
-            )
+        inputs = {"data": selection.facts(), "prompts": prompt_ids(recipe)}
+        with RunFolder.open(
+            out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+        ) as folder:
+            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
             try:
                 await _grow_missing(recipe, seeds, grow, folder, progress)
             except EsckitError:
@@ -158,8 +159,7 @@ async def _run(
                 "environment": _environment(recipe),
             }
             write_json(folder.file("summary.json"), summary)
-            n_failed = sum(tree.status == "failed" for tree in trees)
-            FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", len(trees), n_failed).judge()
+            _rate_of(recipe, trees).judge()
     return SearchResult(out, summary)
 
 
@@ -182,9 +182,8 @@ async def _grow_missing(
             for tree in _latest(folder.file("trees.jsonl")).values()
             if not (retry and tree.status == "failed")
         }
-        rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees")
-        for tree in done.values():
-            rate.add(failed=tree.status == "failed")
+        rate = _rate_of(recipe, done.values())
+        rate.watch()
         missing = [seed for seed in seeds if seed.task.tree_id not in done]
         progress.start(len(seeds), len(seeds) - len(missing))
 
@@ -204,6 +203,12 @@ async def _grow_missing(
             progress.advance(failed=rate.n_failed)
 
         await run_units(missing, timed, limit=recipe.concurrency.trees, on_result=take)
+
+
+def _rate_of(recipe: SearchRecipe, trees: Collection[SearchTree]) -> FailureRate:
+    """Return the failure rate of trees that are done, with what the recipe allows."""
+    n_failed = sum(tree.status == "failed" for tree in trees)
+    return FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", len(trees), n_failed)
 
 
 def _grower(recipe: SearchRecipe, pool: ModelPool, selection: Selection) -> Grower:

@@ -18,7 +18,7 @@ from esckit.errors import ConfigError
 from esckit.models.flow_metadata import policy_id
 from esckit.pipelines.models import ModelPool, is_strategy_policy
 from esckit.prompts.prompt import load_prompt
-from esckit.protocols import StrategyPolicy
+from esckit.protocols import Critic, StrategyPolicy
 from esckit.search.mcts import Players, Provenance
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Turn
@@ -65,18 +65,21 @@ def build_players(
     )
 
 
-def build_critic(recipe: SearchRecipe, pool: ModelPool) -> RubricCritic:
-    """Return the critic of a recipe."""
-    settings = recipe.critic
+def build_critic(recipe: SearchRecipe, pool: ModelPool) -> Critic:
+    """Return the critic of a recipe: a prompted one, or a trained reward model."""
+    settings, binding = recipe.critic, recipe.models.critic
+    if settings.readout == "reward_model":
+        assert isinstance(binding, CheckpointBinding), "the recipe class holds the two together"
+        return pool.reward_critic(binding)
     return RubricCritic(
-        pool.voice(recipe.models.critic, max_attempts=recipe.search.max_attempts),
+        pool.voice(binding, max_attempts=recipe.search.max_attempts),
         load_prompt(recipe.prompts.critic),
         load_rubric(settings.rubric),
         weights=settings.weights,
         readout=settings.readout,
         show_strategy=settings.show_strategy,
         min_label_mass=settings.min_label_mass,
-        window=pool.window(recipe.models.critic),
+        window=pool.window(binding),
     )
 
 

@@ -1,0 +1,42 @@
+"""A trained reward model as the critic of a search: the two methods meet through a file."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from esckit.config.search import SearchRecipe
+from esckit.pipelines.search import run
+from esckit.pipelines.train_reward import run as train_reward
+from esckit.records import read_records
+from esckit.runs import read_manifest
+from esckit.types import SearchTree
+from tests.pipelines.reward_runs import reward_recipe, simulated
+from tests.pipelines.test_search import recipe
+
+
+def test_a_reward_model_rates_the_turns_of_a_search(tmp_path: Path) -> None:
+    simulated(tmp_path / "futures")
+    train_reward(reward_recipe(tmp_path / "futures"), out=tmp_path / "reward")
+    guided = recipe(
+        models={"critic": {"checkpoint": str(tmp_path / "reward")}},
+        critic={"readout": "reward_model"},
+        data={"limit": 2},
+    )
+    run(guided, out=tmp_path / "trees")
+    trees = list(read_records(SearchTree, tmp_path / "trees/trees.jsonl"))
+    assert {tree.readout for tree in trees} == {"reward_model"}
+    nodes = [node for tree in trees for node in tree.nodes if node.parent is not None]
+    assert nodes
+    assert all(node.reward is not None and 0 < node.reward < 1 and node.ratings is None for node in nodes)
+    assert "critic" not in read_manifest(tmp_path / "trees")["prompts"]
+
+
+def test_a_reward_model_and_its_readout_belong_together() -> None:
+    with pytest.raises(ValidationError, match="belong together"):
+        recipe(critic={"readout": "reward_model"})
+    with pytest.raises(ValidationError, match="belong together"):
+        SearchRecipe.model_validate(
+            recipe().model_dump(mode="json")
+            | {"models": {**recipe().model_dump(mode="json")["models"], "critic": {"checkpoint": "runs/x"}}}
+        )
