@@ -281,7 +281,9 @@ def _finish(session: _Session, trainer: Any) -> None:
         "dialogues": len(session.material.dialogue_ids),
     }
     write_json(session.out / "summary.json", summary)
-    shutil.rmtree(session.out / STATES, ignore_errors=True)
+    # What a tracker wrote lies beside the states.
+    for path in [*(session.out / STATES).glob("checkpoint-*")] if session.recipe.trackers else [session.out / STATES]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _keep(session: _Session, model: Any, step: int, metrics: DevMetrics, *, diverged: bool = False) -> None:
