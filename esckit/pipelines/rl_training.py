@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import util
@@ -141,7 +141,8 @@ def _grpo(session: _Session, rewards: PairedRewards) -> Any:
     recipe = session.recipe
     rows = build_rows(session.material.train, session.prompt)
     _count(session, rows)
-    callbacks = _callbacks(session, lambda: [each.completion.context_id for each in rewards.last])
+    watch = _watch(session, lambda: [each.completion.context_id for each in rewards.last])
+    callbacks: list[TrainerCallback] = [watch, _steps(session)]
     if recipe.monitor.sample_every is not None and session.process.is_main:
         callbacks.append(
             Samples(
@@ -153,7 +154,7 @@ def _grpo(session: _Session, rewards: PairedRewards) -> Any:
                 resumed_step=session.resumed_step,
             )
         )
-    callbacks += _dev_callbacks(session, rewards, callbacks[0])
+    callbacks += _dev_callbacks(session, rewards, watch)
     return grpo_trainer(
         session.learner,
         rows.rows,
@@ -180,7 +181,7 @@ def _dpo(session: _Session) -> Any:
         pairs.rows,
         settings=dpo_settings(recipe),
         optim=policy_optim(recipe),
-        place=_place(session, _callbacks(session, list)),
+        place=_place(session, [_watch(session, list), _steps(session)]),
     )
 
 
@@ -196,8 +197,8 @@ def _place(session: _Session, callbacks: list[TrainerCallback]) -> Place:
     return Place(session.out / STATES, session.process.count, tuple(callbacks))
 
 
-def _callbacks(session: _Session, batch_ids: Any) -> list[TrainerCallback]:
-    watch = Watch(
+def _watch(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Watch:
+    return Watch(
         session.out,
         every=session.recipe.monitor.log_every,
         resumed_step=session.resumed_step,
@@ -205,16 +206,18 @@ def _callbacks(session: _Session, batch_ids: Any) -> list[TrainerCallback]:
         max_unscored=session.recipe.max_failure_rate,
         writes=session.process.is_main,
     )
-    return [watch, StepProgress(session.progress.start, session.progress.advance)]
 
 
-def _dev_callbacks(session: _Session, rewards: PairedRewards, watch: TrainerCallback) -> list[TrainerCallback]:
+def _steps(session: _Session) -> StepProgress:
+    return StepProgress(session.progress.start, session.progress.advance)
+
+
+def _dev_callbacks(session: _Session, rewards: PairedRewards, watch: Watch) -> list[TrainerCallback]:
     """Return what looks at dev contexts, nothing where there are none."""
     recipe = session.recipe
     rows = build_rows(session.material.dev[: recipe.dev.max_contexts], session.prompt).rows
     if recipe.monitor.dev_every is None or not rows:
         return []
-    assert isinstance(watch, Watch)
     writer = GreedyWriter(
         session.learner.tokenizer,
         tuple(sorted(session.learner.chat.stop_ids)),
