@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from esckit.dialogue.ask import Voice, ask
+from esckit.dialogue.output import split_output
 from esckit.dialogue.utterance import UtteranceRules, as_tagged_lines
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError
@@ -50,5 +51,7 @@ class AFlowSupporter:
         )
 
     def _parse(self, reply: Reply) -> Generation:
-        response = self.rules.check(self.rules.text_of(reply))
-        return Generation(raw=reply.text, reasoning=None, response=response, format_ok=True, parse_kind="untagged")
+        # A policy that was trained to reason does so under any prompt; what it thinks is for nobody else.
+        found = split_output(reply.text)
+        response = self.rules.check(self.rules.text_of(replace(reply, text=found.response)))
+        return found.model_copy(update={"response": response, "format_ok": True})

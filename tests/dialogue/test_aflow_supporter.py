@@ -52,3 +52,11 @@ def test_seventy_five_words_are_allowed() -> None:
 def test_a_supporter_without_a_strategy_is_a_mistake_of_the_recipe() -> None:
     with pytest.raises(ConfigError):
         reply(FakeModel(), strategy=None)
+
+
+def test_what_a_reasoning_policy_thinks_is_no_part_of_its_reply() -> None:
+    said = "<think>They are\n tired.</think> <response>What happened?</response>"
+    found = reply(FakeModel(lambda messages, seed: said))
+    assert (found.response, found.reasoning, found.raw) == ("What happened?", "They are\n tired.", said)
+    with pytest.raises(ParseError, match="blank"):
+        reply(FakeModel(lambda messages, seed: "<think>They are tired."))
