@@ -118,6 +118,9 @@ def _session(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Pr
     quiet_off_terminal()
     if recipe.executor.threads is not None:
         torch.set_num_threads(recipe.executor.threads)
+    if process.count > 1 and torch.cuda.is_available():
+        # Before the Trainer chooses devices: the reward model of each process belongs on the process's own GPU.
+        torch.cuda.set_device(process.rank % torch.cuda.device_count())
     set_seed(recipe.seed % 2**32)
     lora = recipe.lora
     learner = load_learner(
