@@ -44,5 +44,5 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     found = dict(base)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(found.get(name), dict) and name not in ("gates",)
-        found[name] = merged(found[name], value) if both and "scripted" not in value else value
+        found[name] = merged(found[name], value) if both and not {"scripted", "checkpoint"} & set(value) else value
     return found

@@ -105,3 +105,23 @@ def test_a_reward_model_is_judged_on_futures_that_it_has_not_seen(
     assert beside.n == 16
     with pytest.raises(DataError, match="in both training"):
         plan(evaluation("reward", settings={"reward": {"inputs": ["runs/train"]}}, **asked))
+
+
+def test_a_trained_policy_is_a_strategist_and_what_it_was_trained_on_is_known(tmp_path: Path) -> None:
+    from esckit.pipelines.train_flow import run as train
+    from tests.pipelines.flow_runs import recipe as flow_recipe
+
+    gold = {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "train", "valid_split": "valid"}
+    trained = flow_recipe(None, data={"gold": {**gold, "unit": "turn"}}, objective={"name": "bc"})
+    train(trained, out=tmp_path / "policy")
+    models = {"strategist": {"checkpoint": str(tmp_path / "policy")}}
+    found = run(evaluation("strategy", models=models), out=tmp_path / "run").metrics
+    row = found.row("strategy.accuracy")
+    assert row is not None
+    assert (row.n, row.coverage, row.flags) == (66, 1.0, ("small_sample",))
+    cases = list(read_records(StrategyCase, tmp_path / "run/examples/strategy.jsonl"))
+    assert all(case.probabilities and abs(sum(case.probabilities) - 1) < 1e-9 for case in cases)
+    with pytest.raises(DataError, match="10 dialogues in both"):
+        plan(evaluation("strategy", models=models, data={"split": "train"}))
+    with pytest.raises(DataError, match="made with scheme files"):
+        plan(evaluation("strategy", models=models, data={"scheme": None, "split": None, "allow_overlap": True}))

@@ -1,0 +1,157 @@
+"""`esckit evaluate` and `esckit predict` from the shell: the whole scripted chain, exit codes, and light dry runs."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
+QUICK = ("--set", "suites=[response]", "--set", "models.scorer=null", "--set", "settings.response.strategy=none")
+
+
+def esckit(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "esckit", *args], capture_output=True, text=True, timeout=300, check=False, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything that smoke/evaluate_scripted names has been run."""
+    cwd = tmp_path_factory.mktemp("chain")
+    test = ("--set", "data.split=test", "--out", "runs/simulate-smoke-scripted-test")
+    for command in (
+        ("simulate", "smoke/simulate_scripted"),
+        ("simulate", "smoke/simulate_scripted", *test),
+        ("train-reward", "smoke/train_reward_scripted"),
+        ("predict", "smoke/predict_scripted"),
+    ):
+        done = esckit(cwd, *command)
+        assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_all_six_suites_run_on_scripted_models(chain: Path) -> None:
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert tuple(found["suites"]) == ALL
+    assert {row["name"].partition(".")[0] for row in found["metrics"]} == set(ALL)
+    out = chain / found["out"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["schema"] == "esckit.metrics/1"
+    for row in metrics["metrics"]:
+        assert row["reason"] or row["value"] is not None
+        assert row["reason"] or row["interval"]
+    for name in (*ALL, "sycophancy"):
+        assert (out / "examples" / f"{name}.jsonl").is_file()
+    for name in ("episodes.jsonl", "failures.jsonl", "manifest.json", "report.md", "report.html"):
+        assert (out / name).is_file()
+    again = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--json")
+    assert again.stdout == done.stdout
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
+def test_a_failed_gate_exits_with_1_and_leaves_everything_written(chain: Path) -> None:
+    out = ("--out", "runs/gated")
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=99")
+    assert done.returncode == 1
+    assert "gate failed: response.bleu_2" in done.stderr
+    gates = json.loads((chain / "runs/gated/metrics.json").read_text())["gates"]
+    assert [gate["holds"] for gate in gates] == [False]
+    held = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=0")
+    assert held.returncode == 0, held.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fail-over", "response.bleu_2=1"), "higher is better"),
+        (("--fail-under", "response.blue_2=1"), "did you mean 'response.bleu_2'"),
+        (("--fail-under", "safety.pass_rate=1"), "suite that is run"),
+        (("--fail-under", "response.bleu_2"), "METRIC=VALUE"),
+        (("--against", "runs/simulate-smoke-scripted"), "a run of 'simulate'"),
+        (("--against", "nowhere"), "nowhere"),
+        (("--set", "predictions=nowhere.jsonl"), "no such file"),
+    ],
+)
+def test_what_is_wrong_exits_with_2_and_one_message(chain: Path, options: tuple[str, ...], message: str) -> None:
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, "--out", "runs/wrong", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (chain / "runs/wrong").exists()
+
+
+def test_leakage_exits_with_2(chain: Path) -> None:
+    inputs = "settings.reward.inputs=[runs/simulate-smoke-scripted]"
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--dry-run", "--set", inputs)
+    assert done.returncode == 2
+    assert "both training" in done.stderr
+
+
+def test_another_system_is_compared_on_the_same_cases(chain: Path) -> None:
+    first = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, "--out", "runs/base")
+    assert first.returncode == 0, first.stderr
+    other = ("--set", "models.supporter={scripted: supporter}", "--out", "runs/other", "--against", "runs/base")
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *other)
+    assert done.returncode == 0, done.stderr
+    assert "against runs/base" in done.stdout
+    comparisons = json.loads((chain / "runs/other/metrics.json").read_text())["comparisons"]
+    assert {entry["other"] for entry in comparisons} == {"runs/base"}
+    assert any(entry["p_holm"] is not None for entry in comparisons)
+
+
+def test_predictions_of_one_command_are_read_by_the_other(chain: Path) -> None:
+    said = ("--set", "predictions=runs/predict-smoke-scripted/predictions.jsonl", "--set", "models={}")
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *said, "--out", "runs/said", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {row["n"] for row in json.loads(done.stdout)["metrics"]} == {66}
+
+
+def test_dialogues_of_ones_own_need_no_recipe(tmp_path: Path) -> None:
+    own = ROOT / "data/esconv_sample.json"
+    options = ("--input", str(own), "--supporter", "tiny-random", "--set", "data.limit=1", "--dry-run", "--json")
+    done = esckit(tmp_path, "predict", *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["dialogues"] == 1
+    nothing = esckit(tmp_path, "predict", "--input", str(own))
+    assert nothing.returncode == 2
+    assert "nothing to predict" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("evaluate", "smoke/evaluate", "--dry-run"),
+        ("predict", "smoke/predict_scripted", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_is_light_and_leaves_nothing(argv: tuple[str, ...], tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        from esckit.cli.app import main
+        sys.argv = ["esckit", *{argv!r}]
+        try:
+            main()
+        except SystemExit as leaving:
+            heavy = sorted({{"torch", "transformers", "numpy", "datasets", "openai"}} & set(sys.modules))
+            sys.exit(leaving.code or ", ".join(heavy) or None)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
