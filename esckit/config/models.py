@@ -80,9 +80,15 @@ class EndpointBinding(RoleOptions):
 
 
 class CheckpointBinding(RoleOptions):
-    """Something that esckit trained: a run folder, whose manifest says what it is."""
+    """Something that esckit trained: a run folder, whose manifest says what it is.
+
+    Attributes:
+        adapter: A run of ``train-flow`` as supporter: ``off`` is its plain backbone as a chat model, ``on`` lets the
+            adapter write, if it was trained to (``response_weight``). Without meaning for other runs and roles.
+    """
 
     checkpoint: str = Field(min_length=1)
+    adapter: Literal["on", "off"] = "off"
     dtype: DType = "auto"
     device: Device = "auto"
 

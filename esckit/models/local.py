@@ -104,7 +104,15 @@ class LocalModel:
         Raises:
             BackendError: ``too_long`` if the prompt leaves no room; ``backend`` if the model failed.
         """
-        prompt = self._prompt(messages)
+        return await self.continue_tokens(self._chat.encode(messages), sampling, seed=seed)
+
+    async def continue_tokens(self, prompt: tuple[int, ...], sampling: Sampling, *, seed: int) -> Reply:
+        """Write on from token ids, for text forms that are no chat.
+
+        Raises:
+            BackendError: ``too_long`` if the prompt leaves no room; ``backend`` if the model failed.
+        """
+        prompt = self._fitting(prompt)
         stop = (*self._chat.stop, *(text for text in sampling.stop if text))
         room = self.context_length - len(prompt)
         job = WriteJob(
@@ -161,7 +169,9 @@ class LocalModel:
         await self._batcher.aclose()
 
     def _prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        prompt = self._chat.encode(messages)
+        return self._fitting(self._chat.encode(messages))
+
+    def _fitting(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
         if len(prompt) >= self.context_length:
             raise BackendError(
                 f"the prompt has {len(prompt)} tokens",

@@ -117,6 +117,8 @@ def build_supporter(
 
     A prompt with a ``transcript`` is AFlow's: one utterance under a given strategy. Any other reads the turns as chat.
     """
+    if written := pool.flow_supporter(binding, taxonomy, max_attempts=max_attempts):
+        return written
     voice = pool.voice(binding, max_attempts=max_attempts)
     if "transcript" in prompt.variables:
         rules = UtteranceRules(known_taxonomy(taxonomy), voice.max_words, voice.on_length)

@@ -22,6 +22,7 @@ from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
+from esckit.models.flow_metadata import read_metadata
 from esckit.models.rl_policy import load_policy
 from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel
@@ -30,8 +31,10 @@ from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Limits
 
 if TYPE_CHECKING:
+    from esckit.dialogue.flow_supporter import FlowSupporter
     from esckit.dialogue.reward_critic import RewardCritic
     from esckit.models.endpoint import EndpointModel
+    from esckit.models.flow_writer import FlowWriter
     from esckit.models.local import LocalModel
     from esckit.models.policy import CheckpointPolicy
 
@@ -83,6 +86,7 @@ class ModelPool:
         self._endpoints: list[EndpointModel] = []
         self._kinds: set[str] = set()
         self._policies: dict[str, CheckpointPolicy] = {}
+        self._writers: dict[str, FlowWriter] = {}
 
     def model(self, binding: RoleOptions) -> ChatModel:
         """Return the model of a binding, on the run's budget.
@@ -127,6 +131,36 @@ class ModelPool:
             )
         return self._policies[binding.checkpoint]
 
+    def flow_supporter(
+        self, binding: RoleOptions, taxonomy: Taxonomy | None, *, max_attempts: int
+    ) -> FlowSupporter | None:
+        """Return the supporter that a flow checkpoint plays with its adapter on; None for any other binding.
+
+        Raises:
+            ConfigError: If no taxonomy is known.
+            CheckpointError: If the checkpoint was not trained to write, or is of another taxonomy.
+        """
+        if not (isinstance(binding, CheckpointBinding) and binding.adapter == "on" and is_strategy_policy(binding)):
+            return None
+        if taxonomy is None:
+            raise ConfigError("a flow checkpoint as supporter without a taxonomy", expected="taxonomy: NAME")
+        from esckit.dialogue.flow_supporter import FlowSupporter
+        from esckit.models.flow_writer import FlowWriter
+
+        run = Path(binding.checkpoint)
+        read_metadata(run, strategies=taxonomy.names)
+        if binding.checkpoint not in self._writers:
+            self._kinds.add("backbone")
+            self._writers[binding.checkpoint] = FlowWriter.load(
+                run,
+                abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
+                dtype=binding.dtype,
+                device=binding.device,
+            )
+        return FlowSupporter(
+            self._writers[binding.checkpoint], binding.sampling, max_attempts, binding.on_length, binding.max_words
+        )
+
     def reward_critic(self, binding: CheckpointBinding) -> RewardCritic:
         """Return a trained reward model as a critic of supporter turns.
 
@@ -170,6 +204,9 @@ class ModelPool:
             key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
         }
         found |= {run: {"name": policy.name, "capabilities": []} for run, policy in self._policies.items()}
+        found |= {
+            f"{run} as writer": {"name": writer.name, "capabilities": []} for run, writer in self._writers.items()
+        }
         notes = [note for endpoint in self._endpoints for note in endpoint.notes]
         return {"models": found, "notes": notes} if notes else {"models": found}
 
@@ -197,6 +234,8 @@ class ModelPool:
             await model.aclose()
         for policy in self._policies.values():
             await policy.aclose()
+        for writer in self._writers.values():
+            await writer.aclose()
 
     def _shared(self, binding: RoleOptions) -> ChatModel:
         identity = binding.model_dump_json(
@@ -227,6 +266,9 @@ class ModelPool:
                 return load_scripted(binding.scripted)
             case CheckpointBinding():
                 self._kinds.add("backbone")
+                if is_strategy_policy(binding):
+                    backbone = read_metadata(Path(binding.checkpoint)).backbone
+                    return self._build(BackboneBinding(backbone=backbone, dtype=binding.dtype, device=binding.device))
                 return load_policy(
                     Path(binding.checkpoint),
                     dtype=binding.dtype,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from esckit.config.models import CheckpointBinding
+from esckit.config.models import CheckpointBinding, RoleOptions
 from esckit.config.search import SearchRecipe
 from esckit.dialogue.aflow_seeker import AFlowSeeker
 from esckit.dialogue.aflow_supporter import AFlowSupporter
@@ -18,7 +18,7 @@ from esckit.errors import ConfigError
 from esckit.models.flow_metadata import policy_id
 from esckit.pipelines.models import ModelPool, is_strategy_policy
 from esckit.prompts.prompt import load_prompt
-from esckit.protocols import Critic, StrategyPolicy
+from esckit.protocols import Critic, StrategyPolicy, Supporter
 from esckit.search.mcts import Players, Provenance
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Turn
@@ -42,7 +42,6 @@ def build_players(
     if roles.seeker is None or roles.supporter is None:
         raise ConfigError("a search without a seeker or a supporter", expected="models.seeker and models.supporter")
     seeker = pool.voice(roles.seeker, max_attempts=attempts)
-    supporter = pool.voice(roles.supporter, max_attempts=attempts)
     return Players(
         Environment(
             seeker=AFlowSeeker(
@@ -53,16 +52,20 @@ def build_players(
                 recipe.seeker.memory_guard,
                 pool.window(roles.seeker),
             ),
-            supporter=AFlowSupporter(
-                supporter,
-                load_prompt(names.supporter),
-                UtteranceRules(taxonomy, supporter.max_words, supporter.on_length),
-                pool.window(roles.supporter),
-            ),
+            supporter=_build_supporter(recipe, pool, taxonomy, roles.supporter),
             critic=build_critic(recipe, pool),
         ),
         build_strategist(recipe, pool, taxonomy),
     )
+
+
+def _build_supporter(recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy, binding: RoleOptions) -> Supporter:
+    """Return the supporter of a recipe: a prompted one, or a flow checkpoint that writes."""
+    if written := pool.flow_supporter(binding, taxonomy, max_attempts=recipe.search.max_attempts):
+        return written
+    voice = pool.voice(binding, max_attempts=recipe.search.max_attempts)
+    rules = UtteranceRules(taxonomy, voice.max_words, voice.on_length)
+    return AFlowSupporter(voice, load_prompt(recipe.prompts.supporter), rules, pool.window(binding))
 
 
 def build_critic(recipe: SearchRecipe, pool: ModelPool) -> Critic:

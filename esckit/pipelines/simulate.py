@@ -31,7 +31,7 @@ from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_uni
 from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
 from esckit.pipelines.simulate_summary import summarise
 from esckit.prompts.prompt import Prompt, load_prompt
-from esckit.protocols import StrategyPolicy
+from esckit.protocols import StrategyPolicy, Supporter
 from esckit.records import read_records, write_json, write_records
 from esckit.runs import RunFolder
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
@@ -207,12 +207,7 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Pr
     roles, settings, attempts = recipe.models, recipe.critic, recipe.simulation.max_attempts
     taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
     return Cast(
-        supporter=PromptedSupporter(
-            pool.voice(roles.supporter, max_attempts=attempts),
-            prompts["supporter"],
-            {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {},
-            pool.window(roles.supporter),
-        ),
+        supporter=_supporter(recipe, pool, prompts["supporter"], taxonomy),
         seeker=PromptedSeeker(
             pool.voice(roles.seeker, max_attempts=attempts), prompts["seeker"], pool.window(roles.seeker)
         ),
@@ -232,6 +227,15 @@ def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Pr
         ),
         strategist=_strategist(recipe, pool, prompts, taxonomy) if taxonomy else None,
     )
+
+
+def _supporter(recipe: SimulateRecipe, pool: ModelPool, prompt: Prompt, taxonomy: Taxonomy | None) -> Supporter:
+    """Return the supporter: a prompted model, or a flow checkpoint that writes."""
+    binding, attempts = recipe.models.supporter, recipe.simulation.max_attempts
+    if written := pool.flow_supporter(binding, taxonomy, max_attempts=attempts):
+        return written
+    definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}
+    return PromptedSupporter(pool.voice(binding, max_attempts=attempts), prompt, definitions, pool.window(binding))
 
 
 def _strategist(
