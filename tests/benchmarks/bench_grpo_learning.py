@@ -1,6 +1,6 @@
 """Does GRPO learn? Held-out reward and format share before and after a small run under one fixed reward.
 
-Run: ``python -m tests.benchmarks.bench_grpo_learning [--seeds 3] [--steps 40]``. Only prints. The policy is a model of
+Run: ``python -m tests.benchmarks.bench_grpo_learning [--seeds 3] [--steps 80]``. Only prints. The policy is a model of
 some hundred thousand weights that was taught to write outputs, well-formed about half the time and with supportive
 words now and then; the reward is the form and a word list (esckit.train.lexicon), which one can check by hand. Held-out
 contexts are answered four times each at the temperature of training. Intervals are 95 % t intervals over seeds.
@@ -131,8 +131,8 @@ def interval(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--teach", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--teach", type=int, default=300)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
