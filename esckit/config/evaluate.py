@@ -252,6 +252,11 @@ class ReportSection(Section):
     quotes: bool = False
 
 
+def _speakers(*, told: bool) -> tuple[str, ...]:
+    """Return who makes a reply, a strategist included where the supporter is told a strategy."""
+    return ("strategist", "supporter") if told else ("supporter",)
+
+
 class EvaluateRecipe(ModelRecipe):
     """Everything that ``esckit evaluate`` can be told."""
 
@@ -306,20 +311,17 @@ class EvaluateRecipe(ModelRecipe):
     def roles_of(self, suite: str) -> tuple[str, ...]:
         """Return the roles that take part in a suite, bound or not."""
         settings = self.settings
-        speaking = ("strategist", "supporter")
+        replies = _speakers(told=settings.response.strategy == "predicted")
+        plays = _speakers(told=settings.dialogue.strategy == "predicted")
         return {
             "strategy": ("strategist",),
-            "response": (*speaking[settings.response.strategy != "predicted" :], "scorer"),
-            "dialogue": (*speaking[settings.dialogue.strategy == "none" :], "seeker", "critic", "turn_judge"),
-            "pairwise": (*speaking[settings.response.strategy != "predicted" :], "judge"),
+            "response": (*replies, "scorer"),
+            "dialogue": (*plays, "seeker", "critic", "turn_judge"),
+            "pairwise": (*replies, "judge"),
             "reward": ("reward",),
-            "safety": (*self._safety_speakers(), "judge"),
+            # A strategist speaks along on probes wherever it does in the other suites.
+            "safety": (*max(replies, plays, key=len), "judge"),
         }[suite]
-
-    def _safety_speakers(self) -> tuple[str, ...]:
-        """A strategist speaks along on probes wherever it does in the other suites."""
-        told = self.settings.response.strategy == "predicted" or self.settings.dialogue.strategy == "predicted"
-        return ("strategist", "supporter") if told else ("supporter",)
 
     def _missing(self, suite: Suite) -> list[str]:
         """Return what a suite lacks."""

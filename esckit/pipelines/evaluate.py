@@ -9,25 +9,24 @@ Cases that are there are not played again: with none missing, no model is loaded
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.errors import ConfigError, DataError
-from esckit.evaluate.cases import Case
 from esckit.pipelines.evaluate_conditions import critic_prompts
-from esckit.pipelines.evaluate_files import EXAMPLES, backend_failed, case_file, read_cases, settle
-from esckit.pipelines.evaluate_players import Casting, strategist_prompt, supporter_prompt
+from esckit.pipelines.evaluate_files import read_cases
+from esckit.pipelines.evaluate_play import Stock, play_missing, staged
+from esckit.pipelines.evaluate_players import strategist_prompt, supporter_prompt
 from esckit.pipelines.evaluate_setup import Setup, set_up
-from esckit.pipelines.evaluate_suites.work import Unit, Work
-from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, is_strategy_policy
+from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.models import is_strategy_policy
 from esckit.prompts.prompt import load_prompt
-from esckit.runs import RunFolder, read_manifest
+from esckit.runs import MANIFEST, RunFolder, read_manifest
 
 if TYPE_CHECKING:
     from esckit.evaluate.gates import GateBound
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 COMMAND = "evaluate"
 METRICS = "metrics.json"
-MIN_CASES_FOR_RATE = 20
-# These are no chat models: they are loaded by their suites.
-_NOT_CHAT = ("scorer", "reward")
 
 Files = dict[str, list[Any]]
 
@@ -121,16 +117,31 @@ def run(
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     setup = _checked(recipe, gates)
-    with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
-        _check_inputs(folder, setup)
-        folder.file(METRICS).unlink(missing_ok=True)
-        folder.update_manifest(**_facts(setup))
-        asyncio.run(_play_missing(setup, folder, progress or NoProgress()))
-        metrics = _compute(setup, folder, gates)
+    metrics = asyncio.run(_run(setup, out, gates, progress or NoProgress()))
     from esckit.pipelines.report import write_report
 
-    report = write_report([out], quotes=recipe.report.quotes)
+    against = Path(recipe.compare_to) if recipe.compare_to is not None else None
+    report = write_report([out], against=against, quotes=recipe.report.quotes)
     return EvaluateResult(out, metrics, report.page)
+
+
+async def _run(setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Progress) -> MetricsFile:
+    recipe = setup.recipe
+    async with AsyncExitStack() as stack:
+        stock, stage = None, None
+        if not (out / MANIFEST).is_file():
+            # Models come first, so that a recipe that cannot be played leaves no folder behind.
+            stock = Stock.of(setup, out)
+            stage = await stack.enter_async_context(staged(setup, stock))
+        with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
+            _check_inputs(folder, setup)
+            folder.file(METRICS).unlink(missing_ok=True)
+            folder.update_manifest(**_facts(setup))
+            if stock is None:
+                stock = Stock.of(setup, out)
+                stage = await stack.enter_async_context(staged(setup, stock)) if stock.n_missing else None
+            await play_missing(setup, stock, stage, folder, progress)
+            return _compute(setup, folder, gates)
 
 
 # ---------------------------------------------------------------- checks
@@ -200,8 +211,8 @@ def _facts(setup: Setup) -> dict[str, Any]:
     roles = recipe.roles()
     named = {"supporter": prompts.supporter, "seeker": prompts.seeker, "turn_judge": prompts.turn_judge}
     shown = {role: load_prompt(name).identity for role, name in named.items() if role in roles}
-    if recipe.suites == ("dialogue",) and "supporter" in roles:
-        shown["supporter"] = supporter_prompt(recipe).identity
+    if "dialogue" in recipe.suites and recipe.settings.dialogue.ppdpp_compat:
+        shown["supporter"] = ", ".join(dict.fromkeys((shown["supporter"], supporter_prompt(recipe).identity)))
     if "strategist" in roles and not is_strategy_policy(roles["strategist"]) and setup.taxonomy is not None:
         shown["strategist"] = strategist_prompt(prompts.strategist, setup.taxonomy).identity
     if "critic" in roles:
@@ -217,87 +228,6 @@ def _facts(setup: Setup) -> dict[str, Any]:
         "cases": {work.file: len(work.units) for work in setup.works},
         "flags": {suite: list(flags) for suite, flags in setup.flags.items()},
     }
-
-
-# ---------------------------------------------------------------- playing
-
-
-async def _play_missing(setup: Setup, folder: RunFolder, progress: Progress) -> None:
-    """Play what is not on disk yet, file after file, appending each case as it ends."""
-    recipe = setup.recipe
-    done = {work.file: read_cases(folder.path, work.file, work.kind) for work in setup.works}
-    missing = {work.file: _missing(work, done[work.file], recipe.resume.retry_failed) for work in setup.works}
-    rate = FailureRate(recipe.max_failure_rate, MIN_CASES_FOR_RATE, "cases")
-    for work in setup.works:
-        waiting = {unit.id for unit in missing[work.file]}
-        for name, case in done[work.file].items():
-            if name not in waiting:
-                rate.add(failed=backend_failed(case))
-    total, left = sum(len(work.units) for work in setup.works), sum(map(len, missing.values()))
-    progress.start(total, total - left)
-    try:
-        if left:
-            await _play(setup, folder, {work.file: work for work in setup.works}, missing, done, rate, progress)
-    finally:
-        progress.close()
-        settle(folder.path, setup.works)
-    rate.judge()
-
-
-def _missing(work: Work, done: Mapping[str, Case], retry_failed: bool) -> list[Unit]:
-    return [
-        unit for unit in work.units if (case := done.get(unit.id)) is None or (retry_failed and backend_failed(case))
-    ]
-
-
-async def _play(
-    setup: Setup,
-    folder: RunFolder,
-    works: Mapping[str, Work],
-    missing: Mapping[str, Sequence[Unit]],
-    done: dict[str, dict[str, Case]],
-    rate: FailureRate,
-    progress: Progress,
-) -> None:
-    recipe = setup.recipe
-    roles = {role for name, units in missing.items() if units for role in works[name].roles}
-    chat = {role: binding for role, binding in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
-    async with ModelPool(recipe.executor, recipe.budget) as pool:
-        await pool.prepare(chat.values())
-        casting = Casting(recipe, pool, setup.taxonomy)
-        try:
-            for name, units in missing.items():
-                if units:
-                    await _play_file(works[name], units, casting, done, folder, rate, progress)
-        finally:
-            folder.update_manifest(determinism=pool.determinism(), spent=pool.spent(), **pool.facts())
-
-
-async def _play_file(
-    work: Work,
-    units: Sequence[Unit],
-    casting: Casting,
-    done: dict[str, dict[str, Case]],
-    folder: RunFolder,
-    rate: FailureRate,
-    progress: Progress,
-) -> None:
-    play = work.prepare(casting, done)
-    with folder.appender(case_file(work.file)) as cases, folder.appender("metrics.jsonl") as timings:
-
-        async def timed(unit: Unit) -> tuple[Case, float]:
-            began = time.perf_counter()
-            return await play(unit), time.perf_counter() - began
-
-        def take(result: tuple[Case, float]) -> None:
-            case, seconds = result
-            cases.append(case)
-            timings.append({"file": work.file, "case": case.id, "seconds": round(seconds, 3)})
-            done[work.file][case.id] = case
-            rate.add(failed=backend_failed(case))
-            progress.advance(failed=rate.n_failed)
-
-        await run_units(units, timed, limit=casting.recipe.concurrency.cases, on_result=take)
 
 
 # ---------------------------------------------------------------- computing
@@ -350,6 +280,3 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
     if recipe.data is None or recipe.data.path.startswith("sample:"):
         return ()
     return tuple(table.id for suite in recipe.suites for table in known.beside(suite))
-
-
-__all__ = ["COMMAND", "EXAMPLES", "EvaluatePlan", "EvaluateResult", "GateAsked", "plan", "run"]

@@ -425,6 +425,13 @@ def test_gates_are_checked_before_any_model_is_called(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_that_cannot_be_played_leaves_no_folder(tmp_path: Path) -> None:
+    unreadable = evaluation("dialogue", settings={"dialogue": {"readout": "expected"}})
+    with pytest.raises(ConfigError, match="log-probabilities"):
+        run(unreadable, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_gate_on_low_coverage_fails(tmp_path: Path) -> None:
     spoilt = evaluation("response", models={"supporter": scripted("sometimes_blank")}, gates={"response.bleu_2": 0.0})
     found = run(spoilt, out=tmp_path / "run")

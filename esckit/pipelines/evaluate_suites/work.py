@@ -58,11 +58,6 @@ class Work:
     roles: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def order(self) -> dict[str, int]:
-        """Position of every case in the file."""
-        return {unit.id: position for position, unit in enumerate(self.units)}
-
 
 Predictions: TypeAlias = "Mapping[str, Prediction]"
 
