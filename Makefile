@@ -34,10 +34,21 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The whole chain of both methods on the embedded 135M model and the sample corpus; each step goes on where it was stopped.
 demo: $(STAMP)
 	$(BIN)/esckit data inspect sample:esconv
 	$(BIN)/esckit simulate smoke/simulate
-	@echo "The futures lie in runs/simulate-smoke/futures.jsonl; 'esckit recipes list' shows what else can be run."
+	$(BIN)/esckit train-reward smoke/train_reward
+	$(BIN)/esckit train-rl smoke/train_rl
+	$(BIN)/esckit search smoke/search
+	$(BIN)/esckit train-flow smoke/train_flow
+	$(BIN)/esckit evaluate smoke/evaluate
+	$(BIN)/esckit evaluate smoke/evaluate_flow
+	$(BIN)/esckit evaluate smoke/evaluate_rl
+	$(BIN)/esckit report runs/evaluate-smoke runs/evaluate-smoke-flow runs/evaluate-smoke-rl runs/search-smoke runs/simulate-smoke --out runs/demo.html
+	@echo
+	@echo "The report of the three systems, the trees and the futures: $(CURDIR)/runs/demo.html"
+	@echo "The runs themselves: $(CURDIR)/runs/ ('esckit recipes list' shows what else can be run)"
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
