@@ -67,7 +67,6 @@ class ResponseCase(Case):
         parse_kind: How the reply was found in the output, None where a file gave it.
         nll: Summed negative log-likelihood (nats) of the reply under the scorer, None without one.
         n_scorer_tokens: Tokens that ``nll`` is summed over.
-        bertscore_f1: In [-1, 1], None without the extra.
     """
 
     SCHEMA: ClassVar[str] = "esckit.case.response/1"
@@ -79,7 +78,6 @@ class ResponseCase(Case):
     parse_kind: ParseKind | None = None
     nll: float | None = None
     n_scorer_tokens: int = Field(default=0, ge=0)
-    bertscore_f1: float | None = None
 
     @model_validator(mode="after")
     def _answered_or_not(self) -> Self:

@@ -16,8 +16,6 @@ from esckit.evaluate.selfplay import CriticScale, headline_metrics
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics
 from esckit.evaluate.sycophancy import sycophancy_lexicon, sycophancy_metrics
 
-SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
-
 
 @dataclass(frozen=True, slots=True)
 class CatalogueSettings:
@@ -28,7 +26,6 @@ class CatalogueSettings:
         critics: Critic presets of the suite ``dialogue``.
         strategies: Taxonomy of the strategist in self-play; empty without one.
         scorer: True if a scorer gives perplexities.
-        bertscore: True if BERTScore is computed.
         dimensions: What the judge of the suite ``pairwise`` is asked.
         swapped: True if every pair is judged in both orders.
     """
@@ -37,7 +34,6 @@ class CatalogueSettings:
     critics: Sequence[CriticScale] = ()
     strategies: Sequence[str] = ()
     scorer: bool = False
-    bertscore: bool = False
     dimensions: Sequence[str] = field(default=DIMENSIONS)
     swapped: bool = True
 
@@ -48,7 +44,7 @@ def known_metrics(suites: Sequence[str], settings: CatalogueSettings) -> dict[st
     if "strategy" in suites and settings.strategy is not None:
         found += strategy_metrics(settings.strategy)
     if "response" in suites:
-        found += response_metrics(scorer=settings.scorer, bertscore=settings.bertscore)
+        found += response_metrics(scorer=settings.scorer)
     if "dialogue" in suites:
         found += [metric for scale in settings.critics for metric in headline_metrics(scale)]
         found += shared_metrics(settings.strategies)

@@ -252,17 +252,3 @@ def collect(metric: Metric[C], cases: Sequence[C]) -> Collected:
             kept.append((found, case.id, case.dialogue_id))
     stats, case_ids, dialogue_ids = tuple(zip(*kept, strict=True)) if kept else ((), (), ())
     return Collected(stats, case_ids, dialogue_ids, n, unscored)
-
-
-SHOWN_NUMBERS = 16
-"""Statistics with more numbers than this (a one-hot matrix, say) are not worth showing per case."""
-
-
-def case_statistics(case: C, metrics: Sequence[Metric[C]]) -> dict[str, tuple[float, ...]]:
-    """Return a case's sums per metric, for readers of ``examples``; unscored ones and long ones are left out."""
-    found = {metric.name: metric.collect(case) for metric in metrics if isinstance(metric.estimator, Sums)}
-    return {
-        name: stats
-        for name, stats in found.items()
-        if stats is not None and not isinstance(stats, Unscored) and len(stats) <= SHOWN_NUMBERS
-    }

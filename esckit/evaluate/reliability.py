@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from esckit.errors import DataError
 from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import RATIO, Array, Estimator, Facts, Indices, Metric, Stats, Unscored, Weighted
+from esckit.evaluate.metric import RATIO, Array, Estimator, Facts, Indices, Metric, Stats, Sums, Unscored, Weighted
 from esckit.evaluate.reward import rank_correlation
 from esckit.evaluate.rows import MetricRow
 from esckit.types import Record
@@ -174,7 +174,7 @@ class ReliabilityScale:
         facts = self._facts(name, "none", (-1.0, 1.0))
         return Metric(facts, collect, Enough(Weighted(value, weighted)))
 
-    def _facts(self, name: str, unit: str, range_: tuple[float, float]) -> Facts:
+    def _facts(self, name: str, unit: str, range_: tuple[float, float | None]) -> Facts:
         return Facts(
             f"reliability.{self.dimension}.{name}",
             unit=unit,
@@ -214,6 +214,22 @@ class ReliabilityScale:
 
         return Metric(self._facts("spearman_judge", "none", (-1.0, 1.0)), collect, Enough(rank_correlation(2)))
 
+    def confusion(self, units: Sequence[Unit]) -> dict[tuple[float, int], UnitMetric]:
+        """Return per pair of human majority and judge that occurs how many units have it, in the scale's order."""
+        pairs = sorted({(found[0], int(found[1])) for unit in units if (found := self._beside(unit)) is not None})
+        return {pair: self._cell(pair) for pair in pairs}
+
+    def _cell(self, pair: tuple[float, int]) -> UnitMetric:
+        def collect(unit: Unit) -> Stats | None:
+            labels = self._beside(unit)
+            return None if labels is None else (float(tuple(labels) == pair),)
+
+        facts = replace(
+            self._facts("confusion", "units", (0.0, None)),
+            higher_is_better=None, minimum="1 unit", interval="none", no_interval="a count",
+        )  # fmt: skip
+        return Metric(facts, collect, Sums(lambda sums: sums[:, 0]))
+
 
 def _count_table(stats: Sequence[Stats]) -> tuple[Counts, list[float]]:
     """Return (units, labels) counts and the labels' values, ascending."""
@@ -225,21 +241,18 @@ def _count_table(stats: Sequence[Stats]) -> tuple[Counts, list[float]]:
     return counts, domain
 
 
-def confusion(units: Sequence[Unit], scale: LabelScale) -> dict[tuple[str, str], int]:
-    """Return counts of (human majority, judge) labels; medians between two levels are left out."""
-    table: Counter[tuple[str, str]] = Counter()
-    for unit in units:
-        human = majority(list(unit.labels.values()), scale.level)
-        if human is not None and human.is_integer() and unit.judge is not None:
-            table[str(scale.values[int(human)]), str(scale.values[unit.judge])] += 1
-    return dict(table)
-
-
 def reliability_rows(units: Sequence[Unit], scale: ReliabilityScale, measurement: Measurement) -> list[MetricRow]:
-    """Return the rows of one dimension."""
+    """Return the rows of one dimension, the confusion table of human majority and judge cell by cell."""
     metrics = [scale.human_alpha()]
     if any(unit.judge is not None for unit in units):
         metrics += [scale.judge_alpha(), scale.agreement()]
         if scale.scale.level != "nominal":
             metrics.append(scale.spearman())
-    return [measurement.row(metric, units) for metric in metrics]
+    rows = [measurement.row(metric, units) for metric in metrics]
+    labels = dict(enumerate(scale.scale.values))
+    for (human, judge), metric in scale.confusion(units).items():
+        # A majority between two levels, a median, is in no cell.
+        if human.is_integer():
+            group = {"human": str(labels[int(human)]), "judge": str(labels[judge])}
+            rows.append(measurement.row(metric, units, group=group))
+    return rows

@@ -114,17 +114,6 @@ PPL: ResponseMetric = Metric(
     Sums(_perplexity),
 )
 
-
-def _bertscore(case: ResponseCase, _: _Pair) -> Stats | Unscored:
-    return Unscored("missing") if case.bertscore_f1 is None else (case.bertscore_f1, 1.0)
-
-
-BERTSCORE_F1: ResponseMetric = Metric(
-    Facts("response.bertscore_f1", range=(-1.0, 1.0), needs=frozenset({"reference", "scorer"})),
-    _scored(_bertscore),
-    RATIO,
-)
-
 WORDS: ResponseMetric = Metric(
     Facts("response.words", unit="words", range=(0.0, None), higher_is_better=None),
     _scored(lambda case, _: (float(n_words(case.reply or "")), 1.0)),
@@ -158,18 +147,15 @@ def _parsed_as(kind: ParseKind) -> ResponseMetric:
     )
 
 
-def response_metrics(*, scorer: bool = False, bertscore: bool = False) -> tuple[ResponseMetric, ...]:
-    """Return the suite's metrics; ``ppl`` and ``bertscore_f1`` only where the cases carry their numbers."""
-    extra = (*((PPL,) if scorer else ()), *((BERTSCORE_F1,) if bertscore else ()))
-    return (bleu(2), bleu(4), ROUGE_L, METEOR_EXACT, distinct(1), distinct(2), *extra, WORDS, LENGTH_RATIO)
+def response_metrics(*, scorer: bool = False) -> tuple[ResponseMetric, ...]:
+    """Return the suite's metrics; ``ppl`` only where a scorer was asked."""
+    ppl = (PPL,) if scorer else ()
+    return (bleu(2), bleu(4), ROUGE_L, METEOR_EXACT, distinct(1), distinct(2), *ppl, WORDS, LENGTH_RATIO)
 
 
 def response_rows(cases: Sequence[ResponseCase], measurement: Measurement) -> list[MetricRow]:
     """Return all rows of the suite; the share of every malformed form stands in ``group.parse_kind``."""
-    metrics = response_metrics(
-        scorer=any(case.nll is not None for case in cases),
-        bertscore=any(case.bertscore_f1 is not None for case in cases),
-    )
+    metrics = response_metrics(scorer=any(case.nll is not None for case in cases))
     rows = [measurement.row(metric, cases) for metric in metrics]
     if any(case.parse_kind is not None for case in cases):
         malformed = [kind for kind in get_args(ParseKind) if kind != "ok"]

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from esckit.errors import DataError
-from esckit.records import parse_line, write_atomic
+from esckit.records import write_atomic
 from esckit.types import Record
 
 
@@ -107,14 +106,3 @@ def write_metrics(path: Path, metrics: MetricsFile) -> None:
     body: dict[str, Any] = {"schema": MetricsFile.SCHEMA, **metrics.model_dump(mode="json")}
     # JSON has no NaN: a missing value is null, and anything else is a bug that must not reach the file.
     write_atomic(path, json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_metrics(path: Path) -> MetricsFile:
-    """Return the content of a ``metrics.json``.
-
-    Raises:
-        DataError: If it is missing or not of this form.
-    """
-    if not path.is_file():
-        raise DataError("no such file", path=str(path), expected="the metrics.json of a finished evaluation")
-    return parse_line(MetricsFile, path.read_text(encoding="utf-8"), path=str(path))

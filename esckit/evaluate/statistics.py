@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -19,23 +19,6 @@ SKIPPED_SHARE = 0.01
 """Above this share of undefined resamples there is no interval."""
 
 _SLACK = 1e-9
-
-
-class SeedSummary(NamedTuple):
-    """One metric over several runs of a recipe that differ in their seed alone.
-
-    Attributes:
-        deviation: Sample standard deviation; None for one seed, which is said to be one seed.
-    """
-
-    mean: float
-    deviation: float | None
-    n_seeds: int
-
-
-def over_seeds(values: Sequence[float]) -> SeedSummary:
-    """Return mean and standard deviation of at least one run's values."""
-    return SeedSummary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 class Bounds(NamedTuple):

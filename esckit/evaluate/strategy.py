@@ -157,13 +157,6 @@ class StrategyScale:
         return Metric(facts, collect, RATIO)
 
 
-def confusion_matrix(cases: Sequence[StrategyCase], scale: StrategyScale) -> Array:
-    """Return counts of scored cases, (S, S), rows predicted and columns gold."""
-    n = len(scale.strategies)
-    found = [cell for case in cases if not isinstance(cell := scale.cell(case), Unscored)]
-    return np.asarray(found, dtype=np.float64).sum(axis=0).reshape(n, n) if found else np.zeros((n, n))
-
-
 def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
     """Return the suite's metrics."""
     size = len(scale.strategies)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from esckit.config.evaluate import EvaluateRecipe
-from esckit.errors import ConfigError, DataError
+from esckit.errors import DataError
 from esckit.pipelines.evaluate_conditions import critic_prompts
 from esckit.pipelines.evaluate_files import read_cases
 from esckit.pipelines.evaluate_play import Stock, play_missing, staged
@@ -133,8 +133,13 @@ async def _run(setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Pr
             # Models come first, so that a recipe that cannot be played leaves no folder behind.
             stock = Stock.of(setup, out)
             stage = await stack.enter_async_context(staged(setup, stock))
-        with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
-            _check_inputs(folder, setup)
+        with RunFolder.open(
+            out,
+            command=COMMAND,
+            recipe=recipe.resolved(),
+            operational=recipe.OPERATIONAL,
+            inputs=_inputs(setup),
+        ) as folder:
             folder.file(METRICS).unlink(missing_ok=True)
             folder.update_manifest(**_facts(setup))
             if stock is None:
@@ -194,19 +199,23 @@ def _comparable(setup: Setup, other: Path) -> bool:
     return True
 
 
-def _check_inputs(folder: RunFolder, setup: Setup) -> None:
-    """Refuse to go on with cases of a model or a file that has changed since."""
-    before = folder.manifest.get("inputs", {})
-    changed = sorted(name for name in before if before[name] != setup.inputs.get(name, before[name]))
-    if changed:
-        raise ConfigError(
-            f"{', '.join(changed)} changed since {folder.path} was begun",
-            hint="Choose another folder with --out",
-        )
+def _inputs(setup: Setup) -> dict[str, Any]:
+    """Return what the recipe only names and the cases depend on: they are gone on with only while it is the same."""
+    data = {"data": setup.material.merged.facts()} if setup.recipe.data is not None else {}
+    return {**data, "prompts": _prompts(setup), "inputs": setup.inputs}
 
 
 def _facts(setup: Setup) -> dict[str, Any]:
-    """Return what the manifest says beside the recipe."""
+    """Return what else the manifest says beside the recipe."""
+    return {
+        "conditions": setup.conditions,
+        "cases": {work.file: len(work.units) for work in setup.works},
+        "flags": {suite: list(flags) for suite, flags in setup.flags.items()},
+    }
+
+
+def _prompts(setup: Setup) -> dict[str, str]:
+    """Return the identity of every role's prompts."""
     recipe, prompts = setup.recipe, setup.recipe.prompts
     roles = recipe.roles()
     named = {"supporter": prompts.supporter, "seeker": prompts.seeker, "turn_judge": prompts.turn_judge}
@@ -220,14 +229,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
     if "judge" in roles:
         judged = {"pairwise": prompts.judge_pairwise, "safety": prompts.judge_reply}
         shown["judge"] = ", ".join(load_prompt(judged[suite]).identity for suite in judged if suite in recipe.suites)
-    return {
-        **({"data": setup.material.merged.facts()} if recipe.data is not None else {}),
-        "prompts": shown,
-        "inputs": setup.inputs,
-        "conditions": setup.conditions,
-        "cases": {work.file: len(work.units) for work in setup.works},
-        "flags": {suite: list(flags) for suite, flags in setup.flags.items()},
-    }
+    return shown
 
 
 # ---------------------------------------------------------------- computing

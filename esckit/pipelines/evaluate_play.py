@@ -54,18 +54,12 @@ class Stock:
         return sum(map(len, self.missing.values()))
 
     def rate(self, allowed: float) -> FailureRate:
-        """Return the failure rate of what stays as it is.
-
-        Raises:
-            FailureRateError: If it is passed already.
-        """
-        rate = FailureRate(allowed, MIN_CASES_FOR_RATE, "cases")
-        for file, cases in self.done.items():
-            waiting = {unit.id for unit in self.missing[file]}
-            for name, case in cases.items():
-                if name not in waiting:
-                    rate.add(failed=backend_failed(case))
-        return rate
+        """Return the failure rate of what stays as it is."""
+        waiting = {(file, unit.id) for file, units in self.missing.items() for unit in units}
+        kept = [
+            case for file, cases in self.done.items() for name, case in cases.items() if (file, name) not in waiting
+        ]
+        return FailureRate(allowed, MIN_CASES_FOR_RATE, "cases", len(kept), sum(map(backend_failed, kept)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +95,7 @@ async def play_missing(setup: Setup, stock: Stock, stage: Stage | None, folder: 
         BudgetError: If the budget is used up.
     """
     rate = stock.rate(setup.recipe.max_failure_rate)
+    rate.watch()
     total = sum(len(work.units) for work in setup.works)
     progress.start(total, total - stock.n_missing)
     try:

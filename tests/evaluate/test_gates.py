@@ -3,12 +3,13 @@
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.evaluate.catalogue import SUITES, CatalogueSettings, known_metrics
+from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
 from esckit.evaluate.gates import GateBound, judge_gates, require_gates
 from esckit.evaluate.rows import Interval, MetricRow
 from esckit.evaluate.selfplay import CriticScale
 from esckit.evaluate.strategy import StrategyScale
 
+SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
 KNOWN = known_metrics(
     SUITES, CatalogueSettings(strategy=StrategyScale(("Question", "Comfort")), critics=[CriticScale("rlff7")])
 )

@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from esckit.evaluate.cases import ResponseCase
 from esckit.evaluate.measure import StatisticsSettings, leave_one_out
-from esckit.evaluate.metric import case_statistics, collect
+from esckit.evaluate.metric import collect
 from esckit.evaluate.overlap import match_runs, meteor_exact, rouge_l, tokenise
 from esckit.evaluate.response import METEOR_EXACT, PPL, ROUGE_L, bleu, distinct, response_rows
 from esckit.evaluate.statistics import jackknife_error
@@ -147,12 +147,3 @@ def test_distinct_replays_any_selection_of_dialogues() -> None:
     draws = np.array([[1, 0, 1, 0, 1], [0, 1, 0, 2, 1], [1, 1, 1, 1, 1]], dtype=float)
     replayed = metric.estimator.replay(found.stats, np.arange(5), draws)
     assert replayed == pytest.approx([100 * 3 / 6, 100 * 4 / 9, value(metric, cases)])
-
-
-def test_statistics_for_readers() -> None:
-    shown = case_statistics(CASES[0], [bleu(2), ROUGE_L, distinct(1)])
-    assert shown["response.bleu_2"] == (7, 4, 7, 6, 7, 9)
-    assert shown["response.rouge_l"] == pytest.approx((87.5, 1))
-    assert set(shown) == {"response.bleu_2", "response.rouge_l"}
-    again = CASES[0].model_copy(update={"statistics": shown})
-    assert value(bleu(2), [again]) == value(bleu(2), CASES[:1])

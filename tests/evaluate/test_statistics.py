@@ -10,7 +10,6 @@ from esckit.evaluate.resampling import bootstrap_draws, bootstrap_plan, swap_dra
 from esckit.evaluate.statistics import (
     all_swaps,
     holm,
-    over_seeds,
     percentile_interval,
     sign_flip_p,
     two_sided_binomial,
@@ -106,8 +105,3 @@ def test_undefined_resamples_are_skipped_up_to_one_per_cent() -> None:
     assert found.low == 10 + 24
     values[10] = np.nan
     assert percentile_interval(values) is None
-
-
-def test_one_seed_is_said_to_be_one_seed() -> None:
-    assert over_seeds([0.4]) == (0.4, None, 1)
-    assert over_seeds([0.4, 0.6]) == pytest.approx((0.5, 0.1414213562, 2))
