@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import esckit
+from esckit.cli.launch import note_exit_code
 from esckit.cli.logs import Settings, configure_logging
 from esckit.errors import ConfigError, EsckitError, StorageError
 from esckit.registry import load_attr
@@ -140,6 +141,7 @@ def main() -> None:
         code = _report_full()
     if code == INTERRUPTED:
         sys.stderr.write("Interrupted.\n")
+    note_exit_code(code)
     sys.exit(_flushed(code))
 
 

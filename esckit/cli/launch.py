@@ -6,8 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +14,10 @@ from typing import Annotated
 import typer
 import yaml
 
-from esckit.errors import ConfigError, EsckitError
+from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 
 _NOTE = "ESCKIT_EXIT_CODE_FILE"
-_INTERRUPTED = 130
 
 AccelerateOption = Annotated[
     str | None,
@@ -91,21 +89,9 @@ def launch(name: str) -> None:
         raise typer.Exit(int(note.read_text()) if code and note.is_file() else code)
 
 
-@contextmanager
-def exit_code_noted() -> Iterator[None]:
-    """Leave a note of the exit code that an error leads to, where the launcher of :func:`launch` looks for it."""
-    try:
-        yield
-    except EsckitError as error:
-        _note(error.exit_code)
-        raise
-    except KeyboardInterrupt:
-        _note(_INTERRUPTED)
-        raise
-
-
-def _note(code: int) -> None:
-    if _NOTE in os.environ:
+def note_exit_code(code: int | str | None) -> None:
+    """Leave a note of the exit code of this process, where :func:`launch` looks for it if it started the process."""
+    if isinstance(code, int) and code and _NOTE in os.environ:
         Path(os.environ[_NOTE]).write_text(str(code))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
-from esckit.cli.launch import AccelerateOption, exit_code_noted, launch
+from esckit.cli.launch import AccelerateOption, launch
 
 
 def train_reward(
@@ -41,7 +41,7 @@ def train_reward(
     if accelerate is not None:
         launch(accelerate)
     is_main = this_process().is_main
-    with exit_code_noted(), shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
+    with shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
     if is_main:
         # Warnings were logged already.

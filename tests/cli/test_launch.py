@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esckit.cli.launch import exit_code_noted, find_preset, launch, launch_command, preset_names
-from esckit.errors import ConfigError, FailureRateError
+from esckit.cli.app import main
+from esckit.cli.launch import find_preset, launch, launch_command, note_exit_code, preset_names
+from esckit.errors import ConfigError
 
 
 def test_the_presets_ship():
@@ -53,11 +54,22 @@ def test_settings_for_gpus_need_a_gpu(monkeypatch: pytest.MonkeyPatch):
         launch("multi-gpu")
 
 
-def test_the_exit_code_of_an_error_is_noted_for_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_exit_code_is_noted_for_the_launcher_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    note_exit_code(3)  # nobody asks
     monkeypatch.setenv("ESCKIT_EXIT_CODE_FILE", str(tmp_path / "code"))
-    with pytest.raises(FailureRateError), exit_code_noted():
-        raise FailureRateError("too many")
-    assert (tmp_path / "code").read_text() == "3"
-    with pytest.raises(KeyboardInterrupt), exit_code_noted():
-        raise KeyboardInterrupt
+    note_exit_code(0)
+    note_exit_code(None)
+    assert not (tmp_path / "code").exists()
+    note_exit_code(130)
     assert (tmp_path / "code").read_text() == "130"
+
+
+@pytest.mark.parametrize("command", ["train-reward", "train-rl", "train-flow"])
+def test_every_training_command_notes_what_its_error_leads_to(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ESCKIT_EXIT_CODE_FILE", str(tmp_path / "code"))
+    monkeypatch.setattr(sys, "argv", ["esckit", command, str(tmp_path / "no_recipe.yaml")])
+    with pytest.raises(SystemExit):
+        main()
+    assert (tmp_path / "code").read_text() == "2"
