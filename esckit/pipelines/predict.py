@@ -7,7 +7,7 @@ reads, and ``failures.jsonl``. A place where a model gave nothing usable has a l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +17,16 @@ from esckit.datasets.contexts import contexts
 from esckit.errors import ConfigError, DataError, EsckitError, ModelError
 from esckit.ledger import Ledger
 from esckit.pipelines.data import Selection, select_dialogues
-from esckit.pipelines.evaluate_players import Decider, build_strategist, build_supporter, decider
+from esckit.pipelines.evaluate_players import (
+    Decider,
+    build_strategist,
+    build_supporter,
+    decider,
+    strategist_prompt,
+)
 from esckit.pipelines.evaluate_suites.material import after_opening
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, look_up
+from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
 from esckit.records import JsonlAppender, read_records, write_records
@@ -140,8 +146,11 @@ async def _run(
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(recipe.models.bindings().values())
         speak = _speaker(recipe, pool, taxonomy)
-        with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
-            folder.update_manifest(data=selection.facts(), determinism=pool.determinism(), **pool.facts())
+        inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy)}
+        with RunFolder.open(
+            out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+        ) as folder:
+            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
             try:
                 await _predict_missing(recipe, places, speak, folder, progress)
             except EsckitError:
@@ -151,9 +160,7 @@ async def _run(
                 progress.close()
                 folder.update_manifest(spent=pool.spent(), **pool.facts())
             lines, failures = _settle(folder, places)
-            FailureRate(
-                recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", len(lines), _n_backend(failures)
-            ).judge()
+            _rate_of(recipe, lines, failures).judge()
     summary = {
         "predictions": str(out / PREDICTIONS),
         "places": len(lines),
@@ -164,8 +171,23 @@ async def _run(
     return PredictResult(out, summary)
 
 
-def _n_backend(failures: Sequence[FailedPrediction]) -> int:
-    return sum(failure.kind == "backend" for failure in failures)
+def _prompts(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:
+    """Return the identity of every role's prompt; a trained strategist reads none."""
+    found = {}
+    if recipe.models.supporter is not None:
+        found["supporter"] = load_prompt(recipe.prompts.supporter).identity
+    strategist = recipe.models.strategist
+    if strategist is not None and not is_strategy_policy(strategist) and taxonomy is not None:
+        found["strategist"] = strategist_prompt(recipe.prompts.strategist, taxonomy).identity
+    return found
+
+
+def _rate_of(
+    recipe: PredictRecipe, lines: Collection[Prediction], failures: Collection[FailedPrediction]
+) -> FailureRate:
+    """Return the failure rate so far; at the end it is judged however few places there are."""
+    n_failed = sum(failure.kind == "backend" for failure in failures)
+    return FailureRate(recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", len(lines), n_failed)
 
 
 def _speaker(
@@ -234,10 +256,9 @@ async def _predict_missing(
     """Predict what is not in ``predictions.jsonl`` yet, appending each line as it comes."""
     done, failures = _on_disk(folder)
     again = {one.id for one in failures.values() if one.kind == "backend"} if recipe.resume.retry_failed else set()
-    rate = FailureRate(recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places")
-    for name in done:
-        if name not in again:
-            rate.add(failed=name in failures and failures[name].kind == "backend")
+    kept = [line for name, line in done.items() if name not in again]
+    rate = _rate_of(recipe, kept, [one for name, one in failures.items() if name not in again])
+    rate.watch()
     missing = [context for context in places if context.id not in done or context.id in again]
     progress.start(len(places), len(places) - len(missing))
     with JsonlAppender(folder.file(PREDICTIONS)) as lines, JsonlAppender(folder.file(FAILURES)) as failed:

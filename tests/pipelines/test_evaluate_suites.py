@@ -2,19 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esckit.config.search import SearchRecipe
 from esckit.config.simulate import SimulateRecipe
+from esckit.datasets.contexts import contexts
 from esckit.errors import DataError
-from esckit.evaluate.cases import Episode, ResponseCase, StrategyCase
+from esckit.evaluate.cases import Episode, PairCase, ResponseCase, StrategyCase
 from esckit.pipelines.evaluate import plan, run
+from esckit.pipelines.evaluate_suites.material import Material
 from esckit.pipelines.search import run as run_search
 from esckit.pipelines.simulate import run as run_simulate
 from esckit.records import read_records
 from esckit.types import SearchTree
 from tests.pipelines.evalrecipes import DATA, evaluation
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def search(out: Path) -> Path:
@@ -67,8 +75,7 @@ def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
         for n, episode in enumerate(episodes)
         for rater, level in (("a", "Same"), ("b", "Same" if n % 2 else "Slightly Better"))
     ]
-    labels = tmp_path / "labels.jsonl"
-    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = written(tmp_path / "labels.jsonl", rows)
     asked = {"reliability": {"labels": str(labels)}, "data": {"scheme": None, "split": None}}
     found = run(evaluation("dialogue", **asked), out=tmp_path / "run").metrics
     humans, judge = (found.row(f"reliability.rlff7.{name}") for name in ("alpha_humans", "agreement_judge"))
@@ -79,6 +86,54 @@ def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
     labels.write_text(json.dumps({**rows[0], "dimension": "mood"}) + "\n")
     with pytest.raises(DataError, match="mood"):
         run(evaluation("dialogue", **asked), out=tmp_path / "run")
+
+
+def test_human_labels_are_compared_with_the_judges_of_pairs_and_of_turns(tmp_path: Path) -> None:
+    rows = [
+        {"id": context.id, "reply": f"Tell me more, will you ({len(context.turns)})?"}
+        for dialogue in Material.of(evaluation("response")).merged.dialogues
+        for context in contexts(dialogue, merged=True)
+    ]
+    opponent = written(tmp_path / "opponent.jsonl", rows)
+    asked = {
+        "models": {"turn_judge": {"scripted": "critic_rubric"}},
+        "settings": {"pairwise": {"opponent": str(opponent)}, "dialogue": {"max_turns": 4}},
+    }
+    first = run(evaluation("pairwise", "dialogue", **asked), out=tmp_path / "run").metrics
+    pairs = list(read_records(PairCase, tmp_path / "run/examples/pairwise.jsonl"))
+    rated = [
+        f"{episode.id}@{turn.t}"
+        for episode in read_records(Episode, tmp_path / "run/episodes.jsonl")
+        for turn in episode.turns
+        if turn.ratings is not None
+    ]
+    labels = written(
+        tmp_path / "labels.jsonl",
+        [
+            {"case_id": name, "rater": rater, "dimension": dimension, "label": scale[(n + shift) % len(scale)]}
+            for dimension, names, scale in (
+                ("comfort", [pair.id for pair in pairs], ("win", "tie", "lose")),
+                ("empathy", rated, (2, 3, 4)),
+            )
+            for n, name in enumerate(names)
+            for rater, shift in (("a", 0), ("b", 0), ("c", n % 2))
+        ],
+    )
+    found = run(evaluation("pairwise", "dialogue", reliability={"labels": str(labels)}, **asked), out=tmp_path / "run")
+    assert found.metrics.metrics[: len(first.metrics)] == first.metrics
+    for dimension, n in (("comfort", len(pairs)), ("empathy", len(rated))):
+        humans, judge = (
+            found.metrics.row(f"reliability.{dimension}.{name}") for name in ("alpha_humans", "agreement_judge")
+        )
+        assert humans is not None
+        assert (humans.n, humans.value is not None, humans.interval is not None) == (n, True, True)
+        assert judge is not None
+        cells = [row for row in found.metrics.metrics if row.name == f"reliability.{dimension}.confusion"]
+        assert sum(cell.value or 0 for cell in cells) == judge.n > 10
+        agreed = sum(cell.value or 0 for cell in cells if cell.group and cell.group["human"] == cell.group["judge"])
+        assert judge.value == pytest.approx(agreed / judge.n)
+    assert found.metrics.row("reliability.comfort.spearman_judge") is None
+    assert found.metrics.row("reliability.empathy.spearman_judge") is not None
 
 
 def test_a_reward_model_is_judged_on_futures_that_it_has_not_seen(
