@@ -15,6 +15,7 @@ from esckit.records import (
     canonical_json,
     digest,
     dump_line,
+    fresh_folder,
     parse_line,
     read_records,
     write_atomic,
@@ -213,6 +214,22 @@ def test_a_file_where_a_folder_is_needed_is_a_storage_error(tmp_path):
     for write in (lambda: write_atomic(tmp_path / "f" / "g", "x"), lambda: JsonlAppender(tmp_path / "f" / "g")):
         with pytest.raises(StorageError, match="a file is where a folder is needed"):
             write()
+
+
+def test_a_fresh_folder_takes_the_place_of_the_old_one_only_when_it_is_filled(tmp_path):
+    folder = tmp_path / "checkpoint"
+    for content in ("one", "two"):
+        with fresh_folder(folder) as fresh:
+            (fresh / content).write_text(content)
+            assert not (folder / content).exists()
+        assert [file.name for file in folder.iterdir()] == [content]
+    with pytest.raises(RuntimeError), fresh_folder(folder):
+        raise RuntimeError("a crash")
+    assert [file.name for file in folder.iterdir()] == ["two"]
+    with fresh_folder(folder) as fresh:
+        (fresh / "three").touch()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint"]
+    assert [file.name for file in folder.iterdir()] == ["three"]
 
 
 def test_digests_depend_on_values_only():

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from transformers import PreTrainedModel
 from esckit.errors import CheckpointError
 from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
-from esckit.records import dump_line, write_atomic
+from esckit.models.reward_net import quiet_peft
+from esckit.records import dump_line, fresh_folder, write_atomic
 
 __all__ = [
     "ADAPTER",
@@ -61,24 +61,20 @@ def save_flow_model(
         tokenizer: The backbone's; None leaves it out.
         state: The model's tensors by name where they had to be gathered from several devices; None takes its own.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     tensors = model.state_dict() if state is None else state
     inner = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    backbone = model.backbone
-    if isinstance(backbone, PeftModel):
-        backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner, save_embedding_layers=False)
-        (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is
-    else:
-        base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=inner)
     heads = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in heads_state(model)}
-    save_file(heads, str(fresh / HEADS))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(fresh / TOKENIZER))
-    write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    backbone = model.backbone
+    with fresh_folder(folder) as fresh:
+        if isinstance(backbone, PeftModel):
+            backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner, save_embedding_layers=False)
+            (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is
+        else:
+            base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=inner)
+        save_file(heads, str(fresh / HEADS))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 
 def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
@@ -89,7 +85,8 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool = F
     """
     if not (folder / ADAPTER).is_dir():
         raise CheckpointError(f"{folder} holds no adapter", expected="a checkpoint trained with LoRA")
-    return PeftModel.from_pretrained(backbone, str(folder / ADAPTER), is_trainable=trainable)
+    with quiet_peft():
+        return PeftModel.from_pretrained(backbone, str(folder / ADAPTER), is_trainable=trainable)
 
 
 def load_heads(model: FlowModel, folder: Path) -> None:

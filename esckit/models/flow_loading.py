@@ -24,6 +24,7 @@ from esckit.models.flow_checkpoint import (
     read_metadata,
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
+from esckit.models.reward_net import quiet_peft
 from esckit.models.tiny import tiny_random, tiny_tokenizer
 
 
@@ -99,7 +100,7 @@ def new_flow_model(
     if lora is not None:
         decoder = _adapted(decoder, lora)
     elif frozen_layers:
-        _freeze(decoder, frozen_layers)
+        freeze_layers(decoder, frozen_layers)
     return FlowModel(decoder, strategies, attention=attention, lm_head=loaded.lm_head if with_lm_head else None)
 
 
@@ -112,10 +113,16 @@ def _adapted(decoder: nn.Module, lora: LoraSettings) -> nn.Module:
         raise ConfigError(
             f"lora.targets: no module {', '.join(sorted(missing))} in this backbone", expected="names of its modules"
         )
-    return get_peft_model(decoder, settings)
+    with quiet_peft():
+        return get_peft_model(decoder, settings)
 
 
-def _freeze(decoder: nn.Module, n_layers: int) -> None:
+def freeze_layers(decoder: nn.Module, n_layers: int) -> None:
+    """Keep the lowest layers of a backbone, and its embeddings, as they are.
+
+    Raises:
+        ConfigError: If it has fewer layers.
+    """
     base = base_decoder(decoder)
     layers: Sequence[nn.Module] = base.layers
     if n_layers > len(layers):

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +26,7 @@ from esckit.models.backbones import resolve_backbone
 from esckit.models.reward_head import Pooling
 from esckit.models.reward_net import Kind, RewardNet, Trainable, load_causal, quiet_peft
 from esckit.models.reward_text import RewardTemplate
-from esckit.records import dump_line, parse_line, write_atomic
+from esckit.records import dump_line, fresh_folder, parse_line, write_atomic
 from esckit.types import Record
 
 METADATA = "reward.json"
@@ -91,31 +90,24 @@ def save_checkpoint(
         metadata: What to know of it.
         folder: Where to; replaced as a whole.
     """
-    fresh = _fresh(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     inner = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
-    if isinstance(net.backbone, PeftModel):
-        net.backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner)
-    elif metadata.trainable == "full":
-        net.backbone.save_pretrained(str(fresh / BACKBONE), state_dict=inner)  # type: ignore[operator]
     outer = {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith("backbone.")}
-    save_file(outer, str(fresh / HEAD))
-    tokenizer.save_pretrained(str(fresh / TOKENIZER))
-    write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with fresh_folder(folder) as fresh:
+        if isinstance(net.backbone, PeftModel):
+            net.backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner)
+        elif metadata.trainable == "full":
+            net.backbone.save_pretrained(str(fresh / BACKBONE), state_dict=inner)  # type: ignore[operator]
+        save_file(outer, str(fresh / HEAD))
+        tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 
 def recover_checkpoint(folder: Path) -> None:
     """Put a checkpoint in its place that a crash left just before its last step."""
-    if not folder.exists() and (_fresh(folder) / METADATA).is_file():
-        _fresh(folder).rename(folder)
-
-
-def _fresh(folder: Path) -> Path:
-    """Return where a checkpoint is written before it takes its place; its metadata come last."""
-    return folder.with_name(f".{folder.name}.new")
+    fresh = folder.with_name(f".{folder.name}.new")
+    # The metadata come last.
+    if not folder.exists() and (fresh / METADATA).is_file():
+        fresh.rename(folder)
 
 
 def read_metadata(run: Path) -> RewardMetadata:

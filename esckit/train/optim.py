@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are made, so that a dry run can c
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,9 +144,17 @@ def training_arguments(
 
 def last_state(folder: Path) -> Path | None:
     """Return the newest whole state to resume from, None if there is none."""
-    # The Trainer writes this file last.
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    # The Trainer writes this file last, and a crash may cut it.
+    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _seed32(seed: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import ChatFormat
 from esckit.models.reward_net import load_causal
 from esckit.models.rl_policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata
-from esckit.records import dump_line, write_atomic, write_json
+from esckit.records import dump_line, fresh_folder, write_atomic, write_json
 from esckit.train.rl_plan import PolicyOptim
 from esckit.train.rl_template import training_format
 
@@ -151,16 +150,12 @@ def trainer_arguments(optim: PolicyOptim, *, steps: int, accumulate: int, folder
 
 def save_policy(model: Any, tokenizer: Any, metadata: PolicyMetadata, folder: Path) -> None:
     """Write adapter, tokenizer and metadata in place of the last checkpoint; a folder that is there is whole."""
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    model.save_pretrained(str(fresh / ADAPTER), selected_adapters=["default"])
-    (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form; the run has a card of its own
-    _name_backbone(fresh / ADAPTER / "adapter_config.json", metadata.backbone)
-    tokenizer.save_pretrained(str(fresh / TOKENIZER))
-    write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with fresh_folder(folder) as fresh:
+        model.save_pretrained(str(fresh / ADAPTER), selected_adapters=["default"])
+        (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form; the run has a card of its own
+        _name_backbone(fresh / ADAPTER / "adapter_config.json", metadata.backbone)
+        tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 
 def _name_backbone(config: Path, backbone: str) -> None:

@@ -42,3 +42,5 @@ def test_a_state_that_was_not_finished_is_passed_over(tmp_path: Path):
         if whole:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({}))
     assert last_state(tmp_path) == tmp_path / "checkpoint-16"
+    (tmp_path / "checkpoint-24" / "trainer_state.json").write_text('{"best_metric": 0.')
+    assert last_state(tmp_path) == tmp_path / "checkpoint-16"
