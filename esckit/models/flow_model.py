@@ -51,7 +51,7 @@ class FlowModel(nn.Module):
         backbone: Decoder without LM head, plain or wrapped by peft; its output has ``last_hidden_state``.
         strategies: Names in taxonomy order.
         attention: ``sdpa`` and ``eager`` take a dense mask, ``flex`` a block mask (CUDA), ``tree`` computes only what
-            the tree allows.
+            the tree allows. Soft-capped scores (Gemma 2), which SDPA would silently leave uncapped, are ``eager``.
         lm_head: Frozen projection to the vocabulary, for the response term.
     """
 
@@ -66,8 +66,10 @@ class FlowModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.strategies = strategies
-        self.attention = attention
         decoder = base_decoder(backbone)
+        if attention == "sdpa" and decoder.config.to_dict().get("attn_logit_softcapping"):
+            attention = "eager"
+        self.attention = attention
         use_attention(decoder, _TRANSFORMERS_NAME[attention])
         self.strategy_head = StrategyHead(decoder.config.hidden_size, len(strategies))
         self.flow_head = FlowHead(decoder.config.hidden_size, len(strategies))

@@ -66,6 +66,15 @@ def test_the_mask_given_is_a_float_and_never_boolean(attention: str) -> None:
     assert backbone.seen.shape == (1, 1, 5, 5)
 
 
+def test_soft_capped_scores_stay_capped_whatever_is_asked_for() -> None:
+    eager, sdpa = (
+        FlowModel(tiny_backbone("gemma2", attention="eager"), NAMES, attention=attention).eval()
+        for attention in ("eager", "sdpa")
+    )
+    assert sdpa.attention == "eager"
+    assert torch.equal(eager(tree_rows()).hidden, sdpa(tree_rows()).hidden)
+
+
 def test_flex_needs_a_gpu() -> None:
     with pytest.raises(ConfigError, match=r"encoding\.attention: flex"):
         tiny_model("llama", attention="flex")(tree_rows())
