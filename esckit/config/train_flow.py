@@ -155,7 +155,7 @@ class FlowObjective(Section):
         state_value: V of the strategy taken, or the policy's mean over strategies.
         weighting: Every path once, or every distinct pair and state once.
         class_weight: ``bc``: all decisions alike, or rare strategies more: by 1/n (``balanced``) or 1/√n (``sqrt``).
-        logit_adjust: ``bc``: values of τ tried on valid; τ·log(class share in training) is taken off the logits.
+        logit_adjust: Gold data: values of τ tried on valid; τ·log(class share in training) is taken off the logits.
     """
 
     name: Literal["subtb", "tb", "db", "dpo", "bc"] = "subtb"
@@ -246,6 +246,10 @@ class TrainFlowRecipe(Recipe):
     def _fits_together(self) -> Self:
         if self.data.gold is not None and self.objective.name != "bc":
             raise ValueError("data.gold needs objective.name: bc: a corpus has no search values")
+        if self.objective.class_weight != "none" and self.objective.name != "bc":
+            raise ValueError("objective.class_weight needs objective.name: bc")
+        if any(self.objective.logit_adjust) and self.data.gold is None:
+            raise ValueError("objective.logit_adjust needs data.gold")
         if self.response_weight > 0 and not (self.encoding.strategy_tags and self.encoding.mode == "tree"):
             raise ValueError("response_weight needs encoding.strategy_tags: true and encoding.mode: tree")
         if self.encoding.attention in ("tree", "flex") and self.encoding.mode != "tree":

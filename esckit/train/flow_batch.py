@@ -64,11 +64,6 @@ class FlowSettings:
     response_weight: float
     class_weights: tuple[float, ...] | None = None
 
-    @property
-    def is_flow(self) -> bool:
-        """Whether the objective balances flows."""
-        return self.objective not in ("dpo", "bc")
-
 
 class Denominators(NamedTuple):
     """What each term is divided by, over the whole update and all processes."""

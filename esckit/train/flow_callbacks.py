@@ -76,7 +76,7 @@ class Rows(TrainerCallback):
     Args:
         metrics: The open file.
         epoch_ends: Number of updates at the end of each epoch.
-        tokens: Token counts per epoch, written at its end.
+        tokens: Token counts per epoch, written with its last update.
     """
 
     def __init__(self, metrics: JsonlAppender, epoch_ends: Sequence[int], tokens: Mapping[str, int]) -> None:
@@ -89,7 +89,7 @@ class Rows(TrainerCallback):
         if not values:
             return
         epoch = 1 + sum(end < state.global_step for end in self._ends)
-        if any(name.startswith("valid/") for name in values):
+        if "train/loss" in values and state.global_step in self._ends:
             values |= {f"tokens/{name}": count for name, count in self._tokens.items()}
         self._metrics.append({"update": state.global_step, "epoch": epoch, **values})
         entropy = values.get("train/policy_entropy", math.inf)

@@ -55,11 +55,6 @@ def gold_trees(
     return trees
 
 
-def n_decisions(trees: Iterable[FlowTree]) -> int:
-    """Return the decisions in some trees."""
-    return sum(len(path.actions) for tree in trees for path in tree.paths)
-
-
 def class_counts(trees: Iterable[FlowTree], n_strategies: int) -> tuple[int, ...]:
     """Return how often each strategy is taken."""
     found = Counter(action for tree in trees for path in tree.paths for action in path.actions)

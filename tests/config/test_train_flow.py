@@ -28,6 +28,8 @@ def recipe(**sections: Any) -> TrainFlowRecipe:
         ({"model": {"backbone": "tiny-random", "frozen_layers": 1}}, "trainable: full"),
         ({"objective": {"subtb_lambda": 0.0}}, "greater than 0"),
         ({"objective": {"name": "ppo"}}, "subtb"),
+        ({"objective": {"class_weight": "sqrt"}}, "class_weight needs objective.name: bc"),
+        ({"objective": {"name": "bc", "logit_adjust": [0.0, 1.0]}}, "logit_adjust needs data.gold"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(sections: dict[str, Any], words: str) -> None:

@@ -56,14 +56,14 @@ def test_rows_know_their_epoch_and_warn_of_a_sharp_policy_once(
 ) -> None:
     with JsonlAppender(tmp_path / "m.jsonl") as file, caplog.at_level(logging.WARNING):
         rows = Rows(file, [2, 4], {"tree": 10})
-        rows.on_log(None, state(2), None, {"train/policy_entropy": 0.29, "epoch": 1.0})
+        rows.on_log(None, state(2), None, {"train/loss": 1.0, "train/policy_entropy": 0.29, "epoch": 1.0})
         rows.on_log(None, state(2), None, {"valid/loss": 1.0})
-        rows.on_log(None, state(3), None, {"train/policy_entropy": 0.2})
+        rows.on_log(None, state(3), None, {"train/loss": 1.0, "train/policy_entropy": 0.2})
         rows.on_log(None, state(4), None, {"train_runtime": 1.0})
     written = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert written == [
-        {"update": 2, "epoch": 1, "train/policy_entropy": 0.29},
-        {"update": 2, "epoch": 1, "valid/loss": 1.0, "tokens/tree": 10},
-        {"update": 3, "epoch": 2, "train/policy_entropy": 0.2},
+        {"update": 2, "epoch": 1, "train/loss": 1.0, "train/policy_entropy": 0.29, "tokens/tree": 10},
+        {"update": 2, "epoch": 1, "valid/loss": 1.0},
+        {"update": 3, "epoch": 2, "train/loss": 1.0, "train/policy_entropy": 0.2},
     ]
     assert len(caplog.records) == 1

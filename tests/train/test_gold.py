@@ -2,7 +2,7 @@
 
 import pytest
 
-from esckit.train.gold import class_counts, class_weights, gold_trees, n_decisions
+from esckit.train.gold import class_counts, class_weights, gold_trees
 from esckit.train.packing import Encoding, chunks, pack
 from esckit.types import Dialogue, Scenario, Turn
 from tests.train.flow_fakes import NAMES, flow_text
@@ -52,7 +52,7 @@ def test_a_long_dialogue_loses_its_end_in_training_and_its_oldest_turns_in_evalu
     assert cut.paths[0].actions == whole.paths[0].actions[:2]
     first, *late = gold_trees(OPENING, TEXT, NAMES, max_tokens=limit, window=True)
     assert first == cut
-    assert n_decisions([first, *late]) == 4
+    assert sum(len(path.actions) for tree in [first, *late] for path in tree.paths) == 4
     for tree, end in zip(late, (3, 6), strict=True):
         tokens = tree.nodes[0].tokens
         assert len(tokens) <= limit
