@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,9 @@ import pytest
 
 from esckit.cli.app import COMMANDS
 from esckit.config.catalogue import shipped_recipes
+from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
+from esckit.evaluate.selfplay import CriticScale
+from esckit.evaluate.strategy import StrategyScale
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -93,18 +97,59 @@ def test_the_benchmarks_page_names_every_benchmark() -> None:
     assert [path.stem for path in sorted((ROOT / "tests/benchmarks").glob("bench_*.py")) if path.stem not in text] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/data.md"])
-def test_the_pages_show_what_the_commands_print(name: str, tmp_path: Path, corpora: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "esconv").symlink_to(corpora / "esconv")
-    for command, lines in shown(ROOT / name):
+def test_the_readme_has_a_section_with_an_example_for_every_command() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]}
+    names = [command.name for command in COMMANDS if command.target]
+    assert [name for name in names if f"$ esckit {name} " not in sections.get(name, "")] == []
+
+
+def test_the_evaluation_page_names_every_whole_metric() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    # What is printed beside a metric, as its baseline or another scale of it, goes without a row.
+    beside = re.compile(r"_normalised$|^strategy\.(majority|frequency)|_entropy_dialogue$|^dialogue\.reply_words$")
+    settings = CatalogueSettings(
+        strategy=StrategyScale(("a", "b")), critics=(CriticScale("rlff7"),), dimensions=("overall",), scorer=True,
+        strategies=("a", "b"),
+    )  # fmt: skip
+    known = known_metrics(("strategy", "response", "dialogue", "pairwise", "reward", "safety"), settings)
+    named = set(re.findall(r"`(?:[a-z0-9_]+\.)*([a-z0-9_]+)`", page))
+    assert [name for name in known if not beside.search(name) and name.rpartition(".")[2] not in named] == []
+
+
+def test_the_architecture_page_draws_the_floors_of_the_contract() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    drawn = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Floors")[2].split("```")[1]
+    floors = [re.split(r"\s{2,}", line)[0] for line in drawn.strip().splitlines()]
+    assert floors == contract[0]["layers"]
+
+
+TRAINED = re.compile(r"esckit (train-\w+|evaluate|predict|report) ")
+
+
+def run_as_shown(page: Path, folder: Path, corpora: Path, *, trained: bool) -> None:
+    """Run the commands of a page one after the other and look for the lines that it shows."""
+    (folder / "data").mkdir()
+    (folder / "data" / "esconv").symlink_to(corpora / "esconv")
+    for command, lines in shown(page):
         program, *words = shlex.split(command)
-        if program != "esckit":
+        if program != "esckit" or (not trained and TRAINED.match(command)):
             continue
         done = subprocess.run(
             [sys.executable, "-m", "esckit", *words],
-            capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+            capture_output=True, text=True, cwd=folder, timeout=300, check=False,
         )  # fmt: skip
         # A page may leave out the last columns.
         printed = "\n" + "\n".join(" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines())
         assert [line for line in lines if "\n" + " ".join(line.split()) not in printed] == [], command
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md"])
+def test_the_pages_show_what_the_commands_print(name: str, tmp_path: Path, corpora: Path) -> None:
+    run_as_shown(ROOT / name, tmp_path, corpora, trained=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_whole_chain_prints_what_the_readme_shows(tmp_path: Path, corpora: Path) -> None:
+    run_as_shown(ROOT / "README.md", tmp_path, corpora, trained=True)
