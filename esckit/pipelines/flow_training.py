@@ -20,14 +20,21 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from esckit.config.train_flow import TrainFlowRecipe
-from esckit.errors import ConfigError
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.flow_checkpoint import FOLDER, FlowMetadata, read_metadata, save_flow_model
-from esckit.models.flow_loading import LoraSettings, load_decoder, load_flow_model, load_tokenizer, new_flow_model
+from esckit.models.flow_loading import (
+    LoraSettings,
+    freeze_layers,
+    load_decoder,
+    load_flow_model,
+    load_tokenizer,
+    new_flow_model,
+)
 from esckit.models.flow_model import FlowModel, base_decoder, check_exact, check_packable
 from esckit.models.flow_text import FLOW_TEXT, FlowText
 from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import Process
+from esckit.pipelines.train_flow import STATES
 from esckit.pipelines.train_flow_data import Material, flow_trees
 from esckit.pipelines.train_flow_gold import GoldValidation, log_shares
 from esckit.records import JsonlAppender, write_atomic
@@ -41,7 +48,6 @@ from esckit.train.gold import class_counts, class_weights
 from esckit.train.optim import OptimSettings, StepPlan, last_state, training_arguments
 from esckit.train.packing import Encoding, chunks, n_tokens
 
-STATES = "states"
 METRICS = "metrics.jsonl"
 _POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 
@@ -192,23 +198,17 @@ def _fresh(session: Session) -> FlowModel:
 
 def _from_checkpoint(session: Session) -> FlowModel:
     """Return the model of ``model.init``; an adapter keeps its own shape."""
-    recipe, init = session.recipe, Path(session.recipe.model.init or "")
-    metadata = read_metadata(init, strategies=session.material.strategies)
-    wanted = {
-        "model.backbone": (recipe.model.backbone, metadata.backbone),
-        "model.trainable": (recipe.model.trainable, metadata.trainable),
-        "encoding.strategy_tags": (recipe.encoding.strategy_tags, metadata.strategy_tags),
-        "encoding.situation": (recipe.encoding.situation, metadata.situation),
-    }
-    for field, (ours, theirs) in wanted.items():
-        if ours != theirs:
-            raise ConfigError(f"{field}: {ours}, but model.init was trained with {theirs}", expected="the same")
-    return load_flow_model(
-        init,
+    recipe = session.recipe
+    model = load_flow_model(
+        Path(recipe.model.init or ""),
         attention=recipe.encoding.attention,
+        strategies=session.material.strategies,
         with_lm_head=recipe.response_weight > 0,
         trainable=True,
     ).model
+    if recipe.model.frozen_layers:
+        freeze_layers(model.backbone, recipe.model.frozen_layers)
+    return model
 
 
 def metadata_of(session: Session, step: int, metrics: Metrics) -> FlowMetadata:

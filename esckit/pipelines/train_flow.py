@@ -1,8 +1,8 @@
 """``esckit train-flow``: from search trees, or a corpus, to a strategy policy (AFlow, arXiv 2602.08826).
 
-The run folder holds ``checkpoint/`` (the best state so far, whole at any moment; later recipes name it by the run),
-``README.md`` (its card), ``metrics.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped
-run goes on.
+The run folder holds ``checkpoint/`` (the best state so far with its card, whole whenever it is there; later recipes
+name it by the run), ``metrics.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run
+goes on.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.train_flow import TrainFlowRecipe
+from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
+from esckit.models.flow_metadata import policy_id, read_metadata
 from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.processes import Process, this_process
-from esckit.pipelines.train_flow_data import collect, counts
+from esckit.pipelines.train_flow_data import Material, collect, counts
 from esckit.runs import RunFolder
 
 COMMAND = "train-flow"
 SUMMARY = "summary.json"
+STATES = "states"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,9 @@ def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
-    find_backbone(recipe.model.backbone)
-    return counts(collect(recipe.data), recipe)
+    material = collect(recipe.data)
+    _check(recipe, material)
+    return counts(material, recipe)
 
 
 def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None) -> TrainFlowResult:
@@ -56,16 +60,15 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    find_backbone(recipe.model.backbone)
     material = collect(recipe.data)
+    _check(recipe, material)
     process, progress = this_process(), progress or NoProgress()
-    with _run_folder(recipe, out, process) as folder:
+    with _run_folder(recipe, material, out, process) as folder:
         if (out / SUMMARY).is_file():
+            _forget_states(out, process)
             return TrainFlowResult(out, json.loads((out / SUMMARY).read_text(encoding="utf-8")))
-        if folder is not None:
-            folder.update_manifest(data=material.facts, inputs=material.inputs)
         from esckit.pipelines.flow_report import finish
-        from esckit.pipelines.flow_training import STATES, fit, prepare
+        from esckit.pipelines.flow_training import fit, prepare
 
         began = time.perf_counter()
         session = prepare(recipe, material, out, process)
@@ -77,15 +80,50 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
             return TrainFlowResult(out, {})
         folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
         summary = finish(session)
-        shutil.rmtree(out / STATES, ignore_errors=True)
+        _forget_states(out, process)
     return TrainFlowResult(out, summary)
 
 
+def _check(recipe: TrainFlowRecipe, material: Material) -> None:
+    """Refuse a backbone that nobody knows and a checkpoint to go on from that does not fit.
+
+    Raises:
+        ConfigError: If there is no such backbone, or recipe and checkpoint read dialogues differently.
+        CheckpointError: If there is no such checkpoint, or it is of another taxonomy.
+    """
+    find_backbone(recipe.model.backbone)
+    if recipe.model.init is None:
+        return
+    metadata = read_metadata(Path(recipe.model.init), strategies=material.strategies)
+    wanted = {
+        "model.backbone": (recipe.model.backbone, metadata.backbone),
+        "model.trainable": (recipe.model.trainable, metadata.trainable),
+        "encoding.strategy_tags": (recipe.encoding.strategy_tags, metadata.strategy_tags),
+        "encoding.situation": (recipe.encoding.situation, metadata.situation),
+    }
+    for field, (ours, theirs) in wanted.items():
+        if ours != theirs:
+            raise ConfigError(
+                f"{field}: {ours}, but model.init was trained with {theirs}", hint=f"Set {field} to {theirs}"
+            )
+
+
 @contextmanager
-def _run_folder(recipe: TrainFlowRecipe, out: Path, process: Process) -> Iterator[RunFolder | None]:
+def _run_folder(recipe: TrainFlowRecipe, material: Material, out: Path, process: Process) -> Iterator[RunFolder | None]:
     """Open the run folder in the main process; the others only read."""
     if not process.is_main:
         yield None
         return
-    with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
+    inputs = {"data": material.facts, "inputs": material.inputs}
+    if recipe.model.init is not None:
+        inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
+    with RunFolder.open(
+        out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+    ) as folder:
         yield folder
+
+
+def _forget_states(out: Path, process: Process) -> None:
+    """Delete the states of a training that is over."""
+    if process.is_main:
+        shutil.rmtree(out / STATES, ignore_errors=True)

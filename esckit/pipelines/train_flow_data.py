@@ -74,6 +74,10 @@ def counts(material: Material, recipe: TrainFlowRecipe) -> dict[str, Any]:
             found[use] = {"dialogues": len(part.dialogues), "decisions": decisions}
             continue
         paths = [path for tree in part.trees for path in trajectories(tree, min_actions=data.min_actions)]
+        if not paths:
+            raise DataError(
+                f"no path in {use}", expected=f"at least data.min_actions: {data.min_actions} actions on some path"
+            )
         decisions = sum(len(path.steps) for path in paths)
         found[use] = {"trees": len(part.trees), "paths": len(paths), "decisions": decisions}
     return found

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,14 +13,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import MistralConfig, MistralForCausalLM
 
+from esckit.config.models import CheckpointBinding
+from esckit.config.recipe import Executor
 from esckit.config.train_flow import TrainFlowRecipe
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.ledger import Ledger
 from esckit.models.flow_metadata import read_metadata
 from esckit.models.policy import CheckpointPolicy
+from esckit.models.tiny import tiny_tokenizer
+from esckit.pipelines.models import ModelPool
 from esckit.pipelines.train_flow import plan, run
-from esckit.types import SearchTree
+from esckit.types import Limits, SearchTree
 from tests.pipelines.flow_runs import AFLOW, complete_tree, recipe, rows, sparse_tree, write_trees
 
 ABBREVIATIONS = dict(zip(AFLOW.names, AFLOW.abbrs, strict=True))
@@ -83,7 +89,8 @@ def test_metrics_hold_what_is_to_be_watched(tmp_path: Path) -> None:
     assert [row["epoch"] for row in valid] == [1, 2]
     assert {"valid/flow", "valid/rank", "valid/kl", "valid/best_action"} <= valid[0].keys()
     assert valid[0]["valid/loss"] == pytest.approx(valid[0]["valid/flow"] + valid[0]["valid/rank"])
-    assert {f"tokens/{name}" for name in ("padded", "steps", "prefixes", "paths", "tree")} <= valid[0].keys()
+    assert {f"tokens/{name}" for name in ("padded", "steps", "prefixes", "paths", "tree")} <= found[-2].keys()
+    assert [row["epoch"] for row in found if "tokens/tree" in row] == [1, 2]
     assert summary["valid"]["loss"] == min(row["valid/loss"] for row in valid)
     metadata = read_metadata(out)
     assert metadata.dialogue_ids == tuple(f"s{index}" for index in range(6))
@@ -194,13 +201,30 @@ def test_stopped_between_training_and_summary_trains_nothing_again(tmp_path: Pat
     assert same(weights(tmp_path / "run"), before[1])
 
 
-def test_a_diverging_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_other_trees_under_the_same_name_are_not_gone_on_with(tmp_path: Path) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()))
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "run", progress=StopAfter(1))
+    write_trees(tmp_path, some_trees(7))
+    with pytest.raises(ConfigError, match="other inputs"):
+        run(settings, out=tmp_path / "run")
+
+
+def test_a_diverging_loss_stops_with_the_last_rows(tmp_path: Path) -> None:
     trees = write_trees(tmp_path, some_trees())
-    run(recipe(trees, optim={"epochs": 1}), out=tmp_path / "good")
     with pytest.raises(TrainingError):
         run(recipe(trees, optim={"lr": 1.0e38, "epochs": 6, "max_grad_norm": 0.0}), out=tmp_path / "run")
     assert (tmp_path / "run/diverged.json").is_file()
     assert not any(row["train/loss"] != row["train/loss"] for row in rows(tmp_path / "run") if "train/loss" in row)
+
+
+def test_what_was_good_before_a_divergence_is_still_there(tmp_path: Path) -> None:
+    # An update an epoch: the first one, at the foot of the warm-up, changes nothing, the second one breaks everything.
+    optim = {"lr": 1.0e38, "epochs": 4, "max_grad_norm": 0.0, "paths_per_update": 1000, "warmup_share": 0.5}
+    with pytest.raises(TrainingError):
+        run(recipe(write_trees(tmp_path, some_trees()), optim=optim), out=tmp_path / "run")
+    assert read_metadata(tmp_path / "run").step == 1
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
 
 
 # ---------------------------------------------------------------- what it refuses
@@ -269,11 +293,47 @@ def test_going_on_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
     other = second.model_copy(update={"encoding": second.encoding.model_copy(update={"situation": False})})
     with pytest.raises(ConfigError, match=r"encoding\.situation"):
         run(other, out=tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    nowhere = second.model_copy(update={"model": second.model.model_copy(update={"init": str(tmp_path / "nowhere")})})
+    with pytest.raises(CheckpointError, match=r"no flow\.json"):
+        plan(nowhere)
     meta = tmp_path / "first/checkpoint/flow.json"
     data = json.loads(meta.read_text())
     meta.write_text(json.dumps({**data, "strategies": data["strategies"][::-1]}) + "\n")
     with pytest.raises(CheckpointError, match="taxonomy"):
         run(second, out=tmp_path / "fourth")
+
+
+def test_gold_strategies_are_a_warm_start_where_the_corpus_is_mapped(tmp_path: Path) -> None:
+    run(gold(mapping="esconv_to_aflow", limit=4), out=tmp_path / "mapped")
+    run(gold(limit=4), out=tmp_path / "own")
+    trees = write_trees(tmp_path, some_trees())
+
+    def warm(start: str) -> TrainFlowRecipe:
+        return recipe(trees, model={"init": str(tmp_path / start)}, encoding={"strategy_tags": True})
+
+    run(warm("mapped"), out=tmp_path / "warm")
+    assert read_metadata(tmp_path / "warm").objective["name"] == "subtb"
+    assert len(read_metadata(tmp_path / "warm").dialogue_ids) > 6
+    with pytest.raises(CheckpointError, match=r"taxonomy esconv.*Reflective Statements"):
+        plan(warm("own"))
+
+
+@pytest.mark.parametrize("window", [32, 2048])
+def test_a_backbone_whose_window_is_too_narrow_for_packing_trains_by_paths(tmp_path: Path, window: int) -> None:
+    backbone = tmp_path / "mistral"
+    sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window)).save_pretrained(backbone)
+    tiny_tokenizer().save_pretrained(backbone)
+    trees = write_trees(tmp_path, some_trees())
+    packed = recipe(trees, model={"backbone": str(backbone)}, optim={"epochs": 1})
+    if window == 32:
+        with pytest.raises(ConfigError, match=r"encoding\.mode: path"):
+            run(packed, out=tmp_path / "packed")
+        packed = recipe(trees, model={"backbone": str(backbone)}, encoding={"mode": "path"}, optim={"epochs": 1})
+    run(packed, out=tmp_path / "run")
+    assert (tmp_path / "run/checkpoint/flow.json").is_file()
 
 
 def test_the_plan_counts_without_a_model(tmp_path: Path) -> None:
@@ -293,7 +353,13 @@ def test_two_processes_train_as_one_and_only_one_writes(tmp_path: Path) -> None:
     run(recipe(trees), out=tmp_path / "one")
     (tmp_path / "recipe.json").write_text(recipe(trees).model_dump_json())
     code = (
-        "import sys; from pathlib import Path\n"
+        "import os, sys; from pathlib import Path\n"
+        "def watch(event, args):\n"
+        "    if event in ('open', 'os.rename', 'os.remove') and sys.argv[2] in str(args[0]):\n"
+        "        if event != 'open' or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):\n"
+        "            raise RuntimeError(f'the second process writes: {event} {args}')\n"
+        "if os.environ['RANK'] != '0':\n"
+        "    sys.addaudithook(watch)\n"
         "from esckit.config.train_flow import TrainFlowRecipe\n"
         "from esckit.pipelines.train_flow import run\n"
         "recipe = TrainFlowRecipe.model_validate_json(Path(sys.argv[1]).read_text())\n"
@@ -316,6 +382,9 @@ def test_two_processes_train_as_one_and_only_one_writes(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "two").rglob("*")} == {
+        path.name for path in (tmp_path / "one").rglob("*")
+    }
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two)
     for left, right in zip(one, two, strict=True):
@@ -401,6 +470,10 @@ def test_a_policy_is_a_distribution_and_a_choice(tmp_path: Path) -> None:
     assert AFLOW.names.index(greedy.strategy) == max(range(8), key=greedy.probabilities.__getitem__)
     narrow = policy_of(tmp_path / "run", top_k=2).decide(tree.scenario, tree.nodes[0].turns)
     assert sum(score > -1e30 for score in narrow.scores) == 2
+    named = CheckpointBinding(checkpoint=str(tmp_path / "run"), dtype="float32", value_weight=0.0, top_k=2)
+    of_a_recipe = ModelPool(Executor(), Limits()).policy(named, AFLOW).decide(tree.scenario, tree.nodes[0].turns)
+    assert sorted(of_a_recipe.scores)[-2:] == pytest.approx(sorted(math.log(p) for p in prior)[-2:])
+    assert sum(score > -1e30 for score in of_a_recipe.scores) == 2
     asyncio.run(policy.aclose())
     with pytest.raises(CheckpointError, match="taxonomy"):
         policy_of(tmp_path / "run", strategies=AFLOW.names[::-1])
