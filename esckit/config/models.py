@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveInt, Tag, field_validator
 from pydantic_core import PydanticCustomError
 
 from esckit.config.recipe import Section
@@ -85,10 +85,15 @@ class CheckpointBinding(RoleOptions):
     Attributes:
         adapter: A run of ``train-flow`` as supporter: ``off`` is its plain backbone as a chat model, ``on`` lets the
             adapter write, if it was trained to (``response_weight``). Without meaning for other runs and roles.
+        value_weight: A run of ``train-flow`` as chooser: weight of V beside log π; None is 1, or 0 where the values
+            were not trained.
+        top_k: The same: so many strategies of highest π may be chosen; None is all.
     """
 
     checkpoint: str = Field(min_length=1)
     adapter: Literal["on", "off"] = "off"
+    value_weight: NonNegativeFloat | None = None
+    top_k: PositiveInt | None = None
     dtype: DType = "auto"
     device: Device = "auto"
 

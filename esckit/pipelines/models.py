@@ -116,20 +116,23 @@ class ModelPool:
         """
         if not isinstance(binding, CheckpointBinding):
             raise ConfigError("a strategy policy that is no checkpoint", expected="checkpoint: RUN")
-        if binding.checkpoint not in self._policies:
+        identity = binding.model_dump_json(exclude={"adapter", "sampling", "on_length", "max_words"})
+        if identity not in self._policies:
             from esckit.models.policy import CheckpointPolicy
 
             self._kinds.add("backbone")
             options = {"max_tokens": binding.max_context_tokens} if binding.max_context_tokens else {}
-            self._policies[binding.checkpoint] = CheckpointPolicy.load(
+            self._policies[identity] = CheckpointPolicy.load(
                 Path(binding.checkpoint),
                 strategies=taxonomy.names,
                 abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
                 dtype=binding.dtype,
                 device=binding.device,
+                value_weight=binding.value_weight,
+                top_k=binding.top_k,
                 **options,
             )
-        return self._policies[binding.checkpoint]
+        return self._policies[identity]
 
     def flow_supporter(
         self, binding: RoleOptions, taxonomy: Taxonomy | None, *, max_attempts: int
@@ -203,7 +206,7 @@ class ModelPool:
         found = {
             key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
         }
-        found |= {run: {"name": policy.name, "capabilities": []} for run, policy in self._policies.items()}
+        found |= {key: {"name": policy.name, "capabilities": []} for key, policy in self._policies.items()}
         found |= {
             f"{run} as writer": {"name": writer.name, "capabilities": []} for run, writer in self._writers.items()
         }
