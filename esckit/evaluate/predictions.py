@@ -37,7 +37,7 @@ def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Predict
     """Return the predictions of a file by case id; a case without a line is unscored (``missing``).
 
     Raises:
-        DataError: If an id stands there twice or belongs to no case.
+        DataError: If there is no line, or an id stands there twice or belongs to no case.
     """
     known = set(case_ids)
     found: dict[str, Prediction] = {}
@@ -48,9 +48,11 @@ def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Predict
         found[prediction.id] = prediction
         if prediction.id not in known:
             unknown.append(prediction.id)
+    if not found:
+        raise DataError("no prediction", path=str(path), expected="one line for each case")
     if unknown:
         raise DataError(
-            f"{len(unknown)} ids that belong to no case: {listed(unknown, limit=3)}",
+            f"{len(unknown)} unknown {'id' if len(unknown) == 1 else 'ids'}: {listed(unknown, limit=3)}",
             path=str(path),
             expected="ids of the cases of this data, split and unit",
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from esckit.report.blocks import ABSENT, Block, Heat, Lines, Note, Section, Series, Table
 from esckit.report.explorers import episodes_explorer, episodes_of
 from esckit.report.flows import flow_of, transitions
-from esckit.report.numbers import interval, measured, number, p_value, share, signed
+from esckit.report.numbers import interval, measured, number, p_value, plain, share, signed
 from esckit.report.references import Reference, reference_blocks
 from esckit.report.source import Run, section
 from esckit.report.spread import mean_and_quartiles
@@ -71,19 +71,49 @@ def _suite(run: Run, suite: str, rows: Sequence[Row], harmful: Sequence[HarmfulR
     mine = [row for row in rows if suite_of(row) == suite]
     whole = [row for row in mine if not row.get("group")]
     blocks: list[Block] = [Note(SAFETY_NOTE), *_harm(harmful)] if suite == "safety" else []
+    # What every row carries is said once.
+    shared = frozenset.intersection(*(frozenset(map(str, row.get("flags") or ())) for row in whole or mine))
     if whole:
-        blocks.append(metric_table(whole))
-    flags = sorted({str(flag) for row in mine for flag in row.get("flags") or ()})
-    blocks += [Note(f"{flag}: {_FLAGS.get(flag, 'see the documentation')}.", "warning") for flag in flags]
+        blocks.append(metric_table(whole, title=_conditions(run, suite), shared=shared))
+    for flag in sorted({str(flag) for row in mine for flag in row.get("flags") or ()}):
+        where = "every row" if flag in shared else "where it stands"
+        blocks.append(Note(f"{flag} ({where}): {_FLAGS.get(flag, 'see the documentation')}.", "warning"))
     blocks += _by_turn([row for row in mine if "turn" in (row.get("group") or {})])
     blocks += _by_group([row for row in mine if row.get("group") and "turn" not in row["group"]])
     if suite == "strategy":
         blocks += _confusion(run)
+    if suite == "reward":
+        blocks += _calibration([row for row in mine if "bin" in (row.get("group") or {})])
     return Section(f"{suite.replace('_', ' ').capitalize()}", tuple(blocks))
 
 
-def metric_table(rows: Sequence[Row]) -> Table:
-    """Return one row per metric: value, interval, n, unscored, coverage, and whatever a reader must know."""
+def _conditions(run: Run, suite: str) -> str:
+    """Return what the values of a suite depend on, so that they are not compared across it."""
+    suite, _, expanded = suite.partition("_")
+    settings, models = section(section(run.recipe, "settings"), suite), section(run.recipe, "models")
+    pieces = []
+    if suite == "strategy" and settings:
+        pieces.append("main line of search trees" if expanded else f"gold labels by {settings.get('unit')}")
+        pieces += ["openings included"] if settings.get("include_openings") else []
+        pieces += [f"without {plain(settings['exclude'])}"] if settings.get("exclude") else []
+    elif suite == "response" and settings:
+        pieces.append(f"strategy told: {settings.get('strategy')}")
+        pieces += [f"ppl under {section(models, 'scorer').get('backbone')}"] if models.get("scorer") else []
+    elif suite == "dialogue" and settings:
+        pieces += [f"strategy told: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
+    elif suite == "pairwise" and settings:
+        pieces.append(f"against {settings.get('opponent')}")
+    return f"{suite.capitalize()} ({', '.join(pieces)})" if pieces else ""
+
+
+def metric_table(rows: Sequence[Row], *, title: str = "", shared: Collection[str] = ()) -> Table:
+    """Return one row per metric: value, interval, n, unscored, coverage, and whatever a reader must know.
+
+    Args:
+        rows: The metrics.
+        title: What they depend on.
+        shared: Flags that are said elsewhere.
+    """
     return Table(
         ("metric", "value", "95 % interval" if _level(rows) is None else f"{_level(rows)} interval", "n", "unscored",
          "coverage", "remarks"),
@@ -95,10 +125,11 @@ def metric_table(rows: Sequence[Row]) -> Table:
                 number(row.get("n")),
                 number(row.get("n_unscored")),
                 share(row.get("coverage")),
-                _remarks(row),
+                _remarks(row, shared),
             )
             for row in rows
         ),
+        title=title,
         note="↑ higher is better, ↓ lower is better. Unscored cases enter no value.",
     )  # fmt: skip
 
@@ -113,10 +144,10 @@ def _level(rows: Sequence[Row]) -> str | None:
     return f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else None  # type: ignore[arg-type]
 
 
-def _remarks(row: Row) -> str:
+def _remarks(row: Row, shared: Collection[str]) -> str:
     unit = str(row.get("unit"))
     pieces = [] if unit in ("share", "0-100", "none", "p") else [unit]
-    pieces += [str(flag) for flag in row.get("flags") or ()]
+    pieces += [str(flag) for flag in row.get("flags") or () if flag not in shared]
     pieces += [str(row["reason"])] if row.get("reason") else []
     pieces += [f"{reason} {number(count)}" for reason, count in section(row, "unscored").items()]
     return "; ".join(pieces)
@@ -163,17 +194,22 @@ def _curve(name: str, rows: Sequence[Row]) -> Series:
 
 
 def _by_group(rows: Sequence[Row]) -> list[Block]:
-    """Return one table per kind of subgroup: a row per subgroup, a column per metric with its interval and n."""
-    kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    """Return one table per kind of subgroup and family of metrics (a critic, say).
+
+    A row per subgroup, a column per metric; cells hold the value with its interval and n.
+    """
+    kinds: dict[tuple[tuple[str, ...], str], list[Row]] = defaultdict(list)
     for row in rows:
-        kinds[tuple(row["group"])].append(row)
+        kinds[tuple(row["group"]), short_name(row).rpartition(".")[0]].append(row)
     found: list[Block] = []
-    for keys, mine in kinds.items():
+    for (keys, family), mine in kinds.items():
         names = list(dict.fromkeys(short_name(row) for row in mine))
         groups = list(dict.fromkeys(tuple(str(value) for value in row["group"].values()) for row in mine))
         at = {(tuple(str(value) for value in row["group"].values()), short_name(row)): row for row in mine}
         table = tuple((*group, *(_cell(at.get((group, name))) for name in names)) for group in groups)
-        found.append(Table((*keys, *names), table, title=f"By {' and '.join(keys)}", folded=len(table) > 12))
+        columns = (*keys, *(name.rpartition(".")[2] for name in names))
+        title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
+        found.append(Table(columns, table, title=title, folded=len(table) > 12))
     return found
 
 
@@ -196,6 +232,27 @@ def _confusion(run: Run) -> list[Heat]:
         return []
     counts = tuple(tuple(pairs[predicted, gold] for gold in labels) for predicted in labels)
     return [Heat("confusion", "Predicted against gold strategy", "predicted", "gold", labels, counts)]
+
+
+def _calibration(rows: Sequence[Row]) -> list[Lines]:
+    """Return the reliability curve of a reward model: the share that came true against what was said, by bin."""
+    by_bin: dict[int, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row.get("value") is not None:
+            by_bin[int(row["group"]["bin"])][short_name(row)] = row
+    bins = [(each["bin_p"], each["bin_y"]) for _, each in sorted(by_bin.items()) if {"bin_p", "bin_y"} <= {*each}]
+    if not bins:
+        return []
+    banded = all(y.get("interval") for _, y in bins)
+    ends = [tuple(float(y["interval"][end]) for _, y in bins) if banded else () for end in ("low", "high")]
+    points = tuple(float(p["value"]) for p, _ in bins), tuple(float(y["value"]) for _, y in bins)
+    curve = Series("test", *points, *ends, tuple(int(y.get("n") or 0) for _, y in bins))
+    return [
+        Lines(
+            "reward_calibration", "Reliability", "mean p", "share positive", (curve,), (0.0, 1.0),
+            band="95 % interval", diagonal=True,
+        )
+    ]  # fmt: skip
 
 
 def _harm(replies: Sequence[HarmfulReply]) -> list[Block]:

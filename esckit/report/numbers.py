@@ -11,7 +11,7 @@ from esckit.report.blocks import ABSENT
 
 def share(value: float | None) -> str:
     """Return a share in [0, 1] as per cent with one decimal."""
-    return ABSENT if value is None else f"{100 * value:.1f} %"
+    return ABSENT if value is None else f"{100 * value:.1f} %".replace("-", "−")
 
 
 def number(value: float | None) -> str:
@@ -35,7 +35,7 @@ def measured(value: float | None, unit: str) -> str:
     if unit == "share":
         return share(value)
     if unit == "0-100" and value is not None:
-        return f"{value:.2f}"
+        return f"{value:.2f}".replace("-", "−")
     return number(value)
 
 

@@ -42,6 +42,7 @@ from esckit.report.tables import chart_table
 
 _NUMBER = re.compile(r"^[<\[+−-]?\s?[\d–]")
 _SHORT = 34
+_NAME_JOINT = re.compile(r"(?<=[A-Za-z0-9])([_.])(?=[A-Za-z])")
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -224,7 +225,12 @@ def _table(table: Table, *, bare: bool = False) -> str:
 
 def _cells(tag: str, cells: Sequence[str], attributes: Sequence[str]) -> str:
     pairs = zip(cells, attributes, strict=True)
-    return "".join(f"<{tag}{attribute}><bdi>{escape(cell)}</bdi></{tag}>" for cell, attribute in pairs)
+    return "".join(f"<{tag}{attribute}><bdi>{_breakable(cell)}</bdi></{tag}>" for cell, attribute in pairs)
+
+
+def _breakable(cell: str) -> str:
+    """Return a cell, escaped; a name such as ``overall.first_share`` breaks between its words, not in one."""
+    return _NAME_JOINT.sub(r"\1<wbr>", escape(cell))
 
 
 def _column_kind(cells: Sequence[str]) -> str:

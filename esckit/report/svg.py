@@ -104,7 +104,7 @@ def _lines(chart: Lines) -> str:
     for name, level in chart.marks:
         y = plane.y(level)
         parts.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="mark"/>')
-        parts.append(_text(WIDTH - _RIGHT, y - 4, name, "tick", "end"))
+        parts.append(_text(WIDTH - _RIGHT, y - 4 if y > _TOP + 8 else y + 12, name, "tick", "end"))
     if chart.diagonal:
         parts.append(f'<line x1="{plane.x(0):.1f}" y1="{plane.y(0):.1f}" x2="{plane.x(1):.1f}" y2="{plane.y(1):.1f}" '
                      'class="mark"/>')  # fmt: skip

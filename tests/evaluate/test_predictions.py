@@ -31,7 +31,8 @@ def test_a_blank_reply_is_unscored() -> None:
     ("lines", "message"),
     [
         (('{"id": "a"}', '{"id": "a"}'), "id 'a' twice"),
-        (('{"id": "x"}', '{"id": "y"}'), "2 ids that belong to no case"),
+        (('{"id": "x"}', '{"id": "y"}'), "2 unknown ids"),
+        ((), "no prediction"),
         (('{"id": "a", "stratgy": "Q"}',), "unknown key"),
     ],
 )

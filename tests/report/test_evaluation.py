@@ -114,3 +114,42 @@ def test_a_metrics_file_with_nothing_but_one_row_is_enough(tmp_path):
         (folder / name).unlink()
     write_json(folder / "metrics.json", {"metrics": [row("reward.auc", 0.7)]})
     assert list(sections_of(folder)) == ["Reward"]
+
+
+def changed(folder, rows, **recipe):
+    metrics, manifest = (json.loads((folder / name).read_text()) for name in ("metrics.json", "manifest.json"))
+    write_json(folder / "metrics.json", metrics | {"metrics": rows})
+    write_json(folder / "manifest.json", manifest | {"recipe": manifest["recipe"] | recipe})
+    return folder
+
+
+def test_what_values_depend_on_stands_in_the_title(tmp_path):
+    settings = {"strategy": {"unit": "turn", "exclude": ["Others"]}, "response": {"strategy": "gold"}}
+    rows = [row("strategy.accuracy", 0.5), row("response.ppl", 9.0, unit="none")]
+    folder = changed(evaluate_run(tmp_path / "e"), rows, settings=settings, models={"scorer": {"backbone": "gpt2"}})
+    sections = sections_of(folder)
+    assert tables(sections["Strategy"])[0].title == "Strategy (gold labels by turn, without Others)"
+    assert tables(sections["Response"])[0].title == "Response (strategy told: gold, ppl under gpt2)"
+
+
+def test_a_flag_of_every_row_is_said_once(tmp_path):
+    rows = [
+        row("strategy.accuracy", 0.5) | {"flags": ["small_sample"]},
+        row("strategy.bias_b", 0.5, unit="none") | {"flags": ["small_sample", "smoothed"]},
+    ]
+    blocks = sections_of(changed(evaluate_run(tmp_path / "e"), rows))["Strategy"]
+    assert [remarks for *_, remarks in tables(blocks)[0].rows] == ["", "smoothed"]
+    said = [block.text for block in blocks if isinstance(block, Note)]
+    assert said[0] == "small_sample (every row): fewer than 30 dialogues."
+    assert said[1].startswith("smoothed (where it stands)")
+
+
+def test_every_critic_has_a_table_of_its_own_and_a_reward_model_a_curve(tmp_path):
+    by_emotion = [row(f"dialogue.{critic}.sr", 0.5) | {"group": {"emotion": "fear"}} for critic in ("rlff7", "ppdpp4")]
+    bins = [row(f"reward.bin_{name}", value) | {"group": {"bin": 3}} for name, value in (("p", 0.35), ("y", 0.5))]
+    sections = sections_of(changed(evaluate_run(tmp_path / "e"), [*by_emotion, *bins]))
+    assert [(table.title, table.columns) for table in tables(sections["Dialogue"])] == [
+        ("By emotion · rlff7", ("emotion", "sr")), ("By emotion · ppdpp4", ("emotion", "sr")),
+    ]  # fmt: skip
+    (curve,) = (block for block in sections["Reward"] if isinstance(block, Lines))
+    assert (curve.series[0].x, curve.series[0].y, curve.diagonal) == ((0.35,), (0.5,), True)
