@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from esckit.errors import CheckpointError
 from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
-from esckit.models.reward_net import quiet_peft
+from esckit.models.loading import quiet_peft
 from esckit.records import dump_line, fresh_folder, write_atomic
 
 __all__ = [

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from esckit.errors import CheckpointError, ConfigError
-from esckit.models.backbones import fetch_backbone, find_backbone
+from esckit.models.backbones import fetch_backbone, find_backbone, resolve_backbone
 from esckit.models.flow_checkpoint import (
     ADAPTER,
     BACKBONE,
@@ -24,8 +24,8 @@ from esckit.models.flow_checkpoint import (
     read_metadata,
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
-from esckit.models.reward_net import quiet_peft
-from esckit.models.tiny import tiny_random, tiny_tokenizer
+from esckit.models.loading import load_causal, quiet_peft
+from esckit.models.tiny import tiny_tokenizer
 
 
 class LoraSettings(NamedTuple):
@@ -66,15 +66,8 @@ def load_decoder(ref: str, *, dtype: torch.dtype) -> Loaded:
     Raises:
         ConfigError: If there is no such backbone, or it cannot be reached or loaded.
     """
-    if find_backbone(ref).kind == "memory":
-        model = tiny_random()[0].to(dtype)
-    else:
-        folder = fetch_backbone(ref)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"transformers cannot load {folder}: {error}") from error
-    return Loaded(model.get_decoder(), model.get_output_embeddings(), load_tokenizer(ref))
+    model, tokenizer = load_causal(resolve_backbone(ref), dtype=dtype)
+    return Loaded(model.get_decoder(), model.get_output_embeddings(), tokenizer)
 
 
 def new_flow_model(

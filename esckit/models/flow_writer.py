@@ -19,7 +19,8 @@ from esckit.runs import read_manifest
 from esckit.types import Reply, Sampling, Scenario, Turn
 
 if TYPE_CHECKING:
-    from esckit.models.local import Dtype, LocalModel
+    from esckit.models.loading import Dtype
+    from esckit.models.local import LocalModel
 
 # What a supporter may know of the seeker's private situation.
 _NOTHING = Scenario(id="unknown")
@@ -66,8 +67,8 @@ class FlowWriter:
 
         from esckit.models.backbones import resolve_backbone
         from esckit.models.flow_checkpoint import load_adapter
-        from esckit.models.local import LocalModel, pick_device, pick_dtype
-        from esckit.models.reward_net import load_causal
+        from esckit.models.loading import load_causal, pick_device, pick_dtype
+        from esckit.models.local import LocalModel
 
         place = pick_device(device)
         # Merged in float32: in a narrow type the sum of weight and update would round the update away.

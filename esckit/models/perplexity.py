@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from esckit.errors import BackendError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.reward_net import load_causal
+from esckit.models.loading import load_causal
 from esckit.types import Turn
 
 PPL_TEXT = "ppl_text/1"

@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from esckit.errors import BackendError, CheckpointError, ConfigError
+from esckit.errors import BackendError, CheckpointError
+from esckit.models.loading import Dtype, pick_device, pick_dtype
 from esckit.models.reward_checkpoint import RewardMetadata, load_net, read_metadata
 from esckit.models.reward_net import RewardNet, probability
-from esckit.models.reward_text import RewardInput, RewardTemplate, RewardText
+from esckit.models.reward_text import RewardInput, RewardTemplate, RewardText, another_prompt
 from esckit.models.shared_states import SharedStates, States
 from esckit.types import Turn
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 
 
@@ -76,13 +75,11 @@ class RewardModel:
         """
         metadata = read_metadata(run)
         if template is not None and template != metadata.template:
-            raise CheckpointError(
-                f"{run} was trained with prompt {metadata.template.prompt}",
-                expected=template.prompt,
-                hint="Train it again, or name the prompt's version that it was trained with",
-            )
-        place = _device(device)
-        net, tokenizer = load_net(run, metadata, dtype=_dtype(dtype, place))
+            raise another_prompt(run, metadata.template.prompt, template.prompt)
+        place = pick_device(device)
+        # Rewards are compared in their last digits: on a processor float32 even where it knows bfloat16.
+        number_type = torch.float32 if dtype == "auto" and place.type == "cpu" else pick_dtype(dtype, place)
+        net, tokenizer = load_net(run, metadata, dtype=number_type)
         text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
         return cls(net.to(place), text, metadata=metadata, max_batch_tokens=max_batch_tokens)
 
@@ -133,18 +130,3 @@ class RewardModel:
         n_response = each.response_end - each.response_start
         target = torch.tensor(each.ids[each.response_start : each.response_end], device=read.tail.device)
         return self.net.token_log_p(read.tail[:n_response], target).mean()
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' is named, but torch sees no GPU", hint="Use device: auto or cpu.")
-    return torch.device(device)
-
-
-def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    named: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    return named

@@ -17,14 +17,16 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import resolve_backbone
+from esckit.models.loading import load_causal, quiet_peft
 from esckit.models.reward_head import Pooling
-from esckit.models.reward_net import Kind, RewardNet, Trainable, load_causal, quiet_peft
+from esckit.models.reward_net import Kind, RewardNet, Trainable
 from esckit.models.reward_text import RewardTemplate
 from esckit.records import dump_line, fresh_folder, parse_line, write_atomic
 from esckit.types import Record
@@ -139,12 +141,12 @@ def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tupl
         ConfigError: If the backbone that it names cannot be had.
     """
     folder = checkpoint_folder(run)
-    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
     try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
         outer = load_file(str(folder / HEAD))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / HEAD} cannot be read") from error
-    decoder, lm_head = _backbone(folder, metadata, outer, dtype)
+        decoder, lm_head = _backbone(folder, metadata, outer, dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}", expected="a whole checkpoint") from error
     net = RewardNet(
         decoder,
         metadata.kind,

@@ -6,9 +6,7 @@ s, p = σ(s); ``rrhf`` keeps the LM head, s is the mean log-probability of the r
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esckit.errors import ConfigError
-from esckit.models.backbones import BackboneSource, fetch_backbone, resolve_backbone
-from esckit.models.embedded import quiet_off_terminal
+from esckit.models.backbones import BackboneSource, resolve_backbone
+from esckit.models.loading import load_causal, quiet_peft
 from esckit.models.reward_head import Pooling, RewardHead, pool, positions
 from esckit.models.reward_text import RewardInput
-from esckit.models.tiny import tiny_random
 
 Kind = Literal["classifier", "pairwise", "rrhf"]
 Trainable = Literal["full", "head", "lora"]
@@ -190,32 +187,6 @@ def build_net(
     return net, tokenizer
 
 
-def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Return a causal language model and its tokenizer.
-
-    Raises:
-        ConfigError: If transformers cannot load it.
-    """
-    if source.kind == "memory":
-        model, tokenizer = tiny_random()
-        return model.to(dtype), tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = source.folder or fetch_backbone(source.name)
-    quiet_off_terminal()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype=dtype
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"transformers cannot load {folder}: {error}",
-            expected="a causal language model that needs no code of its own",
-        ) from error
-    return model, tokenizer
-
-
 def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
     """Return the decoder with a fresh LoRA adapter, which alone is trained."""
     from peft import LoraConfig, get_peft_model
@@ -231,14 +202,6 @@ def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
     with quiet_peft():
         wrapped: nn.Module = get_peft_model(decoder, config)
     return wrapped
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Keep back the warning about an attribute that peft still asks transformers for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        yield
 
 
 def _no_dropout(decoder: nn.Module) -> None:

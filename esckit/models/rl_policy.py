@@ -24,7 +24,8 @@ from esckit.records import parse_line
 from esckit.types import Record
 
 if TYPE_CHECKING:
-    from esckit.models.local import Dtype, LocalModel
+    from esckit.models.loading import Dtype
+    from esckit.models.local import LocalModel
 
 FOLDER = "checkpoint"
 METADATA = "policy.json"
@@ -110,8 +111,8 @@ def load_policy(
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from esckit.models.local import LocalModel, pick_device, pick_dtype
-    from esckit.models.reward_net import load_causal
+    from esckit.models.loading import load_causal, pick_device, pick_dtype
+    from esckit.models.local import LocalModel
 
     folder = policy_folder(run)
     place = pick_device(device)

@@ -145,7 +145,7 @@ def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
     """Return a model with a fresh head: the paper's random reward."""
     import torch
 
-    from esckit.models.local import pick_device
+    from esckit.models.loading import pick_device
     from esckit.models.reward import RewardModel
     from esckit.models.reward_net import build_net
     from esckit.models.reward_text import RewardText

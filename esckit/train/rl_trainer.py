@@ -17,7 +17,7 @@ from transformers import GenerationConfig, TrainerCallback
 
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import ChatFormat
-from esckit.models.reward_net import load_causal
+from esckit.models.loading import load_causal
 from esckit.models.rl_policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata
 from esckit.records import dump_line, fresh_folder, write_atomic, write_json
 from esckit.train.rl_plan import PolicyOptim

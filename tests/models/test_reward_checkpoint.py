@@ -1,6 +1,7 @@
 """Checkpoints of reward models: whole at any moment, refused where they do not fit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path):
     source = saved(tmp_path) / "checkpoint/reward.json"
     source.write_text(source.read_text().replace("reward_model/1", "reward_model/9", 1))
     with pytest.raises(CheckpointError, match="cannot be used"):
+        RewardModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["head.safetensors", "tokenizer"])
+@pytest.mark.parametrize("is_cut", [True, False], ids=["cut", "gone"])
+def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path, part: str, is_cut: bool):
+    source = saved(tmp_path) / "checkpoint" / part
+    if is_cut:
+        cut = source / "tokenizer.json" if source.is_dir() else source
+        cut.write_bytes(cut.read_bytes()[:20])
+    elif source.is_dir():
+        shutil.rmtree(source)
+    else:
+        source.unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
         RewardModel.load(tmp_path)
 
 
