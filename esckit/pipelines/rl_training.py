@@ -90,13 +90,14 @@ def train(
         stack.callback(progress.close)
         facts: dict[str, Any] = {}
         if recipe.algorithm == "dpo":
-            trainer = _dpo(session)
+            watch, trainer = _dpo(session)
         else:
             by_id = {context.id: context for context in (*material.train, *material.dev)}
             measure, facts = stack.enter_context(open_measure(recipe, by_id))
             rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=process.rank)
-            trainer = _grpo(session, rewards)
-        _fit(session, trainer)
+            watch, trainer = _grpo(session, rewards)
+        with watch.guarded(trainer):
+            _fit(session, trainer)
     if process.is_main:
         _finish(session, trainer)
     return facts
@@ -140,7 +141,7 @@ def _session(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Pr
 # ---------------------------------------------------------------- trainers
 
 
-def _grpo(session: _Session, rewards: PairedRewards) -> Any:
+def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Watch, Any]:
     recipe = session.recipe
     rows = build_rows(session.material.train, session.prompt)
     _count(session, rows)
@@ -158,7 +159,7 @@ def _grpo(session: _Session, rewards: PairedRewards) -> Any:
             )
         )
     callbacks += _dev_callbacks(session, rewards, watch)
-    return grpo_trainer(
+    return watch, grpo_trainer(
         session.learner,
         rows.rows,
         rewards,
@@ -168,7 +169,7 @@ def _grpo(session: _Session, rewards: PairedRewards) -> Any:
     )
 
 
-def _dpo(session: _Session) -> Any:
+def _dpo(session: _Session) -> tuple[Watch, Any]:
     recipe, material = session.recipe, session.material
     contexts = {context.id: context for context in material.train}
     pairs = build_pairs(
@@ -179,12 +180,13 @@ def _dpo(session: _Session) -> Any:
         max_completion_tokens=recipe.dpo.max_completion_tokens,
     )
     _count(session, pairs)
-    return dpo_trainer(
+    watch = _watch(session, list)
+    return watch, dpo_trainer(
         session.learner,
         pairs.rows,
         settings=dpo_settings(recipe),
         optim=policy_optim(recipe),
-        place=_place(session, [_watch(session, list), _steps(session)]),
+        place=_place(session, [watch, _steps(session)]),
     )
 
 

@@ -6,6 +6,7 @@ Not here: how labels come about (:mod:`esckit.train.examples`), metrics (handed 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
+from esckit.errors import TrainingError
 from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
 from esckit.models.reward_text import RewardInput, RewardText
 from esckit.train.callbacks import DivergenceGuard, MetricsLog, OnEvaluation, StepProgress
@@ -26,6 +28,9 @@ from esckit.train.reward_loss import classifier_loss, pairwise_loss, rrhf_loss
 
 Metrics = Mapping[str, float | int | None]
 SelectBy = Literal["log_loss", "auc", "last"]
+
+STATES = "states"
+"""Folder of the states to resume from, inside a run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,23 +261,15 @@ def train_reward(
     rows = MetricsLog(
         run.folder / "metrics.jsonl", every=run.log_every, resumed_step=run.resumed_step, writes=run.is_main
     )
-    judged: list[tuple[Metrics, tuple[float, ...]]] = []
-    best = run.best
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        p = tuple(float(value) for value in prediction.predictions)
-        judged[:] = [(judge(p), p)]
-        return {name: float(value) for name, value in judged[0][0].items() if value is not None}
+    selection = Selection(judge, select_by, run.best)
 
     def evaluated(step: int, epoch: float) -> None:
-        nonlocal best
-        metrics, p = judged[0]
-        rows.evaluation(step, epoch, metrics)
-        if best is None or is_better(metrics, step, best, select_by):
-            best = (step, metrics)
-            state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        rows.evaluation(step, epoch, selection.metrics)
+        best = selection.best_at(step)
+        if best is not None:
+            state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered from all processes
             if run.is_main:
-                keep(Evaluation(step, metrics, p), {name.removeprefix("net."): t for name, t in state.items()})
+                keep(best, {name.removeprefix("net."): t for name, t in state.items()})
 
     trainer = Trainer(
         model=task,
@@ -282,15 +279,46 @@ def train_reward(
         train_dataset=list(train),
         eval_dataset=list(dev),
         data_collator=collator,
-        compute_metrics=compute,
+        compute_metrics=selection.judge,
         callbacks=_callbacks(run, rows, collator, evaluated),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(run.state) if run.state else None)
 
 
-STATES = "states"
-"""Folder of the states to resume from, inside a run folder."""
+class Selection:
+    """Judges what the net says of dev, and knows the best evaluation so far."""
+
+    def __init__(
+        self, judge: Callable[[Sequence[float]], Metrics], select_by: SelectBy, best: tuple[int, Metrics] | None
+    ) -> None:
+        self._judge = judge
+        self._select_by = select_by
+        self._best = best
+        self._p: tuple[float, ...] = ()
+        self.metrics: Metrics = {}
+
+    def judge(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Judge one pass over dev; the Trainer logs what it returns.
+
+        Raises:
+            TrainingError: If the net gives a number that is not finite: after the last step no loss tells of it.
+        """
+        self._p = tuple(float(value) for value in prediction.predictions)
+        if not all(map(math.isfinite, self._p)):
+            raise TrainingError(
+                "training diverged: the reward model gives a number that is not finite",
+                hint="The best checkpoint before it is kept; a lower optim.lr may help",
+            )
+        self.metrics = self._judge(self._p)
+        return {name: float(value) for name, value in self.metrics.items() if value is not None}
+
+    def best_at(self, step: int) -> Evaluation | None:
+        """Return the latest evaluation if it is the best so far."""
+        if self._best is not None and not is_better(self.metrics, step, self._best, self._select_by):
+            return None
+        self._best = (step, self.metrics)
+        return Evaluation(step, self.metrics, self._p)
 
 
 def is_better(metrics: Metrics, step: int, best: tuple[int, Metrics], select_by: SelectBy) -> bool:

@@ -9,7 +9,8 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ _NAMES = {
     **{f"parse/{kind}": f"rl/parse/{kind}" for kind in PARSE_KINDS[:-1]},
 }
 _FINITE = ("loss", "grad_norm", "kl", "entropy", "reward")
+_UNSAMPLEABLE = "probability tensor contains"
+"""What torch says where outputs are drawn from logits that are not finite."""
 _N_KEPT = 20
 RATE_STEPS = 200
 _ZERO_STD_STEPS = 100
@@ -129,6 +132,20 @@ class Watch(TrainerCallback):
             self._write(state)
         self._judge_rate()
 
+    @contextmanager
+    def guarded(self, trainer: Any) -> Iterator[None]:
+        """Take a policy that nothing can be drawn from any more for the divergence that it is.
+
+        Raises:
+            TrainingError: If there is no output to be drawn.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if _UNSAMPLEABLE not in str(error):
+                raise
+            self._stop("a probability of the policy", "not finite", trainer.state)
+
     def row(self, step: int, epoch: float | None, values: Mapping[str, float | None]) -> None:
         """Append one row to ``metrics.jsonl``."""
         if self._writes:
@@ -174,7 +191,7 @@ class Watch(TrainerCallback):
         raise TrainingError(
             f"training diverged after step {state.global_step}: {name} is {value}",
             expected="finite numbers",
-            hint="diverged.json holds the last logs, and the last finite policy is kept. A lower optim.lr may help",
+            hint="diverged.json holds the last logs, and what was kept before stays. A lower optim.lr may help",
         )
 
     def _warn(self, logs: Logs, step: int) -> None:

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from esckit.errors import FailureRateError, TrainingError
 from esckit.train.rl_monitor import RATE_STEPS, Watch, keep_rows, means, sample_row
@@ -44,6 +45,16 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, name, value):
         log(guard, 2, **{name: value})
     facts = json.loads((tmp_path / "diverged.json").read_text())
     assert (facts["what"], facts["contexts"], len(facts["rows"])) == (name, ["c"], 2)
+
+
+def test_a_policy_that_nothing_can_be_drawn_from_has_diverged(tmp_path):
+    guard = watch(tmp_path)
+    trainer = SimpleNamespace(state=log(guard, 3))
+    with pytest.raises(TrainingError, match="after step 3: a probability of the policy"), guard.guarded(trainer):
+        torch.multinomial(torch.tensor([math.nan, 1.0]), 1)
+    assert len(json.loads((tmp_path / "diverged.json").read_text())["rows"]) == 1
+    with pytest.raises(RuntimeError, match="out of memory"), guard.guarded(trainer):
+        raise RuntimeError("out of memory")
 
 
 def test_a_step_without_any_measured_output_is_a_failure_and_no_divergence(tmp_path):
