@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from esckit.dialogue.transcript import LABELS
 from esckit.errors import CheckpointError
-from esckit.models.reward_text import SLOTS, RewardTemplate
+from esckit.models.reward_text import SLOTS, RewardTemplate, another_prompt
 from esckit.prompts.prompt import load_prompt, prompt_names
-from esckit.runs import read_manifest
+from esckit.runs import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
-    from esckit.models.reward import Dtype, RewardModel
+    from esckit.models.loading import Dtype
+    from esckit.models.reward import RewardModel
+
+log = logging.getLogger(__name__)
 
 
 def reward_template(name: str) -> RewardTemplate:
@@ -43,13 +48,33 @@ def load_reward_model(
     """
     from esckit.models.reward import RewardModel
 
+    manifest = reward_manifest(run)
+    if manifest.get("status") != "complete":
+        log.warning("%s is not complete (%s): its reward model is the best so far", run, manifest.get("status"))
+    template = _template_today(manifest)
+    return RewardModel.load(Path(run), template=template, dtype=dtype, device=device, max_batch_tokens=max_batch_tokens)
+
+
+def reward_manifest(run: str | Path) -> dict[str, Any]:
+    """Return the manifest of a run of ``train-reward``, without a look at the model.
+
+    Raises:
+        CheckpointError: If it is no such run, or its prompt has changed since.
+    """
     folder = Path(run)
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"{run} is no run folder", expected="a run folder of train-reward")
     manifest = read_manifest(folder)
     if manifest["command"] != "train-reward":
         raise CheckpointError(f"{run} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
+    trained = manifest.get("prompts", {}).get("reward_model")
+    today = _template_today(manifest)
+    if trained is not None and today is not None and trained != today.prompt:
+        raise another_prompt(run, trained, today.prompt)
+    return manifest
+
+
+def _template_today(manifest: Mapping[str, Any]) -> RewardTemplate | None:
     name = str(manifest["recipe"]["prompt"])
     # A prompt file of the user's own may be gone; then the model is read as it was trained.
-    template = reward_template(name) if name in prompt_names() or Path(name).is_file() else None
-    return RewardModel.load(folder, template=template, dtype=dtype, device=device, max_batch_tokens=max_batch_tokens)
+    return reward_template(name) if name in prompt_names() or Path(name).is_file() else None

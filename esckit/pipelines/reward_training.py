@@ -113,6 +113,13 @@ def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, out: 
         items = single_items(train)
     else:
         items, n_without_pairs = group_items(train, margin=Fraction(recipe.objective.margin))
+    for name, part in (("training", train), ("dev", dev)):
+        if part.n_too_long and len({example.label for example in part.examples}) < 2:
+            raise DataError(
+                f"one class only in the {name} part, once {part.n_too_long} responses that are too long are left out",
+                expected="both classes",
+                hint="Raise model.max_length",
+            )
     if not items or not dev.examples:
         raise DataError(
             "nothing to train or to select on is left",

@@ -12,8 +12,9 @@ from esckit.errors import CheckpointError, DataError
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import select_dialogues
 from esckit.pipelines.reward_inputs import read_inputs
+from esckit.pipelines.reward_models import reward_manifest
 from esckit.records import file_sha256
-from esckit.runs import MANIFEST, read_manifest
+from esckit.runs import MANIFEST
 from esckit.train.splits import is_dev
 from esckit.types import Context, Future, Outcome
 
@@ -112,16 +113,15 @@ def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return facts of the reward, and the dialogues that a reward model brings along.
 
     Raises:
-        CheckpointError: If the run that is named holds no reward model of the kind that is asked for.
+        CheckpointError: If the run that is named holds no reward model of the kind that is asked for, or its prompt has
+            changed since.
     """
     kind, source = recipe.reward.kind, recipe.models.reward
     facts = {"kind": kind, "value": recipe.online.value if kind == "online" else recipe.reward.value}
     if kind not in ("classifier", "ranker") or source is None or source.checkpoint is None:
         return facts, ()
     folder = Path(source.checkpoint)
-    manifest = read_manifest(folder)
-    if manifest["command"] != "train-reward":
-        raise CheckpointError(f"{folder} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
+    manifest = reward_manifest(folder)
     trained = str(manifest["recipe"]["objective"]["kind"])
     if (trained == "classifier") != (kind == "classifier"):
         raise CheckpointError(

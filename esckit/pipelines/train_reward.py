@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -113,16 +113,17 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     find_backbone(recipe.model.backbone)
+    template = reward_template(recipe.prompt)
     inputs = read_inputs(recipe.inputs)
     train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
     parts = label_parts(train, dev, _rule(recipe.label))
     warnings = check_parts(parts)
     process = this_process()
-    with _run_folder(recipe, out, process) as folder:
+    plan_steps(optim_settings(recipe), n_items=len(train), n_processes=process.count)
+    facts = {"data": inputs.facts(), "prompts": {"reward_model": template.prompt}}
+    with _run_folder(recipe, facts, out, process):
         if (out / SUMMARY).is_file():
             return TrainRewardResult(out, _read_json(out / SUMMARY))
-        if folder is not None:
-            folder.update_manifest(data=inputs.facts(), prompts={"reward_model": reward_template(recipe.prompt).prompt})
         for warning in warnings if process.is_main else ():
             log.warning("%s", warning)
         session = prepare(recipe, inputs, parts, out, process)
@@ -133,13 +134,13 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
 
 
 @contextmanager
-def _run_folder(recipe: TrainRewardRecipe, out: Path, process: Process) -> Iterator[RunFolder | None]:
-    """Open the run folder in the main process; the others only read."""
+def _run_folder(recipe: TrainRewardRecipe, facts: Mapping[str, Any], out: Path, process: Process) -> Iterator[None]:
+    """Hold the run folder in the main process; the others only read."""
     if not process.is_main:
-        yield None
+        yield
         return
-    with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL) as folder:
-        yield folder
+    with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=facts):
+        yield
 
 
 def _rule(label: Label) -> LabelRule:

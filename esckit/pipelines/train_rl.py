@@ -24,9 +24,8 @@ from esckit.pipelines.rl_reward import check_reward
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
 from esckit.prompts.prompt import load_prompt
 from esckit.runs import RunFolder
-from esckit.train.rl_pairs import best_and_worst
+from esckit.train.rl_pairs import best_and_worst, by_context
 from esckit.train.rl_plan import plan_dpo, plan_grpo
-from esckit.types import Future
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +72,12 @@ def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
         EsckitError: If the data or the recipe is wrong.
     """
     material = _checked(recipe)
-    n_processes = this_process().count
-    optim = policy_optim(recipe)
+    steps = _n_steps(recipe, material)
     n_pairs = n_outputs = 0
-    calls: dict[str, int] = {}
     if recipe.algorithm == "dpo":
-        n_pairs = _n_pairs(material.futures)
-        steps = plan_dpo(dpo_settings(recipe), optim, n_pairs=n_pairs, n_processes=n_processes).steps
+        n_pairs = _n_pairs(material)
     else:
-        settings = grpo_settings(recipe)
-        steps = plan_grpo(settings, optim, n_rows=len(material.train), n_processes=n_processes).steps
-        n_outputs = steps * settings.prompts_per_step * settings.n_generations // settings.iterations
-        calls = _online_calls(recipe, n_outputs)
+        n_outputs = steps * recipe.grpo.prompts_per_step * recipe.grpo.n_generations // recipe.grpo.iterations
     return TrainRlPlan(
         dialogues={
             name: len({context.dialogue_id for context in part})
@@ -94,7 +87,7 @@ def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
         steps_at_most=steps,
         outputs_at_most=n_outputs,
         pairs_at_most=n_pairs,
-        calls_at_most=calls,
+        calls_at_most=_online_calls(recipe, n_outputs),
         reward=material.reward_facts,
     )
 
@@ -111,6 +104,7 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     material = _checked(recipe)
+    _n_steps(recipe, material)
     process = this_process()
     with _run_folder(recipe, material, out, process) as folder:
         if (out / SUMMARY).is_file():
@@ -147,10 +141,22 @@ def _run_folder(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process:
         yield folder
 
 
-def _n_pairs(futures: tuple[Future, ...]) -> int:
-    groups: dict[tuple[int, str], list[Future]] = {}
-    for future in futures:
-        groups.setdefault((future.run_seed, future.context_id), []).append(future)
+def _n_steps(recipe: TrainRlRecipe, material: RlMaterial) -> int:
+    """Return how many steps there are at most.
+
+    Raises:
+        ConfigError: If the processes cannot share a step evenly.
+        DataError: If there is less than one step takes.
+    """
+    n_processes, optim = this_process().count, policy_optim(recipe)
+    if recipe.algorithm == "dpo":
+        n_pairs = _n_pairs(material)
+        return plan_dpo(dpo_settings(recipe), optim, n_pairs=n_pairs, n_processes=n_processes).steps
+    return plan_grpo(grpo_settings(recipe), optim, n_rows=len(material.train), n_processes=n_processes).steps
+
+
+def _n_pairs(material: RlMaterial) -> int:
+    groups = by_context(material.futures)
     return sum(best_and_worst(group) is not None for group in groups.values())
 
 

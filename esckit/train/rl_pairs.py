@@ -32,6 +32,14 @@ class Pairs:
     n_cut: int
 
 
+def by_context(futures: Iterable[Future]) -> dict[tuple[int, str], list[Future]]:
+    """Return the candidates of each context; those of several run seeds are kept apart."""
+    groups: dict[tuple[int, str], list[Future]] = {}
+    for future in futures:
+        groups.setdefault((future.run_seed, future.context_id), []).append(future)
+    return groups
+
+
 def best_and_worst(futures: Iterable[Future]) -> tuple[Future, Future] | None:
     """Return the candidates of one context with the highest and the lowest reward; the first among equals.
 
@@ -63,12 +71,9 @@ def build_pairs(
         require_format: Leave out pairs in which an output is malformed.
         max_completion_tokens: Leave out pairs with a longer output.
     """
-    groups: dict[tuple[int, str], list[Future]] = {}
-    for future in futures:
-        groups.setdefault((future.run_seed, future.context_id), []).append(future)
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(("n_equal", "n_malformed", "n_too_long", "n_cut"), 0)
-    for (_, context_id), group in groups.items():
+    for (_, context_id), group in by_context(futures).items():
         pair = best_and_worst(group)
         if pair is None:
             counts["n_equal"] += 1

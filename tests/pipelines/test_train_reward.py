@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from esckit.errors import CheckpointError, DataError, TrainingError
+from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.pipelines.executor import NoProgress
 from esckit.pipelines.reward_models import load_reward_model
 from esckit.pipelines.reward_training import DevPrediction
@@ -139,7 +139,9 @@ def test_the_manifest_and_the_checkpoint_name_what_was_used(tmp_path: Path, futu
     assert (metadata.label["rule"], metadata.kind) == ("quantile", "classifier")
 
 
-def test_a_model_of_another_prompt_version_is_refused(tmp_path: Path, futures: Path) -> None:
+def test_a_model_of_another_prompt_version_is_refused(
+    tmp_path: Path, futures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run(reward_recipe(futures, optim={"epochs": 1}), out=tmp_path / "run")
     source = tmp_path / "run/checkpoint/reward.json"
     metadata = json.loads(source.read_text())
@@ -147,10 +149,25 @@ def test_a_model_of_another_prompt_version_is_refused(tmp_path: Path, futures: P
     source.write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match="reward_model/0123456789abcdef"):
         load_reward_model(tmp_path / "run")
+    manifest = tmp_path / "run/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"stopped"'))
+    with pytest.raises(CheckpointError):
+        load_reward_model(tmp_path / "run")
+    assert "is not complete (stopped)" in caplog.text
     with pytest.raises(CheckpointError, match="'simulate'"):
         load_reward_model(futures)
     with pytest.raises(CheckpointError, match="no run folder"):
         load_reward_model(tmp_path)
+
+
+def test_a_run_goes_on_only_with_the_futures_that_it_began_with(tmp_path: Path, futures: Path) -> None:
+    shutil.copytree(futures, tmp_path / "futures")
+    recipe = reward_recipe(tmp_path / "futures", optim={"epochs": 1})
+    run(recipe, out=tmp_path / "run")
+    source = tmp_path / "futures/futures.jsonl"
+    source.write_text("".join(source.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match="other inputs: data"):
+        run(recipe, out=tmp_path / "run")
 
 
 def test_the_plan_shows_the_shares_of_all_rules(futures: Path) -> None:

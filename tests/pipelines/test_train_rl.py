@@ -1,6 +1,7 @@
 """`train-rl` as a pipeline: every reward, resume to the same bytes, and the policy as a supporter in other commands."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,10 @@ def test_a_reward_model_hands_its_dialogues_on(futures: Path, tmp_path: Path) ->
     assert len(metadata.reward["manifest"]) == 64
     with pytest.raises(CheckpointError, match="of kind classifier"):
         plan(recipe(models=models, reward={"kind": "ranker"}))
+    manifest = tmp_path / "reward/manifest.json"
+    manifest.write_text(re.sub(r"reward_model/[0-9a-f]+", "reward_model/0123456789abcdef", manifest.read_text()))
+    with pytest.raises(CheckpointError, match="reward_model/0123456789abcdef"):
+        plan(recipe(models=models, reward={"kind": "classifier"}))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +254,7 @@ def test_a_diverged_run_keeps_the_last_finite_policy(tmp_path: Path) -> None:
         ({"models": {"policy": {"backbone": "tiny-randon"}}}, ConfigError, "tiny-randon"),
         (
             {"models": {"reward": {"checkpoint": "nowhere"}}, "reward": {"kind": "classifier"}},
-            DataError,
+            CheckpointError,
             "no run folder",
         ),
         ({"dev": {"share": 0.999}}, DataError, "no context to train on"),
