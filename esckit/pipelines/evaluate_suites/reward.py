@@ -94,7 +94,7 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
 
     assert model.metadata is not None
     set_seed(seed % 2**32)
-    net, _ = build_net(model.metadata.backbone, model.metadata.kind, trainable="head", pooling=model.metadata.pooling)
+    net, _ = build_net(model.metadata.backbone, model.metadata.kind, trainable="full", pooling=model.metadata.pooling)
     return RewardModel(net.eval().to(next(model.net.parameters()).device), model.text)
 
 
