@@ -1,0 +1,118 @@
+"""What `train-reward` and `train-rl` cannot train on: one clear message and exit code 2, and no run folder is left."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esckit.cli.app import main
+from esckit.config.load import load_recipe
+from esckit.config.train_reward import TrainRewardRecipe
+from tests.pipelines.reward_runs import reward_recipe, simulated
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must be refused, and return its message."""
+
+    def run(command: str, *args: str, leaves_nothing: bool = True) -> str:
+        out = tmp_path / "run"
+        monkeypatch.setattr(sys, "argv", ["esckit", command, *args, "--out", str(out)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        message = capsys.readouterr().err
+        assert left.value.code == 2, message
+        assert "Traceback" not in message
+        assert not (leaves_nothing and out.exists())
+        return " ".join(message.split())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def futures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated(tmp_path_factory.mktemp("futures") / "simulate")
+
+
+def write_recipe(folder: Path, *inputs: Path) -> str:
+    (folder / "recipe.yaml").write_text(json.dumps(reward_recipe(*inputs).resolved()))
+    return str(folder / "recipe.yaml")
+
+
+def edit_manifest(folder: Path, place: tuple[str, ...], value: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    section = manifest
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("recipe", "critic", "preset"), "ppdpp4"),
+        (("recipe", "critic", "readout"), "expected"),
+        (("prompts", "critic"), "critic_resolution/0123456789abcdef"),
+    ],
+    ids=["presets", "read-outs", "prompts"],
+)
+def test_futures_that_were_read_differently(
+    refused: Refused, futures: Path, tmp_path: Path, place: tuple[str, ...], value: str
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(futures, other)
+    edit_manifest(other, place, value)
+    message = refused("train-reward", write_recipe(tmp_path, futures, other))
+    assert "futures of another kind" in message
+    assert value in message
+
+
+def test_too_few_futures(refused: Refused, futures: Path, tmp_path: Path) -> None:
+    message = refused("train-reward", write_recipe(tmp_path, futures), "--set", "dev.share=0.001")
+    assert "no scored future in the dev part" in message
+
+
+def test_too_few_contexts(refused: Refused) -> None:
+    args = ("--set", "data.limit=1", "--set", "contexts.per_dialogue=1", "--set", "dev.share=0")
+    assert "1 contexts to train on" in refused("train-rl", "smoke/train_rl_lexicon", *args)
+
+
+@pytest.mark.parametrize("command", ["train-reward", "train-rl"])
+def test_a_step_that_the_processes_cannot_share(
+    refused: Refused, futures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    recipe = write_recipe(tmp_path, futures) if command == "train-reward" else "smoke/train_rl_lexicon"
+    assert "over 3 processes" in refused(command, recipe)
+
+
+def test_a_reward_model_of_another_prompt_version(refused: Refused, tmp_path: Path) -> None:
+    reward = tmp_path / "reward"
+    reward.mkdir()
+    recipe = load_recipe("rlff/train_reward", TrainRewardRecipe).recipe.resolved()
+    prompts = {"reward_model": "reward_model/0123456789abcdef"}
+    manifest = {"schema": "esckit.manifest/1", "command": "train-reward", "recipe_digest": "0", "recipe": recipe}
+    (reward / "manifest.json").write_text(json.dumps({**manifest, "prompts": prompts}))
+    message = refused("train-rl", "smoke/train_rl_scripted", "--set", f"models.reward.checkpoint={reward}")
+    assert "was trained with prompt reward_model/0123456789abcdef" in message
+
+
+def test_a_policy_whose_chat_template_training_cannot_use(refused: Refused, tmp_path: Path) -> None:
+    from esckit.models.tiny import tiny_random
+
+    model, tokenizer = tiny_random()
+    tokenizer.chat_template = (
+        "{% for message in messages %}[{{ message['content'].split('</think>')[-1] }}]{% endfor %}"
+    )
+    model.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    args = ("--set", f"models.policy.backbone={tmp_path / 'policy'}")
+    message = refused("train-rl", "smoke/train_rl_lexicon", *args, leaves_nothing=False)
+    assert "a chat template that changes answers" in message
