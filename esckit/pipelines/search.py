@@ -139,7 +139,11 @@ async def _run(
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(recipe.models.bindings().values())
         grow = _grower(recipe, pool, selection)
-        inputs = {"data": selection.facts(), "prompts": prompt_ids(recipe)}
+        inputs = {
+            "data": selection.facts(),
+            "prompts": prompt_ids(recipe),
+            "prior_source": provenance_of(recipe).prior_source,
+        }
         with RunFolder.open(
             out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
         ) as folder:
