@@ -1,6 +1,11 @@
 """`esckit train-flow` through the shell, behind `esckit search`."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,8 @@ from typer.testing import CliRunner
 from esckit.cli.app import app
 from esckit.config.load import load_recipe
 from esckit.config.train_flow import TrainFlowRecipe
+from esckit.pipelines.train_flow import run
+from tests.pipelines.flow_runs import recipe, rows, sparse_tree, write_trees
 
 SHELL = CliRunner()
 ABLATIONS = {
@@ -50,6 +57,33 @@ def test_search_then_train_flow_from_the_shipped_recipes(tmp_path: Path, monkeyp
     assert Path("runs/train-flow-smoke-tiny/checkpoint/flow.json").is_file()
     shown = invoke("--quiet", "train-flow", "smoke/train_flow_tiny")
     assert "best update" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_at_any_moment_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    file, out = tmp_path / "recipe.yaml", tmp_path / "killed"
+    file.write_text(
+        recipe(
+            write_trees(tmp_path, [sparse_tree(f"s{n}", "valid" if n > 5 else "train", n) for n in range(8)]),
+            optim={"epochs": 6, "paths_per_update": 8},
+            checkpoints={"every": 1},
+            executor={"threads": 1},
+        ).model_dump_json()
+    )
+    command = [sys.executable, "-m", "esckit", "--quiet", "train-flow", str(file), "--out", str(out)]
+    for moment in ("metrics.jsonl", "states/checkpoint-3", "checkpoint/flow.json", "states/checkpoint-17"):
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None and not (out / moment).exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, moment
+    settings = load_recipe(str(file), TrainFlowRecipe).recipe
+    killed, whole = run(settings, out=out), run(settings, out=tmp_path / "whole")
+    assert killed.summary == whole.summary
+    assert rows(out) == rows(tmp_path / "whole")
+    for part in ("heads.safetensors", "adapter/adapter_model.safetensors"):
+        assert (out / "checkpoint" / part).read_bytes() == (tmp_path / "whole/checkpoint" / part).read_bytes()
 
 
 def test_gold_strategies_from_the_sample_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
