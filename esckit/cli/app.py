@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated, Any, NamedTuple
 
@@ -125,6 +126,8 @@ def root(
 
 def main() -> None:
     """Run the command line and leave with the exit code."""
+    # A user's own module:attr lies where the user works; last, so that it hides nothing.
+    sys.path.append(os.getcwd())
     try:
         app()
     except EsckitError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.models import CheckpointBinding
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, DataError
 from esckit.evaluate.leakage import LeakageRules
 from esckit.pipelines.evaluate_conditions import conditions, model_fields, model_of
 from esckit.pipelines.evaluate_suites.dialogue import dialogue_work
@@ -205,11 +205,19 @@ def _inputs(recipe: EvaluateRecipe) -> dict[str, str]:
     for binding in recipe.roles().values():
         if isinstance(binding, CheckpointBinding):
             found[binding.checkpoint] = _identity(run_of(binding.checkpoint))
-    for name in (recipe.predictions, recipe.settings.pairwise.opponent):
+    opponent = recipe.settings.pairwise.opponent if "pairwise" in recipe.suites else None
+    for name in (recipe.predictions, opponent):
         if name is not None:
-            path = Path(name)
-            found[name] = _identity(path) if path.is_dir() else file_sha256(path)
+            found[name] = _identity_of(Path(name))
     return found
+
+
+def _identity_of(path: Path) -> str:
+    if path.is_dir():
+        return _identity(path)
+    if not path.is_file():
+        raise DataError("no such file or run folder", path=str(path), expected="predictions, or a run folder")
+    return file_sha256(path)
 
 
 def _identity(run: Path) -> str:

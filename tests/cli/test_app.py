@@ -228,3 +228,16 @@ def test_a_full_disk_behind_stdout_is_one_message(argv):
             [sys.executable, "-m", "esckit", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (left.returncode, left.stderr) == (2, "error: cannot write the results to stdout: the disk is full\n")
+
+
+def test_a_module_of_ones_own_is_found_in_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_talk.py").write_text("def seeker(messages, sampling, seed):\n    return 'I am tired.'\n")
+    program = Path(sys.executable).with_name("esckit")
+    if not program.exists():
+        pytest.skip("the console script is not installed here")
+    done = subprocess.run(
+        [program, "simulate", "smoke/simulate_scripted", "--set", "models.seeker={scripted: 'my_talk:seeker'}",
+         "--set", "data.limit=1", "--set", "max_failure_rate=1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -78,6 +78,7 @@ def test_a_failed_gate_exits_with_1_and_leaves_everything_written(chain: Path) -
         (("--against", "runs/simulate-smoke-scripted"), "a run of 'simulate'"),
         (("--against", "nowhere"), "nowhere"),
         (("--set", "predictions=nowhere.jsonl"), "no such file"),
+        (("--set", "suites=[pairwise]", "--set", "settings.pairwise.opponent=nowhere.jsonl"), "no such file"),
     ],
 )
 def test_what_is_wrong_exits_with_2_and_one_message(chain: Path, options: tuple[str, ...], message: str) -> None:
