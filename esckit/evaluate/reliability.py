@@ -253,6 +253,6 @@ def reliability_rows(units: Sequence[Unit], scale: ReliabilityScale, measurement
     for (human, judge), metric in scale.confusion(units).items():
         # A majority between two levels, a median, is in no cell.
         if human.is_integer():
-            group = {"human": str(labels[int(human)]), "judge": str(labels[judge])}
+            group: dict[str, str | int] = {"human": str(labels[int(human)]), "judge": str(labels[judge])}
             rows.append(measurement.row(metric, units, group=group))
     return rows

@@ -11,16 +11,7 @@ from typing import Any
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.errors import DataError
-from esckit.evaluate.cases import (
-    Case,
-    Episode,
-    PairCase,
-    ProbeCase,
-    ResponseCase,
-    RewardCase,
-    StrategyCase,
-    SycophancyCase,
-)
+from esckit.evaluate.cases import Episode
 from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
 from esckit.evaluate.compare import Comparer, with_holm
 from esckit.evaluate.dialogue import dialogue_rows, shared_metrics
@@ -199,15 +190,3 @@ def compare(scales: Scales, files: Files, others: Files, *, other: str, tests: b
         ]
         by_suite.setdefault(suite_of(file), []).extend(found)
     return [entry for found in by_suite.values() for entry in with_holm(found)]
-
-
-KINDS: dict[str, type[Case]] = {
-    "strategy": StrategyCase,
-    "response": ResponseCase,
-    "dialogue": Episode,
-    "pairwise": PairCase,
-    "reward": RewardCase,
-    "safety": ProbeCase,
-    "sycophancy": SycophancyCase,
-}
-"""Which records stand in which file, in the order of a report."""

@@ -244,9 +244,15 @@ def _calibration(rows: Sequence[Row]) -> list[Lines]:
     if not bins:
         return []
     banded = all(y.get("interval") for _, y in bins)
-    ends = [tuple(float(y["interval"][end]) for _, y in bins) if banded else () for end in ("low", "high")]
-    points = tuple(float(p["value"]) for p, _ in bins), tuple(float(y["value"]) for _, y in bins)
-    curve = Series("test", *points, *ends, tuple(int(y.get("n") or 0) for _, y in bins))
+    low, high = (tuple(float(y["interval"][end]) for _, y in bins) if banded else () for end in ("low", "high"))
+    curve = Series(
+        "test",
+        tuple(float(p["value"]) for p, _ in bins),
+        tuple(float(y["value"]) for _, y in bins),
+        low,
+        high,
+        tuple(int(y.get("n") or 0) for _, y in bins),
+    )
     return [
         Lines(
             "reward_calibration", "Reliability", "mean p", "share positive", (curve,), (0.0, 1.0),

@@ -20,8 +20,6 @@ from esckit.types import Future, Outcome
 if TYPE_CHECKING:
     from esckit.models.reward import RewardModel
 
-_CHECKPOINT = ("checkpoint", "reward.json")
-
 
 def reward_work(recipe: EvaluateRecipe, inputs: RewardInputs) -> Work:
     """Return the cases of the suite: every scored future of the inputs.
