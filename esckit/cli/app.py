@@ -13,17 +13,17 @@ from typer.core import TyperGroup
 import esckit
 from esckit.cli.launch import note_exit_code
 from esckit.cli.logs import Settings, configure_logging
-from esckit.errors import ConfigError, EsckitError, StorageError
+from esckit.errors import EsckitError, StorageError
 from esckit.registry import load_attr
 
 INTERRUPTED = 130
 
 
 class Command(NamedTuple):
-    """One name on the command line; ``target`` is a function or a Typer app, None where the engine is not there yet."""
+    """One name on the command line; ``target`` is a function or a Typer app, imported when the command is called."""
 
     name: str
-    target: str | None
+    target: str
 
 
 COMMANDS = (
@@ -45,14 +45,14 @@ class LazyGroup(TyperGroup):
     """A group that imports a command when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return all names; hidden ones are left out of the help."""
+        """Return all names."""
         return [command.name for command in COMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; an unknown name makes all known, so that the nearest can be suggested."""
         if cmd_name not in self.commands:
             known = {command.name: command for command in COMMANDS}
-            wanted = [known[cmd_name]] if cmd_name in known else [each for each in COMMANDS if each.target]
+            wanted = [known[cmd_name]] if cmd_name in known else list(COMMANDS)
             for command in wanted:
                 self.commands.setdefault(command.name, _build(command))
         return self.commands.get(cmd_name)
@@ -60,32 +60,15 @@ class LazyGroup(TyperGroup):
 
 def _build(command: Command) -> Any:
     """Return the command object behind a table row."""
-    target = _missing(command.name) if command.target is None else load_attr(command.target)
+    target = load_attr(command.target)
     if isinstance(target, typer.Typer):
         built = typer.main.get_command(target)
     else:
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        # What a missing command is called with does not matter: there is one answer.
-        absent: dict[str, Any] = {"ignore_unknown_options": True, "allow_extra_args": True}
-        alone.command(
-            command.name,
-            hidden=command.target is None,
-            add_help_option=command.target is not None,
-            context_settings=absent if command.target is None else None,
-        )(target)
+        alone.command(command.name)(target)
         built = typer.main.get_command(alone)
     built.name = command.name
     return built
-
-
-def _missing(name: str) -> Any:
-    def missing() -> None:
-        raise ConfigError(
-            f"'esckit {name}' is not part of this version ({esckit.__version__})",
-            expected=f"one of {', '.join(command.name for command in COMMANDS if command.target)}",
-        )
-
-    return missing
 
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ BASELINE = ("-c", "import typer")
 
 def commands() -> list[str]:
     """The visible commands, and the program itself first."""
-    return ["", *(command.name for command in COMMANDS if command.target)]
+    return ["", *(command.name for command in COMMANDS)]
 
 
 def seconds(*args: str) -> float:

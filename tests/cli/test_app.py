@@ -17,8 +17,7 @@ from esckit.errors import BudgetError, ConfigError, DataError, EsckitError
 from esckit.registry import load_attr
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "openai", "peft", "trl", "accelerate", "evaluate", "scipy")
-HERE = [command.name for command in cli.COMMANDS if command.target]
-ABSENT = [command.name for command in cli.COMMANDS if not command.target]
+HERE = [command.name for command in cli.COMMANDS]
 
 
 def esckit(*args: str, **options) -> subprocess.CompletedProcess[str]:
@@ -41,18 +40,16 @@ def leaves_with(monkeypatch, raised: BaseException, argv: tuple[str, ...] = ("re
 
 
 def test_all_six_commands_and_three_groups_are_in_the_table():
-    assert {"search", "train-flow", "simulate", "train-reward", "train-rl", "evaluate"} <= {*HERE, *ABSENT}
+    assert {"search", "train-flow", "simulate", "train-reward", "train-rl", "evaluate"} <= set(HERE)
     assert {"simulate", "data", "recipes", "backbones"} <= set(HERE)
     for command in cli.COMMANDS:
-        if command.target:
-            load_attr(command.target)
+        load_attr(command.target)
 
 
-def test_help_shows_what_is_there_and_hides_what_is_not():
+def test_help_shows_every_command():
     shown = esckit("--help")
     assert shown.returncode == 0
     assert all(f" {name} " in shown.stdout for name in HERE)
-    assert not any(f" {name} " in shown.stdout for name in ABSENT)
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("--version",), *((name, "--help") for name in HERE)], ids=" ".join)
@@ -72,16 +69,6 @@ def test_help_is_light_and_works(argv):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
-
-
-@pytest.mark.parametrize("name", ABSENT)
-@pytest.mark.parametrize("rest", [(), ("--help",), ("x", "--set", "a=b")], ids=" ".join)
-def test_a_command_without_engine_says_so(name, rest, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["esckit", name, *rest])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    assert f"'esckit {name}' is not part of this version" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_a_usage_error_with_a_suggestion():

@@ -84,7 +84,7 @@ def test_a_prediction_file_that_changed_is_refused(tmp_path: Path) -> None:
     result(tmp_path, "response", **sections)
     text = (theirs / "predictions.jsonl").read_text()
     (theirs / "predictions.jsonl").write_text(text.replace("Tell me", "Show me"))
-    with pytest.raises(ConfigError, match="predictions.jsonl"):
+    with pytest.raises(ConfigError, match=r"predictions\.jsonl"):
         result(tmp_path, "response", **sections)
 
 
