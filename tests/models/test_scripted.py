@@ -260,7 +260,8 @@ def test_functions_and_chat_models_are_plugged_in_by_module_and_name() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_scripts_load_by_name_and_by_path(name: str) -> None:
     assert load_scripted(name).name == load_scripted(f"recipes/scripted/{name}.yaml").name
-    assert not any(complete(load_scripted(name), talk(n), seed=3).text == "" for n in range(1, 30))
+    if name != "judge":  # a judge answers its own questions only, and takes no part in a talk
+        assert not any(complete(load_scripted(name), talk(n), seed=3).text == "" for n in range(1, 30))
 
 
 def replies(name: str) -> set[str]:
