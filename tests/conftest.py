@@ -1,6 +1,7 @@
 """What every test shares: an offline, single-threaded process, and where the real corpora lie."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("COLUMNS", "200")
 
 import pytest
+
+# A run that was started in the background has SIGINT ignored, and so would be whatever it starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 
