@@ -1,6 +1,6 @@
 """Asking a model until its answer has the agreed form, or giving up with a typed failure.
 
-This is the only place where roles call ``complete`` and retry. Nothing is repaired beyond what the role's parser allows
+This is the only place where roles retry. Nothing is repaired beyond what the role's parser allows
 and nothing is put in place of an answer that did not come.
 """
 
@@ -62,16 +62,38 @@ async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str
         ModelError: The last attempt's error, with ``attempts`` in its message; a
             :class:`~esckit.errors.BackendError` is not retried here, since backends retry by themselves.
     """
+
+    async def complete() -> Reply:
+        return await voice.model.complete(messages, voice.sampling, seed=scope.seed(role))
+
+    return await until_parsed(complete, scope, role.partition(".")[0], parse, max_attempts=voice.max_attempts)
+
+
+async def until_parsed(
+    write: Callable[[], Awaitable[Reply]], scope: Scope, role: str, parse: Callable[[Reply], T], *, max_attempts: int
+) -> T:
+    """Have something written until it can be parsed, booking every reply on the role.
+
+    Args:
+        write: Makes one attempt; it draws its own seed.
+        scope: Where usage goes to.
+        role: Name under which usage is booked.
+        parse: Turns a reply into the answer, or raises :class:`~esckit.errors.ParseError`.
+        max_attempts: Attempts in all, at least 1.
+
+    Raises:
+        ModelError: As :func:`ask`.
+    """
     last: ParseError | None = None
-    for _ in range(voice.max_attempts):
-        reply = await voice.model.complete(messages, voice.sampling, seed=scope.seed(role))
-        scope.spend(role.partition(".")[0], reply.usage)
+    for _ in range(max_attempts):
+        reply = await write()
+        scope.spend(role, reply.usage)
         try:
             return parse(reply)
         except ParseError as error:
             last = error
     assert last is not None
-    last.attempts = voice.max_attempts
+    last.attempts = max_attempts
     raise last
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from esckit.dialogue.ask import OnLength, finished_text, within_words
+from esckit.dialogue.ask import OnLength, finished_text, until_parsed, within_words
 from esckit.errors import ConfigError, ParseError
 from esckit.ledger import Scope
 from esckit.types import Generation, Reply, Sampling, Turn
@@ -47,17 +47,11 @@ class FlowSupporter:
         """
         if strategy is None:
             raise ConfigError("a flow checkpoint as supporter without a strategy", expected="a strategist beside it")
-        last: ParseError | None = None
-        for _ in range(self.max_attempts):
-            reply = await self.writer.write(turns, strategy, self.sampling, scope)
-            scope.spend("supporter", reply.usage)
-            try:
-                return self._parse(reply)
-            except ParseError as error:
-                last = error
-        assert last is not None
-        last.attempts = self.max_attempts
-        raise last
+
+        async def write() -> Reply:
+            return await self.writer.write(turns, strategy, self.sampling, scope)
+
+        return await until_parsed(write, scope, "supporter", self._parse, max_attempts=self.max_attempts)
 
     def _parse(self, reply: Reply) -> Generation:
         text = within_words(finished_text(reply, self.on_length), self.max_words)
