@@ -82,12 +82,15 @@ class FlowModel(nn.Module):
         hidden = self.backbone(
             input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **self._masking(rows)
         ).last_hidden_state
-        states = hidden[rows.readout_row, rows.readout_column]
+        return self.judge(hidden[rows.readout_row, rows.readout_column], self._target_log_p(hidden, rows))
+
+    def judge(self, states: Tensor, target_log_p: Tensor | None = None) -> FlowOutputs:
+        """Return what the heads say about hidden states (S, d)."""
         return FlowOutputs(
             log_pi=self.strategy_head(states),
             log_value=self.flow_head(states),
             hidden=states,
-            target_log_p=self._target_log_p(hidden, rows),
+            target_log_p=target_log_p,
         )
 
     def _masking(self, rows: PackedRows) -> dict[str, Any]:
@@ -160,8 +163,7 @@ def check_packable(config: Mapping[str, Any], *, longest_path: int) -> None:
     """
     name = config.get("model_type", "this backbone")
     layers = set(config.get("layer_types") or ())
-    foreign = layers - {"full_attention", "sliding_attention"}
-    if foreign:
+    if foreign := layers - _ATTENTION:
         raise ConfigError(
             f"{name} has layers of type {', '.join(sorted(foreign))}", expected="attention layers only", hint=_HINT
         )
@@ -179,6 +181,12 @@ def check_packable(config: Mapping[str, Any], *, longest_path: int) -> None:
         )
 
 
+def only_attends(config: Mapping[str, Any]) -> bool:
+    """Return whether a backbone's tokens mix by attention alone, so that a text can be read piece by piece."""
+    return not set(config.get("layer_types") or ()) - _ATTENTION and config.get("model_type") not in _RECURRENT
+
+
+_ATTENTION = frozenset({"full_attention", "sliding_attention"})
 _RECURRENT = frozenset(
     {"mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2"}
 )

@@ -106,8 +106,10 @@ class FlowText:
         """Return the ids of several turns."""
         return tuple(token for turn in turns for token in self.turn(turn).ids)
 
-    def prefix(self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None) -> tuple[int, ...]:
-        """Return the ids of a whole prefix.
+    def pieces(
+        self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Return the ids of a prefix, the header's and each turn's.
 
         Args:
             scenario: The seeker's situation.
@@ -118,7 +120,11 @@ class FlowText:
         pieces = [self.turn(turn).ids for turn in turns]
         if max_tokens is not None:
             pieces = drop_oldest(pieces, max_tokens - len(header))
-        return header + tuple(token for piece in pieces for token in piece)
+        return [header, *pieces]
+
+    def prefix(self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the ids of a whole prefix; see :meth:`pieces`."""
+        return tuple(token for piece in self.pieces(scenario, turns, max_tokens=max_tokens) for token in piece)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

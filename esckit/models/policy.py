@@ -1,7 +1,7 @@
 """A trained strategy policy in use: prior of a search, chooser in simulation and evaluation (arXiv 2602.08826).
 
-score(a|s) = log π(a|s) + w · V(s, a) over the ``top_k`` strategies of highest π; the best one is taken. One forward
-pass, no search, no draw. Prompted counterpart: :class:`esckit.dialogue.strategist.PromptedStrategist`.
+score(a|s) = log π(a|s) + w · V(s, a) over the ``top_k`` strategies of highest π; the best one is taken. One reading of
+the dialogue, no search, no draw. Prompted counterpart: :class:`esckit.dialogue.strategist.PromptedStrategist`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from esckit.models.flow_loading import load_flow_model
 from esckit.models.flow_metadata import FlowMetadata, policy_id
 from esckit.models.flow_model import FlowModel
 from esckit.models.flow_text import FlowText
-from esckit.models.packed_rows import PackedRows
+from esckit.models.prefix_reader import PrefixReader
 from esckit.types import Scenario, Turn, Usage
 
 DEFAULT_MAX_TOKENS = 4096
@@ -35,7 +35,7 @@ class Decision:
         values: V(s, a), positive.
         scores: log π + w · V; minus infinity outside the ``top_k``.
         strategy: The name of the highest score, the first of equals.
-        n_tokens: Tokens read.
+        n_tokens: Tokens of the prefix.
     """
 
     probabilities: tuple[float, ...]
@@ -70,7 +70,7 @@ class CheckpointPolicy:
         self.name = name
         self._model, self._text = model.eval(), text
         self._value_weight, self._top_k, self._max_tokens = value_weight, top_k, max_tokens
-        self._device = next(model.parameters()).device
+        self._reader = PrefixReader(self._model)
         # One thread: forward passes queue up instead of fighting for the cores, and the event loop stays free.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="esckit-policy")
 
@@ -139,15 +139,8 @@ class CheckpointPolicy:
     @torch.no_grad()
     def decide(self, scenario: Scenario, turns: Sequence[Turn]) -> Decision:
         """Return everything that the policy says about a dialogue in which the supporter speaks next."""
-        ids = self._text.prefix(scenario, turns, max_tokens=self._max_tokens)
-        last = torch.tensor([len(ids) - 1], device=self._device)
-        rows = PackedRows(
-            input_ids=torch.tensor([ids], device=self._device),
-            position_ids=torch.arange(len(ids), device=self._device).unsqueeze(0),
-            readout_row=torch.zeros_like(last),
-            readout_column=last,
-        )
-        outputs = self._model(rows)
+        pieces = self._text.pieces(scenario, turns, max_tokens=self._max_tokens)
+        outputs = self._model.judge(self._reader.read(pieces))
         # float64, so that the probabilities sum to 1 as finely as whoever smooths and stores them expects.
         log_pi = outputs.log_pi[0].double().log_softmax(dim=0)
         values = outputs.log_value[0].double().exp()
@@ -161,7 +154,7 @@ class CheckpointPolicy:
             values=tuple(values.tolist()),
             scores=tuple(scores.tolist()),
             strategy=self.strategies[int(scores.argmax())],
-            n_tokens=len(ids),
+            n_tokens=sum(map(len, pieces)),
         )
 
     async def aclose(self) -> None:
