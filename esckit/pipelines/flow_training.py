@@ -39,6 +39,7 @@ from esckit.pipelines.train_flow_data import Material, flow_trees
 from esckit.pipelines.train_flow_gold import GoldValidation, log_shares
 from esckit.records import JsonlAppender, write_atomic
 from esckit.train.callbacks import DivergenceGuard, StepProgress
+from esckit.train.diverged import Diverged
 from esckit.train.flow import FlowTrainer, Metrics, Updates
 from esckit.train.flow_batch import FlowBatch, FlowSettings, make_update
 from esckit.train.flow_callbacks import EpochEnds, Keep, Rows
@@ -311,8 +312,11 @@ def fit(session: Session, progress: Progress) -> None:
         head_lr=recipe.optim.head_lr,
         callbacks=[
             DivergenceGuard(
-                out / "diverged.json",
-                lambda: updates.tree_ids(trainer.state.global_step - 1),
+                Diverged(
+                    out / "diverged.json",
+                    lambda: updates.tree_ids(trainer.state.global_step - 1),
+                    writes=session.process.is_main,
+                ),
                 watched=("train/loss", "train/grad_norm"),
             ),
             EpochEnds(updates.epoch_ends, recipe.checkpoints.every),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from esckit.records import file_sha256
 from esckit.runs import MANIFEST
 from esckit.train.splits import is_dev
 from esckit.types import Context, Future, Outcome
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
 
 def _from_corpus(recipe: TrainRlRecipe) -> RlMaterial:
     assert recipe.data is not None
-    facts, inherited = _reward(recipe)
+    facts, inherited, known = _reward(recipe)
     selection = select_dialogues(recipe.data, taxonomy=None)
     contexts = build_contexts(
         selection.dialogues,
@@ -65,6 +68,7 @@ def _from_corpus(recipe: TrainRlRecipe) -> RlMaterial:
         situation_first=recipe.contexts.situation_first,
     )
     train, dev = _split(recipe, contexts)
+    _warn_of_known(dev, known)
     ids = _union(selection.ids, inherited)
     return RlMaterial(
         train=train,
@@ -109,8 +113,20 @@ def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Co
     return tuple(train), tuple(dev)
 
 
-def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return facts of the reward, and the dialogues that a reward model brings along.
+def _warn_of_known(dev: Sequence[Context], known: Container[str]) -> None:
+    """Say so if the reward model learnt from dialogues that the policy is to be measured on."""
+    held_out = {context.dialogue_id for context in dev}
+    if n_known := sum(name in known for name in held_out):
+        log.warning(
+            "%d of %d dev dialogues are among those that the reward model was trained on, so dev rewards may flatter "
+            "the policy. The seed and dev.share of its own recipe keep them apart",
+            n_known,
+            len(held_out),
+        )
+
+
+def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...], frozenset[str]]:
+    """Return facts of the reward, the dialogues that a reward model brings along, and those it was trained on.
 
     Raises:
         CheckpointError: If the run that is named holds no reward model of the kind that is asked for, or its prompt has
@@ -119,7 +135,7 @@ def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...]]:
     kind, source = recipe.reward.kind, recipe.models.reward
     facts = {"kind": kind, "value": recipe.online.value if kind == "online" else recipe.reward.value}
     if kind not in ("classifier", "ranker") or source is None or source.checkpoint is None:
-        return facts, ()
+        return facts, (), frozenset()
     folder = Path(source.checkpoint)
     manifest = reward_manifest(folder)
     trained = str(manifest["recipe"]["objective"]["kind"])
@@ -129,7 +145,9 @@ def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...]]:
             expected=f"reward.kind: {'classifier' if trained == 'classifier' else 'ranker'}",
         )
     facts |= {"checkpoint": source.checkpoint, "manifest": file_sha256(folder / MANIFEST), "objective": trained}
-    return facts, tuple(manifest.get("data", {}).get("ids", ()))
+    ids = tuple(manifest.get("data", {}).get("ids", ()))
+    seed, share = manifest["recipe"]["seed"], manifest["recipe"]["dev"]["share"]
+    return facts, ids, frozenset(name for name in ids if not is_dev(seed, name, share))
 
 
 def _union(*parts: Sequence[str]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_opt
 from esckit.prompts.prompt import load_prompt
 from esckit.records import write_atomic, write_json
 from esckit.train.callbacks import StepProgress, read_rows
+from esckit.train.diverged import Diverged
 from esckit.train.dpo import dpo_trainer
 from esckit.train.grpo import grpo_trainer
 from esckit.train.model_card import metrics_table, render_card
@@ -207,7 +208,7 @@ def _watch(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Watch:
         session.out,
         every=session.recipe.monitor.log_every,
         resumed_step=session.resumed_step,
-        batch_ids=batch_ids,
+        diverged=Diverged(session.out / "diverged.json", batch_ids, writes=session.process.is_main),
         max_unscored=session.recipe.max_failure_rate,
         writes=session.process.is_main,
     )
@@ -264,8 +265,7 @@ def _fit(session: _Session, trainer: Any) -> None:
         with quiet_warnings():
             trainer.train(resume_from_checkpoint=str(session.state) if session.state else None)
     except TrainingError:
-        has_policy = (session.out / FOLDER / METADATA).is_file()
-        if session.process.is_main and not has_policy and is_finite(trainer.model):
+        if session.process.is_main and not _has_policy(session.out) and is_finite(trainer.model):
             _keep(session, trainer.model, trainer.state.global_step, {}, diverged=True)
         raise
 
@@ -274,7 +274,7 @@ def _finish(session: _Session, trainer: Any) -> None:
     """Keep the policy, write summary and card, and let the states go."""
     step = trainer.state.global_step
     last = session.dev.get("after training", {})
-    if session.recipe.optim.select == "last" or not (session.out / FOLDER / METADATA).is_file():
+    if session.recipe.optim.select == "last" or not _has_policy(session.out):
         _keep(session, trainer.model, step, last)
     metadata = read_policy(session.out)
     write_atomic(session.out / "model_card.md", _card(session, metadata, step))
@@ -292,6 +292,11 @@ def _finish(session: _Session, trainer: Any) -> None:
     # What a tracker wrote lies beside the states.
     for path in [*(session.out / STATES).glob("checkpoint-*")] if session.recipe.trackers else [session.out / STATES]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_policy(out: Path) -> bool:
+    """Return whether a policy is kept, not counting what an earlier go left when it diverged."""
+    return (out / FOLDER / METADATA).is_file() and not read_policy(out).diverged
 
 
 def _keep(session: _Session, model: Any, step: int, metrics: DevMetrics, *, diverged: bool = False) -> None:

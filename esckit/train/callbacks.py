@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from esckit.errors import TrainingError
-from esckit.records import JsonlAppender, write_atomic, write_json
+from esckit.records import JsonlAppender, write_atomic
+from esckit.train.diverged import Diverged, not_finite
 
 _WATCHED = ("loss", "grad_norm")
-N_LAST_ROWS = 20
 
 
 class DivergenceGuard(TrainerCallback):
     """Stops training as soon as a watched number is not finite; states and checkpoints written before it stay.
 
     Args:
-        path: Where ``diverged.json`` goes.
-        batch_ids: Returns the ids of the inputs of the latest batches.
+        diverged: Ends the run.
         watched: Names of logged numbers.
     """
 
-    def __init__(
-        self, path: Path, batch_ids: Callable[[], Sequence[str]], *, watched: Sequence[str] = _WATCHED
-    ) -> None:
-        self._path = path
-        self._batch_ids = batch_ids
+    def __init__(self, diverged: Diverged, *, watched: Sequence[str] = _WATCHED) -> None:
+        self._diverged = diverged
         self._watched = tuple(watched)
-        self._rows: deque[dict[str, Any]] = deque(maxlen=N_LAST_ROWS)
 
     def on_log(
         self,
@@ -48,18 +41,9 @@ class DivergenceGuard(TrainerCallback):
         Raises:
             TrainingError: If a watched number is not finite.
         """
-        row = {"step": state.global_step, **(logs or {})}
-        self._rows.append(row)
-        bad = [name for name in self._watched if name in row and not math.isfinite(row[name])]
-        if not bad:
-            return
-        if state.is_world_process_zero:
-            rows = [{name: _as_json(value) for name, value in each.items()} for each in self._rows]
-            write_json(self._path, {"schema": "esckit.diverged/1", "rows": rows, "batch_ids": list(self._batch_ids())})
-        raise TrainingError(
-            f"training diverged at step {state.global_step}: {', '.join(bad)} not finite",
-            hint=f"The last good checkpoint is kept, {self._path.name} holds the last rows; a lower optim.lr may help",
-        )
+        self._diverged.note(state.global_step, logs or {})
+        if found := not_finite(logs or {}, self._watched):
+            self._diverged.stop(state.global_step, found)
 
 
 class MetricsLog(TrainerCallback):
@@ -169,8 +153,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _as_json(value: Any) -> Any:
-    """Return a number that JSON knows, or its name."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,6 +22,7 @@ from esckit.errors import TrainingError
 from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
 from esckit.models.reward_text import RewardInput, RewardText
 from esckit.train.callbacks import DivergenceGuard, MetricsLog, OnEvaluation, StepProgress
+from esckit.train.diverged import Diverged
 from esckit.train.examples import RewardExample, preference_pairs
 from esckit.train.optim import OptimSettings, plan_steps, training_arguments
 from esckit.train.reward_loss import classifier_loss, pairwise_loss, rrhf_loss
@@ -339,7 +340,7 @@ def _callbacks(
 ) -> list[TrainerCallback]:
     """Return the callbacks; the guard comes first, so that nothing is written of a diverged step."""
     return [
-        DivergenceGuard(run.folder / "diverged.json", lambda: list(collator.recent)),
+        DivergenceGuard(Diverged(run.folder / "diverged.json", lambda: list(collator.recent), writes=run.is_main)),
         rows,
         OnEvaluation(evaluated),
         StepProgress(run.start, run.advance),

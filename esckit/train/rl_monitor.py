@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from esckit.errors import FailureRateError, TrainingError
-from esckit.records import JsonlAppender, write_atomic, write_json
+from esckit.errors import FailureRateError
+from esckit.records import JsonlAppender, write_atomic
 from esckit.train.callbacks import read_rows
+from esckit.train.diverged import Diverged, not_finite
 from esckit.train.rl_rewards import MOMENTS, PARSE_KINDS, Judged, PairedRewards, correlation
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ _NAMES = {
 _FINITE = ("loss", "grad_norm", "kl", "entropy", "reward")
 _UNSAMPLEABLE = "probability tensor contains"
 """What torch says where outputs are drawn from logits that are not finite."""
-_N_KEPT = 20
 RATE_STEPS = 200
 _ZERO_STD_STEPS = 100
 _MALFORMED_AFTER = 1000
@@ -65,7 +65,7 @@ class Watch(TrainerCallback):
         folder: The run folder.
         every: Steps between two rows of ``metrics.jsonl``.
         resumed_step: Rows beyond it are of an earlier go and are dropped.
-        batch_ids: Returns the context ids of the last batch.
+        diverged: Ends a run that diverged.
         max_unscored: Allowed share of unmeasured outputs over 200 steps.
         writes: False in all processes but one.
     """
@@ -76,15 +76,14 @@ class Watch(TrainerCallback):
         *,
         every: int,
         resumed_step: int,
-        batch_ids: Callable[[], Sequence[str]],
+        diverged: Diverged,
         max_unscored: float,
         writes: bool = True,
     ) -> None:
         self._folder = folder
         self._every = every
-        self._batch_ids = batch_ids
+        self._diverged = diverged
         self._max_unscored = max_unscored
-        self._kept: deque[dict[str, Any]] = deque(maxlen=_N_KEPT)
         self._window: list[Logs] = []
         self._unscored: deque[float] = deque(maxlen=RATE_STEPS)
         self._zero_std: deque[float] = deque(maxlen=_ZERO_STD_STEPS)
@@ -99,7 +98,15 @@ class Watch(TrainerCallback):
         """Stop before a gradient that is not finite reaches the weights."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
-            self._stop("the gradient", "not finite", state)
+            self._diverged.stop(state.global_step, {"the gradient": "not finite"})
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look back at the steps of earlier goes: shares over many steps must not depend on where a run was stopped."""
+        for logs in state.log_history:
+            if "loss" in logs:
+                self._look_back(logs)
 
     def on_log(
         self,
@@ -112,8 +119,13 @@ class Watch(TrainerCallback):
         """Look at one step's logs."""
         if logs is None or "loss" not in logs:
             return
-        self._kept.append({"step": state.global_step, **logs})
-        self._check(logs, state)
+        self._diverged.note(state.global_step, logs)
+        watched = [name for name in _FINITE if name != "reward" or logs.get("unscored") != 1.0]
+        if found := not_finite(logs, watched):
+            self._diverged.stop(state.global_step, found)
+        self._look_back(logs)
+        if len(self._unscored) == RATE_STEPS:
+            self._judge_rate()
         self._window.append(logs)
         self._warn(logs, state.global_step)
         if state.global_step % self._every == 0:
@@ -144,7 +156,7 @@ class Watch(TrainerCallback):
         except RuntimeError as error:
             if _UNSAMPLEABLE not in str(error):
                 raise
-            self._stop("a probability of the policy", "not finite", trainer.state)
+            self._diverged.stop(trainer.state.global_step, {"a probability of the policy": "not finite"})
 
     def row(self, step: int, epoch: float | None, values: Mapping[str, float | None]) -> None:
         """Append one row to ``metrics.jsonl``."""
@@ -152,17 +164,11 @@ class Watch(TrainerCallback):
             with JsonlAppender(self._folder / "metrics.jsonl") as file:
                 file.append({"step": step, "epoch": epoch, **values})
 
-    def _check(self, logs: Logs, state: TrainerState) -> None:
-        nothing_scored = logs.get("unscored") == 1.0
-        for name in _FINITE:
-            if name not in logs or (name == "reward" and nothing_scored):
-                continue
-            if logs[name] is None or not math.isfinite(logs[name]):
-                self._stop(name, str(logs[name]), state)
+    def _look_back(self, logs: Logs) -> None:
+        """Take a step into the windows."""
         if "unscored" in logs:
             self._unscored.append(float(logs["unscored"]))
-            if len(self._unscored) == RATE_STEPS:
-                self._judge_rate()
+        self._zero_std.append(float(logs.get("frac_reward_zero_std") or 0.0))
 
     def _judge_rate(self) -> None:
         share = sum(self._unscored) / max(1, len(self._unscored))
@@ -170,32 +176,10 @@ class Watch(TrainerCallback):
             raise FailureRateError(
                 f"{share:.1%} of the outputs of the last {len(self._unscored)} steps could not be measured",
                 expected=f"at most {self._max_unscored:.1%} (max_failure_rate)",
-                hint="What is done is kept. Mend the cause and run the same command again",
+                hint="What is done is kept. Mend the cause and run the same command again, or anew with another --out",
             )
 
-    def _stop(self, name: str, value: str, state: TrainerState) -> None:
-        """Write down what happened and end the training.
-
-        Raises:
-            TrainingError: Always.
-        """
-        if self._writes:
-            facts = {
-                "step": state.global_step,
-                "what": name,
-                "value": value,
-                "contexts": list(self._batch_ids()),
-                "rows": [_plain(row) for row in self._kept],
-            }
-            write_json(self._folder / "diverged.json", facts)
-        raise TrainingError(
-            f"training diverged after step {state.global_step}: {name} is {value}",
-            expected="finite numbers",
-            hint="diverged.json holds the last logs, and what was kept before stays. A lower optim.lr may help",
-        )
-
     def _warn(self, logs: Logs, step: int) -> None:
-        self._zero_std.append(float(logs.get("frac_reward_zero_std") or 0.0))
         idle = sum(self._zero_std) / _ZERO_STD_STEPS
         malformed = 1.0 - float(logs.get("parse/ok", 1.0))
         kl, entropy = logs.get("kl"), logs.get("entropy")
@@ -291,11 +275,3 @@ def keep_rows(path: Path, last_step: int) -> None:
     kept = [row for row in read_rows(path) if row["step"] <= last_step]
     if path.is_file():
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-
-
-def _plain(row: Logs) -> dict[str, Any]:
-    """Return a row that strict JSON can hold: numbers that are not finite as text."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }

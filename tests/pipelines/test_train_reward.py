@@ -119,7 +119,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_a_checkpoint(
         run(reward_recipe(futures), out=tmp_path / "run")
     diverged = json.loads((tmp_path / "run/diverged.json").read_text())
     assert diverged["rows"][-1]["step"] == 7
-    assert diverged["batch_ids"]
+    assert diverged["input_ids"]
     then, now = rescored(tmp_path / "run", futures)
     assert now == pytest.approx(then, abs=1e-5)
     assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"

@@ -31,6 +31,14 @@ def bad_reward(conversations: Any, responses: Any) -> list[float]:
     return [float("nan")] * len(responses)
 
 
+FAILING_CALLS = [0]
+
+
+def failing_reward(conversations: Any, responses: Any) -> list[float | None]:
+    FAILING_CALLS[0] -= 1
+    return [None if FAILING_CALLS[0] >= 0 else 0.5] * len(responses)
+
+
 def letter_reward(conversations: Any, responses: Any) -> list[float]:
     return [float("e" in text) for text in responses]
 
@@ -236,6 +244,31 @@ def test_outputs_that_nothing_can_measure_stop_the_run(tmp_path: Path) -> None:
         run(recipe(reward={"kind": "tests.pipelines.test_train_rl:no_reward"}), out=tmp_path / "run")
     assert rows(tmp_path / "run")[-1]["rl/unscored_share"] == 1.0
     assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"
+
+
+def test_failures_before_a_stop_count_after_it(tmp_path: Path) -> None:
+    FAILING_CALLS[0] = 1
+    ours = recipe(
+        reward={"kind": "tests.pipelines.test_train_rl:failing_reward"},
+        monitor={"dev_every": None},
+        max_failure_rate=0.3,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(ours, out=tmp_path / "run", progress=StopAt(2))
+    with pytest.raises(FailureRateError, match=r"33\.3% of the outputs of the last 3 steps"):
+        run(ours, out=tmp_path / "run")
+
+
+def test_dev_dialogues_that_the_reward_model_knows_are_named(
+    futures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_train_reward(reward_recipe(futures, seed=7, optim={"epochs": 1}), out=tmp_path / "reward")
+    ours = {"models": {"reward": {"checkpoint": str(tmp_path / "reward")}}, "reward": {"kind": "classifier"}}
+    ours["data"] = {"limit": 10, "merge": True}
+    plan(recipe(**ours))
+    assert not [record for record in caplog.records if "dev dialogues" in record.message]
+    plan(recipe(**ours, seed=2))
+    assert [record.levelname for record in caplog.records if "dev dialogues" in record.message] == ["WARNING"]
 
 
 def test_a_diverged_run_keeps_the_last_finite_policy(tmp_path: Path) -> None:

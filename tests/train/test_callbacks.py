@@ -8,6 +8,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import TrainingError
 from esckit.train.callbacks import DivergenceGuard, MetricsLog, read_rows
+from esckit.train.diverged import Diverged
 
 ARGS = TrainingArguments(output_dir="unused", use_cpu=True)
 
@@ -52,12 +53,12 @@ def test_only_one_process_writes(tmp_path: Path):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_the_guard_stops_and_tells_what_led_to_it(tmp_path: Path, loss: float):
-    guard = DivergenceGuard(tmp_path / "diverged.json", lambda: ["7/a#m1:c0"])
+    guard = DivergenceGuard(Diverged(tmp_path / "diverged.json", lambda: ["7/a#m1:c0"], writes=True))
     for step in range(1, 31):
         log_step(guard, step, 1.0)
-    with pytest.raises(TrainingError, match="step 31: loss not finite"):
+    with pytest.raises(TrainingError, match=f"step 31: loss is {loss}"):
         log_step(guard, 31, loss)
     told = json.loads((tmp_path / "diverged.json").read_text())
     assert [row["step"] for row in told["rows"]] == list(range(12, 32))
     assert told["rows"][-1]["loss"] == str(loss)
-    assert told["batch_ids"] == ["7/a#m1:c0"]
+    assert told["input_ids"] == ["7/a#m1:c0"]

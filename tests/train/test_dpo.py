@@ -7,6 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from esckit.errors import ConfigError, DataError
+from esckit.train.diverged import Diverged
 from esckit.train.dpo import dpo_arguments, dpo_trainer
 from esckit.train.rl_monitor import Watch
 from esckit.train.rl_plan import DpoSettings, plan_dpo
@@ -30,7 +31,8 @@ def trainer_of(folder, *callbacks, **changes):
         }
         for row in rows(policy)
     ]
-    watch = Watch(folder, every=2, resumed_step=0, batch_ids=list, max_unscored=0.05)
+    diverged = Diverged(folder / "diverged.json", list, writes=True)
+    watch = Watch(folder, every=2, resumed_step=0, diverged=diverged, max_unscored=0.05)
     settings = optim(**changes)
     return dpo_trainer(
         policy, pairs, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, *callbacks)

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from esckit.errors import ConfigError, DataError, TrainingError
 from esckit.models.tiny import tiny_random
+from esckit.train.diverged import Diverged
 from esckit.train.grpo import grpo_arguments, grpo_trainer
 from esckit.train.rl_dev import DevSet, GreedyWriter
 from esckit.train.rl_monitor import Watch
@@ -42,10 +43,9 @@ def fit(trainer, state=None):
 
 
 def watch(folder, rewards=None, **options):
-    settings = {"every": 1, "resumed_step": 0, "batch_ids": list, "max_unscored": 0.05}
-    if rewards is not None:
-        settings["batch_ids"] = lambda: [each.completion.context_id for each in rewards.last]
-    return Watch(folder, **{**settings, **options})
+    ids = list if rewards is None else lambda: [each.completion.context_id for each in rewards.last]
+    diverged = Diverged(folder / "diverged.json", ids, writes=True)
+    return Watch(folder, **{"every": 1, "resumed_step": 0, "diverged": diverged, "max_unscored": 0.05, **options})
 
 
 def test_every_value_of_the_paper_and_ours_is_passed(tmp_path):
@@ -188,11 +188,11 @@ class Poison(TrainerCallback):
 def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
     rewards = paired()
     trainer = trainer_of(tmp_path, watch(tmp_path, rewards), Poison(2), rewards=rewards, max_steps=5, save_every=1)
-    with pytest.raises(TrainingError, match="after step 2"):
+    with pytest.raises(TrainingError, match="at step 2"):
         fit(trainer)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     facts = json.loads((tmp_path / "diverged.json").read_text())
-    assert (facts["step"], len(facts["rows"]), len(facts["contexts"])) == (2, 2, 8)
+    assert (facts["step"], len(facts["rows"]), len(facts["input_ids"])) == (2, 2, 8)
     assert (tmp_path / "states/checkpoint-2/adapter_model.safetensors").is_file()
 
 

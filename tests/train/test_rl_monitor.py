@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from esckit.errors import FailureRateError, TrainingError
+from esckit.train.diverged import Diverged
 from esckit.train.rl_monitor import RATE_STEPS, Watch, keep_rows, means, sample_row
 from tests.train.rl_fakes import WELL_FORMED, columns, paired, said
 
@@ -27,11 +28,12 @@ LOGS = {
 
 
 def watch(folder, **options):
-    return Watch(folder, **{"every": 2, "resumed_step": 0, "batch_ids": lambda: ["c"], "max_unscored": 0.05, **options})
+    diverged = Diverged(folder / "diverged.json", lambda: ["c"], writes=True)
+    return Watch(folder, **{"every": 2, "resumed_step": 0, "diverged": diverged, "max_unscored": 0.05, **options})
 
 
 def log(guard, step, **changes):
-    state = SimpleNamespace(global_step=step, epoch=0.5)
+    state = SimpleNamespace(global_step=step, epoch=0.5, log_history=[])
     guard.on_log(None, state, None, logs={**LOGS, **changes})
     return state
 
@@ -44,13 +46,13 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, name, value):
     with pytest.raises(TrainingError, match=f"{name} is"):
         log(guard, 2, **{name: value})
     facts = json.loads((tmp_path / "diverged.json").read_text())
-    assert (facts["what"], facts["contexts"], len(facts["rows"])) == (name, ["c"], 2)
+    assert (facts["what"], facts["input_ids"], len(facts["rows"])) == ({name: str(value)}, ["c"], 2)
 
 
 def test_a_policy_that_nothing_can_be_drawn_from_has_diverged(tmp_path):
     guard = watch(tmp_path)
     trainer = SimpleNamespace(state=log(guard, 3))
-    with pytest.raises(TrainingError, match="after step 3: a probability of the policy"), guard.guarded(trainer):
+    with pytest.raises(TrainingError, match="at step 3: a probability of the policy"), guard.guarded(trainer):
         torch.multinomial(torch.tensor([math.nan, 1.0]), 1)
     assert len(json.loads((tmp_path / "diverged.json").read_text())["rows"]) == 1
     with pytest.raises(RuntimeError, match="out of memory"), guard.guarded(trainer):
@@ -74,6 +76,15 @@ def test_too_many_unmeasured_outputs_stop_the_run_after_the_window_or_at_the_end
     state = log(short, 1, unscored=0.25)
     with pytest.raises(FailureRateError):
         short.on_train_end(None, state, None)
+
+
+def test_a_resumed_run_is_judged_by_the_steps_before_it_stopped_too(tmp_path):
+    guard = watch(tmp_path)
+    earlier = [{**LOGS, "step": step, "unscored": 0.25} for step in (1, 2)]
+    guard.on_train_begin(None, SimpleNamespace(log_history=[*earlier, {"eval_loss": 1.0}]), None)
+    state = log(guard, 3)
+    with pytest.raises(FailureRateError, match=r"16\.7% of the outputs of the last 3 steps"):
+        guard.on_train_end(None, state, None)
 
 
 def test_rows_are_means_of_a_window_and_the_maximum_of_maxima(tmp_path):

@@ -1,0 +1,73 @@
+"""What is left of a training run whose numbers are not finite any more: ``diverged.json`` and one clear error."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from esckit.errors import TrainingError
+from esckit.records import write_json
+
+SCHEMA = "esckit.diverged/1"
+N_LAST_ROWS = 20
+
+
+class Diverged:
+    """Keeps the last logs, and ends a run with them.
+
+    Args:
+        path: Where ``diverged.json`` goes; one of an earlier go is removed.
+        input_ids: Returns the ids of what the latest batches were made of.
+        writes: False in all processes but one.
+    """
+
+    def __init__(self, path: Path, input_ids: Callable[[], Sequence[str]], *, writes: bool) -> None:
+        self._path = path
+        self._input_ids = input_ids
+        self._writes = writes
+        self._rows: deque[Mapping[str, Any]] = deque(maxlen=N_LAST_ROWS)
+        if writes:
+            path.unlink(missing_ok=True)
+
+    def note(self, step: int, logs: Mapping[str, Any]) -> None:
+        """Keep one row of logs."""
+        self._rows.append({"step": step, **logs})
+
+    def stop(self, step: int, found: Mapping[str, Any]) -> NoReturn:
+        """Write down what happened and end the training.
+
+        Args:
+            step: Optimiser steps that were taken.
+            found: What is not finite, by name.
+
+        Raises:
+            TrainingError: Always.
+        """
+        if self._writes:
+            rows = [{name: _as_json(value) for name, value in row.items()} for row in self._rows]
+            what = {name: str(value) for name, value in found.items()}
+            ids = list(self._input_ids())
+            write_json(self._path, {"schema": SCHEMA, "step": step, "what": what, "input_ids": ids, "rows": rows})
+        told = ", ".join(f"{name} is {value}" for name, value in found.items())
+        raise TrainingError(
+            f"training diverged at step {step}: {told}",
+            expected="finite numbers",
+            hint=f"{self._path.name} holds the last logs, and what was kept before stays. A lower optim.lr may help",
+        )
+
+
+def not_finite(logs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return those of the named numbers that are in the logs and not finite; None, a mean of nothing, is not either."""
+    return {name: logs[name] for name in names if name in logs and not _is_finite(logs[name])}
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a number that strict JSON knows, or its name."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
