@@ -15,7 +15,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, help="The page; by default report.html in the first run's folder."
+            metavar="FILE",
+            show_default=False,
+            help="The page; by default report.html in the run's folder, of several runs beside the first one's folder.",
         ),
     ] = None,
     against: Annotated[

@@ -80,6 +80,18 @@ class BackboneSource:
     hub: str | None = None
     backbone: Backbone | None = None
 
+    @property
+    def revision(self) -> str | None:
+        """Which weights these are: the hub's commit, a shipped package's version; None in memory and for a folder."""
+        if self.folder is None or self.kind == "folder":
+            return None
+        return self.folder.name.removeprefix(f"{self.name}-")
+
+    @property
+    def identity(self) -> str:
+        """Name and, where known, revision: ``gpt2@607a30d7``."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
 
 @cache
 def load_backbones() -> dict[str, Backbone]:

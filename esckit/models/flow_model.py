@@ -7,7 +7,6 @@ log π and log V of every state in them. Not here: losses, and how checkpoints a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,12 +17,12 @@ from transformers import PreTrainedModel
 
 from esckit.errors import ConfigError
 from esckit.models.heads import FlowHead, StrategyHead
+from esckit.models.packable import PATH_MODE
 from esckit.models.packed_rows import NodeSpan, PackedRows, additive_mask
 from esckit.models.tree_attention import TREE_ATTENTION, tree_layout, use_attention
 
 Attention = Literal["sdpa", "eager", "flex", "tree"]
 
-_HINT = "Set encoding.mode: path"
 _TRANSFORMERS_NAME = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "tree": TREE_ATTENTION}
 
 
@@ -147,52 +146,6 @@ def _block_mask(subtree_end: Tensor) -> Any:
     return create_block_mask(visible, n_rows, None, length, length, device=subtree_end.device)
 
 
-# ---------------------------------------------------------------- which backbones can be packed
-
-
-def check_packable(config: Mapping[str, Any], *, longest_path: int) -> None:
-    """Refuse backbones whose hidden states in a packed row would differ from those of the prefix alone.
-
-    Args:
-        config: The backbone's configuration as plain data (``config.to_dict()``).
-        longest_path: Tokens of the longest path.
-
-    Raises:
-        ConfigError: If tokens mix other than by full attention, if positions come from the row index, or if a path is
-            not shorter than a sliding window. The hint names ``encoding.mode: path``.
-    """
-    name = config.get("model_type", "this backbone")
-    layers = set(config.get("layer_types") or ())
-    if foreign := layers - _ATTENTION:
-        raise ConfigError(
-            f"{name} has layers of type {', '.join(sorted(foreign))}", expected="attention layers only", hint=_HINT
-        )
-    if name in _RECURRENT:
-        raise ConfigError(f"{name} is recurrent", expected="attention layers only", hint=_HINT)
-    if name in _ROW_BIASED or config.get("alibi") or (config.get("attn_config") or {}).get("alibi"):
-        raise ConfigError(f"{name} takes positions from the row index", expected="position ids", hint=_HINT)
-    window = config.get("sliding_window")
-    slides = "sliding_attention" in layers or (not layers and config.get("use_sliding_window", True))
-    if window and slides and longest_path >= window:
-        raise ConfigError(
-            f"a path of {longest_path} tokens and a sliding window of {window} in {name}",
-            expected="paths shorter than the window",
-            hint=f"{_HINT}, or lower encoding.max_path_tokens",
-        )
-
-
-def only_attends(config: Mapping[str, Any]) -> bool:
-    """Return whether a backbone's tokens mix by attention alone, so that a text can be read piece by piece."""
-    return not set(config.get("layer_types") or ()) - _ATTENTION and config.get("model_type") not in _RECURRENT
-
-
-_ATTENTION = frozenset({"full_attention", "sliding_attention"})
-_RECURRENT = frozenset(
-    {"mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2"}
-)
-_ROW_BIASED = frozenset({"bloom", "mpt"})
-
-
 @torch.no_grad()
 def check_exact(model: FlowModel, *, tolerance: float = 1e-2) -> None:
     """Run a small tree through the backbone and compare it with its paths, each alone.
@@ -229,5 +182,5 @@ def check_exact(model: FlowModel, *, tolerance: float = 1e-2) -> None:
     model.train(training)
     if not difference <= tolerance:
         raise ConfigError(
-            f"hidden states of this backbone differ by {difference:.1e} between a tree and its paths", hint=_HINT
+            f"hidden states of this backbone differ by {difference:.1e} between a tree and its paths", hint=PATH_MODE
         )

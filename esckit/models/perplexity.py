@@ -37,7 +37,7 @@ class PerplexityScorer:
     Args:
         model: A causal language model of transformers, in evaluation mode, where it shall run.
         tokenizer: Its tokenizer.
-        name: Name for provenance.
+        name: Name and revision, for provenance.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
@@ -61,7 +61,8 @@ class PerplexityScorer:
         named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         source = resolve_backbone(ref)
         model, tokenizer = load_causal(source, dtype=named.get(dtype, auto))
-        return cls(model.to(place), tokenizer, name=source.name)
+        # Asked again: where it had to be downloaded, the revision is known only now.
+        return cls(model.to(place), tokenizer, name=resolve_backbone(ref).identity)
 
     @torch.inference_mode()
     def score(self, turns: Sequence[Turn], reply: str) -> Surprise:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from esckit.models.flow_model import FlowModel, base_decoder, only_attends
+from esckit.models.flow_model import FlowModel, base_decoder
 from esckit.models.kvcache import PrefixKV, PrefixStore
+from esckit.models.packable import only_attends
 
 HELD_BYTES = 512 * 2**20
 """Memory for keys and values: about ten thousand tokens of a 135M model in float32."""

@@ -1,8 +1,7 @@
 """A trained reward model as scorer: R_fut of (conversation, response), no simulation needed (arXiv 2508.12935).
 
-Scores are computed in batches of similar length under a token budget, and what inputs begin with in common
-(instruction, conversation) is read once. The score of an input does not depend on what else is scored with it, but for
-the last bits.
+Inputs are packed into rows under a token budget, without padding, and what they begin with in common (instruction,
+conversation) is read once. The score of an input does not depend on what else is scored with it, but for the last bits.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from torch import Tensor
 
 from esckit.errors import BackendError, CheckpointError
 from esckit.models.loading import Dtype, pick_device, pick_dtype
+from esckit.models.packed_states import PackedStates, States
 from esckit.models.reward_checkpoint import RewardMetadata, load_net, read_metadata
 from esckit.models.reward_net import RewardNet, probability
 from esckit.models.reward_text import RewardInput, RewardTemplate, RewardText, another_prompt
-from esckit.models.shared_states import SharedStates, States
 from esckit.types import Turn
 
-_BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+_BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
 
 
 class RewardModel:
@@ -48,7 +47,7 @@ class RewardModel:
         self.text = text
         self.metadata = metadata
         budget = max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
-        self._states = SharedStates(net.backbone, max_batch_tokens=budget)
+        self.states = PackedStates(net.backbone, max_tokens=budget, longest=text.max_length)
 
     @classmethod
     def load(
@@ -111,7 +110,7 @@ class RewardModel:
             return []
         # A ranker reads the states from the one before the response on.
         n_tail = [len(each.ids) - each.response_start + 1 if self.net.kind == "rrhf" else 1 for each in inputs]
-        states = self._states.read([each.ids for each in inputs], n_tail)
+        states = self.states.read([each.ids for each in inputs], n_tail)
         scores = probability(self.net.kind, self._outputs(inputs, states)).tolist()
         if not all(map(math.isfinite, scores)):
             raise CheckpointError("the reward model gives a number that is not finite")

@@ -30,8 +30,9 @@ from esckit.models.flow_loading import (
     load_tokenizer,
     new_flow_model,
 )
-from esckit.models.flow_model import FlowModel, base_decoder, check_exact, check_packable
+from esckit.models.flow_model import FlowModel, base_decoder, check_exact
 from esckit.models.flow_text import FLOW_TEXT, FlowText
+from esckit.models.packable import check_packable
 from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import Process
 from esckit.pipelines.train_flow import STATES

@@ -19,7 +19,7 @@ from esckit.config.recipe import Executor
 from esckit.dialogue.ask import Voice
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError
-from esckit.models.backbones import find_backbone
+from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
 from esckit.models.flow_metadata import read_metadata
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from esckit.models.endpoint import EndpointModel
     from esckit.models.flow_writer import FlowWriter
     from esckit.models.local import LocalModel
+    from esckit.models.perplexity import PerplexityScorer
     from esckit.models.policy import CheckpointPolicy
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,12 @@ class ModelPool:
         self._executor = executor
         self._budget = Budget(budget)
         self._models: dict[str, ChatModel] = {}
+        self._backbones: dict[str, str] = {}
         self._endpoints: list[EndpointModel] = []
         self._kinds: set[str] = set()
         self._policies: dict[str, CheckpointPolicy] = {}
         self._writers: dict[str, FlowWriter] = {}
+        self._scorer: PerplexityScorer | None = None
 
     def model(self, binding: RoleOptions) -> ChatModel:
         """Return the model of a binding, on the run's budget.
@@ -178,6 +181,18 @@ class ModelPool:
         model = load_reward_model(run, dtype=binding.dtype, device=binding.device)
         return RewardCritic(model, f"reward_model/{read_manifest(run)['recipe_digest']}")
 
+    def scorer(self, binding: BackboneBinding) -> PerplexityScorer:
+        """Return the run's language model for perplexities.
+
+        Raises:
+            ConfigError: If it cannot be had.
+        """
+        from esckit.models.perplexity import PerplexityScorer
+
+        self._kinds.add("backbone")
+        self._scorer = PerplexityScorer.load(binding.backbone, dtype=binding.dtype, device=binding.device)
+        return self._scorer
+
     def window(self, binding: RoleOptions) -> Window:
         """Return how much of a talk the role's model is shown: the recipe's limit, else what a local model can take.
 
@@ -203,15 +218,21 @@ class ModelPool:
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says about the models."""
-        found = {
+        found: dict[str, dict[str, Any]] = {
             key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
         }
+        for key, backbone in self._backbones.items():
+            found[key]["revision"] = resolve_backbone(backbone).revision
         found |= {key: {"name": policy.name, "capabilities": []} for key, policy in self._policies.items()}
         found |= {
             f"{run} as writer": {"name": writer.name, "capabilities": []} for run, writer in self._writers.items()
         }
-        notes = [note for endpoint in self._endpoints for note in endpoint.notes]
-        return {"models": found, "notes": notes} if notes else {"models": found}
+        facts: dict[str, Any] = {"models": found}
+        if self._scorer is not None:
+            facts["scorer"] = self._scorer.name
+        if notes := [note for endpoint in self._endpoints for note in endpoint.notes]:
+            facts["notes"] = notes
+        return facts
 
     def spent(self) -> dict[str, int | float]:
         """Return what this go has used up."""
@@ -246,6 +267,8 @@ class ModelPool:
         )
         if identity not in self._models:
             self._models[identity] = self._build(binding)
+            if isinstance(binding, BackboneBinding):
+                self._backbones[identity] = binding.backbone
         return self._models[identity]
 
     def _build(self, binding: RoleOptions) -> ChatModel:

@@ -40,7 +40,8 @@ def write_report(
 
     Args:
         runs: Run folders, at least one.
-        out: The page; ``report.html`` in the first run's folder by default. The Markdown stands beside it.
+        out: The page; by default ``report.html`` in the run's folder, of several runs beside the first one's folder.
+            The Markdown stands beside it.
         against: A run to show beside each of the others.
         plots: Folder for the charts as SVG and PNG; none by default.
         quotes: Show texts of dialogues also where their corpus may be for research use only.
@@ -51,7 +52,7 @@ def write_report(
     """
     if not runs:
         raise ConfigError("no run", expected="at least one run folder")
-    page = out or runs[0] / PAGE
+    page = out or (runs[0] if len(runs) == 1 else runs[0].parent) / PAGE
     markdown = page.with_suffix(".md")
     if markdown == page:
         raise ConfigError(f"{page} as the page", expected="a name that ends in .html")

@@ -80,7 +80,7 @@ class Series:
     """A line: points, an optional band around them, and what each point rests on.
 
     Attributes:
-        low: Lower end of the band per point; empty without a band.
+        low: Lower end of the band per point, None where there is none; empty without a band.
         high: Upper end of the band per point.
         n: Cases per point; empty where there is no such number.
     """
@@ -88,9 +88,19 @@ class Series:
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
     n: tuple[int, ...] = ()
+
+    def bands(self) -> list[list[tuple[float, float, float]]]:
+        """Return (x, low, high) of neighbouring points that have a band, one list per stretch."""
+        stretches: list[list[tuple[float, float, float]]] = [[]]
+        for x, low, high in zip(self.x, self.low, self.high, strict=False):
+            if low is None or high is None:
+                stretches.append([])
+            else:
+                stretches[-1].append((x, low, high))
+        return [stretch for stretch in stretches if stretch]
 
 
 @dataclass(frozen=True, slots=True)

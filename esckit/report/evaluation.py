@@ -98,7 +98,8 @@ def _conditions(run: Run, suite: str) -> str:
         pieces += [f"without {plain(settings['exclude'])}"] if settings.get("exclude") else []
     elif suite == "response" and settings:
         pieces.append(f"strategy told: {settings.get('strategy')}")
-        pieces += [f"ppl under {section(models, 'scorer').get('backbone')}"] if models.get("scorer") else []
+        if models.get("scorer"):
+            pieces.append(f"ppl under {run.manifest.get('scorer') or section(models, 'scorer').get('backbone')}")
     elif suite == "dialogue" and settings:
         pieces += [f"strategy told: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
     elif suite == "pairwise" and settings:
@@ -181,16 +182,20 @@ def _by_turn(rows: Sequence[Row]) -> list[Block]:
 
 def _curve(name: str, rows: Sequence[Row]) -> Series:
     points = sorted((row for row in rows if row.get("value") is not None), key=lambda row: int(row["group"]["turn"]))
-    banded = all(row.get("interval") for row in points)
-    ends = [[float(row["interval"][end]) for row in points] if banded else [] for end in ("low", "high")]
     return Series(
         name,
         tuple(float(row["group"]["turn"]) for row in points),
         tuple(float(row["value"]) for row in points),
-        tuple(ends[0]),
-        tuple(ends[1]),
+        _ends(points, "low"),
+        _ends(points, "high"),
         tuple(int(row.get("n") or 0) for row in points),
     )
+
+
+def _ends(rows: Sequence[Row], end: str) -> tuple[float | None, ...]:
+    """Return one end of each row's interval; nothing at all where no row has one."""
+    found = tuple(float(row["interval"][end]) if row.get("interval") else None for row in rows)
+    return found if any(value is not None for value in found) else ()
 
 
 def _by_group(rows: Sequence[Row]) -> list[Block]:
@@ -243,15 +248,14 @@ def _calibration(rows: Sequence[Row]) -> list[Lines]:
     bins = [(each["bin_p"], each["bin_y"]) for _, each in sorted(by_bin.items()) if {"bin_p", "bin_y"} <= {*each}]
     if not bins:
         return []
-    banded = all(y.get("interval") for _, y in bins)
-    low, high = (tuple(float(y["interval"][end]) for _, y in bins) if banded else () for end in ("low", "high"))
+    shares = [y for _, y in bins]
     curve = Series(
         "test",
         tuple(float(p["value"]) for p, _ in bins),
-        tuple(float(y["value"]) for _, y in bins),
-        low,
-        high,
-        tuple(int(y.get("n") or 0) for _, y in bins),
+        tuple(float(y["value"]) for y in shares),
+        _ends(shares, "low"),
+        _ends(shares, "high"),
+        tuple(int(y.get("n") or 0) for y in shares),
     )
     return [
         Lines(

@@ -100,8 +100,9 @@ def _draw_lines(chart: Lines, axes: Axes) -> None:
         colour = _COLOURS[index % len(_COLOURS)]
         mark = "o" if len(series.x) <= 40 else None
         axes.plot(series.x, series.y, color=colour, marker=mark, markersize=3.5, label=_literal(series.name))
-        if series.low:
-            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.16, linewidth=0)
+        for stretch in series.bands():
+            x, low, high = zip(*stretch, strict=True)
+            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     for name, level in chart.marks:
         axes.axhline(level, color="#777777", linestyle="--", linewidth=0.8)
         axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#777777")

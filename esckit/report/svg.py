@@ -95,7 +95,7 @@ def _tick(value: float, step: float) -> str:
 
 def _lines(chart: Lines) -> str:
     xs = [x for series in chart.series for x in series.x] or [0.0]
-    ys = [y for series in chart.series for y in (*series.y, *series.low, *series.high)]
+    ys = [y for series in chart.series for y in (*series.y, *series.low, *series.high) if y is not None]
     ys += [level for _, level in chart.marks] + list(chart.y_range or ())
     plane = _Plane((0.0, 1.0) if chart.diagonal else (min(xs), max(xs)), ticks(min(ys), max(ys)))
     parts = [_open(WIDTH, HEIGHT, chart.title, "lines"), *plane.grid()]
@@ -110,9 +110,9 @@ def _lines(chart: Lines) -> str:
                      'class="mark"/>')  # fmt: skip
     for index, series in enumerate(chart.series):
         points = [(plane.x(x), plane.y(y)) for x, y in zip(series.x, series.y, strict=True)]
-        if series.low:
-            upper = [(plane.x(x), plane.y(y)) for x, y in zip(series.x, series.high, strict=True)]
-            lower = [(plane.x(x), plane.y(y)) for x, y in zip(series.x, series.low, strict=True)]
+        for stretch in series.bands():
+            upper = [(plane.x(x), plane.y(high)) for x, _, high in stretch]
+            lower = [(plane.x(x), plane.y(low)) for x, low, _ in stretch]
             parts.append(f'<path class="band f{index % _COLOURS}" d="{_path([*upper, *reversed(lower)])}Z"/>')
         parts.append(f'<path class="line l{index % _COLOURS}" d="{_path(points)}"/>')
         if len(points) <= 40:

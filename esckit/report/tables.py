@@ -42,7 +42,8 @@ def _lines(chart: Lines) -> Table:
         for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
             row = [*([series.name] if several else []), number(x), number(y)]
             if banded:
-                row.append(f"[{number(series.low[i])}, {number(series.high[i])}]" if series.low else ABSENT)
+                has = bool(series.low) and series.low[i] is not None
+                row.append(f"[{number(series.low[i])}, {number(series.high[i])}]" if has else ABSENT)
             if counted:
                 row.append(number(series.n[i]) if series.n else ABSENT)
             rows.append(tuple(row))

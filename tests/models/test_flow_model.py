@@ -8,8 +8,9 @@ from transformers import LlamaModel, Qwen2Config
 
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.flow_checkpoint import FlowMetadata, load_adapter, load_heads, read_metadata, save_flow_model
-from esckit.models.flow_model import FlowModel, check_exact, check_packable
+from esckit.models.flow_model import FlowModel, check_exact
 from esckit.models.flow_text import FLOW_TEXT
+from esckit.models.packable import check_packable
 from esckit.models.packed_rows import NodeSpan, PackedRows
 from tests.train.flow_fakes import NAMES, tiny_backbone, tiny_model
 

@@ -130,6 +130,9 @@ def test_what_values_depend_on_stands_in_the_title(tmp_path):
     sections = sections_of(folder)
     assert tables(sections["Strategy"])[0].title == "Strategy (gold labels by turn, without Others)"
     assert tables(sections["Response"])[0].title == "Response (strategy told: gold, ppl under gpt2)"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", manifest | {"scorer": "gpt2@607a30d7"})
+    assert tables(sections_of(folder)["Response"])[0].title == "Response (strategy told: gold, ppl under gpt2@607a30d7)"
 
 
 def test_a_flag_of_every_row_is_said_once(tmp_path):

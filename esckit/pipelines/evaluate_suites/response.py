@@ -18,7 +18,8 @@ from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Uni
 from esckit.types import Context
 
 if TYPE_CHECKING:
-    from esckit.models.perplexity import PerplexityScorer, Surprise
+    from esckit.models.perplexity import Surprise
+    from esckit.pipelines.models import ModelPool
 
 Responder = Callable[[Context], Awaitable[ResponseCase]]
 
@@ -35,7 +36,7 @@ def response_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
 
     def prepare(casting: Casting, done: Done) -> Player:
         responder = build_responder(casting, predictions)
-        surprise = _scorer(recipe.models.scorer)
+        surprise = _scorer(casting.pool, recipe.models.scorer)
 
         async def play(unit: Unit) -> ResponseCase:
             context: Context = unit.what
@@ -158,13 +159,11 @@ def _case(
     )
 
 
-def _scorer(binding: BackboneBinding | None) -> Callable[[Context, str], Awaitable[Surprise]] | None:
+def _scorer(pool: ModelPool, binding: BackboneBinding | None) -> Callable[[Context, str], Awaitable[Surprise]] | None:
     """Return what measures how surprising a reply is; one reply at a time, beside the event loop."""
     if binding is None:
         return None
-    from esckit.models.perplexity import PerplexityScorer
-
-    scorer: PerplexityScorer = PerplexityScorer.load(binding.backbone, dtype=binding.dtype, device=binding.device)
+    scorer = pool.scorer(binding)
     turn = asyncio.Lock()
 
     async def surprise(context: Context, reply: str) -> Surprise:
