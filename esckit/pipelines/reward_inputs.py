@@ -48,7 +48,12 @@ class RewardInputs:
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says about the data; whoever uses the model inherits the ids."""
-        return {"inputs": self.digests, "scheme": " and ".join(self.schemes) or None, "ids": list(self.dialogue_ids)}
+        return {
+            "inputs": self.digests,
+            "simulation": self.simulation,
+            "scheme": " and ".join(self.schemes) or None,
+            "ids": list(self.dialogue_ids),
+        }
 
 
 def read_inputs(folders: Sequence[str]) -> RewardInputs:
@@ -94,6 +99,7 @@ def _manifest(folder: str) -> dict[str, Any]:
 def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int | bool]:
     """Return how the futures were made; refuse to mix what cannot be compared."""
     first: dict[str, str | int | bool] = {}
+    _warn_of_other_players(manifests)
     for folder, manifest in manifests.items():
         facts = _simulation(folder, manifest)
         first = first or facts
@@ -107,6 +113,16 @@ def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int |
                 hint="Rewards of different critics do not compare: train one reward model on each",
             )
     return first
+
+
+def _warn_of_other_players(manifests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say so if seeker or supporter were prompted differently: the futures still compare, but mix two populations."""
+    for role in ("seeker", "supporter"):
+        named = {str(manifest.get("prompts", {}).get(role)) for manifest in manifests.values()}
+        if len(named) > 1:
+            log.warning(
+                "the inputs were simulated with different prompts of the %s: %s", role, ", ".join(sorted(named))
+            )
 
 
 def _simulation(folder: str, manifest: Mapping[str, Any]) -> dict[str, str | int | bool]:

@@ -36,7 +36,7 @@ def finish(session: Session, warnings: Sequence[str]) -> None:
     examples = session.dev.examples
     beside = baselines(
         examples,
-        train_share=_share(session.train.examples),
+        session.train.examples,
         untrained=next((row["dev"] for row in rows if row["step"] == 0), None),
     )
     table = calibration(p, examples, step=metadata.step)

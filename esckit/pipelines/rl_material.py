@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.train_rl import TrainRlRecipe
+from esckit.dialogue.levels import load_preset
 from esckit.errors import CheckpointError, DataError
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import select_dialogues
 from esckit.pipelines.reward_inputs import read_inputs
-from esckit.pipelines.reward_models import reward_manifest
+from esckit.pipelines.reward_models import reward_manifest, reward_template
+from esckit.prompts.prompt import load_prompt
 from esckit.records import file_sha256
 from esckit.runs import MANIFEST
 from esckit.train.splits import is_dev
@@ -33,7 +35,6 @@ class RlMaterial:
         inputs: SHA-256 of the futures by folder (DPO).
         reward_facts: What the reward is, for checkpoint and manifest.
         dialogue_ids: Dialogues that are trained or selected on, inherited ones included.
-        inherited_ids: Those that come with reward model or inputs.
         facts: What the manifest says about the data.
     """
 
@@ -43,7 +44,6 @@ class RlMaterial:
     inputs: dict[str, str]
     reward_facts: dict[str, str]
     dialogue_ids: tuple[str, ...]
-    inherited_ids: tuple[str, ...]
     facts: dict[str, Any]
 
 
@@ -77,7 +77,6 @@ def _from_corpus(recipe: TrainRlRecipe) -> RlMaterial:
         inputs={},
         reward_facts=facts,
         dialogue_ids=ids,
-        inherited_ids=inherited,
         facts={**selection.facts(), "ids": list(ids), "inherited_ids": list(inherited)},
     )
 
@@ -95,8 +94,7 @@ def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
         inputs=inputs.digests,
         reward_facts={"kind": "futures"},
         dialogue_ids=inputs.dialogue_ids,
-        inherited_ids=inputs.dialogue_ids,
-        facts=inputs.facts(),
+        facts={**inputs.facts(), "inherited_ids": list(inputs.dialogue_ids)},
     )
 
 
@@ -148,6 +146,22 @@ def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...], fro
     ids = tuple(manifest.get("data", {}).get("ids", ()))
     seed, share = manifest["recipe"]["seed"], manifest["recipe"]["dev"]["share"]
     return facts, ids, frozenset(name for name in ids if not is_dev(seed, name, share))
+
+
+def reward_prompts(recipe: TrainRlRecipe) -> dict[str, str]:
+    """Return the identity of every prompt that the reward is read with and no checkpoint answers for."""
+    if recipe.algorithm == "dpo":
+        return {}
+    if recipe.reward.kind == "untrained":
+        return {"reward_model": reward_template(recipe.reward.prompt).prompt}
+    if recipe.reward.kind != "online":
+        return {}
+    named, critic = recipe.online.prompts, recipe.online.critic
+    own = named.critic or load_preset(critic.preset).prompt
+    names = {"supporter": named.supporter, "seeker": named.seeker, "critic": own}
+    if critic.readout == "expected" and not named.critic:
+        names["critic_letters"] = f"{own}_letters"  # what a model that gives probabilities of letters is asked
+    return {role: load_prompt(name).identity for role, name in names.items()}
 
 
 def _union(*parts: Sequence[str]) -> tuple[str, ...]:

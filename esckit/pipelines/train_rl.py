@@ -19,7 +19,7 @@ from esckit.config.train_rl import TrainRlRecipe
 from esckit.models.backbones import find_backbone
 from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.processes import Process, this_process
-from esckit.pipelines.rl_material import RlMaterial, collect
+from esckit.pipelines.rl_material import RlMaterial, collect, reward_prompts
 from esckit.pipelines.rl_reward import check_reward
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
 from esckit.prompts.prompt import load_prompt
@@ -133,7 +133,7 @@ def _run_folder(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process:
     inputs = {
         "data": material.facts,
         "reward": material.reward_facts,
-        "prompts": {"policy": load_prompt(recipe.prompt).identity},
+        "prompts": {"policy": load_prompt(recipe.prompt).identity, **reward_prompts(recipe)},
     }
     with RunFolder.open(
         out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs

@@ -52,3 +52,28 @@ def test_run_folders_of_shipped_recipes_are_distinct():
 def test_every_recipe_class_has_a_schema(command):
     schema = RECIPES.resolve(command).model_json_schema()
     assert schema["additionalProperties"] is False
+
+
+def runs_named(part):
+    """Return every run folder that a recipe's values name."""
+    if isinstance(part, dict):
+        return {folder for value in part.values() for folder in runs_named(value)}
+    if isinstance(part, list | tuple):
+        return {folder for value in part for folder in runs_named(value)}
+    return {"/".join(part.split("/")[:2])} if isinstance(part, str) and part.startswith("runs/") else set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_chain_on_runs_of_shipped_recipes_on_the_same_corpus(name):
+    recipes = [load_any_recipe(each) for each in NAMES]
+    corpora = {
+        str(each.default_out()): section.get("dataset")
+        for each in recipes
+        if isinstance(section := each.recipe.model_dump().get("data") or {}, dict)
+    }
+    data = load_any_recipe(name).recipe.model_dump()
+    # An evaluation reads held-out runs of the same recipes; base systems are the reader's own.
+    named = {folder.removesuffix("-test") for folder in runs_named(data)} - {"runs/evaluate-base"}
+    assert named <= set(corpora)
+    ours = (data.get("data") or {}).get("dataset")
+    assert {corpora[folder] for folder in named if corpora[folder] and ours} <= {ours}
