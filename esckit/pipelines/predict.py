@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from esckit.config.models import CheckpointBinding
 from esckit.config.predict import PredictRecipe
 from esckit.datasets.contexts import contexts
 from esckit.errors import ConfigError, DataError, EsckitError, ModelError
 from esckit.ledger import Ledger
+from esckit.models.flow_metadata import read_metadata
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.evaluate_players import (
     Decider,
@@ -132,9 +134,13 @@ def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
 
 
 def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
-    """Return the wanted taxonomy, else that of the corpus; a strategist cannot do without one."""
-    name = recipe.taxonomy or selection.taxonomy
-    if name is None and recipe.models.strategist is not None:
+    """Return the wanted taxonomy, else a trained strategist's own, else the corpus's; a strategist needs one."""
+    strategist = recipe.models.strategist
+    name = recipe.taxonomy
+    if name is None and isinstance(strategist, CheckpointBinding) and is_strategy_policy(strategist):
+        name = read_metadata(Path(strategist.checkpoint)).taxonomy
+    name = name or selection.taxonomy
+    if name is None and strategist is not None:
         raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME")
     return load_taxonomy(name) if name else None
 

@@ -8,7 +8,10 @@ import pytest
 
 from esckit.errors import ConfigError, DataError, FailureRateError
 from esckit.pipelines.predict import plan, run
+from esckit.pipelines.train_flow import run as train_flow
 from tests.pipelines.evalrecipes import prediction, scripted
+from tests.pipelines.flow_runs import AFLOW, sparse_tree, write_trees
+from tests.pipelines.flow_runs import recipe as flow_recipe
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -47,6 +50,15 @@ def test_what_failed_has_no_reply_and_says_why_elsewhere(tmp_path: Path) -> None
 def test_a_backend_that_is_down_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(FailureRateError):
         run(prediction(models={"supporter": scripted("down")}), out=tmp_path / "run")
+
+
+def test_a_trained_strategist_brings_its_own_taxonomy(tmp_path: Path) -> None:
+    train_flow(flow_recipe(write_trees(tmp_path, [sparse_tree("s0", "train", 0)]), data={"valid_split": None},
+                           optim={"epochs": 1, "select": "last"}),
+               out=tmp_path / "policy")  # fmt: skip
+    models = {"strategist": {"checkpoint": str(tmp_path / "policy")}, "supporter": None}
+    run(prediction(taxonomy=None, models=models), out=tmp_path / "run")
+    assert {row["strategy"] for row in lines(tmp_path / "run/predictions.jsonl")} <= set(AFLOW.names)
 
 
 def test_a_supporter_alone_speaks_to_dialogues_of_any_layout(tmp_path: Path) -> None:
