@@ -7,6 +7,7 @@
     ├── DataError                            a corpus or an input file is not what it should be
     ├── StorageError                         the disk is full, read-only or the folder is in use
     ├── CheckpointError                      a trained model does not fit what it is asked to do
+    │   └── NotFiniteError                   a model or a reward gives a number that is not finite
     ├── TrainingError (RuntimeError)         training diverged
     ├── ModelError                           one call to a model gave nothing usable; recorded, not fatal
     │   ├── ParseError                       the reply is not in the agreed form
@@ -111,6 +112,20 @@ class StorageError(EsckitError):
 
 class CheckpointError(EsckitError):
     """A trained model does not fit what it is asked to do."""
+
+
+class NotFiniteError(CheckpointError):
+    """A model or a reward gives a number that is not finite; while training, that is a divergence.
+
+    Args:
+        name: What the number is.
+        value: The number.
+    """
+
+    def __init__(self, name: str, value: float) -> None:
+        super().__init__(f"{name} is not finite: {value}", expected="finite numbers")
+        self.name = name
+        self.value = value
 
 
 class TrainingError(EsckitError, RuntimeError):

@@ -236,7 +236,7 @@ class RlOptim(Section):
 
     Attributes:
         epochs: Passes over the contexts (or pairs).
-        max_steps: Stop after so many optimiser steps; None makes all ``epochs``.
+        max_steps: Stop after so many optimiser steps, a multiple of ``grpo.iterations``; None makes all ``epochs``.
         warmup_share: Part of all steps during which the learning rate rises.
         select: Keep the last adapter, or the best on dev contexts.
         precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
@@ -284,7 +284,10 @@ class Monitor(Section):
 
 
 class Saving(Section):
-    """How often the state to resume from is written. Operational."""
+    """How often the state to resume from is written: in steps, rounded up to a multiple of ``grpo.iterations``.
+
+    Operational.
+    """
 
     save_every: PositiveInt = 100
 

@@ -24,7 +24,7 @@ from esckit.models.flow_checkpoint import (
     read_metadata,
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
-from esckit.models.loading import load_causal, quiet_peft
+from esckit.models.loading import check_lora_targets, load_causal, quiet_peft
 from esckit.models.tiny import tiny_tokenizer
 
 
@@ -101,11 +101,7 @@ def _adapted(decoder: nn.Module, lora: LoraSettings) -> nn.Module:
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
     )
-    known = {name.rpartition(".")[2] for name, _ in decoder.named_modules()}
-    if missing := set(lora.targets) - known:
-        raise ConfigError(
-            f"lora.targets: no module {', '.join(sorted(missing))} in this backbone", expected="names of its modules"
-        )
+    check_lora_targets(decoder, lora.targets)
     with quiet_peft():
         return get_peft_model(decoder, settings)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from esckit.errors import ConfigError
 from esckit.models.backbones import BackboneSource, fetch_backbone
@@ -47,6 +49,22 @@ def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -
             expected="a causal language model that needs no code of its own",
         ) from error
     return model, tokenizer
+
+
+def check_lora_targets(model: nn.Module, targets: Iterable[str]) -> None:
+    """Refuse adapters on layers that a model lacks: peft passes over a missing one as long as it finds another.
+
+    Raises:
+        ConfigError: If no layer that peft can adapt bears one of the names, or there is no name.
+    """
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding | Conv1D)}
+    wanted = tuple(targets)
+    missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if missing or not wanted:
+        raise ConfigError(
+            f"lora.targets: no layer {', '.join(missing) or 'is named'}",
+            expected=f"some of {', '.join(sorted({name.rpartition('.')[2] for name in layers}))}",
+        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from esckit.errors import BackendError, CheckpointError
+from esckit.errors import BackendError, NotFiniteError
 from esckit.models.loading import Dtype, pick_device, pick_dtype
 from esckit.models.packed_states import PackedStates, States
 from esckit.models.reward_checkpoint import RewardMetadata, load_net, read_metadata
@@ -76,9 +76,7 @@ class RewardModel:
         if template is not None and template != metadata.template:
             raise another_prompt(run, metadata.template.prompt, template.prompt)
         place = pick_device(device)
-        # Rewards are compared in their last digits: on a processor float32 even where it knows bfloat16.
-        number_type = torch.float32 if dtype == "auto" and place.type == "cpu" else pick_dtype(dtype, place)
-        net, tokenizer = load_net(run, metadata, dtype=number_type)
+        net, tokenizer = load_net(run, metadata, dtype=backbone_dtype(dtype, place))
         text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
         return cls(net.to(place), text, metadata=metadata, max_batch_tokens=max_batch_tokens)
 
@@ -91,7 +89,7 @@ class RewardModel:
 
         Raises:
             BackendError: ``too_long`` if a response does not fit.
-            CheckpointError: If the model gives a number that is not finite.
+            NotFiniteError: If the model gives a number that is not finite.
         """
         inputs = [self._input(turns, response) for turns, response in zip(conversations, responses, strict=True)]
         distinct = list(dict.fromkeys(inputs))
@@ -112,8 +110,9 @@ class RewardModel:
         n_tail = [len(each.ids) - each.response_start + 1 if self.net.kind == "rrhf" else 1 for each in inputs]
         states = self.states.read([each.ids for each in inputs], n_tail)
         scores = probability(self.net.kind, self._outputs(inputs, states)).tolist()
-        if not all(map(math.isfinite, scores)):
-            raise CheckpointError("the reward model gives a number that is not finite")
+        for score in scores:
+            if not math.isfinite(score):
+                raise NotFiniteError("p of the reward model", score)
         return scores
 
     def _outputs(self, inputs: Sequence[RewardInput], states: Sequence[States]) -> Tensor:
@@ -129,3 +128,9 @@ class RewardModel:
         n_response = each.response_end - each.response_start
         target = torch.tensor(each.ids[each.response_start : each.response_end], device=read.tail.device)
         return self.net.token_log_p(read.tail[:n_response], target).mean()
+
+
+def backbone_dtype(dtype: Dtype, place: torch.device) -> torch.dtype:
+    """Return the number type of a reward model's backbone."""
+    # Rewards are compared in their last digits: on a processor float32 even where it knows bfloat16.
+    return torch.float32 if dtype == "auto" and place.type == "cpu" else pick_dtype(dtype, place)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from esckit.errors import ConfigError
 from esckit.models.backbones import BackboneSource, resolve_backbone
-from esckit.models.loading import load_causal, quiet_peft
+from esckit.models.loading import check_lora_targets, load_causal, quiet_peft
 from esckit.models.reward_head import Pooling, RewardHead, pool, positions
 from esckit.models.reward_text import RewardInput
 
@@ -188,10 +188,16 @@ def build_net(
 
 
 def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
-    """Return the decoder with a fresh LoRA adapter, which alone is trained."""
+    """Return the decoder with a fresh LoRA adapter, which alone is trained.
+
+    Raises:
+        ConfigError: If the decoder lacks one of the layers to adapt.
+    """
     from peft import LoraConfig, get_peft_model
 
     targets = lora.targets or (source.backbone.lora_targets if source.backbone else None)
+    if targets:
+        check_lora_targets(decoder, targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

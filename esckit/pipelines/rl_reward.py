@@ -146,14 +146,16 @@ def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
     import torch
 
     from esckit.models.loading import pick_device
-    from esckit.models.reward import RewardModel
+    from esckit.models.reward import RewardModel, backbone_dtype
     from esckit.models.reward_net import build_net
     from esckit.models.reward_text import RewardText
 
     torch.manual_seed(recipe.seed)
     net, tokenizer = build_net(str(source.backbone), "classifier", trainable="head", pooling="last")
     text = RewardText(tokenizer, reward_template(recipe.reward.prompt), max_length=source.max_length)
-    return RewardModel(net.eval().to(pick_device(source.device)), text).score
+    place = pick_device(source.device)
+    net.backbone.to(backbone_dtype(source.dtype, place))
+    return RewardModel(net.eval().to(place), text).score
 
 
 def _own_function(target: str) -> ScoreReplies:

@@ -29,7 +29,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.records import write_atomic, write_json
 from esckit.train.callbacks import StepProgress, read_rows
 from esckit.train.diverged import Diverged
-from esckit.train.dpo import dpo_trainer
+from esckit.train.dpo import Batches, dpo_trainer
 from esckit.train.grpo import grpo_trainer
 from esckit.train.model_card import metrics_table, render_card
 from esckit.train.optim import last_state
@@ -91,14 +91,13 @@ def train(
         stack.callback(progress.close)
         facts: dict[str, Any] = {}
         if recipe.algorithm == "dpo":
-            watch, trainer = _dpo(session)
+            diverged, trainer = _dpo(session)
         else:
             by_id = {context.id: context for context in (*material.train, *material.dev)}
             measure, facts = stack.enter_context(open_measure(recipe, by_id))
             rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=process.rank)
-            watch, trainer = _grpo(session, rewards)
-        with watch.guarded(trainer):
-            _fit(session, trainer)
+            diverged, trainer = _grpo(session, rewards)
+        _fit(session, trainer, diverged)
     if process.is_main:
         _finish(session, trainer)
     return facts
@@ -142,11 +141,12 @@ def _session(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Pr
 # ---------------------------------------------------------------- trainers
 
 
-def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Watch, Any]:
+def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Diverged, Any]:
     recipe = session.recipe
     rows = build_rows(session.material.train, session.prompt)
     _count(session, rows)
-    watch = _watch(session, lambda: [each.completion.context_id for each in rewards.last])
+    diverged = _diverged(session, lambda: rewards.context_ids)
+    watch = _watch(session, diverged)
     callbacks: list[TrainerCallback] = [watch, _steps(session)]
     if recipe.monitor.sample_every is not None and session.process.is_main:
         callbacks.append(
@@ -160,7 +160,7 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Watch, Any]:
             )
         )
     callbacks += _dev_callbacks(session, rewards, watch)
-    return watch, grpo_trainer(
+    return diverged, grpo_trainer(
         session.learner,
         rows.rows,
         rewards,
@@ -170,7 +170,7 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Watch, Any]:
     )
 
 
-def _dpo(session: _Session) -> tuple[Watch, Any]:
+def _dpo(session: _Session) -> tuple[Diverged, Any]:
     recipe, material = session.recipe, session.material
     contexts = {context.id: context for context in material.train}
     pairs = build_pairs(
@@ -181,14 +181,11 @@ def _dpo(session: _Session) -> tuple[Watch, Any]:
         max_completion_tokens=recipe.dpo.max_completion_tokens,
     )
     _count(session, pairs)
-    watch = _watch(session, list)
-    return watch, dpo_trainer(
-        session.learner,
-        pairs.rows,
-        settings=dpo_settings(recipe),
-        optim=policy_optim(recipe),
-        place=_place(session, [watch, _steps(session)]),
-    )
+    settings, optim = dpo_settings(recipe), policy_optim(recipe)
+    batches = Batches(pairs.rows, settings=settings, optim=optim, n_processes=session.process.count)
+    diverged = _diverged(session, lambda: batches.context_ids)
+    place = _place(session, [_watch(session, diverged), _steps(session)])
+    return diverged, dpo_trainer(session.learner, batches, settings=settings, optim=optim, place=place)
 
 
 def _count(session: _Session, rows: Rows | Pairs) -> None:
@@ -203,12 +200,16 @@ def _place(session: _Session, callbacks: list[TrainerCallback]) -> Place:
     return Place(session.out / STATES, session.process.count, tuple(callbacks))
 
 
-def _watch(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Watch:
+def _diverged(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Diverged:
+    return Diverged(session.out / "diverged.json", batch_ids, writes=session.process.is_main)
+
+
+def _watch(session: _Session, diverged: Diverged) -> Watch:
     return Watch(
         session.out,
         every=session.recipe.monitor.log_every,
         resumed_step=session.resumed_step,
-        diverged=Diverged(session.out / "diverged.json", batch_ids, writes=session.process.is_main),
+        diverged=diverged,
         max_unscored=session.recipe.max_failure_rate,
         writes=session.process.is_main,
     )
@@ -260,9 +261,9 @@ def _note_dev(session: _Session, step: int, row: Mapping[str, Any]) -> bool:
 # ---------------------------------------------------------------- training, and what is kept
 
 
-def _fit(session: _Session, trainer: Any) -> None:
+def _fit(session: _Session, trainer: Any, diverged: Diverged) -> None:
     try:
-        with quiet_warnings():
+        with diverged.guarded(trainer), quiet_warnings():
             trainer.train(resume_from_checkpoint=str(session.state) if session.state else None)
     except TrainingError:
         if session.process.is_main and not _has_policy(session.out) and is_finite(trainer.model):
@@ -277,7 +278,7 @@ def _finish(session: _Session, trainer: Any) -> None:
     if session.recipe.optim.select == "last" or not _has_policy(session.out):
         _keep(session, trainer.model, step, last)
     metadata = read_policy(session.out)
-    write_atomic(session.out / "model_card.md", _card(session, metadata, step))
+    write_atomic(session.out / FOLDER / "README.md", _card(session, metadata, step))
     summary = {
         "schema": "esckit.train_rl_summary/1",
         "algorithm": session.recipe.algorithm,

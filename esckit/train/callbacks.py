@@ -62,8 +62,7 @@ class MetricsLog(TrainerCallback):
         self._writes = writes
         self._window: list[Mapping[str, Any]] = []
         if writes:
-            kept = [row for row in read_rows(path) if row["step"] <= resumed_step] if resumed_step else []
-            write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+            keep_rows(path, resumed_step)
 
     def on_log(
         self,
@@ -153,3 +152,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def keep_rows(path: Path, last_step: int) -> None:
+    """Drop the rows of a file that are beyond a step, all of them for step 0, and a last one that was cut."""
+    kept = [row for row in read_rows(path) if row["step"] <= last_step] if last_step else []
+    if path.is_file():
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from esckit.errors import TrainingError
+from esckit.errors import NotFiniteError, TrainingError
 from esckit.records import write_json
 
 SCHEMA = "esckit.diverged/1"
 N_LAST_ROWS = 20
+_UNSAMPLEABLE = "probability tensor contains"
+"""What torch says where outputs are drawn from logits that are not finite."""
 
 
 class Diverged:
@@ -57,6 +60,22 @@ class Diverged:
             expected="finite numbers",
             hint=f"{self._path.name} holds the last logs, and what was kept before stays. A lower optim.lr may help",
         )
+
+    @contextmanager
+    def guarded(self, trainer: Any) -> Iterator[None]:
+        """Take what the trainer's logs cannot tell of for the divergence that it is.
+
+        Raises:
+            TrainingError: If a model or a reward gives a number that is not finite, or no output can be drawn.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            self.stop(trainer.state.global_step, {error.name: error.value})
+        except RuntimeError as error:
+            if _UNSAMPLEABLE not in str(error):
+                raise
+            self.stop(trainer.state.global_step, {"a probability of the policy": "not finite"})
 
 
 def not_finite(logs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

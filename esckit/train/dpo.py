@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from esckit.train.rl_plan import DpoPlan, DpoSettings, PolicyOptim, plan_dpo
@@ -39,32 +40,57 @@ def dpo_arguments(settings: DpoSettings, optim: PolicyOptim, plan: DpoPlan, *, f
         )
 
 
-def dpo_trainer(
-    learner: Learner, pairs: Sequence[dict[str, Any]], *, settings: DpoSettings, optim: PolicyOptim, place: Place
-) -> DPOTrainer:
-    """Return TRL's trainer, ready to train.
+class Batches(TrainerCallback):
+    """The pairs in the order of training, and whose those of the current step are.
 
     Args:
-        learner: The policy.
         pairs: As :func:`esckit.train.rl_pairs.build_pairs` makes them.
         settings: DPO's.
         optim: The optimiser's.
-        place: Where it runs.
+        n_processes: How many processes train together.
 
     Raises:
         ConfigError: If the pairs of a step cannot be shared evenly.
         DataError: If there are too few pairs.
     """
-    plan = plan_dpo(settings, optim, n_pairs=len(pairs), n_processes=place.n_processes)
-    order = epoch_order(len(pairs), plan.epochs, batch=plan.batch, seed=optim.seed)
-    columns = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in pairs]
+
+    def __init__(
+        self, pairs: Sequence[dict[str, Any]], *, settings: DpoSettings, optim: PolicyOptim, n_processes: int
+    ) -> None:
+        self.plan = plan_dpo(settings, optim, n_pairs=len(pairs), n_processes=n_processes)
+        order = epoch_order(len(pairs), self.plan.epochs, batch=self.plan.batch, seed=optim.seed)
+        # No more than will be used: the Trainer would take one step more when it is resumed from the last state.
+        self.pairs = [pairs[index] for index in order[: self.plan.steps * self.plan.batch]]
+        self.context_ids: list[str] = []
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look up the step's pairs."""
+        first = state.global_step * self.plan.batch
+        self.context_ids = [pair["context_id"] for pair in self.pairs[first : first + self.plan.batch]]
+
+
+def dpo_trainer(
+    learner: Learner, batches: Batches, *, settings: DpoSettings, optim: PolicyOptim, place: Place
+) -> DPOTrainer:
+    """Return TRL's trainer, ready to train.
+
+    Args:
+        learner: The policy.
+        batches: What it learns from.
+        settings: DPO's.
+        optim: The optimiser's.
+        place: Where it runs.
+    """
+    columns = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in batches.pairs]
     with quiet_warnings():
         trainer = DPOTrainer(
             model=learner.model,
-            args=dpo_arguments(settings, optim, plan, folder=place.folder),
-            train_dataset=Dataset.from_list(columns).select(order),
+            args=dpo_arguments(settings, optim, batches.plan, folder=place.folder),
+            train_dataset=Dataset.from_list(columns),
             processing_class=learner.tokenizer,
-            callbacks=list(place.callbacks),
+            callbacks=[batches, *place.callbacks],
             peft_config=learner.lora.config(),
         )
     quiet(trainer)

@@ -8,6 +8,8 @@ model with its adapter off. **Every value is passed explicitly**, since TRL's de
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from esckit.train.rl_trainer import Learner, Place, quiet, quiet_warnings, train
 def grpo_arguments(settings: GrpoSettings, optim: PolicyOptim, plan: GrpoPlan, *, folder: Path) -> GRPOConfig:
     """Return TRL's arguments; ``folder`` takes the states to resume from."""
     vllm = settings.vllm or VllmSettings()
+    optim = replace(optim, save_every=ceil(optim.save_every / settings.iterations) * settings.iterations)
     with quiet_warnings():
         return GRPOConfig(
             **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
@@ -92,11 +95,13 @@ def grpo_trainer(
         place: Where it runs.
 
     Raises:
-        ConfigError: If the outputs of a step cannot be shared evenly.
+        ConfigError: See :func:`plan_grpo`.
         DataError: If there are too few rows.
     """
     plan = plan_grpo(settings, optim, n_rows=len(rows), n_processes=place.n_processes)
     order = epoch_order(len(rows), plan.epochs, batch=settings.prompts_per_step, seed=optim.seed)
+    # No more than will be used: the Trainer would take one step more when it is resumed from the last state.
+    order = order[: plan.steps // settings.iterations * settings.prompts_per_step]
     with quiet_warnings():
         trainer = GRPOTrainer(
             model=learner.model,

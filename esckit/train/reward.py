@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
 
-from esckit.errors import TrainingError
+from esckit.errors import NotFiniteError
 from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
 from esckit.models.reward_text import RewardInput, RewardText
 from esckit.train.callbacks import DivergenceGuard, MetricsLog, OnEvaluation, StepProgress
@@ -113,9 +113,15 @@ def group_items(encoded: Encoded, *, margin: Fraction) -> tuple[list[Item], int]
 
 
 class Collator:
-    """Puts items into tensors, and remembers whose they were."""
+    """Puts items into tensors, and remembers whose they were.
 
-    def __init__(self, n_remembered: int = 64) -> None:
+    Args:
+        remembered: Ids to remember: those of the training part, since the Trainer evaluates through the same collator.
+        n_remembered: How many of them, the latest.
+    """
+
+    def __init__(self, remembered: Container[str] = frozenset(), *, n_remembered: int = 64) -> None:
+        self._remembered = remembered
         self.recent: deque[str] = deque(maxlen=n_remembered)
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
@@ -126,7 +132,7 @@ class Collator:
         best: list[int] = []
         start = 0
         for item in items:
-            self.recent.extend(item.ids)
+            self.recent.extend(name for name in item.ids if name in self._remembered)
             pairs += [(start + better, start + worse) for better, worse in item.pairs]
             weights += [1.0 / (len(item.pairs) * len(items)) for _ in item.pairs]
             best.append(start + item.best)
@@ -254,11 +260,12 @@ def train_reward(
         run: Where and how.
 
     Raises:
-        TrainingError: If a loss or gradient is not finite; what was kept stays.
+        TrainingError: If a loss, a gradient or p of dev is not finite; what was kept stays.
         ConfigError: If the processes cannot share a step evenly.
     """
     plan = plan_steps(settings, n_items=len(train), n_processes=run.n_processes)
-    collator = Collator()
+    collator = Collator({name for item in train for name in item.ids})
+    diverged = Diverged(run.folder / "diverged.json", lambda: list(collator.recent), writes=run.is_main)
     rows = MetricsLog(
         run.folder / "metrics.jsonl", every=run.log_every, resumed_step=run.resumed_step, writes=run.is_main
     )
@@ -281,10 +288,16 @@ def train_reward(
         eval_dataset=list(dev),
         data_collator=collator,
         compute_metrics=selection.judge,
-        callbacks=_callbacks(run, rows, collator, evaluated),
+        callbacks=[  # the guard comes first, so that nothing is written of a diverged step
+            DivergenceGuard(diverged),
+            rows,
+            OnEvaluation(evaluated),
+            StepProgress(run.start, run.advance),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(run.state) if run.state else None)
+    with diverged.guarded(trainer):
+        trainer.train(resume_from_checkpoint=str(run.state) if run.state else None)
 
 
 class Selection:
@@ -303,14 +316,12 @@ class Selection:
         """Judge one pass over dev; the Trainer logs what it returns.
 
         Raises:
-            TrainingError: If the net gives a number that is not finite: after the last step no loss tells of it.
+            NotFiniteError: If the net gives a number that is not finite: after the last step no loss tells of it.
         """
         self._p = tuple(float(value) for value in prediction.predictions)
-        if not all(map(math.isfinite, self._p)):
-            raise TrainingError(
-                "training diverged: the reward model gives a number that is not finite",
-                hint="The best checkpoint before it is kept; a lower optim.lr may help",
-            )
+        for value in self._p:
+            if not math.isfinite(value):
+                raise NotFiniteError("p of a dev example", value)
         self.metrics = self._judge(self._p)
         return {name: float(value) for name, value in self.metrics.items() if value is not None}
 
@@ -333,15 +344,3 @@ def is_better(metrics: Metrics, step: int, best: tuple[int, Metrics], select_by:
     if ours is None or theirs is None:
         return theirs is None
     return ours > theirs if select_by == "auc" else ours < theirs
-
-
-def _callbacks(
-    run: Run, rows: MetricsLog, collator: Collator, evaluated: Callable[[int, float], None]
-) -> list[TrainerCallback]:
-    """Return the callbacks; the guard comes first, so that nothing is written of a diverged step."""
-    return [
-        DivergenceGuard(Diverged(run.folder / "diverged.json", lambda: list(collator.recent), writes=run.is_main)),
-        rows,
-        OnEvaluation(evaluated),
-        StepProgress(run.start, run.advance),
-    ]

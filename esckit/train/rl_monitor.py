@@ -5,12 +5,10 @@ All of it hangs on the callbacks of the Hugging Face ``Trainer``; TRL's own logs
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import FailureRateError
-from esckit.records import JsonlAppender, write_atomic
-from esckit.train.callbacks import read_rows
+from esckit.records import JsonlAppender
+from esckit.train.callbacks import keep_rows
 from esckit.train.diverged import Diverged, not_finite
 from esckit.train.rl_rewards import MOMENTS, PARSE_KINDS, Judged, PairedRewards, correlation
 
@@ -51,8 +49,6 @@ _NAMES = {
     **{f"parse/{kind}": f"rl/parse/{kind}" for kind in PARSE_KINDS[:-1]},
 }
 _FINITE = ("loss", "grad_norm", "kl", "entropy", "reward")
-_UNSAMPLEABLE = "probability tensor contains"
-"""What torch says where outputs are drawn from logits that are not finite."""
 RATE_STEPS = 200
 _ZERO_STD_STEPS = 100
 _MALFORMED_AFTER = 1000
@@ -144,20 +140,6 @@ class Watch(TrainerCallback):
             self._write(state)
         self._judge_rate()
 
-    @contextmanager
-    def guarded(self, trainer: Any) -> Iterator[None]:
-        """Take a policy that nothing can be drawn from any more for the divergence that it is.
-
-        Raises:
-            TrainingError: If there is no output to be drawn.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if _UNSAMPLEABLE not in str(error):
-                raise
-            self._diverged.stop(trainer.state.global_step, {"a probability of the policy": "not finite"})
-
     def row(self, step: int, epoch: float | None, values: Mapping[str, float | None]) -> None:
         """Append one row to ``metrics.jsonl``."""
         if self._writes:
@@ -165,10 +147,11 @@ class Watch(TrainerCallback):
                 file.append({"step": step, "epoch": epoch, **values})
 
     def _look_back(self, logs: Logs) -> None:
-        """Take a step into the windows."""
+        """Take a step into the windows; one that goes on learning from an earlier batch tells nothing new."""
         if "unscored" in logs:
             self._unscored.append(float(logs["unscored"]))
-        self._zero_std.append(float(logs.get("frac_reward_zero_std") or 0.0))
+        if logs.get("frac_reward_zero_std") is not None:
+            self._zero_std.append(float(logs["frac_reward_zero_std"]))
 
     def _judge_rate(self) -> None:
         share = sum(self._unscored) / max(1, len(self._unscored))
@@ -211,7 +194,8 @@ def means(window: Sequence[Logs]) -> dict[str, float | None]:
     if "rl/parse/ok" in row:
         ok = row["rl/parse/ok"]
         row["rl/malformed_share"] = None if ok is None else 1.0 - ok
-        sums = {name: sum(float(logs[f"moment/{name}"]) for logs in window) for name in MOMENTS}
+        told = [logs for logs in window if "moment/n" in logs]  # TRL tells of rewards where it writes outputs only
+        sums = {name: sum(float(logs[f"moment/{name}"]) for logs in told) for name in MOMENTS}
         row["rl/reward_length_corr"] = correlation(sums)
     return row
 
@@ -268,10 +252,3 @@ def sample_row(step: int, judged: Judged, weights: tuple[float, float]) -> dict[
         "format": form,
         "reward": None if future is None or form is None else weights[0] * future + weights[1] * form,
     }
-
-
-def keep_rows(path: Path, last_step: int) -> None:
-    """Drop the rows of a file that are beyond a step, and a last one that was cut."""
-    kept = [row for row in read_rows(path) if row["step"] <= last_step]
-    if path.is_file():
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

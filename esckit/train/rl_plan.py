@@ -18,7 +18,8 @@ class PolicyOptim:
         max_steps: Stop after so many steps; None makes all epochs.
         warmup_share: Part of all steps during which the learning rate rises, in [0, 1).
         precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
-        save_every: Steps between two states to resume from.
+        save_every: Steps between two states to resume from; rounded up to a multiple of GRPO's ``iterations``, since no
+            state holds the outputs that further updates would use.
         trackers: Integrations of transformers, such as ``tensorboard``.
     """
 
@@ -96,9 +97,14 @@ def plan_grpo(settings: GrpoSettings, optim: PolicyOptim, *, n_rows: int, n_proc
     """Return the steps over a number of rows.
 
     Raises:
-        ConfigError: If the outputs of a step cannot be shared evenly.
+        ConfigError: If the outputs of a step cannot be shared evenly, or the last ones are not used to the end.
         DataError: If there are fewer rows than one step takes.
     """
+    if optim.max_steps is not None and optim.max_steps % settings.iterations:
+        raise ConfigError(
+            f"optim.max_steps {optim.max_steps} with {settings.iterations} updates for each batch of outputs",
+            expected="a multiple of grpo.iterations",
+        )
     batch = settings.prompts_per_step * settings.n_generations
     per_pass = settings.micro_batch * n_processes
     if batch % per_pass:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
 from esckit.dialogue.output import split_output
-from esckit.errors import ConfigError, ModelError, TrainingError
+from esckit.errors import ConfigError, ModelError, NotFiniteError
 from esckit.types import Generation, ParseKind, Turn
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
@@ -114,7 +114,13 @@ class PairedRewards:
         self._n_generations = n_generations
         self._process_index = process_index
         self._key: tuple[Any, ...] | None = None
+        self._judging: tuple[str, ...] = ()
         self.last: tuple[Judged, ...] = ()
+
+    @property
+    def context_ids(self) -> tuple[str, ...]:
+        """Contexts of the outputs that are being judged, else of the last batch."""
+        return self._judging or tuple(each.completion.context_id for each in self.last)
 
     def future_reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return R_fut of each output; 0.0 for a blank reply, None where it could not be measured."""
@@ -128,8 +134,9 @@ class PairedRewards:
         """Return outputs with their R_fut; equal outputs of one context are measured once.
 
         Raises:
-            TrainingError: If a number is not finite.
+            NotFiniteError: If a number is not finite.
         """
+        self._judging = tuple(completion.context_id for completion in completions)
         asked: dict[tuple[str, str], Completion] = {}
         for completion in completions:
             if completion.generation.response:
@@ -138,9 +145,8 @@ class PairedRewards:
         found = dict(zip(asked, values, strict=True))
         for value in found.values():
             if value is not None and not math.isfinite(value):
-                raise TrainingError(
-                    f"the reward is {value}", expected="finite numbers", hint="Look at the reward model"
-                )
+                raise NotFiniteError("the reward", value)
+        self._judging = ()
         return tuple(
             # A blank reply is known and worthless: a property of the policy, not a measurement that failed.
             Judged(each, found[each.context_id, each.generation.raw] if each.generation.response else 0.0)

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, TrainerCallback
 
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import ChatFormat
-from esckit.models.loading import load_causal
+from esckit.models.loading import check_lora_targets, load_causal
 from esckit.models.rl_policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata
 from esckit.records import dump_line, fresh_folder, write_atomic, write_json
 from esckit.train.rl_plan import PolicyOptim
@@ -82,8 +82,11 @@ def learner_of(model: Any, tokenizer: Any, lora: PolicyLora) -> Learner:
     """Return a model as a policy to train: chat template, ends of an output, and no sampling habits of its own.
 
     Raises:
-        ConfigError: If its chat template lacks what training needs and none of ours fits.
+        ConfigError: If its chat template lacks what training needs and none of ours fits, or the model lacks layers
+            that the adapter names.
     """
+    if not isinstance(lora.targets, str):
+        check_lora_targets(model, lora.targets)
     eos = model.generation_config.eos_token_id
     chat = training_format(tokenizer, [] if eos is None else [eos] if isinstance(eos, int) else list(eos))
     if tokenizer.pad_token_id is None:

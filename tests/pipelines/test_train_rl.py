@@ -104,7 +104,7 @@ def test_a_run_leaves_policy_metrics_samples_card_and_summary(trained: Path) -> 
     assert metadata.prompt == manifest["prompts"]["policy"]
     assert manifest["status"] == "complete"
     assert all(is_dev(7, name, 0.3) for name in metadata.dev_ids)
-    assert "tiny-random" in (trained / "model_card.md").read_text()
+    assert "tiny-random" in (trained / "checkpoint/README.md").read_text()
     assert not (trained / "states").exists()
     summary = json.loads((trained / "summary.json").read_text())
     assert (summary["steps"], summary["selected_step"]) == (3, 3)

@@ -1,5 +1,6 @@
 """Tiny policies, talks and rewards for the tests of RL training."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,3 +84,26 @@ def optim(**changes: Any) -> PolicyOptim:
 
 def place(folder: Path, *callbacks: TrainerCallback) -> Place:
     return Place(folder, 1, callbacks)
+
+
+class Poison(TrainerCallback):
+    """Makes a gradient NaN from some step on."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.after:
+            parameter = next(p for p in kwargs["model"].parameters() if p.requires_grad)
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+
+
+class Stop(TrainerCallback):
+    """Ends the process's part of a run, as an interrupt would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            raise KeyboardInterrupt

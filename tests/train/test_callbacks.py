@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import TrainingError
-from esckit.train.callbacks import DivergenceGuard, MetricsLog, read_rows
+from esckit.train.callbacks import DivergenceGuard, MetricsLog, keep_rows, read_rows
 from esckit.train.diverged import Diverged
 
 ARGS = TrainingArguments(output_dir="unused", use_cpu=True)
@@ -41,7 +41,9 @@ def test_rows_beyond_the_step_gone_on_from_are_cut_off(tmp_path: Path):
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"ste')
     MetricsLog(path, every=2, resumed_step=4, writes=True)
     assert [row["step"] for row in read_rows(path)] == [2, 4]
-    MetricsLog(path, every=2, resumed_step=0, writes=True)
+    # Before its first state a run begins anew, and measures step 0 again.
+    path.write_text('{"step": 0}\n{"step": 2}\n')
+    keep_rows(path, 0)
     assert read_rows(path) == []
 
 

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
-from esckit.errors import ConfigError, DataError
+from esckit.errors import ConfigError, DataError, TrainingError
 from esckit.train.diverged import Diverged
-from esckit.train.dpo import dpo_arguments, dpo_trainer
+from esckit.train.dpo import Batches, dpo_arguments, dpo_trainer
 from esckit.train.rl_monitor import Watch
 from esckit.train.rl_plan import DpoSettings, plan_dpo
+from esckit.train.rl_rows import epoch_order
 from esckit.train.rl_trainer import quiet_warnings
-from tests.train.rl_fakes import learner, optim, place, rows
+from tests.train.rl_fakes import Poison, Stop, learner, optim, place, rows
 
 SETTINGS = DpoSettings(beta=0.1, batch_size=4, micro_batch=2, max_prompt_tokens=2048, max_completion_tokens=512)
 
@@ -21,6 +21,7 @@ def trainer_of(folder, *callbacks, **changes):
     policy = learner()
     pairs = [
         {
+            "context_id": row["context_id"],
             "prompt": row["prompt"],
             "chosen": [
                 {"role": "assistant", "content": f"<think>a</think> <response>yes {row['context_id']}</response>"}
@@ -31,11 +32,12 @@ def trainer_of(folder, *callbacks, **changes):
         }
         for row in rows(policy)
     ]
-    diverged = Diverged(folder / "diverged.json", list, writes=True)
-    watch = Watch(folder, every=2, resumed_step=0, diverged=diverged, max_unscored=0.05)
     settings = optim(**changes)
+    batches = Batches(pairs, settings=SETTINGS, optim=settings, n_processes=1)
+    diverged = Diverged(folder / "diverged.json", lambda: batches.context_ids, writes=True)
+    watch = Watch(folder, every=2, resumed_step=0, diverged=diverged, max_unscored=0.05)
     return dpo_trainer(
-        policy, pairs, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, *callbacks)
+        policy, batches, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, *callbacks)
     )
 
 
@@ -74,15 +76,25 @@ def test_the_better_output_becomes_likelier_and_every_token_of_it_counts(tmp_pat
     assert margins[-1] > margins[0]
 
 
-class Stop(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 4:
-            raise KeyboardInterrupt
-
-
 def test_k_steps_resumed_by_k_steps_equal_two_k_steps_bit_for_bit(tmp_path):
     whole = fit(trainer_of(tmp_path / "whole", max_steps=6, epochs=3))
     with pytest.raises(KeyboardInterrupt):
-        fit(trainer_of(tmp_path / "cut", Stop(), max_steps=6, epochs=3, save_every=3))
+        fit(trainer_of(tmp_path / "cut", Stop(4), max_steps=6, epochs=3, save_every=3))
     resumed = fit(trainer_of(tmp_path / "cut", max_steps=6, epochs=3), str(tmp_path / "cut/states/checkpoint-3"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_diverged_run_names_the_pairs_of_the_step(tmp_path):
+    with pytest.raises(TrainingError, match="at step 3"):
+        fit(trainer_of(tmp_path, Poison(3), max_steps=6, epochs=3))
+    order = epoch_order(8, 3, batch=4, seed=7)
+    found = json.loads((tmp_path / "diverged.json").read_text())["input_ids"]
+    assert found == [row["context_id"] for row in map(rows(learner()).__getitem__, order[12:16])]
+
+
+def test_a_run_cut_after_its_last_state_takes_no_further_step(tmp_path):
+    whole = fit(trainer_of(tmp_path, max_steps=3, epochs=2))
+    trainer = trainer_of(tmp_path, max_steps=3, epochs=2)
+    again = fit(trainer, str(tmp_path / "states/checkpoint-3"))
+    assert trainer.state.global_step == 3
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from esckit.errors import ConfigError, DataError, TrainingError
 from esckit.models.tiny import tiny_random
@@ -16,7 +15,20 @@ from esckit.train.rl_monitor import Watch
 from esckit.train.rl_plan import PolicyOptim, plan_grpo
 from esckit.train.rl_rewards import PairedRewards
 from esckit.train.rl_trainer import learner_of, quiet_warnings
-from tests.train.rl_fakes import PAPER, SCORE, PolicyLora, columns, learner, optim, paired, place, rows, said
+from tests.train.rl_fakes import (
+    PAPER,
+    SCORE,
+    Poison,
+    PolicyLora,
+    Stop,
+    columns,
+    learner,
+    optim,
+    paired,
+    place,
+    rows,
+    said,
+)
 
 
 def small(**changes):
@@ -43,8 +55,7 @@ def fit(trainer, state=None):
 
 
 def watch(folder, rewards=None, **options):
-    ids = list if rewards is None else lambda: [each.completion.context_id for each in rewards.last]
-    diverged = Diverged(folder / "diverged.json", ids, writes=True)
+    diverged = Diverged(folder / "diverged.json", lambda: rewards.context_ids if rewards else (), writes=True)
     return Watch(folder, **{"every": 1, "resumed_step": 0, "diverged": diverged, "max_unscored": 0.05, **options})
 
 
@@ -173,18 +184,6 @@ def test_a_toy_reward_is_learnt(tmp_path):
     assert future[-1] > future[0] + 0.2
 
 
-class Poison(TrainerCallback):
-    """Makes a gradient NaN from some step on."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.after:
-            parameter = next(p for p in kwargs["model"].parameters() if p.requires_grad)
-            parameter.register_hook(lambda gradient: gradient * math.nan)
-
-
 def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
     rewards = paired()
     trainer = trainer_of(tmp_path, watch(tmp_path, rewards), Poison(2), rewards=rewards, max_steps=5, save_every=1)
@@ -196,22 +195,40 @@ def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
     assert (tmp_path / "states/checkpoint-2/adapter_model.safetensors").is_file()
 
 
-class Stop(TrainerCallback):
-    """Ends the process's part of a run, as an interrupt would."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 6:
-            raise KeyboardInterrupt
-
-
 def test_k_steps_resumed_by_k_steps_equal_two_k_steps_bit_for_bit(tmp_path):
     whole = fit(trainer_of(tmp_path / "whole", max_steps=8, epochs=2, save_every=100))
     with pytest.raises(KeyboardInterrupt):
-        fit(trainer_of(tmp_path / "cut", Stop(), max_steps=8, epochs=2, save_every=5))
+        fit(trainer_of(tmp_path / "cut", Stop(6), max_steps=8, epochs=2, save_every=5))
     # Four steps make an epoch, so the run goes on in the middle of the second one.
     resumed = fit(trainer_of(tmp_path / "cut", max_steps=8, epochs=2), str(tmp_path / "cut/states/checkpoint-5"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_batch_that_is_used_twice_is_never_cut_by_a_state(tmp_path):
+    twice = small(iterations=2, max_completion_tokens=6)
+    whole = fit(trainer_of(tmp_path / "whole", watch(tmp_path / "whole"), settings=twice, max_steps=8))
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert ["rl/reward/future" in row for row in rows] == [True, False] * 4
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer_of(tmp_path / "cut", Stop(6), settings=twice, max_steps=8, save_every=3))
+    # Of the outputs of step 3 a state would hold nothing.
+    assert [path.name for path in (tmp_path / "cut/states").glob("checkpoint-*")] == ["checkpoint-4"]
+    resumed = fit(trainer_of(tmp_path / "cut", settings=twice, max_steps=8), str(tmp_path / "cut/states/checkpoint-4"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_cut_after_its_last_state_takes_no_further_step(tmp_path):
+    whole = fit(trainer_of(tmp_path, max_steps=3))
+    trainer = trainer_of(tmp_path, max_steps=3)
+    again = fit(trainer, str(tmp_path / "states/checkpoint-3"))
+    assert trainer.state.global_step == 3
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_last_batch_that_would_be_used_in_part_is_refused():
+    with pytest.raises(ConfigError, match="max_steps 5 with 2 updates"):
+        plan_grpo(small(iterations=2), optim(max_steps=5), n_rows=64, n_processes=1)
 
 
 def test_only_attention_and_mlp_get_an_adapter_and_the_base_stays(tmp_path):

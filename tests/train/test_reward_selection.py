@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from esckit.errors import TrainingError
+from esckit.errors import NotFiniteError
 from esckit.train.reward import Evaluation, Metrics, Selection
 
 
@@ -37,5 +37,5 @@ def test_a_resumed_run_goes_on_from_the_best_of_the_earlier_go() -> None:
 
 
 def test_a_number_that_is_not_finite_is_a_divergence_and_never_the_best() -> None:
-    with pytest.raises(TrainingError, match="diverged"):
+    with pytest.raises(NotFiniteError, match="p of a dev example"):
         judged(Selection(log_loss_of, "log_loss", None), 0.5, math.nan)

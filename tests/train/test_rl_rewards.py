@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from esckit.errors import BackendError, ConfigError, TrainingError
+from esckit.errors import BackendError, ConfigError, NotFiniteError
 from esckit.train.lexicon import lexicon_reward
 from esckit.train.rl_rewards import PairedRewards, ReplyMeasure, correlation
 from tests.train.rl_fakes import WELL_FORMED, columns, paired, said
@@ -57,8 +57,14 @@ def test_whichever_callable_comes_first_the_pair_agrees():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_number_that_is_not_finite_is_an_error_at_once(value):
-    with pytest.raises(TrainingError, match="the reward is"):
-        paired(lambda turns, replies: [value] * len(replies)).future_reward([], said("Hi."), **columns(1))
+    values = [0.5, value]
+    rewards = paired(lambda turns, replies: [values.pop(0)] * len(replies))
+    rewards.future_reward([], said("Hi."), **columns(1, context_ids=["a"]))
+    assert rewards.context_ids == ("a",)
+    with pytest.raises(NotFiniteError, match="the reward is not finite"):
+        rewards.future_reward([], said("Hi."), **columns(1, step=1, context_ids=["b"]))
+    # Those of the batch that brought it, not of the one before.
+    assert rewards.context_ids == ("b",)
 
 
 def test_a_reply_that_does_not_fit_leaves_its_batch_alone():
