@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from esckit.dialogue.ask import Voice, ask, finished_text, gather_all
 from esckit.dialogue.rubric_critic import RubricCritic
 from esckit.dialogue.transcript import as_lines
+from esckit.dialogue.utterance import scene_of
 from esckit.dialogue.window import Window
 from esckit.errors import ModelError, ParseError, UnscoredError
 from esckit.ledger import Scope
@@ -59,7 +60,8 @@ class PairJudge:
     """Compares two replies to one context, on several dimensions at once.
 
     Attributes:
-        prompt: A prompt with ``situation``, ``conversation``, ``first``, ``second``, ``dimensions`` and ``keys``.
+        prompt: A prompt with ``scene``, ``situation``, ``conversation``, ``first``, ``second``, ``dimensions`` and
+            ``keys``.
         dimensions: Keys of :data:`DIMENSIONS`.
     """
 
@@ -87,6 +89,7 @@ class PairJudge:
 
         def messages(shown: Sequence[Turn]) -> list[Message]:
             return self.prompt.render(
+                scene=scene_of(scenario),
                 situation=scenario.situation or "not stated",
                 conversation=as_lines(shown),
                 first=first,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from esckit.prompts.prompt import Prompt
 from esckit.types import Generation, ParseKind
 
 _TAGS = ("<think>", "</think>", "<response>", "</response>")
@@ -16,6 +17,11 @@ _AGREED = re.compile(r"<think>(.*)</think>\s*<response>(.*)</response>", re.DOTA
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _RESPONSE = re.compile(r"<response>(.*?)</response>", re.DOTALL)
 _ANY_TAG = re.compile("|".join(_TAGS))
+
+
+def asks_for_tags(prompt: Prompt) -> bool:
+    """Return whether a prompt asks for the agreed form; to any other prompt plain text is the right answer."""
+    return any("<response>" in message.content for message in prompt.messages)
 
 
 def split_output(text: str) -> Generation:

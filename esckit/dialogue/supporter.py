@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from esckit.dialogue.ask import Voice, ask, last_whole_sentence, within_words
-from esckit.dialogue.output import split_output
+from esckit.dialogue.output import asks_for_tags, split_output
 from esckit.dialogue.transcript import as_chat, clean_reply, merge_messages
 from esckit.dialogue.window import Window
 from esckit.errors import ParseError
@@ -57,4 +57,8 @@ class PromptedSupporter:
             response = last_whole_sentence(response)
         if not response:
             raise ParseError("a blank reply", kind="blank", samples=(reply.text,))
-        return found.model_copy(update={"response": within_words(response, self.voice.max_words)})
+        # Where the prompt asks for no tags, plain text is what was agreed.
+        format_ok = found.format_ok or (found.parse_kind == "untagged" and not asks_for_tags(self.prompt))
+        return found.model_copy(
+            update={"response": within_words(response, self.voice.max_words), "format_ok": format_ok}
+        )

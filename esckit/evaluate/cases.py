@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from esckit.types import CriticReading, Failure, Generation, ParseKind, Record, Scenario, Usage
 
+MALFORMED: tuple[ParseKind, ...] = ("closed_response", "open_response", "untagged")
+"""How a reply was found in a malformed output; an output without any reply is unscored as ``blank``."""
+
 
 class Case(Record):
     """Base of every case.
@@ -65,7 +68,9 @@ class ResponseCase(Case):
         reference: The gold turn.
         strategy: The strategy that the supporter was told, None if none.
         parse_kind: How the reply was found in the output, None where a file gave it.
+        format_ok: Whether the output had the agreed form, None where a file gave the reply.
         nll: Summed negative log-likelihood (nats) of the reply under the scorer, None without one.
+        nll_unscored: Why an asked scorer gave none.
         n_scorer_tokens: Tokens that ``nll`` is summed over.
     """
 
@@ -76,7 +81,9 @@ class ResponseCase(Case):
     reference: str
     strategy: str | None = None
     parse_kind: ParseKind | None = None
+    format_ok: bool | None = None
     nll: float | None = None
+    nll_unscored: str | None = None
     n_scorer_tokens: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import get_args
 
 import numpy as np
 
-from esckit.evaluate.cases import Episode, EpisodeTurn
+from esckit.evaluate.cases import MALFORMED, Episode, EpisodeTurn
 from esckit.evaluate.measure import Measurement
 from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored
 from esckit.evaluate.outcomes import failure_reason
@@ -25,18 +24,34 @@ from esckit.types import ParseKind, Usage
 Turns = Sequence[EpisodeTurn]
 
 
-def _turn_reward(choose: Callable[[Episode], Turns]) -> EpisodeMetric:
+def cut_short(episode: Episode) -> Unscored | None:
+    """Return why play ended before its time; None for a dialogue that went to its end.
+
+    A critic that fails ends play where no other one was still listening.
+    """
+    last = len(episode.turns)
+    at_end = [one for one in episode.critic_failures.values() if one.turn == last < episode.max_turns]
+    failure = episode.failure or next(iter(at_end), None)
+    return Unscored(failure_reason(failure)) if failure else None
+
+
+def _failed_at(episode: Episode, t: int) -> Unscored | None:
+    """Return why play broke off within turn ``t``."""
+    return cut_short(episode) if episode.failure is not None and episode.failure.turn == t else None
+
+
+def _turn_reward(
+    choose: Callable[[Episode], Turns], broken: Callable[[Episode], Unscored | None] = cut_short
+) -> EpisodeMetric:
     """Return the mean over dialogues of the mean AFlow turn reward of some turns of each.
 
-    A turn counts with all four ratings or not at all; a dialogue whose chosen turns were all left unrated is unscored.
+    A dialogue counts with all four ratings of every chosen turn or not at all.
     """
 
     def collect(episode: Episode) -> Stats | Unscored | None:
         turns = choose(episode)
         rewards = [turn.ratings.reward for turn in turns if turn.ratings is not None]
-        if rewards:
-            return (sum(rewards) / len(rewards), 1.0)
-        return _unrated(turns)
+        return broken(episode) or _unrated(turns) or ((sum(rewards) / len(rewards), 1.0) if rewards else None)
 
     facts = Facts(
         "dialogue.turn_reward",
@@ -61,7 +76,9 @@ def turn_reward() -> EpisodeMetric:
 
 def turn_reward_at(t: int) -> EpisodeMetric:
     """Return the mean turn reward of turn ``t``."""
-    return _turn_reward(lambda episode: [turn for turn in episode.turns if turn.t == t])
+    return _turn_reward(
+        lambda episode: [turn for turn in episode.turns if turn.t == t], lambda episode: _failed_at(episode, t)
+    )
 
 
 def turn_reward_in(stage: Stage) -> EpisodeMetric:
@@ -78,9 +95,10 @@ def turn_reward_jump() -> EpisodeMetric:
     """Return the mean |R_t − R_{t−1}| of a dialogue, averaged over dialogues."""
 
     def collect(episode: Episode) -> Stats | Unscored | None:
-        rated = [(first.ratings, second.ratings) for first, second in pairwise(episode.turns)]
-        jumps = [abs(second.reward - first.reward) for first, second in rated if first and second]
-        return (sum(jumps) / len(jumps), 1.0) if jumps else _unrated(episode.turns)
+        rewards = [turn.ratings.reward for turn in episode.turns if turn.ratings is not None]
+        jumps = [abs(second - first) for first, second in pairwise(rewards)]
+        broken = cut_short(episode) or _unrated(episode.turns)
+        return broken or ((sum(jumps) / len(jumps), 1.0) if jumps else None)
 
     facts = Facts(
         "dialogue.turn_reward_jump",
@@ -116,9 +134,11 @@ def _strategy_counts(episode: Episode, strategies: Sequence[str], t: int | None 
 def strategy_entropy(strategies: Sequence[str], *, t: int | None = None, normalised: bool = False) -> EpisodeMetric:
     """Return the entropy of all chosen strategies, or of those of turn ``t``."""
 
-    def collect(episode: Episode) -> Stats | None:
+    def collect(episode: Episode) -> Stats | Unscored | None:
         counts = _strategy_counts(episode, strategies, t)
-        return tuple(counts) if any(counts) else None
+        if t is not None:
+            return tuple(counts) if any(counts) else _failed_at(episode, t)
+        return cut_short(episode) or (tuple(counts) if any(counts) else None)
 
     def value(sums: Array) -> Array:
         return entropy_of(sums) / (float(np.log(len(strategies))) if normalised else 1.0)
@@ -129,10 +149,11 @@ def strategy_entropy(strategies: Sequence[str], *, t: int | None = None, normali
 def dialogue_entropy(strategies: Sequence[str], *, normalised: bool = False) -> EpisodeMetric:
     """Return the entropy of the strategies within a dialogue, averaged over dialogues."""
 
-    def collect(episode: Episode) -> Stats | None:
+    def collect(episode: Episode) -> Stats | Unscored | None:
         counts = np.asarray([_strategy_counts(episode, strategies)])
-        if not counts.any():
-            return None
+        broken = cut_short(episode)
+        if broken or not counts.any():
+            return broken
         return (float(entropy_of(counts)[0]) / (float(np.log(len(strategies))) if normalised else 1.0), 1.0)
 
     facts = _entropy_facts("strategy_entropy_dialogue", len(strategies), normalised=normalised)
@@ -143,12 +164,11 @@ def dialogue_entropy(strategies: Sequence[str], *, normalised: bool = False) -> 
 
 
 def _over_turns(facts: Facts, read: Callable[[EpisodeTurn], float]) -> EpisodeMetric:
-    """Return the mean of a number over all supporter turns."""
+    """Return the mean of a number over all supporter turns of dialogues that went to their end."""
 
     def collect(episode: Episode) -> Stats | Unscored:
-        if not episode.turns:
-            return Unscored(failure_reason(episode.failure) if episode.failure else "incomplete")
-        return (sum(read(turn) for turn in episode.turns), float(len(episode.turns)))
+        said = (sum(read(turn) for turn in episode.turns), float(len(episode.turns)))
+        return cut_short(episode) or said
 
     return Metric(facts, collect, RATIO)
 
@@ -162,14 +182,14 @@ def reply_words() -> EpisodeMetric:
 
 
 def malformed_share(kind: ParseKind) -> EpisodeMetric:
-    """Return the share of supporter outputs taken apart in one way."""
+    """Return the share of supporter outputs without the agreed form that were taken apart in one way."""
     facts = Facts(
         "dialogue.malformed_share",
         higher_is_better=False,
         needs=frozenset({"episode"}),
         counts=("malformed", "outputs"),
     )
-    return _over_turns(facts, lambda turn: float(turn.supporter.parse_kind == kind))
+    return _over_turns(facts, lambda turn: float(not turn.supporter.format_ok and turn.supporter.parse_kind == kind))
 
 
 def usage(role: str, item: str) -> EpisodeMetric:
@@ -216,8 +236,7 @@ def dialogue_rows(
     if strategies and any(turn.strategy for episode in episodes for turn in episode.turns):
         rows += _entropy_rows(episodes, measurement, strategies)
     rows.append(measurement.row(reply_words(), episodes))
-    malformed = [kind for kind in get_args(ParseKind) if kind != "ok"]
-    rows += [measurement.row(malformed_share(kind), episodes, group={"parse_kind": kind}) for kind in malformed]
+    rows += [measurement.row(malformed_share(kind), episodes, group={"parse_kind": kind}) for kind in MALFORMED]
     for role in sorted({role for episode in episodes for role in episode.usage}):
         rows += [
             measurement.row(usage(role, item), episodes, group={"role": role, "item": item})

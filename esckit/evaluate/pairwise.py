@@ -88,11 +88,18 @@ class PairScale:
 
         return Metric(facts, collect_case, sums)
 
-    def _facts(self, name: str, *, higher_is_better: bool | None, counts: tuple[str, ...]) -> Facts:
+    def _facts(
+        self,
+        name: str,
+        *,
+        higher_is_better: bool | None,
+        counts: tuple[str, ...],
+        minimum: str = "1 scored comparison",
+    ) -> Facts:
         return Facts(
             f"pairwise.{self.dimension}.{name}",
             higher_is_better=higher_is_better,
-            minimum="1 scored comparison",
+            minimum=minimum,
             needs=frozenset({"judge"}),
             counts=counts,
             test="none",
@@ -139,12 +146,19 @@ class PairScale:
 
     def first_share(self) -> PairMetric:
         """Return the share of calls without a tie that the first position won; ½ is unbiased."""
-        facts = self._facts("first_share", higher_is_better=None, counts=("first", "decided"))
+        facts = self._facts(
+            "first_share", higher_is_better=None, counts=("first", "decided"), minimum="1 call without a tie"
+        )
         return self._metric(facts, lambda _, decision: (float(decision.n_first), float(decision.n_decided)))
 
     def longer_share(self) -> PairMetric:
         """Return the share of decided cases that the longer reply won; equal lengths are left out; ½ is unbiased."""
-        facts = self._facts("longer_share", higher_is_better=None, counts=("longer", "decided"))
+        facts = self._facts(
+            "longer_share",
+            higher_is_better=None,
+            counts=("longer", "decided"),
+            minimum="1 decided case with replies of different length",
+        )
 
         def read(case: PairCase, decision: Decision) -> Stats:
             if decision.winner == "tie" or case.n_words_a == case.n_words_b:

@@ -7,11 +7,11 @@ Shares of text overlap stand on 0-100, as the literature prints them. Tokens are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
-from esckit.evaluate.cases import ResponseCase
+from esckit.evaluate.cases import MALFORMED, ResponseCase
 from esckit.evaluate.distinct import DistinctShare, distinct_stats
 from esckit.evaluate.measure import Measurement
 from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, ratio
@@ -95,8 +95,8 @@ METEOR_EXACT = _mean_of("response.meteor_exact", lambda pair: meteor_exact(pair.
 
 
 def _surprise(case: ResponseCase, _: _Pair) -> Stats | Unscored:
-    if case.nll is None or not case.n_scorer_tokens:
-        return Unscored("missing")
+    if case.nll is None:
+        return Unscored(case.nll_unscored or "missing")
     return (case.nll, float(case.n_scorer_tokens))
 
 
@@ -134,11 +134,13 @@ LENGTH_RATIO: ResponseMetric = Metric(
 )
 
 
-def _parsed_as(kind: ParseKind) -> ResponseMetric:
+def malformed_share(kind: ParseKind) -> ResponseMetric:
+    """Return the share of outputs without the agreed form that were taken apart in one way."""
+
     def collect(case: ResponseCase) -> Stats | Unscored | None:
         if case.parse_kind is None:
             return None if case.unscored is None else Unscored(case.unscored)
-        return (float(case.parse_kind == kind), 1.0)
+        return (float(not case.format_ok and case.parse_kind == kind), 1.0)
 
     return Metric(
         Facts("response.malformed_share", higher_is_better=False, minimum="1 output", counts=("malformed", "outputs")),
@@ -153,11 +155,9 @@ def response_metrics(*, scorer: bool = False) -> tuple[ResponseMetric, ...]:
     return (bleu(2), bleu(4), ROUGE_L, METEOR_EXACT, distinct(1), distinct(2), *ppl, WORDS, LENGTH_RATIO)
 
 
-def response_rows(cases: Sequence[ResponseCase], measurement: Measurement) -> list[MetricRow]:
+def response_rows(cases: Sequence[ResponseCase], measurement: Measurement, *, scorer: bool = False) -> list[MetricRow]:
     """Return all rows of the suite; the share of every malformed form stands in ``group.parse_kind``."""
-    metrics = response_metrics(scorer=any(case.nll is not None for case in cases))
-    rows = [measurement.row(metric, cases) for metric in metrics]
+    rows = [measurement.row(metric, cases) for metric in response_metrics(scorer=scorer)]
     if any(case.parse_kind is not None for case in cases):
-        malformed = [kind for kind in get_args(ParseKind) if kind != "ok"]
-        rows += [measurement.row(_parsed_as(kind), cases, group={"parse_kind": kind}) for kind in malformed]
+        rows += [measurement.row(malformed_share(kind), cases, group={"parse_kind": kind}) for kind in MALFORMED]
     return rows

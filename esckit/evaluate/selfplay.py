@@ -33,10 +33,12 @@ class CriticScale:
     Attributes:
         critic: Preset name, part of every metric's name.
         max_turns: T of the protocol.
+        compat: True if readings with nothing readable in them count as 0, as PPDPP's do.
     """
 
     critic: str
     max_turns: int = 8
+    compat: bool = False
 
     def _name(self, name: str) -> str:
         return f"dialogue.{self.critic}.{name}"
@@ -160,6 +162,30 @@ class CriticScale:
         facts = self._share_facts("sr_bounds", "none", "a bound over unscored dialogues, no estimate")
         return Metric(facts, collect_case, RATIO)
 
+    def compat_zeros(self) -> EpisodeMetric:
+        """Return how many readings of scored dialogues had nothing readable in them and count as 0."""
+        facts = Facts(
+            self._name("compat_zeros"),
+            unit="readings",
+            range=(0.0, None),
+            higher_is_better=False,
+            minimum="1 scored dialogue",
+            interval="none",
+            no_interval="a count",
+            test="none",
+            needs=frozenset({"episode"}),
+            counts=("zeros", "readings"),
+        )
+
+        def collect_case(episode: Episode) -> Stats | Unscored:
+            outcome = read_outcome(episode, self.critic)
+            if isinstance(outcome, Unscored):
+                return outcome
+            read = [turn.readings[self.critic] for turn in episode.turns[: len(outcome.values)]]
+            return (float(sum(reading.compat_zero for reading in read)), float(len(read)))
+
+        return Metric(facts, collect_case, Sums(lambda sums: sums[:, 0]))
+
     def weighted(self, name: str, n_scored: int) -> EpisodeMetric:
         """Return the successes among a type's dialogues over all ``n_scored`` dialogues."""
         facts = self._share_facts(name, "none", "a part of sr_strict")
@@ -182,6 +208,8 @@ def headline_metrics(scale: CriticScale) -> tuple[EpisodeMetric, ...]:
 def critic_rows(episodes: Sequence[Episode], scale: CriticScale, measurement: Measurement) -> list[MetricRow]:
     """Return all rows of one critic: the whole, curves by turn, breakdowns by type."""
     rows = [measurement.row(metric, episodes) for metric in headline_metrics(scale)]
+    if scale.compat:
+        rows.append(measurement.row(scale.compat_zeros(), episodes))
     for high in (False, True):
         group: dict[str, str | int] = {"bound": "high" if high else "low"}
         rows.append(measurement.row(scale.bound(high=high), episodes, group=group))

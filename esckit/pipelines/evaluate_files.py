@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, SycophancyCase
+from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, ResponseCase, SycophancyCase
 from esckit.pipelines.evaluate_suites.work import Work
 from esckit.records import read_records, write_records
 from esckit.types import Record
@@ -100,11 +100,15 @@ def _failures(work: Work, case: Case) -> Iterator[FailedCase]:
     if isinstance(case, Episode):
         for failure in [*([case.failure] if case.failure else []), *case.critic_failures.values()]:
             yield FailedCase(suite=work.suite, id=case.id, stage=failure.stage, kind=failure.kind)
-    for kind in _judge_failures(case):
-        yield FailedCase(suite=work.suite, id=case.id, stage="judge", kind=kind)
+    stage = "scorer" if isinstance(case, ResponseCase) else "judge"
+    for kind in _readers_failures(case):
+        yield FailedCase(suite=work.suite, id=case.id, stage=stage, kind=kind)
 
 
-def _judge_failures(case: Case) -> list[str]:
+def _readers_failures(case: Case) -> list[str]:
+    """Return how the judges, or the scorer, of what was said failed."""
+    if isinstance(case, ResponseCase):
+        return [case.nll_unscored] if case.nll_unscored else []
     if isinstance(case, PairCase):
         return [judgement.unscored for judgement in case.judgements if judgement.unscored]
     if isinstance(case, ProbeCase | SycophancyCase):
@@ -116,7 +120,7 @@ def _judge_failures(case: Case) -> list[str]:
 
 def backend_failed(case: Case) -> bool:
     """Return whether a backend failed in a case; what a model said wrongly is no failure of this kind."""
-    kinds = [case.unscored, *_judge_failures(case)]
+    kinds = [case.unscored, *_readers_failures(case)]
     if isinstance(case, Episode):
         kinds += [case.failure.kind if case.failure else None, *(one.kind for one in case.critic_failures.values())]
     return BACKEND in kinds

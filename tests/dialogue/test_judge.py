@@ -15,7 +15,7 @@ from esckit.types import Sampling, Scenario, Turn
 from tests.fakes import FakeModel
 
 TALK = (Turn(speaker="seeker", text="I lost my job."),)
-SCENARIO = Scenario(id="d1", situation="Lost the job.")
+SCENARIO = Scenario(id="d1", situation="Lost the job.", emotion_type="shame", problem_type="job crisis")
 
 
 def voice(model: FakeModel) -> Voice:
@@ -65,6 +65,7 @@ def test_the_pair_judge_sees_both_replies_and_every_dimension_and_nothing_of_the
     assert DIMENSIONS["fluency"] in shown
     assert DIMENSIONS["comfort"] not in shown
     assert "words" not in shown
+    assert all(known in shown for known in ("Lost the job.", "shame", "job crisis"))
 
 
 def test_a_pair_judge_that_talks_is_asked_again_and_then_unscored() -> None:

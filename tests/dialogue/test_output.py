@@ -1,10 +1,18 @@
 """Output splitting: the agreed form, every malformed kind, and that nothing is lost or leaked."""
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esckit.dialogue.ask import Voice
 from esckit.dialogue.output import split_output
+from esckit.dialogue.supporter import PromptedSupporter
+from esckit.ledger import Ledger
+from esckit.prompts.prompt import load_prompt
+from esckit.types import Sampling, Turn
+from tests.fakes import FakeModel
 
 VECTORS = [
     ("<think>a</think> <response>Hi.</response>", "ok", "Hi."),
@@ -50,3 +58,21 @@ def test_no_tag_reaches_a_reply_and_blank_means_blank(parts: list[str]) -> None:
     assert not any(tag in found.response for tag in ("<think>", "</think>", "<response>", "</response>"))
     assert (found.response == "") == (found.parse_kind == "blank")
     assert found.format_ok == (found.parse_kind == "ok")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "format_ok"),
+    [
+        ("supporter_rlff", "<think>a</think> <response>Hi.</response>", True),
+        ("supporter_rlff", "Hi.", False),
+        ("supporter_ppdpp", "Hi.", True),
+        ("supporter_ppdpp", "<response>Hi.", False),
+    ],
+)
+def test_plain_text_is_the_agreed_form_where_the_prompt_asks_for_no_tags(
+    prompt: str, text: str, format_ok: bool
+) -> None:
+    voice = Voice(FakeModel(lambda messages, seed: text), Sampling(temperature=0.0))
+    talk = [Turn(speaker="seeker", text="I am low.")]
+    found = asyncio.run(PromptedSupporter(voice, load_prompt(prompt)).reply(talk, Ledger(7, "d").at(1)))
+    assert (found.response, found.format_ok) == ("Hi.", format_ok)

@@ -9,15 +9,17 @@ from esckit.evaluate.cases import Episode, TurnRatings
 from esckit.evaluate.dialogue import (
     dialogue_entropy,
     dialogue_rows,
+    malformed_share,
     reply_words,
     strategy_entropy,
     turn_reward,
+    turn_reward_at,
     turn_reward_in,
     turn_reward_jump,
 )
 from esckit.evaluate.metric import Metric, collect
 from esckit.evaluate.selfplay import CriticScale
-from esckit.types import Usage
+from esckit.types import Failure, Usage
 from tests.evaluate.casefakes import episode, measurement, quarters, turn
 
 EIGHT = tuple("ABCDEFGH")
@@ -68,6 +70,54 @@ def test_an_unreadable_turn_judge_is_counted_and_never_a_number() -> None:
     silent = turn(1, {}).model_copy(update={"ratings_unscored": "unparsed"})
     found = collect(turn_reward(), [episode("a", {}, turns=[silent])])
     assert (found.n, found.unscored) == (0, {"unparsed": 1})
+
+
+GOOD = rated((5, 5, 5, 5))[0]
+
+
+def failure(t: int, stage: str, kind: str = "unparsed") -> Failure:
+    return Failure.model_validate({"stage": stage, "turn": t, "kind": kind, "attempts": 2, "message": "no"})
+
+
+def test_a_turn_without_ratings_leaves_its_dialogue_unscored_and_only_its_turn() -> None:
+    turns = [turn(t, {}, ratings=GOOD) for t in (1, 2, 3)]
+    turns[1] = turn(2, {}).model_copy(update={"ratings_unscored": "unparsed"})
+    played = [episode("a", {}, turns=turns, max_turns=3)]
+    for metric in (turn_reward(), turn_reward_jump(), turn_reward_in("Comforting"), turn_reward_at(2)):
+        found = collect(metric, played)
+        assert (found.n, found.unscored) == (0, {"unparsed": 1}), metric.name
+    for metric in (turn_reward_at(1), turn_reward_at(3), turn_reward_in("Exploration")):
+        assert collect(metric, played).n == 1
+
+
+def test_a_dialogue_that_was_cut_short_enters_no_value() -> None:
+    turns = [turn(t, {}, strategy="A", ratings=GOOD) for t in (1, 2)]
+    broken = episode("a", {}, turns=turns, failure=failure(3, "supporter", "blank"))
+    unread = episode("b", {}, turns=turns).model_copy(update={"critic_failures": {"rlff7": failure(2, "critic")}})
+    at_once = episode("c", {}, turns=[], failure=failure(1, "strategist"))
+    for metric in (
+        *(turn_reward(), turn_reward_jump(), turn_reward_in("Action")),
+        *(strategy_entropy(EIGHT), dialogue_entropy(EIGHT), reply_words(), malformed_share("untagged")),
+    ):
+        found = collect(metric, [broken, unread, at_once])
+        assert (found.n, found.unscored) == (0, {"blank": 1, "unscored_critic": 1, "unparsed": 1}), metric.name
+    for metric in (turn_reward_at(1), strategy_entropy(EIGHT, t=1)):
+        assert (collect(metric, [broken, at_once]).n, collect(metric, [broken, at_once]).n_unscored) == (1, 1)
+
+
+def test_a_critic_that_fails_while_another_listens_cuts_nothing() -> None:
+    turns = [turn(t, {}) for t in (1, 2, 3)]
+    played = episode("a", {}, turns=turns).model_copy(update={"critic_failures": {"rlff7": failure(2, "critic")}})
+    assert collect(reply_words(), [played]).n == 1
+    last = episode("b", {}, turns=turns, max_turns=3)
+    assert collect(reply_words(), [last.model_copy(update={"critic_failures": {"x": failure(3, "critic")}})]).n == 1
+
+
+def test_plain_text_is_malformed_only_where_another_form_was_agreed() -> None:
+    plain = [turn(t, {}).supporter.model_copy(update={"parse_kind": "untagged", "format_ok": t == 1}) for t in (1, 2)]
+    turns = [turn(t, {}).model_copy(update={"supporter": said}) for t, said in enumerate(plain, start=1)]
+    metric = malformed_share("untagged")
+    assert metric.finish(collect(metric, [episode("a", {}, turns=turns)]).stats) == 0.5
 
 
 def test_all_rows_state_value_or_reason() -> None:

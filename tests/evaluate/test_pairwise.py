@@ -37,6 +37,17 @@ def test_a_judge_that_always_answers_1_decides_nothing() -> None:
     assert found["longer_share"] is None
 
 
+def test_shares_that_need_more_than_a_comparison_say_what() -> None:
+    cases = [pair_case(index, "tie", "tie") for index in range(6)]
+    rows = pairwise_rows(cases, ["overall"], measurement("pairwise", [case.dialogue_id for case in cases]))
+    reasons = {row.name.rpartition(".")[2]: row.reason for row in rows if row.value is None}
+    assert reasons == {
+        "sign_p": "needs 1 decided case",
+        "first_share": "needs 1 call without a tie",
+        "longer_share": "needs 1 decided case with replies of different length",
+    }
+
+
 named = st.sampled_from(["A", "B", "tie"])
 
 

@@ -64,6 +64,31 @@ def test_perplexity_is_no_mean_of_perplexities() -> None:
     assert value(PPL, cases) == pytest.approx(math.exp(2.1))
 
 
+def test_a_scorer_that_failed_leaves_a_perplexity_with_its_reasons() -> None:
+    failed = [CASES[0].model_copy(update={"nll_unscored": "too_long"}), CASES[1]]
+    for cases, n in ((failed, 0), ([failed[0], CASES[1].model_copy(update={"nll": 30.0, "n_scorer_tokens": 15})], 1)):
+        rows = response_rows(cases, measurement("response", ["d0", "d1"]), scorer=True)
+        row = next(row for row in rows if row.name == "response.ppl")
+        assert (row.value is None, row.n) == (n == 0, n)
+        assert row.reason
+        assert row.unscored == {"too_long": 1} | ({"missing": 1} if n == 0 else {})
+    rows = response_rows(failed, measurement("response", ["d0", "d1"]))
+    assert "response.ppl" not in {row.name for row in rows}
+
+
+def test_only_outputs_without_the_agreed_form_are_malformed() -> None:
+    forms = [("untagged", True), ("untagged", False), ("ok", True), ("open_response", False)]
+    cases = [
+        response_case(index, "I see.").model_copy(update={"parse_kind": kind, "format_ok": ok})
+        for index, (kind, ok) in enumerate(forms)
+    ]
+    rows = response_rows([*cases, response_case(9, None)], measurement("response", [f"d{n}" for n in range(10)]))
+    shares = {row.group["parse_kind"]: row for row in rows if row.name == "response.malformed_share" and row.group}
+    found = {kind: row.value for kind, row in shares.items()}
+    assert found == {"closed_response": 0.0, "open_response": 0.25, "untagged": 0.25}
+    assert {kind: row.unscored for kind, row in shares.items()} == {kind: {"blank": 1} for kind in found}
+
+
 def test_the_jackknife_of_distinct() -> None:
     texts = [["I hear you.", "That is hard."], ["I hear you.", "Tell me more."], ["What would help you?"]]
     cases = [

@@ -56,6 +56,17 @@ def test_the_worked_rows() -> None:
     assert "small_sample" in rows["sr_strict", None].flags
 
 
+def test_readings_without_an_answer_are_counted_where_they_count_as_zero() -> None:
+    first, *rest = WORKED[0].turns
+    zero = first.readings["rlff7"].model_copy(update={"compat_zero": True})
+    half = WORKED[0].model_copy(update={"turns": (first.model_copy(update={"readings": {"rlff7": zero}}), *rest)})
+    cases = [half, *WORKED[1:]]
+    rows = critic_rows(cases, CriticScale("rlff7", compat=True), measurement("dialogue", list("abcd")))
+    row = next(row for row in rows if row.name == "dialogue.rlff7.compat_zeros")
+    assert (row.value, row.unit, row.counts, row.n) == (1.0, "readings", {"zeros": 1.0, "readings": 20.0}, 4)
+    assert not any(name == "compat_zeros" for name, _ in rows_of(cases))
+
+
 def test_lenient_at_success_of_the_worked_dialogues() -> None:
     turns = [found for outcome in (A, B, C, D) if (found := outcome_of(tuple(outcome)).lenient)]
     assert sum(turns) / len(turns) == pytest.approx(10 / 3)

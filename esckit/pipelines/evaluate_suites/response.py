@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from esckit.models.perplexity import Surprise
     from esckit.pipelines.models import ModelPool
 
+log = logging.getLogger(__name__)
+
 Responder = Callable[[Context], Awaitable[ResponseCase]]
 
 
@@ -33,6 +36,7 @@ def response_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
     found = answerable(recipe, material)
     kept = sampled(found, run_seed=recipe.seed, purpose="response", per_dialogue=recipe.settings.response.per_dialogue)
     calls, roles = reply_calls(recipe, predictions, len(kept))
+    calls |= {"scorer": len(kept)} if recipe.models.scorer is not None else {}
 
     def prepare(casting: Casting, done: Done) -> Player:
         responder = build_responder(casting, predictions)
@@ -45,9 +49,9 @@ def response_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
                 return case
             try:
                 found = await surprise(context, case.reply)
-            except ModelError:
+            except ModelError as error:
                 # The reply stands; its perplexity is what is missing.
-                return case
+                return case.model_copy(update={"nll_unscored": error.kind})
             return case.model_copy(update={"nll": found.nll, "n_scorer_tokens": found.n_tokens})
 
         return play
@@ -93,6 +97,8 @@ def reply_calls(
         return {}, ()
     if recipe.models.supporter is None:
         raise ConfigError("no reply in the predictions file", expected="models.supporter, or lines with a reply")
+    if predictions is not None:
+        log.warning("no reply in %s: models.supporter writes the replies", recipe.predictions)
     speakers = ("strategist", "supporter") if recipe.settings.response.strategy == "predicted" else ("supporter",)
     return dict.fromkeys(speakers, n), speakers
 
@@ -133,7 +139,7 @@ def _speaker(casting: Casting) -> Responder:
         except ModelError as error:
             return _case(context, strategy=strategy, reason=error.kind)
         return _case(context, reply=written.response, strategy=strategy).model_copy(
-            update={"parse_kind": written.parse_kind}
+            update={"parse_kind": written.parse_kind, "format_ok": written.format_ok}
         )
 
     return speak
