@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.models import CheckpointBinding
+from esckit.dialogue.reward_critic import ResponseScorer
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.cases import RewardCase
 from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_suites.work import Done, Player, Unit, Work
 from esckit.pipelines.leakage import run_of
 from esckit.pipelines.reward_inputs import RewardInputs, read_inputs
-from esckit.types import Future, Outcome
+from esckit.types import Context, Future, Outcome
 
 if TYPE_CHECKING:
     from esckit.models.reward import RewardModel
+
+Said: TypeAlias = list[float] | ModelError
+
+_LOT = 64
+"""Futures that are scored together: enough to fill a row, and few enough that a broken run loses little."""
 
 
 def reward_work(recipe: EvaluateRecipe, inputs: RewardInputs) -> Work:
@@ -32,24 +38,21 @@ def reward_work(recipe: EvaluateRecipe, inputs: RewardInputs) -> Work:
     futures = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
     if not futures:
         raise DataError("no scored future", path=", ".join(recipe.settings.reward.inputs), expected="at least one")
+    units = tuple(Unit(case_id(future, futures), future.dialogue_id, future) for future in futures)
 
     def prepare(casting: Casting, done: Done) -> Player:
         model = _load(binding)
         labels = _Labels.of(model, inputs)
-        untrained = _untrained(model, recipe.seed)
-        turn = asyncio.Lock()
+        known = done.get("reward", {})
+        missing = [unit for unit in units if (case := known.get(unit.id)) is None or case.unscored is not None]
+        lots = Lots((model, _untrained(model, recipe.seed)), inputs.contexts, missing)
 
         async def play(unit: Unit) -> RewardCase:
-            future: Future = unit.what
-            turns = inputs.contexts[future.context_id].turns
-            reply = future.exchanges[0].supporter.response
-            try:
-                async with turn:
-                    (p,) = await asyncio.to_thread(model.score, [turns], [reply])
-                    (p_untrained,) = await asyncio.to_thread(untrained.score, [turns], [reply])
-            except ModelError as error:
-                return labels.case(unit.id, future, None, reason=error.kind)
-            return labels.case(unit.id, future, p).model_copy(update={"p_untrained": p_untrained})
+            said = await lots.read(unit)
+            if isinstance(said, ModelError):
+                return labels.case(unit.id, unit.what, None, reason=said.kind)
+            p, p_untrained = said
+            return labels.case(unit.id, unit.what, p).model_copy(update={"p_untrained": p_untrained})
 
         return play
 
@@ -57,7 +60,7 @@ def reward_work(recipe: EvaluateRecipe, inputs: RewardInputs) -> Work:
         suite="reward",
         file="reward",
         kind=RewardCase,
-        units=tuple(Unit(case_id(future, futures), future.dialogue_id, future) for future in futures),
+        units=units,
         calls={"reward": len(futures)},
         prepare=prepare,
         roles=("reward",),
@@ -94,6 +97,63 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
     set_seed(seed % 2**32)
     net, _ = build_net(model.metadata.backbone, model.metadata.kind, trainable="full", pooling=model.metadata.pooling)
     return RewardModel(net.eval().to(next(model.net.parameters()).device), model.text)
+
+
+class Lots:
+    """Asks several models about futures, a lot at a time: what the futures of a dialogue share is read once.
+
+    Args:
+        models: All are asked about every future.
+        contexts: By id.
+        units: The futures that may be asked about.
+    """
+
+    def __init__(
+        self, models: Sequence[ResponseScorer], contexts: Mapping[str, Context], units: Sequence[Unit]
+    ) -> None:
+        self._models, self._contexts = models, contexts
+        self._lots = list(_lots(units))
+        self._lot_of = {unit.id: at for at, lot in enumerate(self._lots) for unit in lot}
+        self._readings: dict[int, asyncio.Task[dict[str, Said]]] = {}
+        self._turn = asyncio.Lock()
+
+    async def read(self, unit: Unit) -> Said:
+        """Return what each model says of a future, or why they cannot read it; its lot is read along, once."""
+        at = self._lot_of[unit.id]
+        if at not in self._readings:
+            self._readings[at] = asyncio.create_task(self._read(self._lots[at]))
+        return (await self._readings[at])[unit.id]
+
+    async def _read(self, lot: Sequence[Unit]) -> dict[str, Said]:
+        async with self._turn:
+            return await asyncio.to_thread(self._score, lot)
+
+    def _score(self, lot: Sequence[Unit]) -> dict[str, Said]:
+        turns = [self._contexts[unit.what.context_id].turns for unit in lot]
+        replies = [unit.what.exchanges[0].supporter.response for unit in lot]
+        try:
+            scores = [model.score(turns, replies) for model in self._models]
+        except ModelError as error:
+            if len(lot) == 1:
+                return {lot[0].id: error}
+            # One that cannot be read does not take the others along.
+            return {name: said for unit in lot for name, said in self._score([unit]).items()}
+        return {unit.id: said for unit, *said in zip(lot, *scores, strict=True)}
+
+
+def _lots(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Yield units in lots of about :data:`_LOT`, those of a dialogue together."""
+    by_dialogue: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_dialogue.setdefault(unit.dialogue_id, []).append(unit)
+    lot: list[Unit] = []
+    for together in by_dialogue.values():
+        lot += together
+        if len(lot) >= _LOT:
+            yield lot
+            lot = []
+    if lot:
+        yield lot
 
 
 class _Labels:
