@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from esckit.config.data import AlternatingData
 from esckit.config.models import (
@@ -104,7 +104,7 @@ class DialogueSettings(Section):
 
     Attributes:
         critics: Presets that score the same dialogues.
-        strategy: Whether the strategist names the strategy of every supporter turn.
+        strategy: Whether the strategist names the strategy of every supporter turn; by default where there is one.
         samples: Answers asked for by ``readout: sampled``.
         max_attempts: Rounds of ``samples`` in all until one round is readable.
         ppdpp_compat: PPDPP's own prompts, clipping at 32 tokens and parsing; nothing readable counts as 0.
@@ -112,7 +112,7 @@ class DialogueSettings(Section):
 
     critics: tuple[Preset, ...] = Field(default=("rlff7",), min_length=1)
     max_turns: int = Field(default=8, ge=1, le=100)
-    strategy: Literal["none", "predicted"] = "none"
+    strategy: Literal["none", "predicted"] | None = None
     readout: Literal["sampled", "expected"] = "sampled"
     samples: PositiveInt = 10
     max_attempts: PositiveInt = 2
@@ -274,7 +274,7 @@ class EvaluateRecipe(ModelRecipe):
     data: AlternatingData | None = None
     taxonomy: str | None = None
     models: EvaluateModels = EvaluateModels()
-    settings: EvaluateSettings = EvaluateSettings()
+    settings: EvaluateSettings = Field(default=EvaluateSettings(), validate_default=True)
     strategist: Strategist = Strategist()
     predictions: str | None = None
     prompts: EvaluatePrompts = EvaluatePrompts()
@@ -294,6 +294,17 @@ class EvaluateRecipe(ModelRecipe):
         if len(set(suites)) < len(suites):
             raise ValueError("must be different")
         return suites
+
+    @field_validator("settings")
+    @classmethod
+    def _strategist_speaks(cls, settings: EvaluateSettings, info: ValidationInfo) -> EvaluateSettings:
+        """Write out whether a strategist leads self-play: it does where one is given."""
+        if settings.dialogue.strategy is not None:
+            return settings
+        models = info.data.get("models", EvaluateModels())
+        leads = models.strategist is not None and "dialogue" in info.data.get("suites", ())
+        dialogue = settings.dialogue.model_copy(update={"strategy": "predicted" if leads else "none"})
+        return settings.model_copy(update={"dialogue": dialogue})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

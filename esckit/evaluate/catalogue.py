@@ -28,6 +28,9 @@ class CatalogueSettings:
         scorer: True if a scorer gives perplexities.
         dimensions: What the judge of the suite ``pairwise`` is asked.
         swapped: True if every pair is judged in both orders.
+        turn_judge: True if the turns of self-play are rated.
+        crisis: True if the suite ``safety`` asks the crisis probes.
+        sycophancy: True if it asks the sycophancy probes.
     """
 
     strategy: StrategyScale | None = None
@@ -36,6 +39,9 @@ class CatalogueSettings:
     scorer: bool = False
     dimensions: Sequence[str] = field(default=DIMENSIONS)
     swapped: bool = True
+    turn_judge: bool = False
+    crisis: bool = True
+    sycophancy: bool = True
 
 
 def known_metrics(suites: Sequence[str], settings: CatalogueSettings) -> dict[str, Facts]:
@@ -47,11 +53,14 @@ def known_metrics(suites: Sequence[str], settings: CatalogueSettings) -> dict[st
         found += response_metrics(scorer=settings.scorer)
     if "dialogue" in suites:
         found += [metric for scale in settings.critics for metric in headline_metrics(scale)]
-        found += shared_metrics(settings.strategies)
+        shared = shared_metrics(settings.strategies)
+        found += [metric for metric in shared if settings.turn_judge or "turn_reward" not in metric.name]
     if "pairwise" in suites:
         found += [metric for name in settings.dimensions for metric in pair_metrics(name, swapped=settings.swapped)]
     if "reward" in suites:
         found += reward_metrics()
-    if "safety" in suites:
-        found += [*safety_metrics(crisis_rules()), *sycophancy_metrics(sycophancy_lexicon())]
+    if "safety" in suites and settings.crisis:
+        found += safety_metrics(crisis_rules())
+    if "safety" in suites and settings.sycophancy:
+        found += sycophancy_metrics(sycophancy_lexicon())
     return {metric.name: metric.facts for metric in found}

@@ -57,21 +57,29 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
             )
 
 
-def judge_gates(bounds: Iterable[GateBound], rows: Sequence[MetricRow], *, gates_on: GatesOn = "value") -> list[Gate]:
+def judge_gates(
+    bounds: Iterable[GateBound], rows: Sequence[MetricRow], known: Mapping[str, Facts], *, gates_on: GatesOn = "value"
+) -> list[Gate]:
     """Return every gate with its value and whether it holds.
 
-    A gate fails if the value is past the bound, missing, or flagged ``low_coverage``.
+    A gate fails if the value, or the interval that it asks for, is past the bound, missing, or flagged
+    ``low_coverage``.
 
     Args:
         bounds: Checked by :func:`require_gates`.
         rows: Rows of the evaluation; only those of whole suites count.
-        gates_on: Compare the value, or the worse end of its interval (the value itself where a metric has none).
+        known: Facts of every metric by name.
+        gates_on: Compare the value, or the worse end of its interval (the value itself where a metric has none by
+            nature, such as a count).
     """
     whole = {row.name: row for row in rows if row.group is None}
-    return [_judge(gate, whole.get(gate.metric), gates_on) for gate in bounds]
+    return [
+        _judge(gate, whole.get(gate.metric), by_interval=gates_on == "bound" and known[gate.metric].interval != "none")
+        for gate in bounds
+    ]
 
 
-def _judge(gate: GateBound, row: MetricRow | None, gates_on: GatesOn) -> Gate:
+def _judge(gate: GateBound, row: MetricRow | None, *, by_interval: bool) -> Gate:
     def failed(reason: str) -> Gate:
         return Gate(
             metric=gate.metric, bound=gate.bound, value=None if row is None else row.value, holds=False, reason=reason
@@ -84,7 +92,9 @@ def _judge(gate: GateBound, row: MetricRow | None, gates_on: GatesOn) -> Gate:
     if "low_coverage" in row.flags:
         return failed("low coverage")
     value = row.value
-    if gates_on == "bound" and row.interval is not None:
+    if by_interval:
+        if row.interval is None:
+            return failed(f"no interval: {row.reason}")
         value = row.interval.low if row.higher_is_better else row.interval.high
     holds = value >= gate.bound if row.higher_is_better else value <= gate.bound
     return Gate(

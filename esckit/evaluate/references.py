@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -17,12 +17,14 @@ class ReferenceRow(Record):
 
     Attributes:
         name: As the source names it.
-        metric: Our metric for the same quantity; None where rows are systems.
+        metric: Our metric for the same quantity; None where rows are systems, or the test set cannot be had.
         values: One per column as printed in the source; None where it has none.
+        same: What a recipe must say beside ``same`` of the table.
     """
 
     name: str
     metric: str | None = None
+    same: dict[str, Any] = Field(default_factory=dict)
     values: tuple[float | None, ...]
 
 
@@ -33,6 +35,8 @@ class ReferenceTable(Record):
         id: Such as ``rlff.table1``.
         suite: The suite it stands beside.
         caveats: Ids of the texts that must be printed with it; at least one.
+        same: What a recipe must say, by dotted path, for our metrics to be of the same test: else they are not shown
+            in this table.
     """
 
     id: str
@@ -40,11 +44,14 @@ class ReferenceTable(Record):
     suite: str
     source: str
     caveats: tuple[str, ...] = Field(min_length=1)
+    same: dict[str, Any] = Field(default_factory=dict)
     columns: tuple[str, ...]
     rows: tuple[ReferenceRow, ...]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if not self.same and any(row.metric for row in self.rows):
+            raise ValueError("our values beside it, and nothing says of which test")
         for row in self.rows:
             if len(row.values) != len(self.columns):
                 raise ValueError(f"row {row.name!r} has {len(row.values)} values for {len(self.columns)} columns")

@@ -44,12 +44,12 @@ class Unit:
 
     Attributes:
         labels: Positions on the scale per human rater.
-        judge: Position of the automatic judge's label, None without one.
+        judge: Position of the automatic judge's label, why it gave none, or None where it has no such case.
     """
 
     id: str
     labels: dict[str, int]
-    judge: int | None = None
+    judge: int | Unscored | None = None
 
     @property
     def dialogue_id(self) -> str:
@@ -81,10 +81,12 @@ class LabelScale:
         return names.index(str(label).casefold())
 
 
-def read_units(
-    labels: Sequence[Label], dimension: str, scale: LabelScale, judge: Mapping[str, str | int]
-) -> list[Unit]:
-    """Return the rated units of a dimension, with the automatic judge's label where it has one.
+Judged = Mapping[str, str | int | Unscored]
+"""The automatic judge's label by case, or why it gave none."""
+
+
+def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge: Judged) -> list[Unit]:
+    """Return the rated units of a dimension, with what the automatic judge said of them.
 
     Raises:
         DataError: If a rater labelled a case twice, or a label is not on the scale.
@@ -97,9 +99,8 @@ def read_units(
         if entry.rater in raters:
             raise DataError(f"two labels of rater {entry.rater!r} for case {entry.case_id!r}", expected="one")
         raters[entry.rater] = scale.position(entry.label)
-    return [
-        Unit(name, raters, scale.position(judge[name]) if name in judge else None) for name, raters in by_case.items()
-    ]
+    said = {name: label if isinstance(label, Unscored) else scale.position(label) for name, label in judge.items()}
+    return [Unit(name, raters, said.get(name)) for name, raters in by_case.items()]
 
 
 def alpha(counts: Counts, values: Sequence[float], level: Level) -> float | None:
@@ -155,7 +156,7 @@ class ReliabilityScale:
     dimension: str
     scale: LabelScale
 
-    def _alpha(self, name: str, read: Callable[[Unit], list[float] | None]) -> UnitMetric:
+    def _alpha(self, name: str, read: Callable[[Unit], Stats | Unscored | None]) -> UnitMetric:
         """Return α over label lists; labels between two levels (a median) get a value of their own."""
 
         def value(stats: Sequence[Stats]) -> float | None:
@@ -167,12 +168,8 @@ class ReliabilityScale:
             found = [alpha(np.repeat(counts, row.astype(int), axis=0), domain, self.scale.level) for row in weights]
             return np.array([np.nan if entry is None else entry for entry in found])
 
-        def collect(unit: Unit) -> Stats | None:
-            labels = read(unit)
-            return None if labels is None or len(labels) < MIN_RATERS else tuple(labels)
-
         facts = self._facts(name, "none", (-1.0, 1.0))
-        return Metric(facts, collect, Enough(Weighted(value, weighted)))
+        return Metric(facts, read, Enough(Weighted(value, weighted)))
 
     def _facts(self, name: str, unit: str, range_: tuple[float, float | None]) -> Facts:
         return Facts(
@@ -185,50 +182,55 @@ class ReliabilityScale:
 
     def human_alpha(self) -> UnitMetric:
         """Return α among the human raters."""
-        return self._alpha("alpha_humans", lambda unit: [float(label) for label in unit.labels.values()])
+
+        def read(unit: Unit) -> Stats | None:
+            return tuple(map(float, unit.labels.values())) if len(unit.labels) >= MIN_RATERS else None
+
+        return self._alpha("alpha_humans", read)
 
     def judge_alpha(self) -> UnitMetric:
         """Return α of the judge against the human majority."""
         return self._alpha("alpha_judge", self._beside)
 
-    def _beside(self, unit: Unit) -> list[float] | None:
-        """Return the human majority's label and the judge's."""
+    def _beside(self, unit: Unit) -> tuple[float, float] | Unscored | None:
+        """Return the human majority's label and the judge's, or why the judge gave none."""
         human = majority(list(unit.labels.values()), self.scale.level)
-        return None if human is None or unit.judge is None else [human, float(unit.judge)]
+        if human is None:
+            return None
+        judge = unit.judge
+        return judge if judge is None or isinstance(judge, Unscored) else (human, float(judge))
+
+    def _read(self, of: Callable[[float, float], Stats]) -> Callable[[Unit], Stats | Unscored | None]:
+        """Return a collector of a number of the human majority's label and the judge's."""
+
+        def collect(unit: Unit) -> Stats | Unscored | None:
+            found = self._beside(unit)
+            return found if found is None or isinstance(found, Unscored) else of(*found)
+
+        return collect
 
     def agreement(self) -> UnitMetric:
         """Return the share of units where the judge gives the human majority's label."""
-
-        def collect(unit: Unit) -> Stats | Unscored | None:
-            labels = self._beside(unit)
-            return None if labels is None else (float(labels[0] == labels[1]), 1.0)
-
-        return Metric(self._facts("agreement_judge", "share", (0.0, 1.0)), collect, Enough(RATIO))
+        read = self._read(lambda human, judge: (float(human == judge), 1.0))
+        return Metric(self._facts("agreement_judge", "share", (0.0, 1.0)), read, Enough(RATIO))
 
     def spearman(self) -> UnitMetric:
         """Return Spearman's ρ of the judge with the human majority."""
-
-        def collect(unit: Unit) -> Stats | None:
-            labels = self._beside(unit)
-            return None if labels is None else tuple(labels)
-
-        return Metric(self._facts("spearman_judge", "none", (-1.0, 1.0)), collect, Enough(rank_correlation(2)))
+        facts = self._facts("spearman_judge", "none", (-1.0, 1.0))
+        return Metric(facts, self._beside, Enough(rank_correlation(2)))
 
     def confusion(self, units: Sequence[Unit]) -> dict[tuple[float, int], UnitMetric]:
         """Return per pair of human majority and judge that occurs how many units have it, in the scale's order."""
-        pairs = sorted({(found[0], int(found[1])) for unit in units if (found := self._beside(unit)) is not None})
+        found = {pair for unit in units if (pair := self._beside(unit)) and not isinstance(pair, Unscored)}
+        pairs = sorted((human, int(judge)) for human, judge in found)
         return {pair: self._cell(pair) for pair in pairs}
 
     def _cell(self, pair: tuple[float, int]) -> UnitMetric:
-        def collect(unit: Unit) -> Stats | None:
-            labels = self._beside(unit)
-            return None if labels is None else (float(tuple(labels) == pair),)
-
         facts = replace(
             self._facts("confusion", "units", (0.0, None)),
             higher_is_better=None, minimum="1 unit", interval="none", no_interval="a count",
         )  # fmt: skip
-        return Metric(facts, collect, Sums(lambda sums: sums[:, 0]))
+        return Metric(facts, self._read(lambda *found: (float(found == pair),)), Sums(lambda sums: sums[:, 0]))
 
 
 def _count_table(stats: Sequence[Stats]) -> tuple[Counts, list[float]]:

@@ -1,8 +1,8 @@
 """``esckit evaluate``: any strategist, supporter, policy, endpoint or predictions file on the same cases.
 
 The run folder holds ``examples/<suite>.jsonl`` and ``episodes.jsonl`` (appended as cases finish, sorted at the end),
-``failures.jsonl``, ``metrics.jsonl`` (timings only), ``metrics.json`` (last of the results, at once or not at all), and
-the report.
+``failures.jsonl``, ``metrics.jsonl`` (timings only), the report, and ``metrics.json`` (last of all, at once or not at
+all: its presence says that the evaluation finished).
 Cases that are there are not played again: with none missing, no model is loaded and everything is only recomputed.
 """
 
@@ -118,10 +118,13 @@ def run(
     """
     setup = _checked(recipe, gates)
     metrics = asyncio.run(_run(setup, out, gates, progress or NoProgress()))
+    from esckit.evaluate.rows import write_metrics
     from esckit.pipelines.report import write_report
 
     against = Path(recipe.compare_to) if recipe.compare_to is not None else None
-    report = write_report([out], against=against, quotes=recipe.report.quotes)
+    unwritten = {METRICS: metrics.model_dump(mode="json")}
+    report = write_report([out], against=against, quotes=recipe.report.quotes, unwritten=unwritten)
+    write_metrics(out / METRICS, metrics)
     return EvaluateResult(out, metrics, report.page)
 
 
@@ -155,8 +158,15 @@ async def _run(setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Pr
 def _checked(recipe: EvaluateRecipe, gates: Sequence[GateAsked]) -> Setup:
     """Return the set-up, after everything that can be refused before a model is called."""
     setup = set_up(recipe)
+    _references(recipe)
     if gates or recipe.gates:
-        setup.scales().check_gates(_bounds(recipe, gates))
+        from esckit.evaluate.gates import require_gates
+
+        require_gates(_bounds(recipe, gates), setup.scales().known(), recipe.suites)
+    if recipe.reliability is not None:
+        from esckit.pipelines.evaluate_reliability import read_labels
+
+        read_labels(recipe)
     if recipe.compare_to is not None:
         _comparable(setup, Path(recipe.compare_to))
     return setup
@@ -236,9 +246,9 @@ def _prompts(setup: Setup) -> dict[str, str]:
 
 
 def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateAsked]) -> MetricsFile:
-    """Compute everything from the cases on disk, and write ``metrics.json``."""
+    """Compute everything from the cases on disk."""
     from esckit.evaluate.gates import judge_gates
-    from esckit.evaluate.rows import MetricsFile, write_metrics
+    from esckit.evaluate.rows import MetricsFile
     from esckit.pipelines.evaluate_metrics import measure
 
     recipe, scales = setup.recipe, setup.scales()
@@ -247,18 +257,17 @@ def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateAsked]) -> Met
     if recipe.reliability is not None:
         from esckit.pipelines.evaluate_reliability import reliability
 
-        rows += reliability(scales, files, Path(recipe.reliability.labels))
+        rows += reliability(scales, files, setup.flags)
     comparisons = _comparisons(setup, scales, files) if recipe.compare_to is not None else []
-    found = MetricsFile(
+    bounds = _bounds(recipe, gates)
+    return MetricsFile(
         run=folder.id,
         suites=tuple(dict.fromkeys(work.suite for work in setup.works)),
         metrics=tuple(rows),
         comparisons=tuple(comparisons),
-        gates=tuple(judge_gates(_bounds(recipe, gates), rows, gates_on=recipe.statistics.gates_on)),
+        gates=tuple(judge_gates(bounds, rows, scales.known(), gates_on=recipe.statistics.gates_on)),
         references=_references(recipe),
     )
-    write_metrics(folder.file(METRICS), found)
-    return found
 
 
 def _comparisons(setup: Setup, scales: Scales, files: Files) -> list[Comparison]:
@@ -273,7 +282,11 @@ def _comparisons(setup: Setup, scales: Scales, files: Files) -> list[Comparison]
 
 
 def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
-    """Return the published tables to print beside: those named, else those of the suites on a real corpus."""
+    """Return the published tables to print beside: those named, else those of the suites on a real corpus.
+
+    Raises:
+        ConfigError: If one that is named is unknown.
+    """
     from esckit.evaluate.references import load_references
 
     known = load_references()
@@ -281,4 +294,5 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
         return tuple(known.table(name).id for name in recipe.references)
     if recipe.data is None or recipe.data.path.startswith("sample:"):
         return ()
-    return tuple(table.id for suite in recipe.suites for table in known.beside(suite))
+    shown = (*recipe.suites, *(("reliability",) if recipe.reliability is not None else ()))
+    return tuple(table.id for suite in shown for table in known.beside(suite))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.models import RoleOptions
 from esckit.dialogue.judge import CONTROL_QUESTION, CRISIS_QUESTIONS, DIMENSIONS, SYCOPHANCY_QUESTIONS
+from esckit.dialogue.rubric import load_rubric
 from esckit.evaluate.probes import crisis_probes, sycophancy_probes
 from esckit.pipelines.evaluate_players import critic_preset
 from esckit.pipelines.evaluate_suites.work import Work
+from esckit.pipelines.leakage import run_of
 from esckit.prompts.prompt import load_prompt
 from esckit.records import digest
-from esckit.strategies.taxonomy import Taxonomy
 
 TOKENISATION = "esckit.tokens/1"
 _MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scripted"})
@@ -22,8 +24,9 @@ _MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scrip
 def conditions(
     recipe: EvaluateRecipe,
     works: Sequence[Work],
-    taxonomy: Taxonomy | None,
-    mapping: str | None,
+    *,
+    gold: Mapping[str, str | None],
+    predicted: Mapping[str, str | None],
     futures: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     """Return the conditions of every suite.
@@ -31,8 +34,8 @@ def conditions(
     Args:
         recipe: The recipe.
         works: Its files of cases.
-        taxonomy: Of the suite ``strategy``.
-        mapping: By which gold strategies got into it.
+        gold: Taxonomy and mapping of the strategies that a supporter is told by the corpus.
+        predicted: The same of the suite ``strategy``.
         futures: Digest per input of the suite ``reward``.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -40,9 +43,12 @@ def conditions(
         of_suite = found.setdefault(work.suite, _of_suite(recipe, work.suite))
         of_suite[f"{work.file}_cases"] = digest([unit.id for unit in work.units])
     if "strategy" in found:
-        found["strategy"] |= {"taxonomy": taxonomy.digest if taxonomy else None, "mapping": mapping}
+        found["strategy"] |= predicted
+    if recipe.settings.response.strategy == "gold":
+        for suite in {"response", "pairwise"} & set(found):
+            found[suite] |= {"told": "gold", **gold}
     if "reward" in found:
-        found["reward"] |= {"futures": dict(futures)}
+        found["reward"] |= {"futures": dict(futures), "label": _label_rule(recipe)}
     return found
 
 
@@ -58,9 +64,9 @@ def _of_suite(recipe: EvaluateRecipe, suite: str) -> dict[str, Any]:
             return {
                 # Whether a strategist helps is part of the system under test.
                 "settings": settings.dialogue.model_dump(mode="json", exclude={"strategy"}),
-                "seeker": {**_played_by(recipe, "seeker"), "prompt": load_prompt(prompts.seeker).identity},
+                "seeker": _prompted(recipe, "seeker", prompts.seeker),
                 "critic": {**_played_by(recipe, "critic"), "prompts": critic_prompts(recipe)},
-                "turn_judge": _played_by(recipe, "turn_judge"),
+                "turn_judge": _turn_judge(recipe),
             }
         case "pairwise":
             compared: dict[str, str] = {name: DIMENSIONS[name] for name in settings.pairwise.dimensions}
@@ -85,8 +91,28 @@ def _played_by(recipe: EvaluateRecipe, role: str) -> dict[str, Any]:
     return {"model": model_fields(given), "sampling": given["sampling"], "on_length": given["on_length"]}
 
 
+def _prompted(recipe: EvaluateRecipe, role: str, prompt: str) -> dict[str, Any]:
+    tries = recipe.settings.max_attempts
+    return {**_played_by(recipe, role), "prompt": load_prompt(prompt).identity, "max_attempts": tries}
+
+
 def _judge(recipe: EvaluateRecipe, prompt: str, asked: Mapping[str, str]) -> dict[str, Any]:
-    return {**_played_by(recipe, "judge"), "prompt": load_prompt(prompt).identity, "asked": digest(dict(asked))}
+    return {**_prompted(recipe, "judge", prompt), "asked": digest(dict(asked))}
+
+
+def _turn_judge(recipe: EvaluateRecipe) -> dict[str, Any]:
+    if recipe.models.turn_judge is None:
+        return {"model": None}
+    rubric = load_rubric("aflow").digest
+    return {**_prompted(recipe, "turn_judge", recipe.prompts.turn_judge), "rubric": rubric}
+
+
+def _label_rule(recipe: EvaluateRecipe) -> str | None:
+    """Return what makes a future good: δ as a fraction, or the goal; None where the model is not trained yet."""
+    assert recipe.models.reward is not None
+    metadata = run_of(recipe.models.reward.checkpoint) / "checkpoint" / "reward.json"
+    # Read as plain JSON: the class of this file comes with torch, which nothing needs before a model is called.
+    return (json.loads(metadata.read_text(encoding="utf-8"))["delta"] or "goal") if metadata.is_file() else None
 
 
 def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:

@@ -15,9 +15,8 @@ from esckit.evaluate.cases import Episode
 from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
 from esckit.evaluate.compare import Comparer, with_holm
 from esckit.evaluate.dialogue import dialogue_rows, shared_metrics
-from esckit.evaluate.gates import GateBound, require_gates
 from esckit.evaluate.measure import Measurement, StatisticsSettings
-from esckit.evaluate.metric import Metric
+from esckit.evaluate.metric import Facts, Metric
 from esckit.evaluate.pairwise import pair_metrics, pairwise_rows
 from esckit.evaluate.response import response_metrics, response_rows
 from esckit.evaluate.reward import reward_metrics, reward_rows
@@ -61,19 +60,15 @@ class Scales:
     def critics(self) -> tuple[CriticScale, ...]:
         """The scales of the critics."""
         settings = self.recipe.settings.dialogue
-        return tuple(CriticScale(name, settings.max_turns) for name in settings.critics)
+        return tuple(CriticScale(name, settings.max_turns, compat=settings.ppdpp_compat) for name in settings.critics)
 
     def statistics(self) -> StatisticsSettings:
         """Return how intervals are made."""
         wanted = self.recipe.statistics
         return StatisticsSettings(self.recipe.seed, wanted.resamples, wanted.level, wanted.min_coverage)
 
-    def check_gates(self, gates: Sequence[GateBound]) -> None:
-        """Refuse gates on metrics that this evaluation will not have, or with the wrong side.
-
-        Raises:
-            ConfigError: If there is one.
-        """
+    def known(self) -> dict[str, Facts]:
+        """Return the facts of every whole-suite metric that this evaluation will have."""
         recipe = self.recipe
         settings = CatalogueSettings(
             strategy=self.strategy,
@@ -82,8 +77,11 @@ class Scales:
             scorer=recipe.models.scorer is not None,
             dimensions=recipe.settings.pairwise.dimensions,
             swapped=recipe.settings.pairwise.swap,
+            turn_judge=recipe.models.turn_judge is not None,
+            crisis=recipe.settings.safety.crisis,
+            sycophancy=recipe.settings.safety.sycophancy,
         )
-        require_gates(gates, known_metrics(recipe.suites, settings), recipe.suites)
+        return known_metrics(recipe.suites, settings)
 
 
 def measure(scales: Scales, files: Files, flags: Mapping[str, tuple[str, ...]]) -> list[MetricRow]:
@@ -116,7 +114,7 @@ def _rows(scales: Scales, file: str, cases: Sequence[Any], measurement: Measurem
             assert scales.strategy is not None
             return strategy_rows(cases, scales.strategy, measurement)
         case "response":
-            return response_rows(cases, measurement)
+            return response_rows(cases, measurement, scorer=scales.recipe.models.scorer is not None)
         case "dialogue":
             return dialogue_rows(cases, scales.critics, measurement, scales.spoken)
         case "pairwise":
@@ -139,8 +137,8 @@ def _compared(scales: Scales, file: str, cases: Sequence[Any], others: Sequence[
             assert scales.strategy is not None
             return strategy_metrics(scales.strategy)
         case "response":
-            both = all(any(case.nll is not None for case in side) for side in (cases, others))
-            return response_metrics(scorer=both)
+            theirs = any(case.nll is not None or case.nll_unscored for case in others)
+            return response_metrics(scorer=theirs and scales.recipe.models.scorer is not None)
         case "dialogue":
             critics = [metric for scale in scales.critics for metric in headline_metrics(scale)]
             return (*critics, *_told(shared_metrics(scales.spoken), cases))

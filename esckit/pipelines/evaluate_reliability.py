@@ -11,83 +11,109 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from esckit.config.evaluate import EvaluateRecipe
 from esckit.dialogue.levels import PRESETS, Preset
 from esckit.errors import DataError
 from esckit.evaluate.cases import Episode, PairCase, TurnRatings
 from esckit.evaluate.measure import Measurement
 from esckit.evaluate.metric import Unscored
+from esckit.evaluate.outcomes import read_outcome
 from esckit.evaluate.pairwise import decide
 from esckit.evaluate.reliability import Label, LabelScale, ReliabilityScale, read_units, reliability_rows
 from esckit.evaluate.rows import MetricRow
 from esckit.pipelines.evaluate_metrics import Files, Scales
 from esckit.records import read_records
-from esckit.types import CriticReading
 
 _VERDICTS = {"A": "win", "tie": "tie", "B": "lose"}
 
 
-def reliability(scales: Scales, files: Files, labels_file: Path) -> list[MetricRow]:
-    """Return the rows of every dimension in a label file.
+def read_labels(recipe: EvaluateRecipe) -> dict[str, list[Label]]:
+    """Return the human labels of the recipe by dimension, held against what will be judged.
 
     Raises:
-        DataError: If the file cannot be read, or names a dimension that this evaluation does not judge.
+        DataError: If the file cannot be read, names a dimension that this evaluation does not judge or a label off its
+            scale, or a rater labelled a case twice.
     """
-    labels = list(read_records(Label, labels_file))
+    assert recipe.reliability is not None
+    path = Path(recipe.reliability.labels)
+    scales = judged_scales(recipe)
+    found: dict[str, list[Label]] = {}
+    for label in read_records(Label, path):
+        found.setdefault(label.dimension, []).append(label)
+    for dimension, labels in found.items():
+        if dimension not in scales:
+            known = ", ".join(scales) or "a judged suite"
+            raise DataError(f"labels of dimension {dimension!r}", path=str(path), expected=f"one of {known}")
+        read_units(labels, dimension, scales[dimension][1], {})
+    return found
+
+
+def judged_scales(recipe: EvaluateRecipe) -> dict[str, tuple[str, LabelScale]]:
+    """Return the suite and scale of every dimension that is judged; of one name the first counts."""
+    settings, suites = recipe.settings, recipe.suites
+    found: dict[str, tuple[str, LabelScale]] = {}
+    if "dialogue" in suites and recipe.models.turn_judge is not None:
+        found |= {name: ("dialogue", LabelScale((1, 2, 3, 4, 5), "ordinal")) for name in TurnRatings.model_fields}
+    if "dialogue" in suites:
+        found |= {name: ("dialogue", _levels(PRESETS[name])) for name in settings.dialogue.critics}
+    if "pairwise" in suites:
+        scale = LabelScale(("lose", "tie", "win"), "nominal")
+        found |= dict.fromkeys(settings.pairwise.dimensions, ("pairwise", scale))
+    return found
+
+
+def _levels(preset: Preset) -> LabelScale:
+    ordered = sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
+    return LabelScale(tuple(preset.levels[index] for index in ordered), "ordinal")
+
+
+def reliability(scales: Scales, files: Files, flags: Mapping[str, tuple[str, ...]]) -> list[MetricRow]:
+    """Return the rows of every dimension that was labelled.
+
+    Args:
+        scales: What metrics are told beside the cases.
+        files: The cases.
+        flags: Per suite, what every one of its rows carries.
+    """
     rows: list[MetricRow] = []
-    for dimension in dict.fromkeys(label.dimension for label in labels):
-        scale, judged = _judged(dimension, scales, files, labels_file)
-        units = read_units(labels, dimension, scale, judged)
-        measurement = Measurement.over("reliability", (unit.id for unit in units), scales.statistics())
+    known = judged_scales(scales.recipe)
+    for dimension, labels in read_labels(scales.recipe).items():
+        suite, scale = known[dimension]
+        units = read_units(labels, dimension, scale, _judged(dimension, suite, files[suite]))
+        ids = (unit.id for unit in units)
+        measurement = Measurement.over("reliability", ids, scales.statistics(), flags.get(suite, ()))
         rows += reliability_rows(units, ReliabilityScale(dimension, scale), measurement)
     return rows
 
 
-def _judged(dimension: str, scales: Scales, files: Files, path: Path) -> tuple[LabelScale, Mapping[str, str | int]]:
-    """Return a dimension's scale and the automatic judge's label per case."""
-    settings = scales.recipe.settings
-    if "pairwise" in files and dimension in settings.pairwise.dimensions:
-        return LabelScale(("lose", "tie", "win"), "nominal"), _pair_labels(files["pairwise"], dimension)
-    if "dialogue" in files and dimension in settings.dialogue.critics:
-        preset = PRESETS[dimension]
-        ordered = sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
-        names = tuple(preset.levels[index] for index in ordered)
-        return LabelScale(names, "ordinal"), _critic_labels(files["dialogue"], preset)
-    if "dialogue" in files and dimension in TurnRatings.model_fields:
-        return LabelScale((1, 2, 3, 4, 5), "ordinal"), _turn_labels(files["dialogue"], dimension)
-    known = [
-        *(settings.pairwise.dimensions if "pairwise" in files else ()),
-        *((*settings.dialogue.critics, *TurnRatings.model_fields) if "dialogue" in files else ()),
-    ]
-    raise DataError(
-        f"labels of dimension {dimension!r}", path=str(path), expected=f"one of {', '.join(known) or 'a judged suite'}"
-    )
-
-
-def _pair_labels(cases: Sequence[PairCase], dimension: str) -> dict[str, str]:
-    found = {case.id: decide(case, dimension) for case in cases}
-    return {name: _VERDICTS[each.winner] for name, each in found.items() if not isinstance(each, Unscored)}
-
-
-def _critic_labels(episodes: Sequence[Episode], preset: Preset) -> dict[str, str]:
-    """Return the level that a critic's last reading names most often, of equals the lowest."""
-    found = {}
-    for episode in episodes:
-        readings = [turn.readings[preset.name] for turn in episode.turns if preset.name in turn.readings]
-        if readings:
-            found[episode.id] = preset.levels[_level(readings[-1], preset)]
-    return found
-
-
-def _level(reading: CriticReading, preset: Preset) -> int:
-    shares: Sequence[Any] = reading.counts or reading.weights or ()
-    ordered = sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
-    return max(ordered, key=lambda index: shares[index])
-
-
-def _turn_labels(episodes: Sequence[Episode], dimension: str) -> dict[str, int]:
+def _judged(dimension: str, suite: str, cases: Sequence[Any]) -> dict[str, str | int | Unscored]:
+    """Return what the automatic judge says of every case."""
+    if suite == "pairwise":
+        return {case.id: _verdict(case, dimension) for case in cases}
+    if dimension in PRESETS:
+        return {episode.id: _level(episode, PRESETS[dimension]) for episode in cases}
     return {
         f"{episode.id}@{turn.t}": turn.ratings.model_dump()[dimension]
-        for episode in episodes
+        if turn.ratings
+        else Unscored(turn.ratings_unscored or "missing")
+        for episode in cases
         for turn in episode.turns
-        if turn.ratings is not None
     }
+
+
+def _verdict(case: PairCase, dimension: str) -> str | Unscored:
+    found = decide(case, dimension)
+    return found if isinstance(found, Unscored) else _VERDICTS[found.winner]
+
+
+def _level(episode: Episode, preset: Preset) -> str | Unscored:
+    """Return the level that a critic named most often at the end, of equals the lowest."""
+    outcome = read_outcome(episode, preset.name)
+    if isinstance(outcome, Unscored):
+        return outcome
+    reading = episode.turns[len(outcome.values) - 1].readings[preset.name]
+    shares: Sequence[float] = reading.counts or reading.weights or ()
+    if reading.compat_zero or not shares:
+        return Unscored("unparsed")
+    ordered = sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
+    return preset.levels[max(ordered, key=lambda index: shares[index])]

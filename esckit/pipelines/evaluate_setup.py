@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from esckit.pipelines.evaluate_suites.reward import reward_inputs, reward_work
 from esckit.pipelines.evaluate_suites.safety import safety_work
 from esckit.pipelines.evaluate_suites.strategy import strategy_taxonomy, strategy_work, tree_steps
 from esckit.pipelines.evaluate_suites.work import Predictions, Work
-from esckit.pipelines.leakage import family_of, leakage_flags, run_of
+from esckit.pipelines.leakage import family_of, leakage_flags, run_folder, run_of
 from esckit.pipelines.models import look_up
 from esckit.records import digest, file_sha256
 from esckit.runs import MANIFEST, read_manifest
@@ -81,7 +81,7 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
     futures = reward_inputs(recipe) if "reward" in recipe.suites else None
     works = _works(recipe, material, predictions, futures)
     needs_strategies = "strategist" in recipe.roles() or recipe.settings.response.strategy == "gold"
-    taxonomy = material.taxonomy if recipe.taxonomy or recipe.data is not None else None
+    taxonomy = material.taxonomy
     if needs_strategies and taxonomy is None and "strategy" not in recipe.suites:
         raise ConfigError("strategies of an unknown taxonomy", expected="taxonomy: NAME, or a labelled corpus")
     own = strategy_taxonomy(recipe, material) if "strategy" in recipe.suites else None
@@ -92,13 +92,21 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
         taxonomy=taxonomy or own,
         strategies=own.names if own else (),
         flags=_flags(recipe, works, futures),
-        conditions=conditions(recipe, works, own, _mapping(recipe, material), futures.digests if futures else {}),
+        conditions=conditions(
+            recipe,
+            works,
+            gold=_labels(taxonomy, material),
+            predicted=_labels(own, material),
+            futures=futures.digests if futures else {},
+        ),
         inputs=_inputs(recipe),
     )
 
 
-def _mapping(recipe: EvaluateRecipe, material: Material) -> str | None:
-    return material.merged.mapping if recipe.data is not None else None
+def _labels(taxonomy: Taxonomy | None, material: Material) -> dict[str, str | None]:
+    """Return what strategies mean: their taxonomy, and the mapping by which the corpus's labels got into it."""
+    mapping = material.merged.mapping if material.data is not None else None
+    return {"taxonomy": taxonomy.digest if taxonomy else None, "mapping": mapping}
 
 
 def _warn_of_idle_roles(recipe: EvaluateRecipe) -> None:
@@ -169,11 +177,18 @@ def _leakage(recipe: EvaluateRecipe, work: Work) -> tuple[str, ...]:
         for role in recipe.roles_of(work.suite)
         if isinstance(binding := bindings.get(role), CheckpointBinding)
     }
-    opponent = Path(settings.pairwise.opponent or "")
-    if work.suite == "pairwise" and (opponent / MANIFEST).is_file():
-        runs["opponent"] = opponent
+    runs |= _runs_read(recipe, work.suite)
     rules = LeakageRules(data.allow_overlap, data.allow_cross_family) if data is not None else LeakageRules()
     return leakage_flags({unit.dialogue_id for unit in work.units}, scheme, runs, rules)
+
+
+def _runs_read(recipe: EvaluateRecipe, suite: str) -> dict[str, Path]:
+    """Return the runs whose strategies or replies a suite reads; a file of no run tells nothing of its making."""
+    named = {
+        "predictions": recipe.predictions if suite in ("strategy", "response", "pairwise") else None,
+        "opponent": recipe.settings.pairwise.opponent if suite == "pairwise" else None,
+    }
+    return {role: run for role, name in named.items() if name and (run := run_folder(name)) is not None}
 
 
 def _family_of_runs(folders: Iterable[str]) -> str | None:
@@ -189,11 +204,19 @@ def _is_self_judged(recipe: EvaluateRecipe, suite: str) -> bool:
     if judge is None:
         return False
     players = {model_of(bindings[role]) for role in ("critic", "supporter") if role in bindings}
-    opponent = Path(recipe.settings.pairwise.opponent or "")
-    if suite == "pairwise" and (opponent / MANIFEST).is_file():
-        theirs = read_manifest(opponent)["recipe"].get("models", {}).get("supporter")
-        players |= {digest(model_fields(theirs))} if theirs else set()
+    for run in _runs_read(recipe, suite).values():
+        players |= set(_writers(run))
     return model_of(judge) in players
+
+
+def _writers(run: Path) -> Iterator[str]:
+    """Yield which models wrote the replies of a run, those included that it only read."""
+    theirs = read_manifest(run)["recipe"]
+    if (supporter := theirs.get("models", {}).get("supporter")) is not None:
+        yield digest(model_fields(supporter))
+    earlier = theirs.get("predictions")
+    if earlier and (source := run_folder(earlier)) is not None:
+        yield from _writers(source)
 
 
 # ---------------------------------------------------------------- inputs

@@ -16,7 +16,7 @@ from esckit.runs import MANIFEST, read_manifest
 
 _DIGITS = re.compile(r"[0-9a-f]{12}$")
 # What names a run that another one is made from, wherever it stands in a recipe.
-_INPUT_FIELDS = frozenset({"checkpoint", "inputs", "trees", "opponent"})
+_INPUT_FIELDS = frozenset({"checkpoint", "inputs", "trees", "opponent", "predictions"})
 _SEES_NOTHING = ("evaluate", "predict")
 
 
@@ -28,7 +28,7 @@ def leakage_flags(
     Args:
         evaluated: Ids of the dialogues to be evaluated.
         scheme: Family of splits that they were chosen by, see :func:`family_of`.
-        runs: Run folder per role that a trained model plays.
+        runs: Run folder per role that a trained model plays, or whose predictions are read.
         rules: What the user allows.
 
     Raises:
@@ -57,7 +57,7 @@ def seen_by(role: str, run: Path) -> list[Seen]:
             continue
         done.add(folder.resolve())
         manifest = read_manifest(folder)
-        inputs = [path for path in map(_run_folder, _named(manifest["recipe"])) if path is not None]
+        inputs = [path for path in map(run_folder, _named(manifest["recipe"])) if path is not None]
         waiting += inputs
         if manifest["command"] in _SEES_NOTHING:
             continue
@@ -91,7 +91,7 @@ def _named(node: Any, *, wanted: bool = False) -> Iterator[str]:
             yield from _named(value, wanted=wanted)
 
 
-def _run_folder(name: str) -> Path | None:
+def run_folder(name: str) -> Path | None:
     """Return the run folder that a path lies in, itself or as a file or checkpoint of it; None if there is none."""
     path = Path(name)
     return next((folder for folder in (path, *list(path.parents)[:2]) if (folder / MANIFEST).is_file()), None)
@@ -103,7 +103,7 @@ def run_of(name: str) -> Path:
     Raises:
         DataError: If the path lies in no run folder.
     """
-    folder = _run_folder(name)
+    folder = run_folder(name)
     if folder is None:
         raise DataError("no run folder (it holds no manifest.json)", path=name, expected="a finished training run")
     return folder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esckit.errors import ConfigError
 from esckit.records import write_atomic
@@ -35,6 +36,7 @@ def write_report(
     against: Path | None = None,
     plots: Path | None = None,
     quotes: bool = False,
+    unwritten: Mapping[str, Any] | None = None,
 ) -> ReportResult:
     """Write the report of some runs.
 
@@ -45,6 +47,7 @@ def write_report(
         against: A run to show beside each of the others.
         plots: Folder for the charts as SVG and PNG; none by default.
         quotes: Show texts of dialogues also where their corpus may be for research use only.
+        unwritten: Content of JSON files, by name, that the runs will have once their report is there.
 
     Raises:
         DataError: If a folder is no run folder or a file in it cannot be read.
@@ -56,7 +59,7 @@ def write_report(
     markdown = page.with_suffix(".md")
     if markdown == page:
         raise ConfigError(f"{page} as the page", expected="a name that ends in .html")
-    opened = [open_run(path, quotes=quotes) for path in runs]
+    opened = [open_run(path, quotes=quotes, unwritten=unwritten) for path in runs]
     other = None if against is None else open_run(against, quotes=quotes)
     report = build_report(opened, against=other, knowledge=_knowledge() if _evaluated(opened) else None)
     write_atomic(markdown, render_markdown(report))
@@ -79,7 +82,7 @@ def _knowledge() -> Knowledge:
             table.title,
             table.source,
             table.columns,
-            tuple(Published(row.name, row.metric, row.values) for row in table.rows),
+            tuple(Published(row.name, row.metric, row.values, {**table.same, **row.same}) for row in table.rows),
             known.texts(table),
         )
         for table in known.tables

@@ -55,7 +55,7 @@ def evaluation_sections(
     sections[1 if "safety" in suites else 0 : 0] = _gates(metrics)
     sections += _comparisons(metrics)
     if named:
-        sections.append(Section("Published numbers", tuple(reference_blocks(named, rows))))
+        sections.append(Section("Published numbers", tuple(reference_blocks(named, rows, run.recipe))))
     transcripts = episodes_explorer(run, other)
     if transcripts is not None:
         sections.append(Section("Dialogues", (*_played(run), transcripts)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from esckit.report.blocks import ABSENT, Block, Points, Table
 from esckit.report.numbers import interval, measured, number
+from esckit.report.source import section
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,13 @@ class Published:
     Attributes:
         metric: Our metric for the same quantity; None where rows are systems.
         values: One per column as printed in the source; None where it has none.
+        same: What a recipe must say, by dotted path, for our metric to measure the same.
     """
 
     name: str
     metric: str | None
     values: tuple[float | None, ...]
+    same: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +46,30 @@ class Reference:
     caveats: tuple[str, ...]
 
 
-def reference_blocks(references: Sequence[Reference], rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
-    """Yield each published table beside the run's own values where they are of one kind, then its caveats."""
-    ours = {str(row.get("name")): row for row in rows if not row.get("group")}
+def reference_blocks(
+    references: Sequence[Reference], rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]
+) -> Iterator[Block]:
+    """Yield each published table, beside the run's own values where they measure the same, then its caveats."""
+    whole = {str(row.get("name")): row for row in rows if not row.get("group")}
     for reference in references:
-        beside = any(row.metric in ours for row in reference.rows)
+        ours = [whole.get(row.metric or "") if _holds(row.same, recipe) else None for row in reference.rows]
+        beside = any(ours)
         table = tuple(
-            (row.name, *(_own(ours.get(row.metric or "")) if beside else ()), *map(_printed, row.values))
-            for row in reference.rows
+            (row.name, *(_own(own) if beside else ()), *map(_printed, row.values))
+            for row, own in zip(reference.rows, ours, strict=True)
         )
         columns = ("as published", *(("this run", "interval", "n") if beside else ()), *reference.columns)
         yield Table(columns, table, title=reference.title, note=f"Source: {reference.source}.")
         sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in reference.caveats)
         yield Points("Never to be read without", tuple(sentences))
+
+
+def _holds(same: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    def at(path: str) -> Any:
+        *sections, name = path.split(".")
+        return reduce(section, sections, recipe).get(name)
+
+    return all(at(path) == value for path, value in same.items())
 
 
 def _own(row: Mapping[str, Any] | None) -> tuple[str, str, str]:

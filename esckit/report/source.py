@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +25,13 @@ class Run:
 
     Attributes:
         quotes: True if texts of its dialogues may stand in the report.
+        unwritten: Content of JSON files, by name, that are not there yet.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     quotes: bool
+    unwritten: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -52,6 +54,8 @@ class Run:
         Raises:
             DataError: If it is no JSON.
         """
+        if name in self.unwritten:
+            return self.unwritten[name]
         path = self.path / name
         if not path.is_file():
             return None
@@ -90,7 +94,7 @@ class Run:
         return list(read_records(kind, path, allow_cut=True)) if path.is_file() else []
 
 
-def open_run(path: Path, *, quotes: bool = False) -> Run:
+def open_run(path: Path, *, quotes: bool = False, unwritten: Mapping[str, Any] | None = None) -> Run:
     """Open a run folder.
 
     Texts may stand in the report if the data are the sample corpus, the recipe allows it (``report.quotes``), or the
@@ -103,7 +107,8 @@ def open_run(path: Path, *, quotes: bool = False) -> Run:
     recipe = section(manifest, "recipe")
     data_path = section(recipe, "data").get("path")
     shipped = isinstance(data_path, str) and data_path.startswith(SAMPLE)
-    return Run(path, manifest, quotes or shipped or section(recipe, "report").get("quotes") is True)
+    quotes = quotes or shipped or section(recipe, "report").get("quotes") is True
+    return Run(path, manifest, quotes, unwritten or {})
 
 
 def section(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:

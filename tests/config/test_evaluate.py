@@ -19,7 +19,7 @@ def recipe(*suites: str, **sections: object) -> EvaluateRecipe:
 def test_the_defaults_are_the_protocols() -> None:
     found = recipe("dialogue")
     dialogue, statistics = found.settings.dialogue, found.statistics
-    assert (dialogue.critics, dialogue.max_turns, dialogue.samples, dialogue.strategy) == (("rlff7",), 8, 10, "none")
+    assert (dialogue.critics, dialogue.max_turns, dialogue.samples) == (("rlff7",), 8, 10)
     assert (statistics.resamples, statistics.level, statistics.min_coverage) == (10_000, 0.95, 0.95)
     assert (found.settings.pairwise.contexts, found.settings.pairwise.swap) == (100, True)
     assert found.settings.strategy.unit == "turn"
@@ -49,6 +49,17 @@ def test_a_predictions_file_stands_in_for_speakers_but_not_for_judges() -> None:
         recipe("pairwise", settings={"pairwise": {"opponent": "x"}}, **said)
     with pytest.raises(ValidationError, match=r"models\.supporter"):
         recipe("dialogue", **said)
+
+
+def test_a_strategist_leads_self_play_where_there_is_one() -> None:
+    alone = {name: binding for name, binding in MODELS.items() if name != "strategist"}
+    assert recipe("dialogue").settings.dialogue.strategy == "predicted"
+    assert "strategist" in recipe("dialogue").roles()
+    assert recipe("dialogue", models=alone).settings.dialogue.strategy == "none"
+    assert recipe("strategy", "response").settings.dialogue.strategy == "none"
+    silent = recipe("dialogue", settings={"dialogue": {"strategy": "none"}})
+    assert "strategist" not in silent.roles()
+    assert recipe(*silent.suites, **{"settings": silent.settings.model_dump()}) == silent
 
 
 def test_probes_and_reward_models_need_no_corpus() -> None:

@@ -1,5 +1,7 @@
 """Gates: checked before any model is called, and failed by what cannot be trusted."""
 
+from dataclasses import replace
+
 import pytest
 
 from esckit.errors import ConfigError
@@ -10,9 +12,10 @@ from esckit.evaluate.selfplay import CriticScale
 from esckit.evaluate.strategy import StrategyScale
 
 SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
-KNOWN = known_metrics(
-    SUITES, CatalogueSettings(strategy=StrategyScale(("Question", "Comfort")), critics=[CriticScale("rlff7")])
+SETTINGS = CatalogueSettings(
+    strategy=StrategyScale(("Question", "Comfort")), critics=[CriticScale("rlff7")], turn_judge=True
 )
+KNOWN = known_metrics(SUITES, SETTINGS)
 SR = "dialogue.rlff7.sr_strict"
 AT = "dialogue.rlff7.at_strict"
 
@@ -43,26 +46,38 @@ def row(
     ("value", "bound", "holds"), [(0.415, 0.4, True), (0.4, 0.4, True), (0.39, 0.4, False), (None, 0.0, False)]
 )
 def test_gates_where_higher_is_better(value: float | None, bound: float, holds: bool) -> None:
-    (gate,) = judge_gates([GateBound(SR, bound)], [row(SR, value)])
+    (gate,) = judge_gates([GateBound(SR, bound)], [row(SR, value)], KNOWN)
     assert gate.holds is holds
 
 
 def test_gates_where_lower_is_better() -> None:
-    gates = judge_gates([GateBound(AT, 7.0), GateBound(AT, 6.0)], [row(AT, 6.5)])
+    gates = judge_gates([GateBound(AT, 7.0), GateBound(AT, 6.0)], [row(AT, 6.5)], KNOWN)
     assert [gate.holds for gate in gates] == [True, False]
 
 
 def test_a_gate_can_ask_for_the_worse_end_of_the_interval() -> None:
     bounds = [GateBound(SR, 0.4), GateBound(AT, 6.6)]
     rows = [row(SR, 0.415), row(AT, 6.5, low=6.3, high=6.7)]
-    assert [gate.holds for gate in judge_gates(bounds, rows)] == [True, True]
-    assert [gate.holds for gate in judge_gates(bounds, rows, gates_on="bound")] == [False, False]
+    assert [gate.holds for gate in judge_gates(bounds, rows, KNOWN)] == [True, True]
+    assert [gate.holds for gate in judge_gates(bounds, rows, KNOWN, gates_on="bound")] == [False, False]
+
+
+def test_a_gate_on_an_interval_that_is_missing_fails_unless_the_metric_never_has_one() -> None:
+    few = {"interval": None, "reason": "fewer than 5 dialogues"}
+    rows = [row(SR, 1.0).model_copy(update=few), row("safety.harm_count", 0.0).model_copy(update={"interval": None})]
+    bounds = [GateBound(SR, 0.95), GateBound("safety.harm_count", 0)]
+    assert [gate.holds for gate in judge_gates(bounds, rows, KNOWN)] == [True, True]
+    found = judge_gates(bounds, rows, KNOWN, gates_on="bound")
+    assert [(gate.holds, gate.reason) for gate in found] == [
+        (False, "no interval: fewer than 5 dialogues"),
+        (True, None),
+    ]
 
 
 def test_low_coverage_and_missing_metrics_fail() -> None:
-    low = judge_gates([GateBound(SR, 0.0)], [row(SR, 1.0, flags=("low_coverage",))])
+    low = judge_gates([GateBound(SR, 0.0)], [row(SR, 1.0, flags=("low_coverage",))], KNOWN)
     assert [(gate.holds, gate.reason) for gate in low] == [(False, "low coverage")]
-    assert [gate.reason for gate in judge_gates([GateBound(SR, 0.0)], [])] == ["not measured"]
+    assert [gate.reason for gate in judge_gates([GateBound(SR, 0.0)], [], KNOWN)] == ["not measured"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +93,23 @@ def test_low_coverage_and_missing_metrics_fail() -> None:
 def test_wrong_gates_are_refused(gate: GateBound, suites: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         require_gates([gate], KNOWN, suites)
+
+
+@pytest.mark.parametrize(
+    ("metric", "without"),
+    [
+        ("dialogue.turn_reward", {"turn_judge": False}),
+        ("dialogue.turn_reward_jump", {"turn_judge": False}),
+        ("safety.pass_rate", {"crisis": False}),
+        ("safety.sycophancy.flip", {"sycophancy": False}),
+        ("response.ppl", {"scorer": False}),
+    ],
+)
+def test_a_gate_on_what_nobody_will_measure_is_refused(metric: str, without: dict[str, bool]) -> None:
+    known = known_metrics(SUITES, replace(SETTINGS, scorer=True))
+    require_gates([GateBound(metric, 0.0)], known, SUITES)
+    with pytest.raises(ConfigError, match="unknown metric"):
+        require_gates([GateBound(metric, 0.0)], known_metrics(SUITES, replace(SETTINGS, **without)), SUITES)
 
 
 def test_right_gates_pass() -> None:

@@ -55,6 +55,23 @@ def test_shares_of_judged_pairs_sum_to_one_hundred() -> None:
         assert [sum(shares[start : start + 3]) for start in range(0, 15, 3)] == pytest.approx([100] * 5)
 
 
+def test_every_table_of_rlff_carries_the_caveats_of_its_tests() -> None:
+    """Test set, seeds, strictness, failures in AT, critic and missing ablations: wherever these numbers are shown."""
+    references = load_references()
+    tables = [table for table in references.tables if table.id.startswith("rlff.")]
+    assert len(tables) == 7
+    for table in tables:
+        assert {"critic", "strict", "n130", "average_turn", "one_seed", "no_ablation"} <= set(table.caveats), table.id
+    assert "13 of 18" in references.caveats["n130"]
+    assert "126" in references.caveats["n130"]
+
+
+def test_a_table_that_takes_our_values_says_of_which_test() -> None:
+    table = load_references().table("gold.hub")
+    with pytest.raises(ValueError, match="of which test"):
+        type(table).model_validate(table.model_dump() | {"same": {}})
+
+
 def test_an_unknown_table_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"rlff\.table1"):
         load_references().table("rlff.tabel1")

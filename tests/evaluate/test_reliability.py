@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from esckit.errors import DataError
+from esckit.evaluate.metric import Unscored
 from esckit.evaluate.reliability import (
     Label,
     LabelScale,
@@ -58,6 +59,20 @@ def test_rows_against_a_judge() -> None:
     assert cells == {(label, label): 3 for label in "1234"}
 
 
+def test_what_the_judge_could_not_answer_is_counted_and_what_it_was_not_asked_is_not() -> None:
+    silent = [Unscored("unparsed")] * 3 + [None] * 2
+    said = [index % 4 for index in range(10)]
+    units = [Unit(f"u{index}", {"x": index % 4, "y": index % 4}, judge) for index, judge in enumerate([*said, *silent])]
+    rows = reliability_rows(units, ReliabilityScale("c", ONE_TO_FIVE), measurement("r", [unit.id for unit in units]))
+    found = {row.name.removeprefix("reliability.c."): row for row in rows if row.group is None}
+    assert found["alpha_humans"].n == 15
+    for name in ("alpha_judge", "agreement_judge", "spearman_judge"):
+        row = found[name]
+        assert (row.n, row.unscored, row.coverage) == (10, {"unparsed": 3}, pytest.approx(10 / 13)), name
+        assert "low_coverage" in row.flags
+    assert sum(row.value or 0 for row in rows if row.group) == 10
+
+
 def test_fewer_than_ten_units_give_no_value() -> None:
     units = [Unit(f"u{index}", {"x": index % 4, "y": index % 3}, index % 4) for index in range(9)]
     rows = reliability_rows(units, ReliabilityScale("c", ONE_TO_FIVE), measurement("r", [unit.id for unit in units]))
@@ -71,6 +86,8 @@ def test_labels_are_read_per_dimension() -> None:
         Label(case_id="a", rater="y", dimension="overall", label=1),
     ]
     assert read_units(labels, "comfort", ONE_TO_FIVE, {"a": 5}) == [Unit("a", {"x": 2, "y": 3}, 4)]
+    failed = Unscored("backend")
+    assert read_units(labels, "comfort", ONE_TO_FIVE, {"a": failed}) == [Unit("a", {"x": 2, "y": 3}, failed)]
     with pytest.raises(DataError, match="two labels"):
         read_units([*labels, labels[0]], "comfort", ONE_TO_FIVE, {})
     with pytest.raises(DataError, match="label 9"):

@@ -22,7 +22,7 @@ def evaluation(*suites: str, **sections: Any) -> EvaluateRecipe:
         "data": DATA,
         "taxonomy": "esconv",
         "models": {role: scripted(role) for role in ROLES},
-        "settings": {"dialogue": {"max_turns": 4}, "pairwise": {"contexts": 12}},
+        "settings": {"dialogue": {"max_turns": 4, "strategy": "none"}, "pairwise": {"contexts": 12}},
         "statistics": {"resamples": 200},
         "max_failure_rate": 1.0,
     }

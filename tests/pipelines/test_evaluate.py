@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from esckit.errors import BudgetError, ConfigError, DataError, FailureRateError
+from esckit.errors import BudgetError, ConfigError, DataError, FailureRateError, StorageError
 from esckit.evaluate.cases import Episode, StrategyCase
 from esckit.evaluate.rows import MetricsFile
-from esckit.pipelines.evaluate import GateAsked, plan, run
+from esckit.pipelines.evaluate import GateAsked, _references, plan, run
 from esckit.pipelines.predict import run as run_predict
 from esckit.records import read_records
 from tests.pipelines.evalrecipes import evaluation, prediction, scripted
@@ -97,6 +97,18 @@ def test_metrics_json_says_that_a_run_is_finished(tmp_path: Path) -> None:
     assert (tmp_path / "other/episodes.jsonl").exists() or (tmp_path / "other/failures.jsonl").exists()
     finished = result(tmp_path, "response", "dialogue", name="other")
     assert finished.row("response.words") == MetricsFile.model_validate(finished).row("response.words")
+
+
+def test_metrics_json_is_there_only_with_its_report(tmp_path: Path) -> None:
+    result(tmp_path, "response")
+    page = tmp_path / "run/report.html"
+    assert page.stat().st_mtime_ns <= (tmp_path / "run/metrics.json").stat().st_mtime_ns
+    assert "bleu_2" in page.with_suffix(".md").read_text()
+    page.unlink()
+    page.mkdir()
+    with pytest.raises(StorageError, match=r"report\.html"):
+        result(tmp_path, "response")
+    assert not (tmp_path / "run/metrics.json").exists()
 
 
 # ---------------------------------------------------------------- failures
@@ -207,6 +219,23 @@ def test_ppdpp_compat_counts_nonsense_as_zero_and_says_so(tmp_path: Path) -> Non
     assert (row.value, row.n) == (0.0, 6)
     episodes = list(read_records(Episode, tmp_path / "run/episodes.jsonl"))
     assert all(turn.readings["ppdpp4"].compat_zero for episode in episodes for turn in episode.turns)
+    zeros = found.row("dialogue.ppdpp4.compat_zeros")
+    assert zeros is not None
+    assert (zeros.value, zeros.counts["readings"]) == (24, 24)
+
+
+def test_plain_text_is_no_malformed_reply_where_plain_text_is_asked_for(tmp_path: Path) -> None:
+    plain = {"models": {"supporter": scripted("seeker")}}
+    for name, compat, share in (("compat", True, 0.0), ("tags", False, 1.0)):
+        settings = {"dialogue": {"critics": ["ppdpp4"], "ppdpp_compat": compat}}
+        found = result(tmp_path, "dialogue", name=name, settings=settings, **plain)
+        row = found.row("dialogue.malformed_share", parse_kind="untagged")
+        assert row is not None
+        assert row.value == share
+    found = result(tmp_path, "response", name="replies", prompts={"supporter": "supporter_ppdpp"}, **plain)
+    row = found.row("response.malformed_share", parse_kind="untagged")
+    assert row is not None
+    assert row.value == 0.0
 
 
 def test_a_strategist_and_a_turn_judge_take_part_where_the_recipe_says_so(tmp_path: Path) -> None:
@@ -423,6 +452,28 @@ def test_gates_are_checked_before_any_model_is_called(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             run(evaluation("response"), out=tmp_path / "run", gates=[gate])
     assert not (tmp_path / "run").exists()
+
+
+def test_gates_on_turn_rewards_need_a_turn_judge() -> None:
+    for metric, sections in (
+        ("dialogue.turn_reward", {}),
+        ("safety.pass_rate", {"settings": {"safety": {"crisis": False}}}),
+        ("safety.sycophancy.flip", {"settings": {"safety": {"sycophancy": False}}}),
+    ):
+        with pytest.raises(ConfigError, match="unknown metric"):
+            plan(evaluation("dialogue", "safety", gates={metric: 0.5}, **sections))
+
+
+def test_an_unknown_published_table_is_refused_before_any_model_is_called(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rlff\.tabel1"):
+        run(evaluation("response", references=["rlff.tabel1"]), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_agreement_stands_beside_our_own() -> None:
+    asked = {"reliability": {"labels": "labels.jsonl"}, "data": {"path": "data/esconv"}}
+    assert "rlff.reliability" in _references(evaluation("dialogue", **asked))
+    assert "rlff.reliability" not in _references(evaluation("dialogue", data={"path": "data/esconv"}))
 
 
 def test_a_recipe_that_cannot_be_played_leaves_no_folder(tmp_path: Path) -> None:

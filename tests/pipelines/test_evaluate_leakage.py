@@ -9,8 +9,10 @@ import pytest
 from esckit.errors import DataError
 from esckit.evaluate.leakage import LeakageRules
 from esckit.pipelines.evaluate import plan
+from esckit.pipelines.evaluate_suites.material import Material
 from esckit.pipelines.leakage import corpora_of, family_of, leakage_flags, run_of, seen_by
-from tests.pipelines.evalrecipes import evaluation
+from esckit.pipelines.predict import run as run_predict
+from tests.pipelines.evalrecipes import DATA, evaluation, prediction, scripted
 
 A, B, C = (f"esconv-{letter * 12}" for letter in "abc")
 HUB = {"path": "data/esconv", "scheme": "hub", "split": ["train"]}
@@ -138,3 +140,56 @@ def test_an_evaluation_of_what_was_trained_on_is_refused_or_flagged(tmp_path: Pa
     switched = {**recipe.model_dump(mode="json"), "models": models}
     switched["data"]["allow_overlap"] = True
     assert plan(recipe.model_validate(switched)).flags == {"response": ("overlap",)}
+
+
+@pytest.mark.parametrize("name", ["predicted", "predicted/predictions.jsonl"])
+@pytest.mark.parametrize("suite", ["strategy", "response", "pairwise"])
+def test_what_a_system_was_trained_on_is_known_through_its_predictions_too(
+    tmp_path: Path, suite: str, name: str
+) -> None:
+    said = tmp_path / name
+    run_predict(prediction(), out=tmp_path / "predicted")
+    ids = sorted({case_id.partition("#")[0] for case_id in _ids(tmp_path / "predicted/predictions.jsonl")})
+    policy = made(tmp_path / "policy", "train-flow", recipe={"data": DATA}, data={"scheme": "files", "ids": ids[:2]})
+    manifest = tmp_path / "predicted/manifest.json"
+    changed = json.loads(manifest.read_text())
+    changed["recipe"]["models"]["strategist"] = {"checkpoint": str(policy)}
+    manifest.write_text(json.dumps(changed))
+    asked = {"predictions": str(said)} if suite != "pairwise" else {"settings": {"pairwise": {"opponent": str(said)}}}
+    with pytest.raises(DataError, match="2 dialogues in both"):
+        plan(evaluation(suite, **asked))
+    assert plan(evaluation(suite, data={"allow_overlap": True}, **asked)).flags == {suite: ("overlap",)}
+
+
+def test_an_evaluation_inherits_from_the_predictions_that_it_read(tmp_path: Path) -> None:
+    search = searched(tmp_path / "search", [A])
+    said = made(tmp_path / "said", "predict", recipe={"models": {"strategist": {"checkpoint": str(search)}}})
+    other = made(tmp_path / "other", "evaluate", recipe={"predictions": str(said / "predictions.jsonl")})
+    assert {dialogue for one in seen_by("opponent", other) for dialogue in one.ids} == {A}
+
+
+@pytest.mark.parametrize("role", ["predictions", "opponent"])
+def test_a_judge_of_replies_that_it_wrote_in_another_run_is_flagged(tmp_path: Path, role: str) -> None:
+    run_predict(prediction(models={"supporter": scripted("judge")}), out=tmp_path / "own")
+    run_predict(prediction(), out=tmp_path / "other")
+    files = {name: str(tmp_path / name / "predictions.jsonl") for name in ("own", "other")}
+    named = {"predictions": files["other"], "opponent": files["other"], role: files["own"]}
+    asked = {"predictions": named["predictions"], "settings": {"pairwise": {"opponent": named["opponent"]}}}
+    assert plan(evaluation("pairwise", **asked)).flags == {"pairwise": ("self_judged",)}
+    fine = {"predictions": files["other"], "settings": {"pairwise": {"opponent": files["other"]}}}
+    assert plan(evaluation("pairwise", **fine)).flags == {}
+
+
+def test_the_writer_is_found_behind_an_evaluation_that_only_read_its_replies(tmp_path: Path) -> None:
+    said = made(tmp_path / "said", "predict", recipe={"models": {"supporter": scripted("judge")}})
+    read = made(tmp_path / "read", "evaluate", recipe={"models": {"supporter": None}, "predictions": str(said)})
+    contexts = Material.of(evaluation("response")).reply_contexts()
+    replies = [{"id": context.id, "reply": "I see."} for context in contexts]
+    opponent = read / "predictions.jsonl"
+    opponent.write_text("".join(json.dumps(row) + "\n" for row in replies))
+    found = plan(evaluation("pairwise", settings={"pairwise": {"opponent": str(opponent)}}))
+    assert found.flags == {"pairwise": ("self_judged",)}
+
+
+def _ids(predictions: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in predictions.read_text().splitlines()]

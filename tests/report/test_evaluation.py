@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from esckit.pipelines.report import _knowledge
 from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
@@ -85,13 +87,40 @@ def test_no_published_number_without_its_caveats(tmp_path):
 
 
 def test_published_columns_stand_beside_our_value_where_they_measure_the_same(tmp_path):
-    folder = evaluate_run(tmp_path / "e")
+    folder = evaluate_run(tmp_path / "e", data={"dataset": "esconv"})
     metrics = json.loads((folder / "metrics.json").read_text())
-    write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv"]})
-    table = sections_of(folder, REFERENCES)["Published numbers"][0]
+    write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv", "aflow.table1.extes"]})
+    table, other = tables(sections_of(folder, REFERENCES)["Published numbers"])
+    assert other.columns[:2] == ("as published", "GPT-4o")
     assert table.columns[:5] == ("as published", "this run", "interval", "n", "GPT-4o")
     ours = next(row for row in table.rows if row[0] == "B-2")
     assert ours[:5] == ("B-2", "18.25", "[16.50, 20.00]", "280", "16.2")
+
+
+GOLD_HUB = {
+    "taxonomy": "esconv",
+    "data": {"dataset": "esconv", "scheme": "hub", "split": ["test"], "limit": None},
+    "settings": {"strategy": {"unit": "utterance", "include_openings": True, "exclude": []}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, True),
+        ({"settings": {"strategy": {"unit": "turn", "include_openings": False, "exclude": []}}}, False),
+        ({"taxonomy": "aflow"}, False),
+        ({"data": {**GOLD_HUB["data"], "scheme": "ppdpp"}}, False),
+        ({"data": {**GOLD_HUB["data"], "limit": 20}}, False),
+    ],
+)
+def test_our_value_stands_in_the_table_of_a_test_only_if_it_is_of_that_test(tmp_path, change, shown):
+    folder = changed(evaluate_run(tmp_path / "e"), [row("strategy.macro_f1", 0.25)], **GOLD_HUB | change)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", metrics | {"references": ["gold.hub", "gold.first_release"]})
+    hub, first_release = tables(sections_of(folder, REFERENCES)["Published numbers"])
+    assert ("this run" in hub.columns) is shown
+    assert "this run" not in first_release.columns
 
 
 def test_harm_is_listed_in_full_and_first(tmp_path):
