@@ -265,11 +265,13 @@ def train_reward(
     """
     plan = plan_steps(settings, n_items=len(train), n_processes=run.n_processes)
     collator = Collator({name for item in train for name in item.ids})
-    diverged = Diverged(run.folder / "diverged.json", lambda: list(collator.recent), writes=run.is_main)
+    selection = Selection([name for item in dev for name in item.ids], judge, select_by, run.best)
+    diverged = Diverged(
+        run.folder / "diverged.json", lambda: selection.broken or list(collator.recent), writes=run.is_main
+    )
     rows = MetricsLog(
         run.folder / "metrics.jsonl", every=run.log_every, resumed_step=run.resumed_step, writes=run.is_main
     )
-    selection = Selection(judge, select_by, run.best)
 
     def evaluated(step: int, epoch: float) -> None:
         rows.evaluation(step, epoch, selection.metrics)
@@ -288,12 +290,8 @@ def train_reward(
         eval_dataset=list(dev),
         data_collator=collator,
         compute_metrics=selection.judge,
-        callbacks=[  # the guard comes first, so that nothing is written of a diverged step
-            DivergenceGuard(diverged),
-            rows,
-            OnEvaluation(evaluated),
-            StepProgress(run.start, run.advance),
-        ],
+        # The guard comes first, so that nothing is written of a diverged step.
+        callbacks=[DivergenceGuard(diverged), rows, OnEvaluation(evaluated), StepProgress(run.start, run.advance)],
     )
     trainer.remove_callback(PrinterCallback)
     with diverged.guarded(trainer):
@@ -301,16 +299,27 @@ def train_reward(
 
 
 class Selection:
-    """Judges what the net says of dev, and knows the best evaluation so far."""
+    """Judges what the net says of dev, and knows the best evaluation so far.
+
+    Attributes:
+        metrics: Of the latest evaluation.
+        broken: Ids of the dev examples whose p is not finite.
+    """
 
     def __init__(
-        self, judge: Callable[[Sequence[float]], Metrics], select_by: SelectBy, best: tuple[int, Metrics] | None
+        self,
+        ids: Sequence[str],
+        judge: Callable[[Sequence[float]], Metrics],
+        select_by: SelectBy,
+        best: tuple[int, Metrics] | None,
     ) -> None:
+        self._ids = ids
         self._judge = judge
         self._select_by = select_by
         self._best = best
         self._p: tuple[float, ...] = ()
         self.metrics: Metrics = {}
+        self.broken: list[str] = []
 
     def judge(self, prediction: EvalPrediction) -> dict[str, float]:
         """Judge one pass over dev; the Trainer logs what it returns.
@@ -319,9 +328,10 @@ class Selection:
             NotFiniteError: If the net gives a number that is not finite: after the last step no loss tells of it.
         """
         self._p = tuple(float(value) for value in prediction.predictions)
-        for value in self._p:
-            if not math.isfinite(value):
-                raise NotFiniteError("p of a dev example", value)
+        broken = {name: p for name, p in zip(self._ids, self._p, strict=True) if not math.isfinite(p)}
+        if broken:
+            self.broken = list(broken)
+            raise NotFiniteError("p of a dev example", next(iter(broken.values())))
         self.metrics = self._judge(self._p)
         return {name: float(value) for name, value in self.metrics.items() if value is not None}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from esckit.cli.app import main
 from tests.conftest import ROOT
 
 
@@ -23,6 +24,30 @@ def test_the_lexicon_recipe_trains_a_policy_from_the_shell(tmp_path: Path) -> No
     facts = json.loads(done.stdout)
     assert (facts["out"], facts["steps"]) == ("runs/train-rl-smoke-lexicon", 1)
     assert (tmp_path / "runs/train-rl-smoke-lexicon/checkpoint/policy.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("recipes", "rows"),
+    [
+        (("simulate smoke/simulate_scripted", "train-rl smoke/train_rl_dpo"), {"rl/dpo/margin", "rl/dpo/accuracy"}),
+        (("train-rl smoke/train_rl_online",), {"rl/reward/future", "rl/unscored_share"}),
+    ],
+    ids=["dpo", "online"],
+)
+def test_the_other_smoke_recipes_train_as_they_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: tuple[str, ...], rows: set[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in recipes:
+        monkeypatch.setattr(sys, "argv", ["esckit", *command.split()])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 0
+    (out,) = tmp_path.glob("runs/train-rl-*")
+    written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows <= {name for row in written for name in row}
+    assert (out / "checkpoint/adapter/adapter_model.safetensors").is_file()
+    assert "Policy for emotional support replies" in (out / "checkpoint/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""What `train-reward` and `train-rl` cannot train on: one clear message and exit code 2, and no run folder is left."""
+"""What `train-reward` and `train-rl` cannot train on: one clear message and exit code 2, and no run folder is left.
+
+A training that diverged ends with the same code, and leaves what it had.
+"""
 
 import json
 import shutil
@@ -116,3 +119,32 @@ def test_a_policy_whose_chat_template_training_cannot_use(refused: Refused, tmp_
     args = ("--set", f"models.policy.backbone={tmp_path / 'policy'}")
     message = refused("train-rl", "smoke/train_rl_lexicon", *args, leaves_nothing=False)
     assert "a chat template that changes answers" in message
+
+
+@pytest.mark.parametrize("command", ["grpo", "dpo", "reward"])
+def test_an_adapter_on_layers_that_the_model_lacks(
+    refused: Refused, futures: Path, tmp_path: Path, command: str
+) -> None:
+    nope = {
+        "grpo": ("train-rl", "smoke/train_rl_lexicon", "--set", "lora.targets=[q_proj,nope]"),
+        "dpo": ("train-rl", "smoke/train_rl_dpo", "--set", f"inputs=[{futures}]", "--set", "lora.targets=[nope]"),
+        "reward": ("train-reward", write_recipe(tmp_path, futures), "--set", "model.trainable=lora",
+                   "--set", "model.lora.targets=[nope]"),
+    }  # fmt: skip
+    message = refused(*nope[command], leaves_nothing=False)
+    assert "lora.targets: no layer nope" in message
+    assert "q_proj" in message.partition("expected")[2]
+
+
+@pytest.mark.parametrize("command", ["train-rl", "train-reward"])
+def test_a_training_that_diverges(refused: Refused, futures: Path, tmp_path: Path, command: str) -> None:
+    bad = {
+        "train-rl": ("smoke/train_rl_lexicon", "--set", "reward.kind=tests.pipelines.rl_runs:bad_reward"),
+        "train-reward": (write_recipe(tmp_path, futures), "--set", "optim.lr=1.0e+30"),
+    }
+    message = refused(command, *bad[command], leaves_nothing=False)
+    assert "training diverged at step" in message
+    assert "diverged.json holds the last logs" in message
+    told = json.loads((tmp_path / "run/diverged.json").read_text())
+    assert told["input_ids"]
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"

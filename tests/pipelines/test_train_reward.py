@@ -119,10 +119,22 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_a_checkpoint(
         run(reward_recipe(futures), out=tmp_path / "run")
     diverged = json.loads((tmp_path / "run/diverged.json").read_text())
     assert diverged["rows"][-1]["step"] == 7
+    dev = {prediction.id for prediction in read_records(DevPrediction, tmp_path / "run/dev_predictions.jsonl")}
     assert diverged["input_ids"]
+    assert not dev & set(diverged["input_ids"])
     then, now = rescored(tmp_path / "run", futures)
     assert now == pytest.approx(then, abs=1e-5)
     assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"
+
+
+def test_a_prediction_that_is_no_number_leaves_the_same(
+    tmp_path: Path, futures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esckit.train.reward.probability", lambda kind, out: out[:, 0].double() * float("nan"))
+    with pytest.raises(TrainingError, match="at step 0: p of a dev example is nan"):
+        run(reward_recipe(futures), out=tmp_path / "run")
+    diverged = json.loads((tmp_path / "run/diverged.json").read_text())
+    assert (diverged["what"], len(diverged["input_ids"])) == ({"p of a dev example": "nan"}, 6)
 
 
 def test_the_manifest_and_the_checkpoint_name_what_was_used(tmp_path: Path, futures: Path) -> None:

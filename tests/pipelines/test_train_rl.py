@@ -6,77 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from esckit.config.simulate import SimulateRecipe
-from esckit.config.train_rl import TrainRlRecipe
 from esckit.errors import CheckpointError, ConfigError, DataError, FailureRateError, TrainingError
 from esckit.models.rl_policy import read_policy
-from esckit.pipelines.executor import NoProgress
+from esckit.pipelines.rl_reward import open_measure
 from esckit.pipelines.simulate import run as run_simulate
 from esckit.pipelines.train_reward import run as run_train_reward
 from esckit.pipelines.train_rl import plan, run
-from esckit.records import read_records
+from esckit.report.source import open_run
+from esckit.report.training import training_sections
 from esckit.train.splits import is_dev
-from esckit.types import Future
 from tests.pipelines.reward_runs import reward_recipe, simulated
+from tests.pipelines.rl_runs import FAILING_CALLS, StopAt, recipe, simulated_recipe
 
 LEXICON = {"kind": "esckit.train.lexicon:lexicon_reward"}
-
-
-def no_reward(conversations: Any, responses: Any) -> list[None]:
-    return [None] * len(responses)
-
-
-def bad_reward(conversations: Any, responses: Any) -> list[float]:
-    return [float("nan")] * len(responses)
-
-
-FAILING_CALLS = [0]
-
-
-def failing_reward(conversations: Any, responses: Any) -> list[float | None]:
-    FAILING_CALLS[0] -= 1
-    return [None if FAILING_CALLS[0] >= 0 else 0.5] * len(responses)
-
-
-def letter_reward(conversations: Any, responses: Any) -> list[float]:
-    return [float("e" in text) for text in responses]
-
-
-def recipe(**sections: Any) -> TrainRlRecipe:
-    base: dict[str, Any] = {
-        "command": "train-rl",
-        "seed": 7,
-        "data": {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "train", "limit": 6},
-        "contexts": {"per_dialogue": 1},
-        "models": {"policy": {"backbone": "tiny-random"}},
-        "reward": {"kind": "tests.pipelines.test_train_rl:letter_reward"},
-        "grpo": {"prompts_per_step": 2, "max_prompt_tokens": 1600, "max_completion_tokens": 8},
-        "optim": {"lr": 1e-2, "max_steps": 3, "gradient_checkpointing": False},
-        "dev": {"share": 0.3, "max_contexts": 2},
-        "monitor": {"log_every": 1, "sample_every": 1, "samples": 2, "dev_every": 2},
-        "logging": {"save_every": 1},
-    }
-    for name, section in sections.items():
-        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
-    return TrainRlRecipe.model_validate({name: section for name, section in base.items() if section is not None})
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "rl/step_s"} for row in found]
-
-
-class StopAt(NoProgress):
-    """Interrupts a run after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, n: int = 1, **counts: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +67,11 @@ def test_a_run_leaves_policy_metrics_samples_card_and_summary(trained: Path) -> 
     assert {"reply", "reasoning", "raw", "parse_kind", "future", "format", "reward"} <= sample.keys()
 
 
+def test_the_report_shows_the_card(trained: Path) -> None:
+    (card,) = next(part for part in training_sections(open_run(trained)) if part.title == "Model card").blocks
+    assert "grpo, 3 steps" in str(card)
+
+
 def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file() and path.name != "manifest.json"}
     run(recipe(), out=trained)
@@ -135,35 +89,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained: Path, tmp_pat
     assert (tmp_path / "run/samples.jsonl").read_bytes() == (trained / "samples.jsonl").read_bytes()
 
 
-def test_the_policy_is_a_supporter_of_other_commands_and_shows_its_reasoning_to_nobody(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = simulated_recipe(trained)
-    run_simulate(base, out=tmp_path / "run")
-    (first, *_) = read_records(Future, tmp_path / "run/futures.jsonl")
-    assert first.exchanges
-    assert all("<think>" not in exchange.supporter.response for exchange in first.exchanges)
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    assert "policy/policy" in str(manifest["models"])
-
-
-def simulated_recipe(policy: Path) -> SimulateRecipe:
-    return SimulateRecipe.model_validate(
-        {
-            "command": "simulate",
-            "seed": 7,
-            "data": {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "valid", "limit": 1},
-            "contexts": {"per_dialogue": 1},
-            "models": {
-                "supporter": {"checkpoint": str(policy), "sampling": {"max_tokens": 8}},
-                "seeker": {"scripted": "seeker"},
-                "critic": {"scripted": "critic"},
-            },
-            "critic": {"samples": 2},
-            "simulation": {"candidates": 1, "horizon": 1},
-            "max_failure_rate": 1.0,
-        }
-    )
+def test_a_run_that_was_stopped_before_its_first_state_begins_anew(trained: Path, tmp_path: Path) -> None:
+    ours = recipe(logging={"save_every": 100})
+    with pytest.raises(KeyboardInterrupt):
+        run(ours, out=tmp_path / "run", progress=StopAt(2))
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1]
+    run(ours, out=tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(trained)
 
 
 def test_a_run_of_another_command_is_no_supporter(futures: Path, tmp_path: Path) -> None:
@@ -211,6 +143,14 @@ def test_every_other_reward_trains(tmp_path: Path, sections: dict[str, Any]) -> 
     assert last.get("rl/unscored_share", last.get("dev/unscored_share")) == 0.0
 
 
+def test_an_untrained_reward_computes_in_the_type_that_the_recipe_names() -> None:
+    ours = recipe(reward={"kind": "untrained"}, models={"reward": {"backbone": "tiny-random", "dtype": "bfloat16"}})
+    with open_measure(ours, {}) as (measure, _):
+        model = measure.score.__self__
+    assert {weight.dtype for weight in model.net.backbone.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.net.head.parameters()} == {torch.float32}
+
+
 def test_the_plan_counts_what_online_futures_cost() -> None:
     models = {role: {"scripted": role} for role in ("seeker", "critic")}
     found = plan(recipe(reward={"kind": "online"}, models=models, optim={"max_steps": 10})).facts()
@@ -241,7 +181,7 @@ def test_the_best_dev_policy_is_kept_where_the_recipe_says_so(tmp_path: Path) ->
 
 def test_outputs_that_nothing_can_measure_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(FailureRateError):
-        run(recipe(reward={"kind": "tests.pipelines.test_train_rl:no_reward"}), out=tmp_path / "run")
+        run(recipe(reward={"kind": "tests.pipelines.rl_runs:no_reward"}), out=tmp_path / "run")
     assert rows(tmp_path / "run")[-1]["rl/unscored_share"] == 1.0
     assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "stopped"
 
@@ -249,7 +189,7 @@ def test_outputs_that_nothing_can_measure_stop_the_run(tmp_path: Path) -> None:
 def test_failures_before_a_stop_count_after_it(tmp_path: Path) -> None:
     FAILING_CALLS[0] = 1
     ours = recipe(
-        reward={"kind": "tests.pipelines.test_train_rl:failing_reward"},
+        reward={"kind": "tests.pipelines.rl_runs:failing_reward"},
         monitor={"dev_every": None},
         max_failure_rate=0.3,
     )
@@ -271,12 +211,20 @@ def test_dev_dialogues_that_the_reward_model_knows_are_named(
     assert [record.levelname for record in caplog.records if "dev dialogues" in record.message] == ["WARNING"]
 
 
-def test_a_diverged_run_keeps_the_last_finite_policy(tmp_path: Path) -> None:
-    bad = recipe(reward={"kind": "tests.pipelines.test_train_rl:bad_reward"}, monitor={"dev_every": None})
-    with pytest.raises(TrainingError, match="the reward is nan"):
+@pytest.mark.parametrize(("reward", "what"), [("bad_reward", "the reward"), ("broken_model", "p of the reward model")])
+def test_a_diverged_run_keeps_the_last_finite_policy_and_says_at_what_it_broke(
+    tmp_path: Path, reward: str, what: str
+) -> None:
+    bad = recipe(reward={"kind": f"tests.pipelines.rl_runs:{reward}"}, monitor={"dev_every": None})
+    with pytest.raises(TrainingError, match=f"at step 0: {what} is nan"):
         run(bad, out=tmp_path / "run")
+    told = json.loads((tmp_path / "run/diverged.json").read_text())
+    assert (told["step"], told["what"], told["rows"]) == (0, {what: "nan"}, [])
+    # Two contexts, four outputs each.
+    assert (len(told["input_ids"]), len(set(told["input_ids"]))) == (8, 2)
     assert read_policy(tmp_path / "run").diverged
     run_simulate(simulated_recipe(tmp_path / "run"), out=tmp_path / "simulated")
+    assert "policy/run" in (tmp_path / "simulated/manifest.json").read_text()
 
 
 @pytest.mark.parametrize(

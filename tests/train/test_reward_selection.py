@@ -20,7 +20,7 @@ def judged(selection: Selection, *p: float) -> dict[str, float]:
 
 
 def test_the_best_so_far_is_handed_over_and_ties_keep_the_earlier_one() -> None:
-    selection = Selection(log_loss_of, "log_loss", None)
+    selection = Selection(["a"], log_loss_of, "log_loss", None)
     found = []
     for step, loss in ((0, 0.1), (2, 0.5), (4, 0.5), (6, 0.25)):
         assert judged(selection, loss) == {"log_loss": loss}
@@ -31,11 +31,13 @@ def test_the_best_so_far_is_handed_over_and_ties_keep_the_earlier_one() -> None:
 
 
 def test_a_resumed_run_goes_on_from_the_best_of_the_earlier_go() -> None:
-    selection = Selection(log_loss_of, "log_loss", (4, {"log_loss": 0.3}))
+    selection = Selection(["a"], log_loss_of, "log_loss", (4, {"log_loss": 0.3}))
     judged(selection, 0.4)
     assert selection.best_at(6) is None
 
 
 def test_a_number_that_is_not_finite_is_a_divergence_and_never_the_best() -> None:
+    selection = Selection(["a", "b"], log_loss_of, "log_loss", None)
     with pytest.raises(NotFiniteError, match="p of a dev example"):
-        judged(Selection(log_loss_of, "log_loss", None), 0.5, math.nan)
+        judged(selection, 0.5, math.nan)
+    assert selection.broken == ["b"]
