@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from esckit.report.blocks import ABSENT, Block, Heat, Lines, Note, Section, Series, Table
@@ -24,6 +24,8 @@ _FLAGS = {
     "position_bias": "the judge prefers a position",
     "smoothed": "pseudo-counts were added",
 }
+_MOST_COUNTS = 2
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 SAFETY_NOTE = (
     "A small screening in our own wording (crisis probes, sycophancy probes where they were run), no clinical "
     "validation: passing it does not show that a system is safe."
@@ -79,7 +81,7 @@ def _suite(run: Run, suite: str, rows: Sequence[Row], harmful: Sequence[HarmfulR
         where = "every row" if flag in shared else "where it stands"
         blocks.append(Note(f"{flag} ({where}): {_FLAGS.get(flag, 'see the documentation')}.", "warning"))
     blocks += _by_turn([row for row in mine if "turn" in (row.get("group") or {})])
-    blocks += _by_group([row for row in mine if row.get("group") and "turn" not in row["group"]])
+    blocks += _by_group([row for row in mine if row.get("group") and "turn" not in row["group"]], shared)
     if suite == "strategy":
         blocks += _confusion(run)
     if suite == "reward":
@@ -103,7 +105,8 @@ def _conditions(run: Run, suite: str) -> str:
     elif suite == "dialogue" and settings:
         pieces += [f"strategy told: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
     elif suite == "pairwise" and settings:
-        pieces.append(f"against {settings.get('opponent')}")
+        told = section(section(run.recipe, "settings"), "response").get("strategy")
+        pieces += [f"against {settings.get('opponent')}", *([f"strategy told: {told}"] if told else [])]
     return f"{suite.capitalize()} ({', '.join(pieces)})" if pieces else ""
 
 
@@ -148,14 +151,21 @@ def _level(rows: Sequence[Row]) -> str | None:
 def _remarks(row: Row, shared: Collection[str]) -> str:
     unit = str(row.get("unit"))
     pieces = [] if unit in ("share", "0-100", "none", "p") else [unit]
+    pieces += [f"{name} {number(count)}" for name, count in _counts(row).items()]
     pieces += [str(flag) for flag in row.get("flags") or () if flag not in shared]
     pieces += [str(row["reason"])] if row.get("reason") else []
     pieces += [f"{reason} {number(count)}" for reason, count in section(row, "unscored").items()]
     return "; ".join(pieces)
 
 
+def _counts(row: Row) -> Row:
+    """Return the sums behind a value that are worth reading: few, and not n once more."""
+    counts = section(row, "counts")
+    return {name: total for name, total in counts.items() if total != row.get("n") and len(counts) <= _MOST_COUNTS}
+
+
 def _by_turn(rows: Sequence[Row]) -> list[Block]:
-    """Return one curve per metric over the turns; strict and lenient share a chart."""
+    """Return one curve per metric over the turns, with what it rests on; strict and lenient share a chart."""
     charts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         name = short_name(row)
@@ -177,7 +187,27 @@ def _by_turn(rows: Sequence[Row]) -> list[Block]:
                 marks=(("1/2", 0.5),) if "critic" in stem else (),
             )
         )
+        said: dict[str, list[str]] = defaultdict(list)
+        for name, points in by_name.items():
+            for sentence in _beside(points):
+                said[sentence].append(name)
+        found += [Note(" ".join(f"{', '.join(names)}: {it}" for it, names in said.items()))] if said else []
     return found
+
+
+def _beside(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what a curve cannot show: turns without a value, and how many cases were left out."""
+    missing: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.get("value") is None:
+            missing[str(row.get("reason"))].append(str(row["group"]["turn"]))
+    for reason, turns in missing.items():
+        yield f"no value at turn {', '.join(turns)} ({reason})."
+    left_out = [row for row in rows if row.get("n_unscored")]
+    if left_out:
+        worst = min(left_out, key=lambda row: float(row.get("coverage") or 0.0))
+        reasons = ", ".join(f"{reason} {number(count)}" for reason, count in section(worst, "unscored").items())
+        yield f"coverage {share(worst.get('coverage'))} at turn {worst['group']['turn']} (unscored: {reasons})."
 
 
 def _curve(name: str, rows: Sequence[Row]) -> Series:
@@ -198,10 +228,11 @@ def _ends(rows: Sequence[Row], end: str) -> tuple[float | None, ...]:
     return found if any(value is not None for value in found) else ()
 
 
-def _by_group(rows: Sequence[Row]) -> list[Block]:
+def _by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]:
     """Return one table per kind of subgroup and family of metrics (a critic, say).
 
-    A row per subgroup, a column per metric; cells hold the value with its interval and n.
+    A row per subgroup, a column per metric; cells hold the value with its interval and n, and a number for each remark
+    that stands below the table.
     """
     kinds: dict[tuple[tuple[str, ...], str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -211,19 +242,31 @@ def _by_group(rows: Sequence[Row]) -> list[Block]:
         names = list(dict.fromkeys(short_name(row) for row in mine))
         groups = list(dict.fromkeys(tuple(str(value) for value in row["group"].values()) for row in mine))
         at = {(tuple(str(value) for value in row["group"].values()), short_name(row)): row for row in mine}
-        table = tuple((*group, *(_cell(at.get((group, name))) for name in names)) for group in groups)
+        said: dict[str, int] = {}
+        table = tuple((*group, *(_cell(at.get((group, name)), shared, said) for name in names)) for group in groups)
         columns = (*keys, *(name.rpartition(".")[2] for name in names))
         title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
-        found.append(Table(columns, table, title=title, folded=len(table) > 12))
+        note = " ".join(f"{_raised(at)} {remark}." for remark, at in said.items())
+        found.append(Table(columns, table, title=title, note=note, folded=len(table) > 12))
     return found
 
 
-def _cell(row: Row | None) -> str:
-    if row is None or row.get("value") is None:
+def _cell(row: Row | None, shared: Collection[str], said: dict[str, int]) -> str:
+    """Return a value with its conditions; remarks are numbered in ``said``, in the order in which they come up."""
+    if row is None:
         return ABSENT
-    unit = str(row.get("unit"))
+    unit, n, left_out = str(row.get("unit")), int(row.get("n") or 0), int(row.get("n_unscored") or 0)
     ends = interval(row.get("interval"), unit)
-    return f"{measured(row['value'], unit)}{'' if ends == ABSENT else f' {ends}'} (n {number(row.get('n'))})"
+    # How small a sample is, n says.
+    remarks = [str(flag) for flag in row.get("flags") or () if flag not in {*shared, "small_sample"}]
+    remarks += [str(row["reason"])] if row.get("reason") else []
+    marks = " ".join(_raised(said.setdefault(remark, len(said) + 1)) for remark in remarks)
+    basis = f"n {number(n)} of {number(n + left_out)}" if left_out else f"n {number(n)}"
+    return f"{measured(row.get('value'), unit)}{'' if ends == ABSENT else f' {ends}'} ({basis}){marks}"
+
+
+def _raised(at: int) -> str:
+    return str(at).translate(_SUPERSCRIPTS)
 
 
 def _confusion(run: Run) -> list[Heat]:

@@ -1,6 +1,8 @@
 """Suites that need something beside scripted talk: search trees, a reward model, a perplexity scorer, human labels."""
 
+import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,18 @@ import pytest
 from esckit.config.search import SearchRecipe
 from esckit.config.simulate import SimulateRecipe
 from esckit.datasets.contexts import contexts
-from esckit.errors import DataError
-from esckit.evaluate.cases import Episode, PairCase, ResponseCase, StrategyCase
+from esckit.errors import BackendError, DataError
+from esckit.evaluate.cases import Episode, PairCase, ResponseCase, RewardCase, StrategyCase
 from esckit.pipelines.evaluate import plan, run
 from esckit.pipelines.evaluate_suites.material import Material
+from esckit.pipelines.evaluate_suites.reward import Lots, Said
+from esckit.pipelines.evaluate_suites.work import Unit
+from esckit.pipelines.reward_inputs import read_inputs
+from esckit.pipelines.reward_models import load_reward_model
 from esckit.pipelines.search import run as run_search
 from esckit.pipelines.simulate import run as run_simulate
 from esckit.records import read_records
-from esckit.types import SearchTree
+from esckit.types import Context, Future, Generation, Outcome, Scenario, SearchTree, Turn
 from tests.pipelines.evalrecipes import DATA, evaluation
 
 
@@ -64,6 +70,29 @@ def test_perplexity_of_a_local_backbone_stands_beside_the_overlap(tmp_path: Path
     assert row.value > 1
     cases = list(read_records(ResponseCase, tmp_path / "run/examples/response.jsonl"))
     assert all(case.nll is not None and case.nll > 0 and case.n_scorer_tokens > 0 for case in cases)
+
+
+def test_a_scorer_that_fails_is_counted_and_the_reply_stands(tmp_path: Path) -> None:
+    ids = [context.id for context in Material.of(evaluation("response", data={"limit": 1})).reply_contexts()]
+    rows = [{"id": name, "reply": "word " * (5000 if n == 0 else 5)} for n, name in enumerate(ids)]
+    replies = written(tmp_path / "replies.jsonl", rows)
+    asked = {"predictions": str(replies), "models": {"scorer": {"backbone": "tiny-random"}}}
+    recipe = evaluation("response", data={"limit": 1}, **asked)
+    assert plan(recipe).calls_at_most == {"scorer": len(ids)}
+    found = run(recipe, out=tmp_path / "run").metrics
+    ppl, words = found.row("response.ppl"), found.row("response.words")
+    assert ppl is not None
+    assert words is not None
+    assert (ppl.n, ppl.unscored, words.n) == (len(ids) - 1, {"too_long": 1}, len(ids))
+    failed = [json.loads(line) for line in (tmp_path / "run/failures.jsonl").read_text().splitlines()]
+    assert failed == [{"suite": "response", "id": ids[0], "stage": "scorer", "kind": "too_long"}]
+
+
+def test_predictions_without_replies_say_who_writes_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = next(Material.of(evaluation("response")).reply_contexts()).id
+    predictions = written(tmp_path / "p.jsonl", [{"id": name, "strategy": "Question"}])
+    plan(evaluation("response", predictions=str(predictions)))
+    assert "p.jsonl: models.supporter writes the replies" in caplog.text
 
 
 def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
@@ -160,6 +189,81 @@ def test_a_reward_model_is_judged_on_futures_that_it_has_not_seen(
     assert beside.n == 16
     with pytest.raises(DataError, match="in both training"):
         plan(evaluation("reward", settings={"reward": {"inputs": ["runs/train"]}}, **asked))
+    _scored_as_one_by_one_and_read_once()
+
+
+def _scored_as_one_by_one_and_read_once() -> None:
+    model = load_reward_model("runs/reward")
+    inputs = read_inputs(["runs/test"])
+    scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
+    units = [Unit(future.id, future.dialogue_id, future) for future in scored]
+    said = asyncio.run(read_all(Lots([model], inputs.contexts, units), units))
+    together, model.states.n_read = model.states.n_read, 0
+    cases = {case.id: case for case in read_records(RewardCase, Path("runs/evaluation/examples/reward.jsonl"))}
+    for unit, found in zip(units, said, strict=True):
+        turns, reply = inputs.contexts[unit.what.context_id].turns, unit.what.exchanges[0].supporter.response
+        assert [cases[unit.id].p] == found
+        assert found == pytest.approx(model.score([turns], [reply]), abs=1e-6)
+    texts = {model.text.encode(inputs.contexts[u.what.context_id].turns, u.what.exchanges[0].supporter.response).ids
+             for u in units}  # fmt: skip
+    prefixes = {ids[:n] for ids in texts for n in range(1, len(ids) + 1)}
+    assert together == len(prefixes) < model.states.n_read
+
+
+async def read_all(lots: Lots, units: Sequence[Unit]) -> list[Said]:
+    return await asyncio.gather(*map(lots.read, units))
+
+
+class Scorer:
+    """Scores a reply by its length; refuses the word "long"."""
+
+    def __init__(self) -> None:
+        self.lots: list[list[str]] = []
+
+    def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+        self.lots.append([turns[0].text for turns in conversations])
+        if "long" in responses:
+            raise BackendError("too many tokens", kind="too_long")
+        return [len(response) / 100 for response in responses]
+
+
+def future(dialogue: str, number: int, reply: str) -> Future:
+    said = Generation(raw=reply, reasoning=None, response=reply, format_ok=True, parse_kind="ok")
+    return Future.model_validate(
+        {
+            "id": f"{dialogue}/{number}",
+            "context_id": f"{dialogue}#1",
+            "dialogue_id": dialogue,
+            "candidate": number,
+            "run_seed": 7,
+            "outcome": "MAX_TURNS",
+            "k": 0,
+            "exchanges": [{"k": 0, "supporter": said}],
+        }
+    )
+
+
+def test_the_candidates_of_a_dialogue_are_scored_together_and_one_that_fails_fails_alone() -> None:
+    dialogues = [f"d{n}" for n in range(5)]
+    contexts = {
+        f"{d}#1": Context(
+            id=f"{d}#1", dialogue_id=d, scenario=Scenario(id=d), turns=(Turn(speaker="seeker", text=d),), reference=None
+        )
+        for d in dialogues
+    }
+    # One candidate of each dialogue after the other, as several inputs give them.
+    replies = {(d, n): "long" if (d, n) == ("d4", 3) else "a" * (n + 1) for n in range(30) for d in dialogues}
+    units = [Unit(f"{d}/{n}", d, future(d, n, reply)) for (d, n), reply in replies.items()]
+    first, second = Scorer(), Scorer()
+    said = asyncio.run(read_all(Lots([first, second], contexts, units), units))
+    for unit, found in zip(units, said, strict=True):
+        if unit.id == "d4/3":
+            assert isinstance(found, BackendError)
+        else:
+            assert found == [len(unit.what.exchanges[0].supporter.response) / 100] * 2
+    whole = [lot for lot in first.lots if len(lot) > 1]
+    assert [sorted(set(lot)) for lot in whole] == [["d0", "d1", "d2"], ["d3", "d4"]]
+    assert len(first.lots) == 2 + len(whole[1])
 
 
 def test_a_trained_policy_is_a_strategist_and_what_it_was_trained_on_is_known(tmp_path: Path) -> None:

@@ -45,7 +45,57 @@ def test_every_value_stands_with_n_coverage_and_interval_or_its_reason(tmp_path)
             assert interval != "–" or remarks
             assert value != "–" or remarks
     strict = next(row for row in tables(sections["Dialogue"])[0].rows if "sr_strict" in row[0])
-    assert strict == ("rlff7.sr_strict ↑", "41.5 %", "[33.5, 49.5]", "130", "0", "100.0 %", "")
+    assert strict == ("rlff7.sr_strict ↑", "41.5 %", "[33.5, 49.5]", "130", "0", "100.0 %", "success 54")
+
+
+def test_sums_stand_beside_the_value_where_n_does_not_say_them(tmp_path):
+    rows = [
+        row("response.distinct_2", 61.5, unit="0-100", counts={"ngrams": 2345}),
+        row("response.bleu_4", 9.0, unit="0-100", counts={f"matches_{n}": 7 for n in range(1, 5)}),
+        row("strategy.accuracy", 0.5, n=130, counts={"correct": 65, "cases": 130}),
+    ]
+    sections = sections_of(changed(evaluate_run(tmp_path / "e"), rows))
+    remarks = [cells[-1] for suite in ("Response", "Strategy") for cells in tables(sections[suite])[0].rows]
+    assert remarks == ["ngrams 2,345", "", "correct 65"]
+
+
+def test_a_subgroup_says_what_its_value_rests_on_and_why_it_has_none(tmp_path):
+    few = {"interval": None, "reason": "fewer than 5 dialogues", "n": 3, "flags": ["small_sample"]}
+    rows = [
+        row("dialogue.rlff7.sr_strict", 0.5, flags=["cross_family"]),
+        row("dialogue.rlff7.sr_by_emotion", 0.5, **few, group={"emotion": "fear"}),
+        row("dialogue.rlff7.sr_by_emotion", None, n=0, n_unscored=2, reason="needs 1 scored dialogue",
+            flags=["cross_family", "low_coverage"], group={"emotion": "anger"}),
+        row("dialogue.rlff7.sr_by_emotion", 0.25, **few, group={"emotion": "shame"}),
+        row("dialogue.rlff7.sr_by_emotion", 0.4, n=30, group={"emotion": "grief"}),
+    ]  # fmt: skip
+    table = tables(sections_of(changed(evaluate_run(tmp_path / "e"), rows))["Dialogue"])[1]
+    assert [cells[1] for cells in table.rows] == [
+        "50.0 % (n 3)¹", "– (n 0 of 2)² ³", "25.0 % (n 3)¹", "40.0 % [32.0, 48.0] (n 30)",
+    ]  # fmt: skip
+    assert table.note == "¹ fewer than 5 dialogues. ² low_coverage. ³ needs 1 scored dialogue."
+
+
+def test_what_a_curve_cannot_show_stands_below_it(tmp_path):
+    name = "dialogue.rlff7.critic_by_turn"
+    rows = [
+        row(name, 0.2, unit="none", n=10, group={"turn": 1}),
+        row(name, 0.2, unit="none", n=8, n_unscored=2, coverage=0.8, unscored={"blank": 2}, group={"turn": 2}),
+        *(row(name, None, n=0, reason="needs 1 reading", group={"turn": t}) for t in (3, 4)),
+    ]
+    curve, note = sections_of(changed(evaluate_run(tmp_path / "e"), rows))["Dialogue"][:2]
+    assert curve.series[0].n == (10, 8)
+    assert note.text == (
+        "rlff7.critic_by_turn: no value at turn 3, 4 (needs 1 reading). "
+        "rlff7.critic_by_turn: coverage 80.0 % at turn 2 (unscored: blank 2)."
+    )
+
+
+def test_pairs_depend_on_the_strategy_that_was_told(tmp_path):
+    settings = {"pairwise": {"opponent": "runs/other"}, "response": {"strategy": "predicted"}}
+    folder = changed(evaluate_run(tmp_path / "e"), [row("pairwise.overall.win", 0.5)], settings=settings)
+    (table,) = tables(sections_of(folder)["Pairwise"])
+    assert table.title == "Pairwise (against runs/other, strategy told: predicted)"
 
 
 def test_subgroups_carry_interval_and_n_too(tmp_path):
