@@ -1,10 +1,13 @@
 """The recipe of `evaluate`: defaults, what a suite needs, and what only recomputes."""
 
+from functools import reduce
+
 import pytest
 from pydantic import ValidationError
 
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.load import load_recipe
+from esckit.evaluate.references import load_references
 from esckit.runs import without
 
 MODELS = {role: {"scripted": role} for role in ("strategist", "supporter", "seeker", "critic", "judge")}
@@ -101,3 +104,10 @@ def test_the_recipes_for_the_papers_state_their_protocols() -> None:
     assert play.settings.dialogue.critics == ("rlff7", "ppdpp4")
     gold = load_recipe("evaluate/strategy_gold", EvaluateRecipe).recipe
     assert (gold.settings.strategy.unit, gold.settings.strategy.include_openings) == ("utterance", True)
+
+
+def test_the_recipe_of_the_gold_test_is_of_the_test_of_the_published_marks() -> None:
+    resolved = load_recipe("evaluate/strategy_gold", EvaluateRecipe).recipe.resolved()
+    for path, value in load_references().table("gold.hub").same.items():
+        *sections, name = path.split(".")
+        assert reduce(dict.__getitem__, sections, resolved)[name] == value, path
