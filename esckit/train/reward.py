@@ -120,7 +120,7 @@ class Collator:
         n_remembered: How many of them, the latest.
     """
 
-    def __init__(self, remembered: Container[str] = frozenset(), *, n_remembered: int = 64) -> None:
+    def __init__(self, remembered: Container[str], *, n_remembered: int = 64) -> None:
         self._remembered = remembered
         self.recent: deque[str] = deque(maxlen=n_remembered)
 

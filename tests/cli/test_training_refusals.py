@@ -15,6 +15,8 @@ import pytest
 from esckit.cli.app import main
 from esckit.config.load import load_recipe
 from esckit.config.train_reward import TrainRewardRecipe
+from tests.pipelines.flow_runs import recipe as flow_recipe
+from tests.pipelines.flow_runs import sparse_tree, write_trees
 from tests.pipelines.reward_runs import reward_recipe, simulated
 
 Refused = Callable[..., str]
@@ -121,18 +123,28 @@ def test_a_policy_whose_chat_template_training_cannot_use(refused: Refused, tmp_
     assert "a chat template that changes answers" in message
 
 
-@pytest.mark.parametrize("command", ["grpo", "dpo", "reward"])
+@pytest.mark.parametrize("trainer", ["grpo", "dpo", "reward", "flow"])
 def test_an_adapter_on_layers_that_the_model_lacks(
-    refused: Refused, futures: Path, tmp_path: Path, command: str
+    refused: Refused, futures: Path, tmp_path: Path, trainer: str
 ) -> None:
-    nope = {
-        "grpo": ("train-rl", "smoke/train_rl_lexicon", "--set", "lora.targets=[q_proj,nope]"),
-        "dpo": ("train-rl", "smoke/train_rl_dpo", "--set", f"inputs=[{futures}]", "--set", "lora.targets=[nope]"),
-        "reward": ("train-reward", write_recipe(tmp_path, futures), "--set", "model.trainable=lora",
-                   "--set", "model.lora.targets=[nope]"),
-    }  # fmt: skip
-    message = refused(*nope[command], leaves_nothing=False)
-    assert "lora.targets: no layer nope" in message
+    trees = write_trees(tmp_path, [sparse_tree("a", "train", 1), sparse_tree("b", "valid", 2)])
+    (tmp_path / "flow.yaml").write_text(json.dumps(flow_recipe(trees).resolved()))
+    named = {
+        "grpo": ("train-rl", "smoke/train_rl_lexicon", "lora.targets=[q_proj,nope]"),
+        "dpo": ("train-rl", "smoke/train_rl_dpo", "lora.targets=[self_attn]", f"inputs=[{futures}]"),
+        "reward": (
+            "train-reward",
+            write_recipe(tmp_path, futures),
+            "model.lora.targets=[nope]",
+            "model.trainable=lora",
+        ),
+        "flow": ("train-flow", str(tmp_path / "flow.yaml"), "lora.targets=[nope]"),
+    }
+    command, recipe, *settings = named[trainer]
+    options = [part for setting in settings for part in ("--set", setting)]
+    message = refused(command, recipe, *options, leaves_nothing=False)
+    # A module that holds layers is none that an adapter could lie on.
+    assert f"lora.targets: no layer {'self_attn' if trainer == 'dpo' else 'nope'}" in message
     assert "q_proj" in message.partition("expected")[2]
 
 
