@@ -80,7 +80,7 @@ def quality_warnings(metrics: dict[str, Any], beside: dict[str, dict[str, Any]])
             "RL on this reward is close to RL on noise"
         )
     by_length = beside["reply_length"]["auc"]
-    if metrics["auc"] is not None and by_length is not None and metrics["auc"] <= max(by_length, 1 - by_length):
+    if metrics["auc"] is not None and by_length is not None and metrics["auc"] <= by_length:
         warnings.append(f"dev AUC {metrics['auc']:.3f} does not beat the length of the reply alone ({by_length:.3f})")
     return warnings
 
