@@ -10,6 +10,7 @@ import esckit
 from esckit.models.flow_checkpoint import FOLDER, FlowMetadata, read_metadata
 from esckit.models.flow_loading import load_flow_model
 from esckit.pipelines.flow_training import Session, uses_bf16
+from esckit.pipelines.session import SUMMARY
 from esckit.pipelines.train_flow_data import counts
 from esckit.pipelines.train_flow_gold import test_report
 from esckit.records import write_atomic, write_json
@@ -31,7 +32,7 @@ def finish(session: Session) -> dict[str, Any]:
     if "test" in session.trees:
         summary["test"] = _test(session)
     write_atomic(session.out / FOLDER / "README.md", _card(session, metadata, summary))
-    write_json(session.out / "summary.json", summary)
+    write_json(session.out / SUMMARY, summary)
     return summary
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from esckit.config.models import CheckpointBinding
 from esckit.config.predict import PredictRecipe
 from esckit.datasets.contexts import contexts
-from esckit.errors import ConfigError, DataError, EsckitError, ModelError
+from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
 from esckit.models.flow_metadata import read_metadata
 from esckit.pipelines.data import Selection, select_dialogues
@@ -29,6 +29,7 @@ from esckit.pipelines.evaluate_players import (
 from esckit.pipelines.evaluate_suites.material import after_opening
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
+from esckit.pipelines.session import RunResult, playing
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
 from esckit.records import JsonlAppender, read_records, write_records
@@ -39,7 +40,6 @@ from esckit.types import Context, Record
 if TYPE_CHECKING:
     from esckit.evaluate.predictions import Prediction
 
-COMMAND = "predict"
 PREDICTIONS = "predictions.jsonl"
 FAILURES = "failures.jsonl"
 MIN_PLACES_FOR_RATE = 20
@@ -75,14 +75,6 @@ class PredictPlan:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class PredictResult:
-    """Where the predictions are."""
-
-    out: Path
-    summary: dict[str, Any]
-
-
 def plan(recipe: PredictRecipe) -> PredictPlan:
     """Return what a run of the recipe would do, without any model.
 
@@ -93,7 +85,7 @@ def plan(recipe: PredictRecipe) -> PredictPlan:
     return PredictPlan(len(selection.dialogues), len(places), dict.fromkeys(recipe.models.bindings(), len(places)))
 
 
-def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None) -> PredictResult:
+def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Predict at every place that is not in the run folder yet.
 
     Args:
@@ -147,25 +139,19 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
 
 async def _run(
     recipe: PredictRecipe, selection: Selection, places: tuple[Context, ...], out: Path, progress: Progress
-) -> PredictResult:
+) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(recipe.models.bindings().values())
         speak = _speaker(recipe, pool, taxonomy)
         inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy)}
-        with RunFolder.open(
-            out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
-        ) as folder:
-            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
-            try:
-                await _predict_missing(recipe, places, speak, folder, progress)
-            except EsckitError:
-                _settle(folder, places)
-                raise
-            finally:
-                progress.close()
-                folder.update_manifest(spent=pool.spent(), **pool.facts())
-            lines, failures = _settle(folder, places)
+
+        def settle(folder: RunFolder) -> tuple[list[Prediction], list[FailedPrediction]]:
+            return _settle(folder, places)
+
+        with playing(recipe, out, pool, progress, inputs=inputs, settle=settle) as folder:
+            await _predict_missing(recipe, places, speak, folder, progress)
+            lines, failures = settle(folder)
             _rate_of(recipe, lines, failures).judge()
     summary = {
         "predictions": str(out / PREDICTIONS),
@@ -174,7 +160,7 @@ async def _run(
         "replies": sum(line.reply is not None for line in lines),
         "failed": len(failures),
     }
-    return PredictResult(out, summary)
+    return RunResult(out, summary)
 
 
 def _prompts(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:

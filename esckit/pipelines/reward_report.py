@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import esckit
 from esckit.pipelines.reward_quality import baselines, calibration, quality_warnings
 from esckit.pipelines.reward_training import PREDICTIONS, DevPrediction, Session
+from esckit.pipelines.session import SUMMARY
 from esckit.records import read_records, write_atomic, write_json
 from esckit.train.examples import Part, RewardExample
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUMMARY = "summary.json"
 SUMMARY_SCHEMA = "esckit.train_reward_summary/1"
 
 

@@ -25,6 +25,7 @@ from esckit.pipelines.processes import Process
 from esckit.pipelines.rl_material import RlMaterial
 from esckit.pipelines.rl_reward import open_measure
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
+from esckit.pipelines.session import SUMMARY
 from esckit.prompts.prompt import load_prompt
 from esckit.records import write_atomic, write_json
 from esckit.train.callbacks import StepProgress, read_rows
@@ -289,7 +290,7 @@ def _finish(session: _Session, trainer: Any) -> None:
         "dev": session.dev,
         "dialogues": len(session.material.dialogue_ids),
     }
-    write_json(session.out / "summary.json", summary)
+    write_json(session.out / SUMMARY, summary)
     # What a tracker wrote lies beside the states.
     for path in [*(session.out / STATES).glob("checkpoint-*")] if session.recipe.trackers else [session.out / STATES]:
         shutil.rmtree(path, ignore_errors=True)

@@ -17,11 +17,12 @@ from typing import Any
 
 from esckit.config.search import SearchRecipe
 from esckit.dialogue.rubric import check_weights, load_rubric
-from esckit.errors import DataError, EsckitError
+from esckit.errors import DataError
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, look_up
 from esckit.pipelines.search_players import build_critic, build_players, build_strategist, prompt_ids, provenance_of
+from esckit.pipelines.session import SUMMARY, RunResult, playing
 from esckit.records import read_records, write_json, write_records
 from esckit.runs import RunFolder
 from esckit.search.linear import LinearSettings, score_linear
@@ -31,7 +32,6 @@ from esckit.search.seeds import cut_seed
 from esckit.search.summary import summarise
 from esckit.types import Failure, Record, SearchTree, Turn
 
-COMMAND = "search"
 SUMMARY_SCHEMA = "esckit.search_summary/1"
 MIN_TREES_FOR_RATE = 20
 
@@ -68,14 +68,6 @@ class SearchPlan:
         return {**asdict(self), "calls_at_most_in_all": sum(self.calls_at_most.values())}
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Where the trees are, and what they look like."""
-
-    out: Path
-    summary: dict[str, Any]
-
-
 def plan(recipe: SearchRecipe) -> SearchPlan:
     """Return what a run of the recipe would do, without any model.
 
@@ -97,7 +89,7 @@ def plan(recipe: SearchRecipe) -> SearchPlan:
     return SearchPlan(len(selection.dialogues), len(seeds), simulations, calls)
 
 
-def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) -> SearchResult:
+def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Grow every tree of the recipe that is not in the run folder yet.
 
     Args:
@@ -135,7 +127,7 @@ def _n_supporter(seed: Seeded) -> int:
 
 async def _run(
     recipe: SearchRecipe, selection: Selection, seeds: tuple[Seeded, ...], out: Path, progress: Progress
-) -> SearchResult:
+) -> RunResult:
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(recipe.models.bindings().values())
         grow = _grower(recipe, pool, selection)
@@ -144,27 +136,21 @@ async def _run(
             "prompts": prompt_ids(recipe),
             "prior_source": provenance_of(recipe).prior_source,
         }
-        with RunFolder.open(
-            out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
-        ) as folder:
-            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
-            try:
-                await _grow_missing(recipe, seeds, grow, folder, progress)
-            except EsckitError:
-                _settle(folder, seeds)
-                raise
-            finally:
-                progress.close()
-                folder.update_manifest(spent=pool.spent(), **pool.facts())
-            trees = _settle(folder, seeds)
+
+        def settle(folder: RunFolder) -> list[SearchTree]:
+            return _settle(folder, seeds)
+
+        with playing(recipe, out, pool, progress, inputs=inputs, settle=settle) as folder:
+            await _grow_missing(recipe, seeds, grow, folder, progress)
+            trees = settle(folder)
             summary = {
                 "schema": SUMMARY_SCHEMA,
                 **summarise(trees),
                 "environment": _environment(recipe),
             }
-            write_json(folder.file("summary.json"), summary)
+            write_json(folder.file(SUMMARY), summary)
             _rate_of(recipe, trees).judge()
-    return SearchResult(out, summary)
+    return RunResult(out, summary)
 
 
 async def _grow_missing(

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from esckit.dialogue.rollout import Cast, Rules, play_future
 from esckit.dialogue.seeker import PromptedSeeker
 from esckit.dialogue.strategist import PromptedStrategist
 from esckit.dialogue.supporter import PromptedSupporter
-from esckit.errors import EsckitError
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
+from esckit.pipelines.session import SUMMARY, RunResult, playing
 from esckit.pipelines.simulate_summary import summarise
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import StrategyPolicy, Supporter
@@ -39,7 +39,6 @@ from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
 
-COMMAND = "simulate"
 MIN_FUTURES_FOR_RATE = 50
 
 
@@ -65,20 +64,7 @@ class SimulatePlan:
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
-        return {
-            "dialogues": self.dialogues,
-            "contexts": self.contexts,
-            "futures": self.futures,
-            "calls_at_most": self.calls_at_most,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class SimulateResult:
-    """Where the futures are, and what they look like."""
-
-    out: Path
-    summary: dict[str, Any]
+        return asdict(self)
 
 
 def plan(recipe: SimulateRecipe) -> SimulatePlan:
@@ -98,7 +84,7 @@ def plan(recipe: SimulateRecipe) -> SimulatePlan:
     return SimulatePlan(len(selection.dialogues), len(contexts), n, calls)
 
 
-def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) -> SimulateResult:
+def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Play every future of the recipe that is not in the run folder yet.
 
     Args:
@@ -129,7 +115,7 @@ def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
 
 async def _run(
     recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
-) -> SimulateResult:
+) -> RunResult:
     bindings = _bindings(recipe)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(bindings.values())
@@ -140,24 +126,18 @@ async def _run(
             "prompts": {role: prompt.identity for role, prompt in prompts.items()},
             "roles": {role: _name(binding, pool) for role, binding in bindings.items()},
         }
-        with RunFolder.open(
-            out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
-        ) as folder:
-            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
+
+        def settle(folder: RunFolder) -> list[Future]:
+            return _settle(folder, contexts)
+
+        with playing(recipe, out, pool, progress, inputs=inputs, settle=settle) as folder:
             write_records(folder.file("contexts.jsonl"), contexts)
-            try:
-                await _play_missing(recipe, contexts, cast, folder, progress)
-            except EsckitError:
-                _settle(folder, contexts)
-                raise
-            finally:
-                progress.close()
-                folder.update_manifest(spent=pool.spent(), **pool.facts())
-            futures = _settle(folder, contexts)
+            await _play_missing(recipe, contexts, cast, folder, progress)
+            futures = settle(folder)
             summary = summarise(contexts, futures)
-            write_json(folder.file("summary.json"), summary)
+            write_json(folder.file(SUMMARY), summary)
             _rate_of(recipe, futures).judge()
-    return SimulateResult(out, summary)
+    return RunResult(out, summary)
 
 
 def _is_guided(recipe: SimulateRecipe) -> bool:

@@ -7,12 +7,8 @@ goes on.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +18,10 @@ from esckit.models.backbones import find_backbone
 from esckit.models.flow_metadata import policy_id, read_metadata
 from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.processes import Process, this_process
+from esckit.pipelines.session import RunResult, finished, training
 from esckit.pipelines.train_flow_data import Material, collect, counts
-from esckit.runs import RunFolder
 
-COMMAND = "train-flow"
-SUMMARY = "summary.json"
 STATES = "states"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainFlowResult:
-    """Where the policy is, and how good it is; the summary is empty in processes that do not write."""
-
-    out: Path
-    summary: dict[str, Any]
 
 
 def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
@@ -49,7 +35,7 @@ def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
     return counts(material, recipe)
 
 
-def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None) -> TrainFlowResult:
+def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Train a policy, or go on where an earlier go stopped.
 
     Args:
@@ -63,10 +49,10 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     material = collect(recipe.data)
     _check(recipe, material)
     process, progress = this_process(), progress or NoProgress()
-    with _run_folder(recipe, material, out, process) as folder:
-        if (out / SUMMARY).is_file():
+    with training(recipe, out, process, inputs=_inputs(recipe, material)) as folder:
+        if (result := finished(out)) is not None:
             _forget_states(out, process)
-            return TrainFlowResult(out, json.loads((out / SUMMARY).read_text(encoding="utf-8")))
+            return result
         from esckit.pipelines.flow_report import finish
         from esckit.pipelines.flow_training import fit, prepare
 
@@ -77,11 +63,11 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
         finally:
             progress.close()
         if folder is None:
-            return TrainFlowResult(out, {})
+            return RunResult(out, {})
         folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
         summary = finish(session)
         _forget_states(out, process)
-    return TrainFlowResult(out, summary)
+    return RunResult(out, summary)
 
 
 def _check(recipe: TrainFlowRecipe, material: Material) -> None:
@@ -108,19 +94,11 @@ def _check(recipe: TrainFlowRecipe, material: Material) -> None:
             )
 
 
-@contextmanager
-def _run_folder(recipe: TrainFlowRecipe, material: Material, out: Path, process: Process) -> Iterator[RunFolder | None]:
-    """Open the run folder in the main process; the others only read."""
-    if not process.is_main:
-        yield None
-        return
+def _inputs(recipe: TrainFlowRecipe, material: Material) -> dict[str, Any]:
     inputs = {"data": material.facts, "inputs": material.inputs}
     if recipe.model.init is not None:
         inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
-    with RunFolder.open(
-        out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
-    ) as folder:
-        yield folder
+    return inputs
 
 
 def _forget_states(out: Path, process: Process) -> None:

@@ -7,10 +7,7 @@ which a stopped run goes on.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,18 +17,16 @@ from esckit.config.train_reward import GoalLabel, Label, QuantileLabel, TrainRew
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
 from esckit.pipelines.executor import NoProgress, Progress
-from esckit.pipelines.processes import Process, this_process
+from esckit.pipelines.processes import this_process
 from esckit.pipelines.reward_inputs import read_inputs
 from esckit.pipelines.reward_models import reward_template
-from esckit.pipelines.reward_report import SUMMARY, finish
+from esckit.pipelines.reward_report import finish
 from esckit.pipelines.reward_training import optim_settings, prepare, train_session
-from esckit.runs import RunFolder
+from esckit.pipelines.session import RunResult, finished, training
 from esckit.train.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
 from esckit.train.optim import plan_steps
 
 log = logging.getLogger(__name__)
-
-COMMAND = "train-reward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +50,6 @@ class TrainRewardPlan:
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRewardResult:
-    """Where the reward model is, and how good it is."""
-
-    out: Path
-    summary: dict[str, Any]
 
 
 def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
@@ -101,7 +88,7 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
     )
 
 
-def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> TrainRewardResult:
+def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Train the reward model of the recipe; a stopped run goes on from its last state.
 
     Args:
@@ -121,34 +108,19 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     process = this_process()
     plan_steps(optim_settings(recipe), n_items=len(train), n_processes=process.count)
     facts = {"data": inputs.facts(), "prompts": {"reward_model": template.prompt}}
-    with _run_folder(recipe, facts, out, process):
-        if (out / SUMMARY).is_file():
-            return TrainRewardResult(out, _read_json(out / SUMMARY))
+    with training(recipe, out, process, inputs=facts):
+        if (result := finished(out)) is not None:
+            return result
         for warning in warnings if process.is_main else ():
             log.warning("%s", warning)
         session = prepare(recipe, inputs, parts, out, process)
         train_session(session, progress or NoProgress())
         if process.is_main:
             finish(session, warnings)
-    return TrainRewardResult(out, _read_json(out / SUMMARY) if process.is_main else {})
-
-
-@contextmanager
-def _run_folder(recipe: TrainRewardRecipe, facts: Mapping[str, Any], out: Path, process: Process) -> Iterator[None]:
-    """Hold the run folder in the main process; the others only read."""
-    if not process.is_main:
-        yield
-        return
-    with RunFolder.open(out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=facts):
-        yield
+    return (finished(out) if process.is_main else None) or RunResult(out, {})
 
 
 def _rule(label: Label) -> LabelRule:
     if isinstance(label, GoalLabel):
         return LabelRule("goal")
     return LabelRule(label.rule, Fraction(label.q if isinstance(label, QuantileLabel) else label.delta))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -1,16 +1,13 @@
 """``esckit train-rl``: a supporter that reasons, trained against future rewards (RLFF-ESC, arXiv 2508.12935).
 
-The run folder holds ``checkpoint/`` (what later recipes name by the run), ``metrics.jsonl``, ``samples.jsonl``,
-``model_card.md`` and ``summary.json``; while it trains also ``states/``, from which a stopped run goes on. A run that
+The run folder holds ``checkpoint/`` with its card (what later recipes name by the run), ``metrics.jsonl``,
+``samples.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run goes on. A run that
 diverged leaves ``diverged.json`` beside the last finite policy.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +15,16 @@ from typing import Any
 from esckit.config.train_rl import TrainRlRecipe
 from esckit.models.backbones import find_backbone
 from esckit.pipelines.executor import NoProgress, Progress
-from esckit.pipelines.processes import Process, this_process
+from esckit.pipelines.processes import this_process
 from esckit.pipelines.rl_material import RlMaterial, collect, reward_prompts
 from esckit.pipelines.rl_reward import check_reward
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
+from esckit.pipelines.session import RunResult, finished, training
 from esckit.prompts.prompt import load_prompt
-from esckit.runs import RunFolder
 from esckit.train.rl_pairs import best_and_worst, by_context
 from esckit.train.rl_plan import plan_dpo, plan_grpo
 
 log = logging.getLogger(__name__)
-
-COMMAND = "train-rl"
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +49,6 @@ class TrainRlPlan:
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRlResult:
-    """Where the policy is, and how its training went."""
-
-    out: Path
-    summary: dict[str, Any]
 
 
 def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
@@ -92,7 +78,7 @@ def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
     )
 
 
-def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -> TrainRlResult:
+def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Train the policy of the recipe; a stopped run goes on from its last state.
 
     Args:
@@ -106,15 +92,20 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
     material = _checked(recipe)
     _n_steps(recipe, material)
     process = this_process()
-    with _run_folder(recipe, material, out, process) as folder:
-        if (out / SUMMARY).is_file():
-            return TrainRlResult(out, _read_json(out / SUMMARY))
+    inputs = {
+        "data": material.facts,
+        "reward": material.reward_facts,
+        "prompts": {"policy": load_prompt(recipe.prompt).identity, **reward_prompts(recipe)},
+    }
+    with training(recipe, out, process, inputs=inputs) as folder:
+        if (result := finished(out)) is not None:
+            return result
         from esckit.pipelines.rl_training import train
 
         facts = train(recipe, material, out, process, progress or NoProgress())
         if folder is not None:
             folder.update_manifest(**facts)
-    return TrainRlResult(out, _read_json(out / SUMMARY) if process.is_main else {})
+    return (finished(out) if process.is_main else None) or RunResult(out, {})
 
 
 def _checked(recipe: TrainRlRecipe) -> RlMaterial:
@@ -122,23 +113,6 @@ def _checked(recipe: TrainRlRecipe) -> RlMaterial:
     load_prompt(recipe.prompt)
     check_reward(recipe)
     return collect(recipe)
-
-
-@contextmanager
-def _run_folder(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Process) -> Iterator[RunFolder | None]:
-    """Open the run folder in the main process; the others only read."""
-    if not process.is_main:
-        yield None
-        return
-    inputs = {
-        "data": material.facts,
-        "reward": material.reward_facts,
-        "prompts": {"policy": load_prompt(recipe.prompt).identity, **reward_prompts(recipe)},
-    }
-    with RunFolder.open(
-        out, command=COMMAND, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
-    ) as folder:
-        yield folder
 
 
 def _n_steps(recipe: TrainRlRecipe, material: RlMaterial) -> int:
@@ -172,8 +146,3 @@ def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
         "seeker": n_outputs * (online.horizon + 1),
         "critic": n_outputs * readings * per_reading,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

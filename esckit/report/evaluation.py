@@ -83,7 +83,7 @@ def _suite(run: Run, suite: str, rows: Sequence[Row], harmful: Sequence[HarmfulR
     blocks += _by_turn([row for row in mine if "turn" in (row.get("group") or {})])
     blocks += _by_group([row for row in mine if row.get("group") and "turn" not in row["group"]], shared)
     if suite == "strategy":
-        blocks += _confusion(run)
+        blocks += _confusion(run, mine)
     if suite == "reward":
         blocks += _calibration([row for row in mine if "bin" in (row.get("group") or {})])
     return Section(f"{suite.replace('_', ' ').capitalize()}", tuple(blocks))
@@ -269,17 +269,23 @@ def _raised(at: int) -> str:
     return str(at).translate(_SUPERSCRIPTS)
 
 
-def _confusion(run: Run) -> list[Heat]:
+def _confusion(run: Run, rows: Sequence[Row]) -> list[Heat]:
     pairs = Counter(
         (str(case["predicted"]), str(case["gold"]))
         for case in run.lines("examples/strategy.jsonl")
         if case.get("predicted") and case.get("gold")
     )
-    labels = tuple(sorted({label for pair in pairs for label in pair}))
+    labels = _in_order({label for pair in pairs for label in pair}, rows)
     if not labels:
         return []
     counts = tuple(tuple(pairs[predicted, gold] for gold in labels) for predicted in labels)
     return [Heat("confusion", "Predicted against gold strategy", "predicted", "gold", labels, counts)]
+
+
+def _in_order(labels: Collection[str], rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return labels in the order of the taxonomy, which rows by class are in."""
+    classes = list(dict.fromkeys(str(row["group"]["class"]) for row in rows if "class" in (row.get("group") or {})))
+    return tuple(sorted(labels, key=lambda label: (classes.index(label) if label in classes else len(classes), label)))
 
 
 def _calibration(rows: Sequence[Row]) -> list[Lines]:

@@ -10,7 +10,7 @@ from esckit.pipelines.rl_material import collect, reward_prompts
 from esckit.pipelines.train_rl import run
 from esckit.prompts.prompt import load_prompt
 from tests.pipelines.reward_runs import simulated
-from tests.pipelines.test_train_rl import StopAt, recipe
+from tests.pipelines.rl_runs import StopAt, recipe
 
 
 def test_every_prompt_of_an_online_reward_is_known(tmp_path: Path) -> None:

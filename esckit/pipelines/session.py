@@ -1,0 +1,79 @@
+"""The frame of a run: its folder, what the manifest says of it, and what happens when it stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esckit.config.recipe import Recipe
+from esckit.errors import EsckitError
+from esckit.pipelines.executor import Progress
+from esckit.pipelines.models import ModelPool
+from esckit.pipelines.processes import Process
+from esckit.runs import RunFolder
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where the results are, and what they look like; the summary is empty in processes that do not write."""
+
+    out: Path
+    summary: dict[str, Any]
+
+
+@contextmanager
+def playing(
+    recipe: Recipe,
+    out: Path,
+    pool: ModelPool,
+    progress: Progress,
+    *,
+    inputs: Mapping[str, Any],
+    settle: Callable[[RunFolder], object],
+) -> Iterator[RunFolder]:
+    """Hold the folder of a run that plays with models.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        pool: The run's models.
+        progress: Closed at the end.
+        inputs: What the run is known by beside its recipe.
+        settle: Sorts what was played, when the run is stopped by an error of ours.
+    """
+    with RunFolder.open(
+        out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+    ) as folder:
+        folder.update_manifest(determinism=pool.determinism(), **pool.facts())
+        try:
+            yield folder
+        except EsckitError:
+            settle(folder)
+            raise
+        finally:
+            progress.close()
+            folder.update_manifest(spent=pool.spent(), **pool.facts())
+
+
+@contextmanager
+def training(recipe: Recipe, out: Path, process: Process, *, inputs: Mapping[str, Any]) -> Iterator[RunFolder | None]:
+    """Hold the folder of a run that trains, in the main process; the others only read and get None."""
+    if not process.is_main:
+        yield None
+        return
+    with RunFolder.open(
+        out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+    ) as folder:
+        yield folder
+
+
+def finished(out: Path) -> RunResult | None:
+    """Return the result of a run that is over, None while there is none."""
+    path = out / SUMMARY
+    return RunResult(out, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
