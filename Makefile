@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.esckit-installed
 
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help setup demo test lint format bench clean
@@ -50,6 +49,8 @@ demo: $(STAMP)
 	@echo "The report of the three systems, the trees and the futures: $(CURDIR)/runs/demo.html"
 	@echo "The runs themselves: $(CURDIR)/runs/ ('esckit recipes list' shows what else can be run)"
 
+# One thread: tests are many small computations, which waiting threads would only slow down.
+test: export OMP_NUM_THREADS ?= 1
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 

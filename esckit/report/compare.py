@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esckit.report.blocks import Block, Note, Part, Section, Table
-from esckit.report.evaluation import short_name, suite_of
+from esckit.report.metric_rows import short_name, suite_of
 from esckit.report.numbers import flattened, interval, measured, number, plain, signed
 from esckit.report.source import Run, section
 from esckit.runs import differing_fields

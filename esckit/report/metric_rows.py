@@ -1,0 +1,207 @@
+"""Metric rows as tables and curves: no value without what it rests on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from esckit.report.blocks import ABSENT, Block, Lines, Note, Series, Table
+from esckit.report.numbers import interval, measured, number, share
+from esckit.report.source import section
+
+_ARROWS = {True: "↑", False: "↓", None: ""}
+_MOST_COUNTS = 2
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+Row = Mapping[str, Any]
+
+
+def suite_of(row: Row) -> str:
+    """Return the suite that a metric belongs to."""
+    return str(row.get("name", "")).partition(".")[0]
+
+
+def metric_table(rows: Sequence[Row], *, title: str = "", shared: Collection[str] = ()) -> Table:
+    """Return one row per metric: value, interval, n, unscored, coverage, and whatever a reader must know.
+
+    Args:
+        rows: The metrics.
+        title: What they depend on.
+        shared: Flags that are said elsewhere.
+    """
+    return Table(
+        ("metric", "value", "95 % interval" if _level(rows) is None else f"{_level(rows)} interval", "n", "unscored",
+         "coverage", "remarks"),
+        tuple(
+            (
+                f"{short_name(row)} {_ARROWS[row.get('higher_is_better')]}".strip(),
+                measured(row.get("value"), str(row.get("unit"))),
+                interval(row.get("interval"), str(row.get("unit"))),
+                number(row.get("n")),
+                number(row.get("n_unscored")),
+                share(row.get("coverage")),
+                _remarks(row, shared),
+            )
+            for row in rows
+        ),
+        title=title,
+        note="↑ higher is better, ↓ lower is better. Unscored cases enter no value.",
+    )  # fmt: skip
+
+
+def short_name(row: Row) -> str:
+    """Return a metric's name without its suite."""
+    return str(row.get("name", "")).partition(".")[2] or str(row.get("name", ""))
+
+
+def _level(rows: Sequence[Row]) -> str | None:
+    levels = {section(row, "interval").get("level") for row in rows} - {None}
+    return f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else None  # type: ignore[arg-type]
+
+
+def _remarks(row: Row, shared: Collection[str]) -> str:
+    unit = str(row.get("unit"))
+    pieces = [] if unit in ("share", "0-100", "none", "p") else [unit]
+    pieces += [f"{name} {number(count)}" for name, count in _counts(row).items()]
+    pieces += [str(flag) for flag in row.get("flags") or () if flag not in shared]
+    pieces += [str(row["reason"])] if row.get("reason") else []
+    pieces += [f"{reason} {number(count)}" for reason, count in section(row, "unscored").items()]
+    return "; ".join(pieces)
+
+
+def _counts(row: Row) -> Row:
+    """Return the sums behind a value that are worth reading: few, and not n once more."""
+    counts = section(row, "counts")
+    return {name: total for name, total in counts.items() if total != row.get("n") and len(counts) <= _MOST_COUNTS}
+
+
+def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
+    """Return one curve per metric over the turns, with what it rests on; strict and lenient share a chart."""
+    charts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        name = short_name(row)
+        stem = name.replace("_strict", "").replace("_lenient", "")
+        charts[stem][name].append(row)
+    found: list[Block] = []
+    for stem, by_name in charts.items():
+        series = tuple(_curve(name, points) for name, points in by_name.items())
+        unit = str(next(iter(by_name.values()))[0].get("unit"))
+        found.append(
+            Lines(
+                f"{suite_of(rows[0])}_{stem}".replace(".", "_"),
+                stem.replace("_", " ").replace(".", " · "),
+                "turn",
+                "share" if unit == "share" else "value",
+                tuple(each for each in series if each.x),
+                (0.0, 1.0) if unit == "share" else None,
+                band="95 % interval",
+                marks=(("1/2", 0.5),) if "critic" in stem else (),
+            )
+        )
+        said: dict[str, list[str]] = defaultdict(list)
+        for name, points in by_name.items():
+            for sentence in _beside(points):
+                said[sentence].append(name)
+        found += [Note(" ".join(f"{', '.join(names)}: {it}" for it, names in said.items()))] if said else []
+    return found
+
+
+def _beside(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what a curve cannot show: turns without a value, and how many cases were left out."""
+    missing: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.get("value") is None:
+            missing[str(row.get("reason"))].append(str(row["group"]["turn"]))
+    for reason, turns in missing.items():
+        yield f"no value at turn {', '.join(turns)} ({reason})."
+    left_out = [row for row in rows if row.get("n_unscored")]
+    if left_out:
+        worst = min(left_out, key=lambda row: float(row.get("coverage") or 0.0))
+        reasons = ", ".join(f"{reason} {number(count)}" for reason, count in section(worst, "unscored").items())
+        yield f"coverage {share(worst.get('coverage'))} at turn {worst['group']['turn']} (unscored: {reasons})."
+
+
+def _curve(name: str, rows: Sequence[Row]) -> Series:
+    points = sorted((row for row in rows if row.get("value") is not None), key=lambda row: int(row["group"]["turn"]))
+    return Series(
+        name,
+        tuple(float(row["group"]["turn"]) for row in points),
+        tuple(float(row["value"]) for row in points),
+        _ends(points, "low"),
+        _ends(points, "high"),
+        tuple(int(row.get("n") or 0) for row in points),
+    )
+
+
+def _ends(rows: Sequence[Row], end: str) -> tuple[float | None, ...]:
+    """Return one end of each row's interval; nothing at all where no row has one."""
+    found = tuple(float(row["interval"][end]) if row.get("interval") else None for row in rows)
+    return found if any(value is not None for value in found) else ()
+
+
+def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]:
+    """Return one table per kind of subgroup and family of metrics (a critic, say).
+
+    A row per subgroup, a column per metric; cells hold the value with its interval and n, and a number for each remark
+    that stands below the table.
+    """
+    kinds: dict[tuple[tuple[str, ...], str], list[Row]] = defaultdict(list)
+    for row in rows:
+        kinds[tuple(row["group"]), short_name(row).rpartition(".")[0]].append(row)
+    found: list[Block] = []
+    for (keys, family), mine in kinds.items():
+        names = list(dict.fromkeys(short_name(row) for row in mine))
+        groups = list(dict.fromkeys(tuple(str(value) for value in row["group"].values()) for row in mine))
+        at = {(tuple(str(value) for value in row["group"].values()), short_name(row)): row for row in mine}
+        said: dict[str, int] = {}
+        table = tuple((*group, *(_cell(at.get((group, name)), shared, said) for name in names)) for group in groups)
+        columns = (*keys, *(name.rpartition(".")[2] for name in names))
+        title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
+        note = " ".join(f"{_raised(at)} {remark}." for remark, at in said.items())
+        found.append(Table(columns, table, title=title, note=note, folded=len(table) > 12))
+    return found
+
+
+def _cell(row: Row | None, shared: Collection[str], said: dict[str, int]) -> str:
+    """Return a value with its conditions; remarks are numbered in ``said``, in the order in which they come up."""
+    if row is None:
+        return ABSENT
+    unit, n, left_out = str(row.get("unit")), int(row.get("n") or 0), int(row.get("n_unscored") or 0)
+    ends = interval(row.get("interval"), unit)
+    # How small a sample is, n says.
+    remarks = [str(flag) for flag in row.get("flags") or () if flag not in {*shared, "small_sample"}]
+    remarks += [str(row["reason"])] if row.get("reason") else []
+    marks = " ".join(_raised(said.setdefault(remark, len(said) + 1)) for remark in remarks)
+    basis = f"n {number(n)} of {number(n + left_out)}" if left_out else f"n {number(n)}"
+    return f"{measured(row.get('value'), unit)}{'' if ends == ABSENT else f' {ends}'} ({basis}){marks}"
+
+
+def _raised(at: int) -> str:
+    return str(at).translate(_SUPERSCRIPTS)
+
+
+def reliability_curve(rows: Sequence[Row]) -> list[Lines]:
+    """Return the reliability curve of a reward model: the share that came true against what was said, by bin."""
+    by_bin: dict[int, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row.get("value") is not None:
+            by_bin[int(row["group"]["bin"])][short_name(row)] = row
+    bins = [(each["bin_p"], each["bin_y"]) for _, each in sorted(by_bin.items()) if {"bin_p", "bin_y"} <= {*each}]
+    if not bins:
+        return []
+    shares = [y for _, y in bins]
+    curve = Series(
+        "test",
+        tuple(float(p["value"]) for p, _ in bins),
+        tuple(float(y["value"]) for y in shares),
+        _ends(shares, "low"),
+        _ends(shares, "high"),
+        tuple(int(y.get("n") or 0) for y in shares),
+    )
+    return [
+        Lines(
+            "reward_calibration", "Reliability", "mean p", "share positive", (curve,), (0.0, 1.0),
+            band="95 % interval", diagonal=True,
+        )
+    ]  # fmt: skip
