@@ -86,7 +86,7 @@ def _models(run: Run) -> list[Block]:
     prompts = section(run.manifest, "prompts")
     names = section(run.manifest, "models")
     rows = [
-        (role, _model_name(binding, names), plain(prompts.get(role)), _sampling(role, section(binding, "sampling")))
+        (role, _model_name(binding, names), plain(prompts.get(role)), _sampling(role, binding))
         for role, binding in roles.items()
         if isinstance(binding, Mapping)
     ]
@@ -106,10 +106,11 @@ def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
     return ", ".join(f"{kind} {plain(binding[kind])}" for kind in kinds if binding.get(kind) is not None) or ABSENT
 
 
-def _sampling(role: str, sampling: Mapping[str, Any]) -> str:
-    """Return how a role speaks; a scorer and a reward model only read."""
-    if role in ("scorer", "reward"):
+def _sampling(role: str, binding: Mapping[str, Any]) -> str:
+    """Return how a role speaks; a scorer, a reward model and a trained strategist only read."""
+    if role in ("scorer", "reward") or (role == "strategist" and binding.get("checkpoint")):
         return ABSENT
+    sampling = section(binding, "sampling")
     short = {"temperature": "T", "top_p": "top-p", "top_k": "top-k", "max_tokens": "max tokens"}
     return (
         ", ".join(f"{name} {sampling[key]}" for key, name in short.items() if sampling.get(key) is not None) or ABSENT

@@ -155,26 +155,36 @@ def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]
         groups = list(dict.fromkeys(tuple(str(value) for value in row["group"].values()) for row in mine))
         at = {(tuple(str(value) for value in row["group"].values()), short_name(row)): row for row in mine}
         said: dict[str, int] = {}
-        table = tuple((*group, *(_cell(at.get((group, name)), shared, said) for name in names)) for group in groups)
+        bases = {_basis(row) for row in mine}
+        alike = bases.pop() if len(bases) == 1 else None  # said once then, below the table
+        table = tuple(
+            (*group, *(_cell(at.get((group, name)), shared, said, alike) for name in names)) for group in groups
+        )
         columns = (*keys, *(name.rpartition(".")[2] for name in names))
         title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
-        note = " ".join(f"{_raised(at)} {remark}." for remark, at in said.items())
-        found.append(Table(columns, table, title=title, note=note, folded=len(table) > 12))
+        notes = [f"{_raised(at)} {remark}." for remark, at in said.items()] + [f"{alike} everywhere."] * bool(alike)
+        found.append(Table(columns, table, title=title, note=" ".join(notes), folded=len(table) > 12))
     return found
 
 
-def _cell(row: Row | None, shared: Collection[str], said: dict[str, int]) -> str:
+def _cell(row: Row | None, shared: Collection[str], said: dict[str, int], alike: str | None) -> str:
     """Return a value with its conditions; remarks are numbered in ``said``, in the order in which they come up."""
     if row is None:
         return ABSENT
-    unit, n, left_out = str(row.get("unit")), int(row.get("n") or 0), int(row.get("n_unscored") or 0)
+    unit = str(row.get("unit"))
     ends = interval(row.get("interval"), unit)
     # How small a sample is, n says.
     remarks = [str(flag) for flag in row.get("flags") or () if flag not in {*shared, "small_sample"}]
     remarks += [str(row["reason"])] if row.get("reason") else []
     marks = " ".join(_raised(said.setdefault(remark, len(said) + 1)) for remark in remarks)
-    basis = f"n {number(n)} of {number(n + left_out)}" if left_out else f"n {number(n)}"
-    return f"{measured(row.get('value'), unit)}{'' if ends == ABSENT else f' {ends}'} ({basis}){marks}"
+    basis = "" if alike else f" ({_basis(row)})"
+    return f"{measured(row.get('value'), unit)}{'' if ends == ABSENT else f' {ends}'}{basis}{marks}"
+
+
+def _basis(row: Row) -> str:
+    """Return how many cases a value rests on."""
+    n, left_out = int(row.get("n") or 0), int(row.get("n_unscored") or 0)
+    return f"n {number(n)} of {number(n + left_out)}" if left_out else f"n {number(n)}"
 
 
 def _raised(at: int) -> str:

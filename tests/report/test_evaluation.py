@@ -102,7 +102,7 @@ def test_subgroups_carry_interval_and_n_too(tmp_path):
     found = tables(sections_of(evaluate_run(tmp_path / "e"))["Strategy"])
     by_class = next(table for table in found if table.title == "By class")
     assert by_class.columns == ("class", "precision", "recall", "f1")
-    assert by_class.rows[0][1] == "30.0 % [22.0, 38.0] (n 60)"
+    assert (by_class.rows[0][1], by_class.note) == ("30.0 % [22.0, 38.0]", "n 60 everywhere.")
 
 
 def test_turns_are_curves_with_their_intervals(tmp_path):

@@ -1,0 +1,73 @@
+"""A strategist at every decision of growing dialogues: each prefix read whole, and as esckit does it, only what is new.
+
+Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6]``. Only prints. The dialogues are made
+up, 24 turns of 12 to 40 words; the heads are fresh (what is timed does not depend on them), and both ways use the same
+weights.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+
+import torch
+
+from esckit.models.flow_loading import load_decoder
+from esckit.models.flow_model import FlowModel
+from esckit.models.flow_text import FlowText
+from esckit.models.prefix_reader import PrefixReader
+from esckit.types import Scenario, Turn
+from tests.benchmarks.bench_reward_scoring import sentence
+
+Pieces = list[tuple[int, ...]]
+
+
+def prefixes(text: FlowText, n_dialogues: int) -> list[Pieces]:
+    """Return what a strategist is asked, in the order of the dialogues."""
+    draw = random.Random(7)
+    found = []
+    for number in range(n_dialogues):
+        scenario = Scenario(id=f"d{number}", situation=sentence(draw, 30), problem_type="job crisis")
+        turns = [
+            Turn(speaker="supporter" if at % 2 else "seeker", text=sentence(draw, draw.randint(12, 40)))
+            for at in range(24)
+        ]
+        found += [text.pieces(scenario, turns[:end]) for end in range(1, 24, 2)]
+    return found
+
+
+def timed(read: Callable[[Pieces], torch.Tensor], asked: list[Pieces]) -> tuple[float, torch.Tensor]:
+    began = time.perf_counter()
+    states = torch.cat([read(pieces) for pieces in asked])
+    return time.perf_counter() - began, states
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="smollm2-135m-instruct")
+    parser.add_argument("--dialogues", type=int, default=6)
+    options = parser.parse_args()
+    loaded = load_decoder(options.backbone, dtype=torch.float32)
+    model = FlowModel(loaded.decoder, ("a", "b"), attention="sdpa").eval()
+    asked = prefixes(FlowText(loaded.tokenizer, situation=True), options.dialogues)
+    reader = PrefixReader(model)
+
+    @torch.no_grad()
+    def whole(pieces: Pieces) -> torch.Tensor:
+        ids = torch.tensor([[token for piece in pieces for token in piece]])
+        states: torch.Tensor = model.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+        return states
+
+    whole(asked[0])  # warm-up
+    alone, exact = timed(whole, asked)
+    ours, states = timed(reader.read, asked)
+    longest = max(sum(map(len, pieces)) for pieces in asked)
+    gap = float((states - exact).abs().max() / exact.abs().max())
+    print(f"{options.backbone}, {torch.get_num_threads()} threads: {len(asked)} decisions, up to {longest} tokens")
+    print(f"each prefix whole  {alone:7.2f} s  {len(asked) / alone:6.1f} a second")
+    print(f"only what is new   {ours:7.2f} s  {len(asked) / ours:6.1f} a second  x {alone / ours:.1f}")
+    print(f"largest difference of a state, relative: {gap:.1e}")
+
+
+if __name__ == "__main__":
+    main()
