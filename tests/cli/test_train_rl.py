@@ -1,6 +1,7 @@
 """`esckit train-rl` as a user runs it: through the command line, stopped, and told wrong things."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,33 @@ def test_the_other_smoke_recipes_train_as_they_ship(
     assert rows <= {name for row in written for name in row}
     assert (out / "checkpoint/adapter/adapter_model.safetensors").is_file()
     assert "Policy for emotional support replies" in (out / "checkpoint/README.md").read_text()
+
+
+def test_two_processes_share_a_step_and_one_of_them_writes(tmp_path: Path) -> None:
+    changes = {
+        "reward.kind": "tests.pipelines.rl_runs:letter_reward", "grpo.micro_batch": 2, "optim.max_steps": 2,
+        "monitor.log_every": 1, "monitor.sample_every": 1,
+    }  # fmt: skip
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "esckit", "train-rl", "smoke/train_rl_lexicon", *sets,
+         "--out", str(tmp_path / "run")],
+        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("selected step") == 1
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "rl/reward/total" in row]
+    assert [row["step"] for row in trained] == [1, 2]
+    # Two groups of four, whichever process wrote an output: a sum of eight letters, and shares of two groups.
+    assert all(row["rl/reward/future"] * 8 == round(row["rl/reward/future"] * 8) for row in trained)
+    assert {row["rl/reward/zero_std_share"] for row in trained} <= {0.0, 0.5, 1.0}
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in samples} == {1, 2}
 
 
 @pytest.mark.parametrize(

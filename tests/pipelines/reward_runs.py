@@ -20,7 +20,7 @@ def simulated(out: Path, **sections: Any) -> Path:
         "simulation": {"candidates": 3, "horizon": 3},
     }
     for name, section in sections.items():
-        base[name] = {**base.get(name, {}), **section}
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
     run_simulate(SimulateRecipe.model_validate(base), out=out)
     return out
 
