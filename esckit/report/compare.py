@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from esckit.report.blocks import Block, Note, Part, Section, Table
 from esckit.report.metric_rows import short_name, suite_of
 from esckit.report.numbers import flattened, interval, measured, number, plain, signed
 from esckit.report.source import Run, section
-from esckit.runs import differing_fields
+from esckit.runs import MANIFEST, differing_fields, read_manifest
 
 _MOST_FIELDS = 40
 
@@ -41,6 +42,20 @@ def _at(recipe: Mapping[str, Any], path: str) -> str:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return plain(value)
+
+
+def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
+    """Return the seed that a field of the recipe stands for, and all else that it says, None for any other field.
+
+    Such a field is the seed itself, or a checkpoint: its run has a recipe with a seed.
+    """
+    if field == "seed":
+        return run.recipe.get("seed"), ""
+    folder = Path(_at(run.recipe, field))
+    if not field.endswith(".checkpoint") or not (folder / MANIFEST).is_file():
+        return None, None
+    recipe = dict(section(read_manifest(folder), "recipe"))
+    return recipe.pop("seed", None), json.dumps(recipe, sort_keys=True)
 
 
 def _rows(run: Run) -> list[Mapping[str, Any]]:
@@ -95,12 +110,13 @@ def _summaries(run: Run, other: Run) -> list[Block]:
 
 
 def across_seeds(runs: Sequence[Run]) -> list[Part]:
-    """Return mean and standard deviation over seeds, if the runs are evaluations of one recipe under several seeds."""
+    """Return mean and standard deviation over seeds: of one evaluation, or of models trained from one recipe."""
     if len(runs) < 2 or not all(_rows(run) for run in runs):
         return []
-    seeds = {run.recipe.get("seed") for run in runs}
     fields = {field for run in runs[1:] for field in differing_fields(runs[0].recipe, run.recipe)}
-    if len(seeds) != len(runs) or fields - {"seed"}:
+    seeds = {tuple(_seeds_at(run, field)[0] for field in sorted(fields)) for run in runs}
+    bases = {tuple(_seeds_at(run, field)[1] for field in sorted(fields)) for run in runs}
+    if len(seeds) != len(runs) or len(bases) != 1 or None in bases.pop():
         return []
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -113,4 +129,6 @@ def across_seeds(runs: Sequence[Run]) -> list[Part]:
         spread = measured(statistics.stdev(values), unit) if len(values) > 1 else number(None)
         table.append((name, measured(statistics.fmean(values), unit), spread, number(len(values))))
     block = Table(("metric", "mean", "standard deviation", "n seeds"), tuple(table))
-    return [Part("Across seeds", f"{len(runs)} runs of one recipe", "", (Section("Mean over seeds", (block,)),))]
+    return [
+        Part("Across seeds", f"{len(runs)} runs under different seeds", "", (Section("Mean over seeds", (block,)),))
+    ]

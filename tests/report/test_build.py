@@ -125,6 +125,23 @@ def test_seeds_of_one_recipe_are_averaged_and_other_recipes_are_not(tmp_path):
     assert [part.title for part in build_report([*runs, other]).parts] == ["1", "2", "3", "other"]
 
 
+def test_models_trained_under_several_seeds_are_averaged_too(tmp_path):
+    def evaluated(name: str, **training: object):
+        trained = tmp_path / f"trained-{name}"
+        trained.mkdir()
+        facts = manifest("train-flow")
+        write_json(trained / "manifest.json", facts | {"recipe": {**facts["recipe"], **training}})
+        models = {"strategist": {"checkpoint": str(trained)}}
+        return open_run(evaluate_run(tmp_path / name, models=models))
+
+    runs = [evaluated(f"s{seed}", seed=seed) for seed in (1, 2)]
+    assert build_report(runs).parts[-1].title == "Across seeds"
+    same_seed = evaluated("again", seed=1)
+    other_recipe = evaluated("other", seed=3, optim={"lr": 0.5})
+    for more in (same_seed, other_recipe):
+        assert build_report([*runs, more]).parts[-1].title != "Across seeds"
+
+
 def test_a_run_of_another_command_shows_its_summary(tmp_path):
     write_json(tmp_path / "manifest.json", manifest("predict"))
     write_json(tmp_path / "summary.json", {"schema": "x", "cases": 12, "warnings": ["three are blank"]})
