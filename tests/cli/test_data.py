@@ -13,6 +13,7 @@ from esckit.cli.data import app
 from esckit.errors import DataError, EsckitError
 from esckit.resources import shipped_dir
 from tests.datasets.dialogues import real
+from tests.datasets.test_report import KEYS
 
 BROKEN = Path(__file__).resolve().parents[1] / "data" / "broken"
 
@@ -46,30 +47,7 @@ def test_inspect_prints_a_report() -> None:
 
 
 def test_json_has_exactly_the_agreed_keys_in_order() -> None:
-    assert list(_report("sample:esconv")) == [
-        "schema",
-        "format",
-        "files",
-        "n_records",
-        "n_dialogues",
-        "n_refused",
-        "splits",
-        "utterances",
-        "strategies",
-        "words",
-        "runs",
-        "speakers_first",
-        "speakers_last",
-        "problem_types",
-        "emotion_types",
-        "experience_types",
-        "ratings",
-        "feedback",
-        "duplicates",
-        "issues",
-        "refusals",
-        "ids_digest",
-    ]
+    assert list(_report("sample:esconv")) == KEYS
 
 
 @pytest.mark.parametrize("folder", ["esconv", "ppdpp"])
