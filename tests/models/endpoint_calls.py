@@ -1,0 +1,48 @@
+"""How the tests of endpoints make a model, use it and close it."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from esckit.models.endpoint import EndpointModel
+from esckit.models.retries import RetryPolicy
+from esckit.models.transport import Patience
+from esckit.types import Message, Sampling
+from tests.models.fake_server import FakeServer
+
+T = TypeVar("T")
+
+KEY = "sk-secret/0123456789"
+HELLO = [Message("system", "Be kind."), Message("user", "Hello")]
+QUICK = Patience(timeout_s=2.0, check_s=2.0, retries=RetryPolicy(max_retries=3, first_wait_s=0.01, max_wait_s=0.2))
+
+
+def run(server_or_url: FakeServer | str, use: Callable[[EndpointModel], Awaitable[T]], **options: Any) -> T:
+    """Make a model, use it, close it."""
+    url = server_or_url if isinstance(server_or_url, str) else server_or_url.url
+    options = {"patience": QUICK, "log_probs": False} | options
+
+    async def go() -> T:
+        model = EndpointModel(url, options.pop("model", "m"), **options)
+        try:
+            return await use(model)
+        finally:
+            await model.aclose()
+            await model.aclose()
+
+    return asyncio.run(go())
+
+
+def complete(**sampling: Any) -> Callable[[EndpointModel], Awaitable[Any]]:
+    return lambda model: model.complete(HELLO, Sampling.model_validate(sampling), seed=5)
+
+
+def check(model: EndpointModel) -> Awaitable[None]:
+    return model.check()
+
+
+def dead_url() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
