@@ -22,7 +22,7 @@ from esckit.pipelines.evaluate_suites.safety import safety_work
 from esckit.pipelines.evaluate_suites.strategy import strategy_taxonomy, strategy_work, tree_steps
 from esckit.pipelines.evaluate_suites.work import Predictions, Work
 from esckit.pipelines.leakage import family_of, leakage_flags, run_folder, run_of
-from esckit.pipelines.models import look_up
+from esckit.pipelines.models import look_up, run_identity
 from esckit.records import digest, file_sha256
 from esckit.runs import MANIFEST, read_manifest
 from esckit.strategies.taxonomy import Taxonomy
@@ -246,5 +246,4 @@ def _identity_of(path: Path) -> str:
 def _identity(run: Path) -> str:
     if not (run / MANIFEST).is_file():
         return "a folder"
-    manifest = read_manifest(run)
-    return f"{manifest['recipe_digest']} of {manifest.get('created')}"
+    return run_identity(run)

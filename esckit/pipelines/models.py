@@ -72,6 +72,21 @@ def is_reward_model(binding: RoleOptions | None) -> bool:
     )
 
 
+def checkpoint_ids(bindings: Iterable[RoleOptions | None]) -> dict[str, str]:
+    """Return which training each named checkpoint is of, by its path."""
+    return {
+        binding.checkpoint: run_identity(Path(binding.checkpoint))
+        for binding in bindings
+        if isinstance(binding, CheckpointBinding)
+    }
+
+
+def run_identity(run: Path) -> str:
+    """Return which run a folder holds, and whether it is over: until then its checkpoint may still change."""
+    manifest = read_manifest(run)
+    return f"{manifest['recipe_digest']} of {manifest.get('created')}, {manifest.get('status')}"
+
+
 class ModelPool:
     """Builds chat models from bindings and owns them; leaving the context closes them all.
 

@@ -142,14 +142,15 @@ async def _run(
 ) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
-        await pool.prepare(recipe.models.bindings().values())
+        bindings = recipe.models.bindings().values()
+        await pool.prepare(bindings)
         speak = _speaker(recipe, pool, taxonomy)
         inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy)}
 
         def settle(folder: RunFolder) -> tuple[list[Prediction], list[FailedPrediction]]:
             return _settle(folder, places)
 
-        with playing(recipe, out, pool, progress, inputs=inputs, settle=settle) as folder:
+        with playing(recipe, out, pool, progress, bindings=bindings, inputs=inputs, settle=settle) as folder:
             await _predict_missing(recipe, places, speak, folder, progress)
             lines, failures = settle(folder)
             _rate_of(recipe, lines, failures).judge()

@@ -129,7 +129,8 @@ async def _run(
     recipe: SearchRecipe, selection: Selection, seeds: tuple[Seeded, ...], out: Path, progress: Progress
 ) -> RunResult:
     async with ModelPool(recipe.executor, recipe.budget) as pool:
-        await pool.prepare(recipe.models.bindings().values())
+        bindings = recipe.models.bindings().values()
+        await pool.prepare(bindings)
         grow = _grower(recipe, pool, selection)
         inputs = {
             "data": selection.facts(),
@@ -140,7 +141,7 @@ async def _run(
         def settle(folder: RunFolder) -> list[SearchTree]:
             return _settle(folder, seeds)
 
-        with playing(recipe, out, pool, progress, inputs=inputs, settle=settle) as folder:
+        with playing(recipe, out, pool, progress, bindings=bindings, inputs=inputs, settle=settle) as folder:
             await _grow_missing(recipe, seeds, grow, folder, progress)
             trees = settle(folder)
             summary = {

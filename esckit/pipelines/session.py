@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esckit.config.models import RoleOptions
 from esckit.config.recipe import Recipe
 from esckit.errors import EsckitError
 from esckit.pipelines.executor import Progress
-from esckit.pipelines.models import ModelPool
+from esckit.pipelines.models import ModelPool, checkpoint_ids
 from esckit.pipelines.processes import Process
 from esckit.runs import RunFolder
 
@@ -34,6 +35,7 @@ def playing(
     pool: ModelPool,
     progress: Progress,
     *,
+    bindings: Iterable[RoleOptions],
     inputs: Mapping[str, Any],
     settle: Callable[[RunFolder], object],
 ) -> Iterator[RunFolder]:
@@ -44,11 +46,14 @@ def playing(
         out: The run folder; it is created, or resumed if it belongs to this recipe.
         pool: The run's models.
         progress: Closed at the end.
-        inputs: What the run is known by beside its recipe.
+        bindings: Who plays; a run does not go on with another checkpoint under the same name.
+        inputs: What else the run is known by beside its recipe.
         settle: Sorts what was played, when the run is stopped by an error of ours.
     """
+    checkpoints = checkpoint_ids(bindings)
+    known = {**inputs, "checkpoints": checkpoints} if checkpoints else inputs
     with RunFolder.open(
-        out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+        out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=known
     ) as folder:
         folder.update_manifest(determinism=pool.determinism(), **pool.facts())
         try:

@@ -130,7 +130,7 @@ async def _run(
         def settle(folder: RunFolder) -> list[Future]:
             return _settle(folder, contexts)
 
-        with playing(recipe, out, pool, progress, inputs=inputs, settle=settle) as folder:
+        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
             write_records(folder.file("contexts.jsonl"), contexts)
             await _play_missing(recipe, contexts, cast, folder, progress)
             futures = settle(folder)

@@ -1,11 +1,13 @@
 """A trained reward model as the critic of a search: the two methods meet through a file."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from esckit.config.search import SearchRecipe
+from esckit.errors import ConfigError
 from esckit.pipelines.search import run
 from esckit.pipelines.train_reward import run as train_reward
 from esckit.records import read_records
@@ -29,7 +31,13 @@ def test_a_reward_model_rates_the_turns_of_a_search(tmp_path: Path) -> None:
     nodes = [node for tree in trees for node in tree.nodes if node.parent is not None]
     assert nodes
     assert all(node.reward is not None and 0 < node.reward < 1 and node.ratings is None for node in nodes)
-    assert "critic" not in read_manifest(tmp_path / "trees")["prompts"]
+    manifest = read_manifest(tmp_path / "trees")
+    assert "critic" not in manifest["prompts"]
+    assert list(manifest["checkpoints"]) == [str(tmp_path / "reward")]
+    shutil.rmtree(tmp_path / "reward")
+    train_reward(reward_recipe(tmp_path / "futures", optim={"epochs": 1}), out=tmp_path / "reward")
+    with pytest.raises(ConfigError, match="other inputs"):
+        run(guided, out=tmp_path / "trees")
 
 
 def test_a_reward_model_and_its_readout_belong_together() -> None:
