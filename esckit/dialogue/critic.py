@@ -23,7 +23,7 @@ from esckit.dialogue.window import Window
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
-from esckit.types import ChoiceScores, CriticReading, Message, Scenario, Score, Turn
+from esckit.types import ChoiceScores, CriticReading, Message, Reply, Scenario, Score, Turn
 
 log = logging.getLogger(__name__)
 
@@ -131,13 +131,10 @@ class ResolutionCritic:
         unparsed: list[str] = []
         for attempt in range(1, self.settings.max_attempts + 1):
             seeds = [scope.seed(f"critic.{index}") for index in range(self.settings.samples)]
-            replies = await gather_all(
-                self.voice.model.complete(messages, self.voice.sampling, seed=seed) for seed in seeds
-            )
+            replies = await gather_all(self._answer(messages, scope, seed) for seed in seeds)
             levels: Counter[int] = Counter()
             unparsed = []
             for reply in replies:
-                scope.spend("critic", reply.usage)
                 try:
                     levels[self.preset.parse(reply.text)] += 1
                 except ParseError:
@@ -156,6 +153,12 @@ class ResolutionCritic:
         )
         error.attempts = self.settings.max_attempts
         raise error
+
+    async def _answer(self, messages: list[Message], scope: Scope, seed: int) -> Reply:
+        """Return one sample, booked whatever becomes of the others."""
+        reply = await self.voice.model.complete(messages, self.voice.sampling, seed=seed)
+        scope.spend("critic", reply.usage)
+        return reply
 
     def _reading(
         self, value: Fraction, *, counts: tuple[int, ...], unparsed: list[str], attempts: int, compat_zero: bool = False

@@ -69,10 +69,11 @@ def test_a_backend_error_passes_through_after_all_samples_came_back() -> None:
             raise BackendError("gone")
         return "Same"
 
-    model = FakeModel(answer)
+    model, ledger = FakeModel(answer), Ledger(7, "c-1")
     with pytest.raises(BackendError):
-        read(critic(model))
+        read(critic(model), ledger)
     assert len(model.asked) == 10
+    assert ledger.usage["critic"].calls == sum(seed % 2 == 0 for _, seed in model.asked)  # what came back was paid for
 
 
 @pytest.mark.parametrize(("kind", "value"), [("sequence", 0.391914), ("length_normalised", 0.381210)])
