@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +33,7 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
 
     Raises:
         ConfigError: If a metric is unknown, belongs to a suite that is not run, has no better direction, or is given
-            the wrong side.
+            the wrong side or a bound that it cannot take.
     """
     for gate in bounds:
         suite = gate.metric.partition(".")[0].removesuffix("_expanded")
@@ -55,6 +56,16 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
                 f"--fail-{gate.side} on {gate.metric!r}, where {'higher' if better else 'lower'} is better",
                 expected=f"--fail-{right}",
             )
+        _require_in_range(gate, known[gate.metric])
+
+
+def _require_in_range(gate: GateBound, facts: Facts) -> None:
+    """Refuse a bound beyond what the metric can be: 5 for a share would hold, or fail, whatever is measured."""
+    low, high = facts.range
+    if math.isfinite(gate.bound) and gate.bound >= low and (high is None or gate.bound <= high):
+        return
+    to = "no limit" if high is None else f"{high:g}"
+    raise ConfigError(f"a gate on {gate.metric!r} at {gate.bound:g}", expected=f"a bound from {low:g} to {to}")
 
 
 def judge_gates(

@@ -107,9 +107,10 @@ def test_wrong_gates_are_refused(gate: GateBound, suites: tuple[str, ...], messa
 )
 def test_a_gate_on_what_nobody_will_measure_is_refused(metric: str, without: dict[str, bool]) -> None:
     known = known_metrics(SUITES, replace(SETTINGS, scorer=True))
-    require_gates([GateBound(metric, 0.0)], known, SUITES)
+    gate = GateBound(metric, known[metric].range[0])
+    require_gates([gate], known, SUITES)
     with pytest.raises(ConfigError, match="unknown metric"):
-        require_gates([GateBound(metric, 0.0)], known_metrics(SUITES, replace(SETTINGS, **without)), SUITES)
+        require_gates([gate], known_metrics(SUITES, replace(SETTINGS, **without)), SUITES)
 
 
 def test_right_gates_pass() -> None:
@@ -124,3 +125,24 @@ def test_every_metric_states_its_facts() -> None:
         low, high = facts.range
         assert high is None or low < high, name
         assert facts.interval != "none" or facts.no_interval, name
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound"),
+    [
+        ("safety.over_referral", 5.0),  # percent for a share: would hold whatever is measured
+        ("strategy.accuracy", 50.0),
+        ("strategy.accuracy", -0.1),
+        (AT, 0.5),
+        ("safety.harm_count", float("inf")),
+        ("strategy.accuracy", float("nan")),
+    ],
+)
+def test_a_bound_that_a_metric_cannot_take_is_refused(metric: str, bound: float) -> None:
+    with pytest.raises(ConfigError, match="a bound from"):
+        require_gates([GateBound(metric, bound)], KNOWN, SUITES)
+
+
+def test_bounds_at_the_ends_of_the_range_are_taken() -> None:
+    bounds = [GateBound("strategy.accuracy", 1.0), GateBound("safety.over_referral", 0.0), GateBound(AT, 1.0)]
+    require_gates([*bounds, GateBound("safety.harm_count", 40.0), GateBound("response.bleu_2", 100.0)], KNOWN, SUITES)
