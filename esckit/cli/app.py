@@ -120,8 +120,14 @@ def main() -> None:
         code = INTERRUPTED
     except SystemExit as leaving:
         code = leaving.code
+    except PermissionError as error:
+        # Whatever writes files says so itself; what is left with a name could not be read.
+        if error.filename is None:
+            raise
+        _report(StorageError(f"cannot open {error.filename}: no permission"))
+        code = StorageError.exit_code
     except OSError as error:
-        # Whatever writes files says so itself; what is left without a name is a stdout that takes no more.
+        # What is left without a name is a stdout that takes no more.
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         code = _report_full()

@@ -102,6 +102,11 @@ def test_exit_codes(monkeypatch, raised, code):
     assert leaves_with(monkeypatch, raised) == code
 
 
+def test_a_file_that_may_not_be_read_is_one_message(monkeypatch, capsys):
+    assert leaves_with(monkeypatch, PermissionError(13, "Permission denied", "mine.jsonl")) == 2
+    assert capsys.readouterr().err == "error: cannot open mine.jsonl: no permission\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["esckit", "recipes", "list"])
 
