@@ -57,6 +57,8 @@ def write_report(
         raise ConfigError("no run", expected="at least one run folder")
     page = out or (runs[0] if len(runs) == 1 else runs[0].parent) / PAGE
     markdown = page.with_suffix(".md")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"the folder {page} as the page", expected="a name that ends in .html")
     if markdown == page:
         raise ConfigError(f"{page} as the page", expected="a name that ends in .html")
     opened = [open_run(path, quotes=quotes, unwritten=unwritten) for path in runs]

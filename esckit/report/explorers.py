@@ -221,7 +221,7 @@ def _future_table(futures: Sequence[Future]) -> Table:
 
 def episodes_of(run: Run) -> list[dict[str, Any]]:
     """Return the self-played dialogues of an evaluation, an empty list if there are none."""
-    return run.lines("episodes.jsonl") or run.lines("examples/dialogue.jsonl")
+    return run.lines("episodes.jsonl")
 
 
 def episodes_explorer(run: Run, other: Run | None) -> Explorer | None:

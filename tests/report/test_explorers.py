@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from esckit.report.build import build_report
 from esckit.report.explorers import (
     Words,
     episodes_explorer,
@@ -92,3 +93,11 @@ def test_solved_means_strictly_above_one_half():
 
 def test_without_episodes_there_is_no_explorer(tmp_path):
     assert episodes_explorer(open_run(simulate_run(tmp_path / "run")), None) is None
+
+
+def test_what_critics_made_of_lost_episodes_is_no_conversation(tmp_path):
+    folder = evaluate_run(tmp_path / "e")
+    (folder / "episodes.jsonl").unlink()
+    (folder / "examples/dialogue.jsonl").write_text('{"id": "d", "dialogue_id": "d", "turns": 4, "outcomes": {}}\n')
+    assert episodes_explorer(open_run(folder), None) is None
+    build_report([open_run(folder)])
