@@ -22,7 +22,7 @@ from esckit.pipelines.evaluate_conditions import critic_prompts
 from esckit.pipelines.evaluate_files import read_cases
 from esckit.pipelines.evaluate_play import Stock, play_missing, staged
 from esckit.pipelines.evaluate_players import strategist_prompt, supporter_prompt
-from esckit.pipelines.evaluate_setup import Setup, set_up
+from esckit.pipelines.evaluate_setup import Setup, playing, set_up
 from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.models import is_strategy_policy
 from esckit.prompts.prompt import load_prompt
@@ -220,6 +220,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
     return {
         "conditions": setup.conditions,
         "cases": {work.file: len(work.units) for work in setup.works},
+        "roles": sorted(playing(setup.works)),
         "flags": {suite: list(flags) for suite, flags in setup.flags.items()},
     }
 

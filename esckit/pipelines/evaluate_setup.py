@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SELF_JUDGED = "self_judged"
+_READING_FILES = frozenset({"strategy", "response", "pairwise"})
 _JUDGING = {"pairwise": "judge", "safety": "judge", "dialogue": "turn_judge"}
 
 
@@ -74,12 +75,12 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
     Raises:
         EsckitError: If data, predictions or checkpoints are wrong or not there, or a leakage rule is broken.
     """
-    _warn_of_idle_roles(recipe)
     look_up(recipe.roles().values())
     material = Material.of(recipe)
     predictions = _predictions(recipe, material)
     futures = reward_inputs(recipe) if "reward" in recipe.suites else None
     works = _works(recipe, material, predictions, futures)
+    _warn_of_idle(recipe, works)
     needs_strategies = "strategist" in recipe.roles() or recipe.settings.response.strategy == "gold"
     taxonomy = material.taxonomy
     if needs_strategies and taxonomy is None and "strategy" not in recipe.suites:
@@ -109,10 +110,18 @@ def _labels(taxonomy: Taxonomy | None, material: Material) -> dict[str, str | No
     return {"taxonomy": taxonomy.digest if taxonomy else None, "mapping": mapping}
 
 
-def _warn_of_idle_roles(recipe: EvaluateRecipe) -> None:
-    idle = sorted(set(recipe.models.bindings()) - set(recipe.roles()))
+def _warn_of_idle(recipe: EvaluateRecipe, works: Sequence[Work]) -> None:
+    """Say what the recipe names and nothing will ask: roles, those included whose part a file speaks, and files."""
+    idle = [f"models.{role}" for role in sorted(set(recipe.models.bindings()) - playing(works))]
+    if recipe.predictions is not None and not _READING_FILES & set(recipe.suites):
+        idle.append("predictions")
     if idle:
-        log.warning("models.%s: no part in the suites %s", ", models.".join(idle), ", ".join(recipe.suites))
+        log.warning("%s: no part in the suites %s", ", ".join(idle), ", ".join(recipe.suites))
+
+
+def playing(works: Iterable[Work]) -> set[str]:
+    """Return the roles that are asked anything."""
+    return {role for work in works for role in (*work.roles, *work.calls)}
 
 
 def _predictions(recipe: EvaluateRecipe, material: Material) -> Predictions | None:
@@ -174,7 +183,7 @@ def _leakage(recipe: EvaluateRecipe, work: Work) -> tuple[str, ...]:
     bindings = recipe.roles()
     runs = {
         role: run_of(binding.checkpoint)
-        for role in recipe.roles_of(work.suite)
+        for role in work.roles
         if isinstance(binding := bindings.get(role), CheckpointBinding)
     }
     runs |= _runs_read(recipe, work.suite)
@@ -185,7 +194,7 @@ def _leakage(recipe: EvaluateRecipe, work: Work) -> tuple[str, ...]:
 def _runs_read(recipe: EvaluateRecipe, suite: str) -> dict[str, Path]:
     """Return the runs whose strategies or replies a suite reads; a file of no run tells nothing of its making."""
     named = {
-        "predictions": recipe.predictions if suite in ("strategy", "response", "pairwise") else None,
+        "predictions": recipe.predictions if suite in _READING_FILES else None,
         "opponent": recipe.settings.pairwise.opponent if suite == "pairwise" else None,
     }
     return {role: run for role, name in named.items() if name and (run := run_folder(name)) is not None}

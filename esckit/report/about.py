@@ -14,7 +14,7 @@ from esckit.report.source import Run, failure_counts, section
 
 _KNOWN = {
     "schema", "command", "recipe", "recipe_digest", "created", "status", "versions", "data", "prompts",
-    "determinism", "models", "notes", "spent",
+    "determinism", "models", "notes", "spent", "roles",
 }  # fmt: skip
 _SPEAKING = ("simulate", "search", "evaluate")
 _STATUS = {
@@ -37,6 +37,7 @@ def what_was_run(run: Run) -> Section:
         ("suites", plain(recipe.get("suites"))),
         *_settings(recipe),
         ("inputs", plain(recipe.get("inputs"))),
+        ("predictions", plain(recipe.get("predictions"))),
         ("determinism", str(manifest.get("determinism", ABSENT))),
     ]
     return Section(
@@ -82,7 +83,7 @@ def _chosen(recipe: Mapping[str, Any], name: str, keys: Sequence[str]) -> str:
 
 def _models(run: Run) -> list[Block]:
     """Return who played which role, with what prompt and sampling."""
-    roles = section(run.recipe, "models")
+    roles = _played(run)
     prompts = section(run.manifest, "prompts")
     names = section(run.manifest, "models")
     rows = [
@@ -91,6 +92,12 @@ def _models(run: Run) -> list[Block]:
         if isinstance(binding, Mapping)
     ]
     return [Table(("role", "model", "prompt", "sampling"), tuple(rows), title="Models")] if rows else []
+
+
+def _played(run: Run) -> dict[str, Any]:
+    """Return the bindings of the roles that had a part, where the manifest says which; else all."""
+    played = run.manifest.get("roles")
+    return {role: of for role, of in section(run.recipe, "models").items() if played is None or role in played}
 
 
 def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
@@ -125,7 +132,7 @@ def warnings(run: Run) -> list[Block]:
         found.append(Note(_STATUS[str(manifest["status"])], "warning"))
     notes = manifest.get("notes")
     found += [Note(str(note), "warning") for note in notes if note] if isinstance(notes, list) else []
-    if any("scripted" in section({"b": binding}, "b") for binding in section(run.recipe, "models").values()):
+    if any("scripted" in section({"b": binding}, "b") for binding in _played(run).values()):
         found.append(Note("Scripted models took part: what they say has no meaning as a score.", "warning"))
     issues = section(section(manifest, "data"), "issues")
     if issues:

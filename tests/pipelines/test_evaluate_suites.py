@@ -95,6 +95,31 @@ def test_predictions_without_replies_say_who_writes_them(tmp_path: Path, caplog:
     assert "p.jsonl: models.supporter writes the replies" in caplog.text
 
 
+def test_predictions_without_strategies_say_who_picks_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = next(Material.of(evaluation("response")).reply_contexts()).id
+    predictions = written(tmp_path / "p.jsonl", [{"id": name, "reply": "I hear you."}])
+    plan(evaluation("strategy", predictions=str(predictions)))
+    assert "p.jsonl: models.strategist picks the strategies" in caplog.text
+
+
+def test_whoever_and_whatever_nothing_asks_for_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = next(Material.of(evaluation("response")).reply_contexts()).id
+    file = str(written(tmp_path / "p.jsonl", [{"id": name, "strategy": "Question", "reply": "I hear you."}]))
+    plan(evaluation("strategy", "response", predictions=file))
+    idle = "models.critic, models.judge, models.seeker, models.strategist, models.supporter"
+    assert f"{idle}: no part in the suites strategy, response" in caplog.text
+    plan(evaluation("dialogue", predictions=file))
+    assert "models.judge, models.strategist, predictions: no part in the suites dialogue" in caplog.text
+
+
+def test_an_opponent_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    ids = [context.id for context in Material.of(evaluation("response")).reply_contexts()]
+    for reply in (None, " "):
+        file = written(tmp_path / "p.jsonl", [{"id": name, "strategy": "Question", "reply": reply} for name in ids])
+        with pytest.raises(DataError, match="no reply of the opponent"):
+            plan(evaluation("pairwise", settings={"pairwise": {"opponent": str(file)}}))
+
+
 def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
     recipe = evaluation("dialogue", data={"scheme": None, "split": None})
     run(recipe, out=tmp_path / "run")

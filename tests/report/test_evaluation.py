@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from esckit.pipelines.report import _knowledge
+from esckit.pipelines.report import _knowledge, write_report
 from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
 from esckit.report.build import build_report
@@ -235,3 +235,15 @@ def test_every_critic_has_a_table_of_its_own_and_a_reward_model_a_curve(tmp_path
     ]  # fmt: skip
     (curve,) = (block for block in sections["Reward"] if isinstance(block, Lines))
     assert (curve.series[0].x, curve.series[0].y, curve.diagonal) == ((0.35,), (0.5,), True)
+
+
+def test_only_who_took_part_stands_among_the_models(tmp_path):
+    models = {"strategist": {"scripted": "strategist"}, "judge": {"backbone": "gpt2"}}
+    folder = evaluate_run(tmp_path / "e", models=models, predictions="runs/p")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", {**manifest, "roles": ["judge"]})
+    markdown = write_report([folder]).markdown.read_text()
+    assert "- **predictions**: runs/p" in markdown
+    assert "| judge | backbone gpt2 |" in markdown
+    assert "| strategist |" not in markdown
+    assert "Scripted models took part" not in markdown

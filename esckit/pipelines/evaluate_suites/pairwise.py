@@ -30,7 +30,7 @@ def pairwise_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
     assert settings.opponent is not None
     theirs = opponent_replies(Path(settings.opponent), material.all_context_ids(recipe.settings.strategy.unit))
     chosen = one_per_dialogue(answerable(recipe, material), run_seed=recipe.seed, limit=settings.contexts)
-    if not any(context.id in theirs for context in chosen):
+    if not any((theirs.get(context.id) or "").strip() for context in chosen):
         raise DataError(
             f"no reply of the opponent to any of the {len(chosen)} contexts",
             path=settings.opponent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,8 @@ from esckit.types import Scenario, SearchTree, TreeNode, Turn
 
 if TYPE_CHECKING:
     from esckit.evaluate.predictions import Prediction
+
+log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
@@ -58,6 +61,8 @@ def strategy_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
     from_file = has_strategies(predictions)
     if not from_file and recipe.models.strategist is None:
         raise ConfigError("no strategy in the predictions file", expected="models.strategist, or lines with a strategy")
+    if not from_file and predictions is not None:
+        log.warning("no strategy in %s: models.strategist picks the strategies", recipe.predictions)
     unlabelled = sum(step.gold is None for step in steps)
     return Work(
         suite="strategy",
