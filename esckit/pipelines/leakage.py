@@ -5,6 +5,7 @@ The rules themselves are in :mod:`esckit.evaluate.leakage`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from esckit.errors import DataError
 from esckit.evaluate.leakage import LeakageRules, Seen
 from esckit.runs import MANIFEST, read_manifest
 
+log = logging.getLogger(__name__)
+
+LOST_INPUT = "lost_input"
 _DIGITS = re.compile(r"[0-9a-f]{12}$")
 # What names a run that another one is made from, wherever it stands in a recipe.
 _INPUT_FIELDS = frozenset({"checkpoint", "inputs", "trees", "opponent", "predictions"})
@@ -38,7 +42,30 @@ def leakage_flags(
     flags: dict[str, None] = {}
     for corpus in sorted(corpora_of(evaluated)):
         flags |= dict.fromkeys(rules.flags(evaluated, corpus=corpus, scheme=scheme, seen=seen))
+    for role, run in runs.items():
+        if lost := lost_inputs(run):
+            names = ", ".join(lost)
+            log.warning(
+                "the %s (%s): made from %s, not there any more; what that has seen is unknown", role, run, names
+            )
+            flags[LOST_INPUT] = None
     return tuple(flags)
+
+
+def lost_inputs(run: Path) -> list[str]:
+    """Return what a run, or anything that it was made from, names as its origin and that is not there any more."""
+    names = {name for _, manifest in _lineage(run) for name in _named(_origin(manifest))}
+    return sorted(name for name in names if run_folder(name) is None and not Path(name).exists())
+
+
+def _origin(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a recipe that says what the run is made from; what an evaluation tests on is not among it."""
+    recipe: Mapping[str, Any] = manifest["recipe"]
+    if manifest["command"] != "evaluate":
+        return recipe
+    models, played = recipe.get("models") or {}, manifest.get("roles")
+    spoke = {role: binding for role, binding in models.items() if played is None or role in played}
+    return {"models": spoke, "predictions": recipe.get("predictions")}
 
 
 def seen_by(role: str, run: Path) -> list[Seen]:
@@ -50,19 +77,11 @@ def seen_by(role: str, run: Path) -> list[Seen]:
         DataError: If a run folder does not say which dialogues it used.
     """
     found: list[Seen] = []
-    waiting, done = [run], set[Path]()
-    while waiting:
-        folder = waiting.pop()
-        if folder.resolve() in done:
-            continue
-        done.add(folder.resolve())
-        manifest = read_manifest(folder)
-        inputs = [path for path in map(run_folder, _named(manifest["recipe"])) if path is not None]
-        waiting += inputs
+    for folder, manifest in _lineage(run):
         if manifest["command"] in _SEES_NOTHING:
             continue
         own = frozenset(_ids(manifest.get("data")))
-        if not own and not inputs:
+        if not own and not any(map(run_folder, _named(manifest["recipe"]))):
             raise DataError(
                 "a run that does not say which dialogues it used", path=str(folder), expected="data.ids in its manifest"
             )
@@ -74,6 +93,19 @@ def seen_by(role: str, run: Path) -> list[Seen]:
             for cut in sorted(cuts, key=str)
         ]
     return found
+
+
+def _lineage(run: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield a run and everything that it was made from, each once, with its manifest."""
+    waiting, done = [run], set[Path]()
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in done:
+            continue
+        done.add(folder.resolve())
+        manifest = read_manifest(folder)
+        yield folder, manifest
+        waiting += [path for path in map(run_folder, _named(manifest["recipe"])) if path is not None]
 
 
 def _of_corpus(ids: frozenset[str], corpus: str) -> frozenset[str]:

@@ -26,6 +26,7 @@ _FLAGS = {
     "low_coverage": "fewer cases were scored than asked for: gates on it fail",
     "small_sample": "fewer than 30 dialogues",
     "cross_family": "trained and tested under split schemes of different families",
+    "lost_input": "a run that a system was made from is not there any more: what that has seen is unknown",
     "overlap": "some test dialogues were seen in training",
     "self_judged": "one model both judges and plays",
     "position_bias": "the judge prefers a position",

@@ -10,7 +10,7 @@ from esckit.errors import DataError
 from esckit.evaluate.leakage import LeakageRules
 from esckit.pipelines.evaluate import plan
 from esckit.pipelines.evaluate_suites.material import Material
-from esckit.pipelines.leakage import corpora_of, family_of, leakage_flags, run_of, seen_by
+from esckit.pipelines.leakage import corpora_of, family_of, leakage_flags, lost_inputs, run_of, seen_by
 from esckit.pipelines.predict import run as run_predict
 from tests.pipelines.evalrecipes import DATA, evaluation, prediction, scripted
 
@@ -193,3 +193,19 @@ def test_the_writer_is_found_behind_an_evaluation_that_only_read_its_replies(tmp
 
 def _ids(predictions: Path) -> list[str]:
     return [json.loads(line)["id"] for line in predictions.read_text().splitlines()]
+
+
+def test_an_input_that_is_gone_is_named_and_flags_every_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gone = tmp_path / "policy"
+    said = made(tmp_path / "said", "predict", recipe={"models": {"strategist": {"checkpoint": str(gone)}}})
+    assert leakage_flags([A], "hub", {"predictions": said}, LeakageRules()) == ("lost_input",)
+    assert f"the predictions ({said}): made from {gone}, not there any more" in caplog.text
+
+
+def test_what_an_evaluation_tested_on_is_no_origin(tmp_path: Path) -> None:
+    recipe = {"models": {"reward": {"checkpoint": "gone"}}, "settings": {"reward": {"inputs": ["gone, too"]}}}
+    other = made(tmp_path / "other", "evaluate", recipe=recipe)
+    assert lost_inputs(other) == ["gone"]
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "roles": ["supporter"]}))
+    assert lost_inputs(other) == []
