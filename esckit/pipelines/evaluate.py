@@ -164,9 +164,9 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateAsked]) -> Setup:
 
         require_gates(_bounds(recipe, gates), setup.scales().known(), recipe.suites)
     if recipe.reliability is not None:
-        from esckit.pipelines.evaluate_reliability import read_labels
+        from esckit.pipelines.evaluate_reliability import require_known_cases
 
-        read_labels(recipe)
+        require_known_cases(recipe, {work.suite: {unit.id for unit in work.units} for work in setup.works})
     if recipe.compare_to is not None:
         _comparable(setup, Path(recipe.compare_to))
     return setup

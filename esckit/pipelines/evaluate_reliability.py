@@ -7,7 +7,8 @@ presets of critics (level names; the case is the dialogue), and the turn judge's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from esckit.evaluate.rows import MetricRow
 from esckit.pipelines.evaluate_metrics import Files, Scales
 from esckit.records import read_records
 
+log = logging.getLogger(__name__)
+
 _VERDICTS = {"A": "win", "tie": "tie", "B": "lose"}
 
 
@@ -31,8 +34,8 @@ def read_labels(recipe: EvaluateRecipe) -> dict[str, list[Label]]:
     """Return the human labels of the recipe by dimension, held against what will be judged.
 
     Raises:
-        DataError: If the file cannot be read, names a dimension that this evaluation does not judge or a label off its
-            scale, or a rater labelled a case twice.
+        DataError: If the file cannot be read or is empty, names a dimension that this evaluation does not judge or a
+            label off its scale, or a rater labelled a case twice.
     """
     assert recipe.reliability is not None
     path = Path(recipe.reliability.labels)
@@ -42,10 +45,44 @@ def read_labels(recipe: EvaluateRecipe) -> dict[str, list[Label]]:
         found.setdefault(label.dimension, []).append(label)
     for dimension, labels in found.items():
         if dimension not in scales:
-            known = ", ".join(scales) or "a judged suite"
-            raise DataError(f"labels of dimension {dimension!r}", path=str(path), expected=f"one of {known}")
-        read_units(labels, dimension, scales[dimension][1], {})
+            known = f"one of {', '.join(scales)}" if scales else "a suite that is judged: dialogue or pairwise"
+            raise DataError(f"labels of dimension {dimension!r}", path=str(path), expected=known)
+        try:
+            read_units(labels, dimension, scales[dimension][1], {})
+        except DataError as error:
+            raise DataError(error.found, path=str(path), expected=error.expected) from error
+    if not found:
+        raise DataError("no label", path=str(path), expected="lines of case_id, rater, dimension and label")
     return found
+
+
+def require_known_cases(recipe: EvaluateRecipe, cases: Mapping[str, Collection[str]]) -> None:
+    """Hold the labels against the cases of the evaluation.
+
+    Args:
+        recipe: The recipe.
+        cases: Ids of the cases by suite.
+
+    Raises:
+        DataError: If a dimension's labels are all of other cases; of some it is a warning.
+    """
+    assert recipe.reliability is not None
+    path, scales = recipe.reliability.labels, judged_scales(recipe)
+    for dimension, labels in read_labels(recipe).items():
+        known = cases[scales[dimension][0]]
+        labelled = {label.case_id for label in labels}
+        strange = sorted(name for name in labelled if _case_of(name, dimension) not in known)
+        if not strange:
+            continue
+        found = f"{len(strange)} of {len(labelled)} labelled cases of {dimension!r} unknown, such as {strange[0]!r}"
+        if len(strange) == len(labelled):
+            raise DataError(found, path=path, expected="ids of the cases of this evaluation")
+        log.warning("%s: %s", path, found)
+
+
+def _case_of(name: str, dimension: str) -> str:
+    """Return the case that a label is of: a turn that was rated lies in a dialogue."""
+    return name.rpartition("@")[0] if dimension in TurnRatings.model_fields else name
 
 
 def judged_scales(recipe: EvaluateRecipe) -> dict[str, tuple[str, LabelScale]]:

@@ -13,6 +13,7 @@ from esckit.evaluate.rows import MetricRow
 from esckit.pipelines.evaluate import plan, run
 from esckit.pipelines.evaluate_metrics import Scales
 from esckit.pipelines.evaluate_reliability import reliability
+from esckit.pipelines.evaluate_setup import set_up
 from esckit.types import CriticReading, Failure
 from tests.evaluate.casefakes import episode, pair_case, turn
 from tests.pipelines.evalrecipes import evaluation
@@ -102,8 +103,10 @@ def test_a_judge_that_failed_is_counted_for_turns_and_pairs(tmp_path: Path) -> N
     ("dimension", "label", "message"),
     [
         ("mood", "Same", "mood"),
-        ("rlff7", "Fine", "label 'Fine'"),
+        ("rlff7", "Fine", "labels.jsonl: found label 'Fine'"),
         ("empathy", 3, "empathy"),
+        ("rlff7", "Same", "1 of 1 labelled cases of 'rlff7' unknown, such as 'd0'"),
+        ("rlff7", None, r"labels.jsonl: found no label"),
         (None, "", "no such file"),
     ],
 )
@@ -112,10 +115,23 @@ def test_a_wrong_label_file_is_refused_before_any_model_is_called(
 ) -> None:
     path = tmp_path / "labels.jsonl"
     if dimension is not None:
-        labels(path, dimension, ["d0"], (label,))
+        labels(path, dimension, ["d0"] if label is not None else [], (label,))
     recipe = evaluation("dialogue", reliability={"labels": str(path)})
     with pytest.raises(DataError, match=message):
         plan(recipe)
     with pytest.raises(DataError, match=message):
         run(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_some_other_cases_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = list(set_up(evaluation("dialogue")).material.ids)
+    path = labels(tmp_path / "l.jsonl", "rlff7", ["typo", *ids], ("Same", LAST))
+    plan(evaluation("dialogue", reliability={"labels": path}))
+    assert f"{path}: 1 of {len(ids) + 1} labelled cases of 'rlff7' unknown, such as 'typo'" in caplog.text
+
+
+def test_labels_without_a_judged_suite_are_refused(tmp_path: Path) -> None:
+    path = labels(tmp_path / "l.jsonl", "overall", ["d0"], ("win",))
+    with pytest.raises(DataError, match="a suite that is judged"):
+        plan(evaluation("strategy", reliability={"labels": path}))
