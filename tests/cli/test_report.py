@@ -68,6 +68,6 @@ def test_the_page_and_its_markdown_need_two_names(tmp_path):
 def test_a_folder_is_no_page_and_nothing_is_left_beside_it(tmp_path):
     run, folder = simulate_run(tmp_path / "run"), tmp_path / "pages"
     folder.mkdir()
-    with pytest.raises(ConfigError, match="the folder .*pages as the page"):
+    with pytest.raises(ConfigError, match=r"the folder .*pages as the page"):
         write_report([run], out=folder)
     assert not folder.with_suffix(".md").exists()
