@@ -66,9 +66,11 @@ def evaluate(
     from esckit.cli.progress import shown_progress
     from esckit.config.evaluate import EvaluateRecipe
     from esckit.config.load import load_recipe
-    from esckit.pipelines.evaluate import plan, run
 
     loaded = load_recipe(recipe, EvaluateRecipe, overrides=changes or ())
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
+    from esckit.pipelines.evaluate import plan, run
+
     if against is not None:
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
     gates = [*_gates(fail_under, "under"), *_gates(fail_over, "over")]

@@ -43,20 +43,23 @@ def predict(
     One JSON line for every supporter turn (or, with --set predict.at=end, for what comes next): the strategy with its
     probabilities, the reply, or both. `esckit evaluate` reads the file.
 
-    Try it: esckit predict --input data/esconv_sample.json --supporter smollm2-135m-instruct --set data.limit=1
+    Try it: esckit predict --input sample:esconv --supporter smollm2-135m-instruct --set data.limit=1
     """
     from esckit.cli.progress import shown_progress
     from esckit.config.load import load_recipe
     from esckit.config.predict import PredictRecipe
-    from esckit.pipelines.predict import plan, run
 
     if recipe is None and (input_file is None or (strategist is None and supporter is None)):
         raise ConfigError("nothing to predict", expected="a recipe, or --input with --strategist, --supporter or both")
-    named = {"strategist": strategist, "supporter": supporter}
-    speakers = ", ".join(f"{role}: {_binding(model)}" for role, model in named.items() if model is not None)
-    own = ["models={" + speakers + "}"] if speakers else []
+    speakers = {"strategist": strategist, "supporter": supporter}
+    own = [f"models.{role}={_binding(model)}" for role, model in speakers.items() if model is not None]
+    # Who speaks of the recipe stays, but where there is none only who is named speaks.
+    own = ["models={}", *own] if recipe is None else own
     own += ["data={dataset: auto, path: " + _quoted(str(input_file)) + "}"] if input_file is not None else []
     loaded = load_recipe(recipe or "predict/own", PredictRecipe, overrides=[*own, *(changes or ())])
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
+    from esckit.pipelines.predict import plan, run
+
     if dry_run:
         echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
         return

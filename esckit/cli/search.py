@@ -28,9 +28,11 @@ def search(
     from esckit.cli.progress import shown_progress
     from esckit.config.load import load_recipe
     from esckit.config.search import SearchRecipe
-    from esckit.pipelines.search import plan, run
 
     loaded = load_recipe(recipe, SearchRecipe, overrides=changes or ())
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
+    from esckit.pipelines.search import plan, run
+
     if dry_run:
         echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
         return

@@ -27,9 +27,11 @@ def simulate(
     from esckit.cli.progress import shown_progress
     from esckit.config.load import load_recipe
     from esckit.config.simulate import SimulateRecipe
-    from esckit.pipelines.simulate import plan, run
 
     loaded = load_recipe(recipe, SimulateRecipe, overrides=changes or ())
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
+    from esckit.pipelines.simulate import plan, run
+
     if dry_run:
         echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
         return

@@ -71,6 +71,24 @@ def test_help_is_light_and_works(argv):
     assert done.stdout
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "search", "simulate"])
+def test_a_wrong_recipe_is_told_before_the_pipeline_is_imported(command):
+    code = f"""
+        import sys
+        from esckit.cli.app import main
+        sys.argv = ["esckit", {command!r}, "smoke/{command}_scripted", "--set", "x=1"]
+        try:
+            main()
+        except SystemExit as leaving:
+            sys.exit(10 * leaving.code + ("esckit.pipelines" in sys.modules))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 20, done.stderr
+    assert "x (--set): unknown field" in done.stderr
+
+
 def test_an_unknown_command_is_a_usage_error_with_a_suggestion():
     done = esckit("simulat")
     assert done.returncode == 2

@@ -126,6 +126,13 @@ def test_dialogues_of_ones_own_need_no_recipe(tmp_path: Path) -> None:
     assert "nothing to predict" in nothing.stderr
 
 
+def test_a_model_of_the_command_line_takes_one_role_of_a_recipe(tmp_path: Path) -> None:
+    argv = ("smoke/predict_scripted", "--strategist", "tiny-random", "--dry-run", "--json")
+    done = esckit(tmp_path, "predict", *argv)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["calls_at_most"]) == {"strategist", "supporter"}
+
+
 @pytest.mark.parametrize(
     "argv",
     [
