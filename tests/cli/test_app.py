@@ -80,7 +80,7 @@ def test_a_wrong_recipe_is_told_before_the_pipeline_is_imported(command):
         try:
             main()
         except SystemExit as leaving:
-            sys.exit(10 * leaving.code + ("esckit.pipelines" in sys.modules))
+            sys.exit(10 * leaving.code + ("esckit.pipelines.{command}" in sys.modules))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
