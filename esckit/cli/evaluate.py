@@ -130,7 +130,8 @@ def _echo(result: EvaluateResult) -> None:
 
 def _value(row: MetricRow) -> str:
     if row.value is None:
-        return f"– ({row.reason})"
+        unscored = ", ".join(f"{reason} {n}" for reason, n in row.unscored.items())
+        return f"– ({row.reason}; unscored: {unscored})" if unscored else f"– ({row.reason})"
     between = f" [{row.interval.low:.4g}, {row.interval.high:.4g}]" if row.interval else ""
     coverage = f", coverage {row.coverage:.1%}" if row.coverage is not None and row.coverage < 1 else ""
     flags = f" ({', '.join(row.flags)})" if row.flags else ""

@@ -19,6 +19,7 @@ _PLAIN = {
     "model_type": "must be a section (a mapping)",
     "dict_type": "must be a section (a mapping)",
     "tuple_type": "must be a list",
+    "too_short": "must not be empty",
 }
 _QUOTED_NAME = re.compile(r"'([^']*)'")
 
@@ -56,7 +57,7 @@ def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
         return f"unknown field; {hint}"
     text = _PLAIN.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("String should", "must").replace("Input should", "must")
-    if detail["type"] in {"missing", "value_error", "binding_kind"} or field in _NEVER_QUOTED:
+    if detail["type"] in {"missing", "too_short", "value_error", "binding_kind"} or field in _NEVER_QUOTED:
         return text
     text += f", not {_shown(value)}"
     if detail["type"] == "literal_error" and isinstance(value, str):

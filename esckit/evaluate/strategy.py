@@ -159,7 +159,8 @@ class StrategyScale:
 
 def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
     """Return the suite's metrics."""
-    size = len(scale.strategies)
+    # Nothing is scored without any strategy; the ranges are then those of one.
+    size = max(1, len(scale.strategies))
     log_size = float(np.log(size))
     two = "2 labels in gold"
     bounded = Facts("", unit="nats", range=(0.0, log_size), higher_is_better=None)

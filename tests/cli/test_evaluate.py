@@ -126,6 +126,16 @@ def test_dialogues_of_ones_own_need_no_recipe(tmp_path: Path) -> None:
     assert "nothing to predict" in nothing.stderr
 
 
+def test_no_value_stands_with_what_was_unscored(chain: Path) -> None:
+    lines = (chain / "runs/predict-smoke-scripted/predictions.jsonl").read_text().splitlines()
+    wrong = [json.dumps({**json.loads(line), "strategy": "Question"}) + "\n" for line in lines]  # of another taxonomy
+    (chain / "wrong.jsonl").write_text("".join(wrong))
+    options = ("--set", "suites=[strategy]", "--set", "predictions=wrong.jsonl", "--out", "runs/wrong-labels")
+    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *options)
+    assert done.returncode == 0, done.stderr
+    assert "– (needs 1 case; unscored: unparsed 56)" in done.stdout
+
+
 def test_a_model_of_the_command_line_takes_one_role_of_a_recipe(tmp_path: Path) -> None:
     argv = ("smoke/predict_scripted", "--strategist", "tiny-random", "--dry-run", "--json")
     done = esckit(tmp_path, "predict", *argv)

@@ -1,5 +1,6 @@
 import pytest
 
+from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.load import load_recipe
 from esckit.config.problems import known_fields
 from esckit.config.simulate import SimulateRecipe
@@ -29,3 +30,8 @@ def test_known_fields_are_found_through_unions_and_tags():
     assert "api_key_env" in known_fields(SimulateRecipe, ("models", "critic", "<endpoint>", "endpoint", "<address>"))
     assert "top_k" in known_fields(SimulateRecipe, ("models", "critic", "<scripted>", "sampling"))
     assert "horizon" in known_fields(SimulateRecipe, ("simulation",))
+
+
+def test_an_empty_list_is_told_as_one():
+    with pytest.raises(ConfigError, match=r"suites \(--set\): must not be empty"):
+        load_recipe("smoke/evaluate_scripted", EvaluateRecipe, overrides=["suites=[]"])

@@ -6,6 +6,7 @@ import pytest
 
 from esckit.errors import ConfigError
 from esckit.evaluate.hf_metrics import module_names, module_path
+from esckit.evaluate.strategy import StrategyScale, strategy_metrics
 
 
 @pytest.fixture
@@ -39,6 +40,11 @@ def test_strategies(load: object) -> None:
     )
     assert found["bias_b"] == pytest.approx(0.609586, abs=5e-7)
     assert found["correct_of_all"] == found["accuracy"] == pytest.approx(0.642857, abs=5e-7)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_nothing_predicted_is_nothing_measured() -> None:
+    assert all(metric.finish(()) is None for metric in strategy_metrics(StrategyScale((), merged=False)))
 
 
 def test_names() -> None:
