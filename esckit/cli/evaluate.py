@@ -143,4 +143,5 @@ def _difference(entry: Comparison) -> str:
         return f"against {entry.other}: – ({entry.reason})"
     p = f", p {entry.p:.3g}" if entry.p is not None else ""
     between = f" [{entry.interval.low:.4g}, {entry.interval.high:.4g}]" if entry.interval else ""
-    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}"
+    dropped = f" ({entry.n_dropped} dropped)" if entry.n_dropped else ""
+    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}{dropped}"

@@ -9,6 +9,7 @@ Cases that are there are not played again: with none missing, no model is loaded
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from esckit.evaluate.gates import GateBound
     from esckit.evaluate.rows import Comparison, MetricsFile
     from esckit.pipelines.evaluate_metrics import Scales
+
+log = logging.getLogger(__name__)
 
 COMMAND = "evaluate"
 METRICS = "metrics.json"
@@ -168,7 +171,10 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateAsked]) -> Setup:
 
         require_known_cases(recipe, {work.suite: {unit.id for unit in work.units} for work in setup.works})
     if recipe.compare_to is not None:
-        _comparable(setup, Path(recipe.compare_to))
+        other = Path(recipe.compare_to)
+        _comparable(setup, other)
+        if not (other / METRICS).is_file():
+            log.warning("%s is not finished: only the cases that are there are compared", other)
     return setup
 
 

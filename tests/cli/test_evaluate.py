@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,20 @@ def test_another_system_is_compared_on_the_same_cases(chain: Path) -> None:
     comparisons = json.loads((chain / "runs/other/metrics.json").read_text())["comparisons"]
     assert {entry["other"] for entry in comparisons} == {"runs/base"}
     assert any(entry["p_holm"] is not None for entry in comparisons)
+    assert "not finished" not in done.stderr
+
+
+def test_a_comparison_with_an_unfinished_run_says_so(chain: Path) -> None:
+    quick = ("smoke/evaluate_scripted", *QUICK, "--set", "data.limit=2", "--out")
+    assert esckit(chain, "evaluate", *quick, "runs/whole").returncode == 0
+    shutil.copytree(chain / "runs/whole", chain / "runs/half")
+    (chain / "runs/half/metrics.json").unlink()
+    cases = chain / "runs/half/examples/response.jsonl"
+    cases.write_text("".join(cases.read_text().splitlines(keepends=True)[:-3]))
+    done = esckit(chain, "evaluate", *quick, "runs/whole", "--against", "runs/half")
+    assert done.returncode == 0, done.stderr
+    assert "runs/half is not finished: only the cases that are there are compared" in done.stderr
+    assert "(3 dropped)" in done.stdout
 
 
 def test_predictions_of_one_command_are_read_by_the_other(chain: Path) -> None:
