@@ -29,10 +29,12 @@ def train_flow(
     from esckit.cli.progress import shown_progress
     from esckit.config.load import load_recipe
     from esckit.config.train_flow import TrainFlowRecipe
+
+    loaded = load_recipe(recipe, TrainFlowRecipe, overrides=changes or ())
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
     from esckit.pipelines.processes import this_process
     from esckit.pipelines.train_flow import plan, run
 
-    loaded = load_recipe(recipe, TrainFlowRecipe, overrides=changes or ())
     if dry_run:
         echo_facts(plan(loaded.recipe), as_json=as_json)
         return

@@ -30,10 +30,12 @@ def train_reward(
     from esckit.cli.progress import shown_progress
     from esckit.config.load import load_recipe
     from esckit.config.train_reward import TrainRewardRecipe
+
+    loaded = load_recipe(recipe, TrainRewardRecipe, overrides=changes or ())
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
     from esckit.pipelines.processes import this_process
     from esckit.pipelines.train_reward import plan, run
 
-    loaded = load_recipe(recipe, TrainRewardRecipe, overrides=changes or ())
     if dry_run:
         facts = plan(loaded.recipe).facts()
         echo_facts(facts if as_json else {**facts, "warnings": "; ".join(facts["warnings"]) or None}, as_json=as_json)

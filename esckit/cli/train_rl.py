@@ -30,10 +30,12 @@ def train_rl(
     from esckit.cli.progress import shown_progress
     from esckit.config.load import load_recipe
     from esckit.config.train_rl import TrainRlRecipe
+
+    loaded = load_recipe(recipe, TrainRlRecipe, overrides=changes or ())
+    # Only now: a wrong recipe needs none of it, and it takes its time to import.
     from esckit.pipelines.processes import this_process
     from esckit.pipelines.train_rl import plan, run
 
-    loaded = load_recipe(recipe, TrainRlRecipe, overrides=changes or ())
     if dry_run:
         echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
         return

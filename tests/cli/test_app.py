@@ -71,12 +71,23 @@ def test_help_is_light_and_works(argv):
     assert done.stdout
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "search", "simulate"])
-def test_a_wrong_recipe_is_told_before_the_pipeline_is_imported(command):
+@pytest.mark.parametrize(
+    ("command", "recipe"),
+    [
+        ("evaluate", "smoke/evaluate_scripted"),
+        ("predict", "smoke/predict_scripted"),
+        ("search", "smoke/search_scripted"),
+        ("simulate", "smoke/simulate_scripted"),
+        ("train-flow", "smoke/train_flow_tiny"),
+        ("train-reward", "smoke/train_reward_scripted"),
+        ("train-rl", "smoke/train_rl_scripted"),
+    ],
+)
+def test_a_wrong_recipe_is_told_before_the_pipeline_is_imported(command, recipe):
     code = f"""
         import sys
         from esckit.cli.app import main
-        sys.argv = ["esckit", {command!r}, "smoke/{command}_scripted", "--set", "x=1"]
+        sys.argv = ["esckit", {command!r}, {recipe!r}, "--set", "x=1"]
         try:
             main()
         except SystemExit as leaving:
