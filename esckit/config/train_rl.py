@@ -83,6 +83,13 @@ class PolicyLora(Section):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names_or_all(cls, targets: object) -> object:
+        if isinstance(targets, str) and targets != "all-linear":
+            raise ValueError(f"must be a list of module names, or all-linear, not {targets!r}")
+        return targets
+
 
 class RewardWeights(Section):
     """What the two components weigh in R."""
@@ -103,7 +110,8 @@ class RewardSection(Section):
     Attributes:
         kind: A trained ``classifier`` or ``ranker``, an ``untrained`` model, the future played ``online``, or
             ``module:attr``, a function of (conversations, responses) that returns a number, or None, for each.
-        value: The probability that a reward model gives, or 1 where it is above one half and 0 elsewhere.
+        value: The probability that a reward model gives, or 1 where it is above one half and 0 elsewhere. With
+            ``online`` it is ``online.value`` that says so.
         prompt: Of an untrained reward model.
     """
 
@@ -236,7 +244,8 @@ class RlOptim(Section):
 
     Attributes:
         epochs: Passes over the contexts (or pairs).
-        max_steps: Stop after so many optimiser steps, a multiple of ``grpo.iterations``; None makes all ``epochs``.
+        max_steps: Make just so many optimiser steps, a multiple of ``grpo.iterations``, whether they are fewer or more
+            than ``epochs`` come to; None makes all ``epochs``.
         warmup_share: Part of all steps during which the learning rate rises.
         select: Keep the last adapter, or the best on dev contexts.
         precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
@@ -355,3 +364,5 @@ class TrainRlRecipe(ModelRecipe):
             raise ValueError("reward.kind: untrained needs models.reward with a backbone")
         if kind == "online" and (roles.seeker is None or roles.critic is None):
             raise ValueError("reward.kind: online needs models.seeker and models.critic")
+        if kind == "online" and self.reward.value == "hard_label":
+            raise ValueError("reward.value: hard_label is of reward models; with reward.kind: online see online.value")

@@ -14,6 +14,7 @@ from esckit.records import write_json
 
 SCHEMA = "esckit.diverged/1"
 N_LAST_ROWS = 20
+_ADVICE = "A lower optim.lr may help"
 _UNSAMPLEABLE = "probability tensor contains"
 """What torch says where outputs are drawn from logits that are not finite."""
 
@@ -25,9 +26,13 @@ class Diverged:
         path: Where ``diverged.json`` goes; one of an earlier go is removed.
         input_ids: Returns the ids of what the latest batches were made of.
         writes: False in all processes but one.
+        advice: What to do about a :class:`~esckit.errors.NotFiniteError`; None takes that for other divergences.
     """
 
-    def __init__(self, path: Path, input_ids: Callable[[], Sequence[str]], *, writes: bool) -> None:
+    def __init__(
+        self, path: Path, input_ids: Callable[[], Sequence[str]], *, writes: bool, advice: str | None = None
+    ) -> None:
+        self._advice = advice
         self._path = path
         self._input_ids = input_ids
         self._writes = writes
@@ -39,12 +44,13 @@ class Diverged:
         """Keep one row of logs."""
         self._rows.append({"step": step, **logs})
 
-    def stop(self, step: int, found: Mapping[str, Any]) -> NoReturn:
+    def stop(self, step: int, found: Mapping[str, Any], *, advice: str | None = None) -> NoReturn:
         """Write down what happened and end the training.
 
         Args:
             step: Optimiser steps that were taken.
             found: What is not finite, by name.
+            advice: What to do about it.
 
         Raises:
             TrainingError: Always.
@@ -58,7 +64,7 @@ class Diverged:
         raise TrainingError(
             f"training diverged at step {step}: {told}",
             expected="finite numbers",
-            hint=f"{self._path.name} holds the last logs, and what was kept before stays. A lower optim.lr may help",
+            hint=f"{self._path.name} holds the last logs, and what was kept before stays. {advice or _ADVICE}",
         )
 
     @contextmanager
@@ -71,7 +77,7 @@ class Diverged:
         try:
             yield
         except NotFiniteError as error:
-            self.stop(trainer.state.global_step, {error.name: error.value})
+            self.stop(trainer.state.global_step, {error.name: error.value}, advice=self._advice)
         except RuntimeError as error:
             if _UNSAMPLEABLE not in str(error):
                 raise

@@ -8,9 +8,9 @@ where R_fut could not be measured both say None: an unmeasured reply must not pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, SupportsFloat, get_args
 
 from esckit.dialogue.output import split_output
 from esckit.errors import ConfigError, ModelError, NotFiniteError
@@ -88,7 +88,7 @@ class ReplyMeasure:
 
     def _score(self, completions: Sequence[Completion]) -> list[float | None]:
         turns = [completion.turns for completion in completions]
-        values = list(self.score(turns, [completion.generation.response for completion in completions]))
+        values = _numbers(self.score(turns, [completion.generation.response for completion in completions]))
         if len(values) != len(completions):
             raise ConfigError(f"a reward that gives {len(values)} numbers", expected=f"{len(completions)}, one a reply")
         return values
@@ -98,6 +98,21 @@ class ReplyMeasure:
             return self._score([completion])[0]
         except ModelError:
             return None
+
+
+def _numbers(found: object) -> list[float | None]:
+    """Return what a function of a user's own gave as plain numbers.
+
+    Raises:
+        ConfigError: If it is no list, or something in it is no number.
+    """
+    if not isinstance(found, Iterable):
+        raise ConfigError(f"a reward that gives {found!r}", expected="a list: a number, or None, for each reply")
+    values = list(found)
+    for value in values:
+        if value is not None and not isinstance(value, SupportsFloat):
+            raise ConfigError(f"a reward that gives {value!r} for a reply", expected="a number, or None")
+    return [None if value is None else float(value) for value in values]
 
 
 class PairedRewards:

@@ -38,6 +38,8 @@ def load(folder, *overrides):
         (["optim.select=best_dev", "monitor.dev_every=null"], "best_dev needs monitor.dev_every"),
         (["dpo.batch_size=5"], "must divide batch_size (5)"),
         (["data.merge=false"], "must be true here"),
+        (["lora.targets=q_proj"], "lora.targets (--set): must be a list of module names, or all-linear, not 'q_proj'"),
+        ([*ONLINE, "models.critic={scripted: critic}", "reward.value=hard_label"], "see online.value"),
     ],
 )
 def test_what_is_refused(tmp_path, overrides, message):

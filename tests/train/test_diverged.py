@@ -32,6 +32,18 @@ def test_a_number_of_a_model_that_is_not_finite_leaves_what_every_divergence_lea
     }
 
 
+def test_what_is_not_trained_is_not_helped_by_a_learning_rate(tmp_path: Path) -> None:
+    found = Diverged(tmp_path / "diverged.json", lambda: ["c"], writes=True, advice="Mend the reward")
+    with pytest.raises(TrainingError) as caught, found.guarded(TRAINER):
+        raise NotFiniteError("the reward", math.nan)
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("Mend the reward")
+    with pytest.raises(TrainingError) as caught:
+        found.stop(3, {"loss": math.nan})
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("A lower optim.lr may help")
+
+
 def test_a_policy_that_nothing_can_be_drawn_from_has_diverged(tmp_path: Path) -> None:
     guard = diverged(tmp_path)
     with pytest.raises(TrainingError, match="at step 3: a probability of the policy"), guard.guarded(TRAINER):

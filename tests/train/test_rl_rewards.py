@@ -3,7 +3,9 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
+import torch
 
 from esckit.errors import BackendError, ConfigError, NotFiniteError
 from esckit.train.lexicon import lexicon_reward
@@ -86,6 +88,22 @@ def test_a_hard_label_is_one_strictly_above_one_half():
 def test_a_function_that_gives_too_few_numbers_is_named():
     with pytest.raises(ConfigError, match="gives 1 numbers"):
         paired(lambda turns, replies: [0.5]).future_reward([], said("a", "b"), **columns(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(None, "gives None"), (0.5, r"gives 0\.5\W.*a list"), (["0.5"], "gives '0.5' for a reply"), ([[0.5]], "a number")],
+)
+def test_a_function_that_gives_no_numbers_is_told_so(given, message):
+    with pytest.raises(ConfigError, match=message):
+        paired(lambda turns, replies: given).future_reward([], said("a"), **columns(1))
+
+
+@pytest.mark.parametrize("made", [torch.full, np.full, lambda n, value: (value for _ in range(*n))])
+def test_arrays_tensors_and_generators_become_plain_numbers(made):
+    found = paired(lambda turns, replies: made((2,), 0.25)).future_reward([], said("a", "b"), **columns(2))
+    assert found == [0.25, 0.25]
+    assert all(type(value) is float for value in found)
 
 
 def test_outputs_know_their_place_in_their_group():
