@@ -102,7 +102,7 @@ class FlowBackbone(Section):
 
 
 class Lora(Section):
-    """The adapter. ``targets``: names of modules."""
+    """The adapter. ``targets``: names of modules. With ``model.init`` it has the shape of that run's, not this one."""
 
     rank: PositiveInt = 32
     alpha: PositiveInt = 64

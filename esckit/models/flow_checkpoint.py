@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from esckit.errors import CheckpointError
 from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
-from esckit.models.loading import quiet_peft
+from esckit.models.loading import quiet_peft, tidy_adapter
 from esckit.records import dump_line, fresh_folder, write_atomic
 
 __all__ = [
@@ -68,7 +68,7 @@ def save_flow_model(
     with fresh_folder(folder) as fresh:
         if isinstance(backbone, PeftModel):
             backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner, save_embedding_layers=False)
-            (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is
+            tidy_adapter(fresh / ADAPTER, metadata.backbone)
         else:
             base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=inner)
         save_file(heads, str(fresh / HEADS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from esckit.errors import ConfigError
 from esckit.models.backbones import BackboneSource, fetch_backbone
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.tiny import tiny_random
+from esckit.records import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +75,22 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         yield
+
+
+def tidy_adapter(folder: Path, backbone: str) -> None:
+    """Make what peft wrote a function of the adapter alone, so that equal trainings leave equal bytes.
+
+    Args:
+        folder: The adapter's.
+        backbone: Name of the backbone, which takes the place of the folder that it happened to lie in.
+    """
+    config = folder / "adapter_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    targets = settings["target_modules"]
+    # A set to peft, so every process would write it in another order.
+    ordered = sorted(targets) if isinstance(targets, list) else targets
+    write_json(config, {**settings, "base_model_name_or_path": backbone, "target_modules": ordered})
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is
 
 
 def pick_device(device: str) -> torch.device:

@@ -24,7 +24,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.loading import load_causal, quiet_peft
+from esckit.models.embedded import quiet_off_terminal
+from esckit.models.loading import load_causal, quiet_peft, tidy_adapter
 from esckit.models.reward_head import Pooling
 from esckit.models.reward_net import Kind, RewardNet, Trainable
 from esckit.models.reward_text import RewardTemplate
@@ -97,6 +98,7 @@ def save_checkpoint(
     with fresh_folder(folder) as fresh:
         if isinstance(net.backbone, PeftModel):
             net.backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner)
+            tidy_adapter(fresh / ADAPTER, metadata.backbone)
         elif metadata.trainable == "full":
             net.backbone.save_pretrained(str(fresh / BACKBONE), state_dict=inner)  # type: ignore[operator]
         save_file(outer, str(fresh / HEAD))
@@ -141,6 +143,7 @@ def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tupl
         ConfigError: If the backbone that it names cannot be had.
     """
     folder = checkpoint_folder(run)
+    quiet_off_terminal()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
         outer = load_file(str(folder / HEAD))

@@ -195,8 +195,10 @@ def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = lora.targets or (source.backbone.lora_targets if source.backbone else None)
-    if targets:
+    targets = lora.targets
+    if targets is None and source.backbone:
+        targets = source.backbone.lora_targets
+    if targets is not None:
         check_lora_targets(decoder, targets)
     config = LoraConfig(
         r=lora.rank,

@@ -87,6 +87,15 @@ def run_identity(run: Path) -> str:
     return f"{manifest['recipe_digest']} of {manifest.get('created')}, {manifest.get('status')}"
 
 
+def _warn_of_unfinished(bindings: Iterable[RoleOptions]) -> None:
+    """Say which trainings are not over; of reward models :func:`load_reward_model` says it."""
+    unrated = [binding for binding in bindings if not is_reward_model(binding)]
+    for run in dict.fromkeys(binding.checkpoint for binding in unrated if isinstance(binding, CheckpointBinding)):
+        status = read_manifest(Path(run)).get("status")
+        if status != "complete":
+            log.warning("%s is not complete (%s): its model is the last that was kept", run, status)
+
+
 class ModelPool:
     """Builds chat models from bindings and owns them; leaving the context closes them all.
 
@@ -227,6 +236,8 @@ class ModelPool:
 
     async def prepare(self, bindings: Iterable[RoleOptions]) -> None:
         """Load models and raise at once if one cannot be reached or used; only then are its capabilities known."""
+        bindings = tuple(bindings)
+        _warn_of_unfinished(bindings)
         chat = [binding for binding in bindings if not is_strategy_policy(binding) and not is_reward_model(binding)]
         for model in {id(model): model for model in map(self._shared, chat)}.values():
             await model.check()

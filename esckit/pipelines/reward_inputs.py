@@ -105,7 +105,7 @@ def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int |
         first = first or facts
         differing = [name for name in facts if facts[name] != first.get(name)]
         if differing:
-            shown = ", ".join(f"{name} {facts[name]} (elsewhere {first.get(name)})" for name in differing)
+            shown = ", ".join(f"{name} {facts[name]} (elsewhere {first.get(name, 'none')})" for name in differing)
             raise DataError(
                 f"futures of another kind: {shown}",
                 path=folder,

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 import esckit
 from esckit.config.train_rl import TrainRlRecipe
-from esckit.errors import ConfigError, TrainingError
+from esckit.errors import ConfigError, DataError, TrainingError
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.rl_policy import FOLDER, METADATA, PolicyMetadata, read_policy
 from esckit.pipelines.executor import Progress
@@ -146,6 +146,12 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Diverged, Any]:
     recipe = session.recipe
     rows = build_rows(session.material.train, session.prompt)
     _count(session, rows)
+    if rows.n_too_long and len(rows.rows) < recipe.grpo.prompts_per_step:
+        raise DataError(
+            f"{len(rows.rows)} contexts to train on, once {rows.n_too_long} that are too long are left out",
+            expected=f"at least {recipe.grpo.prompts_per_step}, those of one step (grpo.prompts_per_step)",
+            hint="Raise grpo.max_prompt_tokens",
+        )
     diverged = _diverged(session, lambda: rewards.context_ids)
     watch = _watch(session, diverged)
     callbacks: list[TrainerCallback] = [watch, _steps(session)]
@@ -202,7 +208,12 @@ def _place(session: _Session, callbacks: list[TrainerCallback]) -> Place:
 
 
 def _diverged(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Diverged:
-    return Diverged(session.out / "diverged.json", batch_ids, writes=session.process.is_main)
+    return Diverged(
+        session.out / "diverged.json",
+        batch_ids,
+        writes=session.process.is_main,
+        advice="What measures the replies gave it, which is not trained here: mend reward.kind or its model",
+    )
 
 
 def _watch(session: _Session, diverged: Diverged) -> Watch:

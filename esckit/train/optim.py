@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -103,6 +104,7 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
+    check_trackers(settings.trackers)
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
@@ -140,6 +142,24 @@ def training_arguments(
         dataloader_num_workers=0,
         ddp_find_unused_parameters=False,
     )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that transformers does not know, or that are not installed.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    if missing := [name for name in names if name not in installed]:
+        raise ConfigError(
+            f"trackers: {', '.join(missing)}",
+            expected=f"trackers that transformers knows and that are installed (here {', '.join(installed) or 'none'})",
+        )
 
 
 def last_state(folder: Path) -> Path | None:

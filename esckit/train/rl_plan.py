@@ -164,7 +164,7 @@ def plan_dpo(settings: DpoSettings, optim: PolicyOptim, *, n_pairs: int, n_proce
         raise DataError(
             f"{n_pairs} pairs to train on",
             expected=f"at least {per_pass}",
-            hint="Simulate more contexts or candidates, or see dpo.require_format",
+            hint="Simulate more contexts or candidates, or see dpo.require_format and dpo.max_prompt_tokens",
         )
     per_epoch = n_pairs // batch
     steps = per_epoch * optim.epochs if optim.max_steps is None else optim.max_steps

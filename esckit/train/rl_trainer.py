@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -17,9 +17,10 @@ from transformers import GenerationConfig, TrainerCallback
 
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import ChatFormat
-from esckit.models.loading import check_lora_targets, load_causal
+from esckit.models.loading import check_lora_targets, load_causal, tidy_adapter
 from esckit.models.rl_policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata
-from esckit.records import dump_line, fresh_folder, write_atomic, write_json
+from esckit.records import dump_line, fresh_folder, write_atomic
+from esckit.train.optim import check_trackers
 from esckit.train.rl_plan import PolicyOptim
 from esckit.train.rl_template import training_format
 
@@ -114,6 +115,7 @@ def wants_bf16(precision: Precision) -> bool:
 
 def trainer_arguments(optim: PolicyOptim, *, steps: int, accumulate: int, folder: Path) -> dict[str, Any]:
     """Return what TRL's trainers share, as arguments of their configurations."""
+    check_trackers(optim.trackers)
     on_gpu = torch.cuda.is_available()
     return {
         "output_dir": str(folder),
@@ -155,16 +157,9 @@ def save_policy(model: Any, tokenizer: Any, metadata: PolicyMetadata, folder: Pa
     """Write adapter, tokenizer and metadata in place of the last checkpoint; a folder that is there is whole."""
     with fresh_folder(folder) as fresh:
         model.save_pretrained(str(fresh / ADAPTER), selected_adapters=["default"])
-        (fresh / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form; the run has a card of its own
-        _name_backbone(fresh / ADAPTER / "adapter_config.json", metadata.backbone)
+        tidy_adapter(fresh / ADAPTER, metadata.backbone)
         tokenizer.save_pretrained(str(fresh / TOKENIZER))
         write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-
-
-def _name_backbone(config: Path, backbone: str) -> None:
-    """Put the backbone's name where peft wrote the folder that it happened to lie in."""
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    write_json(config, {**settings, "base_model_name_or_path": backbone})
 
 
 def is_finite(model: Any) -> bool:
@@ -181,7 +176,17 @@ def quiet(trainer: Any) -> None:
 
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Keep transformers from warning of the old name of checkpointing, which TRL and peft still use."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-        yield
+    """Keep back an old name of transformers that TRL and peft still use, and conversations that TRL would log."""
+    trl_log = logging.getLogger("trl.trainer.grpo_trainer")
+    trl_log.addFilter(_holds_no_conversation)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+            yield
+    finally:
+        trl_log.removeFilter(_holds_no_conversation)
+
+
+def _holds_no_conversation(record: logging.LogRecord) -> bool:
+    """Return False for the dump of a row that could not be measured: such rows are counted, and may be confidential."""
+    return "All reward functions returned None" not in record.getMessage()

@@ -77,6 +77,7 @@ def test_futures_that_were_read_differently(
     message = refused("train-reward", write_recipe(tmp_path, futures, other))
     assert "futures of another kind" in message
     assert value in message
+    assert "None" not in message
 
 
 def test_too_few_futures(refused: Refused, futures: Path, tmp_path: Path) -> None:
@@ -146,6 +147,25 @@ def test_an_adapter_on_layers_that_the_model_lacks(
     # A module that holds layers is none that an adapter could lie on.
     assert f"lora.targets: no layer {'self_attn' if trainer == 'dpo' else 'nope'}" in message
     assert "q_proj" in message.partition("expected")[2]
+
+
+@pytest.mark.parametrize("command", ["train-rl", "train-reward", "train-flow"])
+def test_a_tracker_that_is_not_there(refused: Refused, futures: Path, tmp_path: Path, command: str) -> None:
+    trees = write_trees(tmp_path, [sparse_tree("a", "train", 1), sparse_tree("b", "valid", 2)])
+    (tmp_path / "flow.yaml").write_text(json.dumps(flow_recipe(trees).resolved()))
+    recipes = {
+        "train-rl": "smoke/train_rl_lexicon",
+        "train-reward": write_recipe(tmp_path, futures),
+        "train-flow": str(tmp_path / "flow.yaml"),
+    }
+    message = refused(command, recipes[command], "--set", "trackers=[tensorbord]", leaves_nothing=False)
+    assert "trackers: tensorbord" in message
+
+
+def test_an_adapter_on_no_layer(refused: Refused, futures: Path, tmp_path: Path) -> None:
+    options = ("--set", "model.trainable=lora", "--set", "model.lora.targets=[]")
+    message = refused("train-reward", write_recipe(tmp_path, futures), *options, leaves_nothing=False)
+    assert "no layer is named" in message
 
 
 @pytest.mark.parametrize("command", ["train-rl", "train-reward"])

@@ -83,8 +83,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained: Path, tmp_pat
         run(recipe(), out=tmp_path / "run", progress=StopAt(3))
     assert (tmp_path / "run/states").is_dir()
     run(recipe(), out=tmp_path / "run")
-    name = "checkpoint/adapter/adapter_model.safetensors"
-    assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        path = f"checkpoint/adapter/{name}"
+        assert (tmp_path / "run" / path).read_bytes() == (trained / path).read_bytes()
     assert rows(tmp_path / "run") == rows(trained)
     assert (tmp_path / "run/samples.jsonl").read_bytes() == (trained / "samples.jsonl").read_bytes()
 
@@ -213,7 +214,7 @@ def test_dev_dialogues_that_the_reward_model_knows_are_named(
 
 @pytest.mark.parametrize(("reward", "what"), [("bad_reward", "the reward"), ("broken_model", "p of the reward model")])
 def test_a_diverged_run_keeps_the_last_finite_policy_and_says_at_what_it_broke(
-    tmp_path: Path, reward: str, what: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reward: str, what: str
 ) -> None:
     bad = recipe(reward={"kind": f"tests.pipelines.rl_runs:{reward}"}, monitor={"dev_every": None})
     with pytest.raises(TrainingError, match=f"at step 0: {what} is nan"):
@@ -225,6 +226,9 @@ def test_a_diverged_run_keeps_the_last_finite_policy_and_says_at_what_it_broke(
     assert read_policy(tmp_path / "run").diverged
     run_simulate(simulated_recipe(tmp_path / "run"), out=tmp_path / "simulated")
     assert "policy/run" in (tmp_path / "simulated/manifest.json").read_text()
+    assert [record.levelname for record in caplog.records if "is not complete (stopped)" in record.message] == [
+        "WARNING"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -248,6 +252,21 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(error, match=message):
         plan(recipe(**sections))
+
+
+def test_rows_that_cannot_be_measured_are_counted_and_their_text_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    none = recipe(reward={"kind": "tests.pipelines.rl_runs:no_reward"}, optim={"max_steps": 1}, max_failure_rate=1.0)
+    with caplog.at_level("WARNING", logger="trl"):
+        run(none, out=tmp_path / "run")
+    assert "All reward functions returned None" not in caplog.text
+
+
+def test_contexts_that_are_all_too_long_are_told_with_the_limit(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"once \d+ that are too long") as caught:
+        run(recipe(grpo={"max_prompt_tokens": 50}), out=tmp_path / "run")
+    assert caught.value.hint == "Raise grpo.max_prompt_tokens"
 
 
 def test_vllm_is_asked_for_only_where_it_can_run(tmp_path: Path) -> None:
