@@ -105,7 +105,8 @@ class ChatFormat:
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text as it stands."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Not verbose: whoever calls looks at the length itself.
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Return the tokens of an assistant turn that says exactly this, its end included."""

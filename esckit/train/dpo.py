@@ -5,11 +5,12 @@ arXiv 2508.12935 reports the ablation without its settings. The reference is the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
@@ -83,6 +84,8 @@ def dpo_trainer(
         optim: The optimiser's.
         place: Where it runs.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     columns = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in batches.pairs]
     with quiet_warnings():
         trainer = DPOTrainer(

@@ -1,8 +1,10 @@
+import logging
+
 import pytest
 
 from esckit.errors import ConfigError
 from esckit.models.chat import PLAIN, ChatFormat
-from esckit.models.tiny import tiny_tokenizer
+from esckit.models.tiny import tiny_random, tiny_tokenizer
 from esckit.types import Message
 
 ASK = [Message("system", "Be kind."), Message("user", "hi")]
@@ -49,6 +51,20 @@ def test_a_base_model_gets_the_plain_format():
     assert chat.render(ASK) == "System: Be kind.\n\nUser: hi\n\nAssistant:"
     assert "\nUser:" in chat.stop
     assert chat.decode(chat.answer("Better")) == " Better"
+
+
+def test_a_long_text_is_counted_without_a_warning_of_transformers():
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+    logger.addHandler(handler)
+    try:
+        _, tokenizer = tiny_random()
+        assert len(ChatFormat.of(tokenizer).tokens("so " * 3000)) > tokenizer.model_max_length
+    finally:
+        logger.removeHandler(handler)
+    assert not said
 
 
 def test_a_tokenizer_without_an_end_is_refused():

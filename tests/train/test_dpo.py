@@ -98,3 +98,8 @@ def test_a_run_cut_after_its_last_state_takes_no_further_step(tmp_path):
     again = fit(trainer, str(tmp_path / "states/checkpoint-3"))
     assert trainer.state.global_step == 3
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_off_a_terminal_no_bar_of_trl_is_drawn(tmp_path, capfd):
+    trainer_of(tmp_path, max_steps=1)
+    assert "examples/s" not in capfd.readouterr().err
