@@ -95,7 +95,7 @@ def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Itera
             if not raw.strip():
                 continue
             try:
-                text = raw.decode("utf-8")
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError("bytes that are not UTF-8", path=str(path), record=number - 1, line=number) from error
             yield parse_line(kind, text, path=str(path), line=number)

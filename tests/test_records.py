@@ -89,6 +89,12 @@ def test_reading_names_the_line_and_refuses_what_is_not_utf8(tmp_path):
         read(tmp_path / "absent")
 
 
+def test_a_mark_that_an_editor_put_before_the_first_line_is_no_content(tmp_path):
+    path = tmp_path / "n.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text":"a"}\r\n{"text":"b"}\r\n')
+    assert [note.text for note in read(path)] == ["a", "b"]
+
+
 @pytest.mark.parametrize("tail", [b"{", b'{"text":"cut', b'{"text":"whole"}', b"\xf0\x9f", b"x" * 200_000])
 def test_an_unfinished_last_line_is_ignored_and_then_cut_off(tmp_path, tail):
     path = tmp_path / "n.jsonl"

@@ -164,7 +164,7 @@ def _flags(recipe: EvaluateRecipe, works: Sequence[Work], futures: RewardInputs 
     found: dict[str, tuple[str, ...]] = {}
     for work in works:
         flags = list(_leakage(recipe, work))
-        if _is_self_judged(recipe, work.suite):
+        if _is_self_judged(recipe, work):
             flags.append(SELF_JUDGED)
         found[work.suite] = tuple(dict.fromkeys((*found.get(work.suite, ()), *flags)))
     return found
@@ -206,14 +206,16 @@ def _family_of_runs(folders: Iterable[str]) -> str | None:
     return " and ".join(sorted({family_of(recipe.get("data") or {}) for recipe in recipes})) or None
 
 
-def _is_self_judged(recipe: EvaluateRecipe, suite: str) -> bool:
+def _is_self_judged(recipe: EvaluateRecipe, work: Work) -> bool:
     """Return whether the judge of a suite is also the critic, or wrote the replies that it judges."""
     bindings = recipe.models.bindings()
-    judge = bindings.get(_JUDGING.get(suite, ""))
+    judge = bindings.get(_JUDGING.get(work.suite, ""))
     if judge is None:
         return False
-    players = {model_of(bindings[role]) for role in ("critic", "supporter") if role in bindings}
-    for run in _runs_read(recipe, suite).values():
+    # Replies from a file are not the bound supporter's.
+    roles = ("critic", "supporter") if "supporter" in work.roles else ("critic",)
+    players = {model_of(bindings[role]) for role in roles if role in bindings}
+    for run in _runs_read(recipe, work.suite).values():
         players |= set(_writers(run))
     return model_of(judge) in players
 

@@ -59,7 +59,7 @@ def write_report(
     markdown = page.with_suffix(".md")
     if out is not None and out.is_dir():
         raise ConfigError(f"the folder {page} as the page", expected="a name that ends in .html")
-    if markdown == page:
+    if page.suffix not in (".html", ".htm"):
         raise ConfigError(f"{page} as the page", expected="a name that ends in .html")
     opened = [open_run(path, quotes=quotes, unwritten=unwritten) for path in runs]
     other = None if against is None else open_run(against, quotes=quotes)

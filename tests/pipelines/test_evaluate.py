@@ -438,6 +438,12 @@ def test_a_judge_of_its_own_replies_is_flagged(tmp_path: Path) -> None:
         evaluation("pairwise", models={"judge": one, "supporter": one}, settings={"pairwise": {"opponent": other}})
     )
     assert found.flags == {"pairwise": ("self_judged",)}
+    run_predict(prediction(models={"supporter": scripted("supporter")}), out=tmp_path / "said")
+    read = evaluation(
+        "pairwise", models={"judge": one, "supporter": one}, settings={"pairwise": {"opponent": other}},
+        predictions=str(tmp_path / "said"),
+    )  # fmt: skip
+    assert plan(read).flags == {}
     found = plan(evaluation("safety", models={"judge": one, "critic": one}))
     assert found.flags == {"safety": ("self_judged",)}
     assert plan(evaluation("safety")).flags == {}
