@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from esckit.config.train_flow import TrainFlowRecipe
+from esckit.models.policy import CheckpointPolicy
 from esckit.records import write_records
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Scenario, SearchTree, TreeNode, Turn
@@ -106,3 +110,33 @@ def recipe(trees: Path | None, **sections: Any) -> TrainFlowRecipe:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+ABBREVIATIONS = dict(zip(AFLOW.names, AFLOW.abbrs, strict=True))
+
+
+def some_trees(n: int = 6) -> list[SearchTree]:
+    return [sparse_tree(f"s{index}", "valid" if index >= n - 2 else "train", index) for index in range(n)]
+
+
+def policy_of(out: Path, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.load(out, abbreviations=ABBREVIATIONS, **options)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    folder = out / "checkpoint"
+    return load_file(str(folder / "heads.safetensors")) | load_file(str(folder / "adapter/adapter_model.safetensors"))
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def gold(**more: Any) -> TrainFlowRecipe:
+    data = {"dataset": "esconv", "path": "sample:esconv", "scheme": "ratio", "ratios": [0.5, 0.25, 0.25], **more}
+    return recipe(
+        None,
+        data={"gold": data},
+        objective={"name": "bc", "class_weight": "sqrt", "logit_adjust": (0.0, 0.5, 1.0)},
+        encoding={"mode": "path", "strategy_tags": True},
+    )
