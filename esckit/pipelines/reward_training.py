@@ -124,7 +124,7 @@ def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, out: 
         raise DataError(
             "nothing to train or to select on is left",
             expected="responses that fit, and for rankers contexts whose candidates differ",
-            hint="See model.max_length, and simulate more candidates or dialogues",
+            hint="See model.max_length and objective.margin, and simulate more candidates or dialogues",
         )
     return Session(recipe, inputs, parts, out, process, net, tokenizer, train, dev, items, n_without_pairs)
 
