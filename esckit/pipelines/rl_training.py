@@ -37,6 +37,7 @@ from esckit.train.optim import last_state
 from esckit.train.rl_dev import DevEvaluation, DevMetrics, DevSet, GreedyWriter
 from esckit.train.rl_monitor import Samples, Watch
 from esckit.train.rl_pairs import Pairs, build_pairs
+from esckit.train.rl_plan import plan_grpo
 from esckit.train.rl_rewards import PairedRewards
 from esckit.train.rl_rows import PolicyPrompt, Rows, build_rows
 from esckit.train.rl_trainer import (
@@ -152,8 +153,10 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Diverged, Any]:
             expected=f"at least {recipe.grpo.prompts_per_step}, those of one step (grpo.prompts_per_step)",
             hint="Raise grpo.max_prompt_tokens",
         )
+    settings, optim, n_rows = grpo_settings(recipe), policy_optim(recipe), len(rows.rows)
+    plan = plan_grpo(settings, optim, n_rows=n_rows, n_processes=session.process.count)
     diverged = _diverged(session, lambda: rewards.context_ids)
-    watch = _watch(session, diverged)
+    watch = _watch(session, diverged, plan.steps_per_epoch)
     callbacks: list[TrainerCallback] = [watch, _steps(session)]
     if recipe.monitor.sample_every is not None and session.process.is_main:
         callbacks.append(
@@ -171,8 +174,8 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Diverged, Any]:
         session.learner,
         rows.rows,
         rewards,
-        settings=grpo_settings(recipe),
-        optim=policy_optim(recipe),
+        settings=settings,
+        optim=optim,
         place=_place(session, callbacks),
     )
 
@@ -191,7 +194,7 @@ def _dpo(session: _Session) -> tuple[Diverged, Any]:
     settings, optim = dpo_settings(recipe), policy_optim(recipe)
     batches = Batches(pairs.rows, settings=settings, optim=optim, n_processes=session.process.count)
     diverged = _diverged(session, lambda: batches.context_ids)
-    place = _place(session, [_watch(session, diverged), _steps(session)])
+    place = _place(session, [_watch(session, diverged, batches.plan.steps_per_epoch), _steps(session)])
     return diverged, dpo_trainer(session.learner, batches, settings=settings, optim=optim, place=place)
 
 
@@ -216,11 +219,12 @@ def _diverged(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Dive
     )
 
 
-def _watch(session: _Session, diverged: Diverged) -> Watch:
+def _watch(session: _Session, diverged: Diverged, steps_per_epoch: int) -> Watch:
     return Watch(
         session.out,
         every=session.recipe.monitor.log_every,
         resumed_step=session.resumed_step,
+        steps_per_epoch=steps_per_epoch,
         diverged=diverged,
         max_unscored=session.recipe.max_failure_rate,
         writes=session.process.is_main,
@@ -244,8 +248,8 @@ def _dev_callbacks(session: _Session, rewards: PairedRewards, watch: Watch) -> l
         recipe.grpo.micro_batch,
     )
 
-    def measured(step: int, epoch: float, metrics: DevMetrics, model: Any) -> None:
-        watch.row(step, epoch, metrics)
+    def measured(step: int, metrics: DevMetrics, model: Any) -> None:
+        watch.row(step, metrics)
         if _note_dev(session, step, metrics) and recipe.optim.select == "best_dev" and session.process.is_main:
             _keep(session, model, step, metrics)
 

@@ -103,7 +103,7 @@ class DevEvaluation(TrainerCallback):
         dev: The held-out rows.
         every: Steps between two evaluations.
         resumed_step: What was measured up to it is on disk already.
-        measured: Called with step, epoch, metrics and model.
+        measured: Called with step, metrics and model.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class DevEvaluation(TrainerCallback):
         *,
         every: int,
         resumed_step: int,
-        measured: Callable[[int, float, DevMetrics, Any], None],
+        measured: Callable[[int, DevMetrics, Any], None],
     ) -> None:
         self._dev = dev
         self._every = every
@@ -137,4 +137,4 @@ class DevEvaluation(TrainerCallback):
         metrics = self._dev.measure(model, state.global_step)
         random.setstate(python)
         torch.set_rng_state(generator)
-        self._measured(state.global_step, state.epoch or 0.0, metrics, model)
+        self._measured(state.global_step, metrics, model)

@@ -61,6 +61,7 @@ class Watch(TrainerCallback):
         folder: The run folder.
         every: Steps between two rows of ``metrics.jsonl``.
         resumed_step: Rows beyond it are of an earlier go and are dropped.
+        steps_per_epoch: Steps of one pass; to the Trainer all passes, laid out one after another, are a single epoch.
         diverged: Ends a run that diverged.
         max_unscored: Allowed share of unmeasured outputs over 200 steps.
         writes: False in all processes but one.
@@ -72,12 +73,14 @@ class Watch(TrainerCallback):
         *,
         every: int,
         resumed_step: int,
+        steps_per_epoch: int,
         diverged: Diverged,
         max_unscored: float,
         writes: bool = True,
     ) -> None:
         self._folder = folder
         self._every = every
+        self._steps_per_epoch = steps_per_epoch
         self._diverged = diverged
         self._max_unscored = max_unscored
         self._window: list[Logs] = []
@@ -125,26 +128,26 @@ class Watch(TrainerCallback):
         self._window.append(logs)
         self._warn(logs, state.global_step)
         if state.global_step % self._every == 0:
-            self._write(state)
+            self._write(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write what there is, so that a resumed run writes the same rows."""
         if self._window:
-            self._write(state)
+            self._write(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write what is left, and judge a short run's failures too."""
         if self._window:
-            self._write(state)
+            self._write(state.global_step)
         self._judge_rate()
 
-    def row(self, step: int, epoch: float | None, values: Mapping[str, float | None]) -> None:
+    def row(self, step: int, values: Mapping[str, float | None]) -> None:
         """Append one row to ``metrics.jsonl``."""
         if self._writes:
             with JsonlAppender(self._folder / "metrics.jsonl") as file:
-                file.append({"step": step, "epoch": epoch, **values})
+                file.append({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
 
     def _look_back(self, logs: Logs) -> None:
         """Take a step into the windows; one that goes on learning from an earlier batch tells nothing new."""
@@ -177,9 +180,9 @@ class Watch(TrainerCallback):
                 self._warned.add(name)
                 log.warning("step %d: %s", step, text)
 
-    def _write(self, state: TrainerState) -> None:
+    def _write(self, step: int) -> None:
         window, self._window = self._window, []
-        self.row(state.global_step, state.epoch, means(window))
+        self.row(step, means(window))
 
 
 def means(window: Sequence[Logs]) -> dict[str, float | None]:

@@ -42,6 +42,8 @@ def futures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_policy_metrics_samples_card_and_summary(trained: Path) -> None:
     metadata = read_policy(trained)
+    # Four contexts, two a step: what three steps come to is a pass and a half.
+    assert [row["epoch"] for row in rows(trained) if "rl/loss" in row] == [0.5, 1.0, 1.5]
     manifest = json.loads((trained / "manifest.json").read_text())
     assert (metadata.backbone, metadata.algorithm, metadata.step, metadata.diverged) == (
         "tiny-random",

@@ -35,7 +35,7 @@ def trainer_of(folder, *callbacks, **changes):
     settings = optim(**changes)
     batches = Batches(pairs, settings=SETTINGS, optim=settings, n_processes=1)
     diverged = Diverged(folder / "diverged.json", lambda: batches.context_ids, writes=True)
-    watch = Watch(folder, every=2, resumed_step=0, diverged=diverged, max_unscored=0.05)
+    watch = Watch(folder, every=2, resumed_step=0, steps_per_epoch=2, diverged=diverged, max_unscored=0.05)
     return dpo_trainer(
         policy, batches, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, *callbacks)
     )

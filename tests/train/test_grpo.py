@@ -56,7 +56,10 @@ def fit(trainer, state=None):
 
 def watch(folder, rewards=None, **options):
     diverged = Diverged(folder / "diverged.json", lambda: rewards.context_ids if rewards else (), writes=True)
-    return Watch(folder, **{"every": 1, "resumed_step": 0, "diverged": diverged, "max_unscored": 0.05, **options})
+    return Watch(
+        folder,
+        **{"every": 1, "resumed_step": 0, "steps_per_epoch": 4, "diverged": diverged, "max_unscored": 0.05, **options},
+    )
 
 
 def test_every_value_of_the_paper_and_ours_is_passed(tmp_path):

@@ -28,7 +28,10 @@ LOGS = {
 
 def watch(folder, **options):
     diverged = Diverged(folder / "diverged.json", lambda: ["c"], writes=True)
-    return Watch(folder, **{"every": 2, "resumed_step": 0, "diverged": diverged, "max_unscored": 0.05, **options})
+    return Watch(
+        folder,
+        **{"every": 2, "resumed_step": 0, "steps_per_epoch": 4, "diverged": diverged, "max_unscored": 0.05, **options},
+    )
 
 
 def log(guard, step, **changes):
