@@ -1,6 +1,7 @@
 """README and docs name files, functions, recipes and commands, and show output: all of it has to be there."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -138,6 +139,7 @@ def run_as_shown(page: Path, folder: Path, corpora: Path, *, trained: bool) -> N
         done = subprocess.run(
             [sys.executable, "-m", "esckit", *words],
             capture_output=True, text=True, cwd=folder, timeout=300, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "2"},
         )  # fmt: skip
         # A page may leave out the last columns.
         printed = "\n" + "\n".join(" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines())
