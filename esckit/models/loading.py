@@ -125,6 +125,14 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
+def exact_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Return the number type of a model whose numbers are compared in their last digits.
+
+    On a processor ``auto`` is float32, even where it knows bfloat16; all else is as in :func:`pick_dtype`.
+    """
+    return torch.float32 if dtype == "auto" and device.type == "cpu" else pick_dtype(dtype, device)
+
+
 def _processor_has_bf16() -> bool:
     """Return whether the processor multiplies in bfloat16 itself; emulated, it is slower than float32."""
     info = Path("/proc/cpuinfo")

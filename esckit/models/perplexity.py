@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from esckit.errors import BackendError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.loading import load_causal
+from esckit.models.loading import Dtype, exact_dtype, load_causal, pick_device
 from esckit.types import Turn
 
 PPL_TEXT = "ppl_text/1"
@@ -48,19 +48,14 @@ class PerplexityScorer:
         self._longest = int(model.config.get_text_config(decoder=True).max_position_embeddings)
 
     @classmethod
-    def load(cls, ref: str, *, dtype: str = "auto", device: str = "auto") -> PerplexityScorer:
+    def load(cls, ref: str, *, dtype: Dtype = "auto", device: str = "auto") -> PerplexityScorer:
         """Load a backbone; ``auto`` is float32 on a processor, bfloat16 on a GPU.
 
         Raises:
             ConfigError: If there is no such backbone, or it cannot be loaded.
         """
-        place = torch.device(
-            "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-        )
-        auto = torch.bfloat16 if place.type == "cuda" else torch.float32
-        named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        source = resolve_backbone(ref)
-        model, tokenizer = load_causal(source, dtype=named.get(dtype, auto))
+        place = pick_device(device)
+        model, tokenizer = load_causal(resolve_backbone(ref), dtype=exact_dtype(dtype, place))
         # Asked again: where it had to be downloaded, the revision is known only now.
         return cls(model.to(place), tokenizer, name=resolve_backbone(ref).identity)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
@@ -20,6 +20,7 @@ from esckit.models.flow_loading import load_flow_model
 from esckit.models.flow_metadata import FlowMetadata, policy_id
 from esckit.models.flow_model import FlowModel
 from esckit.models.flow_text import FlowText
+from esckit.models.loading import Dtype, exact_dtype, pick_device
 from esckit.models.prefix_reader import PrefixReader
 from esckit.types import Scenario, Turn, Usage
 
@@ -81,7 +82,7 @@ class CheckpointPolicy:
         *,
         abbreviations: dict[str, str],
         strategies: tuple[str, ...] | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Dtype = "auto",
         device: str = "auto",
         value_weight: float | None = None,
         top_k: int | None = None,
@@ -101,12 +102,10 @@ class CheckpointPolicy:
 
         Raises:
             CheckpointError: If there is no whole checkpoint, or it is of another taxonomy.
-            ConfigError: If its backbone cannot be reached.
+            ConfigError: If its backbone cannot be reached, or there is no such device.
         """
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        kind = names.get(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)
-        model, tokenizer, metadata = load_flow_model(run, dtype=kind, strategies=strategies)
+        place = pick_device(device)
+        model, tokenizer, metadata = load_flow_model(run, dtype=exact_dtype(dtype, place), strategies=strategies)
         text = FlowText(
             tokenizer,
             situation=metadata.situation,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esckit.errors import BackendError, NotFiniteError
-from esckit.models.loading import Dtype, pick_device, pick_dtype
+from esckit.models.loading import Dtype, exact_dtype, pick_device
 from esckit.models.packed_states import PackedStates, States
 from esckit.models.reward_checkpoint import RewardMetadata, load_net, read_metadata
 from esckit.models.reward_net import RewardNet, probability
@@ -76,7 +76,7 @@ class RewardModel:
         if template is not None and template != metadata.template:
             raise another_prompt(run, metadata.template.prompt, template.prompt)
         place = pick_device(device)
-        net, tokenizer = load_net(run, metadata, dtype=backbone_dtype(dtype, place))
+        net, tokenizer = load_net(run, metadata, dtype=exact_dtype(dtype, place))
         text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
         return cls(net.to(place), text, metadata=metadata, max_batch_tokens=max_batch_tokens)
 
@@ -128,9 +128,3 @@ class RewardModel:
         n_response = each.response_end - each.response_start
         target = torch.tensor(each.ids[each.response_start : each.response_end], device=read.tail.device)
         return self.net.token_log_p(read.tail[:n_response], target).mean()
-
-
-def backbone_dtype(dtype: Dtype, place: torch.device) -> torch.dtype:
-    """Return the number type of a reward model's backbone."""
-    # Rewards are compared in their last digits: on a processor float32 even where it knows bfloat16.
-    return torch.float32 if dtype == "auto" and place.type == "cpu" else pick_dtype(dtype, place)

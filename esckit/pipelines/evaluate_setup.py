@@ -22,7 +22,7 @@ from esckit.pipelines.evaluate_suites.safety import safety_work
 from esckit.pipelines.evaluate_suites.strategy import strategy_taxonomy, strategy_work, tree_steps
 from esckit.pipelines.evaluate_suites.work import Predictions, Work
 from esckit.pipelines.leakage import family_of, leakage_flags, run_folder, run_of
-from esckit.pipelines.models import look_up, run_identity
+from esckit.pipelines.models import checkpoint_ids, look_up, run_identity
 from esckit.records import digest, file_sha256
 from esckit.runs import MANIFEST, read_manifest
 from esckit.strategies.taxonomy import Taxonomy
@@ -235,10 +235,7 @@ def _writers(run: Path) -> Iterator[str]:
 
 def _inputs(recipe: EvaluateRecipe) -> dict[str, str]:
     """Return the identity of what the cases depend on beside the recipe: trained models, and files of predictions."""
-    found = {}
-    for binding in recipe.roles().values():
-        if isinstance(binding, CheckpointBinding):
-            found[binding.checkpoint] = _identity(run_of(binding.checkpoint))
+    found = checkpoint_ids(recipe.roles().values())
     opponent = recipe.settings.pairwise.opponent if "pairwise" in recipe.suites else None
     for name in (recipe.predictions, opponent):
         if name is not None:
@@ -248,13 +245,7 @@ def _inputs(recipe: EvaluateRecipe) -> dict[str, str]:
 
 def _identity_of(path: Path) -> str:
     if path.is_dir():
-        return _identity(path)
+        return run_identity(path) if (path / MANIFEST).is_file() else "a folder"
     if not path.is_file():
         raise DataError("no such file or run folder", path=str(path), expected="predictions, or a run folder")
     return file_sha256(path)
-
-
-def _identity(run: Path) -> str:
-    if not (run / MANIFEST).is_file():
-        return "a folder"
-    return run_identity(run)

@@ -145,8 +145,8 @@ def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
     """Return a model with a fresh head: the paper's random reward."""
     import torch
 
-    from esckit.models.loading import pick_device
-    from esckit.models.reward import RewardModel, backbone_dtype
+    from esckit.models.loading import exact_dtype, pick_device
+    from esckit.models.reward import RewardModel
     from esckit.models.reward_net import build_net
     from esckit.models.reward_text import RewardText
 
@@ -154,7 +154,7 @@ def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
     net, tokenizer = build_net(str(source.backbone), "classifier", trainable="head", pooling="last")
     text = RewardText(tokenizer, reward_template(recipe.reward.prompt), max_length=source.max_length)
     place = pick_device(source.device)
-    net.backbone.to(backbone_dtype(source.dtype, place))
+    net.backbone.to(exact_dtype(source.dtype, place))
     return RewardModel(net.eval().to(place), text).score
 
 

@@ -1,11 +1,15 @@
-"""What is left of an adapter is a function of its training alone."""
+"""Where and as what models run, and what is left of an adapter: a function of its training alone."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from esckit.models.loading import tidy_adapter
+from esckit.errors import ConfigError
+from esckit.models.loading import exact_dtype, tidy_adapter
+from esckit.models.perplexity import PerplexityScorer
+from esckit.models.policy import CheckpointPolicy
 
 
 @pytest.mark.parametrize(
@@ -18,3 +22,17 @@ def test_an_adapter_names_its_layers_in_order_and_no_folder(tmp_path: Path, targ
     tidy_adapter(tmp_path, "gpt2")
     assert json.loads(config.read_text()) == {"r": 4, "target_modules": kept, "base_model_name_or_path": "gpt2"}
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_policy_and_a_scorer_on_a_gpu_that_is_not_there_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        PerplexityScorer.load("tiny-random", device="cuda")
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        CheckpointPolicy.load(tmp_path, abbreviations={}, device="cuda")
+
+
+def test_what_is_compared_in_its_last_digits_is_float32_on_a_processor() -> None:
+    place = torch.device("cpu")
+    assert exact_dtype("auto", place) == torch.float32
+    assert exact_dtype("bfloat16", place) == torch.bfloat16
