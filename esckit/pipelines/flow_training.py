@@ -5,7 +5,6 @@ See :mod:`esckit.pipelines.train_flow` for the command and its run folder.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -38,8 +37,8 @@ from esckit.pipelines.processes import Process
 from esckit.pipelines.train_flow import STATES
 from esckit.pipelines.train_flow_data import Material, flow_trees
 from esckit.pipelines.train_flow_gold import GoldValidation, log_shares
-from esckit.records import JsonlAppender, write_atomic
-from esckit.train.callbacks import DivergenceGuard, StepProgress
+from esckit.records import JsonlAppender
+from esckit.train.callbacks import DivergenceGuard, StepProgress, keep_rows
 from esckit.train.diverged import Diverged
 from esckit.train.flow import FlowTrainer, Metrics, Updates
 from esckit.train.flow_batch import FlowBatch, FlowSettings, make_update
@@ -47,7 +46,7 @@ from esckit.train.flow_callbacks import EpochEnds, Keep, Rows
 from esckit.train.flow_trees import FlowTree, token_counts
 from esckit.train.flow_valid import SELECTS, FlowValidation
 from esckit.train.gold import class_counts, class_weights
-from esckit.train.optim import OptimSettings, StepPlan, last_state, training_arguments
+from esckit.train.optim import OptimSettings, StepPlan, last_state, step_of, training_arguments
 from esckit.train.packing import Encoding, chunks, n_tokens
 
 METRICS = "metrics.jsonl"
@@ -330,7 +329,7 @@ def fit(session: Session, progress: Progress) -> None:
     if not session.process.is_main:
         trainer.train(resume_from_checkpoint=resume)
         return
-    _forget_after(out / METRICS, state)
+    keep_rows(out / METRICS, step_of(state), key="update")
     with JsonlAppender(out / METRICS) as rows:
         trainer.add_callback(Rows(rows, updates.epoch_ends, session.tokens()))
         trainer.train(resume_from_checkpoint=resume)
@@ -367,13 +366,3 @@ def _write_checkpoint(
     bias = "strategy_head.out.bias"
     shifted = state if offset is None else {**state, bias: state[bias] + offset.to(state[bias].device)}
     save_flow_model(model, metadata, session.out / FOLDER, tokenizer=session.tokenizer, state=shifted)
-
-
-def _forget_after(metrics: Path, state: Path | None) -> None:
-    """Take rows out of the metrics that training, going on from a state, will write again."""
-    if not metrics.is_file():
-        return
-    last = int(state.name.rpartition("-")[2]) if state is not None else 0
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= last]
-    write_atomic(metrics, "".join(kept))

@@ -33,7 +33,7 @@ from esckit.train.diverged import Diverged
 from esckit.train.dpo import Batches, dpo_trainer
 from esckit.train.grpo import grpo_trainer
 from esckit.train.model_card import metrics_table, render_card
-from esckit.train.optim import last_state
+from esckit.train.optim import last_state, step_of
 from esckit.train.rl_dev import DevEvaluation, DevMetrics, DevSet, GreedyWriter
 from esckit.train.rl_monitor import Samples, Watch
 from esckit.train.rl_pairs import Pairs, build_pairs
@@ -75,7 +75,7 @@ class _Session:
     @property
     def resumed_step(self) -> int:
         """Step that training goes on from."""
-        return int(self.state.name.rpartition("-")[2]) if self.state else 0
+        return step_of(self.state)
 
 
 def train(

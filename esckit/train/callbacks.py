@@ -148,14 +148,17 @@ class OnEvaluation(TrainerCallback):
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the whole rows of ``metrics.jsonl``; a last line cut by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in _whole_lines(path)]
 
 
-def keep_rows(path: Path, last_step: int) -> None:
+def keep_rows(path: Path, last_step: int, *, key: str = "step") -> None:
     """Drop the rows of a file that are beyond a step, all of them for step 0, and a last one that was cut."""
-    kept = [row for row in read_rows(path) if row["step"] <= last_step] if last_step else []
     if path.is_file():
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        kept = [line for line in _whole_lines(path) if last_step and json.loads(line)[key] <= last_step]
+        write_atomic(path, b"".join(kept))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    # As bytes: a text may hold characters that also end a line, such as U+2028.
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith(b"\n")]

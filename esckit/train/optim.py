@@ -166,7 +166,12 @@ def last_state(folder: Path) -> Path | None:
     """Return the newest whole state to resume from, None if there is none."""
     # The Trainer writes this file last, and a crash may cut it.
     found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(found, key=step_of, default=None)
+
+
+def step_of(state: Path | None) -> int:
+    """Return the step that training goes on from, 0 without a state."""
+    return int(state.name.rpartition("-")[2]) if state else 0
 
 
 def _is_json(path: Path) -> bool:

@@ -24,7 +24,7 @@ from esckit.models.reward_text import RewardInput, RewardText
 from esckit.train.callbacks import DivergenceGuard, MetricsLog, OnEvaluation, StepProgress
 from esckit.train.diverged import Diverged
 from esckit.train.examples import RewardExample, preference_pairs
-from esckit.train.optim import OptimSettings, plan_steps, training_arguments
+from esckit.train.optim import OptimSettings, plan_steps, step_of, training_arguments
 from esckit.train.reward_loss import classifier_loss, pairwise_loss, rrhf_loss
 
 Metrics = Mapping[str, float | int | None]
@@ -233,7 +233,7 @@ class Run:
     @property
     def resumed_step(self) -> int:
         """Step that training goes on from."""
-        return int(self.state.name.rpartition("-")[2]) if self.state else 0
+        return step_of(self.state)
 
 
 def train_reward(

@@ -47,6 +47,17 @@ def test_rows_beyond_the_step_gone_on_from_are_cut_off(tmp_path: Path):
     assert read_rows(path) == []
 
 
+def test_what_is_kept_keeps_its_bytes_whatever_a_text_holds(tmp_path: Path):
+    path = tmp_path / "samples.jsonl"
+    first = json.dumps({"step": 1, "reply": "one\u2028two\x85three"}, ensure_ascii=False, separators=(",", ":")) + "\n"
+    path.write_text(first + '{"step":2}\n{"st', encoding="utf-8")
+    assert [row["step"] for row in read_rows(path)] == [1, 2]
+    keep_rows(path, 1)
+    assert path.read_bytes() == first.encode()
+    keep_rows(path, 0)
+    assert path.read_bytes() == b""
+
+
 def test_only_one_process_writes(tmp_path: Path):
     rows = MetricsLog(tmp_path / "metrics.jsonl", every=1, resumed_step=0, writes=False)
     log_step(rows, 1, 1.0)
