@@ -33,6 +33,9 @@ def what_was_run(run: Run) -> Section:
         ("seed", _seed(run)),
         ("data", _data(recipe, data)),
         ("taxonomy", plain(recipe.get("taxonomy") or data.get("taxonomy"))),
+        ("model", _chosen(recipe, "model", ("backbone", "init", "trainable", "pooling", "precision"))),
+        ("algorithm", plain(recipe.get("algorithm"))),
+        ("objective", plain(section(recipe, "objective").get("name") or section(recipe, "objective").get("kind"))),
         ("critic", _chosen(recipe, "critic", ("preset", "rubric", "readout", "samples", "threshold"))),
         ("suites", plain(recipe.get("suites"))),
         *_settings(recipe),
@@ -57,17 +60,18 @@ def _seed(run: Run) -> str:
 
 
 def _data(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Return where the dialogues or trees come from and which part of them; train-flow's corpus is ``data.gold``."""
     asked = section(recipe, "data")
-    if not asked:
-        return ABSENT
+    asked = section(asked, "gold") or asked
+    splits = (data.get("splits") or asked.get("split"), asked.get("valid_split"), asked.get("test_split"))
     found = section(data, "counts").get("n_dialogues")
-    pieces = [
-        str(asked.get("path", "")),
-        f"scheme {asked.get('scheme')}",
-        f"split {plain(data.get('splits') or asked.get('split'))}",
-        f"{number(found)} dialogues" if found is not None else "",
-    ]
-    return " · ".join(piece for piece in pieces if piece)
+    pieces = {
+        "{}": plain(asked.get("path") or asked.get("trees")),
+        "scheme {}": plain(asked.get("scheme")),
+        "split {}": ", ".join(plain(split) for split in splits if split) or ABSENT,
+        "{} dialogues": number(found),
+    }
+    return " · ".join(shape.format(piece) for shape, piece in pieces.items() if piece != ABSENT) or ABSENT
 
 
 def _settings(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:

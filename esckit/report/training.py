@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from esckit.report.blocks import ABSENT, Block, Code, Facts, Lines, Note, Section, Series, Table
 from esckit.report.numbers import flattened, number, plain
 from esckit.report.source import Run, section
 
-_AXES = ("step", "epoch")
+_AXES = ("update", "step", "epoch")
+"""What rows of ``metrics.jsonl`` count in, finest first: train-flow counts updates, the other trainers steps."""
+
 _FIRST = ("loss", "reward", "auc", "pair_accuracy")
 _FEWEST_POINTS = 2
 _MOST_POINTS = 400
@@ -34,24 +36,35 @@ def _axis(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return next((axis for axis in _AXES if any(axis in row for row in rows)), None)
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Lines]:
-    """Return one chart per quantity: ``train/loss`` and ``dev.loss`` share one."""
+def _numbers(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float | None, dict[str, float]]]:
+    """Yield what every row counts (its place in a file without an axis) and its quantities by ``source/quantity``."""
     axis = _axis(rows)
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for place, row in enumerate(rows):
-        x = row.get(axis, place) if axis else place
-        if not isinstance(x, int | float):
+        at = row.get(axis) if axis else place
+        found = {key.replace(".", "/"): value for key, value in flattened(row).items() if key not in _AXES}
+        yield at if isinstance(at, int | float) else None, found
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Lines | Note]:
+    """Return one chart per quantity that moves: ``train/loss`` and ``dev.loss`` share one."""
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for x, numbers in _numbers(rows):
+        if x is None:
             continue
-        for key, value in flattened(row).items():
-            if key not in _AXES:
-                head, _, tail = key.replace(".", "/").rpartition("/")
-                lines[tail][head or "train"].append((float(x), value))
-    charts = []
-    for tail, by_head in sorted(lines.items(), key=lambda item: (_place(item[0]), len(item[0]), item[0])):
-        series = [_series(head, points) for head, points in by_head.items() if len(points) >= _FEWEST_POINTS]
-        if series:
-            charts.append(Lines(f"curve_{tail}", tail.replace("_", " "), axis or "line", tail, tuple(series)))
-    return charts
+        for key, value in numbers.items():
+            source, _, quantity = key.partition("/") if "/" in key else ("train", "", key)
+            lines[quantity][source].append((float(x), value))
+    charts: list[Lines | Note] = []
+    still = []
+    for quantity, by_source in sorted(lines.items(), key=lambda item: (_place(item[0]), len(item[0]), item[0])):
+        known = {source: points for source, points in by_source.items() if len(points) >= _FEWEST_POINTS}
+        if known and all(len({y for _, y in points}) == 1 for points in known.values()):
+            still += [f"{source}/{quantity} {number(points[0][1])}" for source, points in known.items()]
+        elif known:
+            title = quantity.replace("_", " ").replace("/", " · ")
+            series = tuple(_series(source, points) for source, points in known.items())
+            charts.append(Lines(f"curve_{quantity}", title, _axis(rows) or "line", quantity, series))
+    return [*charts, *([Note(f"Never changed, so without a chart: {', '.join(still)}.")] if still else [])]
 
 
 def _place(name: str) -> int:
@@ -59,24 +72,23 @@ def _place(name: str) -> int:
     return next((place for place, word in enumerate(_FIRST) if word in name), len(_FIRST))
 
 
-def _series(name: str, points: list[tuple[float, float]]) -> Series:
+def _series(name: str, points: Sequence[tuple[float, float]]) -> Series:
     """Return a line, thinned out evenly where it has more points than a page can show."""
-    points.sort()
-    kept = points[:: -(-len(points) // _MOST_POINTS)]
-    if kept[-1] != points[-1]:
-        kept.append(points[-1])
+    # Several points of one x stay in the order in which they were logged.
+    ordered = sorted(points, key=lambda point: point[0])
+    kept = ordered[:: -(-len(ordered) // _MOST_POINTS)]
+    if kept[-1] is not ordered[-1]:
+        kept.append(ordered[-1])
     return Series(name, tuple(x for x, _ in kept), tuple(y for _, y in kept))
 
 
 def _last(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Return the last value of every quantity."""
     last: dict[str, tuple[str, float]] = {}
-    axis = _axis(rows)
-    for place, row in enumerate(rows):
-        at = str(row.get(axis, place)) if axis else str(place)
-        last |= {key: (at, value) for key, value in flattened(row).items() if key not in _AXES}
+    for at, numbers in _numbers(rows):
+        last |= {key: (number(at), value) for key, value in numbers.items()}
     found = tuple((key, number(value), at) for key, (at, value) in sorted(last.items()))
-    return [Table(("quantity", "last value", f"at {axis or 'line'}"), found, title="Last values", folded=True)]
+    return [Table(("quantity", "last value", f"at {_axis(rows) or 'line'}"), found, title="Last values", folded=True)]
 
 
 def summary_sections(run: Run) -> list[Section]:

@@ -169,7 +169,8 @@ def training_run(folder: Path) -> Path:
     for step in range(0, 60, 5):
         rows.append({"step": step, "epoch": step / 60, "loss": 0.7 * 0.97**step, "lr": 1e-4 * (1 - step / 60)})
         if step % 15 == 0:
-            rows.append({"step": step, "dev": {"auc": 0.5 + step / 200, "log_loss": 0.69 - step / 400}})
+            dev = {"auc": 0.5 + step / 200, "log_loss": 0.69 - step / 400, "n_pairs": 12}
+            rows.append({"step": step, "epoch": step / 60, "dev": dev})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99, "lo')
     bins = [{"low": x / 10, "high": (x + 1) / 10, "n": 8 + x, "mean_p": x / 10 + 0.04, "mean_y": x / 11 + 0.05,
              "y_interval": [max(0.0, x / 11 - 0.1), min(1.0, x / 11 + 0.2)]} for x in range(10)]  # fmt: skip
@@ -179,6 +180,37 @@ def training_run(folder: Path) -> Path:
     write_json(folder / "summary.json", summary)
     (folder / "reward_model").mkdir()
     (folder / "reward_model" / "README.md").write_text("# Reward model\n\nTrained on 40 futures.\n")
+    return folder
+
+
+def flow_training_run(folder: Path, *, updates_per_epoch: int = 3, epochs: int = 2, **recipe: Any) -> Path:
+    """Write rows as train-flow does: the epoch is a whole number, and an evaluation shares the update of its epoch."""
+    folder.mkdir(parents=True)
+    data = {"trees": ["runs/search-smoke"], "split": "train", "valid_split": "valid", "min_actions": 2, "gold": None}
+    model = {"backbone": "tiny-random", "init": None, "trainable": "lora"}
+    given = {"data": data, "model": model, "objective": {"name": "subtb"}, **recipe}
+    write_json(folder / "manifest.json", manifest("train-flow", **given) | {"data": {"readout": "sampled"}})
+    rows: list[dict[str, Any]] = []
+    for update in range(1, updates_per_epoch * epochs + 1):
+        at = {"update": update, "epoch": (update - 1) // updates_per_epoch + 1}
+        rows.append({**at, "train/loss": 30.0 + (-1) ** update * update, "train/resp": 0.0, "train/lr": 0.01 / update})
+        if update % updates_per_epoch == 0:
+            rows[-1] |= {"tokens/padded": 4096}
+            rows.append({**at, "valid/loss": 28.0 - update, "valid/best_action": 0.25})
+    _write_lines(folder / "metrics.jsonl", rows)
+    return folder
+
+
+def rl_run(folder: Path) -> Path:
+    """Write rows as train-rl does: dev before the row of its own step, and names of two levels."""
+    folder.mkdir(parents=True)
+    write_json(folder / "manifest.json", manifest("train-rl", models={"policy": {"backbone": "tiny-random"}}))
+    rows: list[dict[str, Any]] = [{"step": 0, "epoch": 0.0, "dev/reward/future": 0.2, "dev/format_share": 0.0}]
+    for step in (1, 2):
+        at = {"step": step, "epoch": step / 2}
+        rows.append({**at, "rl/reward/future": 0.3 * step, "rl/completion_tokens/mean": 16.0 - step, "rl/kl": 0.0})
+    rows.insert(2, {"step": 2, "epoch": 1.0, "dev/reward/future": 0.4, "dev/format_share": 0.0})
+    _write_lines(folder / "metrics.jsonl", rows)
     return folder
 
 

@@ -6,7 +6,15 @@ from esckit.records import write_json
 from esckit.report.blocks import Bars, Facts, Lines, Note, Table, Tiles
 from esckit.report.build import build_report
 from esckit.report.source import open_run
-from tests.report.run_folders import evaluate_run, manifest, search_run, simulate_run, training_run
+from tests.report.run_folders import (
+    evaluate_run,
+    flow_training_run,
+    manifest,
+    rl_run,
+    search_run,
+    simulate_run,
+    training_run,
+)
 
 
 def blocks_of(folder, kind, **options):
@@ -45,11 +53,60 @@ def test_a_training_run_shows_curves_calibration_and_its_card(tmp_path):
     charts = {chart.name: chart for chart in blocks_of(folder, Lines)}
     assert list(charts) == ["curve_loss", "curve_log_loss", "curve_auc", "curve_lr", "calibration"]
     assert [series.name for series in charts["curve_auc"].series] == ["dev"]
+    assert charts["curve_auc"].series[0].x == (0, 15, 30, 45)
     assert charts["calibration"].diagonal
     assert len(charts["calibration"].series[0].low) == 10
     assert any("does not beat much" in note.text for note in blocks_of(folder, Note))
     beside = next(table for table in blocks_of(folder, Table) if "dev" in table.columns)
     assert beside.rows == (("auc", "0.725", "0.500"), ("accuracy", "0.660", "0.600"))
+
+
+def points_of(folder):
+    return {
+        chart.name: {series.name: list(zip(series.x, series.y, strict=True)) for series in chart.series}
+        for chart in blocks_of(folder, Lines)
+    }
+
+
+def test_curves_of_train_flow_go_by_update_in_the_order_of_the_log(tmp_path):
+    folder = flow_training_run(tmp_path / "f")
+    assert {chart.x_label for chart in blocks_of(folder, Lines)} == {"update"}
+    assert points_of(folder)["curve_loss"] == {
+        "train": [(1, 29), (2, 32), (3, 27), (4, 34), (5, 25), (6, 36)],
+        "valid": [(3, 25), (6, 22)],
+    }
+
+
+def test_points_of_one_x_stay_in_the_order_of_the_log(tmp_path):
+    folder = flow_training_run(tmp_path / "f")
+    rows = [{"epoch": 1, "train/loss": 3.0}, {"epoch": 1, "train/loss": 1.0}, {"epoch": 1, "train/loss": 2.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert points_of(folder)["curve_loss"]["train"] == [(1, 3), (1, 1), (1, 2)]
+
+
+def test_what_never_changes_has_no_chart_and_is_named(tmp_path):
+    folder = flow_training_run(tmp_path / "f")
+    assert list(points_of(folder)) == ["curve_loss", "curve_lr"]
+    (still,) = (note.text for note in blocks_of(folder, Note) if note.text.startswith("Never changed"))
+    assert still == ("Never changed, so without a chart: train/resp 0, tokens/padded 4,096, valid/best_action 0.250.")
+
+
+def test_quantities_of_train_rl_keep_the_name_of_their_group(tmp_path):
+    assert points_of(rl_run(tmp_path / "l")) == {
+        "curve_reward/future": {"dev": [(0, 0.2), (2, 0.4)], "rl": [(1, 0.3), (2, 0.6)]},
+        "curve_completion_tokens/mean": {"rl": [(1, 15), (2, 14)]},
+    }
+
+
+def test_a_training_names_its_data_backbone_and_objective(tmp_path):
+    facts = facts_of(flow_training_run(tmp_path / "f"))
+    assert facts["data"] == "runs/search-smoke · split train, valid"
+    assert facts["model"] == "backbone tiny-random, trainable lora"
+    assert facts["objective"] == "subtb"
+    gold = {"dataset": "esconv", "path": "data/esconv", "scheme": "hub", "split": "train", "valid_split": "valid"}
+    data = {"trees": [], "split": "train", "valid_split": "valid", "gold": gold}
+    facts = facts_of(flow_training_run(tmp_path / "g", data=data))
+    assert facts["data"] == "data/esconv · scheme hub · split train, valid"
 
 
 @pytest.mark.parametrize("command", ["simulate", "search", "evaluate", "train-flow"])
