@@ -145,7 +145,7 @@ class Logging(Section):
 
     Attributes:
         every: Steps between two rows of ``metrics.jsonl``.
-        save_every: Steps between two states to resume from; null: one at the end of each epoch.
+        save_every: Steps between two states to resume from, besides those at the end of each epoch; null: only those.
     """
 
     every: PositiveInt = 10

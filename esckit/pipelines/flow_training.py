@@ -38,11 +38,11 @@ from esckit.pipelines.train_flow import STATES
 from esckit.pipelines.train_flow_data import Material, flow_trees
 from esckit.pipelines.train_flow_gold import GoldValidation, log_shares
 from esckit.records import JsonlAppender
-from esckit.train.callbacks import DivergenceGuard, StepProgress, keep_rows
+from esckit.train.callbacks import DivergenceGuard, EpochEnds, StepProgress, keep_rows
 from esckit.train.diverged import Diverged
 from esckit.train.flow import FlowTrainer, Metrics, Updates
 from esckit.train.flow_batch import FlowBatch, FlowSettings, make_update
-from esckit.train.flow_callbacks import EpochEnds, Keep, Rows
+from esckit.train.flow_callbacks import Keep, Rows
 from esckit.train.flow_trees import FlowTree, token_counts
 from esckit.train.flow_valid import SELECTS, FlowValidation
 from esckit.train.gold import class_counts, class_weights
@@ -291,8 +291,7 @@ def fit(session: Session, progress: Progress) -> None:
         _optim(recipe),
         StepPlan(1, len(updates), len(updates), math.ceil(recipe.optim.warmup_share * len(updates))),
         folder=out / STATES,
-        evaluate=False,
-        is_resumed=state is not None,
+        evaluate_first=False,
     )
     args._n_gpu = min(args.n_gpu, 1)  # the Trainer would split our passes over all GPUs of one process
     model = build_model(session)

@@ -135,6 +135,31 @@ class StepProgress(TrainerCallback):
         self._advance()
 
 
+class EpochEnds(TrainerCallback):
+    """Evaluates and saves at the end of every epoch, and saves every so many steps.
+
+    Both are asked for at the same step, and the Trainer evaluates before it saves: a saved state never lacks the
+    evaluation of its own step. The Trainer's own strategies would save first and evaluate when the epoch is over.
+
+    Args:
+        epoch_ends: Number of steps at the end of each epoch.
+        every: Save after so many steps as well.
+    """
+
+    def __init__(self, epoch_ends: Sequence[int], every: int | None) -> None:
+        self._ends, self._every = frozenset(epoch_ends), every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for evaluation and saving."""
+        if state.global_step in self._ends:
+            control.should_evaluate = control.should_save = True
+        elif self._every is not None and state.global_step % self._every == 0:
+            control.should_save = True
+        return control
+
+
 class OnEvaluation(TrainerCallback):
     """Calls a function after each evaluation, in every process, with step and epoch."""
 

@@ -1,4 +1,4 @@
-"""What happens between the optimiser steps of flow training: evaluate, save, keep the best, write rows."""
+"""What happens between the optimiser steps of flow training: keep the best, write rows."""
 
 from __future__ import annotations
 
@@ -18,28 +18,6 @@ Metrics = dict[str, float]
 
 LOW_ENTROPY = 0.3
 """Nats of π below which training warns: eight equal strategies have 2.08, two have 0.69."""
-
-
-class EpochEnds(TrainerCallback):
-    """Evaluates and saves at the end of every epoch, and saves every so many updates.
-
-    Args:
-        epoch_ends: Number of updates at the end of each epoch.
-        every: Save after so many updates as well.
-    """
-
-    def __init__(self, epoch_ends: Sequence[int], every: int | None) -> None:
-        self._ends, self._every = frozenset(epoch_ends), every
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Ask for evaluation and saving."""
-        if state.global_step in self._ends:
-            control.should_evaluate = control.should_save = True
-        elif self._every is not None and state.global_step % self._every == 0:
-            control.should_save = True
-        return control
 
 
 class Keep(TrainerCallback):

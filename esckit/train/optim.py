@@ -33,7 +33,7 @@ class OptimSettings:
         accumulate: Forward passes to a step, over all processes together.
         warmup_share: Part of all steps during which the learning rate rises, in [0, 1).
         precision: ``auto`` is bfloat16 autocast over float32 weights on a GPU, float32 on a processor.
-        save_every: Steps between two states to resume from; None: one at the end of each epoch.
+        save_every: Steps between two states to resume from, besides those at the end of each epoch; None: only those.
         eval_batch_size: Inputs of one forward pass in evaluation.
         trackers: Integrations of transformers, such as ``tensorboard``.
     """
@@ -90,16 +90,15 @@ def plan_steps(settings: OptimSettings, *, n_items: int, n_processes: int) -> St
 
 
 def training_arguments(
-    settings: OptimSettings, plan: StepPlan, *, folder: Path, evaluate: bool, is_resumed: bool
+    settings: OptimSettings, plan: StepPlan, *, folder: Path, evaluate_first: bool
 ) -> TrainingArguments:
-    """Return the Trainer's arguments.
+    """Return the Trainer's arguments; :class:`~esckit.train.callbacks.EpochEnds` says when to evaluate and save.
 
     Args:
         settings: The settings.
         plan: What they come to.
         folder: Where states to resume from lie.
-        evaluate: Evaluate before the first step and after each epoch.
-        is_resumed: True if the first evaluation has been made in an earlier go.
+        evaluate_first: Evaluate before the first step.
     """
     import torch
     from transformers import TrainingArguments
@@ -126,10 +125,9 @@ def training_arguments(
         use_cpu=not on_gpu,
         bf16=settings.precision == "bfloat16" or (settings.precision == "auto" and on_gpu),
         fp16=False,
-        eval_strategy="epoch" if evaluate else "no",
-        eval_on_start=evaluate and not is_resumed,
-        save_strategy="epoch" if settings.save_every is None else "steps",
-        save_steps=settings.save_every or 500,
+        eval_strategy="no",
+        eval_on_start=evaluate_first,
+        save_strategy="no",
         save_total_limit=1,
         logging_strategy="steps",
         logging_steps=1,  # every step is looked at for divergence; what is written is thinned out later

@@ -21,7 +21,7 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Train
 from esckit.errors import NotFiniteError
 from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
 from esckit.models.reward_text import RewardInput, RewardText
-from esckit.train.callbacks import DivergenceGuard, MetricsLog, OnEvaluation, StepProgress
+from esckit.train.callbacks import DivergenceGuard, EpochEnds, MetricsLog, OnEvaluation, StepProgress
 from esckit.train.diverged import Diverged
 from esckit.train.examples import RewardExample, preference_pairs
 from esckit.train.optim import OptimSettings, plan_steps, step_of, training_arguments
@@ -283,15 +283,18 @@ def train_reward(
 
     trainer = Trainer(
         model=task,
-        args=training_arguments(
-            settings, plan, folder=run.folder / STATES, evaluate=True, is_resumed=run.state is not None
-        ),
+        args=training_arguments(settings, plan, folder=run.folder / STATES, evaluate_first=run.state is None),
         train_dataset=list(train),
         eval_dataset=list(dev),
         data_collator=collator,
         compute_metrics=selection.judge,
-        # The guard comes first, so that nothing is written of a diverged step.
-        callbacks=[DivergenceGuard(diverged), rows, OnEvaluation(evaluated), StepProgress(run.start, run.advance)],
+        callbacks=[
+            DivergenceGuard(diverged),  # first, so that nothing is written of a diverged step
+            EpochEnds(range(plan.steps_per_epoch, plan.steps + 1, plan.steps_per_epoch), settings.save_every),
+            rows,
+            OnEvaluation(evaluated),
+            StepProgress(run.start, run.advance),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     with diverged.guarded(trainer):

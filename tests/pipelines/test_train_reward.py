@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.pipelines.executor import NoProgress
 from esckit.pipelines.reward_models import load_reward_model
+from esckit.pipelines.reward_quality import dev_metrics
 from esckit.pipelines.reward_training import DevPrediction
 from esckit.pipelines.train_reward import plan, run
 from esckit.records import read_records
@@ -93,6 +94,30 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, futures: Path, traina
     run(recipe, out=tmp_path / "whole")
     assert equal_weights(tmp_path / "cut", tmp_path / "whole")
     for name in ("metrics.jsonl", "dev_predictions.jsonl", "summary.json", "calibration.svg", "checkpoint/reward.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_run_cut_inside_an_evaluation_makes_it_again(
+    tmp_path: Path, futures: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    recipe = reward_recipe(futures, logging={"save_every": 1}, dev={"select_by": "last"})
+    judged: list[int] = []
+
+    def cut(p: Any, examples: Any) -> dict[str, float | int | None]:
+        judged.append(1)
+        if len(judged) == number:
+            raise KeyboardInterrupt
+        return dev_metrics(p, examples)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("esckit.pipelines.reward_training.dev_metrics", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, out=tmp_path / "cut")
+    run(recipe, out=tmp_path / "cut")
+    run(recipe, out=tmp_path / "whole")
+    assert equal_weights(tmp_path / "cut", tmp_path / "whole")
+    for name in ("metrics.jsonl", "dev_predictions.jsonl", "summary.json", "checkpoint/reward.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import TrainingError
-from esckit.train.callbacks import DivergenceGuard, MetricsLog, keep_rows, read_rows
+from esckit.train.callbacks import DivergenceGuard, EpochEnds, MetricsLog, keep_rows, read_rows
 from esckit.train.diverged import Diverged
 
 ARGS = TrainingArguments(output_dir="unused", use_cpu=True)
@@ -34,6 +34,13 @@ def test_rows_are_means_of_windows_that_evaluations_and_saves_close(tmp_path: Pa
         (3, 5.0, None),
         (3, None, {"auc": 0.5, "brier": None}),
     ]
+
+
+def test_epochs_end_with_evaluation_and_every_few_steps_with_a_state():
+    ends = EpochEnds([4, 7], every=3)
+    asked = {step: ends.on_step_end(ARGS, state(step), TrainerControl()) for step in range(1, 8)}
+    assert [step for step, found in asked.items() if found.should_evaluate] == [4, 7]
+    assert [step for step, found in asked.items() if found.should_save] == [3, 4, 6, 7]
 
 
 def test_rows_beyond_the_step_gone_on_from_are_cut_off(tmp_path: Path):

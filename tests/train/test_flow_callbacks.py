@@ -10,15 +10,11 @@ import pytest
 
 from esckit.errors import TrainingError
 from esckit.records import JsonlAppender
-from esckit.train.flow_callbacks import EpochEnds, Keep, Rows
+from esckit.train.flow_callbacks import Keep, Rows
 
 
 def state(step: int, best: float | None = None) -> Any:
     return SimpleNamespace(global_step=step, best_metric=best, best_global_step=None)
-
-
-def control() -> Any:
-    return SimpleNamespace(should_evaluate=False, should_save=False)
 
 
 def test_the_first_best_value_is_kept() -> None:
@@ -42,13 +38,6 @@ def test_without_a_key_the_last_is_kept_and_nonsense_stops() -> None:
     assert kept == [1, 2]
     with pytest.raises(TrainingError, match="nan"):
         Keep("x", greater_is_better=True, keep=lambda *_: None).on_evaluate(None, now, None, {"x": float("nan")})
-
-
-def test_epochs_end_with_evaluation_and_every_few_updates_with_a_state() -> None:
-    ends = EpochEnds([4, 7], every=3)
-    asked = {step: ends.on_step_end(None, state(step), control()) for step in range(1, 8)}
-    assert [step for step, found in asked.items() if found.should_evaluate] == [4, 7]
-    assert [step for step, found in asked.items() if found.should_save] == [3, 4, 6, 7]
 
 
 def test_rows_know_their_epoch_and_warn_of_a_sharp_policy_once(

@@ -24,7 +24,7 @@ def test_processes_that_cannot_share_a_step_are_refused():
 
 def test_what_matters_is_passed_explicitly(tmp_path: Path):
     plan = plan_steps(PAPER, n_items=100, n_processes=1)
-    args = training_arguments(PAPER, plan, folder=tmp_path, evaluate=True, is_resumed=False)
+    args = training_arguments(PAPER, plan, folder=tmp_path, evaluate_first=True)
     assert (args.learning_rate, args.num_train_epochs, args.max_grad_norm, args.weight_decay) == (1e-4, 2, 1.0, 0.0)
     assert (args.gradient_accumulation_steps, args.warmup_steps, args.lr_scheduler_type) == (8, 3, "linear")
     assert (args.adam_beta1, args.adam_beta2, args.optim) == (0.9, 0.999, "adamw_torch")
@@ -32,7 +32,7 @@ def test_what_matters_is_passed_explicitly(tmp_path: Path):
     assert args.disable_tqdm
     assert not args.logging_nan_inf_filter
     assert args.eval_on_start
-    assert not training_arguments(PAPER, plan, folder=tmp_path, evaluate=True, is_resumed=True).eval_on_start
+    assert not training_arguments(PAPER, plan, folder=tmp_path, evaluate_first=False).eval_on_start
 
 
 def test_a_state_that_was_not_finished_is_passed_over(tmp_path: Path):
