@@ -19,6 +19,7 @@ class FakeModel:
     stop_reason: StopReason = StopReason.STOP
     capabilities: frozenset[Capability] = frozenset({"score", "next_token"})
     name: str = "fake"
+    usage: Usage | None = None
     asked: list[tuple[tuple[Message, ...], int]] = field(default_factory=list)
 
     async def check(self) -> None:
@@ -27,7 +28,8 @@ class FakeModel:
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
         self.asked.append((tuple(messages), seed))
         text = self.answer(messages, seed)
-        return Reply(text, self.stop_reason, Usage(calls=1, prompt_tokens=10, completion_tokens=len(text.split())))
+        usage = self.usage or Usage(calls=1, prompt_tokens=10, completion_tokens=len(text.split()))
+        return Reply(text, self.stop_reason, usage)
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0

@@ -193,7 +193,7 @@ def malformed_share(kind: ParseKind) -> EpisodeMetric:
 
 
 def usage(role: str, item: str) -> EpisodeMetric:
-    """Return the sum of calls or tokens of a role; roles that were not called cost nothing."""
+    """Return the sum of calls or tokens of a role; roles that were not called cost nothing, None is unknown."""
     facts = Facts(
         "dialogue.usage",
         unit=item,
@@ -204,10 +204,12 @@ def usage(role: str, item: str) -> EpisodeMetric:
         test="none",
         needs=frozenset({"episode"}),
     )
-    none = Usage()
-    return Metric(
-        facts, lambda episode: (float(episode.usage.get(role, none).model_dump()[item]),), Sums(lambda sums: sums[:, 0])
-    )
+
+    def collect(episode: Episode) -> tuple[float] | Unscored:
+        n = episode.usage.get(role, Usage()).facts()[item]
+        return Unscored("usage_unknown") if n is None else (float(n),)
+
+    return Metric(facts, collect, Sums(lambda sums: sums[:, 0]))
 
 
 def shared_metrics(strategies: Sequence[str] = ()) -> tuple[EpisodeMetric, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from esckit.errors import BudgetError
 from esckit.protocols import Capability, ChatModel
-from esckit.types import ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
+from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
 
 
 class Budget:
@@ -33,6 +33,7 @@ class Budget:
         self._n_calls = 0
         self._usage = Usage()
         self._cost = 0.0
+        self._is_cost_known = True
 
     def admit(self) -> None:
         """Count one more call.
@@ -54,23 +55,47 @@ class Budget:
                 )
         self._n_calls += 1
 
-    def book(self, usage: Usage, prices: Prices | None) -> None:
-        """Add what an admitted call used; without prices it costs nothing."""
-        self._usage += usage
-        self._cost += prices.cost(usage) if prices else 0.0
+    def book(self, name: str, usage: Usage, prices: Prices | None) -> None:
+        """Add what an admitted call used.
 
-    def spent(self) -> dict[str, int | float]:
-        """Return what was spent so far, for the manifest; the cost is 0 for models without prices."""
+        Args:
+            name: The model that was called.
+            usage: What the call used.
+            prices: What the model costs; None if that is not known.
+
+        Raises:
+            BudgetError: If there is a limit that cannot be watched, since the tokens or the prices are unknown.
+        """
+        self._usage += usage
+        cost = prices.cost(usage) if prices else None
+        self._cost += cost or 0.0
+        self._is_cost_known &= cost is not None
+        if usage.unknown_calls and self.limits.max_tokens is not None:
+            raise _unwatched(name, "max_tokens")
+        if cost is None and self.limits.max_cost is not None:
+            raise _unwatched(name, "max_cost")
+
+    def spent(self) -> dict[str, int | float | None]:
+        """Return what was spent so far, for the manifest; None is unknown."""
+        tokens = self._usage.facts()
         return {
             "calls": self._n_calls,
-            "prompt_tokens": self._usage.prompt_tokens,
-            "completion_tokens": self._usage.completion_tokens,
-            "cost": round(self._cost, 6),
+            "prompt_tokens": tokens["prompt_tokens"],
+            "completion_tokens": tokens["completion_tokens"],
+            "cost": round(self._cost, 6) if self._is_cost_known else None,
             "hours": round(self._hours(), 4),
         }
 
     def _hours(self) -> float:
         return (self._clock() - self._began_s) / 3600
+
+
+def _unwatched(name: str, limit: str) -> BudgetError:
+    return BudgetError(
+        f"budget.{limit} cannot be watched: {name} does not report what a call used",
+        expected="a usage with prompt_tokens and completion_tokens in every answer",
+        hint=f"Remove budget.{limit}, limit budget.max_calls or budget.max_hours instead, and run the command again.",
+    )
 
 
 class BudgetedModel:
@@ -79,10 +104,10 @@ class BudgetedModel:
     Args:
         inner: The model that answers.
         budget: Shared by all models of the run.
-        prices: What this model costs; None for a model that is free to call.
+        prices: What this model costs; None if that is not known.
     """
 
-    def __init__(self, inner: ChatModel, budget: Budget, prices: Prices | None = None) -> None:
+    def __init__(self, inner: ChatModel, budget: Budget, prices: Prices | None = FREE) -> None:
         self._inner = inner
         self._budget = budget
         self._prices = prices
@@ -109,7 +134,7 @@ class BudgetedModel:
         """
         self._budget.admit()
         reply = await self._inner.complete(messages, sampling, seed=seed)
-        self._budget.book(reply.usage, self._prices)
+        self._budget.book(self.name, reply.usage, self._prices)
         return reply
 
     async def score(
@@ -122,7 +147,7 @@ class BudgetedModel:
         """
         self._budget.admit()
         scores = await self._inner.score(messages, choices, temperature=temperature)
-        self._budget.book(scores.usage, self._prices)
+        self._budget.book(self.name, scores.usage, self._prices)
         return scores
 
     async def next_token(
@@ -135,7 +160,7 @@ class BudgetedModel:
         """
         self._budget.admit()
         token = await self._inner.next_token(messages, labels, temperature=temperature)
-        self._budget.book(token.usage, self._prices)
+        self._budget.book(self.name, token.usage, self._prices)
         return token
 
     async def aclose(self) -> None:

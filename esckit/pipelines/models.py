@@ -28,7 +28,7 @@ from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy
-from esckit.types import Limits
+from esckit.types import FREE, Limits
 
 if TYPE_CHECKING:
     from esckit.dialogue.flow_supporter import FlowSupporter
@@ -121,7 +121,7 @@ class ModelPool:
         Raises:
             ConfigError: If there is no such model, or its key is not set.
         """
-        prices = binding.prices if isinstance(binding, EndpointBinding) else None
+        prices = binding.prices if isinstance(binding, EndpointBinding) else FREE
         return BudgetedModel(self._shared(binding), self._budget, prices)
 
     def voice(self, binding: RoleOptions, *, max_attempts: int) -> Voice:
@@ -260,7 +260,7 @@ class ModelPool:
             facts["notes"] = notes
         return facts
 
-    def spent(self) -> dict[str, int | float]:
+    def spent(self) -> dict[str, int | float | None]:
         """Return what this go has used up."""
         return self._budget.spent()
 

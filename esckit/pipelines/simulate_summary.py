@@ -85,4 +85,4 @@ def _usage(futures: Sequence[Future]) -> dict[str, Any]:
     for future in futures:
         for role, usage in future.usage.items():
             total[role] = total.get(role, Usage()) + usage
-    return {role: usage.model_dump() for role, usage in sorted(total.items())}
+    return {role: usage.facts() for role, usage in sorted(total.items())}

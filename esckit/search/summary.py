@@ -27,7 +27,7 @@ def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
         **_strategies(usable),
         "failed_simulations": failures.total(),
         "failures": dict(sorted(failures.items())),
-        "usage": {role: usage.model_dump() for role, usage in sorted(_usage(known).items())},
+        "usage": {role: usage.facts() for role, usage in sorted(_usage(known).items())},
     }
 
 

@@ -6,6 +6,7 @@ tuples. ``None`` means "the source may lack it", never "not computed yet".
 """
 
 from esckit.types.chat import (
+    FREE,
     ChoiceScore,
     ChoiceScores,
     Limits,
@@ -47,6 +48,7 @@ from esckit.types.tree import (
 )
 
 __all__ = [
+    "FREE",
     "ChoiceScore",
     "ChoiceScores",
     "Context",

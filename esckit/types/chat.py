@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from esckit.types.record import Record
 
 Role = Literal["system", "user", "assistant"]
 
-_Price = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Price = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 _Amount = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -43,12 +43,18 @@ class StopReason(StrEnum):
 
 
 class Usage(Record):
-    """What was asked of a model: calls, tokens in and out, and turns left out because they did not fit."""
+    """What was asked of a model: calls, tokens in and out, and turns left out because they did not fit.
 
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    dropped_turns: int = 0
+    Attributes:
+        unknown_calls: Calls whose tokens the server did not count; while there are any, the tokens are a lower bound.
+            Records hold the field only where it is not 0.
+    """
+
+    calls: NonNegativeInt = 0
+    prompt_tokens: NonNegativeInt = 0
+    completion_tokens: NonNegativeInt = 0
+    dropped_turns: NonNegativeInt = 0
+    unknown_calls: NonNegativeInt = 0
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum."""
@@ -57,7 +63,18 @@ class Usage(Record):
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
             dropped_turns=self.dropped_turns + other.dropped_turns,
+            unknown_calls=self.unknown_calls + other.unknown_calls,
         )
+
+    def facts(self) -> dict[str, int | None]:
+        """Return the counts for a summary: tokens are None where the server did not count them all."""
+        known = self.model_dump()
+        return known | dict.fromkeys(("prompt_tokens", "completion_tokens")) if self.unknown_calls else known
+
+    @model_serializer(mode="wrap")
+    def _without_zero_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return fields if self.unknown_calls else {name: n for name, n in fields.items() if name != "unknown_calls"}
 
 
 class Prices(Record):
@@ -66,9 +83,14 @@ class Prices(Record):
     prompt: _Price
     completion: _Price
 
-    def cost(self, usage: Usage) -> float:
-        """Return the cost of some usage."""
+    def cost(self, usage: Usage) -> float | None:
+        """Return the cost of some usage; None where the tokens are unknown and not free."""
+        if usage.unknown_calls and (self.prompt or self.completion):
+            return None
         return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1_000_000
+
+
+FREE = Prices(prompt=0.0, completion=0.0)
 
 
 class Limits(Record):

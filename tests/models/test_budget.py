@@ -7,6 +7,7 @@ from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.script import Script
 from esckit.models.scripted import ScriptedModel
 from esckit.types import Limits, Message, Prices, Sampling, Usage
+from tests.fakes import FakeModel
 
 HELLO = [Message("user", "one two three")]
 
@@ -97,6 +98,51 @@ def test_a_call_that_fails_counts_as_a_call() -> None:
     with pytest.raises(BackendError):
         asyncio.run(model.complete(HELLO, Sampling(), seed=0))
     assert budget.spent()["calls"] == 1
+
+
+def without_usage(calls: int = 1) -> FakeModel:
+    return FakeModel(usage=Usage(calls=calls, unknown_calls=calls))
+
+
+@pytest.mark.parametrize("limits", [Limits(max_tokens=10), Limits(max_cost=0.1)])
+def test_a_limit_that_cannot_be_watched_stops_the_first_call(limits: Limits) -> None:
+    model = BudgetedModel(without_usage(), Budget(limits), Prices(prompt=1.0, completion=1.0))
+    with pytest.raises(BudgetError, match="cannot be watched: fake does not report"):
+        asyncio.run(model.complete(HELLO, Sampling(), seed=0))
+
+
+def test_a_cost_limit_is_refused_where_no_price_is_known() -> None:
+    with pytest.raises(BudgetError, match=r"budget\.max_cost cannot be watched"):
+        asyncio.run(BudgetedModel(scripted(), Budget(Limits(max_cost=1.0)), None).complete(HELLO, Sampling(), seed=0))
+
+
+def test_unknown_tokens_and_costs_are_none_and_not_zero() -> None:
+    budget = Budget(Limits(max_calls=3))
+    asyncio.run(BudgetedModel(scripted(), budget).complete(HELLO, Sampling(), seed=0))
+    assert budget.spent()["cost"] == 0.0
+    asyncio.run(BudgetedModel(without_usage(), budget, None).complete(HELLO, Sampling(), seed=0))
+    spent = budget.spent()
+    assert (spent["calls"], spent["prompt_tokens"], spent["completion_tokens"], spent["cost"]) == (2, None, None, None)
+
+
+def test_what_costs_nothing_costs_nothing_without_a_count() -> None:
+    budget = Budget(Limits(max_cost=1.0))
+    asyncio.run(BudgetedModel(without_usage(), budget).complete(HELLO, Sampling(), seed=0))
+    assert budget.spent()["cost"] == 0.0
+
+
+def test_records_hold_unknown_calls_only_where_there_are_some() -> None:
+    known, unknown = Usage(calls=1, prompt_tokens=3), Usage(calls=1, unknown_calls=1)
+    assert "unknown_calls" not in known.model_dump_json()
+    both = known + unknown
+    assert Usage.model_validate_json(both.model_dump_json()) == both
+    assert both.facts() == {
+        "calls": 2,
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "dropped_turns": 0,
+        "unknown_calls": 1,
+    }
 
 
 def test_prices_are_per_million_tokens() -> None:
