@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -12,7 +14,7 @@ from typer.core import TyperGroup
 
 import esckit
 from esckit.cli.launch import note_exit_code
-from esckit.cli.logs import Settings, configure_logging
+from esckit.cli.logs import Settings, configure_logging, echo, printable
 from esckit.errors import EsckitError, StorageError
 from esckit.registry import load_attr
 
@@ -83,7 +85,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"esckit {esckit.__version__}")
+        echo(f"esckit {esckit.__version__}")
         raise typer.Exit
 
 
@@ -131,6 +133,9 @@ def main() -> None:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         code = _report_full()
+    finally:
+        # Only now: Typer sets its own.
+        sys.excepthook = _show_bug
     if code == INTERRUPTED:
         sys.stderr.write("Interrupted.\n")
     note_exit_code(code)
@@ -143,11 +148,16 @@ def _report(error: EsckitError) -> None:
 
     console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
     console.print("error: ", style="bold red", end="")
-    console.print(error.headline)
+    console.print(printable(error.headline))
     if error.expected:
-        console.print(f"  expected: {error.expected}")
+        console.print(printable(f"  expected: {error.expected}"))
     if error.hint:
-        console.print(f"  {error.hint}")
+        console.print(printable(f"  {error.hint}"))
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug as Python does, through the gate: its message may quote foreign text."""
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _report_full() -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from esckit.cli.common import JsonOption, echo_facts
+from esckit.cli.logs import echo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,13 +28,13 @@ def list_backbones(as_json: JsonOption = False) -> None:
 
     known = load_backbones()
     if as_json:
-        typer.echo(json.dumps([each.model_dump(mode="json") for each in known.values()], ensure_ascii=False, indent=2))
+        echo(json.dumps([each.model_dump(mode="json") for each in known.values()], ensure_ascii=False, indent=2))
         return
     width = max(map(len, known), default=0)
     for each in known.values():
         origin = each.hub or "built in memory"
         origin += f" (ships in {each.package})" if each.package else " (login and consent needed)" if each.gated else ""
-        typer.echo(f"{each.name:<{width}}  {each.parameters:>8g} M  {each.context:>9,}  {each.licence:<12}  {origin}")
+        echo(f"{each.name:<{width}}  {each.parameters:>8g} M  {each.context:>9,}  {each.licence:<12}  {origin}")
 
 
 @app.command()
@@ -60,4 +61,4 @@ def fetch(backbone: BackboneArgument) -> None:
     """
     from esckit.models.backbones import fetch_backbone
 
-    typer.echo(str(fetch_backbone(backbone)))
+    echo(str(fetch_backbone(backbone)))

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from esckit.cli.logs import echo
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
@@ -39,12 +41,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def echo_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     """Print results on stdout: one JSON object, or a line for each fact."""
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        echo(json.dumps(facts, ensure_ascii=False, indent=2))
         return
     shown = {name: value for name, value in facts.items() if name != "schema"}
     width = max((len(name) for name in shown), default=0)
     for name, value in shown.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+        echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
 
 
 def _plain(value: Any) -> str:

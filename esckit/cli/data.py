@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esckit.cli.logs import echo
+
 if TYPE_CHECKING:
     from esckit.pipelines.corpora import Access, Written
 
@@ -90,10 +92,10 @@ def inspect(
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
     report = inspect_corpus(access, merge=merge, limit_problems=limit_problems)
-    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else render(report))
+    echo(json.dumps(report, ensure_ascii=False) if as_json else render(report))
     n_refused, n_warnings = totals(report)
     if n_refused or (strict and n_warnings):
-        typer.echo(f"{n_refused:,} records refused, {n_warnings:,} warnings", err=True)
+        echo(f"{n_refused:,} records refused, {n_warnings:,} warnings", err=True)
         raise typer.Exit(1)
 
 
@@ -158,5 +160,5 @@ def _ratios(text: str) -> tuple[float, ...]:
 
 def _tell(written: Written) -> None:
     for warning in written.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo(written.summary)
+        echo(f"warning: {warning}", err=True)
+    echo(written.summary)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
+from esckit.cli.logs import echo
 from esckit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def evaluate(
     failed = [gate for gate in result.metrics.gates if not gate.holds]
     for gate in failed:
         value = "no value" if gate.value is None else f"{gate.value:.4g}"
-        typer.echo(f"gate failed: {gate.metric} is {value}, bound {gate.bound:g} ({gate.reason})", err=True)
+        echo(f"gate failed: {gate.metric} is {value}, bound {gate.bound:g} ({gate.reason})", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -121,11 +122,11 @@ def _echo(result: EvaluateResult) -> None:
     rows = [row for row in result.metrics.metrics if row.group is None]
     width = max(len(row.name) for row in rows)
     for row in rows:
-        typer.echo(f"{row.name:<{width}}  {_value(row)}")
+        echo(f"{row.name:<{width}}  {_value(row)}")
     for entry in result.metrics.comparisons:
-        typer.echo(f"{entry.name:<{width}}  {_difference(entry)}")
-    typer.echo(f"{'out':<{width}}  {result.out}")
-    typer.echo(f"{'report':<{width}}  {result.report}")
+        echo(f"{entry.name:<{width}}  {_difference(entry)}")
+    echo(f"{'out':<{width}}  {result.out}")
+    echo(f"{'report':<{width}}  {result.report}")
 
 
 def _value(row: MetricRow) -> str:

@@ -1,10 +1,16 @@
-"""Logging of the command line, configured once per call: stderr, one line a message."""
+"""What reaches the terminal: logging on stderr, configured once per call, and the gate that all text passes."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from dataclasses import dataclass
+
+import typer
+
+# C0 without tab and line feed, DEL, C1; line ends and directions that a terminal may act on; lone surrogates.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +28,29 @@ class Settings:
         return (logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbose, 2)]
 
 
+def printable(text: str) -> str:
+    r"""Return a text without characters that a terminal acts on: each is written out, as JSON does (``\u001b``)."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text through the gate; every command prints with it."""
+    typer.echo(printable(text), err=err, nl=nl)
+
+
 class StderrHandler(logging.Handler):
     """Writes to what ``sys.stderr`` is at that moment, so that lines pass above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        sys.stderr.write(f"{record.levelname.lower()}: {self.format(record)}\n")
+        sys.stderr.write(printable(f"{record.levelname.lower()}: {self.format(record)}\n"))
 
 
 def configure_logging(settings: Settings) -> None:
-    """Let esckit's loggers write to stderr at the level that was asked for."""
-    logger = logging.getLogger("esckit")
-    logger.handlers = [StderrHandler()]
-    logger.setLevel(settings.level)
+    """Let all loggers write to stderr: esckit's at the level that was asked for, those of libraries warnings and up."""
+    root = logging.getLogger()
+    for handler in tuple(root.handlers):
+        if isinstance(handler, StderrHandler):
+            root.removeHandler(handler)
+    root.addHandler(StderrHandler(logging.ERROR if settings.quiet else logging.NOTSET))
+    logging.getLogger("esckit").setLevel(settings.level)

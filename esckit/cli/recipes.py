@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from esckit.cli.common import JsonOption, RecipeArgument, SetOption
+from esckit.cli.logs import echo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,11 +26,11 @@ def list_recipes(as_json: JsonOption = False) -> None:
     shipped = shipped_recipes()
     if as_json:
         rows = [{"name": each.name, "command": each.command, "title": each.title} for each in shipped]
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        echo(json.dumps(rows, ensure_ascii=False, indent=2))
         return
     width = max((len(each.name) for each in shipped), default=0)
     for each in shipped:
-        typer.echo(f"{each.name:<{width}}  {each.title}")
+        echo(f"{each.name:<{width}}  {each.title}")
 
 
 @app.command()
@@ -46,15 +47,15 @@ def show(
     from esckit.config.load import load_any_recipe
 
     if not (resolved or changes or as_json):
-        typer.echo(find_recipe(recipe).path.read_text(encoding="utf-8"), nl=False)
+        echo(find_recipe(recipe).path.read_text(encoding="utf-8"), nl=False)
         return
     data = load_any_recipe(recipe, overrides=changes or ()).recipe.resolved()
     if as_json:
-        typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+        echo(json.dumps(data, ensure_ascii=False, indent=2))
     else:
         import yaml
 
-        typer.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), nl=False)
+        echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
 @app.command()
@@ -75,7 +76,7 @@ def copy(
     if target.exists() and not force:
         raise ConfigError(f"{target} is there already", hint="Choose another name, or add --force")
     write_atomic(target, found.path.read_bytes())
-    typer.echo(str(target))
+    echo(str(target))
 
 
 @app.command()
@@ -102,7 +103,7 @@ def check(
         except ConfigError as error:
             wrong.append(error)
         else:
-            typer.echo(f"{name}: fine, runs with 'esckit {loaded.recipe.command}'")
+            echo(f"{name}: fine, runs with 'esckit {loaded.recipe.command}'")
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
@@ -123,4 +124,4 @@ def schema(command: Annotated[str, typer.Argument(show_default=False, help="A co
             hint=did_you_mean(command, RECIPES.names()).capitalize() or None,
         )
     kind = RECIPES.resolve(command)
-    typer.echo(json.dumps(kind.model_json_schema(), ensure_ascii=False, indent=2))
+    echo(json.dumps(kind.model_json_schema(), ensure_ascii=False, indent=2))

@@ -12,7 +12,8 @@ import pytest
 
 from esckit import __version__
 from esckit.cli import app as cli
-from esckit.cli.logs import Settings, configure_logging
+from esckit.cli.common import echo_facts
+from esckit.cli.logs import Settings, StderrHandler, configure_logging
 from esckit.errors import BudgetError, ConfigError, DataError, EsckitError
 from esckit.registry import load_attr
 
@@ -195,16 +196,64 @@ def test_a_reader_that_goes_away_is_no_traceback():
     ],
 )
 def test_logging_is_configured_once_on_stderr(settings, level, capsys):
-    logger = logging.getLogger("esckit")
-    before = (logger.handlers, logger.level)
+    logger, root = logging.getLogger("esckit"), logging.getLogger()
+    before = (tuple(root.handlers), logger.level)
     try:
         for _ in range(2):
             configure_logging(settings)
-        assert (len(logger.handlers), logger.level) == (1, level)
+        assert (sum(isinstance(one, StderrHandler) for one in root.handlers), logger.level) == (1, level)
         logging.getLogger("esckit.models").error("careful")
         assert capsys.readouterr().err == "error: careful\n"
     finally:
-        logger.handlers, logger.level = before
+        root.handlers[:], logger.level = before
+
+
+HOSTILE = "\x1b]52;c;ZXZpbA==\x07 \x1b[31mred\x9b2J\rover\x7f \u202egnp \ud83d\nnext line"
+SHOWN = "\\u001b]52;c;ZXZpbA==\\u0007 \\u001b[31mred\\u009b2J\\u000dover\\u007f \\u202egnp \\ud83d\nnext line"
+
+
+def test_foreign_text_cannot_act_on_the_terminal(monkeypatch, capsys):
+    root = logging.getLogger()
+    before = (tuple(root.handlers), logging.getLogger("esckit").level)
+    try:
+        configure_logging(Settings())
+        logging.getLogger("esckit.models").warning("%s", HOSTILE)
+        logging.getLogger("a_library").warning("%s", HOSTILE)
+    finally:
+        root.handlers[:], logging.getLogger("esckit").level = before
+    echo_facts({"key": HOSTILE}, as_json=False)
+    leaves_with(monkeypatch, DataError(HOSTILE, expected=HOSTILE, hint=HOSTILE))
+    out, err = capsys.readouterr()
+    assert out.count(SHOWN) == 1
+    assert err.count(SHOWN) == 5
+
+
+def test_printed_json_stays_json(capsys):
+    echo_facts({"key": HOSTILE}, as_json=True)
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"key": HOSTILE}
+    assert not set("\x1b\x9b\x07\x7f") & set(out)
+
+
+def test_the_traceback_of_a_bug_passes_the_gate(tmp_path):
+    code = f"""
+        import sys
+        from esckit.cli import app
+        import esckit.config.catalogue as catalogue
+        def bug(*args): raise ZeroDivisionError({HOSTILE!a})
+        catalogue.shipped_recipes = bug
+        sys.argv = ["esckit", "recipes", "list"]
+        app.main()
+    """
+    shown = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, check=False, timeout=60)
+    assert shown.returncode == 1
+    assert b"Traceback" in shown.stderr
+    assert SHOWN.encode() in shown.stderr
+
+
+def test_commands_print_through_the_gate_only():
+    for path in (Path(cli.__file__).parent).glob("*.py"):
+        assert path.name == "logs.py" or "typer.echo(" not in path.read_text(encoding="utf-8"), path.name
 
 
 def test_a_wrong_recipe_is_one_message_without_traceback(tmp_path):
