@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from esckit.models.reasoning import make_reply
 from esckit.protocols import Capability
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, StopReason, Usage
 
@@ -29,7 +30,7 @@ class FakeModel:
         self.asked.append((tuple(messages), seed))
         text = self.answer(messages, seed)
         usage = self.usage or Usage(calls=1, prompt_tokens=10, completion_tokens=len(text.split()))
-        return Reply(text, self.stop_reason, usage)
+        return make_reply(text, self.stop_reason, usage, max_tokens=sampling.max_tokens)
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from esckit.dialogue.ask import Voice, ask
+from esckit.dialogue.ask import Voice, ask, need_answer
 from esckit.dialogue.output import split_output
 from esckit.dialogue.utterance import UtteranceRules, as_tagged_lines
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
-from esckit.types import Generation, Message, Reply, Turn
+from esckit.types import Generation, Message, Reply, StopReason, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class AFlowSupporter:
 
     def _parse(self, reply: Reply) -> Generation:
         # A policy that was trained to reason does so under any prompt; what it thinks is for nobody else.
-        found = split_output(reply.text)
+        if reply.stop_reason is StopReason.LENGTH:
+            need_answer(reply)
+        found = split_output(reply.whole)
         response = self.rules.check(self.rules.text_of(replace(reply, text=found.response)))
         return found.model_copy(update={"response": response, "format_ok": True})

@@ -97,12 +97,29 @@ async def until_parsed(
     raise last
 
 
+def need_answer(reply: Reply) -> None:
+    """Refuse a reply that stopped, or was cut, inside its reasoning.
+
+    Raises:
+        ParseError: Kind ``only_reasoned``.
+    """
+    if reply.only_reasoned:
+        raise ParseError(
+            "reasoning without an answer",
+            kind="only_reasoned",
+            hint="Raise max_tokens in this role's sampling",
+            samples=(reply.whole,),
+        )
+
+
 def finished_text(reply: Reply, on_length: OnLength) -> str:
     """Return a reply's stripped text, after the rule for replies cut at the token limit.
 
     Raises:
-        ParseError: If the reply was cut and ``on_length`` is ``fail`` (kind ``too_long``).
+        ParseError: If there is no answer behind the reasoning (kind ``only_reasoned``), or the reply was cut and
+            ``on_length`` is ``fail`` (kind ``too_long``).
     """
+    need_answer(reply)
     text = reply.text.strip()
     if reply.stop_reason is StopReason.LENGTH:
         if on_length == "fail":

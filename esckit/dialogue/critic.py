@@ -138,7 +138,7 @@ class ResolutionCritic:
                 try:
                     levels[self.preset.parse(reply.text)] += 1
                 except ParseError:
-                    unparsed.append(reply.text)
+                    unparsed.append(reply.whole)
             if levels.total() >= self.settings.min_parsed:
                 counts = tuple(levels[index] for index in range(len(self.preset.levels)))
                 return self._reading(self.preset.mean(counts), counts=counts, unparsed=unparsed, attempts=attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from esckit.dialogue.ask import Voice, ask, last_whole_sentence, within_words
+from esckit.dialogue.ask import Voice, ask, last_whole_sentence, need_answer, within_words
 from esckit.dialogue.output import asks_for_tags, split_output
 from esckit.dialogue.transcript import as_chat, clean_reply, merge_messages
 from esckit.dialogue.window import Window
@@ -48,15 +48,17 @@ class PromptedSupporter:
         )
 
     def _parse(self, reply: Reply) -> Generation:
-        found = split_output(reply.text)
+        found = split_output(reply.whole)
         cut = reply.stop_reason is StopReason.LENGTH
+        if cut:
+            need_answer(reply)
         if cut and self.voice.on_length == "fail":
-            raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.text,))
+            raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.whole,))
         response = clean_reply(found.response, speaking="supporter")
         if cut and found.parse_kind in ("open_response", "untagged"):
             response = last_whole_sentence(response)
         if not response:
-            raise ParseError("a blank reply", kind="blank", samples=(reply.text,))
+            raise ParseError("a blank reply", kind="blank", samples=(reply.whole,))
         # Where the prompt asks for no tags, plain text is what was agreed.
         format_ok = found.format_ok or (found.parse_kind == "untagged" and not asks_for_tags(self.prompt))
         return found.model_copy(

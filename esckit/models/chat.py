@@ -8,13 +8,14 @@ whose template refuses system messages (Gemma 2) get them at the head of the fir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from esckit.errors import ConfigError
+from esckit.models.reasoning import CHANNEL_MARKS, MARKS, closing_mark, opened_by
 from esckit.types import Message
 
 CHATML = (
@@ -46,6 +47,8 @@ class ChatFormat:
         end_of_turn: Token that ends an assistant turn.
         stop_ids: All tokens that end a reply.
         stop: Strings that end a reply beside those a caller names.
+        opening: Mark with which the template opens the reply's reasoning by itself; "" if it opens none.
+        marks: Special tokens that tell reasoning from answer; decoding keeps them.
     """
 
     tokenizer: Any
@@ -54,6 +57,8 @@ class ChatFormat:
     end_of_turn: int = -1
     stop_ids: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
+    opening: str = ""
+    marks: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Any, extra_stop_ids: Sequence[int] = ()) -> ChatFormat:
@@ -73,7 +78,10 @@ class ChatFormat:
             chat = replace(chat, template=CHATML)
         end = chat._end_of_turn()
         stop_ids = {end, *extra_stop_ids} | ({tokenizer.eos_token_id} - {None})
-        return replace(chat, end_of_turn=end, stop_ids=frozenset(stop_ids))
+        opening = opened_by(chat.render([Message("user", _PROBE)]).rpartition(_PROBE)[2])
+        return replace(
+            chat, end_of_turn=end, stop_ids=frozenset(stop_ids), opening=opening, marks=_special_marks(tokenizer)
+        )
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the prompt as text."""
@@ -113,8 +121,23 @@ class ChatFormat:
         lead = " " if self.template == PLAIN else ""
         return (*self.tokens(lead + text), self.end_of_turn)
 
+    def closed_reasoning(self) -> tuple[int, ...]:
+        """Return the tokens that close reasoning which the template opened, so that what follows is the answer."""
+        return self.tokens(f"\n{closing_mark(self.opening)}\n\n") if self.opening else ()
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens without special ones."""
+        """Return the text of tokens without special ones, except those that tell reasoning from answer."""
+        if not self.marks or self.marks.keys().isdisjoint(ids):
+            return self._plain(ids)
+        texts: list[str] = []
+        start = 0
+        for index, token in enumerate(ids):
+            if token in self.marks:
+                texts += [self._plain(ids[start:index]), self.marks[token]]
+                start = index + 1
+        return "".join([*texts, self._plain(ids[start:])])
+
+    def _plain(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _takes_system(self) -> bool:
@@ -139,6 +162,16 @@ class ChatFormat:
                 "the tokenizer names no end-of-turn token", expected="an eos_token in tokenizer_config.json"
             )
         return int(self.tokenizer.eos_token_id)
+
+
+def _special_marks(tokenizer: Any) -> dict[int, str]:
+    """Return the special tokens of a tokenizer that are marks of reasoning, which decoding would leave out."""
+    wanted = {*CHANNEL_MARKS, *(mark for pair in MARKS for mark in pair)}
+    return {
+        token: str(added)
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special and str(added) in wanted
+    }
 
 
 def _merged(turns: list[dict[str, str]]) -> list[dict[str, str]]:

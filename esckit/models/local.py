@@ -14,6 +14,7 @@ from esckit.models.batcher import Batcher
 from esckit.models.chat import ChatFormat
 from esckit.models.decode import Engine, ReadJob, WriteJob, Written
 from esckit.models.loading import Dtype, load_causal, pick_device, pick_dtype
+from esckit.models.reasoning import make_reply
 from esckit.protocols import Capability
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Usage
 
@@ -97,10 +98,18 @@ class LocalModel:
         Raises:
             BackendError: ``too_long`` if the prompt leaves no room; ``backend`` if the model failed.
         """
-        return await self.continue_tokens(self._chat.encode(messages), sampling, seed=seed)
+        return await self.continue_tokens(self._chat.encode(messages), sampling, seed=seed, opening=self._chat.opening)
 
-    async def continue_tokens(self, prompt: tuple[int, ...], sampling: Sampling, *, seed: int) -> Reply:
+    async def continue_tokens(
+        self, prompt: tuple[int, ...], sampling: Sampling, *, seed: int, opening: str = ""
+    ) -> Reply:
         """Write on from token ids, for text forms that are no chat.
+
+        Args:
+            prompt: Token ids to write on from.
+            sampling: Decoding settings.
+            seed: Seed of this call's draws.
+            opening: The mark of the reasoning that the prompt leaves open.
 
         Raises:
             BackendError: ``too_long`` if the prompt leaves no room; ``backend`` if the model failed.
@@ -118,7 +127,14 @@ class LocalModel:
         )
         written = await self._batcher.run(job)
         assert isinstance(written, Written)
-        return self._reply(written, stop, len(prompt))
+        ids = written.ids[:-1] if written.ids[-1] in self._chat.stop_ids else written.ids
+        text = self._chat.decode(ids)
+        return make_reply(
+            opening + text[: _find_stop(text, stop)],
+            written.stop_reason,
+            Usage(calls=1, prompt_tokens=len(prompt), completion_tokens=len(written.ids)),
+            max_tokens=sampling.max_tokens,
+        )
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -162,7 +178,8 @@ class LocalModel:
         await self._batcher.aclose()
 
     def _prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return self._fitting(self._chat.encode(messages))
+        """Return the prompt of a read-out, behind any reasoning that the template opens: what is read is an answer."""
+        return self._fitting(self._chat.encode(messages) + self._chat.closed_reasoning())
 
     def _fitting(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
         if len(prompt) >= self.context_length:
@@ -184,13 +201,6 @@ class LocalModel:
         log_p = await self._batcher.run(ReadJob(0, prompt, continuations, temperature))
         assert not isinstance(log_p, Written)
         return log_p
-
-    def _reply(self, written: Written, stop: Sequence[str], n_prompt: int) -> Reply:
-        ids = written.ids[:-1] if written.ids[-1] in self._chat.stop_ids else written.ids
-        text = self._chat.decode(ids)
-        cut = _find_stop(text, stop)
-        usage = Usage(calls=1, prompt_tokens=n_prompt, completion_tokens=len(written.ids))
-        return Reply(text if cut is None else text[:cut], written.stop_reason, usage)
 
     @cached_property
     def _label_tokens(self) -> Mapping[str, tuple[int, ...]]:

@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 
 from esckit.errors import BackendError, ConfigError
 from esckit.ledger import derive_seed, uniform
+from esckit.models.reasoning import make_reply
 from esckit.models.script import Rule, Script, find_script, n_turns, parse_script
 from esckit.protocols import Capability, ChatModel
 from esckit.registry import load_attr
@@ -285,7 +286,8 @@ def _reply(messages: Sequence[Message], text: str, sampling: Sampling, limit: in
         n_kept = min(n_kept, limit)
     is_cut = n_kept < len(words) or limit is not None
     kept = "".join(words[:n_kept]).rstrip() if is_cut else text
-    return Reply(kept, StopReason.LENGTH if is_cut else StopReason.STOP, _usage(messages, n_kept))
+    stop_reason = StopReason.LENGTH if is_cut else StopReason.STOP
+    return make_reply(kept, stop_reason, _usage(messages, n_kept), max_tokens=sampling.max_tokens)
 
 
 def _usage(messages: Sequence[Message], n_written: int) -> Usage:

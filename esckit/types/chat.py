@@ -111,11 +111,29 @@ class Limits(Record):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model wrote."""
+    """What a model wrote; backends make it with :func:`esckit.models.reasoning.make_reply`.
+
+    Attributes:
+        text: The answer, without any reasoning; blank if the model wrote none.
+        reasoning: What the model thought before it answered, None if it did not; never an utterance or a verdict.
+        raw: Reasoning and answer together with the marks between them; None if that is the text.
+    """
 
     text: str
     stop_reason: StopReason
     usage: Usage
+    reasoning: str | None = None
+    raw: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """Reasoning and answer as the model wrote them."""
+        return self.text if self.raw is None else self.raw
+
+    @property
+    def only_reasoned(self) -> bool:
+        """Whether the model stopped, or was cut, inside its reasoning: there is no answer."""
+        return self.reasoning is not None and not self.text.strip()
 
 
 @dataclass(frozen=True, slots=True)

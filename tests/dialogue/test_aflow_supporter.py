@@ -58,5 +58,5 @@ def test_what_a_reasoning_policy_thinks_is_no_part_of_its_reply() -> None:
     said = "<think>They are\n tired.</think> <response>What happened?</response>"
     found = reply(FakeModel(lambda messages, seed: said))
     assert (found.response, found.reasoning, found.raw) == ("What happened?", "They are\n tired.", said)
-    with pytest.raises(ParseError, match="blank"):
+    with pytest.raises(ParseError, match="reasoning without an answer"):
         reply(FakeModel(lambda messages, seed: "<think>They are tired."))

@@ -73,3 +73,22 @@ def test_a_tokenizer_without_an_end_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="end-of-turn"):
         ChatFormat.of(tokenizer)
+
+
+def test_reasoning_that_a_template_opens_is_closed_before_a_read_out():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"
+    )
+    chat = ChatFormat.of(tokenizer)
+    assert chat.opening == "<think>"
+    asked = chat.decode(chat.encode(ASK) + chat.closed_reasoning())
+    assert asked.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert ChatFormat.of(tiny_tokenizer()).closed_reasoning() == ()
+
+
+def test_special_tokens_that_mark_reasoning_are_kept_in_the_text():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    chat = ChatFormat.of(tokenizer)
+    assert chat.decode(chat.tokens("[THINK]hm[/THINK]Hi.<|im_end|>")) == "[THINK]hm[/THINK]Hi."

@@ -196,3 +196,12 @@ def test_it_is_a_chat_model():
     assert model.capabilities == {"score", "next_token"}
     asyncio.run(model.check())
     assert dataclasses.is_dataclass(asyncio.run(model.complete(ASK, Sampling(max_tokens=1), seed=0)))
+
+
+def test_reasoning_that_the_template_opens_is_no_answer() -> None:
+    model, tokenizer = tiny_random()
+    opening = "assistant\\n<think>\\n' }}{% endif"
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n' }}{% endif", opening)
+    reply = asyncio.run(LocalModel(model, tokenizer, name="t").complete(ASK, Sampling(max_tokens=4), seed=0))
+    assert reply.only_reasoned
+    assert reply.whole.startswith("<think>")

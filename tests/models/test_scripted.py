@@ -267,7 +267,7 @@ def test_shipped_scripts_load_by_name_and_by_path(name: str) -> None:
 def replies(name: str) -> set[str]:
     model = load_scripted(name)
     prompts = [[*talk(n), Message("user", f"This is your turn number {n}.")] for n in (1, 6, 12, 30)]
-    return {complete(model, prompt, seed=seed, max_tokens=256).text for prompt in prompts for seed in range(60)}
+    return {complete(model, prompt, seed=seed, max_tokens=256).whole for prompt in prompts for seed in range(60)}
 
 
 def test_the_shipped_supporter_keeps_to_the_form_and_varies() -> None:
