@@ -101,6 +101,7 @@ def inspect(
 
 @app.command()
 def convert(
+    ctx: typer.Context,
     path: PathArgument,
     to: Annotated[Target, typer.Option("--to", help="Layout to write.")],
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
@@ -115,15 +116,17 @@ def convert(
     unknown_strategy: UnknownOption = Unknown.REFUSE,
     strict: StrictOption = False,
 ) -> None:
-    """Write a corpus in another layout and say what that layout cannot hold."""
+    """Write a corpus in another layout; say what was normalised, and what that layout cannot hold."""
     from esckit.pipelines.corpora import convert_corpus
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
-    _tell(convert_corpus(access, out, to=to.value, mapping=mapping, merge=merge, force=force))
+    written = convert_corpus(access, out, to=to.value, mapping=mapping, merge=merge, force=force)
+    _tell(written, quiet=ctx.obj.quiet)
 
 
 @app.command()
 def split(
+    ctx: typer.Context,
     path: PathArgument,
     scheme: Annotated[Scheme, typer.Option("--scheme", help="hub and ppdpp are the published cuts of ESConv.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
@@ -140,7 +143,8 @@ def split(
     from esckit.pipelines.corpora import split_corpus
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
-    _tell(split_corpus(access, out, scheme=scheme.value, ratios=_ratios(ratios), seed=seed, force=force))
+    written = split_corpus(access, out, scheme=scheme.value, ratios=_ratios(ratios), seed=seed, force=force)
+    _tell(written, quiet=ctx.obj.quiet)
 
 
 def _access(
@@ -158,7 +162,8 @@ def _ratios(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is not three numbers", param_hint="--ratios") from error
 
 
-def _tell(written: Written) -> None:
-    for warning in written.warnings:
-        echo(f"warning: {warning}", err=True)
+def _tell(written: Written, *, quiet: bool) -> None:
+    said = [*(f"note: {note}" for note in written.notes), *(f"warning: {warning}" for warning in written.warnings)]
+    for line in () if quiet else said:
+        echo(line, err=True)
     echo(written.summary)

@@ -1,18 +1,25 @@
-"""Zips, as ExTES ships: the one JSON member, read in memory. Nothing is ever unpacked to disk."""
+"""Packed files: gzip, Parquet (the Hub's own conversions), and zips, as ExTES ships. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
+import gzip
 import lzma
+import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from esckit.datasets.text import listed
 from esckit.errors import DataError
 
-_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_ROWS_AT_ONCE = 256
 # What zipfile raises on damaged, encrypted or exotic archives.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -30,9 +37,80 @@ _ZIP_ERRORS = (
 
 def is_zip(source: BinaryIO) -> bool:
     """Return whether a file begins as a zip does; leaves the file at its start."""
+    return _head(source) in _ZIP
+
+
+def is_gzip(source: BinaryIO) -> bool:
+    """Return whether a file begins as gzip does; leaves the file at its start."""
+    return _head(source).startswith(_GZIP)
+
+
+def is_parquet(source: BinaryIO) -> bool:
+    """Return whether a file begins as Parquet does; leaves the file at its start."""
+    return _head(source) == _PARQUET
+
+
+def _head(source: BinaryIO) -> bytes:
     head = source.read(4)
     source.seek(0)
-    return head in _SIGNATURES
+    return head
+
+
+@contextmanager
+def unpacked(source: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    """Open what a gzip file holds; it is unpacked while it is read.
+
+    Raises:
+        DataError: On reading, if the file is damaged or ends early.
+    """
+    try:
+        with gzip.GzipFile(fileobj=source) as content:
+            yield cast(BinaryIO, content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        found = "a gzip file that ends early" if isinstance(error, EOFError) else "a gzip file that is damaged"
+        raise DataError(found, path=str(path), hint="Fetch it again", whole_file=True) from error
+
+
+def parquet_rows(source: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file as JSON would have them (see :func:`plain_row`).
+
+    Raises:
+        DataError: If the file is damaged or holds no row.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    n_rows = 0
+    try:
+        for batch in parquet.ParquetFile(source).iter_batches(_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                n_rows += 1
+                yield plain_row(row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"a Parquet file that cannot be read ({type(error).__name__})", path=str(path), whole_file=True
+        ) from error
+    if not n_rows:
+        raise DataError(
+            "a file that holds no dialogue", path=str(path), expected="at least one record", whole_file=True
+        )
+
+
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table as the JSON object that it was made from.
+
+    A table gives every object of a column all keys that any of them has, and a gap among numbers is NaN: inside a value
+    keys without a value are left out, and NaN is null.
+    """
+    return {key: _plain(value) for key, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: inner for key, item in value.items() if (inner := _plain(item)) is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def only_json_member(source: BinaryIO, path: Path, *, max_bytes: int) -> bytes:

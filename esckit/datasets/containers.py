@@ -1,4 +1,4 @@
-r"""Raw records out of a file: a JSON array, a single JSON object, JSON lines, or a zip that holds one of these.
+r"""Raw records out of a file: a JSON array, a single JSON object, JSON lines, gzip or a zip of these, or Parquet.
 
 Which it is, the first characters say, never the name. JSON lines are streamed and split on ``\n`` bytes only, because
 utterances may hold other line separators. What a record means is not known here (:mod:`esckit.datasets.formats`).
@@ -15,9 +15,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from esckit.datasets.archives import is_zip, only_json_member
+from esckit.datasets.archives import is_gzip, is_parquet, is_zip, only_json_member, parquet_rows, unpacked
 from esckit.datasets.decoding import Decoded, StrictDecoder, ends_early, skip_space
-from esckit.datasets.guess import PYTHON_LITERALS, READABLE, is_python, what_it_is
+from esckit.datasets.guess import OWN_DATA, PYTHON_LITERALS, READABLE, is_python, known_kind, what_it_is
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
 
@@ -65,24 +65,31 @@ def raw_records(path: Path, *, sink: IssueSink) -> Iterator[RawRecord]:
         DataError: If the file cannot be read as JSON at all, or holds no record.
     """
     with _opened(path) as source:
-        reading = _Reading(source, path, sink)
-        yield from reading.records()
+        if is_parquet(source):
+            for index, row in enumerate(parquet_rows(source, path)):
+                yield RawRecord(index, None, row, "rows")
+        else:
+            yield from _Reading(source, path, sink).records()
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, or the only JSON member of a zip, as bytes that can be read twice."""
+    """Open a file, what a gzip file holds, or the only JSON member of a zip, as bytes that can be read twice."""
     try:
         with path.open("rb") as source:
+            if is_gzip(source):
+                with unpacked(source, path) as content:
+                    yield content
+                return
             if not is_zip(source):
                 yield source
                 return
-            content = only_json_member(source, path, max_bytes=MAX_DOCUMENT_BYTES)
+            member = only_json_member(source, path, max_bytes=MAX_DOCUMENT_BYTES)
     except OSError as error:
         raise DataError(
             f"a file that cannot be read ({error.strerror or type(error).__name__})", path=str(path), whole_file=True
         ) from error
-    yield BytesIO(content)
+    yield BytesIO(member)
 
 
 class _Reading:
@@ -146,6 +153,9 @@ class _Reading:
         """Say what a file looks like that is neither an array nor lines of objects."""
         self.source.seek(self.start)
         head = self.source.read(_CHUNK)
+        kind = known_kind(head)
+        if kind is not None:
+            return self.error(kind.found, expected=READABLE, hint=kind.hint)
         nul = head.find(b"\0")
         if nul >= 0:
             return self.error(_nul(self.start + nul), hint="Save it as UTF-8")
@@ -155,7 +165,7 @@ class _Reading:
             if len(head) < _CHUNK or error.start < len(head) - 4:  # else a character that the chunk cut
                 return self.error(_not_utf8(self.start + error.start), expected="UTF-8", hint="Save it as UTF-8")
         guess = what_it_is(head.decode("utf-8", errors="replace"))
-        return self.error(guess, expected=READABLE)
+        return self.error(guess, expected=READABLE, hint=OWN_DATA)
 
     # ------------------------------------------------------------ documents
 

@@ -5,7 +5,8 @@ What was noted is held back until the record is accepted, so that the counts spe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from esckit.types import Speaker
 
 LONG_TEXT = 20_000
 MAX_TEXT = 1_000_000
-_RATINGS = {str(rating): rating for rating in range(1, 6)}
+_RATING = re.compile(r"([0-9])(?:\.0+)?")
+_SEPARATOR = re.compile(r"[\s_]+")
 _SPEAKERS: dict[str, Speaker] = {
     **dict.fromkeys(("seeker", "usr", "user", "speaker", "patient", "client", "help-seeker"), "seeker"),
     **dict.fromkeys(
@@ -128,27 +130,29 @@ class RecordFields:
         return text
 
     def rating(self, value: Any, field: str) -> int | None:
-        """Return a rating 1-5, given as a string or an integer; None if it is missing or outside that range."""
+        """Return a rating 1-5, given as a number or a string; None if it is missing or outside that range.
+
+        A whole number may be written as 4.0: columns with gaps come so out of pandas and Arrow.
+        """
         if value is None or value is NOTHING:
             self.note("survey_missing", field)
             return None
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.wrong_type(value, field, "a rating from 1 to 5")
-        word = value.strip() if isinstance(value, str) else str(value)
-        if word in _RATINGS:
-            return _RATINGS[word]
-        if word == "0":
+        written = _RATING.fullmatch(value.strip() if isinstance(value, str) else str(value))
+        rating = int(written.group(1)) if written else None
+        if rating == 0:
             self.note("rating_zero", field)
-        else:
+        elif rating is None or rating > 5:
             self.warn("rating_invalid", field)
-        return None
+        return rating if rating is not None and 1 <= rating <= 5 else None
 
-    def speaker(self, value: Any, field: str, own: tuple[str, str]) -> Speaker:
+    def speaker(self, value: Any, field: str, own: Collection[str]) -> Speaker:
         """Return who speaks; ``own`` are the layout's own two words, any other accepted word is noted."""
         expected = f"one of {', '.join(_SPEAKERS)}"
         if not isinstance(value, str):
             raise self.wrong_type(value, field, expected)
-        found = _SPEAKERS.get(value.strip().casefold())
+        found = _SPEAKERS.get(_SEPARATOR.sub("-", value.strip().casefold()))
         if found is None:
             close = nearest(value, _SPEAKERS) if len(value) < 100 else None
             asked = f"; did you mean {close!r}?" if close else ""

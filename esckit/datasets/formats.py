@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from esckit.datasets.containers import RawRecord, raw_records
 from esckit.datasets.decoding import StrictDecoder
+from esckit.datasets.guess import OWN_DATA
 from esckit.datasets.sinks import CountingSink
 from esckit.datasets.text import json_type, listed
 from esckit.errors import DataError
@@ -52,6 +53,25 @@ RECORD_READERS = Registry(
 )
 """Format name to the function that reads one record of it."""
 
+
+class Foreign(NamedTuple):
+    """A layout that is known and not read, and what to do about it."""
+
+    name: str
+    hint: str
+
+
+_CHAT = Foreign("chat records ('messages' of 'role' and 'content')", f"They cannot be read yet. {OWN_DATA}")
+_SHAREGPT = Foreign("ShareGPT records ('conversations' of 'from' and 'value')", f"They cannot be read yet. {OWN_DATA}")
+_CARDS = Foreign(
+    "role cards of ESC-Eval ('base' and 'res'), which describe seekers and hold no dialogue",
+    "A scenario of self-play comes from a dialogue; docs/data.md lists the corpora that are read",
+)
+_MULTIESC = Foreign(
+    "MultiESC's copy of ESConv (items with 'all_strategy'), whose turns are joined and whose labels are fused",
+    "Use ESConv itself; docs/data.md says where it is",
+)
+
 _N_PROBED = 20
 _TEXT_LAYOUTS = frozenset({"esconv-hub", "ppdpp"})
 
@@ -78,6 +98,30 @@ def shape_of(value: Any) -> Shape:
     if "scene" in value and "description" in value:
         return Shape("extes", certain=False)
     return Shape(None, certain=False)
+
+
+def foreign(value: Any) -> Foreign | None:
+    """Return which known layout a value has that is not read, None if it has none of these."""
+    if isinstance(value, list):
+        return foreign({"messages": value})
+    if not isinstance(value, dict):
+        return None
+    if _first(value, "dialog").keys() & {"all_strategy", "vad"}:
+        return _MULTIESC
+    if shape_of(value).format is not None:
+        return None
+    if {"base", "res"} <= value.keys():
+        return _CARDS
+    items = [value, *(_first(value, key) for key in ("messages", "conversations", "conversation"))]
+    if any({"from", "value"} <= item.keys() for item in items):
+        return _SHAREGPT
+    return _CHAT if any({"role", "content"} <= item.keys() for item in items) else None
+
+
+def _first(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the first item of a list of objects, an empty one if there is none."""
+    items = record.get(key)
+    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
 
 
 def _dialog_shape(record: Mapping[str, Any]) -> Shape:
@@ -130,6 +174,11 @@ def recognise(records: Iterable[RawRecord], path: str) -> str:
             value = unwrapped(record.value)
         except DataError:
             continue
+        other = foreign(value)
+        if other is not None:
+            raise DataError(
+                other.name, path=path, expected=", ".join(NEEDS) + " (docs/data.md)", hint=other.hint, whole_file=True
+            )
         shape = shape_of(value)
         if shape.format and shape.certain:
             return shape.format
@@ -142,7 +191,7 @@ def recognise(records: Iterable[RawRecord], path: str) -> str:
         f"{found} in the first record, which is no known format",
         path=path,
         expected="; ".join(f"{name}: {needs}" for name, needs in NEEDS.items()),
-        hint="If it is one of them, name it with --format",
+        hint=f"If it is one of them, name it with --format. {OWN_DATA}",
         whole_file=True,
     )
 

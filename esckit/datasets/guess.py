@@ -4,13 +4,57 @@ from __future__ import annotations
 
 import json
 import re
+from typing import NamedTuple
 
 from esckit.datasets.text import json_type
 
 _PYTHON = re.compile(r"[\s\[({]*u?'")
 
-READABLE = "a JSON array or JSON lines in format esconv, esconv-hub, ppdpp, extes or jsonl"
+READABLE = "a JSON array, JSON lines or Parquet in format esconv, esconv-hub, ppdpp, extes or jsonl"
+OWN_DATA = (
+    "Write data of your own one dialogue a line, as "
+    '{"scenario": {"situation": "…"}, "turns": [{"speaker": "seeker", "text": "…"}, '
+    '{"speaker": "supporter", "text": "…", "strategy": null}]}'
+    " (format jsonl, docs/data.md), and look at them with: esckit data inspect FILE.jsonl"
+)
 PYTHON_LITERALS = "what looks like Python literals (single quotes)"
+
+_BINARY = (
+    (b"ARROW1", "an Arrow (Feather) file", "Write it as Parquet or JSON lines"),
+    (b"BZh", "a bzip2 file", "Unpack it"),
+    (b"\xfd7zXZ", "an xz file", "Unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "Unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it"),
+    (b"SQLite format 3", "an SQLite database", "Export it as JSON lines"),
+    (b"\x93NUMPY", "a NumPy array", "Write it as JSON lines"),
+    (b"%PDF-", "a PDF", "Fetch the data themselves"),
+)
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_TEXT = (
+    ("version https://git-lfs", "a Git LFS pointer, not the file itself", "Run: git lfs pull"),
+    ("<!doctype html", "a web page", "Fetch the raw file"),
+    ("<html", "a web page", "Fetch the raw file"),
+)
+
+
+class Guess(NamedTuple):
+    """What a file is, and what to do about it."""
+
+    found: str
+    hint: str
+
+
+def known_kind(head: bytes) -> Guess | None:
+    """Return which other kind of file the first bytes (at least 512, where there are so many) speak for."""
+    for signature, found, hint in _BINARY:
+        if head.startswith(signature):
+            return Guess(found, hint)
+    if head[257:262] == b"ustar":
+        return Guess("a tar archive", "Unpack it")
+    if _PICKLE.match(head):
+        return Guess("a pickle, which is never read since it may run code", "Write it as JSON lines")
+    start = head[:512].decode("utf-8", errors="replace").lstrip().casefold()
+    return next((Guess(found, hint) for begin, found, hint in _TEXT if start.startswith(begin)), None)
 
 
 def is_python(text: str) -> bool:

@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
+from esckit.datasets.archives import plain_row
 from esckit.datasets.containers import RawRecord
 from esckit.datasets.text import listed, quoted
 from esckit.errors import DataError
@@ -46,7 +47,7 @@ class HubSplit:
     def records(self) -> Iterator[RawRecord]:
         """Yield the rows as raw records."""
         for index, row in enumerate(self.rows):
-            yield RawRecord(index, None, dict(row), "rows")
+            yield RawRecord(index, None, plain_row(dict(row)), "rows")
 
 
 def hub_splits(path: str) -> tuple[tuple[HubSplit, ...], tuple[str, ...]]:

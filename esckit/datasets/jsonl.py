@@ -135,15 +135,7 @@ def _utterances(kept: list[Placed]) -> Iterator[tuple[str, str]]:
 
 def _turn(fields: RecordFields, item: dict[str, Any], place: str) -> Placed:
     _check_keys(fields, item, Turn, place)
-    speaker = item.get("speaker", NOTHING)
-    if not isinstance(speaker, str):
-        raise fields.wrong_type(speaker, f"{place}.speaker", "'seeker' or 'supporter'")
-    if speaker not in _SPEAKERS:
-        close = nearest(speaker, _SPEAKERS) if len(speaker) < 100 else None
-        asked = f"; did you mean {close!r}?" if close else ""
-        raise fields.error(
-            f"the unknown speaker {quoted(speaker)}", f"{place}.speaker", expected=f"'seeker' or 'supporter'{asked}"
-        )
+    speaker = fields.speaker(item.get("speaker", NOTHING), f"{place}.speaker", _SPEAKERS)
     parts = item.get("parts")
     found = _spoken(fields, item, place) | {"speaker": speaker}
     if parts is not None:

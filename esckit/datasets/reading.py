@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esckit.datasets.containers import RawRecord, raw_records
 from esckit.datasets.fields import RecordFields
-from esckit.datasets.formats import NEEDS, agree, shape_of, unwrapped
+from esckit.datasets.formats import NEEDS, agree, foreign, shape_of, unwrapped
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.types import Dialogue
@@ -79,6 +79,9 @@ def _unwrap(fields: RecordFields) -> None:
 
 def _check_shape(fields: RecordFields, format: str) -> None:
     """Refuse a record that is no object, or one of another format."""
+    other = foreign(fields.raw.value)
+    if other is not None:
+        raise fields.error(other.name, expected=f"format {format!r}: {NEEDS[format]}", hint=other.hint)
     fields.object(fields.raw.value)
     found = shape_of(fields.raw.value)
     if found.format is None or not found.certain or agree(found.format, format):

@@ -36,6 +36,9 @@ __all__ = [
 
 SPLITS = ("train", "valid", "test")
 ESCONV_SIZE = 1300
+# A split is warned of whose size is off by more than this part of what its ratio asks for, and by two dialogues.
+_LOPSIDED = 0.5
+_SEEDS_TRIED = 100
 # Hex digits at the end of an id; what stands before them names the corpus.
 _DIGITS = 12
 # Ends of valid and of test in the shuffled order; train is the rest.
@@ -59,7 +62,7 @@ def assign_splits(
         scheme: ``hub`` or ``ppdpp`` (ESConv only), ``files`` (as the folder says) or ``ratio``.
         seed: Of ``ratio``.
         ratios: Of ``ratio``: train, valid, test; not negative, sum 1.
-        sink: Takes the warning ``corpus_differs``; without one it is logged.
+        sink: Takes the warnings ``corpus_differs`` and ``lopsided_split``; without one they are logged.
 
     Raises:
         DataError: If the scheme does not fit the corpus, or a positive ratio gets no dialogue.
@@ -67,7 +70,7 @@ def assign_splits(
     if scheme == "files":
         names = _file_splits(corpus)
     elif scheme == "ratio":
-        names = _ratio_splits(corpus, seed, ratios)
+        names = _ratio_splits(corpus, seed, ratios, sink)
     else:
         names = _published_splits(corpus, scheme, sink)
     parts: dict[str, list[Dialogue]] = {split: [] for split in SPLITS}
@@ -150,14 +153,17 @@ def _check_order(corpus: Corpus, order: list[int], permutation: list[int], sink:
             path=str(corpus.path),
             expected="the order of ESConv.json, or the folder of a published split",
         )
-    issue = Issue("corpus_differs", "W", str(corpus.path), 0, detail="not the records of ESConv; split by position")
+    _warn(corpus, sink, "corpus_differs", "not the records of ESConv; split by position")
+
+
+def _warn(corpus: Corpus, sink: IssueSink | None, code: str, detail: str) -> None:
     if sink is not None:
-        sink.note(issue)
+        sink.note(Issue(code, "W", str(corpus.path), 0, detail=detail))
     else:
-        log.warning("%s: %s", issue.code, issue.detail)
+        log.warning("%s: %s", code, detail)
 
 
-def _ratio_splits(corpus: Corpus, seed: int, ratios: Sequence[float]) -> list[str]:
+def _ratio_splits(corpus: Corpus, seed: int, ratios: Sequence[float], sink: IssueSink | None) -> list[str]:
     """Return per dialogue its split by a hash of its id; dialogues with equal situations stay together."""
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
         raise DataError(f"ratios {', '.join(map(str, ratios))}", expected="three of at least 0 that sum to 1")
@@ -165,20 +171,50 @@ def _ratio_splits(corpus: Corpus, seed: int, ratios: Sequence[float]) -> list[st
     for dialogue in corpus.dialogues:
         situation = dialogue.scenario.situation.casefold()
         smallest[situation] = min(dialogue.id, smallest.get(situation, dialogue.id))
-    names = []
+    keys = []
     for dialogue in corpus.dialogues:
         situation = dialogue.scenario.situation.casefold()
-        key = smallest[situation] if situation else dialogue.id
-        share = int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:16], 16) / 16**16
-        names.append("train" if share < ratios[0] else "valid" if share < ratios[0] + ratios[1] else "test")
-    empty = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio > 0 and split not in names]
-    if empty:
-        raise DataError(
-            f"no dialogue for {', '.join(empty)} among {len(names)} with seed {seed}",
-            path=str(corpus.path),
-            hint="Choose another seed",
-        )
+        keys.append(smallest[situation] if situation else dialogue.id)
+    names = _hashed(keys, seed, ratios)
+    _check_filled(corpus, keys, names, seed, ratios)
+    expected = {split: ratio * len(names) for split, ratio in zip(SPLITS, ratios, strict=True)}
+    off = {split: abs(names.count(split) - size) for split, size in expected.items()}
+    if any(off[split] >= 2 and off[split] > _LOPSIDED * size for split, size in expected.items()):
+        found = ", ".join(f"{split} {names.count(split):,} instead of about {expected[split]:.3g}" for split in SPLITS)
+        _warn(corpus, sink, "lopsided_split", f"{found}; another seed draws other dialogues")
     return names
+
+
+def _hashed(keys: Iterable[str], seed: int, ratios: Sequence[float]) -> list[str]:
+    """Return the split of each key by its hash."""
+    shares = [int(hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()[:16], 16) / 16**16 for key in keys]
+    end_train, end_valid = ratios[0], ratios[0] + ratios[1]
+    return ["train" if share < end_train else "valid" if share < end_valid else "test" for share in shares]
+
+
+def _check_filled(
+    corpus: Corpus, keys: Sequence[str], names: Sequence[str], seed: int, ratios: Sequence[float]
+) -> None:
+    """Refuse a split that should hold dialogues and got none."""
+    wanted = [split for split, ratio in zip(SPLITS, ratios, strict=True) if ratio > 0]
+    empty = [split for split in wanted if split not in names]
+    if not empty:
+        return
+    n_groups = len(set(keys))
+    if n_groups < len(wanted):
+        counted = f"{len(keys)} dialogues" if n_groups == len(keys) else f"dialogues of {n_groups} different situations"
+        raise DataError(
+            f"{counted}, too few for {len(wanted)} splits",
+            path=str(corpus.path),
+            expected=f"at least {len(wanted)}, since dialogues of one situation stay together",
+            hint="Add dialogues, or give a ratio of 0 to the splits that you do not need",
+        )
+    filling = next((other for other in range(_SEEDS_TRIED) if set(wanted) <= {*_hashed(keys, other, ratios)}), None)
+    raise DataError(
+        f"no dialogue for {', '.join(empty)} among {len(names)} with seed {seed}",
+        path=str(corpus.path),
+        hint="Choose larger ratios" if filling is None else f"Seed {filling} fills every split",
+    )
 
 
 # ---------------------------------------------------------------- leakage

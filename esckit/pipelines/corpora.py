@@ -20,6 +20,22 @@ from esckit.records import dump_line, file_sha256, write_atomic, write_json, wri
 from esckit.strategies.mapping import load_mapping
 from esckit.strategies.taxonomy import load_taxonomy
 
+# Codes under which something is written otherwise than it was read; what is only remarkable is left to `inspect`.
+_NORMALISES = frozenset(
+    {
+        "control_character",
+        "extra_key",
+        "key_alias",
+        "rating_zero",
+        "scene_alias",
+        "speaker_alias",
+        "strategy_alias",
+        "surrogate",
+        "unmapped",
+        "white_space",
+    }
+)
+_NAMES_SHOWN = 5
 SPLIT_SCHEMA = "esckit.split/1"
 
 Target = Literal["jsonl", "esconv-hub"]
@@ -55,10 +71,11 @@ class Access:
 
 
 class Written(NamedTuple):
-    """What a command wrote, and what the user should know about it."""
+    """What a command wrote, what the user should know about it, and what was normalised on the way."""
 
     summary: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def inspect_corpus(access: Access, *, merge: bool = False, limit_problems: int = 20) -> Report:
@@ -82,7 +99,7 @@ def convert_corpus(
     write_atomic(out, "".join(line + "\n" for line in lines))
     losses = hub_losses(dialogues) if to == "esconv-hub" else []
     warnings = [*_warnings(reading), *(f"{to} cannot hold {loss}" for loss in losses)]
-    return Written(f"{len(dialogues):,} dialogues written to {out}", tuple(warnings))
+    return Written(f"{len(dialogues):,} dialogues written to {out}", tuple(warnings), _notes(reading))
 
 
 def split_corpus(
@@ -132,7 +149,7 @@ def split_corpus(
     write_json(facts_file, facts)
     counts = ", ".join(f"{split} {len(dialogues):,}" for split, dialogues in parts.items())
     noted = tuple(f"{issue.code}: {issue.detail}" for issue in sink.issues)
-    return Written(f"{counts} written to {out}", (*_warnings(reading), *noted))
+    return Written(f"{counts} written to {out}", (*_warnings(reading), *noted), _notes(reading))
 
 
 def _read(access: Access, rules: LabelRules) -> Reading:
@@ -151,6 +168,20 @@ def _check_free(files: Sequence[Path], force: bool) -> None:
     existing = [str(file) for file in files if file.exists()]
     if existing and not force:
         raise DataError(f"{', '.join(existing)} already there", hint="Use --force to write over it, or another --out")
+
+
+def _notes(reading: Reading) -> tuple[str, ...]:
+    """Return one line per code of what was changed or left out, with the first keys or labels concerned."""
+    found: dict[str, list[str | None]] = {}
+    for issue in reading.issues:
+        if issue.code in _NORMALISES:
+            found.setdefault(issue.code, []).append(issue.detail)
+    lines = []
+    for code, details in sorted(found.items()):
+        names = list(dict.fromkeys(detail for detail in details if detail))
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
+        lines.append(f"normalised {code}: {len(details):,}" + (f" ({shown})" if shown else ""))
+    return tuple(lines)
 
 
 def _warnings(reading: Reading) -> list[str]:

@@ -5,6 +5,7 @@ What every recipe's ``data:`` section goes through, and what ``esckit data`` rea
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from esckit.registry import did_you_mean
 from esckit.strategies.mapping import load_mapping
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Dialogue
+
+log = logging.getLogger(__name__)
 
 _FORMATS_OF_DATASET: dict[str, tuple[str, ...]] = {
     "esconv": ("esconv", "esconv-hub", "ppdpp"),
@@ -224,6 +227,16 @@ def provenance(dialogues: Sequence[Dialogue]) -> tuple[str | None, str | None]:
     return next(iter(found), (None, None))
 
 
+def _log_warnings(path: str, issues: Sequence[Issue]) -> None:
+    """Say what was dropped, ignored or is doubtful."""
+    warned: dict[str, list[Issue]] = {}
+    for issue in issues:
+        if issue.severity == "W":
+            warned.setdefault(issue.code, []).append(issue)
+    for code, found in sorted(warned.items()):
+        log.warning("%s: %s: %s", path, code, (len(found) == 1 and found[0].detail) or f"{len(found):,}")
+
+
 def _selection(
     data: DataConfig,
     corpus: Corpus,
@@ -232,6 +245,7 @@ def _selection(
     sink: StrictSink | CountingSink,
 ) -> Selection:
     taxonomy, mapping = provenance(dialogues)
+    _log_warnings(data.path, sink.issues)
     labels = [turn.strategy for dialogue in dialogues for turn in dialogue.turns if turn.speaker == "supporter"]
     n_refused = _n_refused(sink)
     return Selection(

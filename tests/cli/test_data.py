@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from esckit.cli.data import app
+from esckit.cli.logs import Settings
 from esckit.errors import DataError, EsckitError
 from esckit.resources import shipped_dir
 from tests.datasets.dialogues import real
@@ -19,7 +20,7 @@ BROKEN = Path(__file__).resolve().parents[1] / "data" / "broken"
 
 
 def _run(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(app, [str(word) for word in words], obj=Settings())
 
 
 def _report(*words: object) -> dict[str, Any]:
@@ -140,6 +141,20 @@ def test_mapped_labels_are_written(tmp_path: Path) -> None:
     hub = tmp_path / "a.txt"
     result = _run("convert", out, "--to", "esconv-hub", "--out", hub)
     assert "original labels, replaced by mapped ones" in result.stderr
+
+
+def test_conversion_says_what_it_normalised(tmp_path: Path) -> None:
+    source = tmp_path / "own.jsonl"
+    turns = [{"speaker": "client", "text": "Invented \u0007 words."}, {"speaker": "therapist", "text": "Go  on."}]
+    source.write_text(json.dumps({"scenario": {"situation": ""}, "turns": turns}) + "\n", encoding="utf-8")
+    result = _run("convert", source, "--to", "jsonl", "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 0
+    assert "note: normalised speaker_alias: 2 ('client', 'therapist')" in result.stderr
+    assert "note: normalised control_character: 1" in result.stderr
+    assert "note: normalised white_space: 2" in result.stderr
+    assert "Invented" not in result.stderr
+    again = _run("convert", tmp_path / "out.jsonl", "--to", "jsonl", "--out", tmp_path / "again.jsonl")
+    assert again.stderr == ""
 
 
 def test_nothing_is_written_over_without_force(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ ONE_RECORD = {
     "own_id_twice.jsonl": ("'own:1'", "line 1", "line 3", "record 0", "record 2"),
     "own_unknown_key.jsonl": ("turns[1]", "'stratgy'", "did you mean 'strategy'?"),
     "own_schema_2.jsonl": ("schema", "'esckit.dialogue/2'", "'esckit.dialogue/1'"),
-    "own_speaker.jsonl": ("turns[0].speaker", "'usr'", "'seeker' or 'supporter'"),
+    "own_speaker.jsonl": ("turns[0].speaker", "'moderator'", "seeker, usr, user"),
     "own_id_form.jsonl": ("scenario.id", "'not an id!'"),
     "own_without_turns.jsonl": ("turns:", "nothing", "an array"),
     "mixed_formats.jsonl": ("record 1, line 2", "'extes'", "'esconv-hub'"),

@@ -123,7 +123,7 @@ def test_the_record_index_counts_refused_records(tmp_path: Path) -> None:
         ({"turns": {}}, ("turns: found an object",)),
         ({"turns": [7]}, ("turns[0]: found a number",)),
         ({"turns": [{"speaker": None, "text": "Hm."}]}, ("turns[0].speaker: found null",)),
-        ({"turns": [{"speaker": "Seeker", "text": "Hm."}]}, ("'Seeker'", "did you mean 'seeker'?")),
+        ({"turns": [{"speaker": "Seekr", "text": "Hm."}]}, ("'Seekr'", "did you mean 'seeker'?", "therapist")),
         ({"turns": [{"speaker": "seeker"}]}, ("turns[0].text: found nothing",)),
         ({"turns": [{"speaker": "seeker", "text": "Hm.", "feedback": True}]}, ("turns[0].feedback: found a boolean",)),
         ({"turns": [{"speaker": "seeker", "text": "Hm.", "parts": [{}]}]}, ("turns[0].parts[0].text",)),

@@ -144,10 +144,32 @@ def test_ratios_must_be_three_that_sum_to_one(ratios: tuple[float, ...]) -> None
 
 
 def test_an_empty_split_is_refused_unless_its_ratio_is_zero() -> None:
-    with pytest.raises(DataError, match=r"no dialogue for .*Choose another seed"):
-        assign_splits(corpus(_numbered(2)), scheme="ratio")
+    with pytest.raises(DataError, match=r"no dialogue for .* among 4 .*Seed \d+ fills every split") as caught:
+        assign_splits(corpus(_numbered(4)), scheme="ratio")
+    seed = int(str(caught.value).split("Seed ")[1].split()[0])
+    assert all(assign_splits(corpus(_numbered(4)), scheme="ratio", seed=seed).values())
     parts = assign_splits(corpus(_numbered(2)), scheme="ratio", ratios=(1.0, 0.0, 0.0))
     assert [len(found) for found in parts.values()] == [2, 0, 0]
+
+
+def test_too_few_dialogues_for_the_splits_are_said_to_be_too_few() -> None:
+    with pytest.raises(DataError, match=r"2 dialogues, too few for 3 splits; expected at least 3"):
+        assign_splits(corpus(_numbered(2)), scheme="ratio")
+    one_situation = [dialogue(turn("s", word), situation="Exams") for word in "abcd"]
+    with pytest.raises(DataError, match=r"dialogues of 1 different situations, too few for 3 splits"):
+        assign_splits(corpus(one_situation), scheme="ratio")
+
+
+def test_a_lopsided_ratio_split_is_warned_of() -> None:
+    sink = StrictSink()
+    assign_splits(corpus(_numbered(1000)), scheme="ratio", sink=sink)
+    assert sink.issues == []
+    one_situation = [dialogue(turn("s", str(number)), situation="Exams") for number in range(40)]
+    parts = assign_splits(corpus([*_numbered(60), *one_situation]), scheme="ratio", sink=sink)
+    (issue,) = sink.issues
+    assert (issue.code, issue.severity) == ("lopsided_split", "W")
+    assert issue.detail is not None
+    assert f"valid {len(parts['valid'])} instead of about 10" in issue.detail
 
 
 @settings(max_examples=30, deadline=None)
