@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -28,6 +30,9 @@ from esckit.types import Record
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
+
+_UNFINISHED = ".tmp"
+"""How the name of a file ends that is being written."""
 
 
 def dump_line(record: Record) -> str:
@@ -142,13 +147,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _remove_unfinished(path.parent, f".{glob.escape(path.name)}.*{_UNFINISHED}")
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
         with os.fdopen(handle, "wb") as target:
+            with contextlib.suppress(OSError):  # some network file systems know no locks
+                fcntl.flock(target, fcntl.LOCK_EX)
             target.write(data)
             target.flush()
             os.fsync(target.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -159,17 +167,43 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def fresh_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which then takes the place of ``folder`` as a whole.
 
-    Whoever looks, also after a crash, finds the old folder, the new one or none, but never a part.
+    Whoever looks, also after a crash, finds the old folder, the new one or none, but never a part. Where a crash left
+    none, :func:`clear_leftovers` brings the old one back.
     """
     fresh, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
     for left_over in (fresh, old):
         shutil.rmtree(left_over, ignore_errors=True)
     fresh.mkdir(parents=True)
-    yield fresh
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left unfinished in a folder, and bring back a folder that it had moved away."""
+    for old in folder.glob(".*.old"):
+        place = old.with_name(old.name[1:].removesuffix(".old"))
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(place)
+    for fresh in folder.glob(".*.new"):
+        shutil.rmtree(fresh, ignore_errors=True)
+    _remove_unfinished(folder, f".*{_UNFINISHED}")
+
+
+def _remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove files of :func:`write_atomic` whose writer is dead: a living one holds their lock."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import esckit
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
-from esckit.records import JsonlAppender, digest, storage_error, write_json
+from esckit.records import JsonlAppender, clear_leftovers, digest, storage_error, write_json
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "esckit.manifest/1"
@@ -107,6 +107,7 @@ class RunFolder:
         try:
             # Again: between the first look and the lock another process may have made the folder its own.
             manifest = _own_manifest(path, command, identity, operational, given)
+            clear_leftovers(path)
             run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
             run.update_manifest(recipe=dict(recipe), status="running", versions=_versions(), **given)
         except EsckitError:

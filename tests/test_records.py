@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from esckit.errors import DataError, StorageError
 from esckit.records import (
     JsonlAppender,
     canonical_json,
+    clear_leftovers,
     digest,
     dump_line,
     fresh_folder,
@@ -231,11 +233,33 @@ def test_a_fresh_folder_takes_the_place_of_the_old_one_only_when_it_is_filled(tm
         assert [file.name for file in folder.iterdir()] == [content]
     with pytest.raises(RuntimeError), fresh_folder(folder):
         raise RuntimeError("a crash")
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
     assert [file.name for file in folder.iterdir()] == ["two"]
     with fresh_folder(folder) as fresh:
         (fresh / "three").touch()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint"]
     assert [file.name for file in folder.iterdir()] == ["three"]
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    (tmp_path / ".checkpoint.old").mkdir()
+    (tmp_path / ".checkpoint.old/one").touch()
+    (tmp_path / ".checkpoint.new").mkdir()
+    (tmp_path / ".summary.json.abc.tmp").write_text("{")
+    clear_leftovers(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["checkpoint", "checkpoint/one"]
+    (tmp_path / ".checkpoint.old").mkdir()
+    clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_killed_writers_file_goes_with_the_next_attempt(tmp_path):
+    ours, alive = tmp_path / ".f.abc.tmp", tmp_path / ".f.def.tmp"
+    ours.touch()
+    with alive.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_atomic(tmp_path / "f", "x")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".f.def.tmp", "f"]
 
 
 def test_digests_depend_on_values_only():

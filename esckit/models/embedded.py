@@ -8,15 +8,14 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
 
 from esckit.errors import StorageError
+from esckit.records import fresh_folder
 
 _log = logging.getLogger(__name__)
 _LAYOUT = 1
@@ -87,18 +86,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     quiet_off_terminal()
     _log.info("converting %s once into %s", gguf.name, folder)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with fresh_folder(folder) as fresh:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **_dequantised()
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.bfloat16, **_dequantised()
         )
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
 
 
 def quiet_off_terminal() -> None:

@@ -106,14 +106,6 @@ def save_checkpoint(
         write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 
-def recover_checkpoint(folder: Path) -> None:
-    """Put a checkpoint in its place that a crash left just before its last step."""
-    fresh = folder.with_name(f".{folder.name}.new")
-    # The metadata come last.
-    if not folder.exists() and (fresh / METADATA).is_file():
-        fresh.rename(folder)
-
-
 def read_metadata(run: Path) -> RewardMetadata:
     """Return the metadata of the reward model in a run folder (or of a checkpoint folder).
 

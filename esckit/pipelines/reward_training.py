@@ -150,11 +150,9 @@ def train_session(session: Session, progress: Progress) -> None:
 
 def _run_state(session: Session, progress: Progress) -> Run:
     """Return where training goes on: from the last whole state, beside the checkpoint selected by then."""
-    from esckit.models.reward_checkpoint import FOLDER, METADATA, read_metadata, recover_checkpoint
+    from esckit.models.reward_checkpoint import FOLDER, METADATA, read_metadata
     from esckit.train.reward import STATES, Run
 
-    if session.process.is_main:
-        recover_checkpoint(session.out / FOLDER)
     state = last_state(session.out / STATES)
     best = None
     if state is not None and (session.out / FOLDER / METADATA).is_file():

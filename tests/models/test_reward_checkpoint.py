@@ -8,7 +8,7 @@ import pytest
 
 from esckit.errors import CheckpointError
 from esckit.models.reward import RewardModel
-from esckit.models.reward_checkpoint import RewardMetadata, read_metadata, recover_checkpoint, save_checkpoint
+from esckit.models.reward_checkpoint import RewardMetadata, read_metadata, save_checkpoint
 from tests.models.reward_fakes import grouped_inputs, template, tiny_net, tiny_reward
 
 
@@ -39,13 +39,6 @@ def test_a_checkpoint_scores_as_the_net_did(tmp_path: Path):
     model = RewardModel.load(saved(tmp_path), template=template())
     assert model.score(conversations, responses) == pytest.approx(tiny_reward().score(conversations, responses))
     assert read_metadata(tmp_path / "checkpoint") == model.metadata
-
-
-def test_a_crash_while_it_takes_its_place_loses_nothing(tmp_path: Path):
-    (saved(tmp_path) / "checkpoint").rename(tmp_path / ".checkpoint.new")
-    recover_checkpoint(tmp_path / "checkpoint")
-    assert read_metadata(tmp_path).dialogue_ids == ("a", "b")
-    recover_checkpoint(tmp_path / "checkpoint")
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import MistralConfig, MistralForCausalLM
@@ -13,6 +14,7 @@ from esckit.config.train_flow import TrainFlowRecipe
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.models.flow_metadata import read_metadata
 from esckit.models.tiny import tiny_tokenizer
+from esckit.pipelines.flow_training import Validation
 from esckit.pipelines.train_flow import plan, run
 from tests.pipelines.flow_runs import (
     AFLOW,
@@ -57,6 +59,31 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, update
     run(settings, out=tmp_path / "whole")
     with pytest.raises(Stopped):
         run(settings, out=tmp_path / "cut", progress=StopAfter(updates))
+    run(settings, out=tmp_path / "cut")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_stopped_inside_a_validation_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    settings = recipe(trees, checkpoints={"every": 1}, optim={"epochs": 2, "paths_per_update": 12})
+    run(settings, out=tmp_path / "whole")
+    measured: list[int] = []
+
+    def cut(validation: Validation, model: Any) -> dict[str, float]:
+        measured.append(1)
+        if len(measured) == number:
+            raise Stopped
+        return measure(validation, model)
+
+    measure = Validation.__call__
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "__call__", cut)
+        with pytest.raises(Stopped):
+            run(settings, out=tmp_path / "cut")
     run(settings, out=tmp_path / "cut")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")

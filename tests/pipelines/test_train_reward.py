@@ -121,6 +121,18 @@ def test_a_run_cut_inside_an_evaluation_makes_it_again(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_a_run_killed_while_its_checkpoint_was_replaced_keeps_it(tmp_path: Path, futures: Path) -> None:
+    recipe = reward_recipe(futures, logging={"save_every": 3})
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, out=tmp_path / "cut", progress=Crash(8))
+    (tmp_path / "cut/checkpoint").rename(tmp_path / "cut/.checkpoint.old")
+    (tmp_path / "cut/.checkpoint.new").mkdir()
+    run(recipe, out=tmp_path / "cut")
+    run(recipe, out=tmp_path / "whole")
+    assert equal_weights(tmp_path / "cut", tmp_path / "whole")
+    assert not list((tmp_path / "cut").glob(".checkpoint.*"))
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path, futures: Path) -> None:
     recipe = reward_recipe(futures, optim={"epochs": 1})
     first = run(recipe, out=tmp_path / "run")

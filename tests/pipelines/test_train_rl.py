@@ -16,6 +16,7 @@ from esckit.pipelines.train_reward import run as run_train_reward
 from esckit.pipelines.train_rl import plan, run
 from esckit.report.source import open_run
 from esckit.report.training import training_sections
+from esckit.train.rl_dev import DevSet
 from esckit.train.splits import is_dev
 from tests.pipelines.reward_runs import reward_recipe, simulated
 from tests.pipelines.rl_runs import FAILING_CALLS, StopAt, recipe, simulated_recipe
@@ -90,6 +91,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained: Path, tmp_pat
         assert (tmp_path / "run" / path).read_bytes() == (trained / path).read_bytes()
     assert rows(tmp_path / "run") == rows(trained)
     assert (tmp_path / "run/samples.jsonl").read_bytes() == (trained / "samples.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_run_cut_inside_a_dev_measurement_makes_it_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    measured: list[int] = []
+
+    def cut(dev: DevSet, model: Any, step: int) -> dict[str, float | None]:
+        measured.append(step)
+        if len(measured) == number:
+            raise KeyboardInterrupt
+        return measure(dev, model, step)
+
+    measure = DevSet.measure
+    with monkeypatch.context() as patched:
+        patched.setattr(DevSet, "measure", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe(), out=tmp_path / "run")
+    assert (tmp_path / "run/states").is_dir()
+    run(recipe(), out=tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(trained)
+    for name in ("policy.json", "adapter/adapter_model.safetensors"):
+        assert (tmp_path / "run/checkpoint" / name).read_bytes() == (trained / "checkpoint" / name).read_bytes()
 
 
 def test_a_run_that_was_stopped_before_its_first_state_begins_anew(trained: Path, tmp_path: Path) -> None:
