@@ -23,6 +23,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+NOT_FINITE = "not_finite"
+"""The kind of a call that failed for a number which is not finite, or which no such number can be."""
+
 
 class EsckitError(Exception):
     """An error with a message for the user.
@@ -126,6 +129,10 @@ class NotFiniteError(CheckpointError):
         super().__init__(f"{name} is not finite: {value}", expected="finite numbers")
         self.name = name
         self.value = value
+
+    def as_failure(self) -> BackendError:
+        """Return the failure of the one call that gave the number, for runs that go on without it."""
+        return BackendError(self.found, kind=NOT_FINITE, expected=self.expected)
 
 
 class TrainingError(EsckitError, RuntimeError):

@@ -17,13 +17,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from pydantic import ValidationError
 
-from esckit.errors import DataError, StorageError
+from esckit.errors import DataError, NotFiniteError, StorageError
 from esckit.registry import did_you_mean
 from esckit.types import Record
 
@@ -36,12 +37,40 @@ _UNFINISHED = ".tmp"
 
 
 def dump_line(record: Record) -> str:
-    """Return a record as one line of JSON with its schema first, without the line end."""
+    """Return a record as one line of JSON with its schema first, without the line end.
+
+    Raises:
+        NotFiniteError: If a number got around the validation of records (``model_copy`` does not validate).
+    """
     body = record.model_dump_json()
+    if "NaN" in body or "Infinity" in body:
+        json.loads(body, parse_constant=partial(_refuse_constant, type(record).__name__))
     schema = getattr(type(record), "SCHEMA", None)
     if schema is None:
         return body
     return f'{{"schema":{json.dumps(schema)}' + ("" if body == "{}" else ",") + body[1:]
+
+
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """Return plain data as JSON, which knows no NaN and no infinity.
+
+    Raises:
+        NotFiniteError: If a number is not finite.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        # Written again with the constants, only to find out which.
+        json.loads(json.dumps(value), parse_constant=partial(_refuse_constant, "what is written"))
+        raise
+
+
+def _refuse_constant(what: str, name: str) -> NoReturn:
+    raise NotFiniteError(f"a number of {what}", float(name))
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int | None = None) -> R:
@@ -52,7 +81,7 @@ def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int |
     """
     record = None if line is None else line - 1
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"no JSON ({error})", path=path, record=record, line=line, expected="one record a line"
@@ -108,7 +137,7 @@ def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Itera
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: Any) -> str:
@@ -215,7 +244,7 @@ def _umask() -> int:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, dump_json(value, indent=2) + "\n")
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -249,7 +278,7 @@ class JsonlAppender:
 
     def append(self, record: Record | Mapping[str, Any]) -> None:
         """Write one record and its line end."""
-        text = dump_line(record) if isinstance(record, Record) else json.dumps(record, ensure_ascii=False)
+        text = dump_line(record) if isinstance(record, Record) else dump_json(record)
         data = memoryview((text + "\n").encode("utf-8"))
         try:
             written = 0

@@ -31,7 +31,7 @@ class Step:
     @property
     def value(self) -> float:
         """Search value of the state, in [0, 1]; at the root the mean return of all simulations."""
-        return self.state.value
+        return self.state.mean_return
 
     @property
     def visits(self) -> int:
@@ -56,7 +56,7 @@ class Trajectory:
     @property
     def leaf_value(self) -> float:
         """Search value of the leaf, in [0, 1]."""
-        return self.leaf.value
+        return self.leaf.mean_return
 
     @property
     def outcome(self) -> Outcome | None:
@@ -83,6 +83,18 @@ def children_of(tree: SearchTree) -> dict[str, tuple[TreeNode, ...]]:
     return {
         node_id: tuple(sorted(nodes, key=lambda node: order[node.strategy or ""])) for node_id, nodes in found.items()
     }
+
+
+def main_line(tree: SearchTree) -> list[TreeNode]:
+    """Return the path from the root along the most visited child; of equals the higher value, then the older one."""
+    children: dict[str | None, list[TreeNode]] = {}
+    for node in tree.nodes:
+        children.setdefault(node.parent, []).append(node)
+    line = [tree.nodes[0]]
+    while below := children.get(line[-1].id):
+        # Nodes of a failed tree may have no value; they come last.
+        line.append(max(below, key=lambda node: (node.visits, -1.0 if node.value is None else node.value)))
+    return line
 
 
 def trajectories(tree: SearchTree, *, min_actions: int) -> tuple[Trajectory, ...]:

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -8,9 +9,10 @@ from typing import ClassVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from esckit import records
-from esckit.errors import DataError, StorageError
+from esckit.errors import DataError, NotFiniteError, StorageError
 from esckit.records import (
     JsonlAppender,
     canonical_json,
@@ -270,3 +272,35 @@ def test_digests_depend_on_values_only():
 
 def test_a_record_without_schema_has_none_on_its_line():
     assert dump_line(Scenario(id="x")).startswith('{"id":"x",')
+
+
+class Measured(Record):
+    value: float | None = None
+    shares: dict[str, float] | None = None
+    pairs: tuple[tuple[float, ...], ...] = ()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["value", "shares", "pairs"])
+def test_a_record_never_holds_a_number_that_is_not_finite(bad, where):
+    with pytest.raises(ValidationError, match="finite"):
+        Measured(**{where: {"value": bad, "shares": {"a": bad}, "pairs": ((0.0, bad),)}[where]})
+
+
+@pytest.mark.parametrize("constant", ["NaN", "-Infinity", "1e999"])
+def test_a_line_with_a_number_that_is_not_finite_is_refused(constant):
+    with pytest.raises(DataError, match=r"f\.jsonl: record 2, line 3"):
+        parse_line(Measured, f'{{"value": {constant}}}', path="f.jsonl", line=3)
+
+
+def test_a_number_smuggled_past_validation_is_not_written(tmp_path):
+    smuggled = Measured(value=0.5).model_copy(update={"value": math.nan})
+    with pytest.raises(NotFiniteError, match="a number of Measured is not finite"):
+        dump_line(smuggled)
+    assert "NaN" in dump_line(Note(text="NaN, Infinity"))
+    with pytest.raises(NotFiniteError):
+        write_json(tmp_path / "f.json", {"deep": [{"x": math.inf}]})
+    with JsonlAppender(tmp_path / "f.jsonl") as lines, pytest.raises(NotFiniteError):
+        lines.append({"x": math.nan})
+    assert (tmp_path / "f.jsonl").read_bytes() == b""
+    assert not (tmp_path / "f.json").exists()

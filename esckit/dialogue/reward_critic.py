@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from esckit.errors import ModelError
+from esckit.errors import ModelError, NotFiniteError
 from esckit.ledger import Scope
 from esckit.types import RubricReading, Scenario, Score, Turn, Usage
 
@@ -41,7 +41,7 @@ class RewardCritic:
         """Return p(good future) of the last turn given those before it.
 
         Raises:
-            BackendError: If the turn does not fit into the model.
+            BackendError: If the turn does not fit into the model, or its number is not finite.
         """
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting.append((tuple(turns[:-1]), turns[-1].text, answer))
@@ -61,8 +61,8 @@ class RewardCritic:
                 scores = await asyncio.to_thread(
                     self._scorer.score, [turns for turns, _, _ in batch], [text for _, text, _ in batch]
                 )
-            except ModelError as error:
-                await self._one_by_one(batch, error)
+            except (ModelError, NotFiniteError) as error:
+                await self._one_by_one(batch, _failure(error))
                 continue
             except BaseException as error:
                 for _, _, answer in batch:
@@ -85,5 +85,10 @@ class RewardCritic:
                 continue
             try:
                 answer.set_result((await asyncio.to_thread(self._scorer.score, [turns], [text]))[0])
-            except ModelError as own:
-                answer.set_exception(own)
+            except (ModelError, NotFiniteError) as own:
+                answer.set_exception(_failure(own))
+
+
+def _failure(error: ModelError | NotFiniteError) -> ModelError:
+    """Return what fails the one turn; a number that is not finite must not end the whole run."""
+    return error.as_failure() if isinstance(error, NotFiniteError) else error

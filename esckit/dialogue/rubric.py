@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import fsum
+from math import fsum, isfinite
 
-from esckit.errors import ConfigError
+from esckit.errors import NOT_FINITE, ConfigError, UnscoredError
 from esckit.records import digest
 
 MAX_RATING = 5
@@ -122,8 +122,13 @@ def weighted_reward(ratings: Mapping[str, float], weights: Mapping[str, float]) 
     Args:
         ratings: Rating per criterion in [1, 5].
         weights: Weight per criterion, each at least 0, sum above 0.
+
+    Raises:
+        UnscoredError: ``not_finite`` if a rating is not finite.
     """
     total = fsum(weights[key] * rating for key, rating in ratings.items())
+    if not isfinite(total):
+        raise UnscoredError("ratings that are not finite", kind=NOT_FINITE, expected="ratings from 1 to 5")
     # Rounding may put a perfect turn one ulp above 1, which no return may pass.
     return min(1.0, total / (MAX_RATING * fsum(weights.values())))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from esckit.records import write_atomic
+from esckit.records import dump_json, write_atomic
 from esckit.types import Record
 
 
@@ -104,5 +103,4 @@ class MetricsFile(Record):
 def write_metrics(path: Path, metrics: MetricsFile) -> None:
     """Write ``metrics.json``, atomically; its presence says that an evaluation finished."""
     body: dict[str, Any] = {"schema": MetricsFile.SCHEMA, **metrics.model_dump(mode="json")}
-    # JSON has no NaN: a missing value is null, and anything else is a bug that must not reach the file.
-    write_atomic(path, json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, dump_json(body, indent=1) + "\n")

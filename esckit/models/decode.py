@@ -71,9 +71,16 @@ class Written:
     stop_reason: StopReason
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A reply that broke off after some tokens, because the next logits are not finite."""
+
+    n_tokens: int
+
+
 Job = WriteJob | ReadJob
-Result = Written | tuple[float, ...]
-"""A reply, or one log-probability (natural log) per continuation."""
+Result = Written | Broken | tuple[float, ...]
+"""A reply, one that broke off, or one log-probability (natural log, perhaps not finite) per continuation."""
 
 
 @dataclass(slots=True, eq=False)
@@ -293,7 +300,12 @@ class Engine:
             seen = torch.stack([row.seen if row.seen is not None else nothing for row in rows])
             logits = penalise(logits, seen, settings.penalty)
         uniform = torch.stack([row.draws[len(row.ids)] for row in rows]).to(self.device)
-        for row, token in zip(rows, draw(logits, settings, uniform).tolist(), strict=True):
+        # The largest of a row is NaN if any is. Tokens that a model rules out may well have minus infinity.
+        finite = logits.amax(dim=-1).isfinite().tolist()
+        for row, token, is_finite in zip(rows, draw(logits, settings, uniform).tolist(), finite, strict=True):
+            if not is_finite:
+                results[row.job.id] = Broken(len(row.ids))
+                continue
             row.ids.append(token)
             if row.seen is not None:
                 row.seen[token] = True
@@ -301,6 +313,8 @@ class Engine:
             if reason is not None:
                 results[row.job.id] = Written(tuple(row.ids), reason)
         self._keep([i for i, row in enumerate(self.rows) if row.job.id not in results])
+        if not all(finite):
+            self.slots.wipe()
 
     def _keep(self, index: list[int]) -> None:
         if len(index) < len(self.rows):

@@ -154,6 +154,16 @@ class SlotCache(Cache):
             layer.values[: len(rows), :, :width] = layer.values[index, :, :width]
         self.lengths = [self.lengths[row] for row in rows]
 
+    def wipe(self) -> None:
+        """Zero what no row holds: a NaN left behind there would reach the others, since 0 · NaN is NaN in attention."""
+        for layer in self.layers:
+            if layer.keys is not None:
+                capacity, _, room, _ = layer.keys.shape
+                held = torch.tensor([*self.lengths, *[0] * (capacity - len(self.lengths))], device=self.device)
+                empty = (torch.arange(room, device=self.device) >= held[:, None])[:, None, :, None]
+                layer.keys.masked_fill_(empty, 0.0)
+                layer.values.masked_fill_(empty, 0.0)
+
     def begin_step(self) -> None:
         """Fix where the next token of each row goes."""
         self.width = max(self.lengths) + 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from esckit.errors import BackendError, ConfigError
+from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.backbones import BackboneSource, resolve_backbone
 from esckit.models.batcher import Batcher
 from esckit.models.chat import ChatFormat
-from esckit.models.decode import Engine, ReadJob, WriteJob, Written
+from esckit.models.decode import Broken, Engine, ReadJob, WriteJob, Written
 from esckit.models.loading import Dtype, load_causal, pick_device, pick_dtype
 from esckit.models.reasoning import make_reply
 from esckit.protocols import Capability
@@ -96,7 +96,8 @@ class LocalModel:
         """Write the next assistant message.
 
         Raises:
-            BackendError: ``too_long`` if the prompt leaves no room; ``backend`` if the model failed.
+            BackendError: ``too_long`` if the prompt leaves no room, ``not_finite`` if the logits are not finite,
+                ``backend`` if the model failed.
         """
         return await self.continue_tokens(self._chat.encode(messages), sampling, seed=seed, opening=self._chat.opening)
 
@@ -112,7 +113,8 @@ class LocalModel:
             opening: The mark of the reasoning that the prompt leaves open.
 
         Raises:
-            BackendError: ``too_long`` if the prompt leaves no room; ``backend`` if the model failed.
+            BackendError: ``too_long`` if the prompt leaves no room, ``not_finite`` if the logits are not finite,
+                ``backend`` if the model failed.
         """
         prompt = self._fitting(prompt)
         stop = (*self._chat.stop, *(text for text in sampling.stop if text))
@@ -126,6 +128,13 @@ class LocalModel:
             is_stopped=(lambda ids: _find_stop(self._chat.decode(ids), stop) is not None) if stop else None,
         )
         written = await self._batcher.run(job)
+        if isinstance(written, Broken):
+            raise BackendError(
+                f"logits of {self.name} that are not finite, after {written.n_tokens} tokens",
+                kind=NOT_FINITE,
+                expected="finite logits",
+                hint="Try dtype: float32, or check the weights",
+            )
         assert isinstance(written, Written)
         ids = written.ids[:-1] if written.ids[-1] in self._chat.stop_ids else written.ids
         text = self._chat.decode(ids)
@@ -142,7 +151,8 @@ class LocalModel:
         """Return per choice the log-probability of the assistant answering exactly it and ending its turn.
 
         Raises:
-            BackendError: ``too_long`` if a choice does not fit behind the prompt; ``backend`` if the model failed.
+            BackendError: ``too_long`` if a choice does not fit behind the prompt, ``not_finite`` if a log-probability
+                is not finite, ``backend`` if the model failed.
         """
         prompt = self._prompt(messages)
         answers = tuple(self._chat.answer(choice) for choice in choices)
@@ -157,7 +167,7 @@ class LocalModel:
 
         Raises:
             ConfigError: If no single token reads as one of the labels.
-            BackendError: ``too_long`` or ``backend``, as for :meth:`complete`.
+            BackendError: ``too_long``, ``not_finite`` or ``backend``, as for :meth:`complete`.
         """
         prompt = self._prompt(messages)
         missing = [label for label in labels if label not in self._label_tokens]
@@ -199,7 +209,7 @@ class LocalModel:
         if longest > self.context_length:
             raise BackendError(f"prompt and choice have {longest} tokens", kind="too_long")
         log_p = await self._batcher.run(ReadJob(0, prompt, continuations, temperature))
-        assert not isinstance(log_p, Written)
+        assert isinstance(log_p, tuple)
         return log_p
 
     @cached_property

@@ -9,13 +9,14 @@ and no system prompt in between. The text form is ``ppl_text/1``::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from esckit.errors import BackendError
+from esckit.errors import NOT_FINITE, BackendError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.loading import Dtype, exact_dtype, load_causal, pick_device
 from esckit.types import Turn
@@ -68,7 +69,7 @@ class PerplexityScorer:
             reply: The reply, not blank.
 
         Raises:
-            BackendError: ``too_long`` if the reply alone does not fit.
+            BackendError: ``too_long`` if the reply alone does not fit, ``not_finite`` if its likelihood is not finite.
         """
         talk = "\n".join([*(f"{_LABELS[turn.speaker]}: {turn.text}" for turn in turns), "Supporter:"])
         counted = self._encode(f" {reply.strip()}")
@@ -79,8 +80,10 @@ class PerplexityScorer:
         context = self._encode(talk)[-(self._longest - len(counted)) :]
         ids = torch.tensor([context + counted], device=self._device)
         logits = self._model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1].float()
-        losses = F.cross_entropy(logits, ids[0, len(context) :], reduction="sum")
-        return Surprise(float(losses), len(counted))
+        nll = float(F.cross_entropy(logits, ids[0, len(context) :], reduction="sum"))
+        if not math.isfinite(nll):
+            raise BackendError(f"a negative log-likelihood of {nll}", kind=NOT_FINITE, expected="a finite number")
+        return Surprise(nll, len(counted))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

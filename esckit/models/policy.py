@@ -15,6 +15,7 @@ from typing import Self
 
 import torch
 
+from esckit.errors import NOT_FINITE, BackendError
 from esckit.ledger import Scope
 from esckit.models.flow_loading import load_flow_model
 from esckit.models.flow_metadata import FlowMetadata, policy_id
@@ -137,12 +138,22 @@ class CheckpointPolicy:
 
     @torch.no_grad()
     def decide(self, scenario: Scenario, turns: Sequence[Turn]) -> Decision:
-        """Return everything that the policy says about a dialogue in which the supporter speaks next."""
+        """Return everything that the policy says about a dialogue in which the supporter speaks next.
+
+        Raises:
+            BackendError: ``not_finite`` if a probability or a value is not finite.
+        """
         pieces = self._text.pieces(scenario, turns, max_tokens=self._max_tokens)
         outputs = self._model.judge(self._reader.read(pieces))
         # float64, so that the probabilities sum to 1 as finely as whoever smooths and stores them expects.
         log_pi = outputs.log_pi[0].double().log_softmax(dim=0)
         values = outputs.log_value[0].double().exp()
+        if not bool(log_pi.isfinite().all() and values.isfinite().all()):
+            raise BackendError(
+                f"probabilities or values of {self.name} that are not finite",
+                kind=NOT_FINITE,
+                expected="finite numbers",
+            )
         scores = log_pi + self._value_weight * values
         if self._top_k is not None:
             allowed = torch.zeros_like(scores, dtype=torch.bool)

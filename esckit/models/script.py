@@ -45,7 +45,7 @@ def _compiles(pattern: str) -> str:
 
 
 Regex = Annotated[str, AfterValidator(_compiles)]
-Weight = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=600.0)]
 
 

@@ -14,6 +14,7 @@ from esckit.dialogue.levels import PRESETS
 from esckit.report.blocks import ABSENT, Explorer, Table
 from esckit.report.numbers import number
 from esckit.report.source import Run, section
+from esckit.trajectories import main_line
 from esckit.types import Context, CriticReading, Exchange, Future, Scenario, SearchTree, Turn
 
 EXPLORER_BYTES = 2_000_000
@@ -117,12 +118,7 @@ def _tree_tables(trees: Sequence[SearchTree]) -> tuple[Table, ...]:
 
 
 def _main_line(tree: SearchTree) -> Iterable[str]:
-    node = tree.nodes[0]
-    while True:
-        children = [child for child in tree.nodes if child.parent == node.id]
-        if not children:
-            return
-        node = max(children, key=lambda child: (child.visits, child.value))
+    for node in main_line(tree)[1:]:
         yield f"{node.id.rpartition('.')[2]} ({node.visits}×, {number(node.value)})"
 
 

@@ -12,7 +12,8 @@ from esckit.report.flows import flow_of
 from esckit.report.numbers import number, share
 from esckit.report.source import Run
 from esckit.report.spread import mean_and_quartiles
-from esckit.types import Outcome, SearchTree, TreeNode
+from esckit.trajectories import main_line
+from esckit.types import Outcome, SearchTree
 
 
 def search_sections(run: Run) -> list[Section]:
@@ -32,7 +33,7 @@ def search_sections(run: Run) -> list[Section]:
 
 
 def _tiles(trees: Sequence[SearchTree], usable: Sequence[SearchTree]) -> Tiles:
-    returns = [tree.nodes[0].value for tree in usable]
+    returns = [value for tree in usable if (value := tree.nodes[0].value) is not None]
     nodes = [len(tree.nodes) for tree in usable]
     ends = Counter(node.outcome for tree in usable for node in tree.nodes if node.outcome)
     depths = [max(node.depth for node in tree.nodes) for tree in usable]
@@ -106,25 +107,13 @@ def _ends(trees: Sequence[SearchTree]) -> Table:
     rows = []
     for outcome in (Outcome.RESOLVED, Outcome.DISENGAGED, Outcome.MAX_TURNS):
         here = [node for node in ends if node.outcome is outcome]
-        returns = [node.value for node in here]
+        returns = [node.mean_return for node in here]
         depths = [node.depth for node in here]
         n_all = share(len(here) / len(ends)) if ends else number(None)
         rows.append((outcome.value, number(len(here)), n_all, number(_mean(returns)), number(_mean(depths))))
     return Table(
         ("outcome", "n", "share of ended paths", "mean return", "mean depth"), tuple(rows), title="How paths end"
     )
-
-
-def main_line(tree: SearchTree) -> list[TreeNode]:
-    """Return the path from the root along the most visited child (ties: the higher value, then the older)."""
-    children: dict[str, list[TreeNode]] = defaultdict(list)
-    for node in tree.nodes:
-        if node.parent is not None:
-            children[node.parent].append(node)
-    path = [tree.nodes[0]]
-    while children[path[-1].id]:
-        path.append(max(children[path[-1].id], key=lambda node: (node.visits, node.value)))
-    return path
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -53,9 +53,10 @@ def _charts(scored: Sequence[Future]) -> list[Block]:
 
 
 def _histogram(scored: Sequence[Future]) -> Bars:
-    rewards = [future.reward or 0.0 for future in scored]
+    rewarded = [(future.outcome, future.reward) for future in scored if future.reward is not None]
+    rewards = [reward for _, reward in rewarded]
     start, width = bins(rewards)
-    counts = {end: Counter(bin_of(f.reward or 0.0, start, width) for f in scored if f.outcome is end) for end in _ENDS}
+    counts = {end: Counter(bin_of(each, start, width) for how, each in rewarded if how is end) for end in _ENDS}
     n_bins = max(bin_of(reward, start, width) for reward in rewards) + 1
     return Bars(
         "rewards",

@@ -181,7 +181,7 @@ class _Search:
         )
 
     async def run(self) -> Grown:
-        """Grow the tree to its budget, or until too many simulations failed."""
+        """Grow the tree to its budget, or until too many simulations failed; it fails too if all of them did."""
         root = self.tree.plant(self.task.opening)
         try:
             root.prior = await self.expander.prior(root.turns, ROOT, 0)
@@ -193,7 +193,8 @@ class _Search:
             left -= await self._wave(min(self.settings.leaf_parallelism, left))
             if len(self.failures) > self.settings.max_failed_simulations:
                 return self._grown("failed")
-        return self._grown("complete")
+        # Without any return there is no tree to learn from, however many failures are allowed.
+        return self._grown("complete" if root.visits else "failed")
 
     def _grown(self, status: Literal["complete", "failed"]) -> Grown:
         tree = finished(

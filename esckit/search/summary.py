@@ -23,7 +23,7 @@ def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
         "status": dict(sorted(Counter(tree.status for tree in known).items())),
         **shape(usable),
         "outcomes": _shares(node.outcome.value for tree in usable for node in tree.nodes if node.outcome),
-        "return_mean": _mean([tree.nodes[0].value for tree in usable]),
+        "return_mean": _mean([value for tree in usable if (value := tree.nodes[0].value) is not None]),
         **_strategies(usable),
         "failed_simulations": failures.total(),
         "failures": dict(sorted(failures.items())),

@@ -25,7 +25,7 @@ class Node:
         turns: The node's own turns only.
         prior: Smoothed probabilities in taxonomy order; None if terminal.
         visits: Visits of the edge into the node; at the root, simulations backed up.
-        value: Mean return of those visits.
+        value: Mean return of those visits; 0 without any, which is no value.
         children: One slot per strategy in taxonomy order.
         in_flight: Virtual visits per strategy while leaves of a wave are being expanded.
         n_draws: Selection draws made at this node so far.
@@ -133,7 +133,7 @@ def freeze(tree: Tree) -> tuple[TreeNode, ...]:
             turns=node.turns,
             prior=node.prior,
             visits=node.visits,
-            value=node.value,
+            value=node.value if node.visits else None,
             reward=node.reward,
             ratings=node.ratings,
             first_return=node.first_return,
@@ -172,7 +172,7 @@ def thaw(nodes: Iterable[TreeNode], strategies: Sequence[str]) -> Tree:
                 raise DataError(f"a second child {record.strategy!r}", field=f"nodes[{number}].strategy")
             node = tree.attach(parent, strategy, record.turns, record.prior)
         node.id = record.id
-        node.visits, node.value = record.visits, record.value
+        node.visits, node.value = record.visits, 0.0 if record.value is None else record.value
         node.reward, node.ratings = record.reward, record.ratings
         node.first_return, node.outcome = record.first_return, record.outcome
         by_id[record.id] = node

@@ -138,7 +138,7 @@ def flow_tree(
         for node in [step.state for step in path.steps]:
             if node.id not in order:
                 order[node.id] = len(nodes)
-                facts = StateFacts(node.value, node.prior or (), child_values(tree, node, children))
+                facts = StateFacts(node.mean_return, node.prior or (), child_values(tree, node, children))
                 ids, words = tokens[node.id]
                 nodes.append(FlowNode(node.id, order.get(parents[node.id] or "", -1), ids, facts, words))
         if responses:

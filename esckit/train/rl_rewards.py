@@ -78,12 +78,17 @@ class ReplyMeasure:
     hard_label: bool = False
 
     def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
-        """Return R_fut of each; None for those that the function cannot take."""
+        """Return R_fut of each; None for those that the function cannot take.
+
+        Raises:
+            NotFiniteError: If a number is not finite.
+        """
         try:
             values = self._score(completions)
         except ModelError:
             # One reply that does not fit must not take its whole batch along.
             values = [self._score_alone(completion) for completion in completions]
+        _require_finite(values)  # before the comparison, which NaN would pass as a bad reply
         return [float(value > 0.5) if self.hard_label and value is not None else value for value in values]
 
     def _score(self, completions: Sequence[Completion]) -> list[float | None]:
@@ -98,6 +103,12 @@ class ReplyMeasure:
             return self._score([completion])[0]
         except ModelError:
             return None
+
+
+def _require_finite(values: Iterable[float | None]) -> None:
+    for value in values:
+        if value is not None and not math.isfinite(value):
+            raise NotFiniteError("the reward", value)
 
 
 def _numbers(found: object) -> list[float | None]:
@@ -158,9 +169,7 @@ class PairedRewards:
                 asked.setdefault((completion.context_id, completion.generation.raw), completion)
         values = self._measure(list(asked.values())) if asked else ()
         found = dict(zip(asked, values, strict=True))
-        for value in found.values():
-            if value is not None and not math.isfinite(value):
-                raise NotFiniteError("the reward", value)
+        _require_finite(values)
         self._judging = ()
         return tuple(
             # A blank reply is known and worthless: a property of the policy, not a measurement that failed.

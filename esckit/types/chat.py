@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
+from esckit.errors import NOT_FINITE, BackendError
 from esckit.types.record import Record
 
 Role = Literal["system", "user", "assistant"]
 
-_Price = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
-_Amount = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+_ROUNDING = 1e-3
+"""How far a probability may be above 1 and a log-probability above 0: what low precision makes of a sure thing."""
+
+_Price = Annotated[float, Field(ge=0.0, le=1e9)]
+_Amount = Annotated[float, Field(gt=0.0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +143,19 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScore:
-    """Log-probability (natural log) of one fixed answer, end-of-turn token included, and its number of tokens."""
+    """Log-probability (natural log) of one fixed answer, end-of-turn token included, and its number of tokens.
+
+    Raises:
+        BackendError: ``not_finite`` if it is no finite number of at most 0.
+    """
 
     log_p: float
     n_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no log-probability, whichever model gave it."""
+        if not -math.inf < self.log_p <= _ROUNDING:
+            raise BackendError(f"a log-probability of {self.log_p}", kind=NOT_FINITE, expected="a finite number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +168,18 @@ class ChoiceScores:
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """Next-token probability of each label, in the order asked for; ``label_mass`` is their sum, in [0, 1]."""
+    """Next-token probability of each label, in the order asked for; ``label_mass`` is their sum, in [0, 1].
+
+    Raises:
+        BackendError: ``not_finite`` if one of them is no probability.
+    """
 
     probabilities: tuple[float, ...]
     label_mass: float
     usage: Usage
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability, whichever model gave it."""
+        for p in (*self.probabilities, self.label_mass):
+            if not 0.0 <= p <= 1.0 + _ROUNDING:
+                raise BackendError(f"a probability of {p}", kind=NOT_FINITE, expected="a number from 0 to 1")

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
+from esckit.errors import DataError
 from esckit.types.chat import Usage
 from esckit.types.conversation import Scenario, Turn
 from esckit.types.record import Record
@@ -21,7 +22,7 @@ class TreeNode(Record):
         turns: The node's own turns only.
         prior: Smoothed strategist probabilities at this node in taxonomy order; None if terminal.
         visits: Visits of the edge into the node; at the root, simulations backed up.
-        value: Mean return of those visits, in [0, 1].
+        value: Mean return of those visits, in [0, 1]; None without any, as at the root where every simulation failed.
         reward: Reward of the node's own supporter turn; None at the root.
         first_return: Return of the simulation that created the node; None at the root.
     """
@@ -33,11 +34,22 @@ class TreeNode(Record):
     turns: tuple[Turn, ...]
     prior: tuple[float, ...] | None
     visits: int
-    value: float
+    value: float | None
     reward: float | None = None
     ratings: dict[str, float] | None = None
     first_return: float | None = None
     outcome: Outcome | None = None
+
+    @property
+    def mean_return(self) -> float:
+        """The value of a node that was visited.
+
+        Raises:
+            DataError: If it was not.
+        """
+        if self.value is None:
+            raise DataError(f"node {self.id} without a value", expected="a node that was visited")
+        return self.value
 
 
 class SearchTree(Record):

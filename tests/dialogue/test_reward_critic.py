@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from esckit.dialogue.reward_critic import RewardCritic
-from esckit.errors import BackendError
+from esckit.errors import BackendError, NotFiniteError
 from esckit.ledger import Ledger
 from esckit.types import Scenario, Turn, Usage
 
@@ -86,3 +86,17 @@ def test_any_number_of_waves_is_answered(n: int) -> None:
         return found
 
     assert asyncio.run(run()) == [0.02] * (3 * n)
+
+
+def test_a_score_that_is_not_finite_fails_its_turn_alone() -> None:
+    class Overflowing(Scorer):
+        def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+            if "hot" in responses:
+                raise NotFiniteError("p of the reward model", float("nan"))
+            return super().score(conversations, responses)
+
+    first, second = rate(Overflowing(), "a" * 10, "hot")
+    assert first.reward == 0.1
+    assert (type(second), second.kind) == (BackendError, "not_finite")
+    (alone,) = rate(Overflowing(), "hot")
+    assert (type(alone), alone.kind) == (BackendError, "not_finite")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esckit.errors import DataError
+from esckit.errors import DataError, NotFiniteError
 from esckit.evaluate.cases import Episode, ResponseCase
 from esckit.evaluate.dialogue import dialogue_rows
 from esckit.evaluate.response import response_rows
@@ -58,7 +58,7 @@ def test_a_row_is_found_by_name_and_group() -> None:
 
 def test_nan_is_refused(tmp_path: Path) -> None:
     row = rows(EPISODES)[0].model_copy(update={"value": float("nan")})
-    with pytest.raises(ValueError, match="JSON compliant"):
+    with pytest.raises(NotFiniteError, match="nan"):
         write_metrics(tmp_path / "m.json", MetricsFile(run="r", suites=(), metrics=(row,)))
 
 

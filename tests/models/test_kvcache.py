@@ -58,3 +58,16 @@ def test_rows_of_the_slots_grow_leave_and_keep_their_own():
     assert slots.layers[0].keys[1, 0, :4, 0].tolist() == [1.0, 1.0, 1.0, 10.0]
     slots.keep([])
     assert slots.layers[0].keys is None
+
+
+def test_a_row_that_left_behind_nan_does_not_reach_the_next_one_there():
+    slots = SlotCache(LAYERS, torch.device("cpu"))
+    for n_tokens, value in ((3, 1.0), (9, torch.nan), (2, 2.0)):
+        slots.append(states(n_tokens, value), states(n_tokens, value))
+    slots.keep([0, 2])
+    slots.wipe()
+    slots.append(states(1, 3.0), states(1, 3.0))
+    for layer in slots.layers:
+        assert not layer.keys.isnan().any()
+        assert not layer.values.isnan().any()
+        assert [int(row[0, :, 0].sum()) for row in layer.keys[:3]] == [3, 4, 3]

@@ -14,6 +14,7 @@ from tests.models.local_fakes import LONG, Naive, ask_all, prompts, tiny_local
 FAMILIES = ["qwen2", "llama", "gemma2"]
 LEVELS = ["Much worse", "Worse", "Slightly worse", "No change", "Slightly better", "Better", "Much better"]
 ASK = [Message("system", LONG), Message("user", "How do I feel?")]
+ASK_ABOUT_1 = [Message("user", "1")]
 
 
 def score(model: LocalModel, choices: list[str], temperature: float = 1.0):
@@ -205,3 +206,40 @@ def test_reasoning_that_the_template_opens_is_no_answer() -> None:
     reply = asyncio.run(LocalModel(model, tokenizer, name="t").complete(ASK, Sampling(max_tokens=4), seed=0))
     assert reply.only_reasoned
     assert reply.whole.startswith("<think>")
+
+
+def poisoned(word: str) -> LocalModel:
+    """A model whose numbers are NaN as soon as it has read a word."""
+    model, tokenizer = tiny_random()
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[ids] = torch.nan
+    return LocalModel(model, tokenizer, name="poisoned")
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=30), Sampling(max_tokens=30, temperature=0)])
+def test_logits_that_are_not_finite_fail_their_call_alone(sampling):
+    word = " exam"
+    asked = [[Message("user", text)] for text in ("How bad is it, all in all?", f"{word} x y z" * 8, "Bad?")]
+    healthy = ask_all(tiny_local(), [asked[0], asked[2]], sampling, [0, 2])
+
+    async def talk():
+        model = poisoned(word)
+        calls = [model.complete(messages, sampling, seed=i) for i, messages in enumerate(asked)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        found.append(await model.complete(asked[2], sampling, seed=2))
+        await model.aclose()
+        return found
+
+    first, broken, third, later = asyncio.run(talk())
+    assert (broken.kind, "not finite" in str(broken)) == ("not_finite", True)
+    assert [first, third] == healthy
+    assert later == third
+
+
+def test_read_outs_that_are_not_finite_are_typed_failures():
+    model = poisoned("1")
+    for call in (model.score(ASK_ABOUT_1, LEVELS), model.next_token(ASK_ABOUT_1, ("1", "2", "3"))):
+        with pytest.raises(BackendError) as caught:
+            asyncio.run(call)
+        assert caught.value.kind == "not_finite"

@@ -42,3 +42,12 @@ def test_a_reply_that_cannot_be_read_at_all_is_a_typed_failure(scorer: Perplexit
     with pytest.raises(BackendError) as caught:
         scorer.score(TALK, "word " * 20_000)
     assert caught.value.kind == "too_long"
+
+
+def test_a_likelihood_that_is_not_finite_is_a_typed_failure() -> None:
+    model, tokenizer = tiny_random()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    with pytest.raises(BackendError) as caught:
+        PerplexityScorer(model, tokenizer, name="broken").score(TALK, "I hear you.")
+    assert caught.value.kind == "not_finite"

@@ -69,7 +69,7 @@ def test_depth_cuts_decisions_and_the_last_values_still_look_ahead() -> None:
 def test_a_failure_fails_the_tree_and_leaves_no_value() -> None:
     tree = linear(rest("Clarification", "Affirmation"), nonsense=lambda role, strategies: role == "critic")
     assert (tree.status, len(tree.failures)) == ("failed", 2)
-    assert {(node.visits, node.value, node.reward) for node in tree.nodes} == {(0, 0.0, None)}
+    assert {(node.visits, node.value, node.reward) for node in tree.nodes} == {(0, None, None)}
 
 
 def test_a_strategy_of_another_taxonomy_is_refused() -> None:

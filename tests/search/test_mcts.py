@@ -37,7 +37,7 @@ def assert_invariants(tree: SearchTree) -> None:
     assert root.visits == sum(child.visits for child in children.get("r", []))
     assert root.visits <= tree.mcts["n_simulations"] - len(tree.failures)
     for node in tree.nodes:
-        assert 0 <= node.value <= 1
+        assert node.value is None if node.visits == 0 else 0 <= node.value <= 1
         assert (node.prior is None) == (node.outcome is not None)
         below = children.get(node.id, [])
         assert len({child.strategy for child in below}) == len(below)
@@ -122,7 +122,7 @@ def test_a_seeker_who_always_leaves_makes_every_return_zero() -> None:
 
 def test_nonsense_of_the_critic_gives_failures_and_no_number() -> None:
     tree = grown(World(nonsense=lambda role, strategies: role == "critic")).tree
-    assert (tree.status, len(tree.nodes), tree.nodes[0].visits, tree.nodes[0].value) == ("failed", 1, 0, 0.0)
+    assert (tree.status, len(tree.nodes), tree.nodes[0].visits, tree.nodes[0].value) == ("failed", 1, 0, None)
     assert len(tree.failures) == 7
     assert {(failure.stage, failure.kind) for failure in tree.failures} == {("critic", "unparsed")}
 
@@ -231,3 +231,9 @@ def test_the_expected_shape(n_simulations, temperature, leaves, depth_mean, dept
     assert found["leaf_depth_max"] == pytest.approx(depth_max, rel=0.06)
     assert found["children_per_inner"] == pytest.approx(children, rel=0.06)
     assert found["branching_share"] == pytest.approx(branching, abs=0.03)
+
+
+def test_a_tree_without_any_return_has_failed_and_has_no_value() -> None:
+    world = World(nonsense=lambda role, strategies: role == "critic")
+    tree = grown(world, n_simulations=2, max_failed_simulations=3).tree
+    assert (tree.status, len(tree.failures), tree.nodes[0].value) == ("failed", 2, None)

@@ -139,3 +139,10 @@ def test_the_correlation_of_reward_and_length():
 def test_the_word_list_can_be_checked_by_hand():
     replies = ["That sounds hard, I hear you.", "What?", "Bananas.", "I FEEL together: sorry, help!"]
     assert lexicon_reward([()] * 4, replies) == [1.0, 1 / 3, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("hard_label", [False, True])
+def test_a_reward_that_is_not_finite_is_no_bad_reply(hard_label):
+    measure = ReplyMeasure(lambda turns, replies: [0.9, float("nan")], hard_label=hard_label)
+    with pytest.raises(NotFiniteError, match="the reward is not finite"):
+        PairedRewards(measure, n_generations=2).future_reward([], said("a", "b"), **columns(2))

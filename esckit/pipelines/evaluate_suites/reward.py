@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.models import CheckpointBinding
 from esckit.dialogue.reward_critic import ResponseScorer
-from esckit.errors import ConfigError, DataError, ModelError
+from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
 from esckit.evaluate.cases import RewardCase
 from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_suites.work import Done, Player, Unit, Work
@@ -133,9 +133,9 @@ class Lots:
         replies = [unit.what.exchanges[0].supporter.response for unit in lot]
         try:
             scores = [model.score(turns, replies) for model in self._models]
-        except ModelError as error:
+        except (ModelError, NotFiniteError) as error:
             if len(lot) == 1:
-                return {lot[0].id: error}
+                return {lot[0].id: error.as_failure() if isinstance(error, NotFiniteError) else error}
             # One that cannot be read does not take the others along.
             return {name: said for unit in lot for name, said in self._score([unit]).items()}
         return {unit.id: said for unit, *said in zip(lot, *scores, strict=True)}

@@ -17,7 +17,8 @@ from esckit.pipelines.evaluate_suites.material import Material, decisions
 from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Prepare, Unit, Work, has_strategies
 from esckit.records import read_records
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
-from esckit.types import Scenario, SearchTree, TreeNode, Turn
+from esckit.trajectories import main_line
+from esckit.types import Scenario, SearchTree, Turn
 
 if TYPE_CHECKING:
     from esckit.evaluate.predictions import Prediction
@@ -120,7 +121,7 @@ def _gold_steps(recipe: EvaluateRecipe, material: Material) -> Iterator[Step]:
 def tree_steps(folders: Iterable[str]) -> Iterator[Step]:
     """Yield the decisions on the main line of search trees: at each node the child that was visited most is gold."""
     for tree in _trees(folders):
-        line = _main_line(tree)
+        line = main_line(tree)
         for number, (state, taken) in enumerate(pairwise(line)):
             turns = tuple(turn for node in line[: number + 1] for turn in node.turns)
             yield Step(
@@ -139,17 +140,6 @@ def _trees(folders: Iterable[str]) -> Iterator[SearchTree]:
         path = Path(name)
         source = path / "trees.jsonl" if path.is_dir() else path
         yield from (tree for tree in read_records(SearchTree, source) if tree.status == "complete")
-
-
-def _main_line(tree: SearchTree) -> list[TreeNode]:
-    """Return the root and, down to a leaf, the child with most visits, of equals the one of higher value."""
-    children: dict[str | None, list[TreeNode]] = {}
-    for node in tree.nodes:
-        children.setdefault(node.parent, []).append(node)
-    line = [tree.nodes[0]]
-    while below := children.get(line[-1].id):
-        line.append(max(below, key=lambda node: (node.visits, node.value)))
-    return line
 
 
 def _case(step: Step, strategy: str | None, reason: str | None, probabilities: Sequence[float] | None) -> StrategyCase:
