@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, EsckitError
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -39,12 +40,34 @@ def load_attr(target: str) -> Any:
     if not module_name or not attr_path:
         raise ConfigError(f"{target!r} names no object", expected="module:attr")
     try:
-        found: Any = importlib.import_module(module_name)
+        with own_code(f"module {module_name!r}"):
+            found: Any = importlib.import_module(module_name)
         for attr in attr_path.split("."):
             found = getattr(found, attr)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"cannot load {target!r}: {error}", expected="an importable module:attr") from error
     return found
+
+
+@contextmanager
+def own_code(name: str) -> Iterator[None]:
+    """Run a user's own code: whatever it raises becomes an error that names it.
+
+    Our own errors and those of importing, which say what they mean themselves, pass as they are.
+
+    Raises:
+        ConfigError: If the code raises anything else.
+    """
+    try:
+        yield
+    except (EsckitError, ImportError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"{name} raised {type(error).__name__}" + (f": {text[:200]}" if text else ""),
+            hint="With -v the traceback is shown",
+        ) from error
 
 
 class Registry:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import logging
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Annotated, Any, NamedTuple
 
@@ -17,6 +21,7 @@ from esckit.cli.launch import note_exit_code
 from esckit.cli.logs import Settings, configure_logging, echo, printable
 from esckit.errors import EsckitError, StorageError
 from esckit.registry import load_attr
+from esckit.resources import expand_home
 
 INTERRUPTED = 130
 
@@ -56,8 +61,41 @@ class LazyGroup(TyperGroup):
             known = {command.name: command for command in COMMANDS}
             wanted = [known[cmd_name]] if cmd_name in known else list(COMMANDS)
             for command in wanted:
-                self.commands.setdefault(command.name, _build(command))
+                if command.name not in self.commands:
+                    self.commands[command.name] = built = _build(command)
+                    _take_log_options(built, [param for param in self.params if param.name in ("quiet", "verbose")])
         return self.commands.get(cmd_name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the words of a call; a path that begins with ``~``, also after ``=``, is one under a home folder."""
+        return super().parse_args(ctx, [_at_home(word) for word in args])
+
+
+def _at_home(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + expand_home(value)
+
+
+def _take_log_options(command: Any, options: Sequence[Any]) -> None:
+    """Let a command and those below it take the root's options of logging as well."""
+    for option in options:
+        mine = copy.copy(option)
+        mine.expose_value = False
+        mine.callback = _set_logging
+        command.params.append(mine)
+    for inner in getattr(command, "commands", {}).values():
+        _take_log_options(inner, options)
+
+
+def _set_logging(ctx: Any, param: Any, value: Any) -> Any:
+    """Put what was said after a command's name into the settings of the whole call."""
+    if value and not ctx.resilient_parsing:
+        settings = replace(ctx.find_root().obj, **{param.name: value})
+        configure_logging(settings)
+        place = ctx
+        while place is not None:
+            place.obj, place = settings, place.parent
+    return value
 
 
 def _build(command: Command) -> Any:
@@ -77,7 +115,6 @@ app = typer.Typer(
     name="esckit",
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -153,6 +190,8 @@ def _report(error: EsckitError) -> None:
         console.print(printable(f"  expected: {error.expected}"))
     if error.hint:
         console.print(printable(f"  {error.hint}"))
+    if error.__cause__ is not None and logging.getLogger("esckit").isEnabledFor(logging.INFO):
+        sys.stderr.write(printable("".join(traceback.format_exception(error.__cause__))))
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -12,6 +12,7 @@ from esckit.cli.logs import echo
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     help="List, show and fetch the base models that recipes can name.",
     pretty_exceptions_enable=False,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,25 @@ import typer
 
 from esckit.cli.logs import echo
 
+
+def recipe_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the shipped recipes of the command, and the YAML files, that complete a word."""
+    from esckit.config.catalogue import shipped_recipes
+
+    shipped = shipped_recipes()
+    command = ctx.command.name
+    wanted = [each for each in shipped if each.command == command] or shipped
+    files = glob.glob(f"{glob.escape(incomplete)}*.yaml")
+    return [*(each.name for each in wanted if each.name.startswith(incomplete)), *sorted(files)]
+
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", show_default=False, help="Name of a shipped recipe (see 'esckit recipes list') or a file."
+        metavar="RECIPE",
+        show_default=False,
+        autocompletion=recipe_names,
+        help="Name of a shipped recipe (see 'esckit recipes list') or a file.",
     ),
 ]
 SetOption = Annotated[

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, SetOption, echo_facts
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, SetOption, echo_facts, recipe_names
 from esckit.errors import ConfigError
 
 _RecipeArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECIPE]", show_default=False, help="Name of a shipped recipe or a file; or use --input without one."
+        metavar="[RECIPE]",
+        show_default=False,
+        autocompletion=recipe_names,
+        help="Name of a shipped recipe or a file; or use --input without one.",
     ),
 ]
 _InputOption = Annotated[

@@ -13,6 +13,7 @@ from esckit.cli.logs import echo
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     help="List, show, copy and check recipes: one YAML file describes one run.",
     pretty_exceptions_enable=False,
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -18,6 +18,7 @@ from esckit.config.source import Path as FieldPath
 from esckit.config.source import Source, parse_source
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
+from esckit.resources import expand_home
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
@@ -85,7 +86,7 @@ def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[
 
 def _validated(kind: type[RecipeT], source: Source, changed: frozenset[FieldPath]) -> RecipeT:
     try:
-        return kind.model_validate(source.data, strict=True)
+        return kind.model_validate(_at_home(source.data), strict=True)
     except ValidationError as error:
         problems = describe_problems(error, kind, source, changed)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -93,6 +94,15 @@ def _validated(kind: type[RecipeT], source: Source, changed: frozenset[FieldPath
             "\n  ".join([f"recipe {source.origin}: {count}", *problems]),
             hint=f"'esckit recipes schema {source.data['command']}' lists every field",
         ) from error
+
+
+def _at_home(value: Any) -> Any:
+    """Return recipe data with every path under ``~`` written out: no other text of a recipe begins so."""
+    if isinstance(value, str):
+        return expand_home(value)
+    if isinstance(value, Mapping):
+        return {key: _at_home(inner) for key, inner in value.items()}
+    return tuple(_at_home(item) for item in value) if isinstance(value, tuple) else value
 
 
 def _read(path: Path, ref: str) -> str:

@@ -15,6 +15,7 @@ from esckit.datasets.text import quoted
 from esckit.errors import DataError
 from esckit.protocols import DatasetLoader, Issue, IssueSink
 from esckit.records import file_sha256
+from esckit.registry import own_code
 from esckit.types import Dialogue, Source
 
 
@@ -102,8 +103,20 @@ def _file_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, .
         for path in paths if format in LOADERS.targets else ():
             check_format(format, path)
     loader: DatasetLoader = LOADERS.resolve(name)
+    if name not in LOADERS.targets:
+        loader = _own_loader(name, loader)
     parts = [_Part(file.path, _sha256(file.path), file.split, partial(loader, file.path)) for file in found.files]
     return name, parts, found.ignored
+
+
+def _own_loader(name: str, load: DatasetLoader) -> DatasetLoader:
+    """Return a user's loader whose faults are told as such."""
+
+    def loader(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
+        with own_code(f"the loader {name!r}"):
+            yield from load(path, sink=sink)
+
+    return loader
 
 
 def _sha256(path: Path) -> str:

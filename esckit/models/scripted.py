@@ -21,7 +21,7 @@ from esckit.ledger import derive_seed, uniform
 from esckit.models.reasoning import make_reply
 from esckit.models.script import Rule, Script, find_script, n_turns, parse_script
 from esckit.protocols import Capability, ChatModel
-from esckit.registry import load_attr
+from esckit.registry import load_attr, own_code
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, StopReason, Usage
 
 Answerer = Callable[[Sequence[Message], Sampling, int], str]
@@ -204,7 +204,8 @@ class CallableModel:
         Raises:
             ConfigError: If it does not return a text.
         """
-        text = self._answer(messages, sampling, seed)
+        with own_code(self.name):
+            text = self._answer(messages, sampling, seed)
         if not isinstance(text, str):
             raise ConfigError(f"{self.name} returned a {type(text).__name__}", expected="a str")
         return _reply(messages, text, sampling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
@@ -18,10 +18,10 @@ from esckit.pipelines.models import ModelPool, look_up
 from esckit.pipelines.reward_models import load_reward_model, reward_template
 from esckit.pipelines.simulate import build_cast
 from esckit.prompts.prompt import Prompt, load_prompt
-from esckit.registry import load_attr
+from esckit.registry import load_attr, own_code
 from esckit.train.rl_online import LoopThread, OnlineMeasure
 from esckit.train.rl_rewards import Measure, ReplyMeasure, ScoreReplies
-from esckit.types import Context, Sampling
+from esckit.types import Context, Sampling, Turn
 
 
 def check_reward(recipe: TrainRlRecipe) -> None:
@@ -162,5 +162,11 @@ def _own_function(target: str) -> ScoreReplies:
     found = load_attr(target)
     if isinstance(found, type) or not callable(found):
         raise ConfigError(f"reward.kind {target!r} is no function", expected="a function of (conversations, responses)")
-    score: ScoreReplies = found
+
+    def score(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> Sequence[float | None]:
+        with own_code(f"the reward {target!r}"):
+            values: Sequence[float | None] = found(conversations, responses)
+            # What it gives may be a generator, whose code runs only now.
+            return list(values) if isinstance(values, Iterator) else values
+
     return score

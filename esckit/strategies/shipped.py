@@ -45,7 +45,7 @@ def read_yaml(kind: Kind, name_or_path: str) -> dict[str, Any]:
     Raises:
         ConfigError: If there is no such name or file, or it holds no YAML object.
     """
-    path = Path(name_or_path) if is_file_name(name_or_path) else _shipped_path(kind, name_or_path)
+    path = Path(name_or_path).expanduser() if is_file_name(name_or_path) else _shipped_path(kind, name_or_path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

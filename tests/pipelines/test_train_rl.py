@@ -179,6 +179,19 @@ def test_an_untrained_reward_computes_in_the_type_that_the_recipe_names() -> Non
     assert {weight.dtype for weight in model.net.head.parameters()} == {torch.float32}
 
 
+def _worthless(conversations: Any, responses: Any) -> Any:
+    return (1 / 0 for _ in responses)
+
+
+def test_a_reward_of_ones_own_that_raises_is_named() -> None:
+    ours = recipe(reward={"kind": f"{__name__}:_worthless"})
+    with (
+        open_measure(ours, {}) as (measure, _),
+        pytest.raises(ConfigError, match=r"the reward '.*:_worthless' raised ZeroDivisionError"),
+    ):
+        measure.score([()], ["Fine."])
+
+
 def test_the_plan_counts_what_online_futures_cost() -> None:
     models = {role: {"scripted": role} for role in ("seeker", "critic")}
     found = plan(recipe(reward={"kind": "online"}, models=models, optim={"max_steps": 10})).facts()
