@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import esckit
 from esckit.cli.launch import note_exit_code
 from esckit.cli.logs import Settings, configure_logging, echo, printable
-from esckit.errors import EsckitError, StorageError
+from esckit.errors import ConfigError, EsckitError, StorageError
 from esckit.registry import load_attr
 from esckit.resources import expand_home
 
@@ -98,15 +98,33 @@ def _set_logging(ctx: Any, param: Any, value: Any) -> Any:
     return value
 
 
+class OnceCommand(TyperCommand):
+    """A command that refuses a second value of an option that takes one, where only the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line.
+
+        Raises:
+            ConfigError: If an option that takes one value is given again.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for param in given:
+            if given.count(param) > 1 and isinstance(param, TyperOption) and not (param.multiple or param.is_flag):
+                raise ConfigError(f"{param.opts[0]} given {given.count(param)} times", expected="once")
+        return super().parse_args(ctx, args)
+
+
 def _build(command: Command) -> Any:
     """Return the command object behind a table row."""
     target = load_attr(command.target)
     if isinstance(target, typer.Typer):
-        built = typer.main.get_command(target)
+        commands = target
     else:
-        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        alone.command(command.name)(target)
-        built = typer.main.get_command(alone)
+        commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        commands.command(command.name)(target)
+    for each in commands.registered_commands:
+        each.cls = OnceCommand
+    built = typer.main.get_command(commands)
     built.name = command.name
     return built
 

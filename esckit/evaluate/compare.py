@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esckit.errors import DataError
-from esckit.evaluate.measure import FEWEST_UNITS, StatisticsSettings
+from esckit.evaluate.measure import DEGENERATE, FEWEST_UNITS, StatisticsSettings
 from esckit.evaluate.metric import Array, C, Indices, Metric, Stats, Unscored
 from esckit.evaluate.resampling import Plan, bootstrap_plan, permutation_plan
 from esckit.evaluate.rows import Comparison, Interval
@@ -22,6 +22,7 @@ from esckit.evaluate.statistics import (
     Bounds,
     all_swaps,
     holm,
+    is_degenerate,
     jackknife_error,
     percentile_interval,
     permutation_p,
@@ -31,6 +32,9 @@ from esckit.evaluate.statistics import (
 )
 
 SHOWN_DIFFERENCES = 5
+UNDEFINED = "undefined on the shared cases"
+INCOMPARABLE = "the runs are not comparable"
+_EQUAL = 1e-9
 
 
 def require_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, other: str) -> None:
@@ -145,7 +149,9 @@ class Comparer:
         known = value is not None and other_value is not None
         difference = value - other_value if value is not None and other_value is not None else None
         test = metric.facts.test if tests and known else "none"
-        interval = self._interval(metric, shared, difference) if tests and difference is not None else None
+        interval, reason = (
+            self._interval(metric, shared, difference) if tests and difference is not None else (None, None)
+        )
         p = self._p(metric, shared, difference) if test != "none" and difference is not None else None
         return Comparison(
             name=metric.name,
@@ -158,25 +164,31 @@ class Comparer:
             interval=interval,
             test=None if test == "none" else test,
             p=p,
-            reason=_reason(known, tests, len(shared.units), interval),
+            reason=UNDEFINED if not known else reason if tests else INCOMPARABLE,
         )
 
-    def _interval(self, metric: Metric[C], shared: _Shared, difference: float) -> Interval | None:
-        if metric.facts.interval == "none" or len(shared.units) < FEWEST_UNITS:
-            return None
-        level = self.settings.level
-        if metric.facts.interval == "jackknife":
+    def _interval(
+        self, metric: Metric[C], shared: _Shared, difference: float
+    ) -> tuple[Interval, None] | tuple[None, str]:
+        """Return the interval of the difference, or why there is none."""
+        if len(shared.units) < FEWEST_UNITS:
+            return None, f"fewer than {FEWEST_UNITS} dialogues"
+        level, method = self.settings.level, metric.facts.interval
+        bounds: Bounds | None = None
+        if method == "jackknife":
             left_out = self._differences(metric, shared, 1 - np.eye(len(shared.units)))
             half = z_score(level) * jackknife_error(left_out)
-            bounds: Bounds | None = Bounds(difference - half, difference + half) if np.isfinite(half) else None
-        else:
+            bounds = Bounds(difference - half, difference + half) if np.isfinite(half) else None
+        elif method != "none":
+            method = "bootstrap"
             bounds = percentile_interval(
                 self._differences(metric, shared, _chosen(self.bootstrap, shared)), level=level
             )
         if bounds is None:
-            return None
-        method = "jackknife" if metric.facts.interval == "jackknife" else "bootstrap"
-        return Interval(method=method, level=level, low=bounds.low, high=bounds.high)
+            return None, "no interval for this metric"
+        if is_degenerate(bounds):
+            return None, DEGENERATE
+        return Interval(method=method, level=level, low=bounds.low, high=bounds.high), None
 
     def _differences(self, metric: Metric[C], shared: _Shared, draws: Array) -> Array:
         ours = metric.estimator.replay(shared.ours, shared.owner, draws)
@@ -226,22 +238,28 @@ def _by_unit(metric: Metric[C], shared: _Shared) -> dict[int, tuple[float, float
     return pairs
 
 
-def _reason(known: bool, tests: bool, n_units: int, interval: Interval | None) -> str | None:
-    """Return why something is missing from a comparison."""
-    if not known:
-        return "undefined on the shared cases"
-    if not tests:
-        return "the runs are not comparable"
-    if interval is None:
-        return f"fewer than {FEWEST_UNITS} dialogues" if n_units < FEWEST_UNITS else "no interval for this metric"
-    return None
+def with_holm(comparisons: Sequence[Comparison], variants: Mapping[str, str] | None = None) -> list[Comparison]:
+    """Return the comparisons of one suite with Holm-adjusted p-values, each question asked once.
 
-
-def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return the comparisons of one suite with Holm-adjusted p-values."""
-    tested = [(index, entry.p) for index, entry in enumerate(comparisons) if entry.p is not None]
+    Args:
+        comparisons: Of one suite.
+        variants: Per metric, the metric that it often equals; where it does for both runs, it is not tested.
+    """
+    by_name = {entry.name: entry for entry in comparisons}
+    asked = [_unless_equal(entry, by_name.get((variants or {}).get(entry.name, ""))) for entry in comparisons]
+    tested = [(index, entry.p) for index, entry in enumerate(asked) if entry.p is not None]
     adjusted = dict(zip((index for index, _ in tested), holm([p for _, p in tested]), strict=True))
     return [
         entry.model_copy(update={"p_holm": adjusted[index]}) if index in adjusted else entry
-        for index, entry in enumerate(comparisons)
+        for index, entry in enumerate(asked)
     ]
+
+
+def _unless_equal(entry: Comparison, basis: Comparison | None) -> Comparison:
+    """Return a comparison without its test if both runs have the values of another metric on the same cases."""
+    if entry.p is None or basis is None or basis.p is None or entry.n != basis.n:
+        return entry
+    pairs = ((entry.value, basis.value), (entry.other_value, basis.other_value))
+    if not all(np.isclose(ours, theirs, rtol=_EQUAL, atol=_EQUAL) for ours, theirs in pairs):
+        return entry
+    return entry.model_copy(update={"test": None, "p": None, "reason": f"equals {basis.name} on these cases"})

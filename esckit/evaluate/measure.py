@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esckit.evaluate.metric import Array, C, Collected, Metric, collect
+from esckit.evaluate.metric import Array, C, Collected, Metric, Sums, collect
 from esckit.evaluate.resampling import Plan, bootstrap_plan
 from esckit.evaluate.rows import Interval, MetricRow
-from esckit.evaluate.statistics import Bounds, jackknife_error, percentile_interval, wilson, z_score
+from esckit.evaluate.statistics import Bounds, is_degenerate, jackknife_error, percentile_interval, wilson, z_score
 
 SMALL_SAMPLE = 30
 FEWEST_UNITS = 5
+DEGENERATE = "degenerate"
+"""Why there is no interval: all resamples are alike, so that it would have no width."""
 
 Group = dict[str, str | int]
 
@@ -123,7 +125,25 @@ class Measurement:
         if bounds is None:
             skipped = int(np.isnan(values).sum())
             return _Found(None, f"undefined in {skipped} of {len(values)} resamples")
-        return self._found("bootstrap", bounds)
+        return self._degenerate(metric, collected) if is_degenerate(bounds) else self._found("bootstrap", bounds)
+
+    def _degenerate(self, metric: Metric[C], collected: Collected) -> _Found:
+        """Return Wilson's interval of a share of independent cases, nothing for all else."""
+        facts, estimator = metric.facts, metric.estimator
+        values = [metric.finish([entry]) for entry in collected.stats]
+        counted = [
+            (value, name) for value, name in zip(values, collected.dialogue_ids, strict=True) if value is not None
+        ]
+        if (
+            (facts.unit, facts.range) == ("share", (0.0, 1.0))
+            and isinstance(estimator, Sums)
+            and estimator.proportion
+            and all(value in (0.0, 1.0) for value, _ in counted)
+            and len({name for _, name in counted}) == len(counted)
+        ):
+            successes = sum(value for value, _ in counted)
+            return self._found("wilson", wilson(successes, len(counted), level=self.settings.level))
+        return _Found(None, DEGENERATE)
 
     def _jackknife(self, metric: Metric[C], collected: Collected, value: float) -> _Found:
         left_out = leave_one_out(metric, collected)
@@ -131,6 +151,8 @@ class Measurement:
             return _Found(None, "undefined without one of the dialogues")
         half = z_score(self.settings.level) * jackknife_error(left_out)
         low, high = metric.facts.range
+        if is_degenerate(Bounds(value - half, value + half)):
+            return _Found(None, DEGENERATE)
         return self._found(
             "jackknife", Bounds(max(low, value - half), value + half if high is None else min(high, value + half))
         )

@@ -72,6 +72,7 @@ class Facts:
         counts: Names of the sums that are printed beside the value.
         undefined: Why there is no value although the minimum is met.
         no_interval: Why there is no interval, where ``interval`` is ``none``.
+        variant_of: Name of the metric that this one often equals; where it does, it asks no question of its own.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Facts:
     counts: tuple[str, ...] = ()
     undefined: str | None = None
     no_interval: str | None = None
+    variant_of: str | None = None
 
 
 class Estimator(Protocol):
@@ -135,9 +137,11 @@ class Sums:
 
     Attributes:
         value: (R, W) sums to (R,) values, NaN where undefined.
+        proportion: True if the value of cases that are each 0 or 1 is the share of ones.
     """
 
     value: Callable[[Array], Array]
+    proportion: bool = False
 
     def finish(self, stats: Sequence[Stats]) -> float | None:
         """Return the value of the summed statistics."""
@@ -195,7 +199,7 @@ def ratio(sums: Array) -> Array:
     return divide(sums[:, 0], sums[:, 1])
 
 
-RATIO = Sums(ratio)
+RATIO = Sums(ratio, proportion=True)
 
 
 @dataclass(frozen=True, slots=True)

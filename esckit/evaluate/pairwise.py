@@ -1,7 +1,8 @@
 """Pairwise comparison of two systems' replies, judged in both orders.
 
 A is the system under test. Both orders name the same system: win or lose. Both tie: tie. Anything else is a tie that
-is counted as inconsistent. A comparison without two readable answers is unscored.
+is counted as inconsistent. A comparison without a readable answer in both orders is unscored. Where a recipe asks for
+one order (``swap: false``), that order decides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from esckit.evaluate.cases import Judgement, PairCase
 from esckit.evaluate.measure import Measurement
 from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
 from esckit.evaluate.rows import MetricRow
-from esckit.evaluate.statistics import two_sided_binomial
+from esckit.evaluate.statistics import holm, two_sided_binomial
 
 PairMetric = Metric[PairCase]
 Winner = Literal["A", "B", "tie"]
@@ -53,15 +54,23 @@ class Decision:
     n_decided: int
 
 
-def decide(case: PairCase, dimension: str) -> Decision | Unscored:
-    """Return the decision of a case on a dimension, or why there is none."""
+def decide(case: PairCase, dimension: str, *, swapped: bool = True) -> Decision | Unscored:
+    """Return the decision of a case on a dimension, or why there is none.
+
+    Args:
+        case: The case.
+        dimension: What the judge was asked.
+        swapped: True if both orders have to be judged: one of them alone says nothing about consistency.
+    """
     if case.unscored is not None:
         return Unscored(case.unscored)
     failed = next((judgement.unscored for judgement in case.judgements if judgement.unscored), None)
     if failed is not None:
         return Unscored(failed)
+    if len({judgement.order for judgement in case.judgements}) < (2 if swapped else 1):
+        return Unscored("missing")
     winners = [winner for judgement in case.judgements if (winner := named(judgement, dimension)) is not None]
-    if not winners or len(winners) < len(case.judgements):
+    if len(winners) < len(case.judgements):
         return Unscored("unparsed")
     agreed = len(set(winners)) == 1
     verdicts = [judgement.verdicts[dimension] for judgement in case.judgements]
@@ -75,15 +84,16 @@ def decide(case: PairCase, dimension: str) -> Decision | Unscored:
 
 @dataclass(frozen=True, slots=True)
 class PairScale:
-    """The metrics of one dimension."""
+    """The metrics of one dimension; ``swapped``: see :func:`decide`."""
 
     dimension: str
+    swapped: bool = True
 
     def _metric(
         self, facts: Facts, read: Callable[[PairCase, Decision], Stats | None], sums: Sums = RATIO
     ) -> PairMetric:
         def collect_case(case: PairCase) -> Stats | Unscored | None:
-            decision = decide(case, self.dimension)
+            decision = decide(case, self.dimension, swapped=self.swapped)
             return decision if isinstance(decision, Unscored) else read(case, decision)
 
         return Metric(facts, collect_case, sums)
@@ -126,7 +136,7 @@ class PairScale:
             higher_is_better=None,
             minimum="1 decided case",
             interval="none",
-            no_interval="a p-value",
+            no_interval="a p-value, Holm-adjusted over the dimensions",
             test="none",
             needs=frozenset({"judge"}),
             counts=("win", "lose"),
@@ -171,7 +181,7 @@ class PairScale:
 
 def pair_metrics(dimension: str, *, swapped: bool = True) -> tuple[PairMetric, ...]:
     """Return the metrics of a dimension; a consistency rate needs both orders."""
-    scale = PairScale(dimension)
+    scale = PairScale(dimension, swapped)
     shares = (scale.share("win"), scale.share("tie"), scale.share("lose"), scale.net(), scale.sign_p())
     consistency = (scale.position_consistency(),) if swapped else ()
     return (*shares, *consistency, scale.first_share(), scale.longer_share())
@@ -180,11 +190,18 @@ def pair_metrics(dimension: str, *, swapped: bool = True) -> tuple[PairMetric, .
 def pairwise_rows(
     cases: Sequence[PairCase], dimensions: Sequence[str], measurement: Measurement, *, swapped: bool = True
 ) -> list[MetricRow]:
-    """Return all rows of the suite; a dimension whose orders rarely agree is flagged ``position_bias``."""
+    """Return all rows of the suite.
+
+    A dimension whose orders rarely agree is flagged ``position_bias``; the sign tests of all dimensions are one family:
+    each ``sign_p`` is adjusted after Holm.
+    """
     rows = []
     for dimension in dimensions:
         consistency = PairScale(dimension).position_consistency()
         share = consistency.finish(collect(consistency, cases).stats) if swapped else None
         flags = ("position_bias",) if share is not None and share < FAIR_CONSISTENCY else ()
         rows += [measurement.row(metric, cases, flags=flags) for metric in pair_metrics(dimension, swapped=swapped)]
+    tested = [index for index, row in enumerate(rows) if row.unit == "p" and row.value is not None]
+    for index, adjusted in zip(tested, holm([rows[index].value or 0.0 for index in tested]), strict=True):
+        rows[index] = rows[index].model_copy(update={"value": adjusted})
     return rows

@@ -11,6 +11,14 @@ from esckit.evaluate.probes import read_shipped
 from esckit.registry import did_you_mean
 from esckit.types import Record
 
+_DATA = frozenset({"data.dataset", "data.scheme", "data.split", "data.limit", "taxonomy"})
+SAYS_WHICH_TEST = {
+    "strategy": _DATA | {"settings.strategy.unit", "settings.strategy.exclude"},
+    "response": _DATA | {"settings.response.per_dialogue"},
+}
+"""By suite, what a recipe must say alike for our value to be of a published test: corpus, split, unit, taxonomy, and
+that nothing was left out. A suite that is not here has no published test that anybody else can run."""
+
 
 class ReferenceRow(Record):
     """One row of a published table.
@@ -19,12 +27,10 @@ class ReferenceRow(Record):
         name: As the source names it.
         metric: Our metric for the same quantity; None where rows are systems, or the test set cannot be had.
         values: One per column as printed in the source; None where it has none.
-        same: What a recipe must say beside ``same`` of the table.
     """
 
     name: str
     metric: str | None = None
-    same: dict[str, Any] = Field(default_factory=dict)
     values: tuple[float | None, ...]
 
 
@@ -50,9 +56,10 @@ class ReferenceTable(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if not self.same and any(row.metric for row in self.rows):
-            raise ValueError("our values beside it, and nothing says of which test")
         for row in self.rows:
+            needed = SAYS_WHICH_TEST.get((row.metric or "").partition(".")[0])
+            if row.metric and (needed is None or needed - self.same.keys()):
+                raise ValueError(f"our {row.metric} beside row {row.name!r}, and same does not say of which test")
             if len(row.values) != len(self.columns):
                 raise ValueError(f"row {row.name!r} has {len(row.values)} values for {len(self.columns)} columns")
         return self

@@ -66,6 +66,7 @@ class CriticScale:
             minimum="1 scored dialogue",
             needs=frozenset({"episode"}),
             counts=("success", "cases"),
+            variant_of=self._name("sr_strict") if rule == "lenient" else None,
         )
         return self._of_outcome(facts, lambda outcome: (float(outcome.turn(rule) is not None), 1.0))
 
@@ -85,6 +86,8 @@ class CriticScale:
     def average_turn(self, rule: Rule, name: str | None = None) -> EpisodeMetric:
         """Return AT, Σ min(τ, T)/n: failures count as T."""
         facts = self._turn_facts(name or f"at_{rule}", test="sign_flip")
+        if rule == "lenient":
+            facts = replace(facts, variant_of=self._name("at_strict"))
         return self._of_outcome(facts, lambda outcome: (self._turns(outcome, rule), 1.0))
 
     def turn_of_success(self) -> EpisodeMetric:

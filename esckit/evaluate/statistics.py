@@ -34,16 +34,11 @@ def z_score(level: float) -> float:
 
 
 def wilson(successes: float, n: float, *, level: float = 0.95) -> Bounds:
-    """Return Wilson's interval for a share of ``n`` ≥ 1 independent cases."""
-    z = z_score(level)
-    share = successes / n
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    # At shares of 0 and 1 a bound is exactly 0 or 1, which rounding misses.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Bounds(low, high)
+    """Return Wilson's interval for a share of ``n`` ≥ 1 independent cases; both counts are whole numbers."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(successes), round(n)).proportion_ci(level, method="wilson")
+    return Bounds(float(found.low), float(found.high))
 
 
 def percentile_interval(values: Array, *, level: float = 0.95) -> Bounds | None:
@@ -59,6 +54,11 @@ def percentile_interval(values: Array, *, level: float = 0.95) -> Bounds | None:
     low = math.floor((1 - exact) / 2 * len(kept))
     high = math.ceil((1 + exact) / 2 * len(kept)) - 1
     return Bounds(float(kept[low]), float(kept[high]))
+
+
+def is_degenerate(bounds: Bounds) -> bool:
+    """Return whether an interval has no width: its resamples were all alike, which says nothing about chance."""
+    return bounds.high - bounds.low <= _SLACK * max(1.0, abs(bounds.high))
 
 
 def jackknife_error(left_out: Array) -> float:

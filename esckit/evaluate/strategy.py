@@ -126,11 +126,16 @@ class StrategyScale:
         cells[self.strategies.index(predicted) * len(self.strategies) + self.strategies.index(case.gold)] = 1.0
         return tuple(cells)
 
-    def of_matrix(self, facts: Facts, value: Callable[[Array], Array]) -> StrategyMetric:
-        """Return a metric that is a function of the confusion matrix."""
+    def of_matrix(self, facts: Facts, value: Callable[[Array], Array], *, proportion: bool = False) -> StrategyMetric:
+        """Return a metric that is a function of the confusion matrix; ``proportion``: see :class:`Sums`."""
         n = len(self.strategies)
-        named = replace(facts, name=f"{self.prefix}.{facts.name}")
-        return Metric(named, self.cell, Sums(lambda sums: value(sums.reshape(-1, n, n))))
+        basis = f"{self.prefix}.{facts.variant_of}" if facts.variant_of else None
+        named = replace(facts, name=f"{self.prefix}.{facts.name}", variant_of=basis)
+        return Metric(named, self.cell, Sums(lambda sums: value(sums.reshape(-1, n, n)), proportion))
+
+    def accuracy(self) -> StrategyMetric:
+        """Return Σ C_ii / N."""
+        return self.of_matrix(Facts("accuracy"), accuracy, proportion=True)
 
     def accuracy_any(self) -> StrategyMetric:
         """Return the share of turns whose prediction is among all labels of the merged turn."""
@@ -141,7 +146,7 @@ class StrategyScale:
                 return predicted
             return (float(predicted in (case.gold_all or (case.gold,))), 1.0)
 
-        facts = Facts(f"{self.prefix}.accuracy_any", counts=("correct", "cases"))
+        facts = Facts(f"{self.prefix}.accuracy_any", counts=("correct", "cases"), variant_of=f"{self.prefix}.accuracy")
         return Metric(facts, collect, RATIO)
 
     def correct_of_all(self) -> StrategyMetric:
@@ -153,7 +158,9 @@ class StrategyScale:
                 return Unscored(predicted.reason, (0.0, 1.0))
             return (float(predicted == case.gold), 1.0)
 
-        facts = Facts(f"{self.prefix}.correct_of_all", counts=("correct", "cases"))
+        facts = Facts(
+            f"{self.prefix}.correct_of_all", counts=("correct", "cases"), variant_of=f"{self.prefix}.accuracy"
+        )
         return Metric(facts, collect, RATIO)
 
 
@@ -182,19 +189,24 @@ def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
     )
     pseudo = scale.pseudo_count
     found = [
-        scale.of_matrix(Facts("accuracy"), accuracy),
+        scale.accuracy(),
         *([scale.accuracy_any()] if scale.merged else []),
         scale.correct_of_all(),
         scale.of_matrix(Facts("macro_f1", minimum=two), macro_f1),
         scale.of_matrix(Facts("weighted_f1", minimum=two), weighted_f1),
         scale.of_matrix(b, lambda matrix: bias(matrix, pseudo_count=pseudo)),
-        scale.of_matrix(replace(b, name="bias_b_20"), lambda matrix: bias(matrix, pseudo_count=pseudo, max_sweeps=20)),
+        scale.of_matrix(
+            replace(b, name="bias_b_20", variant_of="bias_b"),
+            lambda matrix: bias(matrix, pseudo_count=pseudo, max_sweeps=20),
+        ),
         scale.of_matrix(replace(bounded, name="entropy"), lambda matrix: entropy_of(matrix.sum(axis=2))),
         scale.of_matrix(
-            replace(bounded, name="entropy_normalised", unit="share", range=(0.0, 1.0)),
+            replace(bounded, name="entropy_normalised", unit="share", range=(0.0, 1.0), test="none"),
             lambda matrix: entropy_of(matrix.sum(axis=2)) / log_size,
         ),
-        scale.of_matrix(replace(bounded, name="gold_entropy"), lambda matrix: entropy_of(matrix.sum(axis=1))),
+        scale.of_matrix(
+            replace(bounded, name="gold_entropy", test="none"), lambda matrix: entropy_of(matrix.sum(axis=1))
+        ),
         scale.of_matrix(kl, kl_gold),
         scale.of_matrix(Facts("majority_accuracy", higher_is_better=None, test="none"), majority_share),
         scale.of_matrix(Facts("frequency_accuracy", higher_is_better=None, test="none"), frequency_share),
@@ -216,10 +228,12 @@ def class_metrics(scale: StrategyScale, index: int) -> tuple[StrategyMetric, ...
         scale.of_matrix(
             Facts("precision", minimum="1 prediction of it"),
             lambda matrix: divide(right(matrix), matrix[:, index].sum(axis=1)),
+            proportion=True,
         ),
         scale.of_matrix(
             Facts("recall", minimum="1 gold case of it"),
             lambda matrix: divide(right(matrix), matrix[:, :, index].sum(axis=1)),
+            proportion=True,
         ),
         scale.of_matrix(
             Facts("f1", minimum="1 prediction or gold case of it"), lambda matrix: f1_by_class(matrix)[:, index]
@@ -237,7 +251,7 @@ def strategy_rows(cases: Sequence[StrategyCase], scale: StrategyScale, measureme
     for index, name in enumerate(scale.strategies):
         rows += [measurement.row(metric, cases, group={"class": name}) for metric in class_metrics(scale, index)]
     by_stage = (
-        scale.of_matrix(Facts("accuracy"), accuracy),
+        scale.accuracy(),
         scale.of_matrix(Facts("macro_f1", minimum="2 labels in gold"), macro_f1),
     )
     for stage in STAGES:

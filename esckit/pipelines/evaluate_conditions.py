@@ -41,7 +41,7 @@ def conditions(
     found: dict[str, dict[str, Any]] = {}
     for work in works:
         of_suite = found.setdefault(work.suite, _of_suite(recipe, work.suite))
-        of_suite[f"{work.file}_cases"] = digest([unit.id for unit in work.units])
+        of_suite |= {f"{work.file}_cases": digest([unit.id for unit in work.units]), **work.conditions}
     if "strategy" in found:
         found["strategy"] |= predicted
     if recipe.settings.response.strategy == "gold":
@@ -71,7 +71,7 @@ def _of_suite(recipe: EvaluateRecipe, suite: str) -> dict[str, Any]:
         case "pairwise":
             compared: dict[str, str] = {name: DIMENSIONS[name] for name in settings.pairwise.dimensions}
             judge = _judge(recipe, prompts.judge_pairwise, compared)
-            return {"settings": settings.pairwise.model_dump(mode="json"), "judge": judge}
+            return {"settings": settings.pairwise.model_dump(mode="json", exclude={"opponent"}), "judge": judge}
         case "safety":
             asked = {**CRISIS_QUESTIONS, **CONTROL_QUESTION, **SYCOPHANCY_QUESTIONS}
             return {

@@ -180,11 +180,12 @@ def compare(scales: Scales, files: Files, others: Files, *, other: str, tests: b
             f"{other} has none of the suites {', '.join(files)}", expected="a run of 'evaluate' with one of them"
         )
     by_suite: dict[str, list[Comparison]] = {}
+    variants: dict[str, str] = {}
     for file in shared:
         cases, theirs = files[file], others[file]
         comparer = Comparer.over(suite_of(file), (case.dialogue_id for case in cases), scales.statistics(), other=other)
-        found = [
-            comparer.compare(metric, cases, theirs, tests=tests) for metric in _compared(scales, file, cases, theirs)
-        ]
+        metrics = _compared(scales, file, cases, theirs)
+        found = [comparer.compare(metric, cases, theirs, tests=tests) for metric in metrics]
+        variants |= {metric.name: metric.facts.variant_of for metric in metrics if metric.facts.variant_of}
         by_suite.setdefault(suite_of(file), []).extend(found)
-    return [entry for found in by_suite.values() for entry in with_holm(found)]
+    return [entry for found in by_suite.values() for entry in with_holm(found, variants)]

@@ -116,17 +116,18 @@ def reliability(scales: Scales, files: Files, flags: Mapping[str, tuple[str, ...
     known = judged_scales(scales.recipe)
     for dimension, labels in read_labels(scales.recipe).items():
         suite, scale = known[dimension]
-        units = read_units(labels, dimension, scale, _judged(dimension, suite, files[suite]))
+        swapped = scales.recipe.settings.pairwise.swap
+        units = read_units(labels, dimension, scale, _judged(dimension, suite, files[suite], swapped=swapped))
         ids = (unit.id for unit in units)
         measurement = Measurement.over("reliability", ids, scales.statistics(), flags.get(suite, ()))
         rows += reliability_rows(units, ReliabilityScale(dimension, scale), measurement)
     return rows
 
 
-def _judged(dimension: str, suite: str, cases: Sequence[Any]) -> dict[str, str | int | Unscored]:
+def _judged(dimension: str, suite: str, cases: Sequence[Any], *, swapped: bool) -> dict[str, str | int | Unscored]:
     """Return what the automatic judge says of every case."""
     if suite == "pairwise":
-        return {case.id: _verdict(case, dimension) for case in cases}
+        return {case.id: _verdict(case, dimension, swapped=swapped) for case in cases}
     if dimension in PRESETS:
         return {episode.id: _level(episode, PRESETS[dimension]) for episode in cases}
     return {
@@ -138,8 +139,8 @@ def _judged(dimension: str, suite: str, cases: Sequence[Any]) -> dict[str, str |
     }
 
 
-def _verdict(case: PairCase, dimension: str) -> str | Unscored:
-    found = decide(case, dimension)
+def _verdict(case: PairCase, dimension: str, *, swapped: bool) -> str | Unscored:
+    found = decide(case, dimension, swapped=swapped)
     return found if isinstance(found, Unscored) else _VERDICTS[found.winner]
 
 

@@ -22,9 +22,9 @@ from esckit.pipelines.evaluate_suites.safety import safety_work
 from esckit.pipelines.evaluate_suites.strategy import strategy_taxonomy, strategy_work, tree_steps
 from esckit.pipelines.evaluate_suites.work import Predictions, Work
 from esckit.pipelines.leakage import family_of, leakage_flags, run_folder, run_of
-from esckit.pipelines.models import checkpoint_ids, look_up, run_identity
+from esckit.pipelines.models import checkpoint_ids, look_up
 from esckit.records import digest, file_sha256
-from esckit.runs import MANIFEST, read_manifest
+from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
             predicted=_labels(own, material),
             futures=futures.digests if futures else {},
         ),
-        inputs=_inputs(recipe),
+        inputs=_inputs(recipe, works),
     )
 
 
@@ -233,19 +233,20 @@ def _writers(run: Path) -> Iterator[str]:
 # ---------------------------------------------------------------- inputs
 
 
-def _inputs(recipe: EvaluateRecipe) -> dict[str, str]:
-    """Return the identity of what the cases depend on beside the recipe: trained models, and files of predictions."""
+def _inputs(recipe: EvaluateRecipe, works: Sequence[Work]) -> dict[str, str]:
+    """Return the identity of what the cases depend on beside the recipe: trained models, predictions, an opponent."""
     found = checkpoint_ids(recipe.roles().values())
-    opponent = recipe.settings.pairwise.opponent if "pairwise" in recipe.suites else None
-    for name in (recipe.predictions, opponent):
-        if name is not None:
-            found[name] = _identity_of(Path(name))
+    if recipe.predictions is not None:
+        found[recipe.predictions] = _identity_of(Path(recipe.predictions))
+    for work in works:
+        if "opponent" in work.conditions:
+            found[str(recipe.settings.pairwise.opponent)] = work.conditions["opponent"]
     return found
 
 
 def _identity_of(path: Path) -> str:
     if path.is_dir():
-        return run_identity(path) if (path / MANIFEST).is_file() else "a folder"
+        path = path / "predictions.jsonl"
     if not path.is_file():
         raise DataError("no such file or run folder", path=str(path), expected="predictions, or a run folder")
     return file_sha256(path)

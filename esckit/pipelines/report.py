@@ -84,7 +84,8 @@ def _knowledge() -> Knowledge:
             table.title,
             table.source,
             table.columns,
-            tuple(Published(row.name, row.metric, row.values, {**table.same, **row.same}) for row in table.rows),
+            table.same,
+            tuple(Published(row.name, row.metric, row.values) for row in table.rows),
             known.texts(table),
         )
         for table in known.tables

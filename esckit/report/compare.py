@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from esckit.config.commands import RECIPES
 from esckit.report.blocks import Block, Note, Part, Section, Table
 from esckit.report.metric_rows import short_name, suite_of
 from esckit.report.numbers import flattened, interval, measured, number, plain, signed
 from esckit.report.source import Run, section
-from esckit.runs import MANIFEST, differing_fields, read_manifest
+from esckit.runs import MANIFEST, differing_fields, read_manifest, without
 
 _MOST_FIELDS = 40
 
@@ -44,6 +45,12 @@ def _at(recipe: Mapping[str, Any], path: str) -> str:
     return plain(value)
 
 
+def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a run without what changes no result."""
+    recipe, command = section(manifest, "recipe"), manifest.get("command")
+    return without(recipe, RECIPES.resolve(command).OPERATIONAL) if command in RECIPES.targets else dict(recipe)
+
+
 def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
     """Return the seed that a field of the recipe stands for, and all else that it says, None for any other field.
 
@@ -54,7 +61,7 @@ def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
     folder = Path(_at(run.recipe, field))
     if not field.endswith(".checkpoint") or not (folder / MANIFEST).is_file():
         return None, None
-    recipe = dict(section(read_manifest(folder), "recipe"))
+    recipe = _identity(read_manifest(folder))
     return recipe.pop("seed", None), json.dumps(recipe, sort_keys=True)
 
 
@@ -113,7 +120,8 @@ def across_seeds(runs: Sequence[Run]) -> list[Part]:
     """Return mean and standard deviation over seeds: of one evaluation, or of models trained from one recipe."""
     if len(runs) < 2 or not all(_rows(run) for run in runs):
         return []
-    fields = {field for run in runs[1:] for field in differing_fields(runs[0].recipe, run.recipe)}
+    recipes = [_identity(run.manifest) for run in runs]
+    fields = {field for recipe in recipes[1:] for field in differing_fields(recipes[0], recipe)}
     seeds = {tuple(_seeds_at(run, field)[0] for field in sorted(fields)) for run in runs}
     bases = {tuple(_seeds_at(run, field)[1] for field in sorted(fields)) for run in runs}
     if len(seeds) != len(runs) or len(bases) != 1 or None in bases.pop():

@@ -29,7 +29,7 @@ _FLAGS = {
     "lost_input": "a run that a system was made from is not there any more: what that has seen is unknown",
     "overlap": "some test dialogues were seen in training",
     "self_judged": "one model both judges and plays",
-    "position_bias": "the judge prefers a position",
+    "position_bias": "the two orders of a pair name the same winner in less than 70 % of the cases",
     "smoothed": "pseudo-counts were added",
 }
 SAFETY_NOTE = (

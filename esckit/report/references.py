@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from esckit.report.blocks import ABSENT, Block, Points, Table
 from esckit.report.numbers import interval, measured, number
-from esckit.report.source import section
+from esckit.report.source import SAMPLE, section
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,11 @@ class Published:
     Attributes:
         metric: Our metric for the same quantity; None where rows are systems.
         values: One per column as printed in the source; None where it has none.
-        same: What a recipe must say, by dotted path, for our metric to measure the same.
     """
 
     name: str
     metric: str | None
     values: tuple[float | None, ...]
-    same: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,7 @@ class Reference:
     Attributes:
         id: Name under which ``metrics.json`` asks for it.
         columns: Names of the columns, in print order.
+        same: What a recipe must say, by dotted path, for our values to be of the same test.
         caveats: What has to be read with it; at least one sentence.
     """
 
@@ -42,6 +41,7 @@ class Reference:
     title: str
     source: str
     columns: tuple[str, ...]
+    same: Mapping[str, Any]
     rows: tuple[Published, ...]
     caveats: tuple[str, ...]
 
@@ -52,7 +52,8 @@ def reference_blocks(
     """Yield each published table, beside the run's own values where they measure the same, then its caveats."""
     whole = {str(row.get("name")): row for row in rows if not row.get("group")}
     for reference in references:
-        ours = [whole.get(row.metric or "") if _holds(row.same, recipe) else None for row in reference.rows]
+        comparable = _of_this_test(reference, recipe)
+        ours = [whole.get(row.metric or "") if comparable else None for row in reference.rows]
         beside = any(ours)
         table = tuple(
             (row.name, *(_own(own) if beside else ()), *map(_printed, row.values))
@@ -64,12 +65,14 @@ def reference_blocks(
         yield Points("Never to be read without", tuple(sentences))
 
 
-def _holds(same: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+def _of_this_test(reference: Reference, recipe: Mapping[str, Any]) -> bool:
+    """Return whether a run was made on the very test of a table; what ships as a sample is no corpus."""
+
     def at(path: str) -> Any:
         *sections, name = path.split(".")
         return reduce(section, sections, recipe).get(name)
 
-    return all(at(path) == value for path, value in same.items())
+    return not str(at("data.path")).startswith(SAMPLE) and all(at(path) == it for path, it in reference.same.items())
 
 
 def _own(row: Mapping[str, Any] | None) -> tuple[str, str, str]:

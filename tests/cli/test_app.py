@@ -47,6 +47,21 @@ def test_all_six_commands_and_three_groups_are_in_the_table():
         load_attr(command.target)
 
 
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (("evaluate", "smoke/evaluate_scripted", "--against", "a", "--against", "b"), "--against"),
+        (("report", "a", "--against", "b", "--out", "c.html", "--out", "d.html"), "--out"),
+        (("data", "inspect", "sample:esconv", "--format", "esconv", "--format", "auto"), "--format"),
+    ],
+    ids=["evaluate", "report", "data"],
+)
+def test_of_an_option_given_twice_neither_value_is_dropped(argv, option):
+    done = esckit(*argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{option} given 2 times" in done.stderr
+
+
 def test_help_shows_every_command():
     shown = esckit("--help")
     assert shown.returncode == 0

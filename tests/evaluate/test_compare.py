@@ -9,9 +9,9 @@ from esckit.evaluate.compare import Comparer, require_comparable, with_holm
 from esckit.evaluate.measure import StatisticsSettings
 from esckit.evaluate.response import ROUGE_L, bleu, distinct
 from esckit.evaluate.reward import reward_metrics
-from esckit.evaluate.selfplay import CriticScale
-from esckit.evaluate.strategy import StrategyScale
-from tests.evaluate.casefakes import episode, quarters, response_case, strategy_case
+from esckit.evaluate.selfplay import CriticScale, headline_metrics
+from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+from tests.evaluate.casefakes import episode, of_matrix, quarters, response_case, strategy_case
 
 SETTINGS = StatisticsSettings(run_seed=7, resamples=2000)
 SCALE = CriticScale("rlff7", max_turns=2)
@@ -43,13 +43,12 @@ def test_average_turns_are_compared_by_sign_flips() -> None:
     assert found.p == 8 / 64
 
 
-def test_a_system_against_itself() -> None:
+def test_a_system_against_itself_differs_in_nothing_and_has_no_interval() -> None:
     cases = [response_case(index, f"word{index} and more", "word1 and less") for index in range(20)]
     for metric in (bleu(2), ROUGE_L, distinct(1)):
         found = comparer(20, "response").compare(metric, cases, cases)
         assert (found.difference, found.p) == (0, 1.0)
-        assert found.interval is not None
-        assert (found.interval.low, found.interval.high) == (0, 0)
+        assert (found.interval, found.reason) == (None, "degenerate")
 
 
 @pytest.mark.parametrize("n", [6, 30])
@@ -104,6 +103,49 @@ def test_holm_is_added_per_suite() -> None:
     base = comparer(6).compare(metric, played("111111"), played("000000"))
     entries = [base.model_copy(update={"p": p}) for p in (0.01, None, 0.04, 0.03)]
     assert [entry.p_holm for entry in with_holm(entries)] == [pytest.approx(0.03), None, *[pytest.approx(0.06)] * 2]
+
+
+def strategy_family(ours: list, theirs: list) -> dict:
+    """Return the comparisons of the suite ``strategy`` by short name."""
+    metrics = strategy_metrics(StrategyScale(("Q", "R", "C")))
+    found = [comparer(len(ours), "strategy").compare(metric, ours, theirs) for metric in metrics]
+    variants = {metric.name: metric.facts.variant_of for metric in metrics if metric.facts.variant_of}
+    return {entry.name.partition(".")[2]: entry for entry in with_holm(found, variants)}
+
+
+def test_a_family_holds_each_question_once() -> None:
+    ours = of_matrix([[20, 9, 6], [3, 15, 4], [2, 1, 10]], ("Q", "R", "C"))
+    others = of_matrix([[15, 9, 11], [3, 10, 9], [7, 6, 0]], ("Q", "R", "C"))
+    theirs = [case.model_copy(update={"predicted": other.predicted}) for case, other in zip(ours, others, strict=True)]
+    family = strategy_family(ours, theirs)
+    tested = {name for name, entry in family.items() if entry.p is not None}
+    assert tested == {"accuracy", "macro_f1", "weighted_f1", "bias_b", "entropy", "kl_gold"}
+    assert {name for name, entry in family.items() if entry.p_holm is not None} == tested
+    least = min((entry for entry in family.values() if entry.p is not None), key=lambda entry: entry.p)
+    assert least.p_holm == pytest.approx(min(1.0, 6 * least.p))
+    assert family["correct_of_all"].reason == "equals strategy.accuracy on these cases"
+    assert family["bias_b_20"].reason == "equals strategy.bias_b on these cases"
+    assert (family["correct_of_all"].test, family["correct_of_all"].interval) == (None, family["accuracy"].interval)
+
+
+def test_correct_of_all_is_a_question_of_its_own_where_cases_are_unscored() -> None:
+    ours = [strategy_case(index, "Q", "QR"[index % 2]) for index in range(12)]
+    theirs = [strategy_case(index, None if index < 4 else "R", "QR"[index % 2]) for index in range(12)]
+    family = strategy_family(ours, theirs)
+    assert family["correct_of_all"].p is not None
+    assert family["accuracy_any"].p is None
+
+
+def test_lenient_success_is_no_second_question_where_it_equals_the_strict_one() -> None:
+    metrics = headline_metrics(SCALE)
+    variants = {metric.name: metric.facts.variant_of for metric in metrics if metric.facts.variant_of}
+    for last, tested in (([30], False), ([20, 0], True)):
+        ours = [*played("111110"), episode("d6", {"rlff7": quarters(*last)}, max_turns=2)]
+        theirs = [*played("000010"), episode("d6", {"rlff7": LOSS}, max_turns=2)]
+        found = with_holm([comparer(7).compare(metric, ours, theirs) for metric in metrics], variants)
+        p = {entry.name.rpartition(".")[2]: entry.p for entry in found}
+        assert p["sr_strict"] is not None
+        assert (p["sr_lenient"] is not None) is tested
 
 
 def test_unlike_runs_are_refused_with_what_differs() -> None:

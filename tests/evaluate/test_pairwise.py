@@ -78,9 +78,44 @@ def test_one_unreadable_order_leaves_the_case_unscored() -> None:
 def test_one_order_alone_decides_where_positions_are_not_swapped() -> None:
     case = pair_case(0, "A", "A")
     single = case.model_copy(update={"judgements": case.judgements[1:]})
-    decision = decide(single, "overall")
+    decision = decide(single, "overall", swapped=False)
     assert decision.winner == "A"  # type: ignore[union-attr]
     assert "position_consistency" not in {metric.name.rpartition(".")[2] for metric in pair_metrics("o", swapped=False)}
+
+
+def test_one_order_alone_is_no_consistency_where_both_are_asked_for() -> None:
+    case = pair_case(0, "A", "A")
+    single = case.model_copy(update={"judgements": case.judgements[:1]})
+    twice = case.model_copy(update={"judgements": (case.judgements[0], case.judgements[0])})
+    for metric in pair_metrics("overall"):
+        found = collect(metric, [single, twice.model_copy(update={"id": "twice"})])
+        assert (found.n, found.unscored) == (0, {"missing": 2}), metric.name
+
+
+def test_sign_tests_are_adjusted_over_the_dimensions() -> None:
+    cases = [dimensions_case(index, "A", "B" if index < 6 else "tie") for index in range(8)]
+    dimensions = ["fluency", "comfort", "overall"]
+    rows = pairwise_rows(cases, dimensions, measurement("pairwise", [case.dialogue_id for case in cases]))
+    p = {row.name.split(".")[1]: (row.value, row.reason) for row in rows if row.name.endswith("sign_p")}
+    adjusted = "a p-value, Holm-adjusted over the dimensions"
+    assert p == {
+        "fluency": (2 * 2 / 2**8, adjusted),
+        "comfort": (2 / 2**6, adjusted),
+        "overall": (None, "needs 1 decided case"),
+    }
+
+
+def dimensions_case(index: int, fluency: str, comfort: str) -> PairCase:
+    """Return a case whose orders agree, on each dimension for the named system; ``overall`` is a tie."""
+    said = {"A": ("1", "2"), "B": ("2", "1"), "tie": ("tie", "tie")}
+    judgements = tuple(
+        Judgement(
+            order=order,
+            verdicts={"fluency": said[fluency][at], "comfort": said[comfort][at], "overall": "tie"},
+        )
+        for at, order in enumerate(("AB", "BA"))
+    )
+    return pair_case(index, "A", "A").model_copy(update={"judgements": judgements})
 
 
 def test_an_inconsistent_judge_is_flagged() -> None:

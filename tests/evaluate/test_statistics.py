@@ -5,8 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from esckit.evaluate.metric import RATIO
+from esckit.evaluate.metric import RATIO, Metric
+from esckit.evaluate.pairwise import pair_metrics
 from esckit.evaluate.resampling import bootstrap_draws, bootstrap_plan, swap_draws
+from esckit.evaluate.response import distinct
+from esckit.evaluate.rows import MetricRow
+from esckit.evaluate.selfplay import CriticScale
 from esckit.evaluate.statistics import (
     all_swaps,
     holm,
@@ -16,7 +20,9 @@ from esckit.evaluate.statistics import (
     wilson,
     z_score,
 )
+from esckit.evaluate.strategy import StrategyScale, strategy_metrics
 from esckit.ledger import derive_seed
+from tests.evaluate.casefakes import episode, measurement, pair_case, quarters, response_case, strategy_case
 
 
 @pytest.mark.parametrize(
@@ -105,3 +111,55 @@ def test_undefined_resamples_are_skipped_up_to_one_per_cent() -> None:
     assert found.low == 10 + 24
     values[10] = np.nan
     assert percentile_interval(values) is None
+
+
+# ---------------------------------------------------------------- intervals without width
+
+
+def test_a_share_of_independent_cases_falls_back_to_wilson() -> None:
+    for index, metric in enumerate((SCALE.accuracy(), SCALE.correct_of_all(), SCALE.accuracy_any())):
+        for predicted, value in (("Q", 1.0), ("R", 0.0)):
+            cases = [strategy_case(number, predicted, "Q") for number in range(12)]
+            found = row(metric, cases)
+            assert (found.value, found.interval.method) == (value, "wilson"), (index, metric.name)
+            assert (found.interval.low, found.interval.high) == pytest.approx(wilson(12 * value, 12))
+            assert found.reason is None
+
+
+def test_shares_of_pairs_fall_back_to_wilson_and_their_difference_does_not() -> None:
+    cases = [pair_case(number, "A", "A") for number in range(12)]
+    found = {metric.name.rpartition(".")[2]: row(metric, cases) for metric in pair_metrics("overall")}
+    assert {name for name, each in found.items() if each.interval} == {
+        "win", "tie", "lose", "position_consistency", "longer_share",
+    }  # fmt: skip
+    assert (found["lose"].interval.low, found["lose"].interval.high) == pytest.approx((0, 0.2425), abs=1e-4)
+    for name, value in (("net", 1.0), ("first_share", 0.5)):
+        assert (found[name].value, found[name].reason) == (value, "degenerate")
+
+
+def test_several_cases_of_a_dialogue_leave_no_interval_of_zero_width() -> None:
+    cases = [strategy_case(number, "Q", "Q", dialogue=f"d{number // 2}") for number in range(24)]
+    found = row(SCALE.accuracy(), cases)
+    assert (found.value, found.interval, found.reason) == (1.0, None, "degenerate")
+
+
+def test_what_is_no_share_of_cases_has_no_interval_of_zero_width() -> None:
+    by_name = {metric.name: metric for metric in strategy_metrics(SCALE)}
+    cases = [strategy_case(number, "Q", "QR"[number % 2]) for number in range(12)]
+    assert row(by_name["strategy.entropy_normalised"], cases).reason == "degenerate"
+    failed = [episode(f"d{number}", {"rlff7": quarters(0, 0)}, max_turns=2) for number in range(12)]
+    critic = CriticScale("rlff7", max_turns=2)
+    assert (row(critic.average_turn("strict"), failed).value, row(critic.average_turn("strict"), failed).reason) == (
+        2.0,
+        "degenerate",
+    )
+    assert row(critic.success_rate("strict"), failed).interval.method == "wilson"
+    replies = [response_case(number, f"word{number}") for number in range(12)]
+    assert row(distinct(1), replies).reason == "degenerate"
+
+
+SCALE = StrategyScale(("Q", "R"))
+
+
+def row(metric: Metric, cases: list) -> MetricRow:
+    return measurement("suite", [case.dialogue_id for case in cases]).row(metric, cases)

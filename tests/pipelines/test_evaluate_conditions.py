@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from esckit.config.evaluate import EvaluateRecipe
+from esckit.errors import ConfigError
 from esckit.evaluate.cases import Case
 from esckit.pipelines.evaluate_conditions import conditions
 from esckit.pipelines.evaluate_setup import set_up
 from esckit.pipelines.evaluate_suites.work import Work
 from tests.pipelines.evalrecipes import evaluation
+from tests.pipelines.evalruns import opponent, result
 
 JUDGE = {"turn_judge": {"scripted": "critic_rubric"}}
 
@@ -56,6 +58,29 @@ def test_pairs_told_gold_strategies_depend_on_their_taxonomy(tmp_path: Path) -> 
         found[strategy] = _bare(evaluation("pairwise", settings=asked), "pairwise")
     assert "taxonomy" not in found["none"]
     assert (found["gold"]["taxonomy"], found["gold"]["mapping"]) == ("t", "m")
+
+
+def test_an_opponent_is_known_by_what_it_says_and_not_by_its_path(tmp_path: Path) -> None:
+    def against(path: str) -> dict[str, Any]:
+        return of("pairwise", settings={"pairwise": {"opponent": path}})["pairwise"]
+
+    first = opponent(tmp_path)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text((Path(first) / "predictions.jsonl").read_text())
+    assert against(first) == against(str(copy))
+    copy.write_text(copy.read_text().replace("Tell me", "Show me"))
+    assert against(first) != against(str(copy))
+    assert "opponent" not in against(first)["settings"]
+
+
+def test_an_opponent_that_changed_is_refused_on_the_same_folder(tmp_path: Path) -> None:
+    theirs = opponent(tmp_path)
+    sections = {"settings": {"pairwise": {"opponent": theirs}}}
+    result(tmp_path, "pairwise", **sections)
+    file = Path(theirs) / "predictions.jsonl"
+    file.write_text(file.read_text().replace("Tell me", "Show me"))
+    with pytest.raises(ConfigError, match="opponent-other_supporter"):
+        result(tmp_path, "pairwise", **sections)
 
 
 def test_rewards_are_compared_under_one_label_rule(tmp_path: Path) -> None:

@@ -199,6 +199,23 @@ def test_models_trained_under_several_seeds_are_averaged_too(tmp_path):
         assert build_report([*runs, more]).parts[-1].title != "Across seeds"
 
 
+def test_fields_that_change_no_result_do_not_part_seeds(tmp_path):
+    def evaluated(seed: int, **operational: object):
+        trained = tmp_path / f"trained-{seed}"
+        trained.mkdir()
+        facts = manifest("train-flow")
+        recipe = {**facts["recipe"], "seed": seed, "executor": {"threads": seed}, "checkpoints": {"every": seed}}
+        write_json(trained / "manifest.json", facts | {"recipe": recipe})
+        models = {"strategist": {"checkpoint": str(trained)}}
+        return open_run(evaluate_run(tmp_path / str(seed), models=models, **operational))
+
+    runs = [
+        evaluated(1, concurrency={"cases": 4}, statistics={"resamples": 100}, budget={"max_calls": 9}),
+        evaluated(2, concurrency={"cases": 8}, compare_to="runs/base", gates={"strategy.accuracy": 0.1}),
+    ]
+    assert build_report(runs).parts[-1].title == "Across seeds"
+
+
 def test_a_run_of_another_command_shows_its_summary(tmp_path):
     write_json(tmp_path / "manifest.json", manifest("predict"))
     write_json(tmp_path / "summary.json", {"schema": "x", "cases": 12, "warnings": ["three are blank"]})

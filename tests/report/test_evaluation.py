@@ -136,15 +136,37 @@ def test_no_published_number_without_its_caveats(tmp_path):
     assert "Published numbers" not in sections_of(evaluate_run(tmp_path / "f"))
 
 
-def test_published_columns_stand_beside_our_value_where_they_measure_the_same(tmp_path):
-    folder = evaluate_run(tmp_path / "e", data={"dataset": "esconv"})
+AFLOW_TEST = {
+    "taxonomy": "aflow",
+    "data": {"dataset": "esconv", "path": "data/esconv", "scheme": "hub", "split": ["test"], "limit": None},
+    "settings": {"response": {"per_dialogue": None}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, True),
+        ({"data": {**AFLOW_TEST["data"], "limit": 4}}, False),
+        ({"data": {**AFLOW_TEST["data"], "split": ["valid"]}}, False),
+        ({"data": {**AFLOW_TEST["data"], "path": "sample:esconv"}}, False),
+        ({"settings": {"response": {"per_dialogue": 1}}}, False),
+        ({"taxonomy": "esconv"}, False),
+    ],
+)
+def test_replies_stand_beside_published_ones_only_on_the_whole_test(tmp_path, change, shown):
+    folder = evaluate_run(tmp_path / "e", **AFLOW_TEST | change)
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv", "aflow.table1.extes"]})
     table, other = tables(sections_of(folder, REFERENCES)["Published numbers"])
     assert other.columns[:2] == ("as published", "GPT-4o")
+    if not shown:
+        assert table.columns[:2] == ("as published", "GPT-4o")
+        return
     assert table.columns[:5] == ("as published", "this run", "interval", "n", "GPT-4o")
     ours = next(row for row in table.rows if row[0] == "B-2")
     assert ours[:5] == ("B-2", "18.25", "[16.50, 20.00]", "280", "16.2")
+    assert next(row for row in table.rows if row[0] == "Acc")[1] == "–"
 
 
 GOLD_HUB = {

@@ -14,7 +14,7 @@ from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_suites.material import Material
 from esckit.pipelines.evaluate_suites.response import answerable, build_responder, reply_calls
 from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Unit, Work
-from esckit.records import read_records
+from esckit.records import digest, read_records
 from esckit.types import Context
 
 _ORDERS: tuple[Order, Order] = ("AB", "BA")
@@ -58,6 +58,8 @@ def pairwise_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
         calls={**calls, "judge": len(chosen) * (2 if settings.swap else 1)},
         prepare=prepare,
         roles=(*speakers, "judge"),
+        # By what it says, not by its path: two copies are one opponent, and a file that was changed is another.
+        conditions={"opponent": digest({context.id: theirs.get(context.id) for context in chosen})},
     )
 
 

@@ -47,6 +47,7 @@ class Work:
         prepare: Returns what plays a case, given the roles and the files before.
         roles: Roles whose models it needs; without any, no model is loaded for it.
         left_out: Counted contexts that are no case, by reason.
+        conditions: What else must be equal for two runs to be compared on this file.
     """
 
     suite: str
@@ -57,6 +58,7 @@ class Work:
     prepare: Prepare
     roles: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
 
 
 Predictions: TypeAlias = "Mapping[str, Prediction]"
