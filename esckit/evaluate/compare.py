@@ -259,7 +259,7 @@ def _unless_equal(entry: Comparison, basis: Comparison | None) -> Comparison:
     """Return a comparison without its test if both runs have the values of another metric on the same cases."""
     if entry.p is None or basis is None or basis.p is None or entry.n != basis.n:
         return entry
-    pairs = ((entry.value, basis.value), (entry.other_value, basis.other_value))
-    if not all(np.isclose(ours, theirs, rtol=_EQUAL, atol=_EQUAL) for ours, theirs in pairs):
+    ours, theirs = (np.array([one.value, one.other_value], dtype=np.float64) for one in (entry, basis))
+    if not np.allclose(ours, theirs, rtol=_EQUAL, atol=_EQUAL):
         return entry
     return entry.model_copy(update={"test": None, "p": None, "reason": f"equals {basis.name} on these cases"})
