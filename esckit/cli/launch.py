@@ -7,14 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
 
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, MissingExtraError
 from esckit.registry import did_you_mean
 
 _NOTE = "ESCKIT_EXIT_CODE_FILE"
@@ -78,9 +78,10 @@ def launch(name: str) -> None:
     """Run this very command under the launcher and leave with its exit code.
 
     Raises:
-        ConfigError: If there are no such settings, or they want GPUs and there are none.
+        ConfigError: If there are no such settings, or they want GPUs or DeepSpeed and there are none.
     """
     preset = find_preset(name)
+    _check_engine(name, preset)
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "exit_code"
         command = launch_command(sys.argv[1:], preset, n_processes=_missing_count(name, preset))
@@ -93,6 +94,13 @@ def note_exit_code(code: int | str | None) -> None:
     """Leave a note of the exit code of this process, where :func:`launch` looks for it if it started the process."""
     if isinstance(code, int) and code and _NOTE in os.environ:
         Path(os.environ[_NOTE]).write_text(str(code))
+
+
+def _check_engine(name: str, preset: Path) -> None:
+    """Refuse settings for DeepSpeed where it is not installed."""
+    wanted = yaml.safe_load(preset.read_text(encoding="utf-8"))["distributed_type"]
+    if wanted == "DEEPSPEED" and util.find_spec("deepspeed") is None:
+        raise MissingExtraError(f"--accelerate {name}", "deepspeed")
 
 
 def _missing_count(name: str, preset: Path) -> int | None:

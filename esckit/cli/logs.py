@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 
 import typer
@@ -47,10 +49,23 @@ class StderrHandler(logging.Handler):
 
 
 def configure_logging(settings: Settings) -> None:
-    """Let all loggers write to stderr: esckit's at the level that was asked for, those of libraries warnings and up."""
+    """Let all loggers write to stderr: esckit's at the level that was asked for, those of libraries their errors.
+
+    Libraries warn of what a user can do nothing about, so that their warnings are shown with ``--verbose`` only.
+    """
     root = logging.getLogger()
     for handler in tuple(root.handlers):
         if isinstance(handler, StderrHandler):
             root.removeHandler(handler)
-    root.addHandler(StderrHandler(logging.ERROR if settings.quiet else logging.NOTSET))
+    handler = StderrHandler(logging.ERROR if settings.quiet else logging.NOTSET)
+    root.addHandler(handler)
     logging.getLogger("esckit").setLevel(settings.level)
+    if settings.verbose:
+        logging.captureWarnings(True)
+        return
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.name.partition(".")[0] == "esckit")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    # These bring a handler of their own, and ask the environment for a level when they are imported.
+    for library in ("TRANSFORMERS", "DATASETS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from esckit.models.attention import Layout, PrefixUse, use_shared_prefix_attention
+from esckit.models.capabilities import cache_parameter
 from esckit.models.grouping import MIN_SHARED, length_batches, share_prefixes
 from esckit.models.kvcache import EMPTY_PREFIX, PrefixKV, PrefixStore, SlotCache
 from esckit.models.sampling import Settings, draw, penalise, uniforms
@@ -114,6 +115,7 @@ class Engine:
     def __init__(self, model: Any, *, max_batch_tokens: int, max_stored_bytes: int) -> None:
         use_shared_prefix_attention(model)
         self.model = model
+        self._cache_parameter = cache_parameter(model)
         self.max_batch_tokens = max_batch_tokens
         self.device = next(model.parameters()).device
         config = model.config.get_text_config(decoder=True)
@@ -378,10 +380,10 @@ class Engine:
             input_ids=tokens,
             attention_mask=layout.own_mask(),
             position_ids=layout.query_pos.clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=n_logits,
             layout=layout,
+            **{self._cache_parameter: cache},
         )
         logits: Tensor = output.logits
         return logits.float()

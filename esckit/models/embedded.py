@@ -84,12 +84,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from esckit.models.capabilities import dequantised_gguf
+
     quiet_off_terminal()
     _log.info("converting %s once into %s", gguf.name, folder)
     with fresh_folder(folder) as fresh:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.bfloat16, **_dequantised()
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.bfloat16, **dequantised_gguf()
         )
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
@@ -101,12 +103,3 @@ def quiet_off_terminal() -> None:
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-
-
-def _dequantised() -> dict[str, object]:
-    """Return the arguments that make transformers hand out plain weights."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # older releases know no other way
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from esckit.errors import CheckpointError
 from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
-from esckit.models.loading import quiet_peft, tidy_adapter
+from esckit.models.loading import tidy_adapter
 from esckit.records import dump_line, fresh_folder, write_atomic
 
 __all__ = [
@@ -85,8 +85,7 @@ def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool = F
     """
     if not (folder / ADAPTER).is_dir():
         raise CheckpointError(f"{folder} holds no adapter", expected="a checkpoint trained with LoRA")
-    with quiet_peft():
-        return PeftModel.from_pretrained(backbone, str(folder / ADAPTER), is_trainable=trainable)
+    return PeftModel.from_pretrained(backbone, str(folder / ADAPTER), is_trainable=trainable)
 
 
 def load_heads(model: FlowModel, folder: Path) -> None:

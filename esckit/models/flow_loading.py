@@ -24,7 +24,7 @@ from esckit.models.flow_checkpoint import (
     read_metadata,
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
-from esckit.models.loading import check_lora_targets, load_causal, quiet_peft
+from esckit.models.loading import check_lora_targets, load_causal
 from esckit.models.tiny import tiny_tokenizer
 
 
@@ -102,8 +102,7 @@ def _adapted(decoder: nn.Module, lora: LoraSettings) -> nn.Module:
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
     )
     check_lora_targets(decoder, lora.targets)
-    with quiet_peft():
-        return get_peft_model(decoder, settings)
+    return get_peft_model(decoder, settings)
 
 
 def freeze_layers(decoder: nn.Module, n_layers: int) -> None:

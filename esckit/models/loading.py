@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,14 +65,6 @@ def check_lora_targets(model: nn.Module, targets: Iterable[str]) -> None:
             f"lora.targets: no layer {', '.join(missing) or 'is named'}",
             expected=f"some of {', '.join(sorted({name.rpartition('.')[2] for name in layers}))}",
         )
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Keep back the warning about an attribute that peft still asks transformers for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        yield
 
 
 def tidy_adapter(folder: Path, backbone: str) -> None:

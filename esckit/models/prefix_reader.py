@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from esckit.models.capabilities import cache_parameter
 from esckit.models.flow_model import FlowModel, base_decoder
 from esckit.models.kvcache import PrefixKV, PrefixStore
 from esckit.models.packable import only_attends
@@ -32,6 +33,7 @@ class PrefixReader:
     def __init__(self, model: FlowModel, *, held_bytes: int = HELD_BYTES) -> None:
         decoder = base_decoder(model.backbone)
         self._backbone = model.backbone
+        self._cache_parameter = cache_parameter(decoder)
         self._device = decoder.device
         self._store = PrefixStore(held_bytes)
         self._in_pieces = only_attends(decoder.config.to_dict())
@@ -62,8 +64,8 @@ class PrefixReader:
         states: Tensor = self._backbone(
             input_ids=torch.tensor([list(ids)], device=self._device),
             position_ids=torch.arange(start, start + len(ids), device=self._device).unsqueeze(0),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self._cache_parameter: cache},
         ).last_hidden_state
         return states[:, -1]
 

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.embedded import quiet_off_terminal
-from esckit.models.loading import load_causal, quiet_peft, tidy_adapter
+from esckit.models.loading import load_causal, tidy_adapter
 from esckit.models.reward_head import Pooling
 from esckit.models.reward_net import Kind, RewardNet, Trainable
 from esckit.models.reward_text import RewardTemplate
@@ -174,6 +174,5 @@ def _backbone(
     causal, _ = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
     decoder, lm_head = causal.base_model, causal.get_output_embeddings()
     if metadata.trainable == "lora":
-        with quiet_peft():
-            decoder = PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload()
+        decoder = PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload()
     return decoder, lm_head

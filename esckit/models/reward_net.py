@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from esckit.errors import ConfigError
 from esckit.models.backbones import BackboneSource, resolve_backbone
-from esckit.models.loading import check_lora_targets, load_causal, quiet_peft
+from esckit.models.capabilities import checkpoint_activations
+from esckit.models.loading import check_lora_targets, load_causal
 from esckit.models.reward_head import Pooling, RewardHead, pool, positions
 from esckit.models.reward_text import RewardInput
 
@@ -170,7 +171,7 @@ def build_net(
         decoder.requires_grad_(False)
         lm_head.requires_grad_(False)
     if gradient_checkpointing:
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(decoder)
         if trainable == "lora":
             decoder.enable_input_require_grads()
     net = RewardNet(
@@ -207,8 +208,7 @@ def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
         target_modules=list(targets) if targets else "all-linear",
         task_type="FEATURE_EXTRACTION",
     )
-    with quiet_peft():
-        wrapped: nn.Module = get_peft_model(decoder, config)
+    wrapped: nn.Module = get_peft_model(decoder, config)
     return wrapped
 
 

@@ -12,7 +12,6 @@ is read as any supporter's output is (:func:`esckit.dialogue.output.split_output
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -122,9 +121,7 @@ def load_policy(
     model, _ = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
-        with warnings.catch_warnings():  # peft asks transformers by an old name
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-            model = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     merged = model.to(place, pick_dtype(dtype, place))

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from esckit.config.train_flow import TrainFlowRecipe
+from esckit.models.capabilities import checkpoint_activations
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.flow_checkpoint import FOLDER, FlowMetadata, read_metadata, save_flow_model
 from esckit.models.flow_loading import (
@@ -181,7 +182,7 @@ def build_model(session: Session) -> FlowModel:
         if recipe.encoding.attention != "flex":  # which runs on a GPU only
             check_exact(model)
     if recipe.model.gradient_checkpointing:
-        decoder.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(decoder)
     return model.train()
 
 

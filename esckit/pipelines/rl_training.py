@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 import esckit
 from esckit.config.train_rl import TrainRlRecipe
-from esckit.errors import ConfigError, DataError, TrainingError
+from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.rl_policy import FOLDER, METADATA, PolicyMetadata, read_policy
 from esckit.pipelines.executor import Progress
@@ -107,12 +107,10 @@ def train(
 
 def _check_engine(recipe: TrainRlRecipe) -> None:
     if recipe.algorithm == "grpo" and recipe.grpo.engine == "vllm":
-        missing = "a CUDA GPU" if not torch.cuda.is_available() else "vllm" if util.find_spec("vllm") is None else None
-        if missing:
-            raise ConfigError(
-                f"grpo.engine 'vllm' without {missing}",
-                expected="vllm and a CUDA GPU, or grpo.engine: transformers",
-            )
+        if util.find_spec("vllm") is None:
+            raise MissingExtraError("grpo.engine 'vllm'", "vllm")
+        if not torch.cuda.is_available():
+            raise ConfigError("grpo.engine 'vllm' without a CUDA GPU", expected="one, or grpo.engine: transformers")
 
 
 def _session(recipe: TrainRlRecipe, material: RlMaterial, out: Path, process: Process, progress: Progress) -> _Session:

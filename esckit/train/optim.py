@@ -10,10 +10,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -146,12 +147,15 @@ def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that transformers does not know, or that are not installed.
 
     Raises:
-        ConfigError: If there is one.
+        ConfigError: If there is one; for those that are extras of esckit it names the command that installs them.
     """
     if not names:
         return
     from transformers.integrations import get_available_reporting_integrations
 
+    for name in ("tensorboard", "wandb"):
+        if name in names and util.find_spec(name) is None:
+            raise MissingExtraError(f"trackers: {name}", name)
     installed = get_available_reporting_integrations()
     if missing := [name for name in names if name not in installed]:
         raise ConfigError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
-from transformers import GenerationConfig, TrainerCallback
+from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 
 from esckit.models.backbones import resolve_backbone
+from esckit.models.capabilities import checkpointing_arguments
 from esckit.models.chat import ChatFormat
 from esckit.models.loading import check_lora_targets, load_causal, tidy_adapter
 from esckit.models.rl_policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata
@@ -135,8 +135,7 @@ def trainer_arguments(optim: PolicyOptim, *, steps: int, accumulate: int, folder
         "use_cpu": not on_gpu,
         "bf16": wants_bf16(optim.precision),
         "fp16": False,
-        "gradient_checkpointing": optim.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if optim.gradient_checkpointing else None,
+        **checkpointing_arguments(TrainingArguments, wanted=optim.gradient_checkpointing),
         "eval_strategy": "no",
         "save_strategy": "steps",
         "save_steps": optim.save_every,
@@ -176,13 +175,11 @@ def quiet(trainer: Any) -> None:
 
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Keep back an old name of transformers that TRL and peft still use, and conversations that TRL would log."""
+    """Keep back conversations that TRL would log."""
     trl_log = logging.getLogger("trl.trainer.grpo_trainer")
     trl_log.addFilter(_holds_no_conversation)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-            yield
+        yield
     finally:
         trl_log.removeFilter(_holds_no_conversation)
 

@@ -233,7 +233,7 @@ def test_foreign_text_cannot_act_on_the_terminal(monkeypatch, capsys):
     try:
         configure_logging(Settings())
         logging.getLogger("esckit.models").warning("%s", HOSTILE)
-        logging.getLogger("a_library").warning("%s", HOSTILE)
+        logging.getLogger("a_library").error("%s", HOSTILE)
     finally:
         root.handlers[:], logging.getLogger("esckit").level = before
     echo_facts({"key": HOSTILE}, as_json=False)
@@ -313,6 +313,29 @@ def test_a_full_disk_behind_stdout_is_one_message(argv):
             [sys.executable, "-m", "esckit", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (left.returncode, left.stderr) == (2, "error: cannot write the results to stdout: the disk is full\n")
+
+
+LOUD = """
+import logging
+import warnings
+
+def seeker(messages, sampling, seed):
+    warnings.warn("an old name", FutureWarning)
+    logging.getLogger("a_library").warning("an old setting")
+    return "I am tired."
+"""
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_libraries_warn_of_is_shown_on_request_only(tmp_path: Path, verbose: bool) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    argv = ["simulate", "smoke/simulate_scripted", "--set", "models.seeker={scripted: 'loud:seeker'}"]
+    # What scripted futures lack is no matter here.
+    argv += ["--set", "data.limit=1", "--set", "max_failure_rate=1"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = esckit(*(["-v"] if verbose else []), *argv, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [said in done.stderr for said in ("FutureWarning: an old name", "an old setting")] == [verbose, verbose]
 
 
 def test_a_module_of_ones_own_is_found_in_the_working_folder(tmp_path: Path) -> None:

@@ -24,20 +24,18 @@ def finish(worker: Engine, jobs: list[WriteJob]) -> dict[int, Written]:
     return results
 
 
-class Hungry(torch.nn.Module):
-    """A model that runs out of memory on batches above a size."""
+class Hungry:
+    """Lets a model run out of memory on batches above a size."""
 
-    def __init__(self, model, most: int) -> None:
-        super().__init__()
-        self.inner, self.config, self.most = model, model.config, most
-        self.set_attn_implementation = model.set_attn_implementation
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        self.model, self.most = model, most
         self.sizes: list[int] = []
+        model.register_forward_pre_hook(self.look, with_kwargs=True)
 
-    def forward(self, input_ids, **kwargs):
-        self.sizes.append(len(input_ids))
-        if len(input_ids) > self.most:
+    def look(self, model: torch.nn.Module, args: tuple[object, ...], given: dict[str, torch.Tensor]) -> None:
+        self.sizes.append(len(given["input_ids"]))
+        if self.sizes[-1] > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.inner(input_ids=input_ids, **kwargs)
 
 
 ASKED = [Naive().chat.encode(messages) for messages in prompts()]
@@ -106,14 +104,14 @@ def test_a_prompt_longer_than_the_budget_still_runs():
 def test_running_out_of_memory_once_starts_over_with_half_the_batch():
     jobs = [job(i, tuple(range(3 + i, 43 + i)), temperature=1.0) for i in range(4)]
     hungry = Hungry(tiny_random()[0], most=2)
-    worker = Engine(hungry, max_batch_tokens=200, max_stored_bytes=0)
+    worker = Engine(hungry.model, max_batch_tokens=200, max_stored_bytes=0)
     assert finish(worker, jobs) == finish(engine(), jobs)
     assert max(hungry.sizes) > 2
     assert worker.max_batch_tokens == 100
 
 
 def test_running_out_of_memory_twice_is_an_error():
-    worker = Engine(Hungry(tiny_random()[0], most=0), max_batch_tokens=200, max_stored_bytes=0)
+    worker = Engine(Hungry(tiny_random()[0], most=0).model, max_batch_tokens=200, max_stored_bytes=0)
     assert worker.advance([job(0, ASKED[0])], (), lambda: False) == {}
     with pytest.raises(torch.OutOfMemoryError):
         worker.advance([], (), lambda: False)
