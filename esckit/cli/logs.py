@@ -60,6 +60,8 @@ def configure_logging(settings: Settings) -> None:
     handler = StderrHandler(logging.ERROR if settings.quiet else logging.NOTSET)
     root.addHandler(handler)
     logging.getLogger("esckit").setLevel(settings.level)
+    # This one writes to stdout, where results go.
+    logging.getLogger("DeepSpeed").addFilter(_handled_by_root)
     if settings.verbose:
         logging.captureWarnings(True)
         return
@@ -69,3 +71,9 @@ def configure_logging(settings: Settings) -> None:
     # These bring a handler of their own, and ask the environment for a level when they are imported.
     for library in ("TRANSFORMERS", "DATASETS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+def _handled_by_root(record: logging.LogRecord) -> bool:
+    """Hand a record to the root logger, and keep it from the handlers that a library brings."""
+    logging.getLogger().handle(record)
+    return False

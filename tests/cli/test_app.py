@@ -243,6 +243,23 @@ def test_foreign_text_cannot_act_on_the_terminal(monkeypatch, capsys):
     assert err.count(SHOWN) == 5
 
 
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_library_that_logs_to_stdout_logs_to_stderr(verbose: int, capsys) -> None:
+    root, library = logging.getLogger(), logging.getLogger("DeepSpeed")
+    before = (tuple(root.handlers), logging.getLogger("esckit").level)
+    configure_logging(Settings(verbose=verbose))
+    own = logging.StreamHandler(sys.stdout)
+    library.addHandler(own)
+    try:
+        library.warning("no accelerator")
+    finally:
+        root.handlers[:], logging.getLogger("esckit").level = before
+        library.removeHandler(own)
+        library.filters.clear()
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "warning: no accelerator\n" * verbose)
+
+
 def test_printed_json_stays_json(capsys):
     echo_facts({"key": HOSTILE}, as_json=True)
     out = capsys.readouterr().out
