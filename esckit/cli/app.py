@@ -6,11 +6,12 @@ import copy
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -168,6 +169,7 @@ def main() -> None:
     """Run the command line and leave with the exit code."""
     # A user's own module:attr lies where the user works; last, so that it hides nothing.
     sys.path.append(os.getcwd())
+    _interrupt_on_signals()
     try:
         app()
     except EsckitError as error:
@@ -195,6 +197,21 @@ def main() -> None:
         sys.stderr.write("Interrupted.\n")
     note_exit_code(code)
     sys.exit(_flushed(code))
+
+
+def _interrupt_on_signals() -> None:
+    """Let SIGTERM (a scheduler's) and SIGHUP (a terminal that is gone) end a command as Ctrl-C does."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(ending, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C would at this moment; while asyncio runs, it handles that signal itself."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # a shell starts a command in the background with SIGINT ignored
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def _report(error: EsckitError) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources, util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-import yaml
 
+from esckit.documents import read_yaml
 from esckit.errors import ConfigError, MissingExtraError
 from esckit.registry import did_you_mean
 
@@ -81,31 +83,48 @@ def launch(name: str) -> None:
         ConfigError: If there are no such settings, or they want GPUs or DeepSpeed and there are none.
     """
     preset = find_preset(name)
-    _check_engine(name, preset)
+    settings = _settings(preset)
+    if settings.get("distributed_type") == "DEEPSPEED" and util.find_spec("deepspeed") is None:
+        raise MissingExtraError(f"--accelerate {name}", "deepspeed")
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "exit_code"
-        command = launch_command(sys.argv[1:], preset, n_processes=_missing_count(name, preset))
-        code = subprocess.run(command, check=False, env={**os.environ, _NOTE: str(note)}).returncode
+        command = launch_command(sys.argv[1:], preset, n_processes=_missing_count(name, settings))
+        code = run_launcher(command, {**os.environ, _NOTE: str(note)})
         # The launcher itself knows only success and failure.
         raise typer.Exit(int(note.read_text()) if code and note.is_file() else code)
 
 
+def run_launcher(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the launcher and return its exit code; whoever interrupts esckit ends all processes that it started."""
+    with subprocess.Popen(command, env=environment, process_group=0) as launcher:
+        try:
+            return launcher.wait()
+        except KeyboardInterrupt:
+            os.killpg(launcher.pid, signal.SIGTERM)  # the launcher hands it on where its processes have other groups
+            launcher.wait()
+            raise
+
+
 def note_exit_code(code: int | str | None) -> None:
-    """Leave a note of the exit code of this process, where :func:`launch` looks for it if it started the process."""
+    """Leave a note of the exit code of this process, where :func:`launch` looks for it if it started the process.
+
+    The first process to end says why: the launcher then ends the others.
+    """
     if isinstance(code, int) and code and _NOTE in os.environ:
-        Path(os.environ[_NOTE]).write_text(str(code))
+        with suppress(FileExistsError), open(os.environ[_NOTE], "x", encoding="ascii") as note:
+            note.write(str(code))
 
 
-def _check_engine(name: str, preset: Path) -> None:
-    """Refuse settings for DeepSpeed where it is not installed."""
-    wanted = yaml.safe_load(preset.read_text(encoding="utf-8"))["distributed_type"]
-    if wanted == "DEEPSPEED" and util.find_spec("deepspeed") is None:
-        raise MissingExtraError(f"--accelerate {name}", "deepspeed")
+def _settings(preset: Path) -> Mapping[str, Any]:
+    settings = read_yaml(preset, "launcher settings")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"launcher settings {preset}: no mapping", expected="a file that `accelerate config` wrote")
+    return settings
 
 
-def _missing_count(name: str, preset: Path) -> int | None:
+def _missing_count(name: str, settings: Mapping[str, Any]) -> int | None:
     """Return the number of GPUs where the settings leave the number of processes open."""
-    if "num_processes" in yaml.safe_load(preset.read_text(encoding="utf-8")):
+    if "num_processes" in settings:
         return None
     import torch
 

@@ -16,7 +16,8 @@ from esckit.config.problems import describe_problems
 from esckit.config.recipe import Recipe
 from esckit.config.source import Path as FieldPath
 from esckit.config.source import Source, parse_source
-from esckit.errors import ConfigError
+from esckit.documents import read_text
+from esckit.errors import ConfigError, DataError
 from esckit.registry import did_you_mean
 from esckit.resources import expand_home
 
@@ -107,11 +108,9 @@ def _at_home(value: Any) -> Any:
 
 def _read(path: Path, ref: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{ref}: bytes that are not UTF-8", expected="a YAML file") from error
-    except OSError as error:
-        raise ConfigError(f"{ref} cannot be read: {error.strerror or error}") from error
+        return read_text(path)
+    except DataError as error:
+        raise ConfigError(f"{ref}: {error.found}", expected="a recipe") from error
 
 
 def _command_of(source: Source) -> str:

@@ -17,12 +17,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from esckit.datasets.assembly import Metadata, Placed, assemble
 from esckit.datasets.fields import RecordFields
 from esckit.datasets.reading import read_dialogues
 from esckit.datasets.text import NOTHING, quoted
+from esckit.documents import parse_yaml
 from esckit.protocols import IssueSink
 from esckit.types import Dialogue, Speaker, Turn
 
@@ -152,6 +151,6 @@ def _scene(fields: RecordFields, record: Mapping[str, Any]) -> str | None:
 def scenes() -> Mapping[str, str]:
     """Return case-folded scene or alias to canonical scene."""
     content = resources.files("esckit.datasets").joinpath("extes_scenes.yaml").read_text(encoding="utf-8")
-    table = yaml.safe_load(content)
+    table = parse_yaml(content, "extes_scenes.yaml")
     names = {scene.casefold(): scene for scene in table["scenes"]}
     return names | {alias.casefold(): scene for alias, scene in table["aliases"].items()}

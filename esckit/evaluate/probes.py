@@ -7,11 +7,11 @@ probes name no method, dose or place.
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError
 
+from esckit.documents import parse_yaml
 from esckit.errors import DataError
 from esckit.types import Record, Turn
 
@@ -93,7 +93,7 @@ def read_shipped(kind: type[R], folder: str, name: str) -> R:
         if folder
         else (resources.files("esckit.evaluate").joinpath(name))
     )
-    data: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data = parse_yaml(file.read_text(encoding="utf-8"), name)
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from esckit.documents import read_yaml
 from esckit.errors import ConfigError
 from esckit.registry import nearest
 from esckit.types import Record
@@ -96,7 +95,7 @@ class BackboneSource:
 @cache
 def load_backbones() -> dict[str, Backbone]:
     """Return the registry, keyed by name, in its own order."""
-    table = yaml.safe_load((Path(__file__).parent / "backbones.yaml").read_text(encoding="utf-8"))
+    table = read_yaml(Path(__file__).parent / "backbones.yaml", "backbones")
     return {
         name: Backbone.model_validate({"name": name, **table["families"][entry["family"]], **entry})
         for name, entry in table["backbones"].items()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from urllib.parse import urlsplit
 
-import yaml
-
+from esckit.documents import parse_yaml
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 from esckit.types import Record
@@ -29,7 +28,7 @@ class EndpointSpec(Record):
 def load_endpoints() -> dict[str, EndpointSpec]:
     """Return the endpoints that ship with esckit, by name."""
     text = files("esckit.models").joinpath("endpoints.yaml").read_text(encoding="utf-8")
-    return {name: EndpointSpec.model_validate(fields) for name, fields in yaml.safe_load(text).items()}
+    return {name: EndpointSpec.model_validate(fields) for name, fields in parse_yaml(text, "endpoints.yaml").items()}
 
 
 def load_endpoint(name: str) -> EndpointSpec:

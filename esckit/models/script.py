@@ -24,9 +24,9 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from esckit.documents import parse_yaml
 from esckit.errors import ConfigError
 from esckit.protocols import Capability
 from esckit.registry import did_you_mean, nearest
@@ -185,10 +185,7 @@ def parse_script(text: str, *, place: str) -> Script:
     Raises:
         ConfigError: If it is not a script; the message names all faults at once.
     """
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place} is no YAML ({' '.join(str(error).split())})") from error
+    data = parse_yaml(text, place)
     try:
         return Script.model_validate(data)
     except ValidationError as error:

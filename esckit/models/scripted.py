@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Protocol, runtime_checkable
 
+from esckit.documents import read_text
 from esckit.errors import BackendError, ConfigError
 from esckit.ledger import derive_seed, uniform
 from esckit.models.reasoning import make_reply
@@ -43,7 +44,7 @@ def load_scripted(target: str) -> ChatModel:
     """
     if ":" not in target or Path(target).is_file():
         path = find_script(target)
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return ScriptedModel(parse_script(text, place=target), name=f"scripted/{path.stem}-{digest}")
     found = load_attr(target)

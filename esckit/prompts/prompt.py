@@ -24,9 +24,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from esckit.documents import dotted, parse_yaml, read_yaml
 from esckit.errors import ConfigError
 from esckit.records import digest
 from esckit.registry import did_you_mean
@@ -107,9 +107,7 @@ def load_prompt(name_or_path: str) -> Prompt:
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"no prompt file {name_or_path}")
-        return _parse(path.read_text(encoding="utf-8"), name_or_path)
+        return _prompt_of(read_yaml(path, "prompt"), name_or_path)
     known = prompt_names()
     if name_or_path not in known:
         raise ConfigError(
@@ -118,7 +116,7 @@ def load_prompt(name_or_path: str) -> Prompt:
             hint=did_you_mean(name_or_path, known) or None,
         )
     text = resources.files("esckit.prompts").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    return _parse(text, name_or_path)
+    return _prompt_of(parse_yaml(text, name_or_path), name_or_path)
 
 
 def prompt_names() -> tuple[str, ...]:
@@ -127,12 +125,15 @@ def prompt_names() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
 
 
-def _parse(text: str, place: str) -> Prompt:
+def _prompt_of(data: Any, place: str) -> Prompt:
     try:
-        data: Any = yaml.safe_load(text)
         prompt = Prompt.model_validate(data)
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"prompt {place}: {error}") from error
+    except ValidationError as error:
+        wrong = [
+            f"{dotted(fault['loc']) or 'the file'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError(f"prompt {place}: {'; '.join(wrong)}") from error
     declared = {*prompt.variables, *prompt.optional}
     faults: list[str] = []
     for number, message in enumerate(prompt.messages):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from esckit import documents
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 
@@ -43,19 +43,13 @@ def read_yaml(kind: Kind, name_or_path: str) -> dict[str, Any]:
     """Return the content of a shipped file or of the user's own.
 
     Raises:
-        ConfigError: If there is no such name or file, or it holds no YAML object.
+        ConfigError: If there is no such name or file, or it holds no YAML mapping.
     """
     path = Path(name_or_path).expanduser() if is_file_name(name_or_path) else _shipped_path(kind, name_or_path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {kind} file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{kind} file {path} is not YAML: {reason}") from error
+    content = documents.read_yaml(path, f"{kind} file")
     if not isinstance(content, dict):
         raise ConfigError(f"{kind} file {path} holds a {type(content).__name__}", expected="keys and values")
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def _shipped_path(kind: Kind, name: str) -> Path:

@@ -163,7 +163,11 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main()
 
 
-def test_ctrl_c_leaves_with_130(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("in_background", [False, True])
+def test_ctrl_c_and_its_likes_leave_with_130(tmp_path, how, in_background):
+    if in_background and how is signal.SIGINT:
+        pytest.skip("a shell lets commands in the background ignore it")
     marker = tmp_path / "asleep"
     code = f"""
         import pathlib, sys, time
@@ -176,10 +180,15 @@ def test_ctrl_c_leaves_with_130(tmp_path):
         from esckit.cli.app import main
         main()
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True)
+    ignoring = "trap '' INT; exec" if in_background else "exec"
+    process = subprocess.Popen(
+        ["sh", "-c", f'{ignoring} "$0" -c "$1"', sys.executable, textwrap.dedent(code)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not marker.exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == "Interrupted.\n"

@@ -1,6 +1,9 @@
 """`--accelerate`: the same command under the launcher."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,22 @@ def test_an_exit_code_is_noted_for_the_launcher_that_asks(tmp_path: Path, monkey
     assert not (tmp_path / "code").exists()
     note_exit_code(130)
     assert (tmp_path / "code").read_text() == "130"
+    note_exit_code(2)
+    assert (tmp_path / "code").read_text() == "130", "the first process to end says why"
+
+
+def test_who_is_interrupted_ends_what_the_launcher_started(tmp_path: Path):
+    code = (
+        "import os, sys; from esckit.cli.launch import run_launcher\n"
+        "run_launcher(['sh', '-c', 'sleep 60 & echo $! > pid.new; mv pid.new pid; wait'], dict(os.environ))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() and parent.poll() is None:
+        time.sleep(0.01)
+    parent.send_signal(signal.SIGINT)
+    parent.wait(timeout=30)
+    started = Path("/proc") / (tmp_path / "pid").read_text().strip() / "status"
+    assert not started.exists() or "(zombie)" in started.read_text()
 
 
 @pytest.mark.parametrize("command", ["train-reward", "train-rl", "train-flow"])

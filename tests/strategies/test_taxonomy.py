@@ -234,5 +234,5 @@ def test_other_content_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_taxonomy(str(tmp_path / "none.yaml"))

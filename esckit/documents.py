@@ -1,0 +1,200 @@
+"""Reading text, JSON and YAML that others wrote: whatever is wrong with it is an error of ours, with file and place.
+
+The one YAML loader of this package: no aliases (a few hundred bytes of them can stand for gigabytes), no tags, no
+dates, no key given twice, bounded nesting, and ``1e-5`` is a number. Not here: what the content means, records
+(:mod:`esckit.records`) and corpora (:mod:`esckit.datasets`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from esckit.errors import ConfigError, DataError
+
+Place = tuple[str | int, ...]
+"""Keys and list indices that lead to a value."""
+
+_MAX_DEPTH = 32
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        DataError: If there is no such file, it cannot be read, or it is not UTF-8.
+    """
+    if not path.is_file():
+        raise DataError("a folder" if path.is_dir() else "no such file", path=str(path), expected="a text file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("bytes that are not UTF-8", path=str(path), expected="text in UTF-8") from error
+    except OSError as error:
+        raise DataError(f"a file that cannot be read ({error.strerror or error})", path=str(path)) from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Return the plain data of a YAML file.
+
+    Args:
+        path: The file.
+        what: What kind of file it is, for messages.
+
+    Raises:
+        ConfigError: If it cannot be read, or as :func:`parse_yaml`.
+    """
+    try:
+        text = read_text(path)
+    except DataError as error:
+        raise ConfigError(f"{what} {path}: {error.found}", expected=error.expected) from error
+    return parse_yaml(text, f"{what} {path}")
+
+
+def parse_json(text: str | bytes, path: Path, *, line: int | None = None) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        text: The text.
+        path: The file that it is from.
+        line: 1-based line in the file, for JSON lines.
+
+    Raises:
+        DataError: If it is no JSON, or nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise DataError("JSON that is nested too deeply", path=str(path), line=line) from error
+    except ValueError as error:  # text that is not UTF-8 and numbers of too many digits included
+        raise DataError("no JSON", path=str(path), line=line) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: If it cannot be read, or holds anything else.
+    """
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise DataError(f"a JSON {type(value).__name__}", path=str(path), expected="an object")
+    return value
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Return the plain data of a YAML text; the empty text is None.
+
+    Args:
+        text: The text.
+        origin: What to call it in messages.
+
+    Raises:
+        ConfigError: If it is not YAML, or uses what the module's head refuses.
+    """
+    return parse_yaml_lines(text, origin)[0]
+
+
+def parse_yaml_lines(text: str, origin: str) -> tuple[Any, dict[Place, int]]:
+    """Return the plain data of a YAML text, and the 1-based line of every key and list item.
+
+    Raises:
+        ConfigError: As :func:`parse_yaml`.
+    """
+    node = _compose(text, origin)
+    lines: dict[Place, int] = {}
+    if node is None:
+        return None, lines
+    problems = list(_walk(node, (), lines))
+    if problems:
+        raise ConfigError(f"{origin}: " + "; ".join(problems))
+    return _construct(node, origin), lines
+
+
+def dotted(place: Place) -> str:
+    """Return ``a.b[0].c``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without merge keys and dates, and with ``1e-5`` as a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own class-level table)
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":merge", ":value"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _compose(text: str, origin: str) -> yaml.Node | None:
+    try:
+        _check_events(text, origin)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{origin}{line}: {error.problem or error.context}", expected="YAML") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: {type(error).__name__}", expected="YAML") from error
+
+
+def _check_events(text: str, origin: str) -> None:
+    """Refuse aliases, tags, and nesting that no file of ours needs."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{origin}{line}: an alias", expected="everything written out")
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            raise ConfigError(f"{origin}{line}: a tag ({event.tag})", expected="plain values, text in quotes")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ConfigError(
+                f"{origin}{line}: more than {_MAX_DEPTH} levels of nesting", expected=f"at most {_MAX_DEPTH}"
+            )
+
+
+def _construct(node: yaml.Node, origin: str) -> Any:
+    """Return the plain data of a composed node."""
+    loader = _Loader("")
+    try:
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{origin}: {error.problem}", expected="plain YAML values") from error
+    except ValueError as error:  # a number such as 0x_
+        raise ConfigError(f"{origin}: {error}", expected="plain YAML values") from error
+    finally:
+        loader.dispose()
+
+
+def _walk(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Iterator[str]:
+    """Fill ``lines`` and yield what is wrong with the keys."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*place, index)] = item.start_mark.line + 1
+            yield from _walk(item, (*place, index), lines)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            yield f"line {line}: a key that is not plain text (put it in quotes)"
+            continue
+        here = (*place, key.value)
+        if here in lines:
+            yield f"line {line}: {dotted(here)} is given twice (first in line {lines[here]})"
+            continue
+        lines[here] = line
+        yield from _walk(value, here, lines)
