@@ -24,6 +24,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from pydantic import ValidationError
 
+from esckit.complaints import complaint
 from esckit.errors import DataError, NotFiniteError, StorageError
 from esckit.registry import did_you_mean
 from esckit.types import Record
@@ -108,7 +109,7 @@ def _data_error(
         hint = did_you_mean(str(first["loc"][-1]), kind.model_fields) or None
         return DataError("an unknown key", path=path, record=record, line=line, field=field, hint=hint)
     found = "nothing" if first["type"] == "missing" else "a wrong value"
-    expected = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
+    expected = "a value" if first["type"] == "missing" else complaint(first).removeprefix("must be ")
     return DataError(found, path=path, record=record, line=line, field=field, expected=expected)
 
 

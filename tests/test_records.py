@@ -67,7 +67,7 @@ def test_a_dialogue_survives_and_equal_records_give_equal_bytes(tmp_path):
         ("[]", "a JSON list; expected an object"),
         ('{"schema":"esckit.note/2","text":"x"}', "schema 'esckit.note/2'; expected schema 'esckit.note/1'"),
         ('{"schema":"esckit.note/1","txt":"x","text":"y"}', "txt: found an unknown key. did you mean 'text'?"),
-        ('{"schema":"esckit.note/1","text":3}', "text: found a wrong value; expected a valid string"),
+        ('{"schema":"esckit.note/1","text":3}', "text: found a wrong value; expected text"),
         ('{"schema":"esckit.note/1"}', "text: found nothing; expected a value"),
     ],
 )

@@ -110,7 +110,8 @@ class OnceCommand(TyperCommand):
         """
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for param in given:
-            if given.count(param) > 1 and isinstance(param, TyperOption) and not (param.multiple or param.is_flag):
+            adds_up = isinstance(param, TyperOption) and (param.multiple or param.is_flag or param.count)
+            if given.count(param) > 1 and isinstance(param, TyperOption) and not adds_up:
                 raise ConfigError(f"{param.opts[0]} given {given.count(param)} times", expected="once")
         return super().parse_args(ctx, args)
 

@@ -10,17 +10,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from esckit.complaints import complaint
 from esckit.config.source import Path, Source, dotted
 from esckit.registry import did_you_mean
 
 _NEVER_QUOTED = frozenset({"api_key_env", "base_url"})
-_PLAIN = {
-    "missing": "is missing",
-    "model_type": "must be a section (a mapping)",
-    "dict_type": "must be a section (a mapping)",
-    "tuple_type": "must be a list",
-    "too_short": "must not be empty",
-}
 _QUOTED_NAME = re.compile(r"'([^']*)'")
 
 
@@ -55,8 +49,7 @@ def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
         known = known_fields(kind, tuple(section))
         hint = did_you_mean(str(field), known) or f"known here: {', '.join(sorted(known))}"
         return f"unknown field; {hint}"
-    text = _PLAIN.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
-    text = text.replace("Input should be", "must be").replace("String should", "must").replace("Input should", "must")
+    text = complaint(detail)
     if detail["type"] in {"missing", "too_short", "value_error", "binding_kind"} or field in _NEVER_QUOTED:
         return text
     text += f", not {_shown(value)}"

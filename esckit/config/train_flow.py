@@ -36,6 +36,7 @@ class GoldData(Section):
         valid_split: The part that selects the checkpoint and ``logit_adjust``.
         test_split: The part evaluated once, at the end; None for none.
         unit: A decision before every supporter ``utterance``, openings included, or before every merged ``turn``.
+        taxonomy: Name or file of the taxonomy of the labels, or of what they are mapped into; None takes the corpus's.
         mapping: Name or file of a strategy mapping into another taxonomy.
         limit: Number of dialogues of each part, in load order; None uses all.
     """
@@ -50,6 +51,7 @@ class GoldData(Section):
     valid_split: Split = "valid"
     test_split: Split | None = "test"
     unit: Literal["utterance", "turn"] = "utterance"
+    taxonomy: str | None = None
     mapping: str | None = None
     limit: PositiveInt | None = None
 

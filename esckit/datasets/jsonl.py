@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from esckit.complaints import complaint
 from esckit.datasets.assembly import Placed, keep_spoken, note_turn_pattern
 from esckit.datasets.fields import RecordFields
 from esckit.datasets.reading import read_dialogues
@@ -192,5 +193,5 @@ def _complaint(fields: RecordFields, error: ValidationError, field: str) -> Data
     place = ".".join([field, *(str(part) for part in first["loc"])])
     if first["type"] == "missing":
         return fields.wrong_type(NOTHING, place, "a value")
-    expected = first["msg"].removeprefix("Input should be ")
+    expected = complaint(first).removeprefix("must be ")
     return fields.error(json_type(first["input"]), place, expected=expected)

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from esckit.complaints import complaint
 from esckit.documents import parse_yaml
 from esckit.errors import DataError
 from esckit.types import Record, Turn
@@ -99,7 +100,7 @@ def read_shipped(kind: type[R], folder: str, name: str) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DataError(first["msg"], path=name, field=place) from error
+        raise DataError(complaint(first), path=name, field=place) from error
 
 
 def crisis_probes() -> CrisisProbes:

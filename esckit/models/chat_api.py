@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from esckit.complaints import complaint
 from esckit.errors import BackendError
 from esckit.types import Message, Sampling, StopReason, Usage
 
@@ -225,7 +226,7 @@ def parse_answer(text: str) -> Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
         raise BackendError(
-            f"an answer that is no chat completion ({place}: {first['msg']})", samples=(text[:200],)
+            f"an answer that is no chat completion ({place}: {complaint(first)})", samples=(text[:200],)
         ) from None
 
 

@@ -25,7 +25,9 @@ from string import Template
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from esckit.complaints import complaint
 from esckit.documents import parse_yaml
 from esckit.errors import ConfigError
 from esckit.protocols import Capability
@@ -189,14 +191,15 @@ def parse_script(text: str, *, place: str) -> Script:
     try:
         return Script.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(details["loc"], details["type"], details["msg"]) for details in error.errors()]
+        faults = [_fault(details) for details in error.errors()]
         raise ConfigError(f"{place}: " + "; ".join(faults)) from error
 
 
-def _fault(place: tuple[int | str, ...], kind: str, message: str) -> str:
+def _fault(details: ErrorDetails) -> str:
+    place = details["loc"]
     path = ".".join(str(part) for part in place) or "the file"
-    if kind != "extra_forbidden":
-        return f"{path}: {message}"
+    if details["type"] != "extra_forbidden":
+        return f"{path}: {complaint(details)}"
     known = {name for model in (Script, Rule, When, ScriptedReply, Fault) for name in model.model_fields}
     close = nearest(str(place[-1]), known)
     return f"{path}: unknown key" + (f", did you mean {close!r}?" if close else "")

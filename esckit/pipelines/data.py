@@ -22,7 +22,7 @@ from esckit.pipelines.labels import LabelRules, resolve_labels
 from esckit.protocols import Issue, IssueSink
 from esckit.registry import did_you_mean
 from esckit.strategies.mapping import load_mapping
-from esckit.strategies.taxonomy import load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_names
 from esckit.types import Dialogue
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class Selection:
         scheme: Split scheme, None if the corpus was not split.
         splits: The parts used; None if the corpus was not split.
         split_of: Split per dialogue id; empty without a scheme.
-        taxonomy: Taxonomy of ``Turn.strategy``; None if no dialogue has one.
+        taxonomy: Name of the taxonomy of ``Turn.strategy``; None if no dialogue has one.
+        strategies: That taxonomy; None also where a corpus names one of a user's own that nothing else names.
         mapping: Mapping by which the strategies got there, None if the corpus uses the taxonomy itself.
         counts: ``n_records``, ``n_refused``, ``n_read``, ``n_dialogues`` (selected), ``n_labelled``, ``n_unlabelled``
             (supporter turns after merging, unknown and unmapped labels among the latter).
@@ -59,6 +60,7 @@ class Selection:
     splits: tuple[str, ...] | None
     split_of: dict[str, str]
     taxonomy: str | None
+    strategies: Taxonomy | None
     mapping: str | None
     counts: dict[str, int]
     issues: dict[str, int]
@@ -130,7 +132,7 @@ def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Select
         raise DataError("no dialogue", path=data.path, expected="at least one", hint="See data.split and data.limit")
     if data.merge:
         dialogues = tuple(merge_runs(dialogue, label=data.merge_label) for dialogue in dialogues)
-    return _selection(data, corpus, dialogues, split_of, sink)
+    return _selection(data, corpus, dialogues, split_of, sink, rules)
 
 
 def read_labelled(
@@ -151,10 +153,16 @@ def read_labelled(
     corpus = read_corpus(path, format=format, sink=sink, max_refused_share=max_refused_share)
     dialogues = resolve_labels(corpus.dialogues, rules, sink)
     taxonomy, mapping = provenance(dialogues)
-    known = {one.name: one.names for one in (rules.own, rules.target) if one is not None}
-    labels = (known.get(taxonomy) or load_taxonomy(taxonomy).names) if taxonomy else ()
+    strategies = _named(taxonomy, rules)
+    labels = strategies.names if strategies is not None else ()
     refusals = inner.refusals if isinstance(inner, CountingSink) else []
     return Reading(corpus, dialogues, taxonomy, labels, mapping, inner.issues, refusals)
+
+
+def _named(name: str | None, rules: LabelRules) -> Taxonomy | None:
+    """Return the taxonomy of a name, as the rules know it, else the shipped one."""
+    shipped = load_taxonomy(name) if name in taxonomy_names() else None
+    return rules.taxonomies().get(name, shipped) if name is not None else None
 
 
 def check_kept(n_kept: int, n_records: int, path: str) -> None:
@@ -243,6 +251,7 @@ def _selection(
     dialogues: tuple[Dialogue, ...],
     split_of: dict[str, str],
     sink: StrictSink | CountingSink,
+    rules: LabelRules,
 ) -> Selection:
     taxonomy, mapping = provenance(dialogues)
     _log_warnings(data.path, sink.issues)
@@ -256,6 +265,7 @@ def _selection(
         splits=(data.split or SPLITS) if data.scheme else None,
         split_of={dialogue.id: split_of[dialogue.id] for dialogue in dialogues if dialogue.id in split_of},
         taxonomy=taxonomy,
+        strategies=_named(taxonomy, rules),
         mapping=mapping,
         counts={
             "n_records": corpus.n_records,

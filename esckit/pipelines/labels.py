@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.strategies.mapping import StrategyMapping, mappings_between
-from esckit.strategies.taxonomy import Strategy, Taxonomy, load_taxonomy
+from esckit.strategies.taxonomy import Strategy, Taxonomy, load_taxonomy, taxonomy_names
 from esckit.types import Dialogue, Turn, TurnPart
 
 _TAXONOMY_OF_FORMAT = {"esconv": "esconv", "esconv-hub": "esconv", "ppdpp": "esconv", "extes": "extes"}
@@ -36,6 +36,15 @@ class LabelRules:
     unknown: Literal["refuse", "keep"] = "refuse"
     blank_as: str | None = None
 
+    def taxonomies(self) -> dict[str, Taxonomy]:
+        """Return the taxonomies that the rules name, the ends of the mapping included, by name."""
+        ends = (self.mapping.source, self.mapping.target) if self.mapping is not None else ()
+        named = (self.own, self.target, *(load_taxonomy(end) for end in ends))
+        return {taxonomy.name: taxonomy for taxonomy in named if taxonomy is not None}
+
+
+_AS_THEY_ARE = LabelRules()
+
 
 class _Meaning(NamedTuple):
     """What a label means: the strategy in the corpus's own taxonomy, and the name that a turn gets."""
@@ -47,7 +56,8 @@ class _Meaning(NamedTuple):
 def resolve_labels(dialogues: Iterable[Dialogue], rules: LabelRules, sink: IssueSink) -> tuple[Dialogue, ...]:
     """Return the dialogues with their strategies in a taxonomy; those that the sink refuses are left out.
 
-    A dialogue whose taxonomy is not known (record format) is read in the wanted one, or left alone if there is none.
+    A dialogue without a taxonomy (record format) is read in the wanted one, or left alone if there is none. It is also
+    left alone if it names a taxonomy of a user's own and the rules ask for nothing: its labels are in that one already.
 
     Raises:
         ConfigError: If the taxonomies differ and no mapping, or an unfit one, is given.
@@ -69,7 +79,12 @@ class _Resolver:
     def __init__(self, rules: LabelRules, sink: IssueSink) -> None:
         self.rules = rules
         self.sink = sink
-        self._taxonomies = {taxonomy.name: taxonomy for taxonomy in (rules.own, rules.target) if taxonomy is not None}
+        self._taxonomies = rules.taxonomies()
+        self._ends = (
+            tuple(load_taxonomy(end).name for end in (rules.mapping.source, rules.mapping.target))
+            if (rules.mapping)
+            else ()
+        )
         self._meanings: dict[tuple[str, str], _Meaning] = {}
 
     def dialogue(self, dialogue: Dialogue) -> Dialogue:
@@ -86,7 +101,7 @@ class _Resolver:
         return dialogue.model_copy(
             update={
                 "turns": turns,
-                "taxonomy": load_taxonomy(mapping.target).name if mapping else own.name,
+                "taxonomy": self._ends[1] if mapping else own.name,
                 "mapping": mapping.name if mapping else None,
             }
         )
@@ -98,6 +113,8 @@ class _Resolver:
         if name is None:
             return self.rules.target
         if name not in self._taxonomies:
+            if self.rules == _AS_THEY_ARE and name not in taxonomy_names():
+                return None
             self._taxonomies[name] = load_taxonomy(name)
         return self._taxonomies[name]
 
@@ -122,7 +139,7 @@ class _Resolver:
                 expected=f"one of {', '.join(own.names)}",
             )
         if mapping is not None:
-            ends = (load_taxonomy(mapping.source).name, load_taxonomy(mapping.target).name)
+            ends = self._ends
             wanted = (own.name, target.name if target else ends[1])
             if ends != wanted:
                 raise ConfigError(

@@ -22,12 +22,12 @@ from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
-from esckit.models.flow_metadata import read_metadata
+from esckit.models.flow_metadata import checkpoint_folder, read_metadata
 from esckit.models.rl_policy import load_policy
 from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel
 from esckit.runs import read_manifest
-from esckit.strategies.taxonomy import Taxonomy
+from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy
 from esckit.types import FREE, Limits
 
 if TYPE_CHECKING:
@@ -63,6 +63,17 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
 def is_strategy_policy(binding: RoleOptions | None) -> bool:
     """Return whether a binding names what ``train-flow`` trained, which chooses strategies and writes no text."""
     return isinstance(binding, CheckpointBinding) and read_manifest(Path(binding.checkpoint))["command"] == "train-flow"
+
+
+def policy_taxonomy(run: Path) -> Taxonomy:
+    """Return the taxonomy of a strategy policy.
+
+    Raises:
+        CheckpointError: If the run holds no policy.
+        ConfigError: If its taxonomy is a user's own and no copy of it was kept.
+    """
+    folder = checkpoint_folder(run)
+    return kept_taxonomy(read_metadata(run).taxonomy, folder, folder.parent)
 
 
 def is_reward_model(binding: RoleOptions | None) -> bool:

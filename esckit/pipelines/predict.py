@@ -17,7 +17,6 @@ from esckit.config.predict import PredictRecipe
 from esckit.datasets.contexts import contexts
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
-from esckit.models.flow_metadata import read_metadata
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.evaluate_players import (
     Decider,
@@ -28,13 +27,13 @@ from esckit.pipelines.evaluate_players import (
 )
 from esckit.pipelines.evaluate_suites.material import after_opening
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
+from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up, policy_taxonomy
 from esckit.pipelines.session import RunResult, playing
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
 from esckit.records import JsonlAppender, read_records, write_records
 from esckit.runs import RunFolder
-from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Context, Record
 
 if TYPE_CHECKING:
@@ -128,13 +127,13 @@ def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
 def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
     """Return the wanted taxonomy, else a trained strategist's own, else the corpus's; a strategist needs one."""
     strategist = recipe.models.strategist
-    name = recipe.taxonomy
-    if name is None and isinstance(strategist, CheckpointBinding) and is_strategy_policy(strategist):
-        name = read_metadata(Path(strategist.checkpoint)).taxonomy
-    name = name or selection.taxonomy
-    if name is None and strategist is not None:
-        raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME")
-    return load_taxonomy(name) if name else None
+    if recipe.taxonomy is not None:
+        return load_taxonomy(recipe.taxonomy)
+    if isinstance(strategist, CheckpointBinding) and is_strategy_policy(strategist):
+        return policy_taxonomy(Path(strategist.checkpoint))
+    if selection.taxonomy is None and strategist is not None:
+        raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME or FILE.yaml")
+    return selection.strategies or (load_taxonomy(selection.taxonomy) if selection.taxonomy and strategist else None)
 
 
 async def _run(
@@ -145,7 +144,7 @@ async def _run(
         bindings = recipe.models.bindings().values()
         await pool.prepare(bindings)
         speak = _speaker(recipe, pool, taxonomy)
-        inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy)}
+        inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
 
         def settle(folder: RunFolder) -> tuple[list[Prediction], list[FailedPrediction]]:
             return _settle(folder, places)

@@ -30,6 +30,7 @@ from esckit.search.mcts import Grown, Settings, Task, grow_tree
 from esckit.search.rollouts import Rollout
 from esckit.search.seeds import cut_seed
 from esckit.search.summary import summarise
+from esckit.strategies.taxonomy import keep_taxonomy, taxonomy_inputs
 from esckit.types import Failure, Record, SearchTree, Turn
 
 SUMMARY_SCHEMA = "esckit.search_summary/1"
@@ -132,16 +133,19 @@ async def _run(
         bindings = recipe.models.bindings().values()
         await pool.prepare(bindings)
         grow = _grower(recipe, pool, selection)
+        taxonomy = provenance_of(recipe).taxonomy
         inputs = {
             "data": selection.facts(),
             "prompts": prompt_ids(recipe),
             "prior_source": provenance_of(recipe).prior_source,
+            **taxonomy_inputs(taxonomy),
         }
 
         def settle(folder: RunFolder) -> list[SearchTree]:
             return _settle(folder, seeds)
 
         with playing(recipe, out, pool, progress, bindings=bindings, inputs=inputs, settle=settle) as folder:
+            keep_taxonomy(taxonomy, out)
             await _grow_missing(recipe, seeds, grow, folder, progress)
             trees = settle(folder)
             summary = {

@@ -34,7 +34,7 @@ from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import StrategyPolicy, Supporter
 from esckit.records import read_records, write_json, write_records
 from esckit.runs import RunFolder
-from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ async def _run(
             "data": selection.facts(),
             "prompts": {role: prompt.identity for role, prompt in prompts.items()},
             "roles": {role: _name(binding, pool) for role, binding in bindings.items()},
+            **taxonomy_inputs(load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None),
         }
 
         def settle(folder: RunFolder) -> list[Future]:

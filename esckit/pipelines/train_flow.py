@@ -20,6 +20,7 @@ from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.processes import Process, this_process
 from esckit.pipelines.session import RunResult, finished, training
 from esckit.pipelines.train_flow_data import Material, collect, counts
+from esckit.strategies.taxonomy import keep_taxonomy
 
 STATES = "states"
 
@@ -53,6 +54,8 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
         if (result := finished(out)) is not None:
             _forget_states(out, process)
             return result
+        if folder is not None:
+            keep_taxonomy(material.labels, out)
         from esckit.pipelines.flow_report import finish
         from esckit.pipelines.flow_training import fit, prepare
 

@@ -13,7 +13,7 @@ from esckit.config.train_flow import FlowData, GoldData, TrainFlowRecipe
 from esckit.errors import ConfigError, DataError
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.records import file_sha256, read_records
-from esckit.strategies.taxonomy import load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
 from esckit.trajectories import trajectories
 from esckit.types import Dialogue, SearchTree
 
@@ -37,22 +37,33 @@ class Material:
     """Everything that a training reads.
 
     Attributes:
-        taxonomy: Name of the taxonomy.
-        strategies: Its names in order.
-        abbreviations: Strategy name to abbreviation.
+        labels: The taxonomy.
         parts: By use: ``train``, ``valid``, ``test``.
         inputs: Digest per input file.
         round: Of the trees; 0 for a corpus.
         facts: For the manifest.
     """
 
-    taxonomy: str
-    strategies: tuple[str, ...]
-    abbreviations: dict[str, str]
+    labels: Taxonomy
     parts: dict[str, Part]
     inputs: dict[str, str]
     round: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def taxonomy(self) -> str:
+        """Name of the taxonomy."""
+        return self.labels.name
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names of the strategies in order."""
+        return self.labels.names
+
+    @property
+    def abbreviations(self) -> dict[str, str]:
+        """Strategy name to abbreviation."""
+        return dict(zip(self.labels.names, self.labels.abbrs, strict=True))
 
 
 def collect(data: FlowData) -> Material:
@@ -139,11 +150,8 @@ def _gold_material(gold: GoldData) -> Material:
     first = selections["train"]
     if first.taxonomy is None:
         raise DataError("no strategy label", path=gold.path, expected="dialogues with strategies")
-    taxonomy = load_taxonomy(first.taxonomy)
     return Material(
-        taxonomy=taxonomy.name,
-        strategies=taxonomy.names,
-        abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
+        labels=first.strategies or load_taxonomy(first.taxonomy),
         parts={use: Part(dialogues=selection.dialogues) for use, selection in selections.items()},
         inputs=first.files,
         # With all ids: whoever evaluates the policy must know what it has seen.
@@ -152,9 +160,9 @@ def _gold_material(gold: GoldData) -> Material:
 
 
 def _select(gold: GoldData, split: str) -> Selection:
-    wanted = gold.model_dump(exclude={"split", "valid_split", "test_split", "unit"})
+    wanted = gold.model_dump(exclude={"split", "valid_split", "test_split", "unit", "taxonomy"})
     data = DataConfig.model_validate({**wanted, "split": split, "merge": gold.unit == "turn"})
-    return select_dialogues(data)
+    return select_dialogues(data, taxonomy=gold.taxonomy)
 
 
 # ---------------------------------------------------------------- search trees
@@ -183,9 +191,7 @@ def _tree_material(data: FlowData) -> Material:
             )
     first = usable[0]
     return Material(
-        taxonomy=first.taxonomy,
-        strategies=first.strategies,
-        abbreviations=_abbreviations(first),
+        labels=_labels(first, files),
         parts=parts,
         inputs={str(file): file_sha256(file) for file in files},
         round=max(tree.round for tree in usable),
@@ -246,12 +252,12 @@ def _check_splits(trees: Sequence[SearchTree]) -> None:
         )
 
 
-def _abbreviations(tree: SearchTree) -> dict[str, str]:
-    """Return the abbreviations of a tree's strategies."""
-    taxonomy = load_taxonomy(tree.taxonomy)
+def _labels(tree: SearchTree, files: Sequence[Path]) -> Taxonomy:
+    """Return the taxonomy that the trees were grown with."""
+    taxonomy = kept_taxonomy(tree.taxonomy, *(file.parent for file in files))
     if taxonomy.names != tree.strategies:
         raise ConfigError(
             f"taxonomy {tree.taxonomy} has changed since tree {tree.id} was grown",
             expected=", ".join(tree.strategies),
         )
-    return dict(zip(taxonomy.names, taxonomy.abbrs, strict=True))
+    return taxonomy

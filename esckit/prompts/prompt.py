@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
+from esckit.complaints import complaint
 from esckit.documents import dotted, parse_yaml, read_yaml
 from esckit.errors import ConfigError
 from esckit.records import digest
@@ -129,10 +131,7 @@ def _prompt_of(data: Any, place: str) -> Prompt:
     try:
         prompt = Prompt.model_validate(data)
     except ValidationError as error:
-        wrong = [
-            f"{dotted(fault['loc']) or 'the file'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
+        wrong = [_fault(detail) for detail in error.errors()]
         raise ConfigError(f"prompt {place}: {'; '.join(wrong)}") from error
     declared = {*prompt.variables, *prompt.optional}
     faults: list[str] = []
@@ -148,3 +147,9 @@ def _prompt_of(data: Any, place: str) -> Prompt:
     if faults:
         raise ConfigError(f"prompt {place}: {'; '.join(faults)}")
     return prompt
+
+
+def _fault(detail: ErrorDetails) -> str:
+    field = dotted(detail["loc"])
+    hint = did_you_mean(field, Prompt.model_fields) if detail["type"] == "extra_forbidden" else ""
+    return f"{field or 'the file'}: {complaint(detail)}" + (f" ({hint})" if hint else "")

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esckit import documents
+from esckit.complaints import complaint
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 
@@ -67,7 +68,7 @@ def parse_section(section: type[S], data: Any, place: str, faults: list[str]) ->
         parsed = section.model_validate(data)
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_input=False):
-            faults.append(f"{field_path(place, *fault['loc'])}: {fault['msg']}")
+            faults.append(f"{field_path(place, *fault['loc'])}: {complaint(fault)}")
         return None
     known = [field.alias or name for name, field in section.model_fields.items()]
     for key in parsed.model_extra or {}:

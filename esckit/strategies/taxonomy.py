@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache, cached_property
+from pathlib import Path
 
+import yaml
 from pydantic import Field
 
 from esckit.errors import DataError
-from esckit.records import digest
+from esckit.records import digest, write_atomic
 from esckit.strategies.shipped import (
     Section,
     field_path,
@@ -28,6 +30,7 @@ from esckit.strategies.shipped import (
 from esckit.types import Record
 
 ANY_STAGE = "any"
+_KEPT = "taxonomy.yaml"
 _MIN_STRATEGIES, _MAX_STRATEGIES = 2, 64
 
 
@@ -200,6 +203,37 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
         ConfigError: If there is none, or with all faults of the file at once.
     """
     return _load(name_or_path) if is_file_name(name_or_path) else _load_shipped(name_or_path)
+
+
+def is_shipped(taxonomy: Taxonomy) -> bool:
+    """Return whether a taxonomy is one that ships, rather than a user's own."""
+    return taxonomy.name in taxonomy_names() and load_taxonomy(taxonomy.name) == taxonomy
+
+
+def keep_taxonomy(taxonomy: Taxonomy, folder: Path) -> None:
+    """Write a user's own taxonomy beside what is made with it, where :func:`kept_taxonomy` finds it by its name."""
+    if not is_shipped(taxonomy):
+        content = yaml.safe_dump(taxonomy.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        write_atomic(folder / _KEPT, content)
+
+
+def taxonomy_inputs(taxonomy: Taxonomy | None) -> dict[str, str]:
+    """Return what a run is known by beside its recipe, which names the file of a user's own taxonomy only."""
+    return {} if taxonomy is None or is_shipped(taxonomy) else {"taxonomy": taxonomy.digest}
+
+
+def kept_taxonomy(name: str, *folders: Path) -> Taxonomy:
+    """Return the taxonomy of a name: the copy in one of the folders, else the shipped one.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    for folder in folders:
+        if (folder / _KEPT).is_file():
+            kept = _load(str(folder / _KEPT))
+            if kept.name == name:
+                return kept
+    return _load_shipped(name)
 
 
 class _StrategySection(Section):

@@ -47,7 +47,7 @@ def test_all_problems_are_named_at_once_with_line_path_and_suggestion(tmp_path):
         "data.path (line 3): is missing",
         "data.pth (line 3): unknown field; did you mean 'path'?",
         "data.split[0] (line 3): must be 'train', 'valid' or 'test', not 'trian'; did you mean 'train'?",
-        "data.limit (--set): must be a valid integer, not '3'",
+        "data.limit (--set): must be a whole number, not '3'",
         "models.seeker.backbon (--set): unknown field; known here: max_context_tokens, max_words, on_length, "
         "sampling, scripted",
         "models.supporter.sampling.max_token (--set): unknown field; did you mean 'max_tokens'?",
@@ -65,7 +65,7 @@ def test_types_are_strict(tmp_path, value):
 
 
 def test_a_word_is_no_boolean(tmp_path):
-    assert "valid boolean" in str(refusal(write_recipe(tmp_path), "critic.ppdpp_compat='yes'"))
+    assert "true or false" in str(refusal(write_recipe(tmp_path), "critic.ppdpp_compat='yes'"))
 
 
 def test_a_recipe_for_another_command_is_named(tmp_path):

@@ -80,7 +80,7 @@ def test_missing_usage_is_no_usage(server: FakeServer) -> None:
         (Canned(""), "no chat completion"),
         (Canned('{"choices": [{"message": {"content": "half'), "Invalid JSON"),
         (Canned('{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"stop"}]}'), "no chat completion"),
-        (Canned({"error": {"message": "upstream"}}), "choices: Field required"),
+        (Canned({"error": {"message": "upstream"}}), "choices: is missing"),
         (Canned({"choices": []}), "choices"),
         (Canned([1, 2]), "no chat completion"),
         (completion(None), "without text"),

@@ -212,8 +212,8 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         ("name: Ask", "name: ''", "strategies[0].name: empty"),
         ("abbr: A", "abbr: t", "strategies[1].abbr: 'T' is also 't'"),
         ("definition: Asks.", "definition: Asks., fallback: true", "2 fallbacks"),
-        ("name: Ask", "name: 3", "strategies[0].name: Input should be a valid string"),
-        ("title: Mine", "titel: Mine", "title: Field required"),
+        ("name: Ask", "name: 3", "strategies[0].name: must be text"),
+        ("title: Mine", "titel: Mine", "title: is missing"),
     ],
 )
 def test_single_faults(tmp_path: Path, old: str, new: str, fault: str) -> None:

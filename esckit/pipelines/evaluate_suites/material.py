@@ -61,8 +61,11 @@ class Material:
     @cached_property
     def taxonomy(self) -> Taxonomy | None:
         """The taxonomy that is wanted, else the one of the labels."""
-        name = self.wanted or (self.merged.taxonomy if self.data is not None else None)
-        return load_taxonomy(name) if name else None
+        if self.wanted is not None:
+            return load_taxonomy(self.wanted)
+        if self.data is None or self.merged.taxonomy is None:
+            return None
+        return self.merged.strategies or load_taxonomy(self.merged.taxonomy)
 
     def reply_contexts(self) -> Iterator[Context]:
         """Yield the contexts that a supporter answers: each ends in a seeker turn."""

@@ -16,7 +16,7 @@ from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_suites.material import Material, decisions
 from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Prepare, Unit, Work, has_strategies
 from esckit.records import read_records
-from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
 from esckit.trajectories import main_line
 from esckit.types import Scenario, SearchTree, Turn
 
@@ -86,10 +86,12 @@ def strategy_taxonomy(recipe: EvaluateRecipe, material: Material) -> Taxonomy:
     if recipe.settings.strategy.source == "gold":
         taxonomy = material.taxonomy
     else:
+        folders = [path if path.is_dir() else path.parent for path in map(Path, recipe.settings.strategy.trees)]
         names = {tree.taxonomy for tree in _trees(recipe.settings.strategy.trees)}
-        if len(names) > 1 or (recipe.taxonomy or next(iter(names))) not in names:
+        wanted = load_taxonomy(recipe.taxonomy).name if recipe.taxonomy else next(iter(names))
+        if len(names) > 1 or wanted not in names:
             raise DataError(f"trees of taxonomy {', '.join(sorted(names))}", expected=recipe.taxonomy or "one taxonomy")
-        taxonomy = load_taxonomy(next(iter(names)))
+        taxonomy = kept_taxonomy(wanted, *folders)
     if taxonomy is None:
         raise ConfigError("strategies of an unknown taxonomy", expected="taxonomy: NAME, or a labelled corpus")
     return taxonomy
