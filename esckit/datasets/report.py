@@ -20,6 +20,7 @@ from esckit.datasets.splits import SPLITS, ids_digest
 from esckit.errors import DataError
 from esckit.protocols import Issue
 from esckit.types import Dialogue, Speaker, Turn, TurnPart
+from esckit.words import n_words
 
 SCHEMA = "esckit.data_report/1"
 SPEAKERS: tuple[Speaker, ...] = ("seeker", "supporter")
@@ -199,7 +200,7 @@ def _words(dialogues: Iterable[Dialogue]) -> Report:
     lengths: dict[str, list[int]] = {speaker: [] for speaker in SPEAKERS}
     for dialogue in dialogues:
         for turn in dialogue.turns:
-            lengths[turn.speaker].append(len(turn.text.split()))
+            lengths[turn.speaker].append(n_words(turn.text))
     return {speaker: spread(values) for speaker, values in lengths.items()}
 
 

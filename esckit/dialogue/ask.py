@@ -7,7 +7,6 @@ and nothing is put in place of an answer that did not come.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -16,11 +15,10 @@ from esckit.errors import ParseError
 from esckit.ledger import Scope
 from esckit.protocols import ChatModel
 from esckit.types import Message, Reply, Sampling, StopReason
+from esckit.words import n_words, whole_sentences
 
 T = TypeVar("T")
 OnLength = Literal["fail", "last_sentence"]
-
-_LAST_SENTENCE = re.compile(r"^.*[.!?…][\"'”’)]*(?=\s|$)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +38,6 @@ class Voice:
     max_attempts: int = 3
     on_length: OnLength = "fail"
     max_words: int | None = None
-
-
-def last_whole_sentence(text: str) -> str:
-    """Return a text without its unfinished last sentence; the text itself if that is its only one."""
-    found = _LAST_SENTENCE.match(text.rstrip())
-    return found.group(0) if found else text
 
 
 async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]) -> T:
@@ -124,7 +116,7 @@ def finished_text(reply: Reply, on_length: OnLength) -> str:
     if reply.stop_reason is StopReason.LENGTH:
         if on_length == "fail":
             raise ParseError("a reply cut at the token limit", kind="too_long", samples=(text,))
-        return last_whole_sentence(text)
+        return whole_sentences(text)
     return text
 
 
@@ -134,11 +126,9 @@ def within_words(text: str, max_words: int | None) -> str:
     Raises:
         ParseError: If it is (kind ``too_long``).
     """
-    n_words = len(text.split())
-    if max_words is not None and n_words > max_words:
-        raise ParseError(
-            f"a reply of {n_words} words", kind="too_long", expected=f"at most {max_words}", samples=(text,)
-        )
+    n = n_words(text)
+    if max_words is not None and n > max_words:
+        raise ParseError(f"a reply of {n} words", kind="too_long", expected=f"at most {max_words}", samples=(text,))
     return text
 
 

@@ -6,14 +6,12 @@ half" is S > 2n: floats would turn six times "moderately better" into 0.49999999
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from esckit.errors import ConfigError, ParseError
-
-_PUNCTUATION = re.compile(r"[^\w\s]|_")
+from esckit.dialogue.verdicts import read_name
+from esckit.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +41,15 @@ class Preset:
     def parse(self, text: str) -> int:
         """Return the index of the one level that an answer names.
 
-        Case, hyphens, quotes, asterisks and punctuation do not count; names are found as whole words.
-
         Raises:
-            ParseError: If no level is named (``unparsed``) or two different ones are (``ambiguous``).
+            ParseError: As :func:`esckit.dialogue.verdicts.read_name`.
         """
-        names = [level.casefold() for level in self.levels]
         if self.takes_first:
             # Without any, the rule below says so.
-            for index, name in enumerate(names):
-                if name in text.casefold():
+            for index, name in enumerate(self.levels):
+                if name.casefold() in text.casefold():
                     return index
-        words = " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
-        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-        found = set(re.findall(rf"\b(?:{pattern})\b", words))
-        if len(found) != 1:
-            kind = "ambiguous" if found else "unparsed"
-            raise ParseError(f"an answer that names {len(found)} levels", kind=kind, samples=(text,))
-        return names.index(found.pop())
+        return read_name(text, self.levels)
 
     def mean(self, counts: Sequence[int]) -> Fraction:
         """Return the exact mean value of parsed answers, in [-1, 1].

@@ -14,8 +14,6 @@ from esckit.types import Generation, ParseKind
 
 _TAGS = ("<think>", "</think>", "<response>", "</response>")
 _AGREED = re.compile(r"<think>(.*)</think>\s*<response>(.*)</response>", re.DOTALL)
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_RESPONSE = re.compile(r"<response>(.*?)</response>", re.DOTALL)
 _ANY_TAG = re.compile("|".join(_TAGS))
 
 
@@ -32,28 +30,43 @@ def split_output(text: str) -> Generation:
     ``<response>`` (``open_response``), else what lies outside stray think tags (``untagged``), else nothing
     (``blank``).
     """
-    agreed = _AGREED.fullmatch(text.strip())
-    if agreed and all(text.count(tag) == 1 for tag in _TAGS) and all(part.strip() for part in agreed.groups()):
+    agreed = _AGREED.fullmatch(text.strip()) if all(text.count(tag) == 1 for tag in _TAGS) else None
+    if agreed and all(part.strip() for part in agreed.groups()):
         return Generation(
             raw=text, reasoning=agreed[1].strip(), response=agreed[2].strip(), format_ok=True, parse_kind="ok"
         )
-    thought = _THINK.search(text)
-    kind, response = _salvage(_THINK.sub("", text))
+    thoughts, outside = _blocks(text, "<think>", "</think>")
+    kind, response = _salvage(outside)
     return Generation(
         raw=text,
-        reasoning=(thought[1].strip() or None) if thought else None,
+        reasoning=(thoughts[0].strip() or None) if thoughts else None,
         response=response,
         format_ok=False,
         parse_kind=kind,
     )
 
 
+def _blocks(text: str, opening: str, closing: str) -> tuple[list[str], str]:
+    """Return what stands in closed blocks, and the text without them; linear, as a pattern would not be."""
+    inside: list[str] = []
+    outside: list[str] = []
+    start = 0
+    while (opened := text.find(opening, start)) >= 0:
+        closed = text.find(closing, opened)
+        if closed < 0:
+            break
+        outside.append(text[start:opened])
+        inside.append(text[opened + len(opening) : closed])
+        start = closed + len(closing)
+    return inside, "".join([*outside, text[start:]])
+
+
 def _salvage(text: str) -> tuple[ParseKind, str]:
     """Find the reply in a malformed output from which closed think blocks are removed."""
-    for block in _RESPONSE.finditer(text):
-        if response := _without_tags(block[1]):
+    blocks, rest = _blocks(text, "<response>", "</response>")
+    for block in blocks:
+        if response := _without_tags(block):
             return "closed_response", response
-    rest = _RESPONSE.sub("", text)
     if "<response>" in rest and (response := _outside_think(rest.split("<response>", 1)[1])):
         return "open_response", response
     if response := _outside_think(rest):

@@ -11,20 +11,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from esckit.dialogue.ask import Voice, ask, finished_text
+from esckit.dialogue.ask import Voice, ask
 from esckit.dialogue.environment import to_the_end
 from esckit.dialogue.rubric import RATINGS, Rubric, check_weights, weighted_reward
 from esckit.dialogue.utterance import as_tagged_lines
+from esckit.dialogue.verdicts import unfenced, verdict_text
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
+from esckit.lines import lines_of
 from esckit.prompts.prompt import Prompt
 from esckit.records import digest
 from esckit.types import Message, NextToken, Reply, RubricReading, Scenario, Score, Turn
 
 log = logging.getLogger(__name__)
 
-_RATING_LINE = re.compile(r"\s*([1-9])\s*:\s*([1-5])\s*")
+_RATING_LINE = re.compile(r"\s*([1-9])\s*[:：]\s*([1-5])\s*")
 _LOW_MEAN_MASS = 0.5
 _WARN_AFTER = 20
 
@@ -104,7 +106,7 @@ class RubricCritic:
         return dict(zip(self.rubric.keys, ratings, strict=True)), None
 
     def _parse(self, reply: Reply) -> list[float]:
-        return parse_ratings(finished_text(reply, "fail"), len(self.rubric.criteria))
+        return parse_ratings(verdict_text(reply), len(self.rubric.criteria))
 
     async def _expected(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], float]:
         prompts = [
@@ -153,7 +155,7 @@ def parse_ratings(text: str, n_criteria: int) -> list[float]:
     Raises:
         ParseError: If a line is missing, doubled, out of order or no whole number from 1 to 5.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines_of(unfenced(text).replace("*", "")) if line.strip()]
     found = [_RATING_LINE.fullmatch(line) for line in lines]
     ratings = [float(match[2]) for number, match in enumerate(found, start=1) if match and int(match[1]) == number]
     if len(lines) != n_criteria or len(ratings) != n_criteria:

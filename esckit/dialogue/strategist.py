@@ -7,16 +7,15 @@ models that cannot keep to the JSON form. A trained policy stands in the same pl
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Literal
 
-from esckit.dialogue.ask import Voice, ask, finished_text
+from esckit.dialogue.ask import Voice, ask
 from esckit.dialogue.utterance import as_tagged_lines
+from esckit.dialogue.verdicts import read_json, verdict_text
 from esckit.dialogue.window import Window
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope, uniform
@@ -24,7 +23,6 @@ from esckit.prompts.prompt import Prompt
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Message, Reply, Scenario, Turn
 
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 _SUM_RANGE = (0.98, 1.02)
 
 
@@ -124,27 +122,21 @@ class PromptedStrategist:
         return self.window.fit(messages, turns, scope, "strategist")
 
     def _parse(self, reply: Reply) -> tuple[float, ...]:
-        return parse_probabilities(finished_text(reply, "fail"), self.taxonomy.abbrs)
+        return parse_probabilities(verdict_text(reply), self.taxonomy.abbrs)
 
 
 def parse_probabilities(text: str, keys: Sequence[str]) -> tuple[float, ...]:
     """Return the probabilities of one JSON object, normalised, in the order of ``keys``.
 
     Args:
-        text: One object, optionally in one code fence; its keys are exactly ``keys``, its values lie in [0, 1] and
+        text: One object, with or without code fences; its keys are exactly ``keys``, its values lie in [0, 1] and
             sum to 1 within 0.02.
         keys: Abbreviations in taxonomy order.
 
     Raises:
         ParseError: If it is anything else.
     """
-    fenced = _FENCE.fullmatch(text.strip())
-    try:
-        found: Any = json.loads(fenced[1] if fenced else text, object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
-        raise ParseError(f"no JSON object ({error})", samples=(text,)) from error
-    if not isinstance(found, dict) or set(found) != set(keys):
-        raise ParseError("other keys than the strategies", expected=f"exactly {', '.join(keys)}", samples=(text,))
+    found = read_json(text, keys, what="strategies")
     values = [found[key] for key in keys]
     if not all(_is_probability(value) for value in values):
         raise ParseError("a value that is no probability", expected="numbers in [0, 1]", samples=(text,))
@@ -152,14 +144,6 @@ def parse_probabilities(text: str, keys: Sequence[str]) -> tuple[float, ...]:
     if not _SUM_RANGE[0] <= total <= _SUM_RANGE[1]:
         raise ParseError(f"probabilities that sum to {total:.3g}", expected="a sum of 1", samples=(text,))
     return _normalised(values)
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; a key that occurs twice would silently win over the first."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
 
 
 def _is_probability(value: object) -> bool:

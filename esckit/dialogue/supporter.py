@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from esckit.dialogue.ask import Voice, ask, last_whole_sentence, need_answer, within_words
+from esckit.dialogue.ask import Voice, ask, need_answer, within_words
 from esckit.dialogue.output import asks_for_tags, split_output
 from esckit.dialogue.transcript import as_chat, clean_reply, merge_messages
 from esckit.dialogue.window import Window
@@ -13,6 +13,7 @@ from esckit.errors import ParseError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.types import Generation, Message, Reply, StopReason, Turn
+from esckit.words import whole_sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class PromptedSupporter:
             raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.whole,))
         response = clean_reply(found.response, speaking="supporter")
         if cut and found.parse_kind in ("open_response", "untagged"):
-            response = last_whole_sentence(response)
+            response = whole_sentences(response)
         if not response:
             raise ParseError("a blank reply", kind="blank", samples=(reply.whole,))
         # Where the prompt asks for no tags, plain text is what was agreed.

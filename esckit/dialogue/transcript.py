@@ -6,16 +6,12 @@ comparability; they claim nothing clinical.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from esckit.lines import as_turn, lines_of, starts_with_label, without_label
 from esckit.types import Message, Role, Speaker, Turn
 
 LABELS: dict[Speaker, str] = {"seeker": "Patient", "supporter": "Therapist"}
-_ROLE_WORDS: dict[Speaker, str] = {
-    "seeker": "patient|seeker|help-seeker|client|user",
-    "supporter": "therapist|supporter|counsell?or|assistant|helper",
-}
 
 
 def as_chat(turns: Sequence[Turn], *, speaking: Speaker) -> list[Message]:
@@ -36,22 +32,21 @@ def merge_messages(messages: Iterable[Message]) -> list[Message]:
 
 
 def as_lines(turns: Iterable[Turn]) -> str:
-    """Return turns as labelled lines, ``Patient: …``."""
-    return "\n".join(f"{LABELS[turn.speaker]}: {turn.text}" for turn in turns)
-
-
-def _label(speaker: Speaker) -> str:
-    return rf"\**(?:{_ROLE_WORDS[speaker]})\**\s*:\**"
-
-
-_OWN_LABEL = {side: re.compile(rf"^\s*{_label(side)}\s*", re.IGNORECASE) for side in LABELS}
-_OTHER_LINE = {
-    "seeker": re.compile(rf"^\s*{_label('supporter')}.*", re.IGNORECASE | re.DOTALL | re.MULTILINE),
-    "supporter": re.compile(rf"^\s*{_label('seeker')}.*", re.IGNORECASE | re.DOTALL | re.MULTILINE),
-}
+    """Return turns as labelled lines, ``Patient: …``; no turn holds a line that reads as another one."""
+    return "\n".join(f"{LABELS[turn.speaker]}: {as_turn(turn.text)}" for turn in turns)
 
 
 def clean_reply(text: str, *, speaking: Speaker) -> str:
-    """Return a reply without a leading label of its own role and without what it says in the other side's name."""
-    text = _OWN_LABEL[speaking].sub("", text.strip(), count=1)
-    return _OTHER_LINE[speaking].sub("", text).strip()
+    """Return a reply without labels of its own role and without what it says in the other side's name.
+
+    The first line that starts with another label ends it.
+    """
+    text = text.strip()
+    kept: list[str] = []
+    lines = lines_of(text)
+    for line in lines:
+        said = without_label(line, speaking)
+        if said == line and starts_with_label(line):
+            break
+        kept.append(said)
+    return text if kept == lines else "\n".join(kept).strip()

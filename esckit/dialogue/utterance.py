@@ -12,27 +12,24 @@ from dataclasses import dataclass, field
 
 from esckit.dialogue.ask import OnLength, finished_text
 from esckit.errors import ParseError
+from esckit.lines import as_turn, lines_of, starts_with_label
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Reply, Scenario, Speaker, Turn
+from esckit.words import n_words
 
 LEAVES = "</end/>"
 RESOLVED = "<ok>"
 
 LABELS: dict[Speaker, str] = {"seeker": "Seeker", "supporter": "Supporter"}
-_ROLE_LABEL = re.compile(
-    r"[\W_]*(?:(?:help-?)?seeker|supporter|helper|patient|therapist|client|counsell?or|user|human|assistant|system|ai)"
-    r"(?:\s*\[[^\]]*\])?[\W_]*?:",
-    re.IGNORECASE,
-)
 _CONTROL_TOKEN = re.compile(r"</?end/?>|</?ok/?>|<\|[^|<>]*\|>", re.IGNORECASE)
 
 
 def as_tagged_lines(turns: Iterable[Turn], *, show_strategy: bool) -> str:
     """Return turns as lines ``Seeker: …`` and ``Supporter: …``, or ``Supporter [Clarification]: …`` with tags."""
     return "\n".join(
-        f"{LABELS[turn.speaker]} [{turn.strategy}]: {turn.text}"
+        f"{LABELS[turn.speaker]} [{turn.strategy}]: {as_turn(turn.text)}"
         if show_strategy and turn.strategy and turn.speaker == "supporter"
-        else f"{LABELS[turn.speaker]}: {turn.text}"
+        else f"{LABELS[turn.speaker]}: {as_turn(turn.text)}"
         for turn in turns
     )
 
@@ -70,9 +67,13 @@ class UtteranceRules:
         """Return a reply's text with every run of white space as one space.
 
         Raises:
-            ParseError: If the reply was cut and the rules do not allow it.
+            ParseError: If the reply was cut and the rules do not allow it, or a later line of it starts with a role
+                label (``role_label``).
         """
-        return " ".join(finished_text(reply, self.on_length).split())
+        text = finished_text(reply, self.on_length)
+        if any(map(starts_with_label, lines_of(text)[1:])):
+            raise ParseError("a reply in which another turn begins", kind="role_label", samples=(text,))
+        return " ".join(text.split())
 
     def check(self, text: str) -> str:
         """Return an utterance that keeps the rules.
@@ -84,13 +85,13 @@ class UtteranceRules:
             raise ParseError("a blank reply", kind="blank")
         if _CONTROL_TOKEN.search(text):
             raise ParseError("a control token inside a reply", kind="control_token", samples=(text,))
-        if _ROLE_LABEL.match(text):
+        if starts_with_label(text):
             raise ParseError("a reply that starts with a role label", kind="role_label", samples=(text,))
         if self._tag.search(text):
             raise ParseError("a strategy tag inside a reply", kind="strategy_tag", samples=(text,))
-        n_words = len(text.split())
-        if self.max_words is not None and n_words > self.max_words:
+        n = n_words(text)
+        if self.max_words is not None and n > self.max_words:
             raise ParseError(
-                f"a reply of {n_words} words", kind="too_long", expected=f"at most {self.max_words}", samples=(text,)
+                f"a reply of {n} words", kind="too_long", expected=f"at most {self.max_words}", samples=(text,)
             )
         return text

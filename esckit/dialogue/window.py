@@ -28,10 +28,16 @@ class Window:
         rendered = messages(turns)
         if self.max_tokens is None or self.count_tokens is None:
             return rendered
-        first = 0
-        while first < len(turns) - 1 and self.count_tokens(rendered) > self.max_tokens:
-            first += 1
-            rendered = messages(turns[first:])
-        if first:
-            scope.spend(role, Usage(dropped_turns=first))
-        return rendered
+        if self.count_tokens(rendered) <= self.max_tokens:
+            return rendered
+        # The fewer turns, the shorter the prompt; trying them one by one would read the conversation once per turn.
+        fewest, most = 0, max(0, len(turns) - 1)
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            if self.count_tokens(messages(turns[middle:])) > self.max_tokens:
+                fewest = middle
+            else:
+                most = middle
+        if most:
+            scope.spend(role, Usage(dropped_turns=most))
+        return messages(turns[most:])

@@ -14,12 +14,12 @@ from esckit.evaluate.cases import MALFORMED, Episode, EpisodeTurn
 from esckit.evaluate.measure import Measurement
 from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored
 from esckit.evaluate.outcomes import failure_reason
-from esckit.evaluate.overlap import n_words
 from esckit.evaluate.rows import MetricRow
 from esckit.evaluate.selfplay import CriticScale, EpisodeMetric, critic_rows
 from esckit.evaluate.stages import STAGES, Stage, stage_of
 from esckit.evaluate.strategy import entropy_of
 from esckit.types import ParseKind, Usage
+from esckit.words import n_words
 
 Turns = Sequence[EpisodeTurn]
 

@@ -96,6 +96,7 @@ class Measurement:
             reason=found.reason,
             flags=(*self.flags, *flags, *self._warnings(collected, coverage)),
             group=group,
+            tokenizer=facts.tokenizer,
         )
 
     def _warnings(self, collected: Collected, coverage: float | None) -> list[str]:

@@ -73,6 +73,7 @@ class Facts:
         undefined: Why there is no value although the minimum is met.
         no_interval: Why there is no interval, where ``interval`` is ``none``.
         variant_of: Name of the metric that this one often equals; where it does, it asks no question of its own.
+        tokenizer: How texts are cut into the tokens or words that it counts; None if it counts none.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Facts:
     undefined: str | None = None
     no_interval: str | None = None
     variant_of: str | None = None
+    tokenizer: str | None = None
 
 
 class Estimator(Protocol):

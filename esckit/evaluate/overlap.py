@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import cache
 from typing import Any
 
-_TOKEN = re.compile(r"\w+|[^\w\s]")
-
 Tokens = tuple[str, ...]
 Ngram = tuple[str, ...]
-
-
-def tokenise(text: str) -> Tokens:
-    """Return lower-cased words and single punctuation marks; a typographic apostrophe counts as a plain one."""
-    return tuple(_TOKEN.findall(text.replace("\u2019", "'").lower()))
-
-
-def n_words(text: str) -> int:
-    """Return the number of blank-separated words."""
-    return len(text.split())
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Counter[Ngram]:

@@ -1,7 +1,7 @@
 """Metrics of generated replies against the gold supporter turn.
 
 Shares of text overlap stand on 0-100, as the literature prints them. Tokens are those of
-:func:`esckit.evaluate.overlap.tokenise`, alike for reply and reference.
+:func:`esckit.words.tokenise`, alike for reply and reference.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from esckit.evaluate.cases import MALFORMED, ResponseCase
 from esckit.evaluate.distinct import DistinctShare, distinct_stats
 from esckit.evaluate.measure import Measurement
 from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, ratio
-from esckit.evaluate.overlap import bleu_stats, meteor_exact, n_words, ngrams, rouge_l, tokenise
+from esckit.evaluate.overlap import bleu_stats, meteor_exact, ngrams, rouge_l
 from esckit.evaluate.rows import MetricRow
 from esckit.types import ParseKind
+from esckit.words import TOKENIZER, n_words, tokenise
 
 ResponseMetric = Metric[ResponseCase]
 _FLOOR = 1e-12
@@ -68,6 +69,7 @@ def bleu(order: int) -> ResponseMetric:
         minimum=f"an n-gram of order {order}",
         needs=frozenset({"reference"}),
         counts=(*names, "tokens", "reference_tokens"),
+        tokenizer=TOKENIZER,
     )
     return Metric(facts, _scored(lambda _, pair: bleu_stats(pair.reply, pair.reference, order)), Sums(bleu_from_sums))
 
@@ -81,12 +83,13 @@ def distinct(n: int) -> ResponseMetric:
         minimum=f"an n-gram of order {n}",
         interval="jackknife",
         counts=("ngrams",),
+        tokenizer=TOKENIZER,
     )
     return Metric(facts, _scored(lambda _, pair: distinct_stats(ngrams(pair.reply, n))), DistinctShare())
 
 
 def _mean_of(name: str, of: Callable[[_Pair], float]) -> ResponseMetric:
-    facts = Facts(name, unit="0-100", range=(0.0, 100.0), needs=frozenset({"reference"}))
+    facts = Facts(name, unit="0-100", range=(0.0, 100.0), needs=frozenset({"reference"}), tokenizer=TOKENIZER)
     return Metric(facts, _scored(lambda _, pair: (of(pair), 1.0)), RATIO)
 
 
@@ -115,7 +118,7 @@ PPL: ResponseMetric = Metric(
 )
 
 WORDS: ResponseMetric = Metric(
-    Facts("response.words", unit="words", range=(0.0, None), higher_is_better=None),
+    Facts("response.words", unit="words", range=(0.0, None), higher_is_better=None, tokenizer=TOKENIZER),
     _scored(lambda case, _: (float(n_words(case.reply or "")), 1.0)),
     RATIO,
 )
@@ -128,6 +131,7 @@ LENGTH_RATIO: ResponseMetric = Metric(
         higher_is_better=None,
         needs=frozenset({"reference"}),
         counts=("tokens", "reference_tokens"),
+        tokenizer=TOKENIZER,
     ),
     _scored(lambda _, pair: (float(len(pair.reply)), float(len(pair.reference)))),
     RATIO,

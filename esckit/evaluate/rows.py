@@ -28,6 +28,7 @@ class MetricRow(Record):
         counts: Sums worth printing beside the value.
         reason: Why there is no value, or no interval.
         group: The subgroup (emotion, problem, turn, stage, class …); None for the whole suite.
+        tokenizer: How texts were cut into the tokens or words that are counted; None where none are.
     """
 
     name: str
@@ -44,6 +45,7 @@ class MetricRow(Record):
     reason: str | None
     flags: tuple[str, ...]
     group: dict[str, str | int] | None
+    tokenizer: str | None = None
 
 
 class Comparison(Record):

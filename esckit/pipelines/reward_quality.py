@@ -7,6 +7,7 @@ from typing import Any
 
 from esckit.evaluate.calibration import accuracy, auc, brier, ece, log_loss, pair_accuracy, reliability
 from esckit.train.examples import RewardExample
+from esckit.words import n_words
 
 MIN_AUC = 0.55
 """Below this dev AUC a reward is close to noise."""
@@ -55,7 +56,7 @@ def _by_length(examples: Sequence[RewardExample], train: Sequence[RewardExample]
     from scipy.special import expit
 
     def length(of: Sequence[RewardExample]) -> Any:
-        return np.log1p([len(example.response.split()) for example in of])
+        return np.log1p([n_words(example.response) for example in of])
 
     x, y = length(train), np.asarray([example.label for example in train], dtype=float)
     centre, scale = x.mean(), x.std() or 1.0

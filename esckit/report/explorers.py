@@ -16,6 +16,7 @@ from esckit.report.numbers import number
 from esckit.report.source import Run, section
 from esckit.trajectories import main_line
 from esckit.types import Context, CriticReading, Exchange, Future, Scenario, SearchTree, Turn
+from esckit.words import n_words
 
 EXPLORER_BYTES = 2_000_000
 _PRINTED = 24
@@ -29,7 +30,7 @@ class Words:
 
     def __call__(self, text: str | None) -> str | int | None:
         """Return a text, or its number of words where texts are left out."""
-        return text if self.quotes or text is None else len(text.split())
+        return text if self.quotes or text is None else n_words(text)
 
     def turns(self, turns: Iterable[Turn]) -> list[list[Any]]:
         """Return turns as [speaker, text, strategy]."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, SupportsFloat, get_args
 from esckit.dialogue.output import split_output
 from esckit.errors import ConfigError, ModelError, NotFiniteError
 from esckit.types import Generation, ParseKind, Turn
+from esckit.words import n_words
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
 MOMENTS = ("n", "r", "w", "rr", "ww", "rw")
@@ -212,7 +213,7 @@ def _log(judged: Sequence[Judged], log_metric: Callable[[str, float], None]) -> 
         log_metric(f"parse/{kind}", kinds.count(kind) / len(kinds))
     log_metric("unscored", sum(each.future is None for each in judged) / len(judged))
     measured = [
-        (each.future, len(each.completion.generation.response.split())) for each in judged if each.future is not None
+        (each.future, n_words(each.completion.generation.response)) for each in judged if each.future is not None
     ]
     sums = (
         float(len(measured)),

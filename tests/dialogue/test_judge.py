@@ -11,7 +11,7 @@ from esckit.dialogue.rubric_critic import RubricCritic
 from esckit.errors import BackendError, ParseError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
-from esckit.types import Sampling, Scenario, Turn
+from esckit.types import Sampling, Scenario, StopReason, Turn
 from tests.fakes import FakeModel
 
 TALK = (Turn(speaker="seeker", text="I lost my job."),)
@@ -32,6 +32,8 @@ def pair_judge(model: FakeModel, dimensions: tuple[str, ...] = ("fluency", "over
         ('{"fluency": "1", "overall": "tie"}', {"fluency": "1", "overall": "tie"}),
         ('{"overall": 2, "fluency": " Tie "}', {"fluency": "tie", "overall": "2"}),
         ('```json\n{"fluency": "2", "overall": "2"}\n```', {"fluency": "2", "overall": "2"}),
+        ('```JSON\r\n{"fluency": "2", "overall": "2"}\r\n```', {"fluency": "2", "overall": "2"}),
+        ('```{"fluency": "2", "overall": "2"}```', {"fluency": "2", "overall": "2"}),
     ],
 )
 def test_verdicts_are_read(text: str, verdicts: dict[str, str]) -> None:
@@ -49,6 +51,8 @@ def test_verdicts_are_read(text: str, verdicts: dict[str, str]) -> None:
         '{"fluency": true, "overall": "1"}',
         '{"fluency": null, "overall": "1"}',
         "[1, 2]",
+        '{"fluency": "1", "overall": "1", "fluency": "2"}',
+        '{"fluency": "1", "overall": "1"} but overall I would say 2',
     ],
 )
 def test_anything_else_is_no_verdict(text: str) -> None:
@@ -81,12 +85,23 @@ def test_what_is_asked_is_part_of_the_judges_identity() -> None:
     assert pair_judge(model).identity != pair_judge(model, ("overall",)).identity
 
 
-@pytest.mark.parametrize(("text", "said"), [("Yes", True), ("no.", False), ("**No**, it does not", False)])
+@pytest.mark.parametrize(
+    ("text", "said"), [("Yes", True), ("no.", False), ("**No**, it does not", False), ("Ｙｅｓ。", True)]
+)
 def test_yes_and_no_are_read(text: str, said: bool) -> None:
     assert parse_yes_no(text) is said
 
 
-@pytest.mark.parametrize(("text", "kind"), [("Perhaps", "unparsed"), ("Yes and no", "ambiguous"), ("", "unparsed")])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Perhaps", "unparsed"),
+        ("Yes and no", "ambiguous"),
+        ("", "unparsed"),
+        ("I cannot say yes", "negated"),
+        ("I would not say no.", "negated"),
+    ],
+)
 def test_neither_or_both_is_unscored(text: str, kind: str) -> None:
     with pytest.raises(ParseError) as caught:
         parse_yes_no(text)
@@ -123,3 +138,11 @@ def test_the_turn_judge_gives_whole_numbers() -> None:
     talk = (*TALK, Turn(speaker="supporter", text="I hear you."))
     found = asyncio.run(TurnJudge(rater).rate(SCENARIO, talk, Ledger(7, "d").at(1)))
     assert found == {"empathy": 4, "information": 3, "naturalness": 5, "strategy": 4}
+
+
+@pytest.mark.parametrize("stop_reason", StopReason)
+def test_a_judge_that_only_reasons_is_unparsed(stop_reason: StopReason) -> None:
+    model = FakeModel(lambda messages, seed: "<think>Is it? yes", stop_reason=stop_reason)
+    judge = ReplyJudge(voice(model), load_prompt("judge_reply"))
+    found = asyncio.run(judge.answer(TALK, "I hear you.", {"a": "A?"}, Ledger(7, "p").at(1)))
+    assert found == {"a": (None, "unparsed")}

@@ -1,5 +1,8 @@
 """Level presets: parsing, exact means, the reward table."""
 
+import contextlib
+import time
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -115,3 +118,55 @@ def test_an_unknown_preset_lists_the_known() -> None:
 
 def test_presets_have_one_value_per_level() -> None:
     assert all(len(preset.levels) == len(preset.quarters) for preset in PRESETS.values())
+
+
+@pytest.mark.parametrize(
+    ("preset", "text", "level"),
+    [
+        ("ppdpp4", "No, the patient feels the same.", "Same"),
+        ("ppdpp4", "No but the patient feels better", "Better"),
+        ("ppdpp4", "It is not over yet they feel better", "Better"),
+        ("ppdpp4", "It was not easy \u2013 they feel better", "Better"),
+        ("ppdpp4", "There is no answer.\u2028Same", "Same"),
+        ("ppdpp4", "Not much；Better。", "Better"),
+        ("ppdpp4", "```TEXT\nSame\n```", "Same"),
+        ("rlff7", "“Significantly-Better”", "Significantly Better"),
+    ],
+)
+def test_a_negation_counts_in_its_own_clause_only(preset: str, text: str, level: str) -> None:
+    found = load_preset(preset)
+    assert found.levels[found.parse(text)] == level
+
+
+@pytest.mark.parametrize(
+    ("preset", "text"),
+    [
+        ("ppdpp4", "The issue is not solved."),
+        ("ppdpp4", "The issue isn\u2019t solved"),
+        ("ppdpp4", "Without being solved"),
+        ("ppdpp4", "Better. I would never say better."),
+        ("rlff7", "Nobody would call this significantly better"),
+        ("rlff7", "No, nobody would call this Significantly Better."),
+        ("rlff7", "It cannot be the same"),
+    ],
+)
+def test_a_denied_level_is_no_level(preset: str, text: str) -> None:
+    with pytest.raises(ParseError) as error:
+        load_preset(preset).parse(text)
+    assert error.value.kind == "negated"
+
+
+def test_ppdpp_compat_reads_a_denial_as_ppdpp_does() -> None:
+    preset = replace(load_preset("ppdpp4"), takes_first=True)
+    assert preset.levels[preset.parse("The issue is not solved.")] == "Solved"
+    assert preset.levels[preset.parse("Not solved, but better")] == "Better"
+
+
+@pytest.mark.parametrize(
+    "text", ["same " * 20_000, "slightly " * 20_000, "not " * 20_000 + "same", "," * 80_000 + "same"]
+)
+def test_reading_a_level_takes_linear_time(text: str) -> None:
+    began = time.process_time()
+    with contextlib.suppress(ParseError):
+        RLFF7.parse(text)
+    assert time.process_time() - began < 2.0

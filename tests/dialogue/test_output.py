@@ -1,6 +1,7 @@
 """Output splitting: the agreed form, every malformed kind, and that nothing is lost or leaked."""
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import given
@@ -76,3 +77,13 @@ def test_plain_text_is_the_agreed_form_where_the_prompt_asks_for_no_tags(
     talk = [Turn(speaker="seeker", text="I am low.")]
     found = asyncio.run(PromptedSupporter(voice, load_prompt(prompt)).reply(talk, Ledger(7, "d").at(1)))
     assert (found.response, found.format_ok) == ("Hi.", format_ok)
+
+
+@pytest.mark.parametrize(
+    "piece", ["<response>", "<think>", "</think>", "<response>a</response>", "<think> </think>", " "]
+)
+def test_splitting_takes_linear_time(piece: str) -> None:
+    began = time.process_time()
+    split_output(piece * 16_000)
+    split_output(f"<think>a</think>{' ' * 80_000}b<response>")
+    assert time.process_time() - began < 2.0

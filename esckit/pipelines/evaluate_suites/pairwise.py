@@ -16,6 +16,7 @@ from esckit.pipelines.evaluate_suites.response import answerable, build_responde
 from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Unit, Work
 from esckit.records import digest, read_records
 from esckit.types import Context
+from esckit.words import n_words
 
 _ORDERS: tuple[Order, Order] = ("AB", "BA")
 
@@ -125,8 +126,8 @@ async def _compare(
         reply_a=ours.reply,
         reply_b=theirs,
         judgements=tuple(judgements),
-        n_words_a=len((ours.reply or "").split()),
-        n_words_b=len((theirs or "").split()),
+        n_words_a=n_words(ours.reply or ""),
+        n_words_b=n_words(theirs or ""),
     )
 
 

@@ -11,12 +11,13 @@ from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.models import BackboneBinding
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.overlap import meteor_exact, rouge_l, tokenise
+from esckit.evaluate.overlap import meteor_exact, rouge_l
 from esckit.ledger import Ledger
 from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_suites.material import Material, after_opening, sampled
 from esckit.pipelines.evaluate_suites.work import Done, Player, Predictions, Unit, Work, has_replies
 from esckit.types import Context
+from esckit.words import tokenise
 
 if TYPE_CHECKING:
     from esckit.models.perplexity import Surprise

@@ -17,6 +17,7 @@ from esckit.pipelines.evaluate_suites.work import Done, Player, Unit, Work
 from esckit.pipelines.leakage import run_of
 from esckit.pipelines.reward_inputs import RewardInputs, read_inputs
 from esckit.types import Context, Future, Outcome
+from esckit.words import n_words
 
 if TYPE_CHECKING:
     from esckit.models.reward import RewardModel
@@ -193,7 +194,7 @@ class _Labels:
             y=good,
             reward_num=reward.numerator,
             reward_den=reward.denominator,
-            n_words=len(future.exchanges[0].supporter.response.split()),
+            n_words=n_words(future.exchanges[0].supporter.response),
         )
 
 

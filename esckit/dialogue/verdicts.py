@@ -1,0 +1,117 @@
+"""Reading verdicts: a name out of a few, yes or no, one JSON object. Strict, or it is no verdict.
+
+A name counts only as whole words, only if no other name stands beside it, and only if nothing denies it in its own
+clause. Nothing is repaired and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from esckit.dialogue.ask import OnLength, finished_text
+from esckit.errors import ParseError
+from esckit.lines import LINE_END, lines_of
+from esckit.types import Reply
+
+_FENCE = "```"
+_FENCE_LINE = re.compile(r"```[\w+-]*")
+_INLINE_FENCE = re.compile(r"```(?:json\b)?", re.IGNORECASE)
+_CLAUSE_END = re.compile(rf"[,;:.!?。、–—―]|--|\s-+\s|\b(?:but|although|yet)\b|{LINE_END.pattern}", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|never|no|nobody|none|cannot|hardly|neither|nor|without)\b|n't\b", re.IGNORECASE)
+
+
+def verdict_text(reply: Reply, on_length: OnLength = "fail") -> str:
+    """Return the answer of a reply from which a verdict is to be read.
+
+    Raises:
+        ParseError: ``unparsed`` if the reply holds nothing but reasoning, ``too_long`` if it was cut.
+    """
+    if reply.only_reasoned:
+        raise ParseError("reasoning without a verdict", samples=(reply.whole,))
+    return finished_text(reply, on_length)
+
+
+def unfenced(text: str) -> str:
+    """Return a text without code fences, whatever language they name."""
+    if _FENCE not in text:
+        return text.strip()
+    lines = [line for line in lines_of(text) if not _FENCE_LINE.fullmatch(line.strip())]
+    return _INLINE_FENCE.sub("", "\n".join(lines)).strip()
+
+
+def read_name(text: str, names: Sequence[str]) -> int:
+    """Return the index of the one name that an answer says.
+
+    Case, hyphens, quotes, asterisks and punctuation do not count; names are found as whole words, longest first.
+
+    Args:
+        text: The answer.
+        names: Words, or several words each.
+
+    Raises:
+        ParseError: ``unparsed`` if no name is said, ``ambiguous`` if two different ones are, ``negated`` if a negation
+            stands before the name in its clause.
+    """
+    said = unicodedata.normalize("NFKC", unfenced(text)).replace("\u2019", "'")
+    wanted = [name.casefold().split() for name in names]
+    longest_first = sorted(wanted, key=lambda words: -len(" ".join(words)))
+    pattern = "|".join(r"[\W_]+".join(map(re.escape, words)) for words in longest_first)
+    hits = list(re.finditer(rf"(?<![^\W_])(?:{pattern})(?![^\W_])", said, re.IGNORECASE))
+    found = {tuple(re.split(r"[\W_]+", hit[0].casefold())) for hit in hits}
+    if len(found) != 1:
+        kind = "ambiguous" if found else "unparsed"
+        raise ParseError(f"an answer that says {len(found)} of {len(names)} names", kind=kind, samples=(text,))
+    ends = [0, *(end.end() for end in _CLAUSE_END.finditer(said))]
+    at, read = 0, 0
+    for hit in hits:
+        while at + 1 < len(ends) and ends[at + 1] <= hit.start():
+            at += 1
+        if _NEGATION.search(said, max(ends[at], read), hit.start()):
+            raise ParseError("an answer that denies what it names", kind="negated", samples=(text,))
+        read = hit.end()
+    return wanted.index(list(found.pop()))
+
+
+def parse_yes_no(text: str) -> bool:
+    """Return what an answer says: exactly one of the words "yes" and "no", and not denied.
+
+    Raises:
+        ParseError: As :func:`read_name`.
+    """
+    return read_name(text, ("yes", "no")) == 0
+
+
+def read_json(text: str, keys: Sequence[str], *, what: str) -> dict[str, Any]:
+    """Return one JSON object with exactly these keys.
+
+    Args:
+        text: The object, with or without code fences.
+        keys: Its keys.
+        what: What the keys are, for the message.
+
+    Raises:
+        ParseError: If it is anything else, or holds a key twice.
+    """
+    try:
+        found: Any = json.loads(unfenced(text), object_pairs_hook=_without_doubles, parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
+        raise ParseError(f"no JSON object ({error})", samples=(text,)) from error
+    if not isinstance(found, dict) or set(found) != set(keys):
+        raise ParseError(f"other keys than the {what}", expected=f"exactly {', '.join(keys)}", samples=(text,))
+    return found
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; the later of two values would silently win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

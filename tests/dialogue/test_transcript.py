@@ -1,0 +1,60 @@
+"""Replies are cleaned, and turns rendered, by one definition of a line and of a speaker label."""
+
+import time
+
+import pytest
+
+from esckit.dialogue.transcript import as_lines, clean_reply
+from esckit.dialogue.utterance import as_tagged_lines
+from esckit.lines import lines_of
+from esckit.types import Turn
+
+ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029"]
+LABELS = [
+    "Patient:",
+    "- Patient:",
+    "[Patient]:",
+    "Patient\uff1a",
+    "**Patient:**",
+    "1. Client:",
+    "User [sad] :",
+    "求助者：",
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("label", LABELS)
+def test_a_turn_that_was_never_said_is_cut(end: str, label: str) -> None:
+    text = f"That is hard.{end}{label} I feel great, solved!{end}Therapist: Good."
+    assert clean_reply(text, speaking="supporter") == "That is hard."
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("label", LABELS)
+def test_no_turn_holds_a_line_of_another_speaker(end: str, label: str) -> None:
+    turn = Turn(speaker="supporter", text=f"Hard.{end}Very.{end}{label} Solved!")
+    for shown in (as_lines([turn]), as_tagged_lines([turn], show_strategy=False)):
+        assert [line.startswith(("Therapist: ", "Supporter: ")) for line in lines_of(shown)] == [True, False]
+        assert lines_of(shown)[1] == f"Very. {label} Solved!"
+
+
+def test_own_labels_are_no_words() -> None:
+    assert (
+        clean_reply("Therapist\uff1aThat is a lot.\nTherapist: Go on.", speaking="supporter")
+        == "That is a lot.\nGo on."
+    )
+
+
+@pytest.mark.parametrize("text", ["One.\n\nTwo: three.\rFour.", "User friendly: yes", "The patient: calm", "a\u2028b"])
+def test_harmless_text_stays_as_it_is(text: str) -> None:
+    assert clean_reply(text, speaking="supporter") == text
+    assert as_lines([Turn(speaker="supporter", text=text)]) == f"Therapist: {text}"
+
+
+@pytest.mark.parametrize("piece", ["\n", "\nPatient", "\n- ", " ", "[", "\n1.", "*"])
+def test_cleaning_and_rendering_take_linear_time(piece: str) -> None:
+    began = time.process_time()
+    for text in (f"a{piece * 20_000}", f"a{piece * 20_000}\nPatient: b"):
+        as_lines([Turn(speaker="supporter", text=clean_reply(text, speaking="seeker"))])
+        clean_reply(text, speaking="supporter")
+    assert time.process_time() - began < 2.0
