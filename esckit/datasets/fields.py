@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from esckit.controls import ANY_FORMAT, Controls
 from esckit.datasets.containers import RawRecord
 from esckit.datasets.text import NOTHING, json_type, normalise, quoted, without_surrogates
 from esckit.errors import DataError
@@ -20,6 +21,7 @@ from esckit.types import Speaker
 LONG_TEXT = 20_000
 MAX_TEXT = 1_000_000
 _RATING = re.compile(r"([0-9])(?:\.0+)?")
+_CONTROLS = Controls(ANY_FORMAT)
 _SEPARATOR = re.compile(r"[\s_]+")
 _SPEAKERS: dict[str, Speaker] = {
     **dict.fromkeys(("seeker", "usr", "user", "speaker", "patient", "client", "help-seeker"), "seeker"),
@@ -104,6 +106,8 @@ class RecordFields:
         text, codes = normalise(value)
         for code in codes:
             self.note(code, field)
+        for control in _CONTROLS.found(text):
+            self.note("control_token", field, detail=quoted(control))
         return text
 
     def utterance(self, value: Any, field: str) -> str:

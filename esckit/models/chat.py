@@ -8,13 +8,17 @@ whose template refuses system messages (Gemma 2) get them at the head of the fir
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from esckit.controls import MessageGuard
 from esckit.errors import ConfigError
+from esckit.lines import as_turn
 from esckit.models.reasoning import CHANNEL_MARKS, MARKS, closing_mark, opened_by
 from esckit.types import Message
 
@@ -33,6 +37,7 @@ PLAIN = (
 """For base models: ``User: …``, blank line, ``Assistant:``; a turn ends with the end-of-text token."""
 
 _PLAIN_STOP = ("\nUser:", "\nAssistant:", "\nSystem:")
+_PLAIN_LABEL = re.compile(r"\s*(?:User|Assistant|System):")
 _PROBE = "esckit probe"
 
 
@@ -72,7 +77,8 @@ class ChatFormat:
             ConfigError: If the tokenizer names no end-of-turn token.
         """
         own = tokenizer.chat_template
-        chat = cls(tokenizer, own if isinstance(own, str) else PLAIN, stop=() if isinstance(own, str) else _PLAIN_STOP)
+        is_plain = not isinstance(own, str)
+        chat = cls(tokenizer, PLAIN if is_plain else own, stop=_PLAIN_STOP if is_plain else ())
         chat = replace(chat, has_system=chat._takes_system())
         if chat.has_system and chat._is_chatml():
             chat = replace(chat, template=CHATML)
@@ -82,6 +88,11 @@ class ChatFormat:
         return replace(
             chat, end_of_turn=end, stop_ids=frozenset(stop_ids), opening=opening, marks=_special_marks(tokenizer)
         )
+
+    @cached_property
+    def guard(self) -> MessageGuard:
+        """Keeps contents inside their turns."""
+        return MessageGuard.of(self.tokenizer)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         """Return the prompt as text."""
@@ -95,9 +106,16 @@ class ChatFormat:
         )
 
     def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Return the messages as the template takes them; without a system role, merged as said above."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        """Return the messages as the template takes them; without a system role, merged as said above.
+
+        No content can leave its turn: see :mod:`esckit.controls`.
+        """
+        turns = [{"role": m.role, "content": self._content(m)} for m in messages]
         return turns if self.has_system else _merged(turns)
+
+    def _content(self, message: Message) -> str:
+        content = self.guard(message).content
+        return as_turn(content, _starts_a_plain_turn) if self.template == PLAIN else content
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the prompt as tokens, ready for the assistant's answer.
@@ -172,6 +190,10 @@ def _special_marks(tokenizer: Any) -> dict[int, str]:
         for token, added in tokenizer.added_tokens_decoder.items()
         if added.special and str(added) in wanted
     }
+
+
+def _starts_a_plain_turn(line: str) -> bool:
+    return bool(_PLAIN_LABEL.match(line))
 
 
 def _merged(turns: list[dict[str, str]]) -> list[dict[str, str]]:

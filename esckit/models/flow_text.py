@@ -8,14 +8,16 @@ r"""The text form ``flow_text/1`` in which a strategy policy reads a dialogue, i
 
 Every piece is tokenised **by itself** and the token ids are joined. So the ids of a prefix are the beginning of the
 ids of every dialogue through it, which tokenising whole strings would break at the borders. The policy is read at the
-last token.
+last token. Control strings of the tokenizer and lines that start with a speaker's label stay text of their turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from esckit.controls import Controls
+from esckit.lines import as_turn
 from esckit.types import Scenario, Turn
 
 FLOW_TEXT = "flow_text/1"
@@ -30,6 +32,11 @@ class Tokenizer(Protocol):
     @property
     def bos_token_id(self) -> int | None:
         """Id that opens a text, None if the tokenizer has none."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Special and added tokens by id."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -77,6 +84,7 @@ class FlowText:
         self.strategy_tags = strategy_tags
         self._abbreviations = dict(abbreviations or {}) if strategy_tags else {}
         self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
 
     def header(self, scenario: Scenario) -> tuple[int, ...]:
         """Return the ids before the first turn; the situation is cut at 256 tokens."""
@@ -99,7 +107,7 @@ class FlowText:
         if turn.speaker == "supporter":
             abbreviation = self._abbreviations.get(strategy or turn.strategy or "")
             marker = f"Supporter [{abbreviation}]:" if abbreviation else "Supporter:"
-        words = [*self._encode(f" {turn.text}"), *self._encode("\n")]
+        words = [*self._encode(f" {as_turn(turn.text)}"), *self._encode("\n")]
         return TurnTokens(tuple(self._encode(marker)), tuple(words))
 
     def turns(self, turns: Sequence[Turn]) -> tuple[int, ...]:
@@ -127,7 +135,7 @@ class FlowText:
         return tuple(token for piece in self.pieces(scenario, turns, max_tokens=max_tokens) for token in piece)
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self._tokenizer.encode(self._controls.neutralise(text), add_special_tokens=False))
 
 
 def drop_oldest(pieces: Sequence[tuple[int, ...]], budget: int) -> list[tuple[int, ...]]:

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from esckit.controls import Controls
 from esckit.errors import NOT_FINITE, BackendError
+from esckit.lines import as_turn
 from esckit.models.backbones import resolve_backbone
 from esckit.models.loading import Dtype, exact_dtype, load_causal, pick_device
 from esckit.types import Turn
@@ -45,6 +47,7 @@ class PerplexityScorer:
         self.name = name
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
         self._device = next(model.parameters()).device
         self._longest = int(model.config.get_text_config(decoder=True).max_position_embeddings)
 
@@ -71,7 +74,7 @@ class PerplexityScorer:
         Raises:
             BackendError: ``too_long`` if the reply alone does not fit, ``not_finite`` if its likelihood is not finite.
         """
-        talk = "\n".join([*(f"{_LABELS[turn.speaker]}: {turn.text}" for turn in turns), "Supporter:"])
+        talk = "\n".join([*(f"{_LABELS[turn.speaker]}: {as_turn(turn.text)}" for turn in turns), "Supporter:"])
         counted = self._encode(f" {reply.strip()}")
         if len(counted) >= self._longest:
             raise BackendError(
@@ -86,4 +89,4 @@ class PerplexityScorer:
         return Surprise(nll, len(counted))
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(self._tokenizer.encode(self._controls.neutralise(text), add_special_tokens=False))

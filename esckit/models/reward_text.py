@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from esckit.controls import Controls
 from esckit.errors import CheckpointError, ConfigError, DataError
+from esckit.lines import as_turn
 from esckit.types import Record, Turn
 
 _CONVERSATION, _RESPONSE = "\x00conversation\x00", "\x00response\x00"
@@ -93,6 +95,7 @@ class RewardText:
         self.template = template
         self.max_length = max_length
         self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
         self._encode = lru_cache(maxsize=65_536)(self._encode_anew)
         bos = tokenizer.bos_token_id
         self._head = (() if bos is None else (int(bos),)) + self._encode(template.head)
@@ -110,7 +113,7 @@ class RewardText:
         """
         if not response.strip() or not conversation:
             raise DataError("a blank response or no conversation", expected="something to judge")
-        answer = self._encode(response.strip())
+        answer = self._encode(self._controls.neutralise(response.strip()))
         fixed = len(self._head) + len(self._middle) + len(answer) + len(self._tail)
         lines = [self._line(turn, first=index == 0) for index, turn in enumerate(conversation)]
         first, length = 0, fixed + sum(map(len, lines))
@@ -130,7 +133,8 @@ class RewardText:
 
     def _line(self, turn: Turn, *, first: bool) -> tuple[int, ...]:
         label = self.template.seeker if turn.speaker == "seeker" else self.template.supporter
-        return self._encode(f"{'' if first else chr(10)}{label}: {turn.text}")
+        said = self._controls.neutralise(as_turn(turn.text))
+        return self._encode(f"{'' if first else chr(10)}{label}: {said}")
 
     def _encode_anew(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False)) if text else ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esckit.train.rl_rows import PolicyPrompt
-from esckit.types import Context, Future
+from esckit.types import Context, Future, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def build_pairs(
             counts["n_too_long"] += 1
             continue
         counts["n_cut"] += fitted[1] > 0
-        chosen, rejected = ([{"role": "assistant", "content": text}] for text in texts)
+        chosen, rejected = (prompt.chat.as_dicts([Message("assistant", text)]) for text in texts)
         rows.append(
             {
                 "prompt": prompt.chat.as_dicts(fitted[0]),

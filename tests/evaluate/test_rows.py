@@ -36,7 +36,7 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
     assert found["interval"]["high"] == pytest.approx(0.5013341, abs=5e-7)
     assert list(found) == [
         "name", "value", "unit", "range", "higher_is_better", "n", "n_unscored", "unscored", "coverage", "counts",
-        "interval", "reason", "flags", "group",
+        "interval", "reason", "flags", "group", "tokenizer",
     ]  # fmt: skip
 
 

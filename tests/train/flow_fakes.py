@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 import torch
 from transformers import Gemma2Config, Gemma2Model, LlamaConfig, LlamaModel, PreTrainedModel, Qwen2Config, Qwen2Model
@@ -39,6 +40,7 @@ class ByteTokenizer:
     """One token per UTF-8 byte, ids 3 to 258; 1 opens a text."""
 
     bos_token_id: int | None = 1
+    added_tokens_decoder: ClassVar[dict[int, str]] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         assert not add_special_tokens
