@@ -1,0 +1,191 @@
+"""What a server says in place of an answer, as an HTTP status or in the body of a 200, and what that stands for.
+
+Servers agree on no form: ``{"error": {"message", "code"}}``, ``{"error": "…"}``, ``{"detail": …}``,
+``{"message": …, "code": …}``, a web page, a stream of events. Pure functions of texts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+BAD_GATEWAY = 502
+_STREAM = ("data:", "event:", "id:", "retry:", ":")
+_STATUS_KEYS = ("code", "status", "status_code", "http_status", "error_code")
+_MESSAGE_KEYS = ("message", "detail", "error_description", "msg", "status_msg", "error_msg", "reason", "title")
+_INNER_KEYS = ("error", "errors", "detail", "base_resp")
+_OUT_OF_CREDIT = re.compile(
+    r"insufficient[\s_](?:quota|credit|balance|funds)|exceeded your current quota|out of credits?|billing", re.IGNORECASE
+)
+_TOO_LONG = re.compile(
+    r"context[\s_](?:length|window|size)|maximum context|prompt is too long|too many (?:input )?tokens|reduce the length",
+    re.IGNORECASE,
+)
+_FILTERED = re.compile(r"content[\s_-]?(?:filter|management|policy)|data_inspection|moderation", re.IGNORECASE)
+# What the words of an error without a status stand for; the first that matches counts.
+_BY_WORDS = tuple(
+    (status, re.compile(pattern, re.IGNORECASE))
+    for status, pattern in (
+        (429, r"rate.?limit|too many (?:concurrent )?requests|quota|throttl|concurrency|insufficient.balance"),
+        (400, r"invalid.?request|bad.?request|not.?support|unsupported|unrecogni[sz]ed|extra.?forbidden|must be"),
+        (400, r"cannot request more|context.length|unprocessable|validation"),
+        (503, r"overload|unavailable|capacity|busy|loading|again|retry|upstream|gateway|time.?out|timed out|internal"),
+        (401, r"api.?key|unauthori[sz]ed|authenticat|credential"),
+        (403, r"forbidden|permission|access denied"),
+        (404, r"not.?found|not exist|unknown model|no such"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a server said in place of an answer.
+
+    Attributes:
+        status: The HTTP status that it stands for, 300 to 599.
+        reason: The server's words on one line.
+        code: The word under which the server keeps such errors, if it has one.
+        param: The request field that it names, if it does.
+        is_answer: False where the body is no error of a server's own, but nothing that can be read at all.
+    """
+
+    status: int
+    reason: str
+    code: str | None = None
+    param: str | None = None
+    is_answer: bool = True
+
+    @property
+    def kind(self) -> str:
+        """The word under which the failure is counted."""
+        words = f"{self.code} {self.reason}"
+        if not self.is_answer:
+            return "unreadable"
+        if self.status == 402 or (self.status in (403, 429) and _OUT_OF_CREDIT.search(words)):
+            return "quota"
+        if self.status < 500 and _FILTERED.search(words):
+            return "content_filter"
+        if self.status in (400, 413, 422) and _TOO_LONG.search(words):
+            return "too_long"
+        by_status = {401: "no_access", 403: "no_access", 404: "not_found", 405: "not_found"}
+        by_status |= {408: "timeout", 409: "server_error", 429: "rate_limit", 504: "timeout"}
+        if self.status in by_status:
+            return by_status[self.status]
+        return "server_error" if self.status >= 500 else "redirect" if self.status < 400 else "bad_request"
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later; an account without credit will not."""
+        return (self.status in (408, 409, 425, 429) or self.status >= 500) and self.kind != "quota"
+
+
+def fault_of(status: int, body: str, phrase: str = "") -> Fault:
+    """Return what an answer with an error status says.
+
+    Args:
+        status: The HTTP status.
+        body: The body as text.
+        phrase: What to show if the body is blank.
+    """
+    said = _spoken(_json(body))
+    reason = said.message or _page_words(body) or phrase
+    return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
+
+
+def fault_in(body: str) -> Fault | None:
+    """Return the error that the body of a successful answer holds in place of a completion, None if it holds none."""
+    text = body.strip()
+    if text.startswith(_STREAM):
+        streamed = [fault for event in _events(text) if (fault := _object_fault(event)) is not None]
+        # Asking again would bring another stream.
+        return streamed[0] if streamed else Fault(406, "a stream of events in place of one answer", is_answer=False)
+    if text.startswith("<"):
+        status = re.search(r"\b([45]\d\d)\b", _page_words(text)[:200])
+        return Fault(int(status[1]) if status else BAD_GATEWAY, f"a web page: {_page_words(text)}", is_answer=False)
+    data = _json(text)
+    if isinstance(data, Mapping):
+        return _object_fault(data)
+    return Fault(BAD_GATEWAY, f"no JSON object: {_one_line(text) or 'nothing'}", is_answer=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """The parts of an error object."""
+
+    message: str = ""
+    code: str | None = None
+    param: str | None = None
+    status: int | None = None
+
+
+def _object_fault(data: Mapping[str, Any]) -> Fault | None:
+    """Return the error that a JSON object is or holds, also inside its first choice."""
+    choices = data.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if isinstance(first, Mapping) and not data.get("error"):
+        return _object_fault({"error": first["error"]}) if first.get("error") else None
+    said = _spoken(data)
+    is_error = bool(said.message) or any(data.get(key) for key in _INNER_KEYS)
+    reason = said.message or _one_line(json.dumps(data, ensure_ascii=False))
+    if not is_error:
+        return Fault(BAD_GATEWAY, f"no choices: {reason}", is_answer=False)
+    words = f"{said.code} {reason}"
+    status = said.status or next((status for status, known in _BY_WORDS if known.search(words)), 500)
+    return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
+
+
+def _spoken(data: Any) -> _Spoken:
+    """Return the parts of an error, looked for in its inner object first."""
+    if isinstance(data, str):
+        return _Spoken(_one_line(data))
+    if isinstance(data, list):
+        return _spoken(data[0]) if len(data) == 1 and isinstance(data[0], Mapping) else _Spoken()
+    if not isinstance(data, Mapping):
+        return _Spoken()
+    inner = next((_spoken(data[key]) for key in _INNER_KEYS if data.get(key)), _Spoken())
+    texts = (data[key] for key in _MESSAGE_KEYS if isinstance(data.get(key), str) and data[key].strip())
+    message = inner.message or _one_line(next(texts, ""))
+    codes = [data[key] for key in ("code", "type", *_STATUS_KEYS) if isinstance(data.get(key), str | int)]
+    words = [code for code in codes if isinstance(code, str) and not code.isdigit() and code != "error"]
+    param = data.get("param")
+    return _Spoken(
+        message,
+        inner.code or next(iter(words), None),
+        inner.param or (param if isinstance(param, str) else None),
+        inner.status or next((int(code) for code in codes if _is_status(code)), None),
+    )
+
+
+def _is_status(code: object) -> bool:
+    return not isinstance(code, bool) and re.fullmatch(r"[45]\d\d", str(code)) is not None
+
+
+def _events(text: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the JSON objects of a stream of events."""
+    for line in text.splitlines():
+        data = _json(line.removeprefix("data:").strip()) if line.startswith("data:") else None
+        if isinstance(data, Mapping):
+            yield data
+
+
+def _json(text: str) -> Any:
+    """Return the JSON value of a text, None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _page_words(body: str) -> str:
+    """Return the words of a web page, its title first; of any other text all of it, on one line."""
+    if not body.lstrip().startswith("<"):
+        return _one_line(body)
+    without = re.sub(r"<(script|style)\b.*?</\1\s*>", " ", body[:20_000], flags=re.IGNORECASE | re.DOTALL)
+    return _one_line(re.sub(r"<[^<>]*>", " ", without))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
