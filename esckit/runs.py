@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import esckit
+from esckit.documents import read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
 from esckit.records import JsonlAppender, clear_leftovers, digest, storage_error, write_json
 
@@ -163,11 +164,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     source = path / MANIFEST
     if not source.is_file():
         raise DataError("no run folder (it holds no manifest.json)", path=str(path))
-    try:
-        manifest = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError("no JSON", path=str(source)) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+    refuse_links(path.glob("*"))
+    manifest = read_json_object(source)
+    if manifest.get("schema") != MANIFEST_SCHEMA:
         raise DataError("another kind of manifest", path=str(source), expected=f"schema {MANIFEST_SCHEMA!r}")
     missing = sorted({"command", "recipe", "recipe_digest"} - manifest.keys())
     if missing:
@@ -175,10 +174,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Refuse symbolic links among the files of a run: it writes to its own files only, and shows no others.
+
+    Raises:
+        DataError: If there is one.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise DataError(
+                "a symbolic link", path=str(path), expected="a file of the run itself", hint="Copy what it points to"
+            )
+
+
 def _own_manifest(
     path: Path, command: str, identity: Mapping[str, Any], operational: Iterable[str], inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Return the manifest of a folder that belongs to this recipe, None if it is new or empty; else refuse it."""
+    refuse_links(path.glob("*"))
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path)
         _check_owner(path, manifest, command, without(manifest["recipe"], operational), identity)

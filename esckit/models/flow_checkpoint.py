@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError
 from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
-from esckit.models.loading import tidy_adapter
+from esckit.models.loading import load_tensors, tidy_adapter
 from esckit.records import dump_line, fresh_folder, write_atomic
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "FlowMetadata",
     "checkpoint_folder",
     "heads_state",
-    "load_adapter",
     "load_heads",
     "read_metadata",
     "save_flow_model",
@@ -77,24 +75,13 @@ def save_flow_model(
         write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 
-def load_adapter(backbone: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """Return a plain backbone with a checkpoint's adapter around it.
-
-    Raises:
-        CheckpointError: If the checkpoint holds none.
-    """
-    if not (folder / ADAPTER).is_dir():
-        raise CheckpointError(f"{folder} holds no adapter", expected="a checkpoint trained with LoRA")
-    return PeftModel.from_pretrained(backbone, str(folder / ADAPTER), is_trainable=trainable)
-
-
 def load_heads(model: FlowModel, folder: Path) -> None:
     """Load the heads of a checkpoint into a model.
 
     Raises:
         CheckpointError: If they do not fit the model.
     """
-    stored = load_file(str(folder / HEADS))
+    stored = load_tensors(folder / HEADS)
     wanted = heads_state(model)
     if {name: tensor.shape for name, tensor in stored.items()} != {name: t.shape for name, t in wanted.items()}:
         raise CheckpointError(f"the heads in {folder} do not fit this backbone and taxonomy")

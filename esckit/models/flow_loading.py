@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError, ConfigError
+from esckit.models import loading
 from esckit.models.backbones import fetch_backbone, find_backbone, resolve_backbone
 from esckit.models.flow_checkpoint import (
     ADAPTER,
@@ -19,12 +20,11 @@ from esckit.models.flow_checkpoint import (
     TOKENIZER,
     FlowMetadata,
     checkpoint_folder,
-    load_adapter,
     load_heads,
     read_metadata,
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
-from esckit.models.loading import check_lora_targets, load_causal
+from esckit.models.loading import check_lora_targets, load_adapter, load_base, load_causal
 from esckit.models.tiny import tiny_tokenizer
 
 
@@ -50,10 +50,11 @@ def load_tokenizer(ref: str) -> Any:
 
     Raises:
         ConfigError: If there is no such backbone, or it cannot be reached.
+        CheckpointError: If it holds no tokenizer that transformers can load.
     """
     if find_backbone(ref).kind == "memory":
         return tiny_tokenizer()
-    return AutoTokenizer.from_pretrained(str(fetch_backbone(ref)), local_files_only=True)
+    return loading.load_tokenizer(fetch_backbone(ref))
 
 
 def load_decoder(ref: str, *, dtype: torch.dtype) -> Loaded:
@@ -157,11 +158,11 @@ def load_flow_model(
     if not part.is_dir():
         raise CheckpointError(f"{folder} lacks {part.name}", expected="a whole checkpoint of train-flow")
     if full:
-        decoder = AutoModel.from_pretrained(str(part), local_files_only=True, dtype=dtype)
-        lm_head, tokenizer = None, AutoTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+        decoder = load_base(part, dtype=dtype)
+        lm_head, tokenizer = None, loading.load_tokenizer(folder / TOKENIZER)
     else:
         loaded = load_decoder(metadata.backbone, dtype=dtype)
-        decoder = load_adapter(loaded.decoder, folder, trainable=trainable)
+        decoder = load_adapter(loaded.decoder, part, trainable=trainable)
         lm_head, tokenizer = loaded.lm_head, loaded.tokenizer
     if with_lm_head and lm_head is None:
         lm_head = load_decoder(metadata.backbone, dtype=dtype).lm_head

@@ -8,11 +8,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from esckit.errors import CheckpointError
+from esckit.models import checkpoints
+from esckit.models.checkpoints import FOLDER as FOLDER
 from esckit.models.flow_text import FLOW_TEXT
-from esckit.records import digest, file_sha256, parse_line
+from esckit.records import digest, file_sha256
 from esckit.types import Record
 
-FOLDER = "checkpoint"
 METADATA = "flow.json"
 HEADS = "heads.safetensors"
 
@@ -59,7 +60,7 @@ class FlowMetadata(Record):
 
 def checkpoint_folder(run: Path) -> Path:
     """Return where the checkpoint of a run folder lies; a checkpoint folder is its own."""
-    return run if (run / METADATA).is_file() else run / FOLDER
+    return checkpoints.checkpoint_folder(run, METADATA)
 
 
 def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) -> FlowMetadata:
@@ -72,11 +73,7 @@ def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) ->
     Raises:
         CheckpointError: If there is no whole checkpoint, or it is of another taxonomy or text form.
     """
-    folder = checkpoint_folder(folder)
-    source = folder / METADATA
-    if not source.is_file():
-        raise CheckpointError(f"{folder} holds no {METADATA}", expected="a checkpoint written by train-flow")
-    metadata = parse_line(FlowMetadata, source.read_text(encoding="utf-8"), path=str(source))
+    metadata = checkpoints.read_metadata(FlowMetadata, folder, METADATA, what="flow model", command="train-flow")
     if metadata.flow_text != FLOW_TEXT:
         raise CheckpointError(f"text form {metadata.flow_text} in {folder}", expected=FLOW_TEXT)
     if strategies is not None and metadata.strategies != strategies:

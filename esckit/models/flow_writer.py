@@ -66,14 +66,14 @@ class FlowWriter:
         import torch
 
         from esckit.models.backbones import resolve_backbone
-        from esckit.models.flow_checkpoint import load_adapter
-        from esckit.models.loading import load_causal, pick_device, pick_dtype
+        from esckit.models.flow_checkpoint import ADAPTER
+        from esckit.models.loading import load_adapter, load_causal, pick_device, pick_dtype
         from esckit.models.local import LocalModel
 
         place = pick_device(device)
         # Merged in float32: in a narrow type the sum of weight and update would round the update away.
         causal, tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
-        load_adapter(causal.get_decoder(), checkpoint_folder(run)).merge_and_unload()
+        load_adapter(causal.get_decoder(), checkpoint_folder(run) / ADAPTER).merge_and_unload()
         model = LocalModel(causal.to(place, pick_dtype(dtype, place)), tokenizer, name=policy_id(run))
         return cls(
             model,

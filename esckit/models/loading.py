@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from esckit.errors import ConfigError
+from esckit.documents import read_json_object
+from esckit.errors import CheckpointError, ConfigError, EsckitError
 from esckit.models.backbones import BackboneSource, fetch_backbone
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.tiny import tiny_random
@@ -21,6 +25,8 @@ from esckit.records import write_json
 _log = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -38,17 +44,90 @@ def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -
     folder = source.folder or fetch_backbone(source.name)
     quiet_off_terminal()
     _log.info("loading %s from %s as %s", source.name, folder, dtype)
+    with _foreign(folder, ConfigError, "a causal language model in safetensors that needs no code of its own"):
+        tokenizer = _pretrained(AutoTokenizer, folder)
+        return _whole(AutoModelForCausalLM, folder, dtype), tokenizer
+
+
+def load_base(folder: Path, *, dtype: torch.dtype) -> Any:
+    """Return the model of a checkpoint's folder, without an LM head.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    from transformers import AutoModel
+
+    with _foreign(folder):
+        return _whole(AutoModel, folder, dtype)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    with _foreign(folder):
+        return _pretrained(AutoTokenizer, folder)
+
+
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """Return a model with the LoRA adapter of a folder around it, as a ``PeftModel``.
+
+    Raises:
+        CheckpointError: If there is none, or it does not fit the model.
+    """
+    from peft import PeftModel
+
+    with _foreign(folder), warnings.catch_warnings():
+        # Both would be looked for on the hub; and peft can also wrap models in other ways than ours.
+        for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} lacks {name}", expected="a LoRA adapter in safetensors")
+        kind = read_json_object(folder / _ADAPTER_CONFIG).get("peft_type")
+        if kind != "LORA":
+            raise CheckpointError(f"{folder} holds an adapter of type {kind!r}", expected="LORA")
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    with _foreign(path):
+        return load_file(str(path))
+
+
+def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Return a model all of whose weights are in the folder; transformers would draw the others at random."""
+    model, info = _pretrained(kind, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
+    return model
+
+
+def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """Load by one of the Auto classes: from this folder only, and never with code that lies in it."""
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _foreign(
+    path: Path, kind: type[EsckitError] = CheckpointError, expected: str = "a whole checkpoint in safetensors"
+) -> Iterator[None]:
+    """Turn what damaged or hostile files lead to into an error of ours: libraries raise whatever they run into."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype=dtype
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"transformers cannot load {folder}: {error}",
-            expected="a causal language model that needs no code of its own",
-        ) from error
-    return model, tokenizer
+        yield
+    except EsckitError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{path} cannot be loaded: {reason}", expected=expected) from error
 
 
 def check_lora_targets(model: nn.Module, targets: Iterable[str]) -> None:

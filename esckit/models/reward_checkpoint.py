@@ -17,19 +17,19 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftModel
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
 
-from esckit.errors import CheckpointError, DataError
+from esckit.errors import CheckpointError
+from esckit.models import checkpoints
 from esckit.models.backbones import resolve_backbone
+from esckit.models.checkpoints import FOLDER as FOLDER
 from esckit.models.embedded import quiet_off_terminal
-from esckit.models.loading import load_causal, tidy_adapter
+from esckit.models.loading import load_adapter, load_base, load_causal, load_tensors, load_tokenizer, tidy_adapter
 from esckit.models.reward_head import Pooling
 from esckit.models.reward_net import Kind, RewardNet, Trainable
 from esckit.models.reward_text import RewardTemplate
-from esckit.records import dump_line, fresh_folder, parse_line, write_atomic
+from esckit.records import dump_line, fresh_folder, write_atomic
 from esckit.types import Record
 
 METADATA = "reward.json"
@@ -37,8 +37,6 @@ HEAD = "head.safetensors"
 ADAPTER = "adapter"
 BACKBONE = "backbone"
 TOKENIZER = "tokenizer"
-FOLDER = "checkpoint"
-"""Where in a run folder the checkpoint lies."""
 
 
 class RewardMetadata(Record):
@@ -112,19 +110,12 @@ def read_metadata(run: Path) -> RewardMetadata:
     Raises:
         CheckpointError: If there is none, or it cannot be read.
     """
-    folder = checkpoint_folder(run)
-    source = folder / METADATA
-    if not source.is_file():
-        raise CheckpointError(f"{run} holds no reward model", expected="a run folder of train-reward")
-    try:
-        return parse_line(RewardMetadata, source.read_text(encoding="utf-8"), path=str(source))
-    except DataError as error:
-        raise CheckpointError(f"{source} cannot be used: {error}") from error
+    return checkpoints.read_metadata(RewardMetadata, run, METADATA, what="reward model", command="train-reward")
 
 
 def checkpoint_folder(run: Path) -> Path:
     """Return the folder with the checkpoint itself."""
-    return run if (run / METADATA).is_file() else run / FOLDER
+    return checkpoints.checkpoint_folder(run, METADATA)
 
 
 def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tuple[RewardNet, Any]:
@@ -136,12 +127,9 @@ def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tupl
     """
     folder = checkpoint_folder(run)
     quiet_off_terminal()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
-        outer = load_file(str(folder / HEAD))
-        decoder, lm_head = _backbone(folder, metadata, outer, dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}", expected="a whole checkpoint") from error
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    outer = load_tensors(folder / HEAD)
+    decoder, lm_head = _backbone(folder, metadata, outer, dtype)
     net = RewardNet(
         decoder,
         metadata.kind,
@@ -164,7 +152,7 @@ def _backbone(
 ) -> tuple[Any, nn.Module | None]:
     """Return the trained decoder and, for a ranker, its projection to the vocabulary."""
     if metadata.trainable == "full":
-        decoder = AutoModel.from_pretrained(folder / BACKBONE, local_files_only=True, dtype=dtype)
+        decoder = load_base(folder / BACKBONE, dtype=dtype)
         lm_head = None
         if metadata.kind == "rrhf":
             weight = outer.get("lm_head.weight", decoder.get_input_embeddings().weight.detach())
@@ -174,5 +162,5 @@ def _backbone(
     causal, _ = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
     decoder, lm_head = causal.base_model, causal.get_output_embeddings()
     if metadata.trainable == "lora":
-        decoder = PeftModel.from_pretrained(decoder, str(folder / ADAPTER)).merge_and_unload()
+        decoder = load_adapter(decoder, folder / ADAPTER).merge_and_unload()
     return decoder, lm_head

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import resolve_backbone
-from esckit.records import parse_line
+from esckit.models.checkpoints import FOLDER as FOLDER
+from esckit.models.checkpoints import checkpoint_folder, read_metadata
 from esckit.types import Record
 
 if TYPE_CHECKING:
     from esckit.models.loading import Dtype
     from esckit.models.local import LocalModel
 
-FOLDER = "checkpoint"
 METADATA = "policy.json"
 ADAPTER = "adapter"
 TOKENIZER = "tokenizer"
@@ -70,18 +69,12 @@ def read_policy(run: Path) -> PolicyMetadata:
     Raises:
         CheckpointError: If there is none, or it cannot be read.
     """
-    source = policy_folder(run) / METADATA
-    if not source.is_file():
-        raise CheckpointError(f"{run} holds no policy", expected="a run folder of train-rl")
-    try:
-        return parse_line(PolicyMetadata, source.read_text(encoding="utf-8"), path=str(source))
-    except DataError as error:
-        raise CheckpointError(f"{source} cannot be used: {error}") from error
+    return read_metadata(PolicyMetadata, run, METADATA, what="policy", command="train-rl")
 
 
 def policy_folder(run: Path) -> Path:
     """Return the folder with the checkpoint itself."""
-    return run if (run / METADATA).is_file() else run / FOLDER
+    return checkpoint_folder(run, METADATA)
 
 
 def load_policy(
@@ -107,10 +100,8 @@ def load_policy(
     """
     metadata = read_policy(run)
     import torch
-    from peft import PeftModel
-    from transformers import AutoTokenizer
 
-    from esckit.models.loading import load_causal, pick_device, pick_dtype
+    from esckit.models.loading import load_adapter, load_causal, load_tokenizer, pick_device, pick_dtype
     from esckit.models.local import LocalModel
 
     folder = policy_folder(run)
@@ -119,10 +110,7 @@ def load_policy(
         torch.set_num_threads(threads)
     # Merged in float32: in a narrow type the sum of weight and update would round the update away.
     model, _ = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
-        model = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    model = load_adapter(model, folder / ADAPTER).merge_and_unload()
     merged = model.to(place, pick_dtype(dtype, place))
     return LocalModel(merged, tokenizer, name=f"policy/{run.resolve().name}", max_batch_tokens=max_batch_tokens)

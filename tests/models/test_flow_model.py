@@ -7,9 +7,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaModel, Qwen2Config
 
 from esckit.errors import CheckpointError, ConfigError
-from esckit.models.flow_checkpoint import FlowMetadata, load_adapter, load_heads, read_metadata, save_flow_model
+from esckit.models.flow_checkpoint import ADAPTER, FlowMetadata, load_heads, read_metadata, save_flow_model
 from esckit.models.flow_model import FlowModel, check_exact
 from esckit.models.flow_text import FLOW_TEXT
+from esckit.models.loading import load_adapter
 from esckit.models.packable import check_packable
 from esckit.models.packed_rows import NodeSpan, PackedRows
 from tests.train.flow_fakes import NAMES, tiny_backbone, tiny_model
@@ -154,7 +155,7 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     model = FlowModel(get_peft_model(tiny_backbone("llama"), lora), NAMES, attention="tree").eval()
     save_flow_model(model, metadata(), tmp_path)
     assert read_metadata(tmp_path, strategies=NAMES) == metadata()
-    again = FlowModel(load_adapter(tiny_backbone("llama"), tmp_path), NAMES, attention="sdpa").eval()
+    again = FlowModel(load_adapter(tiny_backbone("llama"), tmp_path / ADAPTER), NAMES, attention="sdpa").eval()
     load_heads(again, tmp_path)
     ours, theirs = model(tree_rows()), again(tree_rows())
     assert torch.allclose(ours.log_pi, theirs.log_pi, atol=1e-6)
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_another_taxonomy_is_refused(tmp_path: Path) -> None:
 
 
 def test_half_a_checkpoint_and_another_text_form_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no flow\.json"):
+    with pytest.raises(CheckpointError, match="holds no flow model"):
         read_metadata(tmp_path)
     save_flow_model(tiny_model("llama"), metadata(flow_text="flow_text/0"), tmp_path)
     with pytest.raises(CheckpointError, match="flow_text/0"):

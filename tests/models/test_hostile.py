@@ -1,0 +1,177 @@
+"""What others wrote into a folder of weights never runs, and whatever is wrong with it is an error of ours."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from esckit.errors import CheckpointError, EsckitError
+from esckit.models.backbones import find_backbone
+from esckit.models.loading import load_adapter, load_base, load_causal, load_tensors, load_tokenizer
+from esckit.models.tiny import tiny_random
+from tests.conftest import ROOT
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+from transformers import LlamaConfig as HostileConfig
+from transformers import LlamaForCausalLM as Hostile
+from transformers import PreTrainedTokenizerFast as HostileTokenizer
+"""
+AUTO_MAP = {
+    "AutoConfig": "hostile.HostileConfig",
+    "AutoModel": "hostile.Hostile",
+    "AutoModelForCausalLM": "hostile.Hostile",
+    "AutoTokenizer": ["hostile.HostileTokenizer", "hostile.HostileTokenizer"],
+}
+
+
+def saved(folder: Path) -> Path:
+    model, tokenizer = tiny_random()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def changed(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder whose model and tokenizer say that they need code that lies beside them."""
+    folder = saved(tmp_path / "hostile")
+    changed(folder / "config.json", auto_map=AUTO_MAP, model_type="hostile")
+    changed(folder / "tokenizer_config.json", auto_map=AUTO_MAP, tokenizer_class="HostileTokenizer")
+    (folder / "hostile.py").write_text(CODE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "load_causal(find_backbone(str(folder)))",
+        "load_base(folder, dtype=torch.float32)",
+        "load_tokenizer(folder)",
+    ],
+)
+def test_code_in_a_folder_of_weights_is_neither_asked_about_nor_run(hostile: Path, call: str) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from esckit.errors import EsckitError\n"
+        "from esckit.models.backbones import find_backbone; from esckit.models.loading import *\n"
+        f"folder = Path({str(hostile)!r})\n"
+        f"try: {call}\n"
+        "except EsckitError as error: sys.exit(f'refused: {error}')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert not list(hostile.rglob("ran"))
+    assert "refused: " in done.stderr or done.returncode == 0, done.stderr
+    assert "Do you wish" not in done.stdout + done.stderr
+
+
+def test_every_call_that_loads_by_name_refuses_foreign_code() -> None:
+    """`from_pretrained` stands where one says so, and nowhere else."""
+    calls = []
+    for path in sorted((ROOT / "esckit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr not in ("from_pretrained", "from_config"):
+                    continue
+                trust = {word.arg: ast.unparse(word.value) for word in node.keywords}.get("trust_remote_code")
+                calls.append((path.relative_to(ROOT).as_posix(), ast.unparse(node.func.value), trust))
+    assert calls
+    # peft's adapters hold no code of their own, and ours are read for what they are first.
+    assert {call for call in calls if call[2] != "False"} == {("esckit/models/loading.py", "PeftModel", None)}
+    assert {path for path, _, _ in calls} == {"esckit/models/loading.py", "esckit/models/embedded.py"}
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(str(folder / "model.safetensors")), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def lacking(folder: Path) -> None:
+    tensors = load_file(str(folder / "model.safetensors"))
+    save_file(dict(sorted(tensors.items())[3:]), str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def nested(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a":' * 100_000)
+
+
+def odd(folder: Path) -> None:
+    changed(folder / "config.json", hidden_size="many", num_attention_heads=None)
+
+
+def listed(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
+@pytest.mark.parametrize("spoil", [cut, pickled, lacking, nested, odd, listed])
+def test_weights_that_cannot_be_loaded_are_one_error(tmp_path: Path, spoil: Any) -> None:
+    folder = saved(tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(CheckpointError, match="model cannot be loaded"):
+        load_base(folder, dtype=torch.float32)
+    with pytest.raises(EsckitError) as caught:
+        load_causal(find_backbone(str(folder)))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a":' * 100_000, b"\xff\xfe", b"{}"])
+def test_a_tokenizer_that_cannot_be_loaded_is_one_error(tmp_path: Path, content: bytes) -> None:
+    folder = saved(tmp_path / "model")
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_tokenizer(folder)
+
+
+def test_an_adapter_is_lora_in_safetensors_for_this_model(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def adapter() -> Path:
+        shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
+        wrapped = get_peft_model(tiny_random()[0], LoraConfig(r=2, target_modules=["q_proj"]))
+        wrapped.save_pretrained(str(tmp_path / "adapter"))
+        return tmp_path / "adapter"
+
+    load_adapter(tiny_random()[0], adapter())
+    changed(adapter() / "adapter_config.json", peft_type="PROMPT_TUNING")
+    with pytest.raises(CheckpointError, match="type 'PROMPT_TUNING'"):
+        load_adapter(tiny_random()[0], tmp_path / "adapter")
+    (adapter() / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_adapter(tiny_random()[0], tmp_path / "adapter")
+    changed(adapter() / "adapter_config.json", target_modules=["k_proj"])
+    with pytest.raises(CheckpointError, match="missing adapter keys"):
+        load_adapter(tiny_random()[0], tmp_path / "adapter")
+    (adapter() / "adapter_model.safetensors").rename(tmp_path / "adapter/adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"lacks adapter_model\.safetensors"):
+        load_adapter(tiny_random()[0], tmp_path / "adapter")
+
+
+def test_tensors_that_cannot_be_read_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "head.safetensors").write_bytes(b"\xff" * 64)
+    for name in ("head.safetensors", "none.safetensors"):
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            load_tensors(tmp_path / name)
