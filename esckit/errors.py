@@ -15,6 +15,7 @@
     │   ├── UnscoredError                    a critic or judge gave no readable answer
     │   └── BackendError                     the backend failed or cannot be reached
     │       └── FailureRateError    exit 3   more failures than the recipe allows
+    ├── OutageError                 exit 3   a server that answered before does not answer any more
     └── BudgetError                 exit 3   the run's budget is used up
 
 Anything that is not an :class:`EsckitError` is a bug and keeps its traceback.
@@ -26,6 +27,29 @@ from typing import ClassVar
 
 NOT_FINITE = "not_finite"
 """The kind of a call that failed for a number which is not finite, or which no such number can be."""
+
+
+BACKEND_KINDS = frozenset(
+    {
+        "backend",  # a local model, or what has no kind of its own
+        "rate_limit",
+        "quota",
+        "server_error",
+        "timeout",
+        "unreachable",
+        "redirect",
+        "no_access",
+        "not_found",
+        "bad_request",
+        "refusal",
+        "content_filter",
+        "unreadable",
+        "no_text",
+        "no_log_probs",
+        NOT_FINITE,
+    }
+)
+"""The kinds of :class:`BackendError`: what counts for ``max_failure_rate``, unlike an answer in the wrong form."""
 
 
 class EsckitError(Exception):
@@ -159,11 +183,12 @@ class ModelError(EsckitError):
 
     Args:
         found: What came back, or what went wrong.
-        kind: The word under which the failure is counted (``backend``, ``blank``, ``unparsed``, ``too_long`` …).
+        kind: The word under which the failure is counted (``rate_limit``, ``blank``, ``unparsed``, ``too_long`` …).
         samples: At most three texts that could not be used.
 
     Attributes:
         attempts: Calls made before giving up; set by whoever retried.
+        billed: Prompt and completion tokens of an answer that came and cannot be used; None where they are not known.
     """
 
     default_kind: ClassVar[str] = "backend"
@@ -181,6 +206,7 @@ class ModelError(EsckitError):
         self.kind = kind or self.default_kind
         self.samples = samples[:3]
         self.attempts = 1
+        self.billed: tuple[int, int] | None = None
 
 
 class ParseError(ModelError):
@@ -201,6 +227,12 @@ class BackendError(ModelError):
 
 class FailureRateError(BackendError):
     """More units of work failed than ``max_failure_rate`` allows; what is done stays on disk."""
+
+    exit_code = 3
+
+
+class OutageError(EsckitError):
+    """A server that answered before is silent; calls in flight are no failures, and the run can be resumed."""
 
     exit_code = 3
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from esckit.errors import ParseError
+from esckit.errors import ModelError, ParseError
 from esckit.ledger import Scope
 from esckit.protocols import ChatModel
 from esckit.types import Message, Reply, Sampling, StopReason
@@ -135,10 +135,11 @@ def within_words(text: str, max_words: int | None) -> str:
 async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
     """Await concurrent calls to their end, also when one fails, then return all results or raise the first error.
 
-    Waiting for all keeps attempt numbers, and with them seeds, independent of timing.
+    Waiting for all keeps attempt numbers, and with them seeds, independent of timing. What stops the run goes before
+    what is the failure of one call.
     """
     results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, ModelError))
     return [result for result in results if not isinstance(result, BaseException)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from esckit.errors import BACKEND_KINDS
 from esckit.evaluate.cases import Episode
 from esckit.evaluate.metric import Unscored
 from esckit.types import Failure
@@ -72,6 +73,6 @@ def read_outcome(episode: Episode, critic: str) -> CriticOutcome | Unscored:
 
 def failure_reason(failure: Failure) -> str:
     """Return the word under which a failure is counted: a critic that gave no readable answer is not a backend."""
-    if failure.stage == "critic" and failure.kind != "backend":
+    if failure.stage == "critic" and failure.kind not in BACKEND_KINDS:
         return "unscored_critic"
     return failure.kind

@@ -7,11 +7,14 @@ one process: a resumed run starts with a fresh budget, since a budget may be cha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from esckit.errors import BudgetError
+from esckit.errors import BackendError, BudgetError
 from esckit.protocols import Capability, ChatModel
 from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
+
+T = TypeVar("T", Reply, ChoiceScores, NextToken)
 
 
 class Budget:
@@ -166,3 +169,17 @@ class BudgetedModel:
     async def aclose(self) -> None:
         """Close the wrapped model."""
         await self._inner.aclose()
+
+    async def _booked(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call if the budget allows it, and book what it used, also where the answer cannot be used."""
+        self._budget.admit()
+        try:
+            answer = await call()
+        except BackendError as error:
+            if error.billed is not None:
+                n_prompt, n_completion = error.billed
+                usage = Usage(calls=1, prompt_tokens=n_prompt, completion_tokens=n_completion)
+                self._budget.book(self.name, usage, self._prices)
+            raise
+        self._budget.book(self.name, answer.usage, self._prices)
+        return answer

@@ -110,8 +110,9 @@ class ChatFormat:
 
         No content can leave its turn: see :mod:`esckit.controls`.
         """
-        turns = [{"role": m.role, "content": self._content(m)} for m in messages]
-        return turns if self.has_system else _merged(turns)
+        kept = [Message(message.role, self._content(message)) for message in messages]
+        turns = kept if self.has_system else without_system(kept)
+        return [{"role": turn.role, "content": turn.content} for turn in turns]
 
     def _content(self, message: Message) -> str:
         content = self.guard(message).content
@@ -196,12 +197,26 @@ def _starts_a_plain_turn(line: str) -> bool:
     return bool(_PLAIN_LABEL.match(line))
 
 
-def _merged(turns: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Put system messages at the head of the first user message."""
-    system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
-    rest = [turn for turn in turns if turn["role"] != "system"]
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with what the system says at the head of the first user message."""
+    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    rest = [message for message in messages if message.role != "system"]
     if not system:
         return rest
-    if rest and rest[0]["role"] == "user":
-        return [{"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
-    return [{"role": "user", "content": system}, *rest]
+    if rest and rest[0].role == "user":
+        return [Message("user", f"{system}\n\n{rest[0].content}"), *rest[1:]]
+    return [Message("user", system), *rest]
+
+
+def one_system(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with one system message at their head, and neighbours of one role joined by a line break."""
+    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    laid_out = [Message("system", system)] if system else []
+    for message in messages:
+        if message.role == "system":
+            continue
+        if laid_out and laid_out[-1].role == message.role:
+            laid_out[-1] = Message(message.role, f"{laid_out[-1].content}\n{message.content}")
+        else:
+            laid_out.append(message)
+    return laid_out

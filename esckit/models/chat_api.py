@@ -1,224 +1,116 @@
-"""The chat-completions interface as data: what a request says, what a refusal names, what an answer holds.
+"""The answers of the chat-completions interface as data: what is read of them, and what is no answer.
 
-Pure functions and shapes; who talks to the server is :mod:`esckit.models.endpoint`.
+Servers fill the interface's open fields with words of their own, so only what is needed is read, and leniently: an odd
+usage is unknown, an odd reason to stop is understood by its words. What is left over is a typed failure.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from esckit.complaints import complaint
-from esckit.errors import BackendError
-from esckit.types import Message, Sampling, StopReason, Usage
+from esckit.errors import NOT_FINITE, BackendError
+from esckit.models.reasoning import make_reply
+from esckit.types import Reply, StopReason, Usage
 
-MAX_ALTERNATIVES = 20
-_FEWER_ALTERNATIVES = {20: 10, 10: 5}
-_SEED_MASK = 0x7FFF_FFFF
-_NEUTRAL: Mapping[str, object] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-_EXTENSIONS = ("top_k", "repetition_penalty")
-_PLAIN_WORDS = ("temperature", "stop", "seed", "model", "messages")
-_DROPPABLE = (*_NEUTRAL, "stop", "seed")
-_UNSUPPORTED = re.compile(
-    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not (?:allowed|permitted|available)"
-    r"|additional propert|extra_forbidden",
-    re.IGNORECASE,
+_MOST_TOKENS = 10_000_000
+_ROUNDING = 1e-3
+_MASS_ROUNDING = 0.02
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_THINKING_PARTS = ("thinking", "reasoning", "thought")
+_PART_TEXTS = ("text", "thinking", "reasoning", "summary", "content")
+# What the words of finish reasons have in common, over all servers; what matches nothing is a normal end.
+_CUT = re.compile(r"length|max|limit|exceed|context|budget", re.IGNORECASE)
+_NO_ANSWERS = (
+    ("refusal", "a refusal in place of an answer", re.compile(r"refus", re.IGNORECASE)),
+    (
+        "content_filter",
+        "an answer that the server's content filter withheld or cut",
+        re.compile(r"filter|safety|block|prohibit|sensitive|recitation|moderat|spii", re.IGNORECASE),
+    ),
+    ("no_text", "a call of a tool in place of an answer", re.compile(r"tool|function", re.IGNORECASE)),
 )
 
 
-# ---------------------------------------------------------------- requests
-
-
-def sampling_fields(sampling: Sampling, seed: int) -> dict[str, Any]:
-    """Return the request fields of a role's sampling.
-
-    Neutral values are said too, since a server may have other defaults of its own (vLLM takes them from the model).
-    Many servers keep seeds in 32 signed bits, so only the low 31 bits of a seed are sent.
-    """
-    fields: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or 0,
-        "repetition_penalty": sampling.repetition_penalty,
-        "max_tokens": sampling.max_tokens,
-        "seed": seed & _SEED_MASK,
-    }
-    if sampling.stop:
-        fields["stop"] = list(sampling.stop)
-    return fields
-
-
-class ServerTaste:
-    """What one server takes, learnt from what it refuses.
-
-    Args:
-        lacks: Sampling fields known from the start to be refused.
-
-    Attributes:
-        n_alternatives: Alternatives per token to ask for; None once log-probabilities are refused.
-    """
-
-    def __init__(self, lacks: Iterable[str] = ()) -> None:
-        self._lacks = set(lacks)
-        self._lacks_neutral = set(self._lacks)
-        self._length_field = "max_tokens"
-        self.n_alternatives: int | None = MAX_ALTERNATIVES
-
-    def body(
-        self, model: str, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool = False
-    ) -> dict[str, Any]:
-        """Return a request body with those fields that the server takes."""
-        sent: dict[str, Any] = {
-            "model": model,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
-        }
-        for field, value in fields.items():
-            if field == "max_tokens":
-                sent[self._length_field] = value
-            elif field not in (self._lacks_neutral if _is_neutral(field, value) else self._lacks):
-                sent[field] = value
-        if log_probs and self.n_alternatives is not None:
-            sent |= {"top_logprobs": self.n_alternatives, "logprobs": True}
-        return sent
-
-    def left_out(self, fields: Mapping[str, Any]) -> list[str]:
-        """Return the fields of a request that mean something and that the server does not take."""
-        return [field for field, value in fields.items() if field in self._lacks and not _is_neutral(field, value)]
-
-    def learn(self, body: Mapping[str, Any], text: str, param: str | None) -> bool:
-        """Take in a refusal and return whether the next body for the same request will be another one.
-
-        Args:
-            body: The refused body.
-            text: The server's reason.
-            param: The field that the answer names as its ``param``, if it does.
-        """
-        named = param.rpartition(".")[2] if param else None
-        suspects = (
-            [named] if named is not None and named in body else [field for field in body if _is_about(field, text)]
-        )
-        suspects.sort(key=lambda field: not _is_neutral(field, body[field]))
-        return any(self._give_up(field, body[field], text) for field in suspects)
-
-    def _give_up(self, field: str, value: Any, text: str) -> bool:
-        unsupported = bool(_UNSUPPORTED.search(text))
-        if field == "max_tokens" and unsupported:
-            self._length_field = "max_completion_tokens"
-        elif field == "top_logprobs":
-            fewer = _FEWER_ALTERNATIVES.get(value)
-            if self.n_alternatives is not None and (fewer is None or fewer < self.n_alternatives):
-                self.n_alternatives = fewer
-        elif field == "logprobs":
-            self.n_alternatives = None
-        elif _is_neutral(field, value):
-            self._lacks_neutral.add(field)
-        elif field in _EXTENSIONS or (field in _DROPPABLE and unsupported):
-            self._lacks.add(field)
-            self._lacks_neutral.add(field)
-        else:
-            return False
-        return True
-
-
-def _is_neutral(field: str, value: object) -> bool:
-    return field in _NEUTRAL and _NEUTRAL[field] == value
-
-
-def _is_about(field: str, reason: str) -> bool:
-    """Return whether a refusal names a field; ordinary words count only where they are quoted or introduced."""
-    if field in _PLAIN_WORDS:
-        return bool(
-            re.search(rf"""["'`]{field}["'`]|(?:parameters?|arguments?|fields?|supplied):? {field}\b""", reason)
-        )
-    return bool(re.search(rf"\b{field}\b", reason))
-
-
-# ---------------------------------------------------------------- answers
-
-
-class _Said(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Token(BaseModel):
-    token: str
-    logprob: float
-
-
-class _Position(BaseModel):
-    top_logprobs: tuple[_Token, ...] = ()
-
-
-class _LogProbs(BaseModel):
-    content: tuple[_Position, ...] | None = None
-
-
 class _Choice(BaseModel):
-    message: _Said
-    finish_reason: str | None = None
-    logprobs: _LogProbs | None = None
-
-
-class _Tokens(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    message: dict[str, Any]
+    finish_reason: Any = None
+    logprobs: Any = None
 
 
 class Answer(BaseModel):
     """The parts of a chat completion that esckit reads."""
 
     choices: tuple[_Choice, ...] = Field(min_length=1)
-    usage: _Tokens | None = None
+    usage: Any = None
 
     @property
     def cost(self) -> Usage:
-        """One call, and its tokens where the server counts them."""
-        tokens = self.usage or _Tokens()
-        return Usage(calls=1, prompt_tokens=tokens.prompt_tokens or 0, completion_tokens=tokens.completion_tokens or 0)
+        """One call, and its tokens where the server counts them; no prompt has none."""
+        counts = self.usage if isinstance(self.usage, Mapping) else {}
+        prompt, completion = (_count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+        if not prompt or completion is None:
+            return Usage(calls=1, unknown_calls=1)
+        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion)
 
     @property
-    def alternatives(self) -> dict[str, float]:
+    def alternatives(self) -> dict[str, float | None]:
         """Probability per first token, as far as the server lists them; empty without log-probabilities.
 
-        The token that was drawn counts only if it is listed, or the result would depend on the draw.
-        """
-        log_probs = self.choices[0].logprobs
-        if log_probs is None or not log_probs.content:
-            return {}
-        listed: dict[str, float] = {}
-        for token in log_probs.content[0].top_logprobs:
-            listed[token.token] = listed.get(token.token, 0.0) + math.exp(min(token.logprob, 0.0))
-        return listed
-
-    def text(self) -> tuple[str, StopReason]:
-        """Return what the model wrote, which may be blank, and why it stopped.
+        The token that was drawn counts only if it is listed, or the result would depend on the draw. None is a token
+        that is listed without a number.
 
         Raises:
-            BackendError: If a filter cut the answer, the model refused, or there is no text.
+            BackendError: ``not_finite`` if a number is no log-probability.
+        """
+        listed: dict[str, float | None] = {}
+        for token, log_p in _listed(self.choices[0].logprobs):
+            p = None if log_p is None else _probability(log_p)
+            known = listed.get(token, 0.0)
+            listed[token] = None if p is None or known is None else known + p
+        return listed
+
+    def reply(self, max_tokens: int) -> Reply:
+        """Return what the model wrote, which may be blank.
+
+        Args:
+            max_tokens: How many tokens were asked for.
+
+        Raises:
+            BackendError: If a filter cut the answer, the model refused, there is no text or far too much of it.
         """
         choice = self.choices[0]
-        if choice.finish_reason == "content_filter":
-            raise BackendError("an answer that the server's content filter withheld or cut")
-        if choice.message.refusal:
-            raise BackendError("a refusal in place of an answer", samples=(choice.message.refusal,))
-        if choice.finish_reason not in ("stop", "length"):
-            raise BackendError(f"an answer with finish_reason {choice.finish_reason!r}", expected="'stop' or 'length'")
+        text, thoughts, refusal = _said(choice.message)
+        if refusal:
+            raise BackendError("a refusal in place of an answer", kind="refusal", samples=(refusal,))
+        stop_reason = self._stop_reason(max_tokens)
         # A model that reasons out of sight can spend all its tokens on that; then it said nothing, and was cut.
-        if choice.message.content is None and choice.finish_reason == "stop":
-            raise BackendError("an answer without text", expected="choices[0].message.content")
-        return choice.message.content or "", StopReason(choice.finish_reason)
+        if text is None and not thoughts and stop_reason is StopReason.STOP:
+            raise BackendError("an answer without text", kind="no_text", expected="choices[0].message.content")
+        return make_reply(text or "", stop_reason, self.cost, max_tokens=max_tokens, reasoning=thoughts or None)
+
+    def _stop_reason(self, max_tokens: int) -> StopReason:
+        """Return why the model stopped; without a word for it, it was cut if it wrote all tokens that it might."""
+        given = self.choices[0].finish_reason
+        word = given if isinstance(given, str) else ""
+        for kind, found, known in _NO_ANSWERS:
+            if known.search(word):
+                raise BackendError(f"{found} (finish_reason {word!r})", kind=kind)
+        if not word:
+            return StopReason.LENGTH if self.cost.completion_tokens >= max_tokens else StopReason.STOP
+        return StopReason.LENGTH if _CUT.search(word) else StopReason.STOP
 
 
 def parse_answer(text: str) -> Answer:
     """Return the chat completion in a response body.
 
     Raises:
-        BackendError: If the body is not one.
+        BackendError: ``unreadable`` if the body is not one.
     """
     try:
         return Answer.model_validate_json(text)
@@ -226,25 +118,110 @@ def parse_answer(text: str) -> Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
         raise BackendError(
-            f"an answer that is no chat completion ({place}: {complaint(first)})", samples=(text[:200],)
+            f"an answer that is no chat completion ({place}: {complaint(first)})",
+            kind="unreadable",
+            samples=(text[:200],),
         ) from None
 
 
+def _count(value: object) -> int | None:
+    """Return a number of tokens, None for what cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_TOKENS:
+        return None
+    return int(value) if value == int(value) else None
+
+
+# ---------------------------------------------------------------- what was said
+
+
+def _said(message: Mapping[str, Any]) -> tuple[str | None, str, str]:
+    """Return what a message says, what the model thought before it, and how it refused, "" if it did not.
+
+    Raises:
+        BackendError: ``unreadable`` if the content is neither text nor parts.
+    """
+    content = message.get("content")
+    if not isinstance(content, str | list | None):
+        raise BackendError(f"an answer whose content is a {type(content).__name__}", kind="unreadable")
+    thoughts = [thought for name in _REASONING_FIELDS if (thought := _text_of(message.get(name)).strip())]
+    refusals = [_text_of(message.get("refusal"))]
+    texts = [content] if isinstance(content, str) else []
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if not isinstance(kind, str) or kind == "refusal":
+            refusals.append(_text_of(part.get("refusal")))
+        elif any(word in kind for word in _THINKING_PARTS):
+            thoughts.append(_text_of(part))
+        elif "text" in kind:
+            texts.append(_text_of(part))
+    # Some servers fill both fields of reasoning with the same text.
+    return "".join(texts) if texts else None, "\n".join(dict.fromkeys(thoughts)), "".join(refusals).strip()
+
+
+def _text_of(part: Any) -> str:
+    """Return the text of a content part, which may hold parts itself."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list):
+        return "".join(map(_text_of, part))
+    if isinstance(part, Mapping):
+        return next((_text_of(part[name]) for name in _PART_TEXTS if part.get(name)), "")
+    return ""
+
+
+# ---------------------------------------------------------------- log-probabilities
+
+
+def _listed(log_probs: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the alternatives of the first token: tokens and what is said to be their log-probability."""
+    if not isinstance(log_probs, Mapping):
+        return
+    content = log_probs.get("content")
+    first = content[0] if isinstance(content, list) and content else None
+    # The older form holds one list per kind of fact, and the alternatives of a position as a mapping.
+    older = log_probs.get("top_logprobs")
+    older_first = older[0] if isinstance(older, list) and older else None
+    alternatives = first.get("top_logprobs") if isinstance(first, Mapping) else older_first
+    if isinstance(alternatives, Mapping):
+        yield from alternatives.items()
+    for one in alternatives if isinstance(alternatives, list) else ():
+        if isinstance(one, Mapping) and isinstance(one.get("token"), str):
+            yield one["token"], one.get("logprob")
+
+
+def _probability(log_p: object) -> float:
+    """Return the probability of a log-probability."""
+    if isinstance(log_p, int | float) and not isinstance(log_p, bool) and -math.inf < log_p <= _ROUNDING:
+        return math.exp(min(log_p, 0.0))
+    raise BackendError(f"a log-probability of {log_p!r}", kind=NOT_FINITE, expected="a finite number of at most 0")
+
+
 def label_probabilities(
-    listed: Mapping[str, float], labels: Sequence[str], temperature: float
+    listed: Mapping[str, float | None], labels: Sequence[str], temperature: float
 ) -> tuple[tuple[float, ...], float]:
     """Return the probability per label and their sum, from the listed alternatives of the first token.
 
     A label gets the sum of all listed tokens that equal it when stripped; one that is not listed gets 0. Servers give
     log-probabilities at temperature 1. At another one, p**(1/T) is normalised over the listed tokens and the unlisted
     rest taken as a single one, an approximation that understates the rest for T > 1 and overstates it for T < 1.
+
+    Raises:
+        BackendError: ``not_finite`` if a label is listed without a number, or all tokens together exceed probability 1.
     """
-    rest = max(0.0, 1.0 - math.fsum(listed.values()))
+    known = {token: p for token, p in listed.items() if p is not None}
+    unknown = {token.strip() for token in listed if token not in known}
+    if missing := unknown.intersection(labels):
+        raise BackendError(f"no log-probability for {min(missing)!r}", kind=NOT_FINITE, expected="a finite number")
+    mass = math.fsum(known.values())
+    if mass > 1.0 + _MASS_ROUNDING:
+        raise BackendError(f"listed tokens with a probability of {mass:.3g} together", kind=NOT_FINITE)
     if temperature == 1.0:
-        weights, total = dict(listed), 1.0
+        weights, total = known, max(1.0, mass)
     else:
-        weights = {token: p ** (1.0 / temperature) for token, p in listed.items()}
-        total = math.fsum([*weights.values(), rest ** (1.0 / temperature)])
+        rest = max(0.0, 1.0 - mass)
+        peak = max([*known.values(), rest])
+        weights = {token: (p / peak) ** (1.0 / temperature) for token, p in known.items()}
+        total = math.fsum([*weights.values(), (rest / peak) ** (1.0 / temperature)])
     found = tuple(
         math.fsum(weight for token, weight in weights.items() if token.strip() == label) / total for label in labels
     )

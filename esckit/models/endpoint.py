@@ -1,21 +1,24 @@
 """A chat model behind an OpenAI-compatible server: typed replies or typed errors, never anything in between.
 
 Chat servers treat seeds as best effort and cannot score given answers; some return the log-probabilities that
-``next_token`` needs. Requests are carried by :mod:`esckit.models.transport`; their form and that of the answers is
-:mod:`esckit.models.chat_api`.
+``next_token`` needs. Requests are carried by :mod:`esckit.models.transport`; their form is
+:mod:`esckit.models.accepted`, that of the answers :mod:`esckit.models.chat_api`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from esckit.controls import MessageGuard
 from esckit.errors import BackendError, ConfigError, EsckitError
-from esckit.models.chat_api import Answer, ServerTaste, label_probabilities, parse_answer, sampling_fields
+from esckit.models.accepted import AcceptedFields, sampling_fields
+from esckit.models.chat_api import Answer, label_probabilities, parse_answer
 from esckit.models.retries import RetryPolicy
 from esckit.models.transport import HttpFailure, Patience, Transport
 from esckit.protocols import Capability
@@ -28,6 +31,7 @@ _CHAT = "/chat/completions"
 # Once more, since some servers drop a kept connection after an error; bounded by the time limit of the check.
 _BRIEFLY = RetryPolicy(max_retries=1, first_wait_s=0.2, max_wait_s=1.0)
 _REFUSALS = (400, 422)
+_WRONG_KEY, _WRONG_MODEL = 401, 404
 _N_MODELS_SHOWN = 8
 
 
@@ -72,7 +76,8 @@ class EndpointModel:
         self._key_env = api_key_env
         self._probes_log_probs = log_probs == "auto"
         self._offers_log_probs = log_probs is True
-        self._taste = ServerTaste(lacks)
+        self._accepted = AcceptedFields(lacks)
+        self._guard = MessageGuard.of_any_format()
         self._notes: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -91,14 +96,17 @@ class EndpointModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a manifest should say about this endpoint: fields of the recipe that the server does not take."""
-        return tuple(self._notes.values())
+        """What a manifest should say about this endpoint: what the server does not take as it is."""
+        n_broken = self._guard.n_broken
+        broken = (f"{n_broken} control strings in what was sent to {self.name} were broken up",) if n_broken else ()
+        return (*self._notes.values(), *broken)
 
     async def check(self) -> None:
         """Find out, in bounded time, whether the server can be used as configured.
 
         The server's list of models answers where it has one. Without it, or to learn whether there are
-        log-probabilities, one token is asked for.
+        log-probabilities, one token is asked for. A server that was just started may take long for that: it is waited
+        for, with a warning, and where it lists the model it is enough that it does.
 
         Raises:
             ConfigError: If the server does not know the key or the model.
@@ -108,10 +116,17 @@ class EndpointModel:
         try:
             async with asyncio.timeout(limit_s):
                 listed = await self._listed_models()
-                if self._probes_log_probs or self._model not in listed:
-                    await self._probe(listed)
         except TimeoutError:
             raise self._transport.silent(limit_s) from None
+        if self._model not in listed:
+            await self._probe(listed)
+        elif self._probes_log_probs:
+            try:
+                await self._probe(listed)
+            except BackendError as error:
+                log.warning(
+                    "%s lists the model, but whether it offers log-probabilities is unknown: %s", self.name, error
+                )
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
         """Write the next assistant message; a blank one is returned as it is.
@@ -121,8 +136,8 @@ class EndpointModel:
             ConfigError: If the server does not know the key or the model.
         """
         answer = await self._ask(messages, sampling_fields(sampling, seed))
-        text, stop_reason = answer.text()
-        return Reply(text, stop_reason, answer.cost)
+        with _billed(answer):
+            return answer.reply(sampling.max_tokens)
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -151,11 +166,12 @@ class EndpointModel:
         if temperature <= 0.0:
             raise ConfigError(f"temperature {temperature} for next_token", expected="a positive temperature")
         answer = await self._ask(messages, sampling_fields(Sampling(max_tokens=1), 0), log_probs=True)
-        listed = answer.alternatives
-        if not listed:
-            raise BackendError(f"an answer of {self.name} without log-probabilities")
-        probabilities, label_mass = label_probabilities(listed, labels, temperature)
-        return NextToken(probabilities, label_mass, answer.cost)
+        with _billed(answer):
+            listed = answer.alternatives
+            if not listed:
+                raise BackendError(f"an answer of {self.name} without log-probabilities", kind="no_log_probs")
+            probabilities, label_mass = label_probabilities(listed, labels, temperature)
+            return NextToken(probabilities, label_mass, answer.cost)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -171,74 +187,119 @@ class EndpointModel:
         except ValidationError:
             return ()
         except HttpFailure as failure:
-            if failure.status == 401:
-                raise self._error(failure) from None
+            if failure.fault.status == _WRONG_KEY:
+                raise self._wrong(failure) from None
             return ()
 
     async def _probe(self, listed: Sequence[str]) -> None:
         """Ask for one token, with log-probabilities if it is open whether there are any."""
         fields = sampling_fields(Sampling(max_tokens=1), 0)
+        asking = asyncio.create_task(
+            self._negotiate([Message("user", "Hello")], fields, log_probs=self._probes_log_probs)
+        )
         try:
-            answer = await self._negotiate(
-                [Message("user", "Hello")], fields, log_probs=self._probes_log_probs, retries=_BRIEFLY
-            )
+            answer = await self._awaited(asking)
         except HttpFailure as failure:
             # Some models refuse to stop after one token; being listed shows well enough that they are there.
-            if failure.status in _REFUSALS and self._model in listed:
+            if failure.fault.status in _REFUSALS and self._model in listed:
                 return
             raise self._error(failure, listed) from None
+        finally:
+            asking.cancel()
         if self._probes_log_probs:
             self._offers_log_probs = bool(answer.alternatives)
 
-    async def _ask(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool = False) -> Answer:
+    async def _awaited(self, asking: asyncio.Task[Answer]) -> Answer:
+        """Return the first answer of a server, which may take longer than all others."""
+        patience = self._transport.patience
+        if not (await asyncio.wait({asking}, timeout=patience.check_s))[0]:
+            log.warning(
+                "%s has not answered within %g s; waiting for up to %g s: after its start a server may load or compile",
+                self.name,
+                patience.check_s,
+                patience.timeout_s,
+            )
         try:
-            answer = await self._negotiate(messages, fields, log_probs=log_probs)
+            return await asyncio.wait_for(asking, patience.timeout_s)
+        except TimeoutError:
+            raise self._transport.silent(patience.timeout_s) from None
+
+    async def _ask(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool = False) -> Answer:
+        kept = [self._guard(message) for message in messages]
+        try:
+            answer = await self._negotiate(kept, fields, log_probs=log_probs)
         except HttpFailure as failure:
+            if self._transport.has_answered and failure.fault.status in (_WRONG_KEY, _WRONG_MODEL):
+                # It worked before: is it this one call, or all from now on?
+                listed = await self._listed_models()
+                if listed and self._model not in listed:
+                    raise self._wrong(failure, listed) from None
             raise self._error(failure) from None
-        for field in self._taste.left_out(fields):
-            self._note(field)
+        for field in self._accepted.left_out(fields):
+            self._note(field, f"{self.name} does not take {field}; its requests go without it")
+        if self._accepted.merges_system:
+            self._note("system", f"{self.name} takes no system messages; they go into the first user message")
         return answer
 
-    async def _negotiate(
-        self,
-        messages: Sequence[Message],
-        fields: Mapping[str, Any],
-        *,
-        log_probs: bool,
-        retries: RetryPolicy | None = None,
-    ) -> Answer:
-        """Post a request, again without a field whenever the server refuses that field."""
+    async def _negotiate(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool) -> Answer:
+        """Post a request, again in another form whenever the server refuses the form."""
         while True:
-            body = self._taste.body(self._model, messages, fields, log_probs=log_probs)
+            body = self._accepted.body(self._model, messages, fields, log_probs=log_probs)
             try:
-                text = await self._transport.post(_CHAT, body, retries=retries)
+                text = await self._transport.post(_CHAT, body)
             except HttpFailure as failure:
-                if failure.status in _REFUSALS and self._taste.learn(body, failure.reason, failure.param):
+                fault = failure.fault
+                if fault.status in _REFUSALS and self._accepted.learn(body, messages, fault.reason, fault.param):
                     continue
                 raise
             return parse_answer(text)
 
-    def _note(self, field: str) -> None:
-        if field not in self._notes:
-            self._notes[field] = f"{self.name} does not take {field}; its requests go without it"
-            log.warning("%s", self._notes[field])
+    def _note(self, about: str, note: str) -> None:
+        if about not in self._notes:
+            self._notes[about] = note
+            log.warning("%s", note)
 
     def _error(self, failure: HttpFailure, listed: Sequence[str] = ()) -> EsckitError:
-        """Return the error that a user sees for an HTTP failure."""
-        if failure.status == 401:
+        """Return the error that a user sees for an HTTP failure: wrong settings until the server answered once."""
+        fault = failure.fault
+        if not self._transport.has_answered and (fault.status in (_WRONG_KEY, _WRONG_MODEL) or fault.status < 400):
+            return self._wrong(failure, listed)
+        in_body = "HTTP 200 and an error in its body" if fault.is_answer else "HTTP 200 and no completion"
+        said = in_body if failure.in_body else f"HTTP {fault.status}"
+        error = BackendError(f"{self.name} answered with {said}: {fault.reason}", kind=fault.kind)
+        error.attempts = failure.n_requests
+        return error
+
+    def _wrong(self, failure: HttpFailure, listed: Sequence[str] = ()) -> ConfigError:
+        """Return the error for a server that cannot be used as the recipe says."""
+        base_url, status = self._transport.base_url, failure.fault.status
+        if status < 400:
+            return ConfigError(
+                f"{failure.fault.reason} (HTTP {status})",
+                expected="the address of the server itself",
+                hint="If you trust the other address, write it as base_url.",
+            )
+        if status == _WRONG_KEY:
             # What the server says here may repeat a part of the key.
             return ConfigError(
-                f"{self._transport.base_url} does not accept the key (HTTP 401)",
+                f"{base_url} does not accept the key (HTTP 401)",
                 expected=f"a valid key in the environment variable {self._key_env}" if self._key_env else None,
                 hint=None if self._key_env else "Name the variable that holds the key as api_key_env.",
             )
-        if failure.status == 404:
-            shown = ", ".join(listed[:_N_MODELS_SHOWN])
-            return ConfigError(
-                f"{self._transport.base_url} does not know the model {self._model!r}, or has no {_CHAT} (HTTP 404)",
-                expected=f"one of {shown}" if shown else None,
-                hint=did_you_mean(self._model, listed) or "Check base_url (it ends in /v1 for most servers) and model.",
-            )
-        error = BackendError(f"{self.name} answered with HTTP {failure.status}: {failure.reason}")
-        error.attempts = failure.n_requests
-        return error
+        shown = ", ".join(listed[:_N_MODELS_SHOWN])
+        return ConfigError(
+            f"{base_url} does not know the model {self._model!r}, or has no {_CHAT} (HTTP 404)",
+            expected=f"one of {shown}" if shown else None,
+            hint=did_you_mean(self._model, listed) or "Check base_url (it ends in /v1 for most servers) and model.",
+        )
+
+
+@contextmanager
+def _billed(answer: Answer) -> Iterator[None]:
+    """Let the failure of an answer that cannot be used say what the answer cost."""
+    try:
+        yield
+    except BackendError as error:
+        if not answer.cost.unknown_calls:
+            error.billed = answer.cost.prompt_tokens, answer.cost.completion_tokens
+        raise

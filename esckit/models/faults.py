@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 BAD_GATEWAY = 502
@@ -17,13 +17,15 @@ _STREAM = ("data:", "event:", "id:", "retry:", ":")
 _STATUS_KEYS = ("code", "status", "status_code", "http_status", "error_code")
 _MESSAGE_KEYS = ("message", "detail", "error_description", "msg", "status_msg", "error_msg", "reason", "title")
 _INNER_KEYS = ("error", "errors", "detail", "base_resp")
-_OUT_OF_CREDIT = re.compile(
-    r"insufficient[\s_](?:quota|credit|balance|funds)|exceeded your current quota|out of credits?|billing", re.IGNORECASE
-)
+_OUT_OF_CREDIT = re.compile(r"insufficient[\s_](?:quota|credit|balance|funds)|out of credits?\b", re.IGNORECASE)
 _TOO_LONG = re.compile(
-    r"context[\s_](?:length|window|size)|maximum context|prompt is too long|too many (?:input )?tokens|reduce the length",
+    r"context[\s_](?:length|window|size)|maximum context|prompt is too long|too many (?:input )?tokens"
+    r"|reduce the length",
     re.IGNORECASE,
 )
+_BROKEN_OFF = re.compile(r"error|abort|cancel|fail|insufficient|interrupt|time.?out", re.IGNORECASE)
+# Chat templates refuse roles with an exception, which some servers report as an error of their own.
+_TEMPLATE = re.compile(r"\bjinja|chat.?template|template.?error|roles? must|role not supported", re.IGNORECASE)
 _FILTERED = re.compile(r"content[\s_-]?(?:filter|management|policy)|data_inspection|moderation", re.IGNORECASE)
 # What the words of an error without a status stand for; the first that matches counts.
 _BY_WORDS = tuple(
@@ -31,7 +33,7 @@ _BY_WORDS = tuple(
     for status, pattern in (
         (429, r"rate.?limit|too many (?:concurrent )?requests|quota|throttl|concurrency|insufficient.balance"),
         (400, r"invalid.?request|bad.?request|not.?support|unsupported|unrecogni[sz]ed|extra.?forbidden|must be"),
-        (400, r"cannot request more|context.length|unprocessable|validation"),
+        (400, r"cannot request more|context.length|unprocessable|validation|jinja|template|\broles?\b"),
         (503, r"overload|unavailable|capacity|busy|loading|again|retry|upstream|gateway|time.?out|timed out|internal"),
         (401, r"api.?key|unauthori[sz]ed|authenticat|credential"),
         (403, r"forbidden|permission|access denied"),
@@ -92,6 +94,8 @@ def fault_of(status: int, body: str, phrase: str = "") -> Fault:
     """
     said = _spoken(_json(body))
     reason = said.message or _page_words(body) or phrase
+    if status == 500 and _TEMPLATE.search(reason):
+        status = 400
     return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
 
 
@@ -99,7 +103,7 @@ def fault_in(body: str) -> Fault | None:
     """Return the error that the body of a successful answer holds in place of a completion, None if it holds none."""
     text = body.strip()
     if text.startswith(_STREAM):
-        streamed = [fault for event in _events(text) if (fault := _object_fault(event)) is not None]
+        streamed = [fault for event in _events(text) if (fault := _object_fault(event)) and fault.is_answer]
         # Asking again would bring another stream.
         return streamed[0] if streamed else Fault(406, "a stream of events in place of one answer", is_answer=False)
     if text.startswith("<"):
@@ -125,10 +129,13 @@ def _object_fault(data: Mapping[str, Any]) -> Fault | None:
     """Return the error that a JSON object is or holds, also inside its first choice."""
     choices = data.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
-    if isinstance(first, Mapping) and not data.get("error"):
-        return _object_fault({"error": first["error"]}) if first.get("error") else None
+    if isinstance(first, Mapping) and not _says_something(data.get("error")):
+        if _says_something(first.get("error")):
+            return _object_fault({"error": first["error"]})
+        is_broken_off = isinstance(word := first.get("finish_reason"), str) and _BROKEN_OFF.search(word)
+        return Fault(BAD_GATEWAY, f"an answer that broke off (finish_reason {word!r})") if is_broken_off else None
     said = _spoken(data)
-    is_error = bool(said.message) or any(data.get(key) for key in _INNER_KEYS)
+    is_error = bool(said.message) or any(_says_something(data.get(key)) for key in _INNER_KEYS)
     reason = said.message or _one_line(json.dumps(data, ensure_ascii=False))
     if not is_error:
         return Fault(BAD_GATEWAY, f"no choices: {reason}", is_answer=False)
@@ -142,10 +149,14 @@ def _spoken(data: Any) -> _Spoken:
     if isinstance(data, str):
         return _Spoken(_one_line(data))
     if isinstance(data, list):
-        return _spoken(data[0]) if len(data) == 1 and isinstance(data[0], Mapping) else _Spoken()
+        # What validators say: one object an error, with the place of the field.
+        first = data[0] if data and isinstance(data[0], Mapping) else {}
+        place = first.get("loc")
+        param = str(place[-1]) if isinstance(place, list) and place else None
+        return replace(_spoken(first), message=_one_line(json.dumps(data, ensure_ascii=False)), param=param)
     if not isinstance(data, Mapping):
         return _Spoken()
-    inner = next((_spoken(data[key]) for key in _INNER_KEYS if data.get(key)), _Spoken())
+    inner = next((_spoken(data[key]) for key in _INNER_KEYS if _says_something(data.get(key))), _Spoken())
     texts = (data[key] for key in _MESSAGE_KEYS if isinstance(data.get(key), str) and data[key].strip())
     message = inner.message or _one_line(next(texts, ""))
     codes = [data[key] for key in ("code", "type", *_STATUS_KEYS) if isinstance(data.get(key), str | int)]
@@ -157,6 +168,11 @@ def _spoken(data: Any) -> _Spoken:
         inner.param or (param if isinstance(param, str) else None),
         inner.status or next((int(code) for code in codes if _is_status(code)), None),
     )
+
+
+def _says_something(value: Any) -> bool:
+    """Return whether the error field of an answer holds an error: some servers fill it with nothing, or with code 0."""
+    return any(map(_says_something, value.values())) if isinstance(value, Mapping) else bool(value)
 
 
 def _is_status(code: object) -> bool:
@@ -188,4 +204,5 @@ def _page_words(body: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    # Half a surrogate pair, as JSON may spell it, can be written to no file.
+    return " ".join(text.encode("utf-8", "replace").decode().split())

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-TRANSIENT_STATUS = frozenset({408, 409, 429})
-_OUT_OF_CREDIT = "insufficient_quota"
-
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -32,11 +29,6 @@ class RetryPolicy:
         return min(wanted, self.max_wait_s)
 
 
-def is_transient(status: int, code: str | None) -> bool:
-    """Return whether the same request may succeed later; an account without credit will not."""
-    return (status in TRANSIENT_STATUS or status >= 500) and code != _OUT_OF_CREDIT
-
-
 def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
     """Return the seconds that a server asks to wait (milliseconds, seconds or a date), None if it names no time."""
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
@@ -55,6 +47,7 @@ def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) ->
 def _until_s(date: str, now: datetime) -> float:
     try:
         moment = parsedate_to_datetime(date)
-    except ValueError:
+        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    except (ValueError, OverflowError):
+        # Also a year or a time zone beyond all calendars.
         return math.nan
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
+from esckit.errors import BACKEND_KINDS
 from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, ResponseCase, SycophancyCase
 from esckit.pipelines.evaluate_suites.work import Work
 from esckit.records import read_records, write_records
@@ -15,7 +16,6 @@ from esckit.types import Record
 
 EXAMPLES = "examples"
 EPISODES = "episodes.jsonl"
-BACKEND = "backend"
 
 K = TypeVar("K", bound=Case)
 
@@ -123,4 +123,4 @@ def backend_failed(case: Case) -> bool:
     kinds = [case.unscored, *_readers_failures(case)]
     if isinstance(case, Episode):
         kinds += [case.failure.kind if case.failure else None, *(one.kind for one in case.critic_failures.values())]
-    return BACKEND in kinds
+    return not BACKEND_KINDS.isdisjoint(kinds)

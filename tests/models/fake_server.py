@@ -22,7 +22,7 @@ class Canned:
     is_dropped: bool = False
 
 
-def completion(text: str | None = "hello", finish: str | None = "stop", **choice: Any) -> Canned:
+def completion(text: Any = "hello", finish: Any = "stop", **choice: Any) -> Canned:
     """A chat completion."""
     message = {"role": "assistant", "content": text}
     return Canned(
@@ -34,7 +34,7 @@ def completion(text: str | None = "hello", finish: str | None = "stop", **choice
     )
 
 
-def with_log_probs(listed: Sequence[tuple[str, float]], text: str = "x") -> Canned:
+def with_log_probs(listed: Sequence[tuple[str, Any]], text: str = "x") -> Canned:
     """A completion of one token with alternatives."""
     alternatives = [{"token": token, "logprob": log_p} for token, log_p in listed]
     return completion(text, "length", logprobs={"content": [{**alternatives[0], "top_logprobs": alternatives}]})
@@ -104,8 +104,8 @@ class FakeServer:
         if answer.is_dropped:
             handler.close_connection = True
             return
-        raw = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
-        data = raw.encode()
+        body = answer.body if isinstance(answer.body, str | bytes) else json.dumps(answer.body)
+        data = body if isinstance(body, bytes) else body.encode()
         try:
             handler.send_response(answer.status)
             for name, value in {"Content-Type": "application/json", **answer.headers}.items():

@@ -1,9 +1,11 @@
 """Keys, the check before a run, and what a server is found to offer."""
 
+import base64
 import json
 import logging
 import math
 import time
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from esckit.errors import BackendError, ConfigError
 from esckit.models.chat_api import label_probabilities
 from esckit.models.endpoint import EndpointModel
+from esckit.models.retries import RetryPolicy
 from esckit.models.transport import Patience
 from tests.models.endpoint_calls import HELLO, KEY, check, complete, dead_url, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal, with_log_probs
@@ -48,7 +51,18 @@ def test_a_wrong_key_is_one_config_error_that_does_not_repeat_it(server: FakeSer
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("written", [KEY, KEY.replace("/", "\\/")])
+@pytest.mark.parametrize(
+    "written",
+    [
+        KEY,
+        KEY.replace("/", "\\/"),
+        KEY.replace("/", "\\u002f"),
+        quote(KEY, safe=""),
+        KEY.replace("/", "&#47;"),
+        KEY.replace("/", "&#x2F;"),
+        base64.b64encode(KEY.encode()).decode().rstrip("="),
+    ],
+)
 def test_an_echoed_key_is_blotted_out_everywhere(
     server: FakeServer, key: str, caplog: pytest.LogCaptureFixture, written: str
 ) -> None:
@@ -57,7 +71,8 @@ def test_an_echoed_key_is_blotted_out_everywhere(
     server.usual.body = json.dumps(server.usual.body).replace("hello", f"your key is {written}")
     with caplog.at_level(logging.INFO):
         reply = run(server, complete(), api_key_env=key)
-    assert reply.text == "your key is [key]"
+    assert reply.text.startswith("your key is [key]")
+    assert written[2:] not in reply.text
     assert KEY not in caplog.text
 
     for bad in (refusal("x" * 395 + KEY), Canned(f"{'y' * 190} {KEY}"), Canned({"echo": KEY})):
@@ -134,6 +149,53 @@ def test_check_of_a_server_without_chat_is_an_error(server: FakeServer) -> None:
         run(server, check)
 
 
+def test_a_slow_first_answer_is_waited_for_and_said(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server.usual = with_log_probs([("Hi", -0.1)])
+    server.usual.wait_s = 0.4
+    patience = Patience(check_s=0.2, timeout_s=5.0)
+    assert run(server, checked_capabilities, log_probs="auto", patience=patience) == {"next_token"}
+    assert "has not answered within 0.2 s; waiting for up to 5 s" in caplog.text
+
+
+def test_a_listed_model_that_never_answers_is_enough_to_start(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.usual.wait_s = 1.0
+    patience = Patience(check_s=0.1, timeout_s=0.3, retries=RetryPolicy(max_retries=0))
+    assert run(server, checked_capabilities, log_probs="auto", patience=patience) == frozenset()
+    assert "whether it offers log-probabilities is unknown" in caplog.text
+
+
+def test_a_probe_that_fails_for_now_does_not_stop_the_start(server: FakeServer) -> None:
+    server.usual = refusal("busy", status=500)
+    assert run(server, checked_capabilities, log_probs="auto") == frozenset()
+
+
+@pytest.mark.parametrize("where", ["http://elsewhere.example/v1/chat/completions?token=x", "https://127.0.0.1:1/v1"])
+def test_a_redirect_to_another_address_is_refused(server: FakeServer, where: str) -> None:
+    server.models = server.usual = Canned("", 307, {"Location": where})
+    with pytest.raises(ConfigError, match="redirects to") as caught:
+        run(server, check)
+    assert server.url in str(caught.value)
+    assert where.partition("?")[0] in str(caught.value)
+    assert "token=x" not in str(caught.value)
+
+
+def test_a_redirect_to_another_server_sends_it_nothing(server: FakeServer) -> None:
+    with FakeServer().running() as other:
+        server.usual = Canned("", 308, {"Location": f"{other.url}/chat/completions"})
+        with pytest.raises(ConfigError, match=other.url):
+            run(server, complete())
+        assert other.requests == []
+
+
+def test_a_redirect_within_one_server_is_followed(server: FakeServer) -> None:
+    server.queue.append(Canned("", 307, {"Location": "/v2/chat"}))
+    assert run(server, complete()).text == "hello"
+    assert server.requests[-1].path == "/v2/chat"
+    assert server.requests[-1].body == server.requests[0].body
+
+
 # ---------------------------------------------------------------- read-outs
 
 
@@ -180,17 +242,86 @@ def test_next_token_reads_one_token_and_counts_unlisted_labels_as_zero(server: F
     assert (body["temperature"], body["top_p"]) == (1.0, 1.0)
 
 
-def test_fewer_alternatives_are_asked_for_where_twenty_are_refused(server: FakeServer) -> None:
-    refused = refusal("top_logprobs must be at most 5 when logprobs is set")
-    server.queue.extend([refused, refused])
+@pytest.mark.parametrize(
+    ("says", "asked"),
+    [
+        ("Cannot request more than 5 logprobs.", [20, 5]),
+        ("top_logprobs must be at most 5 when logprobs is set", [20, 5]),
+        ("logprobs must be at most 8", [20, 8]),
+        ("Requested sample logprobs of 20, which is greater than max allowed: 5", [20, 5]),
+        ("Invalid value for 'top_logprobs': must be in [0, 5], got 20", [20, 5]),
+        ("top_logprobs: Input should be less than or equal to 5", [20, 5]),
+        ("model llama-3.1-8b: top_logprobs 20 is not supported, use 11 or fewer", [20, 11]),
+        ("too many log-probabilities", [20, 10, 5]),
+    ],
+)
+def test_as_many_alternatives_are_asked_for_as_are_allowed(server: FakeServer, says: str, asked: list[int]) -> None:
     server.usual = with_log_probs([("1", -0.5)])
+    server.queue.extend([refusal(says)] * (len(asked) - 1))
 
     async def read_twice(model: EndpointModel) -> None:
         await model.next_token(HELLO, ["1"])
         await model.next_token(HELLO, ["1"])
 
     run(server, read_twice, log_probs=True)
-    assert [body["top_logprobs"] for body in server.chats] == [20, 10, 5, 5]
+    assert [body["top_logprobs"] for body in server.chats] == [*asked, asked[-1]]
+
+
+def test_a_validators_bound_on_alternatives_is_read(server: FakeServer) -> None:
+    error = {
+        "type": "less_than_equal",
+        "loc": ["body", "top_logprobs"],
+        "msg": "too large",
+        "input": 20,
+        "ctx": {"le": 5},
+    }
+    server.queue.append(Canned({"detail": [error]}, 422))
+    server.usual = with_log_probs([("1", -0.5)])
+    run(server, lambda model: model.next_token(HELLO, ["1"]), log_probs=True)
+    assert [body["top_logprobs"] for body in server.chats] == [20, 5]
+
+
+@pytest.mark.parametrize("log_p", [math.nan, math.inf, -math.inf, 0.7, "x", True])
+def test_a_log_probability_that_is_none_is_a_typed_failure(server: FakeServer, log_p: object) -> None:
+    server.usual = with_log_probs([("2", -1.0), ("1", log_p)])
+    with pytest.raises(BackendError, match="log-probability") as caught:
+        run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
+    assert caught.value.kind == "not_finite"
+
+
+def test_an_unknown_number_is_not_zero_for_a_label(server: FakeServer) -> None:
+    server.usual = with_log_probs([("2", math.log(0.5)), ("The", None)])
+    token = run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
+    assert token.probabilities == pytest.approx((0.0, 0.5))
+
+    server.usual = with_log_probs([("2", math.log(0.5)), (" 1", None)])
+    with pytest.raises(BackendError, match="no log-probability for '1'"):
+        run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
+
+
+def test_tokens_beyond_all_probability_are_a_typed_failure(server: FakeServer) -> None:
+    server.usual = with_log_probs([("1", -0.1), ("2", -0.1)])
+    with pytest.raises(BackendError, match=r"1\.81 together"):
+        run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
+
+
+def test_the_older_form_of_log_probabilities_is_read(server: FakeServer) -> None:
+    older = {"tokens": ["1"], "token_logprobs": [-0.5], "top_logprobs": [{"1": math.log(0.6), " 2": math.log(0.3)}]}
+    server.usual = completion("1", "length", logprobs=older)
+    token = run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
+    assert token.probabilities == pytest.approx((0.6, 0.3))
+
+
+@pytest.mark.parametrize("log_probs", [None, [], "none", {}, {"content": None}, {"content": [{"top_logprobs": None}]}])
+def test_empty_log_probabilities_are_none(server: FakeServer, log_probs: object) -> None:
+    server.usual = completion("1", "length", logprobs=log_probs)
+    with pytest.raises(BackendError, match="without log-probabilities") as caught:
+        run(server, lambda model: model.next_token(HELLO, ["1"]), log_probs=True)
+    assert caught.value.kind == "no_log_probs"
+
+
+def test_small_temperatures_do_not_divide_by_zero() -> None:
+    assert label_probabilities({"A": 0.6, "B": 0.4}, ["A", "B"], 1e-4) == ((1.0, 0.0), 1.0)
 
 
 def test_log_probabilities_without_alternatives_are_no_distribution(server: FakeServer) -> None:

@@ -1,0 +1,114 @@
+"""What servers say in place of an answer, and what it stands for."""
+
+import json
+
+import pytest
+
+from esckit.models.faults import fault_in, fault_of
+
+GOOD = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "words"),
+    [
+        ({"error": {"message": "rate limited upstream, retry shortly", "code": 429}}, 429, "rate_limit", "upstream"),
+        ({"error": {"message": "Provider returned error", "code": 502}}, 502, "server_error", "Provider"),
+        ({"error": {"message": "no", "code": "502"}}, 502, "server_error", "no"),
+        ({"error": "model is overloaded"}, 503, "server_error", "model is overloaded"),
+        ({"error": "Too Many Requests"}, 429, "rate_limit", "Too Many"),
+        ({"detail": "Internal Server Error"}, 503, "server_error", "Internal"),
+        (
+            {"detail": [{"loc": ["body", "top_k"], "msg": "extra", "type": "extra_forbidden"}]},
+            400,
+            "bad_request",
+            "top_k",
+        ),
+        ({"message": "Invalid API key", "code": 401}, 401, "no_access", "Invalid API key"),
+        ({"message": "oops", "code": "SomethingElse"}, 500, "server_error", "oops (SomethingElse)"),
+        ({"object": "error", "message": "System role not supported", "code": 400}, 400, "bad_request", "System role"),
+        ({"errors": [{"message": "request timed out"}]}, 503, "server_error", "timed out"),
+        ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, 429, "rate_limit", "rate limit"),
+        ({"error": {"message": "Insufficient Balance", "type": "unknown"}}, 429, "quota", "Insufficient"),
+        ({"error": {"message": "The model `x` does not exist"}}, 404, "not_found", "does not exist"),
+        ({"choices": [{"error": {"message": "cut", "code": 504}, "message": {}}]}, 504, "timeout", "cut"),
+        ({"choices": [{"message": {"content": "so"}, "finish_reason": "error"}]}, 502, "server_error", "broke off"),
+        ({"error": {"message": "maximum context length is 4096 tokens", "code": 400}}, 400, "too_long", "4096"),
+    ],
+)
+def test_an_error_in_a_body_stands_for_its_status(body, status: int, kind: str, words: str) -> None:
+    fault = fault_in(json.dumps(body))
+    assert fault is not None
+    assert (fault.status, fault.kind) == (status, kind)
+    assert words in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "may_pass", "words"),
+    [
+        ("", True, "nothing"),
+        ("null", True, "no JSON object: null"),
+        ("[1, 2]", True, "[1, 2]"),
+        ('{"choices": [{"message": {"content": "half', True, "half"),
+        ('{"choices": []}', True, "no choices"),
+        ('{"choices": null, "error": null}', True, "no choices"),
+        ('{"object": "list", "data": []}', True, "no choices"),
+        ("<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>", True, "502 Bad Gateway nginx"),
+        ("<!doctype html><script>x()</script><p>Log in</p>", True, "Log in"),
+        ('data: {"choices": [{"delta": {"content": "hi"}}]}\n\ndata: [DONE]\n', False, "stream of events"),
+        ("[" * 100_000, True, "[[["),
+    ],
+)
+def test_a_body_that_is_nothing_is_unreadable(body: str, may_pass: bool, words: str) -> None:
+    fault = fault_in(body)
+    assert fault is not None
+    assert (fault.kind, fault.may_pass) == ("unreadable", may_pass)
+    assert words in fault.reason
+
+
+def test_an_error_in_a_stream_of_events_is_read() -> None:
+    fault = fault_in(': waiting\n\ndata: {"error": {"message": "slow down", "code": 429}}\n\n')
+    assert fault is not None
+    assert (fault.status, fault.reason) == (429, "slow down")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"error": None}, {"error": {"code": 0, "message": ""}}, {"base_resp": {"status_code": 0}}, {"code": 200}],
+)
+def test_an_answer_is_no_fault(more) -> None:
+    assert fault_in(json.dumps(GOOD | more)) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "may_pass"),
+    [
+        (429, '{"error": {"message": "slow", "code": "rate_limit_exceeded"}}', "rate_limit", True),
+        (429, '{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}', "quota", False),
+        (402, "pay", "quota", False),
+        (400, '{"error": {"code": "content_filter", "message": "policy"}}', "content_filter", False),
+        (400, '{"error": {"code": "context_length_exceeded", "message": "too much"}}', "too_long", False),
+        (403, "no", "no_access", False),
+        (404, "", "not_found", False),
+        (408, "", "timeout", True),
+        (504, "<html>504 Gateway Time-out</html>", "timeout", True),
+        (500, "boom", "server_error", True),
+        (500, '{"error": {"message": "Jinja Exception: System role not supported"}}', "bad_request", False),
+        (422, "odd", "bad_request", False),
+        (529, "overloaded", "server_error", True),
+    ],
+)
+def test_every_status_has_its_kind(status: int, body: str, kind: str, may_pass: bool) -> None:
+    fault = fault_of(status, body, "Phrase")
+    assert (fault.kind, fault.may_pass) == (kind, may_pass)
+    assert fault.reason
+
+
+def test_what_a_server_says_can_be_written_to_a_file() -> None:
+    fault = fault_of(500, '{"error": {"message": "half \\ud83d a\\u2028pair\\n"}}')
+    assert fault.reason.encode() == b"half ? a pair"
+
+
+def test_the_field_that_an_error_names_is_kept() -> None:
+    assert fault_of(400, '{"error": {"message": "m", "param": "seed"}}').param == "seed"
+    assert fault_of(422, '{"detail": [{"loc": ["body", "seed"], "msg": "m"}]}').param == "seed"
