@@ -276,8 +276,9 @@ class Transport:
             return gives_up
         if silent_s < self.patience.outage_s:
             return False
+        why = failure.found if isinstance(failure, BackendError) else failure
         raise OutageError(
-            f"{self.base_url} has stopped answering ({failure})",
+            f"{self.base_url} has stopped answering: {why}",
             hint="What is done is kept. Start the server and run the same command again to go on.",
         )
 

@@ -1,0 +1,154 @@
+"""Runs against servers, from the shell: what a user sees of failures, budgets, outages and odd servers."""
+
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from esckit.cli import app as cli
+from esckit.errors import OutageError
+from esckit.types import Message, Reply, Sampling
+from tests.conftest import ROOT
+from tests.fakes import FakeModel
+from tests.models.fake_server import Canned, FakeServer, completion, refusal
+
+REPLY = "<think>a</think> <response>That is a lot to carry.</response>"
+
+
+@dataclass
+class Mortal(FakeModel):
+    """A model whose server dies after so many calls."""
+
+    dies_after: int = 1000
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
+        if len(self.asked) >= self.dies_after:
+            raise OutageError("the server has stopped answering")
+        return await super().complete(messages, sampling, seed=seed)
+
+
+mortal = Mortal(answer=lambda messages, seed: REPLY)
+
+
+@pytest.fixture
+def server():
+    with FakeServer().running() as running:
+        running.usual = completion(REPLY)
+        yield running
+
+
+class Done(NamedTuple):
+    code: int
+    stderr: str
+
+
+@pytest.fixture
+def simulate(monkeypatch, capsys):
+    """Run the command in this process; it takes a run folder, the supporter's binding and changes to the recipe."""
+    root = logging.getLogger()
+    before = (tuple(root.handlers), logging.getLogger("esckit").level, sys.excepthook)
+    monkeypatch.chdir(ROOT)
+
+    def run(out: Path, supporter: str, *sets: str) -> Done:
+        changes = ("data.limit=2", f"models.supporter={supporter}", *sets)
+        argv = ["esckit", "simulate", "smoke/simulate_scripted", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", argv + [f"--set={change}" for change in changes])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return Done(left.value.code or 0, capsys.readouterr().err)
+
+    yield run
+    root.handlers[:] = before[0]
+    logging.getLogger("esckit").setLevel(before[1])
+    sys.excepthook = before[2]
+
+
+def at(server: FakeServer, more: str = "") -> str:
+    return f"{{endpoint: {{base_url: '{server.url}'}}, model: m{more}}}"
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_kind_of_fault_is_told_apart_in_files_and_summary(simulate, server: FakeServer, tmp_path: Path) -> None:
+    quota = refusal("no credit", status=429, code="insufficient_quota")
+    server.queue.extend(
+        [
+            completion(REPLY),
+            refusal("odd request"),
+            quota,
+            completion("so far", "content_filter"),
+            refusal("no", status=403),
+        ]
+    )
+
+    done = simulate(tmp_path / "run", at(server), "max_failure_rate=1.0", "concurrency.futures=1")
+
+    assert done.code == 0, done.stderr
+    failures = lines(tmp_path / "run/failures.jsonl")
+    kinds = {"bad_request", "quota", "content_filter", "no_access"}
+    assert {failure["kind"] for failure in failures} == kinds
+    assert "odd request" in next(one["message"] for one in failures if one["kind"] == "bad_request")
+    counted = Counter(f"{failure['stage']}/{failure['kind']}" for failure in failures)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["failed"] == counted
+
+
+def test_a_single_404_in_the_middle_costs_nothing(simulate, server: FakeServer, tmp_path: Path) -> None:
+    server.queue.extend([completion(REPLY), completion(REPLY), refusal("?", status=404, headers={"Retry-After": "0"})])
+    done = simulate(tmp_path / "run", at(server))
+    assert done.code == 0, done.stderr
+    assert lines(tmp_path / "run/failures.jsonl") == []
+
+
+def test_a_server_that_dies_leaves_no_failures_and_the_run_resumes(simulate, tmp_path: Path, monkeypatch) -> None:
+    supporter = "{scripted: tests.cli.test_servers:mortal}"
+    monkeypatch.setattr(mortal, "dies_after", len(mortal.asked) + 10)
+    died = simulate(tmp_path / "run", supporter)
+
+    assert died.code == 3
+    assert "has stopped answering" in died.stderr
+    assert lines(tmp_path / "run/failures.jsonl") == []
+    n_before = len(lines(tmp_path / "run/futures.jsonl"))
+
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    assert simulate(tmp_path / "run", supporter).code == 0
+    assert len(lines(tmp_path / "run/futures.jsonl")) > n_before
+    assert simulate(tmp_path / "unbroken", supporter).code == 0
+    assert (tmp_path / "run/futures.jsonl").read_bytes() == (tmp_path / "unbroken/futures.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("limit", ["budget.max_tokens=100000", "budget.max_cost=100"])
+def test_a_budget_that_cannot_be_watched_is_refused(simulate, server: FakeServer, tmp_path: Path, limit: str) -> None:
+    del server.usual.body["usage"]
+    prices = ", prices: {prompt: 5, completion: 15}"
+    done = simulate(tmp_path / "run", at(server, prices), limit, "concurrency.futures=1")
+    assert done.code == 3
+    assert f"{limit.partition('=')[0]} cannot be watched" in done.stderr
+    assert len(server.chats) <= 2
+
+
+def test_unknown_tokens_and_cost_are_null_in_manifest_and_summary(simulate, server: FakeServer, tmp_path: Path) -> None:
+    del server.usual.body["usage"]
+    done = simulate(tmp_path / "run", at(server))
+    assert done.code == 0, done.stderr
+    spent = json.loads((tmp_path / "run/manifest.json").read_text())["spent"]
+    assert (spent["prompt_tokens"], spent["completion_tokens"], spent["cost"]) == (None, None, None)
+    usage = json.loads((tmp_path / "run/summary.json").read_text())["usage"]["supporter"]
+    assert usage["prompt_tokens"] is None
+    assert usage["unknown_calls"] == usage["calls"] > 0
+
+
+def test_what_a_server_says_cannot_act_on_the_terminal(simulate, server: FakeServer, tmp_path: Path) -> None:
+    server.models = server.usual = Canned({"error": {"message": "\x1b]52;c;ZXZpbA==\x07 \x9b31mred"}}, 400)
+    done = simulate(tmp_path / "run", at(server))
+    assert done.code == 2
+    assert "\\u001b]52" in done.stderr
+    assert not set("\x1b\x07\x9b") & set(done.stderr)
