@@ -21,6 +21,7 @@ Place = tuple[str | int, ...]
 """Keys and list indices that lead to a value."""
 
 _MAX_DEPTH = 32
+_MAX_JSON_DEPTH = 128
 
 
 def read_text(path: Path) -> str:
@@ -65,14 +66,32 @@ def parse_json(text: str | bytes, path: Path, *, line: int | None = None) -> Any
         line: 1-based line in the file, for JSON lines.
 
     Raises:
-        DataError: If it is no JSON, or nested more deeply than Python reads.
+        DataError: If it is no JSON, or nested more deeply than anything of ours.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _is_deeper(value, _MAX_JSON_DEPTH):  # whoever walks through it would run into the same limit
+            raise RecursionError
+        return value
     except RecursionError as error:
         raise DataError("JSON that is nested too deeply", path=str(path), line=line) from error
     except ValueError as error:  # text that is not UTF-8 and numbers of too many digits included
         raise DataError("no JSON", path=str(path), line=line) from error
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Return whether lists and objects are nested more deeply than a limit."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

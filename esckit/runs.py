@@ -17,14 +17,56 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 import esckit
-from esckit.documents import read_json_object
+from esckit.documents import dotted, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
 from esckit.records import JsonlAppender, clear_leftovers, digest, storage_error, write_json
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "esckit.manifest/1"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "openai")
+
+
+_Facts = dict[str, Any] | None
+
+
+class _Shape(BaseModel):
+    """Part of a manifest: what whoever reads one may rely on; all else is as the command wrote it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Data(_Shape):
+    ids: list[str] | None = None
+
+
+class _Dev(_Shape):
+    share: float | None = None
+
+
+class _Recipe(_Shape):
+    contexts: _Facts = None
+    critic: _Facts = None
+    data: _Facts = None
+    dev: _Dev | None = None
+    models: dict[str, _Facts] | None = None
+    objective: _Facts = None
+    report: _Facts = None
+    seed: int | None = None
+    simulation: _Facts = None
+
+
+class _Manifest(_Shape):
+    command: str
+    recipe: _Recipe
+    recipe_digest: str
+    conditions: _Facts = None
+    data: _Data | None = None
+    models: _Facts = None
+    prompts: _Facts = None
+    roles: list[str] | dict[str, Any] | None = None
 
 
 def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
@@ -171,7 +213,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
     missing = sorted({"command", "recipe", "recipe_digest"} - manifest.keys())
     if missing:
         raise DataError(f"a manifest without {', '.join(missing)}", path=str(source))
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise DataError(
+            "a wrong value",
+            path=str(source),
+            field=dotted(first["loc"]),
+            expected=first["msg"].removeprefix("Input should be "),
+        ) from error
     return manifest
+
+
+def stated(manifest: Mapping[str, Any], field: str, *, path: Path | str) -> Any:
+    """Return what a manifest says of a field such as ``recipe.objective.kind``.
+
+    Args:
+        manifest: The manifest.
+        field: Its dotted name.
+        path: The run folder, for messages.
+
+    Raises:
+        DataError: If the manifest says nothing of it.
+    """
+    value: Any = manifest
+    for key in field.split("."):
+        if not isinstance(value, Mapping) or value.get(key) is None:
+            raise DataError(f"a manifest that does not say its {field}", path=str(path))
+        value = value[key]
+    return value
 
 
 def refuse_links(paths: Iterable[Path]) -> None:

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from esckit.errors import ConfigError, DataError, StorageError
-from esckit.runs import RunFolder, differing_fields, read_manifest, without
+from esckit.runs import RunFolder, differing_fields, read_manifest, stated, without
 
 RECIPE = {
     "command": "simulate",
@@ -116,6 +116,63 @@ def test_a_broken_manifest_is_a_data_error(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"recipe": []}, "recipe"),
+        ({"recipe": {"models": []}}, "recipe.models"),
+        ({"recipe": {"models": {"supporter": "x"}}}, "recipe.models.supporter"),
+        ({"recipe": {"dev": {"share": "half"}}}, "recipe.dev.share"),
+        ({"recipe": {"data": "x"}}, "recipe.data"),
+        ({"data": ["x"]}, "data"),
+        ({"data": {"ids": [1]}}, "data.ids[0]"),
+        ({"prompts": 3}, "prompts"),
+        ({"roles": "all"}, "roles.list[str]"),
+        ({"command": None}, "command"),
+    ],
+)
+def test_a_manifest_of_odd_types_is_a_data_error(tmp_path, changes, field):
+    opened(tmp_path).close("complete")
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+    with pytest.raises(DataError) as caught:
+        read_manifest(tmp_path)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(str(manifest))
+
+
+def test_what_a_manifest_does_not_say_is_named(tmp_path):
+    manifest = {"recipe": {"objective": {"kind": "rrhf"}, "prompt": None}}
+    assert stated(manifest, "recipe.objective.kind", path=tmp_path) == "rrhf"
+    for field in ("recipe.prompt", "recipe.dev.share", "recipe.objective.kind.name"):
+        with pytest.raises(DataError, match=field):
+            stated(manifest, field, path=tmp_path)
+
+
+@pytest.mark.parametrize("name", [".lock", "manifest.json", "futures.jsonl", "checkpoint"])
+def test_a_link_in_a_run_folder_is_not_followed(tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("{}")
+    run = tmp_path / "run"
+    opened(run).close("stopped")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside)
+    with pytest.raises(DataError, match="a symbolic link"):
+        opened(run)
+    if name != "manifest.json":
+        with pytest.raises(DataError, match="a symbolic link"):
+            read_manifest(run)
+    assert outside.read_text() == "{}"
+
+
+def test_what_a_killed_run_left_is_gone_when_it_goes_on(tmp_path):
+    opened(tmp_path).close("stopped")
+    (tmp_path / ".summary.json.abc.tmp").write_text("{")
+    (tmp_path / ".checkpoint.new").mkdir()
+    opened(tmp_path).close("complete")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json"]
 
 
 def test_a_folder_without_manifest_is_no_run_folder(tmp_path):

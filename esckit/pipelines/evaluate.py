@@ -194,7 +194,7 @@ def _comparable(setup: Setup, other: Path) -> bool:
     manifest = read_manifest(other)
     if manifest["command"] != COMMAND:
         raise DataError(f"a run of {manifest['command']!r}", path=str(other), expected=f"one of {COMMAND!r}")
-    theirs = manifest.get("conditions", {})
+    theirs = manifest.get("conditions") or {}
     shared = [suite for suite in setup.conditions if suite in theirs]
     if not shared:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from esckit.config.evaluate import EvaluateRecipe
 from esckit.config.models import RoleOptions
 from esckit.dialogue.judge import CONTROL_QUESTION, CRISIS_QUESTIONS, DIMENSIONS, SYCOPHANCY_QUESTIONS
 from esckit.dialogue.rubric import load_rubric
+from esckit.documents import read_json_object
 from esckit.evaluate.probes import crisis_probes, sycophancy_probes
 from esckit.pipelines.evaluate_players import critic_preset
 from esckit.pipelines.evaluate_suites.work import Work
@@ -112,7 +112,7 @@ def _label_rule(recipe: EvaluateRecipe) -> str | None:
     assert recipe.models.reward is not None
     metadata = run_of(recipe.models.reward.checkpoint) / "checkpoint" / "reward.json"
     # Read as plain JSON: the class of this file comes with torch, which nothing needs before a model is called.
-    return (json.loads(metadata.read_text(encoding="utf-8"))["delta"] or "goal") if metadata.is_file() else None
+    return str(read_json_object(metadata).get("delta") or "goal") if metadata.is_file() else None
 
 
 def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:

@@ -223,7 +223,7 @@ def _is_self_judged(recipe: EvaluateRecipe, work: Work) -> bool:
 def _writers(run: Path) -> Iterator[str]:
     """Yield which models wrote the replies of a run, those included that it only read."""
     theirs = read_manifest(run)["recipe"]
-    if (supporter := theirs.get("models", {}).get("supporter")) is not None:
+    if (supporter := (theirs.get("models") or {}).get("supporter")) is not None:
         yield digest(model_fields(supporter))
     earlier = theirs.get("predictions")
     if earlier and (source := run_folder(earlier)) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from esckit.errors import DataError
 from esckit.records import file_sha256, read_records
-from esckit.runs import read_manifest
+from esckit.runs import read_manifest, stated
 from esckit.types import Context, Future
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def read_inputs(folders: Sequence[str]) -> RewardInputs:
     for folder, manifest in manifests.items():
         _add_contexts(contexts, folder)
         _add_futures(futures, folder, simulation)
-        data = manifest.get("data", {})
-        ids |= dict.fromkeys(data.get("ids", ()))
+        data = manifest.get("data") or {}
+        ids |= dict.fromkeys(data.get("ids") or ())
         if data.get("scheme"):
             schemes[str(data["scheme"])] = None
     ids |= dict.fromkeys(future.dialogue_id for future in futures.values())
@@ -118,7 +118,7 @@ def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int |
 def _warn_of_other_players(manifests: Mapping[str, Mapping[str, Any]]) -> None:
     """Say so if seeker or supporter were prompted differently: the futures still compare, but mix two populations."""
     for role in ("seeker", "supporter"):
-        named = {str(manifest.get("prompts", {}).get(role)) for manifest in manifests.values()}
+        named = {str((manifest.get("prompts") or {}).get(role)) for manifest in manifests.values()}
         if len(named) > 1:
             log.warning(
                 "the inputs were simulated with different prompts of the %s: %s", role, ", ".join(sorted(named))
@@ -126,15 +126,14 @@ def _warn_of_other_players(manifests: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _simulation(folder: str, manifest: Mapping[str, Any]) -> dict[str, str | int | bool]:
-    recipe, prompts = manifest["recipe"], manifest.get("prompts", {})
+    facts = {
+        name: stated(manifest, f"recipe.{section}.{field}", path=folder) for name, (section, field) in _COMPARED.items()
+    }
+    facts["critic_prompt"] = stated(manifest, "prompts.critic", path=folder)
     try:
-        facts = {name: recipe[section][field] for name, (section, field) in _COMPARED.items()}
-        facts["critic_prompt"] = prompts["critic"]
-    except KeyError as error:
-        raise DataError(
-            f"a manifest that does not say its {error}", path=folder, expected="one of 'simulate'"
-        ) from error
-    facts["threshold"] = str(Fraction(facts["threshold"]))
+        facts["threshold"] = str(Fraction(facts["threshold"]))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise DataError("a threshold that is no fraction", path=folder, field="recipe.critic.threshold") from error
     if facts["readout"] != "expected":
         del facts["expected_score"]
     return facts

@@ -11,7 +11,7 @@ from esckit.dialogue.transcript import LABELS
 from esckit.errors import CheckpointError
 from esckit.models.reward_text import SLOTS, RewardTemplate, another_prompt
 from esckit.prompts.prompt import load_prompt, prompt_names
-from esckit.runs import MANIFEST, read_manifest
+from esckit.runs import MANIFEST, read_manifest, stated
 
 if TYPE_CHECKING:
     from esckit.models.loading import Dtype
@@ -51,7 +51,7 @@ def load_reward_model(
     manifest = reward_manifest(run)
     if manifest.get("status") != "complete":
         log.warning("%s is not complete (%s): its reward model is the best so far", run, manifest.get("status"))
-    template = _template_today(manifest)
+    template = _template_today(manifest, run)
     return RewardModel.load(Path(run), template=template, dtype=dtype, device=device, max_batch_tokens=max_batch_tokens)
 
 
@@ -67,14 +67,14 @@ def reward_manifest(run: str | Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest["command"] != "train-reward":
         raise CheckpointError(f"{run} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
-    trained = manifest.get("prompts", {}).get("reward_model")
-    today = _template_today(manifest)
+    trained = (manifest.get("prompts") or {}).get("reward_model")
+    today = _template_today(manifest, run)
     if trained is not None and today is not None and trained != today.prompt:
         raise another_prompt(run, trained, today.prompt)
     return manifest
 
 
-def _template_today(manifest: Mapping[str, Any]) -> RewardTemplate | None:
-    name = str(manifest["recipe"]["prompt"])
+def _template_today(manifest: Mapping[str, Any], run: str | Path) -> RewardTemplate | None:
+    name = str(stated(manifest, "recipe.prompt", path=run))
     # A prompt file of the user's own may be gone; then the model is read as it was trained.
     return reward_template(name) if name in prompt_names() or Path(name).is_file() else None

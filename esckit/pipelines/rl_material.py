@@ -17,7 +17,7 @@ from esckit.pipelines.reward_inputs import read_inputs
 from esckit.pipelines.reward_models import reward_manifest, reward_template
 from esckit.prompts.prompt import load_prompt
 from esckit.records import file_sha256
-from esckit.runs import MANIFEST
+from esckit.runs import MANIFEST, stated
 from esckit.train.splits import is_dev
 from esckit.types import Context, Future, Outcome
 
@@ -136,15 +136,15 @@ def _reward(recipe: TrainRlRecipe) -> tuple[dict[str, str], tuple[str, ...], fro
         return facts, (), frozenset()
     folder = Path(source.checkpoint)
     manifest = reward_manifest(folder)
-    trained = str(manifest["recipe"]["objective"]["kind"])
+    trained = str(stated(manifest, "recipe.objective.kind", path=folder))
     if (trained == "classifier") != (kind == "classifier"):
         raise CheckpointError(
             f"{folder} is a reward model of kind {trained}",
             expected=f"reward.kind: {'classifier' if trained == 'classifier' else 'ranker'}",
         )
     facts |= {"checkpoint": source.checkpoint, "manifest": file_sha256(folder / MANIFEST), "objective": trained}
-    ids = tuple(manifest.get("data", {}).get("ids", ()))
-    seed, share = manifest["recipe"]["seed"], manifest["recipe"]["dev"]["share"]
+    ids = tuple(stated(manifest, "data.ids", path=folder))
+    seed, share = (stated(manifest, f"recipe.{field}", path=folder) for field in ("seed", "dev.share"))
     return facts, ids, frozenset(name for name in ids if not is_dev(seed, name, share))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from esckit.config.models import RoleOptions
 from esckit.config.recipe import Recipe
+from esckit.documents import read_json_object
 from esckit.errors import EsckitError
 from esckit.pipelines.executor import Progress
 from esckit.pipelines.models import ModelPool, checkpoint_ids
@@ -81,4 +81,4 @@ def training(recipe: Recipe, out: Path, process: Process, *, inputs: Mapping[str
 def finished(out: Path) -> RunResult | None:
     """Return the result of a run that is over, None while there is none."""
     path = out / SUMMARY
-    return RunResult(out, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return RunResult(out, read_json_object(path)) if path.is_file() else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from esckit.documents import parse_json, read_text
 from esckit.errors import DataError
 from esckit.records import read_records
 from esckit.runs import read_manifest
@@ -59,10 +59,7 @@ class Run:
         path = self.path / name
         if not path.is_file():
             return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError("no JSON", path=str(path)) from error
+        return parse_json(read_text(path), path)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the objects of a JSON-lines file, an empty list if there is none; an unfinished last line is left out.
@@ -79,10 +76,7 @@ class Run:
                 break
             if not raw.strip():
                 continue
-            try:
-                row = json.loads(raw)
-            except (ValueError, RecursionError) as error:
-                raise DataError("no JSON", path=str(path), line=number) from error
+            row = parse_json(raw, path, line=number)
             if not isinstance(row, dict):
                 raise DataError(f"a JSON {type(row).__name__}", path=str(path), line=number, expected="an object")
             found.append(row)

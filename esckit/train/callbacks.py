@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from esckit.documents import parse_json
 from esckit.records import JsonlAppender, write_atomic
 from esckit.train.diverged import Diverged, not_finite
 
@@ -173,13 +173,13 @@ class OnEvaluation(TrainerCallback):
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the whole rows of ``metrics.jsonl``; a last line cut by a crash is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    return [parse_json(line, path) for line in _whole_lines(path)]
 
 
 def keep_rows(path: Path, last_step: int, *, key: str = "step") -> None:
     """Drop the rows of a file that are beyond a step, all of them for step 0, and a last one that was cut."""
     if path.is_file():
-        kept = [line for line in _whole_lines(path) if last_step and json.loads(line)[key] <= last_step]
+        kept = [line for line in _whole_lines(path) if last_step and parse_json(line, path)[key] <= last_step]
         write_atomic(path, b"".join(kept))
 
 

@@ -6,7 +6,6 @@ Nothing heavy is imported before the arguments are made, so that a dry run can c
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from esckit.errors import ConfigError, MissingExtraError
+from esckit.documents import parse_json
+from esckit.errors import ConfigError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -178,8 +178,8 @@ def step_of(state: Path | None) -> int:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        parse_json(path.read_bytes(), path)
+    except DataError:
         return False
     return True
 
