@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from esckit.controls import MessageGuard
 from esckit.errors import ConfigError
 from esckit.lines import as_turn
@@ -74,7 +72,7 @@ class ChatFormat:
             extra_stop_ids: What the model's generation settings name as end of text.
 
         Raises:
-            ConfigError: If the tokenizer names no end-of-turn token.
+            ConfigError: If the tokenizer names no end-of-turn token, or its template fails.
         """
         own = tokenizer.chat_template
         is_plain = not isinstance(own, str)
@@ -95,15 +93,24 @@ class ChatFormat:
         return MessageGuard.of(self.tokenizer)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
-        """Return the prompt as text."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                self.as_dicts(messages),
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
+        """Return the prompt as text.
+
+        Raises:
+            ConfigError: If the model's template refuses these messages, or fails.
+        """
+        turns = self.as_dicts(messages)
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation_prompt
+                )
             )
-        )
+        except Exception as error:  # a template is a program of whoever made the model
+            roles = ", ".join(message.role for message in messages)
+            raise ConfigError(
+                f"the model's chat template refuses messages of {roles}: {error or type(error).__name__}",
+                hint="Set a plain chat_template in the model's tokenizer_config.json",
+            ) from error
 
     def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """Return the messages as the template takes them; without a system role, merged as said above.
@@ -124,11 +131,7 @@ class ChatFormat:
         Raises:
             ConfigError: If the model's template refuses these messages.
         """
-        try:
-            return self.tokens(self.render(messages))
-        except TemplateError as error:
-            roles = ", ".join(message.role for message in messages)
-            raise ConfigError(f"the model's chat template refuses messages of {roles}: {error}") from error
+        return self.tokens(self.render(messages))
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text as it stands."""
@@ -162,7 +165,7 @@ class ChatFormat:
     def _takes_system(self) -> bool:
         try:
             text = self.render([Message("system", _PROBE), Message("user", "x")])
-        except TemplateError:
+        except ConfigError:
             return False
         return _PROBE in text
 

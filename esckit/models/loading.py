@@ -126,7 +126,9 @@ def _foreign(
     except EsckitError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())
+        if not isinstance(error, OSError | ValueError):  # words of libraries for their users; else the name says more
+            reason = f"{type(error).__name__} {reason}"
         raise kind(f"{path} cannot be loaded: {reason}", expected=expected) from error
 
 

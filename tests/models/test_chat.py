@@ -35,6 +35,27 @@ def test_messages_that_the_template_refuses_are_a_clear_error():
         ChatFormat.of(tokenizer).encode([*ASK, *ASK[1:], *ASK[1:]])
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 // 0 }}",
+        "{{ messages + 1 }}",
+        "{% for",
+        "{{ messages | nothing }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{% for a in range(10 ** 9) %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% include 'x' %}",
+    ],
+)
+def test_a_template_that_fails_is_a_clear_error(template):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match="chat template refuses messages of user"):
+        ChatFormat.of(tokenizer)
+
+
 def test_the_end_of_turn_is_what_the_template_writes():
     chatml, gemma = ChatFormat.of(tiny_tokenizer()), ChatFormat.of(tiny_tokenizer("gemma2"), [1])
     assert chatml.tokenizer.convert_ids_to_tokens(chatml.end_of_turn) == "<|im_end|>"
