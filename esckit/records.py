@@ -253,6 +253,27 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     write_atomic(path, "".join(dump_line(record) + "\n" for record in records))
 
 
+def require_in_place(fd: int, path: Path, whole: Path) -> None:
+    """Raise if an open file is no longer what stands at its path: what is written there now would be lost.
+
+    Args:
+        fd: The open file.
+        path: Where it was opened.
+        whole: What to call gone: the file itself, or the folder that it stands for.
+
+    Raises:
+        StorageError: If it was moved, replaced or deleted.
+    """
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(path), os.fstat(fd)):
+            return
+    raise StorageError(
+        f"{whole} was moved or deleted while it was in use",
+        expected="a run folder that stays where it is until the run ends",
+        hint="Move it back and run the same command again: what it holds is kept",
+    )
+
+
 class JsonlAppender:
     """Appends lines to a file so that a crash loses at most the line being written.
 
@@ -278,7 +299,12 @@ class JsonlAppender:
             raise storage_error(error, path) from error
 
     def append(self, record: Record | Mapping[str, Any]) -> None:
-        """Write one record and its line end."""
+        """Write one record and its line end.
+
+        Raises:
+            StorageError: If it cannot be written, or the file was moved or deleted.
+        """
+        require_in_place(self._fd, self.path, self.path)
         text = dump_line(record) if isinstance(record, Record) else dump_json(record)
         data = memoryview((text + "\n").encode("utf-8"))
         try:

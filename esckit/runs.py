@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import esckit
 from esckit.documents import dotted, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
-from esckit.records import JsonlAppender, clear_leftovers, digest, storage_error, write_json
+from esckit.records import JsonlAppender, clear_leftovers, digest, require_in_place, storage_error, write_json
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 MANIFEST_SCHEMA = "esckit.manifest/1"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "openai")
 
@@ -137,7 +138,7 @@ class RunFolder:
         _own_manifest(path, command, identity, operational, given)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock_fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            lock_fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise storage_error(error, path) from error
         try:
@@ -163,16 +164,40 @@ class RunFolder:
         """Digest of the recipe that the folder belongs to."""
         return str(self.manifest["recipe_digest"])
 
+    def require_present(self) -> None:
+        """Raise if this is no longer the folder that was opened.
+
+        Raises:
+            StorageError: If it was moved, replaced or deleted: writing would make a new one in its place.
+        """
+        if self._lock_fd >= 0:
+            require_in_place(self._lock_fd, self.path / LOCK, self.path)
+
     def file(self, name: str) -> Path:
-        """Return the path of a file in the folder."""
+        """Return the path of a file in the folder, which must still be there."""
+        self.require_present()
         return self.path / name
 
     def appender(self, name: str) -> JsonlAppender:
         """Open a JSON-lines file of the folder for appending."""
-        return JsonlAppender(self.path / name)
+        return JsonlAppender(self.file(name))
+
+    def require_whole(self, n_found: int, n_planned: int, what: str) -> None:
+        """Raise if a run that came to its end does not hold all that was planned.
+
+        Raises:
+            StorageError: If something that was done is not there any more.
+        """
+        if n_found < n_planned:
+            raise StorageError(
+                f"{self.path} holds {n_found} of {n_planned} {what}, although all were done",
+                expected="files that nobody else changes during the run",
+                hint="Run the same command again: what is missing is done again",
+            )
 
     def update_manifest(self, **facts: Any) -> None:
         """Add facts to the manifest and write it."""
+        self.require_present()
         self.manifest |= facts
         write_json(self.path / MANIFEST, self.manifest)
 
@@ -270,7 +295,7 @@ def _own_manifest(
         return manifest
     if path.is_dir():
         # The lock, or a manifest that was not finished, is what a run leaves that died at once.
-        if any(not child.name.startswith((".lock", f".{MANIFEST}.")) for child in path.iterdir()):
+        if any(not child.name.startswith((LOCK, f".{MANIFEST}.")) for child in path.iterdir()):
             raise ConfigError(
                 f"{path} is not empty and is no run folder", hint="Choose another folder with --out, or empty it"
             )

@@ -60,7 +60,7 @@ def evaluate(
 
     Cases that are there are not played again: the same command goes on where it stopped, and recomputes a finished run.
 
-    Exits with 1 if a gate fails.
+    Exits with 1 if a gate fails, with 3 if more cases are unscored than max_failure_rate allows.
 
     Try it: esckit evaluate smoke/evaluate --out runs/first-evaluation
     """
@@ -88,6 +88,7 @@ def evaluate(
     for gate in failed:
         value = "no value" if gate.value is None else f"{gate.value:.4g}"
         echo(f"gate failed: {gate.metric} is {value}, bound {gate.bound:g} ({gate.reason})", err=True)
+    result.rate.judge()
     if failed:
         raise typer.Exit(1)
 

@@ -236,7 +236,7 @@ class Resume(Section):
     """What happens to cases that are there already. Operational.
 
     Attributes:
-        retry_failed: Ask again where a backend failed.
+        retry_failed: Play cases again that failed or are unscored.
     """
 
     retry_failed: bool = False

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.errors import DataError
 from esckit.pipelines.evaluate_conditions import critic_prompts
-from esckit.pipelines.evaluate_files import read_cases
+from esckit.pipelines.evaluate_files import failure_kinds, read_cases
 from esckit.pipelines.evaluate_play import Stock, play_missing, staged
 from esckit.pipelines.evaluate_players import strategist_prompt, supporter_prompt
 from esckit.pipelines.evaluate_setup import Setup, playing, set_up
-from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.executor import FailureRate, NoProgress, Progress
 from esckit.pipelines.models import is_strategy_policy
 from esckit.prompts.prompt import load_prompt
 from esckit.runs import MANIFEST, RunFolder, read_manifest
@@ -69,11 +69,16 @@ class EvaluatePlan:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """What was found, and where the report is."""
+    """What was found, and where the report is.
+
+    Attributes:
+        rate: How many cases failed; whoever asked for the evaluation judges it, after the metrics were shown.
+    """
 
     out: Path
     metrics: MetricsFile
     report: Path
+    rate: FailureRate
 
     @property
     def gates_hold(self) -> bool:
@@ -120,7 +125,7 @@ def run(
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     setup = _checked(recipe, gates)
-    metrics = asyncio.run(_run(setup, out, gates, progress or NoProgress()))
+    metrics, rate = asyncio.run(_run(setup, out, gates, progress or NoProgress()))
     from esckit.evaluate.rows import write_metrics
     from esckit.pipelines.report import write_report
 
@@ -128,10 +133,12 @@ def run(
     unwritten = {METRICS: metrics.model_dump(mode="json")}
     report = write_report([out], against=against, quotes=recipe.report.quotes, unwritten=unwritten)
     write_metrics(out / METRICS, metrics)
-    return EvaluateResult(out, metrics, report.page)
+    return EvaluateResult(out, metrics, report.page, rate)
 
 
-async def _run(setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Progress) -> MetricsFile:
+async def _run(
+    setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Progress
+) -> tuple[MetricsFile, FailureRate]:
     recipe = setup.recipe
     async with AsyncExitStack() as stack:
         stock, stage = None, None
@@ -151,8 +158,11 @@ async def _run(setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Pr
             if stock is None:
                 stock = Stock.of(setup, out)
                 stage = await stack.enter_async_context(staged(setup, stock)) if stock.n_missing else None
-            await play_missing(setup, stock, stage, folder, progress)
-            return _compute(setup, folder, gates)
+            rate = await play_missing(setup, stock, stage, folder, progress)
+            metrics = _compute(setup, folder, gates)
+            if rate.is_passed:
+                folder.close("stopped")
+            return metrics, rate
 
 
 # ---------------------------------------------------------------- checks
@@ -260,6 +270,7 @@ def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateAsked]) -> Met
 
     recipe, scales = setup.recipe, setup.scales()
     files: Files = {work.file: list(read_cases(folder.path, work.file, work.kind).values()) for work in setup.works}
+    _warn_of_unscored(files, recipe.statistics.min_coverage)
     rows = measure(scales, files, setup.flags)
     if recipe.reliability is not None:
         from esckit.pipelines.evaluate_reliability import reliability
@@ -275,6 +286,18 @@ def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateAsked]) -> Met
         gates=tuple(judge_gates(bounds, rows, scales.known(), gates_on=recipe.statistics.gates_on)),
         references=_references(recipe),
     )
+
+
+def _warn_of_unscored(files: Files, min_coverage: float) -> None:
+    """Warn of files of cases in which more failed than coverage allows, with the reasons."""
+    for file, cases in files.items():
+        kinds = [kinds for case in cases if (kinds := failure_kinds(case))]
+        if len(kinds) > (1 - min_coverage) * len(cases):
+            reasons = Counter(kind for found in kinds for kind in dict.fromkeys(found))
+            shown = ", ".join(f"{kind} {n}" for kind, n in sorted(reasons.items()))
+            log.warning(
+                "%s: %d of %d cases are unscored, in whole or in part (%s)", file, len(kinds), len(cases), shown
+            )
 
 
 def _comparisons(setup: Setup, scales: Scales, files: Files) -> list[Comparison]:

@@ -8,7 +8,6 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from esckit.errors import BACKEND_KINDS
 from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, ResponseCase, SycophancyCase
 from esckit.pipelines.evaluate_suites.work import Work
 from esckit.records import read_records, write_records
@@ -16,6 +15,8 @@ from esckit.types import Record
 
 EXAMPLES = "examples"
 EPISODES = "episodes.jsonl"
+MISSING = "missing"
+"""Why a case has no value of which a file of predictions has no line."""
 
 K = TypeVar("K", bound=Case)
 
@@ -62,20 +63,23 @@ def read_cases(folder: Path, file: str, kind: type[K]) -> dict[str, K]:
     return {case.id: case for case in read_records(kind, path, allow_cut=True)}
 
 
-def settle(folder: Path, works: Sequence[Work]) -> None:
-    """Sort every file of cases by its plan, and write what follows from them."""
+def settle(folder: Path, works: Sequence[Work]) -> int:
+    """Sort every file of cases by its plan, and write what follows from them; return how many cases there are."""
     failed: list[FailedCase] = []
+    n_cases = 0
     for work in works:
         found = read_cases(folder, work.file, work.kind)
         cases = [found[unit.id] for unit in work.units if unit.id in found]
         if not cases:
             continue
+        n_cases += len(cases)
         write_records(folder / case_file(work.file), cases)
         failed += [entry for case in cases for entry in _failures(work, case)]
         if work.kind is Episode:
             examples = [_example(case) for case in cases if isinstance(case, Episode)]
             write_records(folder / EXAMPLES / f"{work.file}.jsonl", examples)
     write_records(folder / "failures.jsonl", failed)
+    return n_cases
 
 
 def _example(episode: Episode) -> DialogueExample:
@@ -118,9 +122,17 @@ def _readers_failures(case: Case) -> list[str]:
     return []
 
 
-def backend_failed(case: Case) -> bool:
-    """Return whether a backend failed in a case; what a model said wrongly is no failure of this kind."""
-    kinds = [case.unscored, *_readers_failures(case)]
+def failure_kinds(case: Case) -> list[str]:
+    """Return how a case failed: whoever was asked, in whatever way; nothing if all of it is scored."""
+    kinds = [*([case.unscored] if case.unscored else []), *_readers_failures(case)]
     if isinstance(case, Episode):
-        kinds += [case.failure.kind if case.failure else None, *(one.kind for one in case.critic_failures.values())]
-    return not BACKEND_KINDS.isdisjoint(kinds)
+        kinds += [case.failure.kind] if case.failure else []
+        kinds += [one.kind for one in case.critic_failures.values()]
+    return kinds
+
+
+def has_unsound_reading(case: Case) -> bool:
+    """Return whether half of a critic's answers or more were unreadable somewhere in a dialogue."""
+    return isinstance(case, Episode) and any(
+        reading.is_mostly_unparsed for turn in case.turns for reading in turn.readings.values()
+    )

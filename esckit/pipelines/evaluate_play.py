@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esckit.evaluate.cases import Case
-from esckit.pipelines.evaluate_files import backend_failed, case_file, read_cases, settle
+from esckit.pipelines.evaluate_files import MISSING, case_file, failure_kinds, has_unsound_reading, read_cases, settle
 from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_setup import Setup
 from esckit.pipelines.evaluate_suites.work import Player, Unit, Work
-from esckit.pipelines.executor import FailureRate, Progress, run_units
+from esckit.pipelines.executor import HOPELESS, FailureRate, Progress, run_units
 from esckit.pipelines.models import ModelPool
 from esckit.runs import RunFolder
 
@@ -44,7 +44,7 @@ class Stock:
             found: dict[str, Case] = {**read_cases(folder, work.file, work.kind)}
             done[work.file] = found
             missing[work.file] = [
-                unit for unit in work.units if (case := found.get(unit.id)) is None or (again and backend_failed(case))
+                unit for unit in work.units if (case := found.get(unit.id)) is None or (again and is_failed(case))
             ]
         return cls(done, missing)
 
@@ -59,7 +59,16 @@ class Stock:
         kept = [
             case for file, cases in self.done.items() for name, case in cases.items() if (file, name) not in waiting
         ]
-        return FailureRate(allowed, MIN_CASES_FOR_RATE, "cases", len(kept), sum(map(backend_failed, kept)))
+        return FailureRate(
+            allowed,
+            MIN_CASES_FOR_RATE,
+            "cases",
+            "resume.retry_failed",
+            len(kept),
+            sum(map(is_failed, kept)),
+            failed="failed or are unscored",
+            hopeless=HOPELESS,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +96,18 @@ async def staged(setup: Setup, stock: Stock) -> AsyncIterator[Stage]:
         yield Stage(pool, {work.file: work.prepare(casting, stock.done) for work in works})
 
 
-async def play_missing(setup: Setup, stock: Stock, stage: Stage | None, folder: RunFolder, progress: Progress) -> None:
+async def play_missing(
+    setup: Setup, stock: Stock, stage: Stage | None, folder: RunFolder, progress: Progress
+) -> FailureRate:
     """Play what is missing; every file is sorted at the end, whatever happens.
 
+    Returns:
+        The failure rate of all cases, not judged yet: what the others say is worth computing.
+
     Raises:
-        FailureRateError: If more cases failed for their backend than the recipe allows.
+        FailureRateError: If so many cases failed that playing on is hopeless.
         BudgetError: If the budget is used up.
+        StorageError: If the folder was moved or deleted, or cases are gone from it.
     """
     rate = stock.rate(setup.recipe.max_failure_rate)
     rate.watch()
@@ -105,11 +120,18 @@ async def play_missing(setup: Setup, stock: Stock, stage: Stage | None, folder: 
                     await _play_file(setup, work, stock, stage.players[work.file], folder, rate, progress)
     finally:
         progress.close()
-        settle(folder.path, setup.works)
+        folder.require_present()
+        n_settled = settle(folder.path, setup.works)
         if stage is not None:
             pool = stage.pool
             folder.update_manifest(determinism=pool.determinism(), spent=pool.spent(), **pool.facts())
-    rate.judge()
+    folder.require_whole(n_settled, total, "cases")
+    return rate
+
+
+def is_failed(case: Case) -> bool:
+    """Return whether a case counts for ``max_failure_rate``; what a file of predictions lacks was not asked for."""
+    return bool(set(failure_kinds(case)) - {MISSING}) or has_unsound_reading(case)
 
 
 async def _play_file(
@@ -127,7 +149,7 @@ async def _play_file(
             cases.append(case)
             timings.append({"file": work.file, "case": case.id, "seconds": round(seconds, 3)})
             stock.done[work.file][case.id] = case
-            rate.add(failed=backend_failed(case))
+            rate.add(failed=is_failed(case))
             progress.advance(failed=rate.n_failed)
 
         await run_units(units, timed, limit=setup.recipe.concurrency.cases, on_result=take)

@@ -13,6 +13,9 @@ from typing import Protocol, TypeVar
 
 from esckit.errors import FailureRateError
 
+HOPELESS = 0.5
+"""Share of failed units that ends a run whose units are worth having even where more failed than is allowed."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -54,13 +57,21 @@ class FailureRate:
         allowed: Largest allowed share, in [0, 1].
         min_units: Finished units before the share is judged while the run goes on.
         what: Plural noun for messages.
+        retry: The recipe's field that has failed units done again.
+        n: Finished units.
+        n_failed: Those that failed.
+        failed: What happened to those, for messages.
+        hopeless: The run goes on up to this share even where less is allowed, and is judged at its end.
     """
 
     allowed: float
     min_units: int
     what: str
+    retry: str
     n: int = 0
     n_failed: int = 0
+    failed: str = "failed"
+    hopeless: float = 0.0
 
     def add(self, *, failed: bool) -> None:
         """Count a finished unit.
@@ -74,17 +85,22 @@ class FailureRate:
 
     def watch(self) -> None:
         """Raise a :class:`~esckit.errors.FailureRateError` if the share is passed after at least ``min_units``."""
-        if self.n >= self.min_units:
+        if self.n >= self.min_units and self.n_failed > self.hopeless * self.n:
             self.judge()
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether more units failed than is allowed, however few there are."""
+        return self.n_failed > self.allowed * self.n
 
     def judge(self) -> None:
         """Raise a :class:`~esckit.errors.FailureRateError` if the share is passed, however few units there are."""
-        if self.n_failed > self.allowed * self.n:
+        if self.is_passed:
             raise FailureRateError(
-                f"{self.n_failed} of {self.n} {self.what} failed",
+                f"{self.n_failed} of {self.n} {self.what} {self.failed}",
                 expected=f"at most {self.allowed:.1%} (max_failure_rate)",
-                hint="What is done is kept; failures.jsonl says why. Mend the cause and run the same command with "
-                "the recipe's retry_failed set to true",
+                hint="What is done is kept; failures.jsonl says why. Fix the cause, then run the same command with "
+                f"--set {self.retry}=true, or allow more with --set max_failure_rate=SHARE",
             )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from esckit.config.models import CheckpointBinding
 from esckit.config.predict import PredictRecipe
 from esckit.datasets.contexts import contexts
-from esckit.errors import BACKEND_KINDS, ConfigError, DataError, ModelError
+from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.evaluate_players import (
@@ -26,7 +26,7 @@ from esckit.pipelines.evaluate_players import (
     strategist_prompt,
 )
 from esckit.pipelines.evaluate_suites.material import after_opening
-from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
+from esckit.pipelines.executor import HOPELESS, FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up, policy_taxonomy
 from esckit.pipelines.session import RunResult, playing
 from esckit.prompts.prompt import load_prompt
@@ -152,6 +152,7 @@ async def _run(
         with playing(recipe, out, pool, progress, bindings=bindings, inputs=inputs, settle=settle) as folder:
             await _predict_missing(recipe, places, speak, folder, progress)
             lines, failures = settle(folder)
+            folder.require_whole(len(lines), len(places), "places")
             _rate_of(recipe, lines, failures).judge()
     summary = {
         "predictions": str(out / PREDICTIONS),
@@ -178,8 +179,15 @@ def _rate_of(
     recipe: PredictRecipe, lines: Collection[Prediction], failures: Collection[FailedPrediction]
 ) -> FailureRate:
     """Return the failure rate so far; at the end it is judged however few places there are."""
-    n_failed = sum(failure.kind in BACKEND_KINDS for failure in failures)
-    return FailureRate(recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", len(lines), n_failed)
+    return FailureRate(
+        recipe.max_failure_rate,
+        MIN_PLACES_FOR_RATE,
+        "places",
+        "resume.retry_failed",
+        len(lines),
+        len(failures),
+        hopeless=HOPELESS,
+    )
 
 
 def _speaker(
@@ -247,7 +255,7 @@ async def _predict_missing(
 ) -> None:
     """Predict what is not in ``predictions.jsonl`` yet, appending each line as it comes."""
     done, failures = _on_disk(folder)
-    again = {one.id for one in failures.values() if one.kind in BACKEND_KINDS} if recipe.resume.retry_failed else set()
+    again = set(failures) if recipe.resume.retry_failed else set()
     kept = [line for name, line in done.items() if name not in again]
     rate = _rate_of(recipe, kept, [one for name, one in failures.items() if name not in again])
     rate.watch()
@@ -260,7 +268,7 @@ async def _predict_missing(
             if result.failure is not None:
                 failed.append(result.failure)
             lines.append(result.line)
-            rate.add(failed=result.failure is not None and result.failure.kind in BACKEND_KINDS)
+            rate.add(failed=result.failure is not None)
             progress.advance(failed=rate.n_failed)
 
         await run_units(missing, speak, limit=recipe.concurrency.cases, on_result=take)

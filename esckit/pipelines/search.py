@@ -148,6 +148,7 @@ async def _run(
             keep_taxonomy(taxonomy, out)
             await _grow_missing(recipe, seeds, grow, folder, progress)
             trees = settle(folder)
+            folder.require_whole(len(trees), len(seeds), "trees")
             summary = {
                 "schema": SUMMARY_SCHEMA,
                 **summarise(trees),
@@ -203,7 +204,9 @@ async def _grow_missing(
 def _rate_of(recipe: SearchRecipe, trees: Collection[SearchTree]) -> FailureRate:
     """Return the failure rate of trees that are done, with what the recipe allows."""
     n_failed = sum(tree.status == "failed" for tree in trees)
-    return FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", len(trees), n_failed)
+    return FailureRate(
+        recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed", len(trees), n_failed
+    )
 
 
 def _grower(recipe: SearchRecipe, pool: ModelPool, selection: Selection) -> Grower:

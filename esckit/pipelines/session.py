@@ -49,6 +49,9 @@ def playing(
         bindings: Who plays; a run does not go on with another checkpoint under the same name.
         inputs: What else the run is known by beside its recipe.
         settle: Sorts what was played, when the run is stopped by an error of ours.
+
+    Raises:
+        StorageError: If the folder is moved or deleted meanwhile.
     """
     checkpoints = checkpoint_ids(bindings)
     known = {**inputs, "checkpoints": checkpoints} if checkpoints else inputs

@@ -40,6 +40,8 @@ from esckit.types import Context, Future, Outcome, Record
 log = logging.getLogger(__name__)
 
 MIN_FUTURES_FOR_RATE = 50
+UNPARSED_WARNING = 0.1
+"""Share of unreadable critic answers beyond which a run warns."""
 
 
 class FailedFuture(Record):
@@ -135,8 +137,10 @@ async def _run(
             write_records(folder.file("contexts.jsonl"), contexts)
             await _play_missing(recipe, contexts, cast, folder, progress)
             futures = settle(folder)
+            folder.require_whole(len(futures), len(contexts) * recipe.simulation.candidates, "futures")
             summary = summarise(contexts, futures)
             write_json(folder.file(SUMMARY), summary)
+            _warn_of_unparsed(summary)
             _rate_of(recipe, futures).judge()
     return RunResult(out, summary)
 
@@ -268,7 +272,7 @@ async def _play_missing(
             future, seconds = result
             done_file.append(future)
             metrics.append({"future": future.id, "seconds": round(seconds, 3)})
-            rate.add(failed=future.outcome is Outcome.FAILED)
+            rate.add(failed=_is_unsound(future))
             progress.advance(failed=rate.n_failed)
 
         await run_units(missing, play, limit=recipe.concurrency.futures, on_result=take)
@@ -302,5 +306,27 @@ def _settle(folder: RunFolder, contexts: Sequence[Context]) -> list[Future]:
 
 def _rate_of(recipe: SimulateRecipe, futures: Sequence[Future]) -> FailureRate:
     """Return the failure rate so far; at the end it is judged however few futures there are."""
-    n_failed = sum(future.outcome is Outcome.FAILED for future in futures)
-    return FailureRate(recipe.max_failure_rate, MIN_FUTURES_FOR_RATE, "futures", len(futures), n_failed)
+    return FailureRate(
+        recipe.max_failure_rate,
+        MIN_FUTURES_FOR_RATE,
+        "futures",
+        "simulation.retry_failed",
+        len(futures),
+        sum(map(_is_unsound, futures)),
+        failed="failed, or rest on a critic reading with half of its answers unreadable",
+    )
+
+
+def _is_unsound(future: Future) -> bool:
+    """Return whether a future counts for ``max_failure_rate``: it failed, or a reading of it says little."""
+    readings = (exchange.reading for exchange in future.exchanges)
+    return future.outcome is Outcome.FAILED or any(reading and reading.is_mostly_unparsed for reading in readings)
+
+
+def _warn_of_unparsed(summary: Mapping[str, Any]) -> None:
+    share = summary["unparsed_share"]
+    if share is not None and share > UNPARSED_WARNING:
+        log.warning(
+            "critic: %.0f %% of the answers name no level and enter no value; futures.jsonl shows some of them",
+            100 * share,
+        )

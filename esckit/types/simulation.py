@@ -78,6 +78,11 @@ class CriticReading(Record):
         """The value, exactly."""
         return Fraction(self.num, self.den)
 
+    @property
+    def is_mostly_unparsed(self) -> bool:
+        """Whether half of the answers or more were unreadable; a zero that the recipe asked for is not meant."""
+        return not self.compat_zero and 0 < self.n_unparsed >= self.n_parsed
+
 
 class RubricReading(Record):
     """One reading of the AFlow rubric: ratings 1-5 per criterion (real-valued with ``expected``)."""

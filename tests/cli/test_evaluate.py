@@ -188,3 +188,22 @@ def test_a_dry_run_is_light_and_leaves_nothing(argv: tuple[str, ...], tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_judge_that_cannot_be_read_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "vague.py").write_text("def judge(messages, sampling, seed):\n    return 'Hard to say.'\n")
+    recipe = {
+        "command": "evaluate",
+        "seed": 7,
+        "suites": ["safety"],
+        "models": {"supporter": {"scripted": "supporter"}, "judge": {"scripted": "vague:judge"}},
+        "statistics": {"resamples": 100},
+    }
+    (tmp_path / "safety.yaml").write_text(json.dumps(recipe))
+    done = esckit(tmp_path, "evaluate", "safety.yaml", "--set", "max_failure_rate=0.99", "--out", "run")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    done = esckit(tmp_path, "evaluate", "safety.yaml", "--set", "max_failure_rate=1", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "safety.pass_rate" in done.stdout
+    assert "cases are unscored, in whole or in part (unparsed" in done.stderr

@@ -49,3 +49,11 @@ def slow_seeker(messages: Sequence[Message], sampling: Sampling, seed: int) -> s
 
 def slow_critic(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
     return critic(messages, sampling, seed)
+
+
+def mostly_nonsense(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
+    return LEVELS[seed % 5] if seed % 3 == 0 else "I would rather not say."
+
+
+def rarely_nonsense(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
+    return LEVELS[seed % 5] if seed % 40 else "I would rather not say."

@@ -8,7 +8,7 @@ import pytest
 from esckit.errors import BudgetError, ConfigError, FailureRateError, StorageError
 from esckit.evaluate.cases import Episode, StrategyCase
 from esckit.evaluate.rows import MetricsFile
-from esckit.pipelines.evaluate import plan
+from esckit.pipelines.evaluate import plan, run
 from esckit.records import read_records
 from tests.pipelines.evalrecipes import evaluation, scripted
 from tests.pipelines.evalruns import lines, opponent, result, values
@@ -136,8 +136,30 @@ def test_a_judge_that_answers_nonsense_changes_n_and_never_a_verdict(tmp_path: P
             assert case == whole[case["id"]]
 
 
-def test_only_backend_failures_count_against_the_allowed_rate(tmp_path: Path) -> None:
-    result(tmp_path, "response", name="blank", models={"supporter": scripted("sometimes_blank")}, max_failure_rate=0.0)
+def test_unscored_cases_count_against_the_allowed_rate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    blank = evaluation("response", models={"supporter": scripted("sometimes_blank")}, max_failure_rate=0.05)
+    found = run(blank, out=tmp_path / "blank")
+    assert 0 < found.rate.n_failed < found.rate.n == 66
+    assert f"response: {found.rate.n_failed} of 66 cases are unscored, in whole or in part (blank" in caplog.text
+    with pytest.raises(FailureRateError, match="of 66 cases failed or are unscored"):
+        found.rate.judge()
+    assert (tmp_path / "blank/metrics.json").exists()
+    assert json.loads((tmp_path / "blank/manifest.json").read_text())["status"] == "stopped"
+    again = run(blank.model_copy(update={"max_failure_rate": 1.0}), out=tmp_path / "blank")
+    again.rate.judge()
+    assert again.metrics == found.metrics
+
+
+def test_cases_that_a_predictions_file_lacks_are_no_failures(tmp_path: Path) -> None:
+    known = lines(Path(opponent(tmp_path)) / "predictions.jsonl")[:30]
+    predictions = tmp_path / "some.jsonl"
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in known))
+    found = run(evaluation("response", predictions=str(predictions), max_failure_rate=0.0), out=tmp_path / "run")
+    assert found.rate.n_failed == 0
+    assert found.metrics.row("response.words").unscored == {"missing": 36}
+
+
+def test_a_hopeless_run_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(FailureRateError):
         result(tmp_path, "response", name="down", models={"supporter": scripted("down")}, max_failure_rate=0.5)
     assert not (tmp_path / "down/metrics.json").exists()

@@ -44,7 +44,7 @@ def test_the_first_error_cancels_what_is_in_flight() -> None:
 
 
 def test_the_failure_rate_waits_for_enough_units() -> None:
-    rate = FailureRate(0.02, 50, "futures")
+    rate = FailureRate(0.02, 50, "futures", "simulation.retry_failed")
     for _ in range(49):
         rate.add(failed=True)
     with pytest.raises(FailureRateError, match="50 of 50 futures failed"):
@@ -52,7 +52,18 @@ def test_the_failure_rate_waits_for_enough_units() -> None:
 
 
 def test_the_failure_rate_is_judged_over_all_units_at_the_end() -> None:
-    FailureRate(0.02, 50, "futures", n=100, n_failed=2).judge()
+    FailureRate(0.02, 50, "futures", "simulation.retry_failed", n=100, n_failed=2).judge()
     with pytest.raises(FailureRateError) as error:
-        FailureRate(0.02, 50, "futures", n=4, n_failed=1).judge()
+        FailureRate(0.02, 50, "futures", "simulation.retry_failed", n=4, n_failed=1).judge()
     assert error.value.exit_code == 3
+
+
+def test_units_worth_having_are_finished_and_judged_at_the_end() -> None:
+    rate = FailureRate(0.05, 20, "cases", "resume.retry_failed", hopeless=0.5)
+    for number in range(30):
+        rate.add(failed=number % 2 == 1)
+    assert rate.is_passed
+    with pytest.raises(FailureRateError, match=r"15 of 30 cases failed.*resume\.retry_failed=true"):
+        rate.judge()
+    with pytest.raises(FailureRateError, match="16 of 31"):
+        rate.add(failed=True)

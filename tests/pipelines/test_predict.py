@@ -39,12 +39,15 @@ def test_any_concurrency_and_any_crash_write_the_same_bytes(tmp_path: Path) -> N
 
 
 def test_what_failed_has_no_reply_and_says_why_elsewhere(tmp_path: Path) -> None:
-    spoilt = prediction(models={"supporter": scripted("sometimes_blank")})
+    spoilt = prediction(models={"supporter": scripted("sometimes_blank")}, max_failure_rate=1.0)
     summary = run(spoilt, out=tmp_path / "run").summary
     rows, failures = (lines(tmp_path / "run" / name) for name in ("predictions.jsonl", "failures.jsonl"))
     assert 0 < len(failures) == summary["failed"] == sum(row["reply"] is None for row in rows)
     assert {(one["stage"], one["kind"]) for one in failures} == {("supporter", "blank")}
     assert all(row["strategy"] for row in rows)
+    with pytest.raises(FailureRateError, match="of 66 places failed"):
+        run(spoilt.model_copy(update={"max_failure_rate": 0.05}), out=tmp_path / "run")
+    assert lines(tmp_path / "run/predictions.jsonl") == rows
 
 
 def test_a_backend_that_is_down_stops_the_run(tmp_path: Path) -> None:
