@@ -46,9 +46,10 @@ def show(
     """Print a recipe as it is written or, with --resolved, --set or --json, as it would run."""
     from esckit.config.catalogue import find_recipe
     from esckit.config.load import load_any_recipe
+    from esckit.documents import read_text
 
     if not (resolved or changes or as_json):
-        echo(find_recipe(recipe).path.read_text(encoding="utf-8"), nl=False)
+        echo(read_text(find_recipe(recipe).path), nl=False)
         return
     data = load_any_recipe(recipe, overrides=changes or ()).recipe.resolved()
     if as_json:

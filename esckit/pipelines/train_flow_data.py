@@ -13,6 +13,7 @@ from esckit.config.train_flow import FlowData, GoldData, TrainFlowRecipe
 from esckit.errors import ConfigError, DataError
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.records import file_sha256, read_records
+from esckit.runs import refuse_links
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
 from esckit.trajectories import trajectories
 from esckit.types import Dialogue, SearchTree
@@ -211,6 +212,8 @@ def _tree_file(path: Path) -> Path:
             path=str(path),
             expected="a run folder of 'esckit search', or its trees.jsonl",
         )
+    if path.is_dir():
+        refuse_links([file])
     return file
 
 

@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from esckit.documents import read_text
 from esckit.report.blocks import ABSENT, Block, Code, Facts, Lines, Note, Section, Series, Table
 from esckit.report.numbers import flattened, number, plain
 from esckit.report.source import Run, section
+from esckit.runs import refuse_links
 
 _AXES = ("update", "step", "epoch")
 """What rows of ``metrics.jsonl`` count in, finest first: train-flow counts updates, the other trainers steps."""
@@ -149,5 +151,6 @@ def _calibration(found: Mapping[str, Any]) -> list[Section]:
 def _cards(run: Run) -> list[Section]:
     """Return the model cards of what was trained."""
     cards = sorted(run.path.glob("*/README.md"))
-    blocks = tuple(Code(f"{card.parent.name}/README.md", card.read_text(encoding="utf-8")) for card in cards)
+    refuse_links(cards)
+    blocks = tuple(Code(f"{card.parent.name}/README.md", read_text(card)) for card in cards)
     return [Section("Model card", blocks)] if blocks else []

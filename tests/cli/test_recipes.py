@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from esckit.cli.app import app
 from esckit.config.catalogue import shipped_recipes
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, EsckitError
 
 
 def run(*args: str):
@@ -70,3 +70,9 @@ def test_schema_lists_the_fields_and_refuses_an_unknown_command():
     for word in ("simulat", "os:path"):
         with pytest.raises(ConfigError, match=f"the command '{word}'"):
             raise run("schema", word).exception
+
+
+def test_a_recipe_that_is_not_text_is_an_error_of_ours(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"command: caf\xe9\n")
+    for options in ([], ["--resolved"]):
+        assert isinstance(run("show", str(tmp_path / "latin.yaml"), *options).exception, EsckitError)

@@ -5,7 +5,8 @@ import pytest
 from esckit.errors import DataError
 from esckit.records import write_json
 from esckit.report.source import failure_counts, open_run
-from tests.report.run_folders import manifest, search_run, simulate_run
+from esckit.report.training import training_sections
+from tests.report.run_folders import manifest, search_run, simulate_run, training_run
 
 
 def test_texts_may_stand_in_reports_of_the_sample_corpus_or_when_asked_for(tmp_path):
@@ -53,3 +54,12 @@ def test_failures_are_counted_in_either_form(tmp_path):
     assert failure_counts(searched) == {("critic", "unparsed"): 1}
     (simulated.path / "failures.jsonl").write_text(json.dumps({"kind": "backend"}) + "\n")
     assert failure_counts(simulated) == {("?", "backend"): 1}
+
+
+def test_a_card_behind_a_link_is_not_shown(tmp_path):
+    run = training_run(tmp_path / "run")
+    card = run / "reward_model/README.md"
+    card.rename(tmp_path / "elsewhere")
+    card.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="a symbolic link"):
+        training_sections(open_run(run))
