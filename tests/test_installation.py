@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -69,6 +70,16 @@ def test_a_lock_fits_every_range_on_every_python(lock: Path, python: str) -> Non
     named = pins(lock, python)
     wrong = [str(r) for r in asked(*LOCKS[lock]) if not r.specifier.contains(named.get(lock_name(r), "0"))]
     assert wrong == [], "run `make lock`"
+
+
+def test_the_lowest_lock_names_the_lower_bounds() -> None:
+    named = pins(LOWEST, PYTHONS[0])
+    assert named.pop("torch") == pins(LOCK, PYTHONS[0])["torch"]
+    direct = [requirement for requirement in asked(*LOCKS[LOWEST]) if requirement.name != "torch"]
+    bounds = {
+        lock_name(one): Version(bound.version) for one in direct for bound in one.specifier if ">" in bound.operator
+    }
+    assert bounds == {name: Version(named[name]) for name in map(lock_name, direct)}
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.10", "3.14", ""])

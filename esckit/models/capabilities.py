@@ -27,6 +27,12 @@ def dequantised_gguf() -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
+def keep_soft_caps(model: Any) -> None:
+    """Let a transformers model with soft-capped attention scores (Gemma 2) cap them: with SDPA some releases do not."""
+    if model.config.to_dict().get("attn_logit_softcapping"):
+        model.set_attn_implementation("eager")
+
+
 def checkpoint_activations(decoder: Any) -> None:
     """Let a transformers model compute its activations again in the backward pass, to save memory."""
     for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError
 from esckit.models.backbones import BackboneSource, fetch_backbone
+from esckit.models.capabilities import keep_soft_caps
 from esckit.models.embedded import quiet_off_terminal
 from esckit.models.tiny import tiny_random
 from esckit.records import write_json
@@ -108,6 +109,7 @@ def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     model, info = _pretrained(kind, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
+    keep_soft_caps(model)
     return model
 
 

@@ -91,6 +91,8 @@ def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, An
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    from esckit.models.capabilities import keep_soft_caps
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family == "llama":
@@ -100,4 +102,5 @@ def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, An
             model = Gemma2ForCausalLM(Gemma2Config(**common, **window))
         else:
             model = Qwen2ForCausalLM(Qwen2Config(**common))
+    keep_soft_caps(model)
     return model.eval(), tokenizer

@@ -68,6 +68,7 @@ def test_help_shows_every_command():
     assert all(f" {name} " in shown.stdout for name in HERE)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("argv", [("--help",), ("--version",), *((name, "--help") for name in HERE)], ids=" ".join)
 def test_help_is_light_and_works(argv):
     code = f"""
@@ -305,6 +306,7 @@ def test_a_wrong_recipe_is_one_message_without_traceback(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.smoke
 def test_a_dry_run_is_light_and_prints_bounds(tmp_path):
     code = f"""
         import sys
@@ -352,6 +354,7 @@ def seeker(messages, sampling, seed):
 """
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("verbose", [False, True])
 def test_what_libraries_warn_of_is_shown_on_request_only(tmp_path: Path, verbose: bool) -> None:
     (tmp_path / "loud.py").write_text(LOUD)

@@ -37,6 +37,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
+@pytest.mark.smoke
 def test_all_six_suites_run_on_scripted_models(chain: Path) -> None:
     done = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--json")
     assert done.returncode == 0, done.stderr

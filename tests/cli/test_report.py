@@ -17,6 +17,7 @@ def esckit(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("command", "word"), [("simulate", "exchange"), ("search", "simulations")])
 def test_a_scripted_run_gets_page_markdown_and_plots(tmp_path, command, word):
     out = tmp_path / "run"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from esckit.records import read_records
 from esckit.types import SearchTree
 
@@ -15,6 +17,7 @@ def esckit(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.smoke
 def test_the_scripted_recipe_runs_from_the_shell_and_is_not_run_twice(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     first = esckit("search", "smoke/search_scripted", "--out", out, "--json")

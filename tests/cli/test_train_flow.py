@@ -45,6 +45,7 @@ def flat(recipe: TrainFlowRecipe) -> dict[str, object]:
     }
 
 
+@pytest.mark.smoke
 def test_search_then_train_flow_from_the_shipped_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     invoke("--quiet", "search", "smoke/search_scripted", "--json")

@@ -17,6 +17,7 @@ def esckit(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.smoke
 def test_the_lexicon_recipe_trains_a_policy_from_the_shell(tmp_path: Path) -> None:
     done = esckit("train-rl", "smoke/train_rl_lexicon", "--json", "--set", "optim.max_steps=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -27,6 +28,7 @@ def test_the_lexicon_recipe_trains_a_policy_from_the_shell(tmp_path: Path) -> No
     assert (tmp_path / "runs/train-rl-smoke-lexicon/checkpoint/policy.json").is_file()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("recipes", "rows"),
     [

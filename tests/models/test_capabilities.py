@@ -12,6 +12,8 @@ from transformers.cache_utils import DynamicCache
 from esckit.models.capabilities import cache_parameter, checkpoint_activations, checkpointing_arguments
 from esckit.models.tiny import tiny_random
 
+pytestmark = pytest.mark.smoke
+
 
 class TakesCache(nn.Module):
     def forward(self, input_ids, cache=None, **kwargs): ...
@@ -33,6 +35,11 @@ def test_a_cache_is_given_without_a_warning_and_used() -> None:
         warnings.simplefilter("error")
         model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=True, **{cache_parameter(model): cache})
     assert cache.get_seq_length() == 3
+
+
+def test_soft_capped_attention_scores_are_capped_in_every_release() -> None:
+    model, _ = tiny_random("gemma2")
+    assert model.config._attn_implementation == "eager"
 
 
 class Decoder:

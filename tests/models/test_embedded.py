@@ -69,6 +69,7 @@ def test_a_read_only_cache_is_a_clear_error(monkeypatch, tmp_path):
 
 
 @needs_weights
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_embedded_model_answers():

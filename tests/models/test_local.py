@@ -21,6 +21,7 @@ def score(model: LocalModel, choices: list[str], temperature: float = 1.0):
     return asyncio.run(model.score(ASK, choices, temperature=temperature)).choices
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_texts_agree_with_plain_transformers_one_by_one_and_together(family):
     asked, greedy = prompts(), Sampling(temperature=0, max_tokens=16)
@@ -107,6 +108,7 @@ def test_the_end_of_turn_stops_and_is_not_text():
     assert all("<|im_end|>" not in reply.text for reply in replies)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_score_equals_a_full_forward_pass(family, temperature):
