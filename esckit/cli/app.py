@@ -159,7 +159,7 @@ def root(
 
     Results go to stdout, progress and logs to stderr.
 
-    Exit codes: 0 done; 1 a check found something; 2 wrong input; 3 too many failures, or the budget is used up;
+    Exit codes: 0 done; 1 a check found something; 2 wrong input; 3 too many failures, a dead server, or the budget is used up;
     130 interrupted. After 3 and 130 the same command goes on where it stopped.
     """
     ctx.obj = Settings(quiet=quiet, verbose=verbose)
