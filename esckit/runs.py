@@ -230,7 +230,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     source = path / MANIFEST
     if not source.is_file():
-        raise DataError("no run folder (it holds no manifest.json)", path=str(path))
+        found = "no run folder (it holds no manifest.json)" if path.exists() else "no such run folder"
+        raise DataError(found, path=str(path), expected="a folder that an esckit command wrote")
     refuse_links(path.glob("*"))
     manifest = read_json_object(source)
     if manifest.get("schema") != MANIFEST_SCHEMA:

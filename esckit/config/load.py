@@ -36,11 +36,15 @@ class LoadedRecipe(Generic[RecipeT]):
 
         ``smoke/simulate`` runs in ``runs/simulate-smoke``, ``mine.yaml`` in ``runs/simulate-mine``.
         """
-        command = self.recipe.command
-        words = [part for part in self.name.replace("/", "-").split("-") if part]
-        own = command.replace("-", "_")
-        kept = [word.removeprefix(own).strip("_") for word in words]
-        return Path("runs") / "-".join([command, *(word for word in kept if word)])
+        return default_out(self.recipe.command, self.name)
+
+
+def default_out(command: str, name: str) -> Path:
+    """Return the run folder of a recipe's name, see :meth:`LoadedRecipe.default_out`."""
+    words = [part for part in name.replace("/", "-").split("-") if part]
+    own = command.replace("-", "_")
+    kept = [word.removeprefix(own).strip("_") for word in words]
+    return Path("runs") / "-".join([command, *(word for word in kept if word)])
 
 
 def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ()) -> LoadedRecipe[RecipeT]:

@@ -7,6 +7,7 @@ Nothing here loads torch; the table itself needs no more than YAML.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,8 +120,14 @@ def find_backbone(ref: str) -> BackboneSource:
     if folder.exists():
         require_model(folder)
         return BackboneSource(folder.resolve().name, "folder", folder=folder.resolve())
-    if ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-        raise ConfigError(f"there is no folder {ref!r}", expected="a folder that holds a model")
+    siblings = _siblings(folder)
+    close = nearest(folder.name, siblings)
+    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or (siblings and (close or _are_runs(siblings))):
+        raise ConfigError(
+            f"there is no folder {ref!r}",
+            expected="a folder that holds a model, or a run folder",
+            hint=f"Did you mean {str(folder.parent / close)!r}?" if close else None,
+        )
     if _HUB_ID.fullmatch(ref):
         by_hub_id = {entry.hub: entry for entry in known.values()}
         return BackboneSource(ref, "hub", hub=ref, backbone=by_hub_id.get(ref))
@@ -130,6 +137,17 @@ def find_backbone(ref: str) -> BackboneSource:
         expected=f"one of {', '.join(known)}, a folder, or a hub id such as owner/model",
         hint=f"Did you mean {close!r}?" if close else None,
     )
+
+
+def _siblings(folder: Path) -> dict[str, Path]:
+    """Return the folders beside a path that is written with a folder before it, by name."""
+    if folder.parent in (Path(), Path(".")) or not folder.parent.is_dir():
+        return {}
+    return {path.name: path for path in folder.parent.iterdir() if path.is_dir()}
+
+
+def _are_runs(folders: Mapping[str, Path]) -> bool:
+    return any((path / "manifest.json").is_file() for path in folders.values())
 
 
 def resolve_backbone(ref: str) -> BackboneSource:

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from esckit.config.evaluate import EvaluateRecipe
+from esckit.config.evaluate import EvaluateRecipe, EvaluateSettings
+from esckit.config.prerequisites import require_runs
 from esckit.errors import DataError
 from esckit.pipelines.evaluate_conditions import critic_prompts
 from esckit.pipelines.evaluate_files import failure_kinds, read_cases
 from esckit.pipelines.evaluate_play import Stock, play_missing, staged
-from esckit.pipelines.evaluate_players import strategist_prompt, supporter_prompt
+from esckit.pipelines.evaluate_players import reply_prompt, strategist_prompt, supporter_prompt
 from esckit.pipelines.evaluate_setup import Setup, playing, set_up
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress
 from esckit.pipelines.models import is_strategy_policy
@@ -40,6 +41,9 @@ COMMAND = "evaluate"
 METRICS = "metrics.json"
 
 Files = dict[str, list[Any]]
+
+_ANY = tuple(f"strategy {number}" for number in range(64))
+"""Stands for a taxonomy before it is known: of the largest size, since ranges of metrics grow with it."""
 
 
 class GateAsked(NamedTuple):
@@ -170,12 +174,19 @@ async def _run(
 
 def _checked(recipe: EvaluateRecipe, gates: Sequence[GateAsked]) -> Setup:
     """Return the set-up, after everything that can be refused before a model is called."""
-    setup = set_up(recipe)
     _references(recipe)
     if gates or recipe.gates:
         from esckit.evaluate.gates import require_gates
+        from esckit.pipelines.evaluate_metrics import Scales
 
-        require_gates(_bounds(recipe, gates), setup.scales().known(), recipe.suites)
+        bounds = _bounds(recipe, gates)
+        # First by name alone, which tells of a slip before the inputs are looked for.
+        require_gates(bounds, Scales(recipe, _ANY, _ANY).known(), recipe.suites)
+    require_runs(recipe, idle=_idle(recipe))
+    setup = set_up(recipe)
+    _prompts(setup)
+    if gates or recipe.gates:
+        require_gates(bounds, setup.scales().known(), recipe.suites)
     if recipe.reliability is not None:
         from esckit.pipelines.evaluate_reliability import require_known_cases
 
@@ -186,6 +197,12 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateAsked]) -> Setup:
         if not (other / METRICS).is_file():
             log.warning("%s is not finished: only the cases that are there are compared", other)
     return setup
+
+
+def _idle(recipe: EvaluateRecipe) -> set[str]:
+    """Return the fields that the chosen suites do not look at."""
+    suites = {f"settings.{suite}" for suite in EvaluateSettings.model_fields if suite not in recipe.suites}
+    return suites | {f"models.{role}" for role in recipe.models.bindings() if role not in recipe.roles()}
 
 
 def _bounds(recipe: EvaluateRecipe, gates: Iterable[GateAsked]) -> list[GateBound]:
@@ -245,8 +262,9 @@ def _prompts(setup: Setup) -> dict[str, str]:
     """Return the identity of every role's prompts."""
     recipe, prompts = setup.recipe, setup.recipe.prompts
     roles = recipe.roles()
-    named = {"supporter": prompts.supporter, "seeker": prompts.seeker, "turn_judge": prompts.turn_judge}
-    shown = {role: load_prompt(name).identity for role, name in named.items() if role in roles}
+    named = {"seeker": (prompts.seeker, "seeker"), "turn_judge": (prompts.turn_judge, "rubric critic")}
+    shown = {"supporter": reply_prompt(prompts.supporter).identity} if "supporter" in roles else {}
+    shown |= {role: load_prompt(*asked).identity for role, asked in named.items() if role in roles}
     if "dialogue" in recipe.suites and recipe.settings.dialogue.ppdpp_compat:
         shown["supporter"] = ", ".join(dict.fromkeys((shown["supporter"], supporter_prompt(recipe).identity)))
     if "strategist" in roles and not is_strategy_policy(roles["strategist"]) and setup.taxonomy is not None:
@@ -254,8 +272,8 @@ def _prompts(setup: Setup) -> dict[str, str]:
     if "critic" in roles:
         shown["critic"] = ", ".join(critic_prompts(recipe).values())
     if "judge" in roles:
-        judged = {"pairwise": prompts.judge_pairwise, "safety": prompts.judge_reply}
-        shown["judge"] = ", ".join(load_prompt(judged[suite]).identity for suite in judged if suite in recipe.suites)
+        judged = {"pairwise": (prompts.judge_pairwise, "pair judge"), "safety": (prompts.judge_reply, "reply judge")}
+        shown["judge"] = ", ".join(load_prompt(*judged[suite]).identity for suite in judged if suite in recipe.suites)
     return shown
 
 

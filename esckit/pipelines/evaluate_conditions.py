@@ -118,7 +118,8 @@ def _label_rule(recipe: EvaluateRecipe) -> str | None:
 def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:
     """Return the identity of every critic's prompt."""
     settings, named = recipe.settings.dialogue, recipe.prompts.critic
-    return {name: load_prompt(named or critic_preset(name, settings).prompt).identity for name in settings.critics}
+    asked = {name: named or critic_preset(name, settings).prompt for name in settings.critics}
+    return {name: load_prompt(prompt, "resolution critic").identity for name, prompt in asked.items()}
 
 
 def model_of(binding: RoleOptions) -> str:

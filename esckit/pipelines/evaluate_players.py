@@ -49,7 +49,14 @@ Decider = Callable[[Scenario, Sequence[Turn], Scope], Awaitable[Decision]]
 
 def strategist_prompt(name: str | None, taxonomy: Taxonomy) -> Prompt:
     """Return a strategist's prompt: the named one, else AFlow's for its own taxonomy and a general one elsewhere."""
-    return load_prompt(name or ("strategist" if taxonomy.name == "aflow" else "strategist_any"))
+    return load_prompt(name or ("strategist" if taxonomy.name == "aflow" else "strategist_any"), "strategist")
+
+
+def reply_prompt(name: str) -> Prompt:
+    """Return a supporter's prompt; one with a ``transcript`` is AFlow's, see :func:`build_supporter`."""
+    prompt = load_prompt(name)
+    prompt.check("aflow supporter" if "transcript" in prompt.variables else "supporter", name)
+    return prompt
 
 
 def build_strategist(
@@ -160,7 +167,7 @@ class Casting:
 
     def supporter(self) -> Supporter:
         """Return the supporter that answers one context at a time."""
-        prompt = load_prompt(self.recipe.prompts.supporter)
+        prompt = reply_prompt(self.recipe.prompts.supporter)
         return build_supporter(
             self.binding("supporter"), self.pool, self.taxonomy, prompt, max_attempts=self.recipe.settings.max_attempts
         )
@@ -240,7 +247,7 @@ class Casting:
 def supporter_prompt(recipe: EvaluateRecipe) -> Prompt:
     """Return the supporter's prompt in self-play: PPDPP's own under its compatibility switch."""
     compat = recipe.settings.dialogue.ppdpp_compat
-    return load_prompt(_COMPAT_SUPPORTER if compat else recipe.prompts.supporter)
+    return reply_prompt(_COMPAT_SUPPORTER if compat else recipe.prompts.supporter)
 
 
 def critic_preset(name: str, settings: DialogueSettings) -> Preset:

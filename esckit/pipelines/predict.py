@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esckit.config.models import CheckpointBinding
 from esckit.config.predict import PredictRecipe
+from esckit.config.prerequisites import require_runs
 from esckit.datasets.contexts import contexts
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
@@ -23,13 +24,13 @@ from esckit.pipelines.evaluate_players import (
     build_strategist,
     build_supporter,
     decider,
+    reply_prompt,
     strategist_prompt,
 )
 from esckit.pipelines.evaluate_suites.material import after_opening
 from esckit.pipelines.executor import HOPELESS, FailureRate, NoProgress, Progress, run_units
 from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up, policy_taxonomy
 from esckit.pipelines.session import RunResult, playing
-from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
 from esckit.records import JsonlAppender, read_records, write_records
 from esckit.runs import RunFolder
@@ -100,9 +101,11 @@ def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None) -
 
 
 def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
+    require_runs(recipe)
     look_up(recipe.models.bindings().values())
     gold = recipe.predict.strategy == "gold"
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if gold else None)
+    _prompts(recipe, _taxonomy(recipe, selection))
     found: list[Context] = []
     for dialogue in selection.dialogues:
         if recipe.predict.at == "turns":
@@ -168,7 +171,7 @@ def _prompts(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, str]
     """Return the identity of every role's prompt; a trained strategist reads none."""
     found = {}
     if recipe.models.supporter is not None:
-        found["supporter"] = load_prompt(recipe.prompts.supporter).identity
+        found["supporter"] = reply_prompt(recipe.prompts.supporter).identity
     strategist = recipe.models.strategist
     if strategist is not None and not is_strategy_policy(strategist) and taxonomy is not None:
         found["strategist"] = strategist_prompt(recipe.prompts.strategist, taxonomy).identity
@@ -242,7 +245,7 @@ def _decider(recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None) 
 def _supporter(recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None) -> Supporter | None:
     if recipe.models.supporter is None:
         return None
-    prompt = load_prompt(recipe.prompts.supporter)
+    prompt = reply_prompt(recipe.prompts.supporter)
     return build_supporter(recipe.models.supporter, pool, taxonomy, prompt, max_attempts=recipe.predict.max_attempts)
 
 

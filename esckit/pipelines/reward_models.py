@@ -26,7 +26,7 @@ def reward_template(name: str) -> RewardTemplate:
     Raises:
         ConfigError: If there is no such prompt, or it has not the right variables.
     """
-    prompt = load_prompt(name)
+    prompt = load_prompt(name, "reward model")
     text = "\n\n".join(message.content for message in prompt.render(**SLOTS))
     return RewardTemplate.of(text, prompt=prompt.identity, seeker=LABELS["seeker"], supporter=LABELS["supporter"])
 

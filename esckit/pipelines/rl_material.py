@@ -161,7 +161,8 @@ def reward_prompts(recipe: TrainRlRecipe) -> dict[str, str]:
     names = {"supporter": named.supporter, "seeker": named.seeker, "critic": own}
     if critic.readout == "expected" and not named.critic:
         names["critic_letters"] = f"{own}_letters"  # what a model that gives probabilities of letters is asked
-    return {role: load_prompt(name).identity for role, name in names.items()}
+    kinds = {role: role if role in ("supporter", "seeker") else "resolution critic" for role in names}
+    return {role: load_prompt(name, kinds[role]).identity for role, name in names.items()}
 
 
 def _union(*parts: Sequence[str]) -> tuple[str, ...]:

@@ -133,7 +133,8 @@ def _online_prompts(simulation: SimulateRecipe, pool: ModelPool) -> dict[str, Pr
     by_letter = settings.readout == "expected" and pool.model(simulation.models.critic).capabilities == {"next_token"}
     own = load_preset(settings.preset).prompt + ("_letters" if by_letter else "")
     named = {"supporter": names.supporter, "seeker": names.seeker, "critic": names.critic or own}
-    return {role: load_prompt(name) for role, name in named.items()}
+    kinds = {"critic": "resolution critic"}
+    return {role: load_prompt(name, kinds.get(role, role)) for role, name in named.items()}
 
 
 async def _close(pool: ModelPool) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from esckit.config.prerequisites import require_runs
 from esckit.config.search import SearchRecipe
 from esckit.dialogue.rubric import check_weights, load_rubric
 from esckit.errors import DataError
@@ -76,7 +77,6 @@ def plan(recipe: SearchRecipe) -> SearchPlan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, seeds = _seeds(recipe)
-    prompt_ids(recipe)
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
     passes = len(recipe.critic.weights) if recipe.critic.readout == "expected" else 1
     if recipe.search.mode == "linear":
@@ -107,7 +107,9 @@ def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) ->
 
 def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Seeded, ...]]:
     """Return the trees to grow, in load order."""
+    require_runs(recipe)
     look_up(recipe.models.bindings().values())
+    prompt_ids(recipe)
     linear = recipe.search.mode == "linear"
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if linear else None)
     seeds = []

@@ -23,6 +23,13 @@ from esckit.search.mcts import Players, Provenance
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Turn
 
+_PROMPTED = {
+    "seeker": "aflow seeker",
+    "supporter": "aflow supporter",
+    "critic": "rubric critic",
+    "strategist": "strategist",
+}
+
 
 def build_players(
     recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy, memories: Mapping[str, Sequence[Turn]]
@@ -46,7 +53,7 @@ def build_players(
         Environment(
             seeker=AFlowSeeker(
                 seeker,
-                load_prompt(names.seeker),
+                load_prompt(names.seeker, _PROMPTED["seeker"]),
                 UtteranceRules(taxonomy, seeker.max_words, seeker.on_length),
                 memories,
                 recipe.seeker.memory_guard,
@@ -65,7 +72,9 @@ def _build_supporter(recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy, 
         return written
     voice = pool.voice(binding, max_attempts=recipe.search.max_attempts)
     rules = UtteranceRules(taxonomy, voice.max_words, voice.on_length)
-    return AFlowSupporter(voice, load_prompt(recipe.prompts.supporter), rules, pool.window(binding))
+    return AFlowSupporter(
+        voice, load_prompt(recipe.prompts.supporter, _PROMPTED["supporter"]), rules, pool.window(binding)
+    )
 
 
 def build_critic(recipe: SearchRecipe, pool: ModelPool) -> Critic:
@@ -76,7 +85,7 @@ def build_critic(recipe: SearchRecipe, pool: ModelPool) -> Critic:
         return pool.reward_critic(binding)
     return RubricCritic(
         pool.voice(binding, max_attempts=recipe.search.max_attempts),
-        load_prompt(recipe.prompts.critic),
+        load_prompt(recipe.prompts.critic, _PROMPTED["critic"]),
         load_rubric(settings.rubric),
         weights=settings.weights,
         readout=settings.readout,
@@ -93,7 +102,7 @@ def build_strategist(recipe: SearchRecipe, pool: ModelPool, taxonomy: Taxonomy) 
         return pool.policy(binding, taxonomy)
     return PromptedStrategist(
         pool.voice(binding, max_attempts=recipe.search.max_attempts),
-        load_prompt(recipe.prompts.strategist),
+        load_prompt(recipe.prompts.strategist, _PROMPTED["strategist"]),
         taxonomy,
         recipe.strategist.readout,
         pool.window(binding),
@@ -104,7 +113,7 @@ def prompt_ids(recipe: SearchRecipe) -> dict[str, str]:
     """Return the identity of every prompted role's prompt."""
     names = recipe.prompts.model_dump()
     return {
-        role: load_prompt(names[role]).identity
+        role: load_prompt(names[role], _PROMPTED[role]).identity
         for role, binding in recipe.models.bindings().items()
         if not isinstance(binding, CheckpointBinding)
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.models import CheckpointBinding, RoleOptions
+from esckit.config.prerequisites import require_runs
 from esckit.config.simulate import SimulateRecipe
 from esckit.dialogue.critic import CriticSettings, ResolutionCritic
 from esckit.dialogue.levels import load_preset
@@ -103,7 +104,10 @@ def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) 
 
 def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
     """Return the contexts to play, after looking up everything that the recipe names."""
+    require_runs(recipe, idle=() if _is_guided(recipe) else ("models.strategist",))
     look_up(_bindings(recipe).values())
+    if recipe.models.strategist is not None and not _is_guided(recipe):
+        log.warning("models.strategist takes no part: simulation.strategy is none, not predicted")
     _prompts(recipe)
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if _is_guided(recipe) else None)
     return selection, build_contexts(
@@ -164,13 +168,17 @@ def _name(binding: RoleOptions, pool: ModelPool) -> str:
     return binding.checkpoint if isinstance(binding, CheckpointBinding) else pool.model(binding).name
 
 
+# What a role is called among those of prompts, where it is not by its own name.
+_PROMPTED = {"critic": "resolution critic"}
+
+
 def _prompts(recipe: SimulateRecipe, *, by_letter: bool = False) -> dict[str, Prompt]:
     """Return the prompt of every prompted role; the critic's is its preset's own unless the recipe names one."""
     names = recipe.prompts
     own = load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else "")
     named = {**names.model_dump(), "critic": names.critic or own}
     prompted = (role for role, binding in _bindings(recipe).items() if not is_strategy_policy(binding))
-    return {role: load_prompt(named[role]) for role in prompted}
+    return {role: load_prompt(named[role], _PROMPTED.get(role, role)) for role in prompted}
 
 
 def _is_read_by_letter(recipe: SimulateRecipe, pool: ModelPool) -> bool:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from esckit.config.prerequisites import require_runs
 from esckit.config.train_flow import TrainFlowRecipe
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
@@ -31,6 +32,7 @@ def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
+    require_runs(recipe)
     material = collect(recipe.data)
     _check(recipe, material)
     return counts(material, recipe)
@@ -47,6 +49,7 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
+    require_runs(recipe)
     material = collect(recipe.data)
     _check(recipe, material)
     process, progress = this_process(), progress or NoProgress()

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from esckit.config.prerequisites import require_runs
 from esckit.config.train_reward import GoalLabel, Label, QuantileLabel, TrainRewardRecipe
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
@@ -58,6 +59,7 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
     Raises:
         EsckitError: If the inputs or the recipe are wrong.
     """
+    require_runs(recipe)
     find_backbone(recipe.model.backbone)
     reward_template(recipe.prompt)
     inputs = read_inputs(recipe.inputs)
@@ -99,6 +101,7 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
+    require_runs(recipe)
     find_backbone(recipe.model.backbone)
     template = reward_template(recipe.prompt)
     inputs = read_inputs(recipe.inputs)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from esckit.config.prerequisites import require_runs
 from esckit.config.train_rl import TrainRlRecipe
 from esckit.models.backbones import find_backbone
 from esckit.pipelines.executor import NoProgress, Progress
@@ -109,10 +110,20 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
 
 
 def _checked(recipe: TrainRlRecipe) -> RlMaterial:
+    require_runs(recipe, idle=_idle(recipe))
     find_backbone(recipe.models.policy.backbone)
-    load_prompt(recipe.prompt)
+    load_prompt(recipe.prompt, "policy")
     check_reward(recipe)
+    reward_prompts(recipe)
     return collect(recipe)
+
+
+def _idle(recipe: TrainRlRecipe) -> set[str]:
+    """Return the fields that are not looked at under the recipe's algorithm and reward."""
+    online = recipe.algorithm == "grpo" and recipe.reward.kind == "online"
+    trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
+    players = set() if online else {"models.seeker", "models.critic", "models.supporter"}
+    return players if trained else players | {"models.reward"}
 
 
 def _n_steps(recipe: TrainRlRecipe, material: RlMaterial) -> int:

@@ -19,10 +19,11 @@ given.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -33,6 +34,29 @@ from esckit.errors import ConfigError
 from esckit.records import digest
 from esckit.registry import did_you_mean
 from esckit.types import Message, Role
+
+
+class Slots(NamedTuple):
+    """What a role hands to its prompt: variables that always have a value, and those that may have none."""
+
+    given: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+ROLES: Mapping[str, Slots] = {
+    "supporter": Slots((), ("strategy",)),
+    "aflow supporter": Slots(("strategy", "definition", "transcript")),
+    "seeker": Slots(("emotion_type", "problem_type"), ("situation",)),
+    "aflow seeker": Slots(("scene", "situation", "memory", "own_turn", "transcript")),
+    "strategist": Slots(("definitions", "transcript"), ("keys", "options")),
+    "resolution critic": Slots(("emotion_type", "problem_type", "conversation")),
+    "rubric critic": Slots(("transcript",), ("criteria", "criterion")),
+    "pair judge": Slots(("scene", "situation", "conversation", "first", "second", "dimensions", "keys")),
+    "reply judge": Slots(("conversation", "reply", "question")),
+    "reward model": Slots(("conversation", "response")),
+    "policy": Slots(),
+}
+"""By role what its prompt is rendered with. A policy in training is told nothing, so that its prompt needs nothing."""
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([a-z_]+)\}|[{}]")
 
@@ -68,6 +92,30 @@ class Prompt(BaseModel):
         """``name/digest``, as manifests and records show it."""
         return f"{self.name}/{self.digest}"
 
+    def check(self, role: str, place: str) -> None:
+        """Refuse a prompt that a role cannot fill in.
+
+        Args:
+            role: A key of :data:`ROLES`.
+            place: What to call the prompt.
+
+        Raises:
+            ConfigError: If it needs what the role does not give, or does not declare what the role gives.
+        """
+        slots = ROLES[role]
+        faults = [f"{name!r}, which the role does not give" for name in self.variables if name not in slots.given]
+        declared = {*self.variables, *self.optional}
+        lacks = [repr(name) for name in (*slots.given, *slots.optional) if name not in declared]
+        if lacks:
+            faults.append(f"no {', '.join(lacks)}")
+        if faults:
+            kinds = (("variables", slots.given), ("optional", slots.optional))
+            wanted = [f"{kind}: [{', '.join(names)}]" for kind, names in kinds if names]
+            raise ConfigError(
+                f"prompt {place} as {role}: it declares {'; '.join(faults)}",
+                expected=", ".join(wanted) or "no variables",
+            )
+
     def render(self, **values: str | None) -> list[Message]:
         """Return the messages with every variable filled in.
 
@@ -101,12 +149,23 @@ def _fill(template: str, values: dict[str, str]) -> str:
     return _SLOT.sub(value_of, template)
 
 
-def load_prompt(name_or_path: str) -> Prompt:
+def load_prompt(name_or_path: str, role: str | None = None) -> Prompt:
     """Return a shipped prompt by name, or a user's own from a ``.yaml`` file.
 
+    Args:
+        name_or_path: The name or the file.
+        role: Who it is for, a key of :data:`ROLES`; None does not check what it is filled in with.
+
     Raises:
-        ConfigError: If there is no such prompt, or it uses a variable that it does not declare.
+        ConfigError: If there is no such prompt, it uses a variable that it does not declare, or the role gives others.
     """
+    prompt = _found(name_or_path)
+    if role is not None:
+        prompt.check(role, name_or_path)
+    return prompt
+
+
+def _found(name_or_path: str) -> Prompt:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         return _prompt_of(read_yaml(path, "prompt"), name_or_path)
