@@ -222,6 +222,16 @@ class RunFolder:
         self.close("complete" if kind is None else "stopped")
 
 
+def require_own(path: Path, *, command: str, recipe: Mapping[str, Any], operational: Iterable[str] = ()) -> None:
+    """Refuse a folder that is not this recipe's, as :meth:`RunFolder.open` would; writes nothing.
+
+    Raises:
+        ConfigError: If the folder belongs to another command or recipe, or holds something else.
+    """
+    operational = tuple(operational)
+    _own_manifest(path, command, without(recipe, operational), operational, {})
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a run folder.
 

@@ -6,11 +6,14 @@ import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esckit.cli.logs import echo
+
+if TYPE_CHECKING:
+    from esckit.config.load import LoadedRecipe
 
 
 def recipe_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -80,3 +83,21 @@ def _plain(value: Any) -> str:
 
 def _nested(value: Any) -> str:
     return f"({_plain(value)})" if isinstance(value, Mapping) else _plain(value)
+
+
+def echo_plan(loaded: LoadedRecipe[Any], out: Path | None, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what ``--dry-run`` found.
+
+    Raises:
+        ConfigError: If a run would refuse its folder, since that belongs to another recipe.
+    """
+    from esckit.runs import require_own
+
+    echo_facts(facts, as_json=as_json)
+    recipe = loaded.recipe
+    require_own(
+        out or loaded.default_out(),
+        command=recipe.command,
+        recipe=recipe.resolved(),
+        operational=recipe.OPERATIONAL,
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts, echo_plan
 from esckit.cli.logs import echo
 from esckit.errors import ConfigError
 
@@ -76,7 +76,7 @@ def evaluate(
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
     gates = [*_gates(fail_under, "under"), *_gates(fail_over, "over")]
     if dry_run:
-        echo_facts(plan(loaded.recipe, gates=gates).facts(), as_json=as_json)
+        echo_plan(loaded, out, plan(loaded.recipe, gates=gates).facts(), as_json=as_json)
         return
     with shown_progress("cases", quiet=ctx.obj.quiet) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), gates=gates, progress=progress)

@@ -76,16 +76,26 @@ def launch_command(arguments: Sequence[str], preset: Path, *, n_processes: int |
     return [*launcher, "-m", "esckit", *kept]
 
 
+def launcher_settings(name: str) -> tuple[Path, Mapping[str, Any]]:
+    """Return the file of the launcher's settings and what it says; a dry run needs no more to refuse them.
+
+    Raises:
+        ConfigError: If there are no such settings, or they want DeepSpeed and it is not installed.
+    """
+    preset = find_preset(name)
+    settings = _settings(preset)
+    if settings.get("distributed_type") == "DEEPSPEED" and util.find_spec("deepspeed") is None:
+        raise MissingExtraError(f"--accelerate {name}", "deepspeed")
+    return preset, settings
+
+
 def launch(name: str) -> None:
     """Run this very command under the launcher and leave with its exit code.
 
     Raises:
         ConfigError: If there are no such settings, or they want GPUs or DeepSpeed and there are none.
     """
-    preset = find_preset(name)
-    settings = _settings(preset)
-    if settings.get("distributed_type") == "DEEPSPEED" and util.find_spec("deepspeed") is None:
-        raise MissingExtraError(f"--accelerate {name}", "deepspeed")
+    preset, settings = launcher_settings(name)
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "exit_code"
         command = launch_command(sys.argv[1:], preset, n_processes=_missing_count(name, settings))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, SetOption, echo_facts, recipe_names
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, SetOption, echo_facts, echo_plan, recipe_names
 from esckit.errors import ConfigError
 
 _RecipeArgument = Annotated[
@@ -64,7 +64,7 @@ def predict(
     from esckit.pipelines.predict import plan, run
 
     if dry_run:
-        echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
+        echo_plan(loaded, out, plan(loaded.recipe).facts(), as_json=as_json)
         return
     with shown_progress("places", quiet=ctx.obj.quiet) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts, echo_plan
 
 
 def simulate(
@@ -33,7 +33,7 @@ def simulate(
     from esckit.pipelines.simulate import plan, run
 
     if dry_run:
-        echo_facts(plan(loaded.recipe).facts(), as_json=as_json)
+        echo_plan(loaded, out, plan(loaded.recipe).facts(), as_json=as_json)
         return
     with shown_progress("futures", quiet=ctx.obj.quiet) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)

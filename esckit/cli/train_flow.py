@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
-from esckit.cli.launch import AccelerateOption, launch
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts, echo_plan
+from esckit.cli.launch import AccelerateOption, launch, launcher_settings
 
 
 def train_flow(
@@ -36,7 +36,9 @@ def train_flow(
     from esckit.pipelines.train_flow import plan, run
 
     if dry_run:
-        echo_facts(plan(loaded.recipe), as_json=as_json)
+        if accelerate is not None:
+            launcher_settings(accelerate)
+        echo_plan(loaded, out, plan(loaded.recipe), as_json=as_json)
         return
     if accelerate is not None:
         launch(accelerate)

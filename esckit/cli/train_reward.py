@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts
-from esckit.cli.launch import AccelerateOption, launch
+from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts, echo_plan
+from esckit.cli.launch import AccelerateOption, launch, launcher_settings
 
 
 def train_reward(
@@ -37,8 +37,17 @@ def train_reward(
     from esckit.pipelines.train_reward import plan, run
 
     if dry_run:
-        facts = plan(loaded.recipe).facts()
-        echo_facts(facts if as_json else {**facts, "warnings": "; ".join(facts["warnings"]) or None}, as_json=as_json)
+        if accelerate is not None:
+            launcher_settings(accelerate)
+        planned = plan(loaded.recipe)
+        facts = planned.facts()
+        if not as_json:
+            # What speaks against it in one line each; a refusal is the error below.
+            facts = {**facts, "warnings": "; ".join(planned.warnings) or None}
+            del facts["refusal"]
+        echo_plan(loaded, out, facts, as_json=as_json)
+        if planned.refusal is not None:
+            raise planned.refusal
         return
     if accelerate is not None:
         launch(accelerate)

@@ -26,7 +26,7 @@ from esckit.pipelines.evaluate_play import Stock, play_missing, staged
 from esckit.pipelines.evaluate_players import reply_prompt, strategist_prompt, supporter_prompt
 from esckit.pipelines.evaluate_setup import Setup, playing, set_up
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress
-from esckit.pipelines.models import is_strategy_policy
+from esckit.pipelines.models import is_strategy_policy, require_checkpoints
 from esckit.prompts.prompt import load_prompt
 from esckit.runs import MANIFEST, RunFolder, read_manifest
 
@@ -97,6 +97,8 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateAsked] = ()) -> Evaluate
         EsckitError: If data, recipe, gates or the run to compare with are wrong, or a leakage rule is broken.
     """
     setup = _checked(recipe, gates)
+    _prompts(setup)
+    require_checkpoints(recipe.roles(), setup.taxonomy)
     calls: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for work in setup.works:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +23,7 @@ from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
 from esckit.models.flow_metadata import checkpoint_folder, read_metadata
-from esckit.models.rl_policy import load_policy
+from esckit.models.rl_policy import load_policy, read_policy
 from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel
 from esckit.runs import read_manifest
@@ -58,6 +58,26 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
             read_manifest(Path(binding.checkpoint))
         elif isinstance(binding, ScriptedBinding):
             load_scripted(binding.scripted)
+
+
+def require_checkpoints(bindings: Mapping[str, RoleOptions], taxonomy: Taxonomy | None = None) -> None:
+    """Check that every checkpoint of a recipe is there and can play its role; loads nothing heavy.
+
+    Args:
+        bindings: The models, by role.
+        taxonomy: What a trained strategist must have been trained for; None takes its own.
+
+    Raises:
+        CheckpointError: If a run holds no checkpoint, or one that cannot play the role.
+    """
+    for role, binding in bindings.items():
+        if not isinstance(binding, CheckpointBinding):
+            continue
+        run = Path(binding.checkpoint)
+        if is_strategy_policy(binding):
+            read_metadata(run, strategies=taxonomy.names if taxonomy and role == "strategist" else None)
+        elif not (is_reward_model(binding) and role in ("reward", "critic")):
+            read_policy(run)
 
 
 def is_strategy_policy(binding: RoleOptions | None) -> bool:

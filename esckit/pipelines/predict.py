@@ -29,7 +29,7 @@ from esckit.pipelines.evaluate_players import (
 )
 from esckit.pipelines.evaluate_suites.material import after_opening
 from esckit.pipelines.executor import HOPELESS, FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up, policy_taxonomy
+from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up, policy_taxonomy, require_checkpoints
 from esckit.pipelines.session import RunResult, playing
 from esckit.protocols import Supporter
 from esckit.records import JsonlAppender, read_records, write_records
@@ -82,6 +82,9 @@ def plan(recipe: PredictRecipe) -> PredictPlan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, places = _places(recipe)
+    taxonomy = _taxonomy(recipe, selection)
+    require_checkpoints(recipe.models.bindings(), taxonomy)
+    _prompts(recipe, taxonomy)
     return PredictPlan(len(selection.dialogues), len(places), dict.fromkeys(recipe.models.bindings(), len(places)))
 
 

@@ -21,7 +21,7 @@ from esckit.dialogue.rubric import check_weights, load_rubric
 from esckit.errors import DataError
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, look_up
+from esckit.pipelines.models import ModelPool, look_up, require_checkpoints
 from esckit.pipelines.search_players import build_critic, build_players, build_strategist, prompt_ids, provenance_of
 from esckit.pipelines.session import SUMMARY, RunResult, playing
 from esckit.records import read_records, write_json, write_records
@@ -77,6 +77,7 @@ def plan(recipe: SearchRecipe) -> SearchPlan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, seeds = _seeds(recipe)
+    require_checkpoints(recipe.models.bindings(), provenance_of(recipe).taxonomy)
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
     passes = len(recipe.critic.weights) if recipe.critic.readout == "expected" else 1
     if recipe.search.mode == "linear":

@@ -28,7 +28,7 @@ from esckit.dialogue.supporter import PromptedSupporter
 from esckit.pipelines.contexts import build_contexts
 from esckit.pipelines.data import Selection, select_dialogues
 from esckit.pipelines.executor import FailureRate, NoProgress, Progress, run_units
-from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up
+from esckit.pipelines.models import ModelPool, is_strategy_policy, look_up, require_checkpoints
 from esckit.pipelines.session import SUMMARY, RunResult, playing
 from esckit.pipelines.simulate_summary import summarise
 from esckit.prompts.prompt import Prompt, load_prompt
@@ -77,6 +77,7 @@ def plan(recipe: SimulateRecipe) -> SimulatePlan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, contexts = _contexts(recipe)
+    require_checkpoints(_bindings(recipe), load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None)
     n = len(contexts) * recipe.simulation.candidates
     exchanges = recipe.simulation.horizon + 1
     scored = exchanges if recipe.simulation.score_first_exchange else exchanges - 1

@@ -22,6 +22,7 @@ from esckit.pipelines.processes import Process, this_process
 from esckit.pipelines.session import RunResult, finished, training
 from esckit.pipelines.train_flow_data import Material, collect, counts
 from esckit.strategies.taxonomy import keep_taxonomy
+from esckit.train.optim import check_trackers
 
 STATES = "states"
 
@@ -35,6 +36,7 @@ def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
     require_runs(recipe)
     material = collect(recipe.data)
     _check(recipe, material)
+    check_trackers(recipe.trackers)
     return counts(material, recipe)
 
 

@@ -8,7 +8,7 @@ which a stopped run goes on.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from esckit.pipelines.reward_report import finish
 from esckit.pipelines.reward_training import optim_settings, prepare, train_session
 from esckit.pipelines.session import RunResult, finished, training
 from esckit.train.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
-from esckit.train.optim import plan_steps
+from esckit.train.optim import check_trackers, plan_steps
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class TrainRewardPlan:
     Attributes:
         positive_share: Of the training and the dev part, by label rule; the recipe's own rule first.
         steps_at_most: Optimiser steps, before examples that are too long or pair with nothing are left out.
-        warnings: What speaks against it; a run would refuse what begins with "refused".
+        warnings: What speaks against it.
+        refusal: Why a run would refuse it, None if it would not.
     """
 
     dialogues: dict[str, int]
@@ -47,14 +48,17 @@ class TrainRewardPlan:
     delta: float | None
     steps_at_most: int
     warnings: list[str]
+    refusal: DataError | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
-        return asdict(self)
+        return asdict(replace(self, refusal=None)) | {"refusal": str(self.refusal) if self.refusal else None}
 
 
 def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
     """Return what a run of the recipe would do, without any model.
+
+    Labels of one class only are a ``refusal`` of the plan, which shows by what rule they would be of two.
 
     Raises:
         EsckitError: If the inputs or the recipe are wrong.
@@ -62,6 +66,7 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
     require_runs(recipe)
     find_backbone(recipe.model.backbone)
     reward_template(recipe.prompt)
+    check_trackers(recipe.trackers)
     inputs = read_inputs(recipe.inputs)
     train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
     parts = label_parts(train, dev, _rule(recipe.label))
@@ -69,10 +74,12 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
     for rule in (_rule(recipe.label), *USUAL_RULES):
         labelled = label_parts(train, dev, rule)
         shares[str(rule)] = {"train": labelled.train.positive_share, "dev": labelled.dev.positive_share}
+    warnings: list[str] = []
+    refusal = None
     try:
         warnings = check_parts(parts)
     except DataError as error:
-        warnings = [f"refused: {error}"]
+        refusal = error
     settings = optim_settings(recipe)
     process = this_process()
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
@@ -87,6 +94,7 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
         delta=None if delta is None else float(delta),
         steps_at_most=plan_steps(settings, n_items=n_items, n_processes=process.count).steps,
         warnings=warnings,
+        refusal=refusal,
     )
 
 

@@ -22,6 +22,7 @@ from esckit.pipelines.rl_reward import check_reward
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
 from esckit.pipelines.session import RunResult, finished, training
 from esckit.prompts.prompt import load_prompt
+from esckit.train.optim import check_trackers
 from esckit.train.rl_pairs import best_and_worst, by_context
 from esckit.train.rl_plan import plan_dpo, plan_grpo
 
@@ -59,6 +60,8 @@ def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
         EsckitError: If the data or the recipe is wrong.
     """
     material = _checked(recipe)
+    check_trackers(recipe.trackers)
+    reward_prompts(recipe)
     steps = _n_steps(recipe, material)
     n_pairs = n_outputs = 0
     if recipe.algorithm == "dpo":

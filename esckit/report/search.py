@@ -25,7 +25,7 @@ def search_sections(run: Run) -> list[Section]:
     charts: list[Block] = []
     if usable:
         bars, table = _strategies(usable)
-        charts = [bars, _by_depth(usable), *_flow(usable), table, _ends(usable)]
+        charts = [bars, _by_depth(usable), *_flow(usable), table, _ends(usable), *_by_split(usable)]
     return [
         Section("Forest", (_tiles(trees, usable), *charts)),
         Section("Trees", (trees_explorer(run, trees),)),
@@ -114,6 +114,16 @@ def _ends(trees: Sequence[SearchTree]) -> Table:
     return Table(
         ("outcome", "n", "share of ended paths", "mean return", "mean depth"), tuple(rows), title="How paths end"
     )
+
+
+def _by_split(trees: Sequence[SearchTree]) -> list[Table]:
+    """Return the mean return by split: another round is worth it while that of the validation trees rises."""
+    returns: dict[str, list[float]] = defaultdict(list)
+    for tree in trees:
+        if tree.split is not None and (value := tree.nodes[0].value) is not None:
+            returns[tree.split].append(value)
+    rows = tuple((split, number(len(values)), number(_mean(values))) for split, values in sorted(returns.items()))
+    return [Table(("split", "trees", "mean return"), rows, title="Return by split")] if rows else []
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -13,7 +13,8 @@ from esckit.types import SearchTree, TreeNode, Usage
 def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
     """Return the summary of some trees; shape, returns and strategies count only those that are not ``failed``.
 
-    ``leaf_depth_max`` is the mean over trees of each tree's deepest leaf; ``strategy_entropy`` is in nats.
+    ``leaf_depth_max`` is the mean over trees of each tree's deepest leaf; ``strategy_entropy`` is in nats;
+    ``return_by_split`` holds what tells when to stop: another round is worth it while the return of ``valid`` rises.
     """
     known = list(trees)
     usable = [tree for tree in known if tree.status != "failed"]
@@ -23,12 +24,26 @@ def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
         "status": dict(sorted(Counter(tree.status for tree in known).items())),
         **shape(usable),
         "outcomes": _shares(node.outcome.value for tree in usable for node in tree.nodes if node.outcome),
-        "return_mean": _mean([value for tree in usable if (value := tree.nodes[0].value) is not None]),
+        "return_mean": _mean(_returns(usable)),
+        "return_by_split": _by_split(usable),
         **_strategies(usable),
         "failed_simulations": failures.total(),
         "failures": dict(sorted(failures.items())),
         "usage": {role: usage.facts() for role, usage in sorted(_usage(known).items())},
     }
+
+
+def _returns(trees: Iterable[SearchTree]) -> list[float]:
+    return [value for tree in trees if (value := tree.nodes[0].value) is not None]
+
+
+def _by_split(trees: Sequence[SearchTree]) -> dict[str, dict[str, float | None]]:
+    """Return the number of trees and their mean return by split, of the splits that there are."""
+    found: dict[str, dict[str, float | None]] = {}
+    for split in sorted({tree.split for tree in trees if tree.split is not None}):
+        returns = _returns(tree for tree in trees if tree.split == split)
+        found[split] = {"trees": len(returns), "mean": _mean(returns)}
+    return found
 
 
 def shape(trees: Sequence[SearchTree]) -> dict[str, float | None]:

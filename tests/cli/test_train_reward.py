@@ -109,6 +109,8 @@ def test_what_is_wrong_is_one_message_and_leaves_nothing(
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+    planned = run("train-reward", str(recipe), *args, "--out", str(tmp_path / "run"), "--dry-run")
+    assert (planned.returncode, planned.stderr) == (2, done.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -122,3 +124,13 @@ def test_a_dry_run_loads_nothing_heavy_and_shows_every_rule(recipe: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.stderr.strip() == "[]", done.stderr
     assert {"goal", "threshold 0.5", "quantile 0.7"} <= json.loads(done.stdout)["positive_share"].keys()
+
+
+def test_a_dry_run_that_refuses_the_labels_still_shows_every_rule(recipe: Path, tmp_path: Path) -> None:
+    args = ("--set", "label={rule: threshold, delta: 0.99}", "--out", str(tmp_path / "run"), "--dry-run", "--json")
+    done = run("train-reward", str(recipe), *args)
+    assert done.returncode == 2
+    planned = json.loads(done.stdout)
+    assert planned["refusal"].startswith("one class only")
+    assert planned["warnings"] == []
+    assert {"goal", "threshold 0.5", "quantile 0.7"} <= planned["positive_share"].keys()

@@ -24,18 +24,28 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must be refused, and return its message."""
+    """Run a command that must be refused, and return its message.
 
-    def run(command: str, *args: str, leaves_nothing: bool = True) -> str:
-        out = tmp_path / "run"
-        monkeypatch.setattr(sys, "argv", ["esckit", command, *args, "--out", str(out)])
+    What is refused before there is a folder, a dry run refuses as well.
+    """
+
+    def attempt(*argv: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["esckit", *argv])
         with pytest.raises(SystemExit) as left:
             main()
         message = capsys.readouterr().err
         assert left.value.code == 2, message
         assert "Traceback" not in message
-        assert not (leaves_nothing and out.exists())
         return " ".join(message.split())
+
+    def run(command: str, *args: str, leaves_nothing: bool = True) -> str:
+        out = tmp_path / "run"
+        message = attempt(command, *args, "--out", str(out))
+        if leaves_nothing:
+            assert not out.exists()
+            assert attempt(command, *args, "--out", str(out), "--dry-run") == message
+            assert not out.exists()
+        return message
 
     return run
 

@@ -46,6 +46,8 @@ def test_a_search_shows_its_forest(tmp_path):
     visits, prior = next((t.rows, t.columns) for t in blocks_of(folder, Table) if "prior" in t.title)
     assert prior == ("strategy", "visits", "share of visits", "mean prior")
     assert len(visits) == 8
+    (by_split,) = (table for table in blocks_of(folder, Table) if table.title == "Return by split")
+    assert [row[:2] for row in by_split.rows] == [("train", "3")]
 
 
 def test_a_training_run_shows_curves_calibration_and_its_card(tmp_path):
