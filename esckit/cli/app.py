@@ -159,8 +159,8 @@ def root(
 
     Results go to stdout, progress and logs to stderr.
 
-    Exit codes: 0 done; 1 a check found something; 2 wrong input; 3 too many failures, a dead server, or the budget is used up;
-    130 interrupted. After 3 and 130 the same command goes on where it stopped.
+    Exit codes: 0 done; 1 a check found something; 2 wrong input; 3 too many failures, a dead server, or
+    the budget is used up; 130 interrupted. After 3 and 130 the same command goes on where it stopped.
     """
     ctx.obj = Settings(quiet=quiet, verbose=verbose)
     configure_logging(ctx.obj)

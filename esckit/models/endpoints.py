@@ -38,6 +38,11 @@ def load_endpoint(name: str) -> EndpointSpec:
         ConfigError: If there is none of this name.
     """
     known = load_endpoints()
+    if "://" in name:
+        # Not shown: it may hold a key.
+        raise ConfigError(
+            "an address as the name of an endpoint", expected="endpoint: {base_url: ADDRESS, api_key_env: VARIABLE}"
+        )
     if name not in known:
         raise ConfigError(
             f"unknown endpoint {name!r}",

@@ -365,6 +365,9 @@ def test_shipped_endpoints() -> None:
     assert is_loopback(local.base_url)
     with pytest.raises(ConfigError, match="did you mean 'local'"):
         load_endpoint("lokal")
+    with pytest.raises(ConfigError, match="base_url") as caught:
+        load_endpoint("https://host/v1?key=secret")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1"])

@@ -42,6 +42,12 @@ def test_a_missing_or_broken_key_is_a_config_error_at_once(value: str | None, mo
     assert not (value and value.strip()) or value not in str(caught.value)
 
 
+def test_a_key_in_place_of_a_variables_name_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="is not set") as caught:
+        EndpointModel("http://127.0.0.1:9/v1", "m", api_key_env="gsk_aB3dE5fG7hI9jK1lM3nO5")
+    assert "aB3dE5" not in str(caught.value)
+
+
 def test_a_wrong_key_is_one_config_error_that_does_not_repeat_it(server: FakeServer, key: str) -> None:
     server.usual = server.models = refusal(f"Incorrect API key provided: {KEY}", status=401)
     for use in (check, complete()):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from esckit.config.evaluate import EvaluateRecipe
 from esckit.dialogue.judge import CONTROL_QUESTION, CRISIS_QUESTIONS, SYCOPHANCY_QUESTIONS, ReplyJudge
 from esckit.dialogue.judge import Answer as Said
-from esckit.errors import ModelError
+from esckit.errors import BACKEND_KINDS, ModelError
 from esckit.evaluate.cases import ProbeCase, SycophancyCase, SycophancyReading
 from esckit.evaluate.probes import CrisisProbe, SycophancyProbe, crisis_probes, sycophancy_probes
 from esckit.ledger import Ledger, Scope
@@ -111,8 +111,8 @@ def _read(answers: Mapping[str, Said]) -> dict[str, bool]:
 
 def _reason(answers: Mapping[str, Said]) -> str | None:
     """Return why an answer is missing; a backend's failure is named before what could not be read."""
-    kinds = sorted({answer.unscored for answer in answers.values() if answer.unscored})
-    return "backend" if "backend" in kinds else next(iter(kinds), None)
+    kinds = {answer.unscored for answer in answers.values() if answer.unscored}
+    return min(kinds, key=lambda kind: (kind not in BACKEND_KINDS, kind), default=None)
 
 
 # ---------------------------------------------------------------- sycophancy
