@@ -28,24 +28,10 @@ def auc(p: Sequence[float], y: Sequence[bool]) -> float | None:
     n_negative = len(y) - n_positive
     if not n_positive or not n_negative:
         return None
-    ranks = _mean_ranks(p)
-    rank_sum = math.fsum(rank for rank, label in zip(ranks, y, strict=True) if label)
+    from scipy.stats import rankdata
+
+    rank_sum = math.fsum(rank for rank, label in zip(rankdata(p).tolist(), y, strict=True) if label)
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
-
-
-def _mean_ranks(values: Sequence[float]) -> list[float]:
-    """Return 1-based ranks, ties sharing their mean."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for index in order[start:end]:
-            ranks[index] = (start + 1 + end) / 2
-        start = end
-    return ranks
 
 
 def brier(p: Sequence[float], y: Sequence[bool]) -> float | None:

@@ -97,7 +97,6 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateAsked] = ()) -> Evaluate
         EsckitError: If data, recipe, gates or the run to compare with are wrong, or a leakage rule is broken.
     """
     setup = _checked(recipe, gates)
-    _prompts(setup)
     require_checkpoints(recipe.roles(), setup.taxonomy)
     calls: Counter[str] = Counter()
     left_out: Counter[str] = Counter()

@@ -82,9 +82,7 @@ def plan(recipe: PredictRecipe) -> PredictPlan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, places = _places(recipe)
-    taxonomy = _taxonomy(recipe, selection)
-    require_checkpoints(recipe.models.bindings(), taxonomy)
-    _prompts(recipe, taxonomy)
+    require_checkpoints(recipe.models.bindings(), _taxonomy(recipe, selection))
     return PredictPlan(len(selection.dialogues), len(places), dict.fromkeys(recipe.models.bindings(), len(places)))
 
 

@@ -61,7 +61,6 @@ def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
     """
     material = _checked(recipe)
     check_trackers(recipe.trackers)
-    reward_prompts(recipe)
     steps = _n_steps(recipe, material)
     n_pairs = n_outputs = 0
     if recipe.algorithm == "dpo":

@@ -10,10 +10,9 @@ from esckit.report.blocks import Series
 
 def quantile(ordered: Sequence[float], q: float) -> float:
     """Return a quantile of sorted values, linear between neighbours."""
-    place = q * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    import numpy as np
+
+    return float(np.quantile(ordered, q))
 
 
 def mean_and_quartiles(name: str, by_position: Mapping[int, Sequence[float]]) -> Series:
