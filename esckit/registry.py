@@ -63,7 +63,8 @@ def own_code(name: str) -> Iterator[None]:
     except (EsckitError, ImportError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
+        # Pydantic's own words speak of classes and addresses.
+        text = "" if type(error).__module__.startswith("pydantic") else " ".join(str(error).split())
         raise ConfigError(
             f"{name} raised {type(error).__name__}" + (f": {text[:200]}" if text else ""),
             hint="With -v the traceback is shown",

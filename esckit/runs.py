@@ -20,6 +20,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import esckit
+from esckit.complaints import complaint
 from esckit.documents import dotted, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
 from esckit.records import JsonlAppender, clear_leftovers, digest, require_in_place, storage_error, write_json
@@ -257,7 +258,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "a wrong value",
             path=str(source),
             field=dotted(first["loc"]),
-            expected=first["msg"].removeprefix("Input should be "),
+            expected=complaint(first).removeprefix("must be "),
         ) from error
     return manifest
 

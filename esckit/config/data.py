@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from esckit.config.recipe import Section
 
@@ -17,6 +25,16 @@ Split = Literal["train", "valid", "test"]
 def _as_tuple(value: object) -> object:
     """Return a lone name as a tuple of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def _sum_to_one(ratios: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
+        raise ValueError(f"the three ratios must sum to 1, not {sum(ratios):g}")
+    return ratios
+
+
+Ratios = Annotated[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat], AfterValidator(_sum_to_one)]
+"""Shares of train, valid and test."""
 
 
 class DataConfig(Section):
@@ -45,7 +63,7 @@ class DataConfig(Section):
     split: Annotated[tuple[Split, ...] | None, BeforeValidator(_as_tuple)] = None
     scheme: Scheme | None = None
     seed: int = Field(default=13, ge=0)
-    ratios: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.8, 0.1, 0.1)
+    ratios: Ratios = (0.8, 0.1, 0.1)
     limit: PositiveInt | None = None
     merge: bool = False
     merge_label: Literal["first", "last"] = "first"
@@ -55,13 +73,6 @@ class DataConfig(Section):
     mapping: str | None = None
     allow_overlap: bool = False
     allow_cross_family: bool = False
-
-    @field_validator("ratios")
-    @classmethod
-    def _sum_to_one(cls, ratios: tuple[float, float, float]) -> tuple[float, float, float]:
-        if not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
-            raise ValueError(f"the three ratios must sum to 1, not {sum(ratios):g}")
-        return ratios
 
     @model_validator(mode="after")
     def _split_needs_scheme(self) -> Self:

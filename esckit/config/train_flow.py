@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from esckit.config.data import Format, Scheme, Split
+from esckit.config.data import Format, Ratios, Scheme, Split
 from esckit.config.recipe import Executor, Recipe, Section
 
 
@@ -46,7 +46,7 @@ class GoldData(Section):
     format: Format = "auto"
     scheme: Scheme
     seed: NonNegativeInt = 13
-    ratios: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.8, 0.1, 0.1)
+    ratios: Ratios = (0.8, 0.1, 0.1)
     split: Split = "train"
     valid_split: Split = "valid"
     test_split: Split | None = "test"

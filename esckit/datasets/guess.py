@@ -15,7 +15,8 @@ OWN_DATA = (
     "Write data of your own one dialogue a line, as "
     '{"scenario": {"situation": "…"}, "turns": [{"speaker": "seeker", "text": "…"}, '
     '{"speaker": "supporter", "text": "…", "strategy": null}]}'
-    " (format jsonl, docs/data.md), and look at them with: esckit data inspect FILE.jsonl"
+    " (format jsonl, docs/data.md). `esckit data inspect FILE.jsonl` shows what is wrong with it, "
+    "`esckit data convert FILE.jsonl --to jsonl --out OUT.jsonl` writes it whole"
 )
 PYTHON_LITERALS = "what looks like Python literals (single quotes)"
 

@@ -127,6 +127,10 @@ OWN = """
     def loader(path, *, sink):
         yield from {}["nothing"]
 
+    def dialogues(path, *, sink):
+        from esckit.types import Turn
+        yield Turn(speaker="nobody", text=7)
+
     def seeker(messages, sampling, seed):
         raise RuntimeError("no luck")
 """
@@ -150,6 +154,10 @@ def own(tmp_path: Path) -> Path:
         (
             ("simulate", "smoke/simulate_scripted", "--set", "data={dataset: 'mine:loader', path: mine.py}"),
             "the loader 'mine:loader' raised KeyError: 'nothing'",
+        ),
+        (
+            ("simulate", "smoke/simulate_scripted", "--set", "data={dataset: 'mine:dialogues', path: mine.py}"),
+            "the loader 'mine:dialogues' raised ValidationError\n",
         ),
         (
             ("train-rl", "smoke/train_rl_lexicon", "--set", "reward.kind=broken:reward", "--dry-run"),

@@ -23,6 +23,7 @@ def recipe(**sections: Any) -> TrainFlowRecipe:
         ({"data": {"gold": GOLD}}, "objective.name: bc"),
         ({"data": {"trees": ["a"], "valid_split": "train"}}, "differ"),
         ({"data": {"trees": ["a"], "valid_split": None}}, "best_valid"),
+        ({"data": {"gold": {**GOLD, "ratios": (0.5, 0.1, 0.1)}}, "objective": {"name": "bc"}}, "sum to 1, not 0.7"),
         ({"response_weight": 0.1}, "strategy_tags"),
         ({"encoding": {"mode": "path", "attention": "tree"}}, "mode: tree"),
         ({"model": {"backbone": "tiny-random", "frozen_layers": 1}}, "trainable: full"),

@@ -204,6 +204,7 @@ def test_a_forced_format_does_not_read_multiesc_either(tmp_path: Path) -> None:
 
 def test_the_record_that_errors_show_can_be_read(tmp_path: Path) -> None:
     shown = OWN_DATA[OWN_DATA.index("{") : OWN_DATA.rindex("}") + 1]
+    assert "esckit data convert" in OWN_DATA
     corpus, _ = read(write(tmp_path, shown))
     assert [turn.speaker for turn in corpus.dialogues[0].turns] == ["seeker", "supporter"]
 
