@@ -135,10 +135,7 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        self._budget.admit()
-        reply = await self._inner.complete(messages, sampling, seed=seed)
-        self._budget.book(self.name, reply.usage, self._prices)
-        return reply
+        return await self._booked(lambda: self._inner.complete(messages, sampling, seed=seed))
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -148,10 +145,7 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        self._budget.admit()
-        scores = await self._inner.score(messages, choices, temperature=temperature)
-        self._budget.book(self.name, scores.usage, self._prices)
-        return scores
+        return await self._booked(lambda: self._inner.score(messages, choices, temperature=temperature))
 
     async def next_token(
         self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
@@ -161,10 +155,7 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        self._budget.admit()
-        token = await self._inner.next_token(messages, labels, temperature=temperature)
-        self._budget.book(self.name, token.usage, self._prices)
-        return token
+        return await self._booked(lambda: self._inner.next_token(messages, labels, temperature=temperature))
 
     async def aclose(self) -> None:
         """Close the wrapped model."""

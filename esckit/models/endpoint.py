@@ -79,6 +79,7 @@ class EndpointModel:
         self._accepted = AcceptedFields(lacks)
         self._guard = MessageGuard.of_any_format()
         self._notes: dict[str, str] = {}
+        self._kinds_told: set[str] = set()
 
     def __repr__(self) -> str:
         """Return the name; never the key."""
@@ -135,9 +136,10 @@ class EndpointModel:
             BackendError: If no answer came, also after the retries, or it cannot be used.
             ConfigError: If the server does not know the key or the model.
         """
-        answer = await self._ask(messages, sampling_fields(sampling, seed))
-        with _billed(answer):
-            return answer.reply(sampling.max_tokens)
+        with self._failures_told():
+            answer = await self._ask(messages, sampling_fields(sampling, seed))
+            with _billed(answer):
+                return answer.reply(sampling.max_tokens)
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -165,13 +167,14 @@ class EndpointModel:
             raise ConfigError(f"{self.name} returns no log-probabilities", expected="readout: sampled")
         if temperature <= 0.0:
             raise ConfigError(f"temperature {temperature} for next_token", expected="a positive temperature")
-        answer = await self._ask(messages, sampling_fields(Sampling(max_tokens=1), 0), log_probs=True)
-        with _billed(answer):
-            listed = answer.alternatives
-            if not listed:
-                raise BackendError(f"an answer of {self.name} without log-probabilities", kind="no_log_probs")
-            probabilities, label_mass = label_probabilities(listed, labels, temperature)
-            return NextToken(probabilities, label_mass, answer.cost)
+        with self._failures_told():
+            answer = await self._ask(messages, sampling_fields(Sampling(max_tokens=1), 0), log_probs=True)
+            with _billed(answer):
+                listed = answer.alternatives
+                if not listed:
+                    raise BackendError(f"an answer of {self.name} without log-probabilities", kind="no_log_probs")
+                probabilities, label_mass = label_probabilities(listed, labels, temperature)
+                return NextToken(probabilities, label_mass, answer.cost)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -253,6 +256,19 @@ class EndpointModel:
                     continue
                 raise
             return parse_answer(text)
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Warn of the first failure of each kind with the server's words; some records hold the kinds only."""
+        try:
+            yield
+        except BackendError as error:
+            if error.kind not in self._kinds_told:
+                self._kinds_told.add(error.kind)
+                log.warning(
+                    "%s: %s (further failures of the kind %s are only counted)", self.name, error.found, error.kind
+                )
+            raise
 
     def _note(self, about: str, note: str) -> None:
         if about not in self._notes:

@@ -16,6 +16,7 @@ from esckit.evaluate.dialogue import (
     turn_reward_at,
     turn_reward_in,
     turn_reward_jump,
+    usage,
 )
 from esckit.evaluate.metric import Metric, collect
 from esckit.evaluate.selfplay import CriticScale
@@ -134,3 +135,10 @@ def test_all_rows_state_value_or_reason() -> None:
     assert calls.value == 48
     words = next(row for row in rows if row.name == reply_words().name)
     assert words.value == 3.0
+
+
+def test_usage_that_is_not_known_has_no_value() -> None:
+    unknown = Usage(calls=8, prompt_tokens=100, completion_tokens=20, unknown_calls=3)
+    episodes = [episode("a", {}).model_copy(update={"usage": {"seeker": unknown}})]
+    assert collect(usage("seeker", "prompt_tokens"), episodes).unscored == {"usage_unknown": 1}
+    assert usage("seeker", "calls").finish(collect(usage("seeker", "calls"), episodes).stats) == 8

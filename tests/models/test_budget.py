@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -6,7 +7,7 @@ from esckit.errors import BackendError, BudgetError
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.script import Script
 from esckit.models.scripted import ScriptedModel
-from esckit.types import Limits, Message, Prices, Sampling, Usage
+from esckit.types import Limits, Message, Prices, Reply, Sampling, Usage
 from tests.fakes import FakeModel
 
 HELLO = [Message("user", "one two three")]
@@ -143,6 +144,23 @@ def test_records_hold_unknown_calls_only_where_there_are_some() -> None:
         "dropped_turns": 0,
         "unknown_calls": 1,
     }
+
+
+class Refuser(FakeModel):
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
+        error = BackendError("a refusal in place of an answer", kind="refusal")
+        error.billed = (30, 4)
+        raise error
+
+
+def test_an_answer_that_cannot_be_used_is_paid_for() -> None:
+    budget = Budget(Limits(max_tokens=34))
+    model = BudgetedModel(Refuser(), budget)
+    with pytest.raises(BackendError):
+        asyncio.run(model.complete(HELLO, Sampling(), seed=0))
+    assert budget.spent()["prompt_tokens"] == 30
+    with pytest.raises(BudgetError):
+        asyncio.run(model.complete(HELLO, Sampling(), seed=0))
 
 
 def test_prices_are_per_million_tokens() -> None:
