@@ -81,7 +81,6 @@ def test_runs_keep_the_taxonomy_that_they_were_made_with(here: Path) -> None:
         kept_taxonomy("mine", here)
 
 
-@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 def test_a_policy_is_used_without_naming_its_taxonomy(here: Path, tmp_path: Path) -> None:
     out = tmp_path / "said"
     esckit("predict", "--input", "sample:esconv", "--strategist", "policy", "--set", "data.limit=1", "--out", str(out))
@@ -89,7 +88,6 @@ def test_a_policy_is_used_without_naming_its_taxonomy(here: Path, tmp_path: Path
     assert any(f'"strategy":"{name}"' in text for name in NAMES)
 
 
-@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -172,6 +172,32 @@ def test_a_tracker_that_is_not_there(refused: Refused, futures: Path, tmp_path: 
     assert "trackers: tensorbord" in message
 
 
+@pytest.mark.parametrize(
+    ("extra", "command", "options"),
+    [
+        ("wandb", "train-reward", ("--set", "trackers=[wandb]")),
+        ("tensorboard", "train-rl", ("--set", "trackers=[tensorboard]")),
+        ("vllm", "train-rl", ("--set", "grpo.engine=vllm")),
+        ("deepspeed", "train-rl", ("--accelerate", "zero2")),
+        ("deepspeed", "train-reward", ("--accelerate", "zero3")),
+    ],
+)
+def test_an_extra_that_is_missing_is_named_with_its_command(
+    refused: Refused,
+    futures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: str,
+    command: str,
+    options: tuple[str, ...],
+) -> None:
+    monkeypatch.setitem(sys.modules, extra, None)  # as if it were not installed
+    recipe = "smoke/train_rl_lexicon" if command == "train-rl" else write_recipe(tmp_path, futures)
+    message = refused(command, recipe, *options, leaves_nothing=False)
+    assert f"needs {extra}, which is not installed" in message
+    assert f"pip install 'esckit[{extra}]'" in message
+
+
 def test_an_adapter_on_no_layer(refused: Refused, futures: Path, tmp_path: Path) -> None:
     options = ("--set", "model.trainable=lora", "--set", "model.lora.targets=[]")
     message = refused("train-reward", write_recipe(tmp_path, futures), *options, leaves_nothing=False)

@@ -19,7 +19,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     return loaded
 
 
-@pytest.mark.filterwarnings("ignore")  # the library's own deprecations are not ours
 def test_overlap(load: object) -> None:
     found = load("esc_response").compute(  # type: ignore[operator]
         predictions=["I hear how tired you are.", "Have you told your manager?", " "],
@@ -30,7 +29,6 @@ def test_overlap(load: object) -> None:
     assert found["n_unscored"] == 1
 
 
-@pytest.mark.filterwarnings("ignore")  # the library's own deprecations are not ours
 def test_strategies(load: object) -> None:
     names = ["Question", "Comfort", "Advice"]
     matrix = [[20, 9, 6], [3, 15, 4], [2, 1, 10]]

@@ -71,7 +71,6 @@ def test_a_read_only_cache_is_a_clear_error(monkeypatch, tmp_path):
 @needs_weights
 @pytest.mark.smoke
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_embedded_model_answers():
     model = LocalModel.load(DEFAULT_BACKBONE, threads=1)
     assert model is LocalModel.load(DEFAULT_BACKBONE, threads=1)
