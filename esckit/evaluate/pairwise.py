@@ -147,7 +147,10 @@ class PairScale:
             p = [two_sided_binomial(int(wins), int(losses)) for wins, losses in sums.tolist()]
             return decided * p
 
-        return self._metric(facts, lambda _, it: (float(it.winner == "A"), float(it.winner == "B")), Sums(value))
+        def read(_: PairCase, it: Decision) -> Stats | None:
+            return None if it.winner == "tie" else (float(it.winner == "A"), float(it.winner == "B"))
+
+        return self._metric(facts, read, Sums(value))
 
     def position_consistency(self) -> PairMetric:
         """Return the share of cases where both orders agree, ties included."""
@@ -159,7 +162,11 @@ class PairScale:
         facts = self._facts(
             "first_share", higher_is_better=None, counts=("first", "decided"), minimum="1 call without a tie"
         )
-        return self._metric(facts, lambda _, decision: (float(decision.n_first), float(decision.n_decided)))
+
+        def read(_: PairCase, it: Decision) -> Stats | None:
+            return (float(it.n_first), float(it.n_decided)) if it.n_decided else None
+
+        return self._metric(facts, read)
 
     def longer_share(self) -> PairMetric:
         """Return the share of decided cases that the longer reply won; equal lengths are left out; ½ is unbiased."""
@@ -170,9 +177,9 @@ class PairScale:
             minimum="1 decided case with replies of different length",
         )
 
-        def read(case: PairCase, decision: Decision) -> Stats:
+        def read(case: PairCase, decision: Decision) -> Stats | None:
             if decision.winner == "tie" or case.n_words_a == case.n_words_b:
-                return (0.0, 0.0)
+                return None
             longer = "A" if case.n_words_a > case.n_words_b else "B"
             return (float(decision.winner == longer), 1.0)
 

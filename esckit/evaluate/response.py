@@ -56,7 +56,9 @@ def bleu_from_sums(sums: Array) -> Array:
 
 
 def _perplexity(sums: Array) -> Array:
-    return np.asarray(np.exp(ratio(sums)), dtype=np.float64)
+    with np.errstate(over="ignore"):
+        found = np.exp(ratio(sums))
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def bleu(order: int) -> ResponseMetric:
@@ -110,6 +112,7 @@ PPL: ResponseMetric = Metric(
         range=(1.0, None),
         higher_is_better=False,
         minimum="1 scored token",
+        undefined="needs 1 scored token, and a perplexity that a float can hold",
         needs=frozenset({"scorer"}),
         counts=("nll", "tokens"),
     ),

@@ -91,10 +91,13 @@ class CriticScale:
         return self._of_outcome(facts, lambda outcome: (self._turns(outcome, rule), 1.0))
 
     def turn_of_success(self) -> EpisodeMetric:
-        """Return the mean τ of strict successes; it favours systems that fail hard cases, so it is never tested."""
+        """Return the mean τ of strict successes; it favours systems that fail hard cases, so it is never tested.
 
-        def read(outcome: CriticOutcome) -> Stats:
-            return (float(outcome.strict or 0), float(outcome.strict is not None))
+        It rests on the successes alone, and so does its n.
+        """
+
+        def read(outcome: CriticOutcome) -> Stats | None:
+            return None if outcome.strict is None else (float(outcome.strict), 1.0)
 
         facts = replace(self._turn_facts("at_success", test="none", minimum="1 success"), counts=("turns", "success"))
         return self._of_outcome(facts, read)
@@ -138,10 +141,12 @@ class CriticScale:
 
     def at_threshold(self) -> EpisodeMetric:
         """Return the share of dialogues whose last value is exactly ½: what parts the strict from the lenient rule."""
-        facts = self._share_facts("at_threshold_share", "wilson")
+        facts = self._share_facts("at_threshold_share", "wilson", counted="at_threshold")
         return self._of_outcome(facts, lambda outcome: (float(outcome.values[-1] == THRESHOLD), 1.0))
 
-    def _share_facts(self, name: str, interval: IntervalMethod, no_interval: str | None = None) -> Facts:
+    def _share_facts(
+        self, name: str, interval: IntervalMethod, no_interval: str | None = None, *, counted: str = "success"
+    ) -> Facts:
         return Facts(
             self._name(name),
             higher_is_better=None,
@@ -150,7 +155,7 @@ class CriticScale:
             no_interval=no_interval,
             test="none",
             needs=frozenset({"episode"}),
-            counts=("success", "cases"),
+            counts=(counted, "cases"),
         )
 
     def bound(self, *, high: bool) -> EpisodeMetric:
@@ -162,7 +167,8 @@ class CriticScale:
                 return Unscored(outcome.reason, (float(high), 1.0))
             return (float(outcome.strict is not None), 1.0)
 
-        facts = self._share_facts("sr_bounds", "none", "a bound over unscored dialogues, no estimate")
+        why = "a bound over unscored dialogues, no estimate"
+        facts = self._share_facts("sr_bounds", "none", why, counted="at_most" if high else "at_least")
         return Metric(facts, collect_case, RATIO)
 
     def compat_zeros(self) -> EpisodeMetric:

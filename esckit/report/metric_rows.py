@@ -12,6 +12,8 @@ from esckit.report.source import section
 
 _ARROWS = {True: "↑", False: "↓", None: ""}
 _MOST_COUNTS = 2
+_BASES = ("cases", "probes")
+"""Counts that say the same as n, where they equal it; any other count that happens to equal n says something."""
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Row = Mapping[str, Any]
@@ -71,9 +73,11 @@ def _remarks(row: Row, shared: Collection[str]) -> str:
 
 
 def _counts(row: Row) -> Row:
-    """Return the sums behind a value that are worth reading: few, and not n once more."""
+    """Return the sums behind a value that are worth reading: few, and not n once more under another name."""
     counts = section(row, "counts")
-    return {name: total for name, total in counts.items() if total != row.get("n") and len(counts) <= _MOST_COUNTS}
+    if len(counts) > _MOST_COUNTS:
+        return {}
+    return {name: total for name, total in counts.items() if name not in _BASES or total != row.get("n")}
 
 
 def curves_by_turn(rows: Sequence[Row]) -> list[Block]:

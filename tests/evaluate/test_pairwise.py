@@ -29,6 +29,13 @@ def test_the_worked_verdicts() -> None:
     assert found["longer_share"] == pytest.approx(1 / 3)
 
 
+def test_shares_of_decided_cases_rest_on_those() -> None:
+    cases = [pair_case(index, *verdicts) for index, verdicts in enumerate(WORKED)]
+    rows = pairwise_rows(cases, ["overall"], measurement("pairwise", [case.dialogue_id for case in cases]))
+    n = {row.name.rpartition(".")[2]: row.n for row in rows}
+    assert (n["win"], n["sign_p"], n["first_share"], n["longer_share"]) == (6, 3, 5, 3)
+
+
 def test_a_judge_that_always_answers_1_decides_nothing() -> None:
     found = values([pair_case(index, "A", "B") for index in range(4)])
     assert (found["win"], found["lose"], found["tie"]) == (0, 0, 1)

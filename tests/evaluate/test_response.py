@@ -173,3 +173,11 @@ def test_distinct_replays_any_selection_of_dialogues() -> None:
     draws = np.array([[1, 0, 1, 0, 1], [0, 1, 0, 2, 1], [1, 1, 1, 1, 1]], dtype=float)
     replayed = metric.estimator.replay(found.stats, np.arange(5), draws)
     assert replayed == pytest.approx([100 * 3 / 6, 100 * 4 / 9, value(metric, cases)])
+
+
+def test_a_perplexity_beyond_any_float_is_no_value() -> None:
+    cases = [case.model_copy(update={"nll": 9000.0, "n_scorer_tokens": 3}) for case in CASES]
+    found = response_rows(cases, measurement("response", [case.dialogue_id for case in cases]), scorer=True)
+    row = next(row for row in found if row.name == "response.ppl")
+    assert (row.value, row.interval, row.n) == (None, None, len(CASES))
+    assert row.reason == "needs 1 scored token, and a perplexity that a float can hold"

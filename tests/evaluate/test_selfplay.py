@@ -56,6 +56,16 @@ def test_the_worked_rows() -> None:
     assert "small_sample" in rows["sr_strict", None].flags
 
 
+def test_a_row_has_the_n_that_it_rests_on_and_counts_what_it_counts() -> None:
+    rows = rows_of(WORKED)
+    assert (rows["at_success", None].n, rows["at_success", None].counts) == (2, {"turns": 4.0, "success": 2.0})
+    assert rows["at_threshold_share", None].counts == {"at_threshold": 1.0, "cases": 4.0}
+    none = rows_of([WORKED[1]])
+    assert none["sr_strict", None].counts == {"success": 0.0, "cases": 1.0}
+    assert "success" not in none["at_threshold_share", None].counts
+    assert (none["at_success", None].n, none["at_success", None].reason) == (0, "needs 1 success")
+
+
 def test_readings_without_an_answer_are_counted_where_they_count_as_zero() -> None:
     first, *rest = WORKED[0].turns
     zero = first.readings["rlff7"].model_copy(update={"compat_zero": True})

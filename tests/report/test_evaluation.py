@@ -53,10 +53,11 @@ def test_sums_stand_beside_the_value_where_n_does_not_say_them(tmp_path):
         row("response.distinct_2", 61.5, unit="0-100", counts={"ngrams": 2345}),
         row("response.bleu_4", 9.0, unit="0-100", counts={f"matches_{n}": 7 for n in range(1, 5)}),
         row("strategy.accuracy", 0.5, n=130, counts={"correct": 65, "cases": 130}),
+        row("strategy.accuracy", 1.0, n=130, counts={"correct": 130, "cases": 130}),
     ]
     sections = sections_of(changed(evaluate_run(tmp_path / "e"), rows))
     remarks = [cells[-1] for suite in ("Response", "Strategy") for cells in tables(sections[suite])[0].rows]
-    assert remarks == ["ngrams 2,345", "", "correct 65"]
+    assert remarks == ["ngrams 2,345", "", "correct 65", "correct 130"]
 
 
 def test_a_subgroup_says_what_its_value_rests_on_and_why_it_has_none(tmp_path):
