@@ -224,6 +224,16 @@ def test_what_is_no_script_is_refused(tmp_path: Path, text: str) -> None:
         load_scripted(str(path))
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf"])
+@pytest.mark.parametrize("field", ["spread", "latency_s", "scores: {a: 1, b", "faults: [{kind: blank, p"])
+def test_a_script_with_a_number_that_is_not_finite_is_refused(tmp_path: Path, field: str, number: str) -> None:
+    closing = "}" * field.count("{") + "]" * field.count("[")
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"rules: [{{replies: [x], {field}: {number}{closing}}}]")
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        load_scripted(str(path))
+
+
 def test_the_name_holds_the_digest_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("rules: [{replies: [a]}]")

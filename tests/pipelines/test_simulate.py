@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from esckit.config.simulate import SimulateRecipe
 from esckit.errors import BudgetError, ConfigError, FailureRateError
+from esckit.models.tiny import tiny_random
 from esckit.pipelines.simulate import plan, run
 from esckit.records import read_records
 from esckit.resources import shipped_dir
@@ -233,3 +235,20 @@ def test_a_dry_run_looks_everything_up(sections: dict[str, Any], message: str) -
         sections = {"models": {**recipe().models.model_dump(exclude={"strategist"}), **sections["models"]}}
     with pytest.raises(ConfigError, match=message):
         plan(recipe(**sections))
+
+
+def test_a_model_whose_numbers_are_nan_fails_its_futures_and_leaves_a_folder_that_resumes(tmp_path: Path) -> None:
+    model, tokenizer = tiny_random()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "broken")
+    critic = {"critic": {"backbone": str(tmp_path / "broken"), "dtype": "float32", "device": "cpu"}}
+    spoilt = recipe(models=critic, critic={"readout": "expected"}, data={"limit": 2}, simulation={"horizon": 1})
+    with pytest.raises(FailureRateError):
+        run(spoilt, out=tmp_path / "run")
+    before = (tmp_path / "run/futures.jsonl").read_bytes()
+    summary = run(spoilt.model_copy(update={"max_failure_rate": 1.0}), out=tmp_path / "run").summary
+    assert summary["failed"] == {"critic/not_finite": summary["futures"]}
+    assert summary["reward"] is None
+    assert (tmp_path / "run/futures.jsonl").read_bytes() == before
