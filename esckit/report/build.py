@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from esckit.errors import DataError
 from esckit.report.about import cost, failures, provenance, what_was_run
 from esckit.report.blocks import Part, Report, Section
 from esckit.report.compare import across_seeds, side_by_side
@@ -36,13 +38,31 @@ def build_report(runs: Sequence[Run], *, against: Run | None = None, knowledge: 
         runs: At least one.
         against: A run to show beside each of them.
         knowledge: What evaluations need beyond their folders.
+
+    Raises:
+        DataError: If a file of a run is not what its command writes.
     """
-    parts = [_part(run, against, knowledge or Knowledge()) for run in runs]
-    if against is not None:
-        parts += [side_by_side(run, against) for run in runs]
-    parts += across_seeds(runs)
     names = ", ".join(run.name for run in runs)
+    with _as_written(names):
+        parts = [_part(run, against, knowledge or Knowledge()) for run in runs]
+        if against is not None:
+            parts += [side_by_side(run, against) for run in runs]
+        parts += across_seeds(runs)
     return Report(f"{names} · esckit" if against is None else f"{names} beside {against.name} · esckit", tuple(parts))
+
+
+@contextmanager
+def _as_written(names: str) -> Iterator[None]:
+    """Say of which runs a value cannot be shown: files in their folders may have been changed, or cut, by anybody."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(
+            f"a value that cannot be shown ({type(error).__name__}: {error})",
+            path=names,
+            expected="files as the run's command wrote them",
+            hint="With -v the traceback is shown",
+        ) from error
 
 
 def _part(run: Run, against: Run | None, knowledge: Knowledge) -> Part:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from esckit.errors import DataError
 from esckit.records import write_json
 from esckit.report.blocks import Bars, Facts, Lines, Note, Table, Tiles
 from esckit.report.build import build_report
@@ -24,6 +25,14 @@ def blocks_of(folder, kind, **options):
 
 def facts_of(folder):
     return dict(pair for block in blocks_of(folder, Facts) for pair in block.pairs)
+
+
+@pytest.mark.parametrize("bins", [[{"mean_p": {}, "mean_y": 1}], [{"mean_p": 0.1, "mean_y": 1, "n": [1]}]])
+def test_a_value_that_cannot_be_shown_is_an_error_of_ours(tmp_path, bins):
+    folder = training_run(tmp_path / "t")
+    write_json(folder / "calibration.json", {"bins": bins})
+    with pytest.raises(DataError, match="t: found a value that cannot be shown"):
+        build_report([open_run(folder)])
 
 
 def test_a_simulation_shows_rewards_by_outcome_and_the_critic_by_exchange(tmp_path):
