@@ -40,13 +40,13 @@ def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -
     if source.kind == "memory":
         model, tokenizer = tiny_random()
         return model.to(dtype), tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder = source.folder or fetch_backbone(source.name)
     quiet_off_terminal()
     _log.info("loading %s from %s as %s", source.name, folder, dtype)
     with _foreign(folder, ConfigError, "a causal language model in safetensors that needs no code of its own"):
-        tokenizer = _pretrained(AutoTokenizer, folder)
+        tokenizer = _tokenizer(folder)
         return _whole(AutoModelForCausalLM, folder, dtype), tokenizer
 
 
@@ -68,10 +68,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: If transformers cannot load it.
     """
-    from transformers import AutoTokenizer
-
     with _foreign(folder):
-        return _pretrained(AutoTokenizer, folder)
+        return _tokenizer(folder)
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
@@ -102,6 +100,15 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     with _foreign(path):
         return load_file(str(path))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = _pretrained(AutoTokenizer, folder)
+    if not isinstance(tokenizer.model_max_length, int | float):  # transformers takes over whatever the file says
+        raise ValueError(f"model_max_length is a {type(tokenizer.model_max_length).__name__}")
+    return tokenizer
 
 
 def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

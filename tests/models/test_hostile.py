@@ -146,6 +146,13 @@ def test_a_tokenizer_that_cannot_be_loaded_is_one_error(tmp_path: Path, content:
         load_tokenizer(folder)
 
 
+def test_a_tokenizer_of_odd_limits_is_one_error(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    changed(folder / "tokenizer_config.json", model_max_length={"a": 1})
+    with pytest.raises(CheckpointError, match="model_max_length is a dict"):
+        load_tokenizer(folder)
+
+
 def test_an_adapter_is_lora_in_safetensors_for_this_model(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
