@@ -188,7 +188,7 @@ class ModelError(EsckitError):
 
     Attributes:
         attempts: Calls made before giving up; set by whoever retried.
-        billed: Prompt and completion tokens of an answer that came and cannot be used; None where they are not known.
+        billed: What an answer that came and cannot be used has cost, as the fields of a ``Usage``; None without one.
     """
 
     default_kind: ClassVar[str] = "backend"
@@ -206,7 +206,7 @@ class ModelError(EsckitError):
         self.kind = kind or self.default_kind
         self.samples = samples[:3]
         self.attempts = 1
-        self.billed: tuple[int, int] | None = None
+        self.billed: dict[str, int] | None = None
 
 
 class ParseError(ModelError):

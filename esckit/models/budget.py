@@ -168,9 +168,7 @@ class BudgetedModel:
             answer = await call()
         except BackendError as error:
             if error.billed is not None:
-                n_prompt, n_completion = error.billed
-                usage = Usage(calls=1, prompt_tokens=n_prompt, completion_tokens=n_completion)
-                self._budget.book(self.name, usage, self._prices)
+                self._budget.book(self.name, Usage.model_validate(error.billed), self._prices)
             raise
         self._budget.book(self.name, answer.usage, self._prices)
         return answer

@@ -316,6 +316,5 @@ def _billed(answer: Answer) -> Iterator[None]:
     try:
         yield
     except BackendError as error:
-        if not answer.cost.unknown_calls:
-            error.billed = answer.cost.prompt_tokens, answer.cost.completion_tokens
+        error.billed = answer.cost.model_dump()
         raise

@@ -32,7 +32,7 @@ _LONGEST_REASON = 400
 _LONGEST_NAME = 16
 _LARGEST_BODY = 8 * 2**20
 _MOST_HOPS = 3
-_ALIVE_WITHIN_S = 5.0
+_ALIVE_WITHIN_S = 10.0
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
 _MAY_BE_A_SLIP = (401, 404)
@@ -160,6 +160,7 @@ class Transport:
         self.has_answered = False
         self._clock = clock
         self._heard_s: float | None = None
+        self._silent_since_s: float | None = None
         self._key = SecretStr(_read_key(api_key_env))
         self._scrub = Redactor(self._key.get_secret_value())
         self._slots = asyncio.Semaphore(patience.concurrency)
@@ -235,6 +236,7 @@ class Transport:
         self, send: Callable[[], Awaitable[str]], find_fault: Callable[[str], Fault | None], n_requests: int
     ) -> tuple[str | HttpFailure | BackendError, float | None]:
         """Make one request; return the answer, or why there is none and how long the server asks to wait."""
+        began_s = self._clock()
         asked_s: float | None = None
         outcome: str | HttpFailure | BackendError
         try:
@@ -253,8 +255,15 @@ class Transport:
         if isinstance(outcome, BackendError):
             outcome.attempts = n_requests
         if not _is_silence(outcome):
-            self._heard_s = self._clock()
+            self._hear()
+        elif self._silent_since_s is None:
+            self._silent_since_s = max(began_s, self._heard_s or began_s)
         return outcome, asked_s
+
+    def _hear(self) -> None:
+        """Take note of a sign of life."""
+        self._heard_s = self._clock()
+        self._silent_since_s = None
 
     def _may_pass(self, failure: HttpFailure | BackendError) -> bool:
         """Return whether the same request may succeed later; where others have, no key or model is taken for wrong."""
@@ -268,13 +277,14 @@ class Transport:
         Raises:
             OutageError: If nothing was heard of the server for so long that the run has to stop.
         """
-        silent_s = self._clock() - (self._heard_s or 0.0)
-        if not gives_up and silent_s < self.patience.outage_s:
+        now_s = self._clock()
+        is_long = now_s - (self._silent_since_s or now_s) >= self.patience.outage_s
+        if not gives_up and not is_long:
             return False
         if await self._is_alive():
-            self._heard_s = self._clock()
+            self._hear()
             return gives_up
-        if silent_s < self.patience.outage_s:
+        if not is_long:
             return False
         why = failure.found if isinstance(failure, BackendError) else failure
         raise OutageError(

@@ -149,7 +149,7 @@ def test_records_hold_unknown_calls_only_where_there_are_some() -> None:
 class Refuser(FakeModel):
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
         error = BackendError("a refusal in place of an answer", kind="refusal")
-        error.billed = (30, 4)
+        error.billed = {"calls": 1, "prompt_tokens": 30, "completion_tokens": 4}
         raise error
 
 

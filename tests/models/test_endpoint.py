@@ -160,7 +160,7 @@ def test_a_refusal_is_no_answer(server: FakeServer) -> None:
     with pytest.raises(BackendError, match="refusal") as caught:
         run(server, complete())
     assert caught.value.samples == ("I cannot help with that.",)
-    assert caught.value.billed == (7, 3)
+    assert caught.value.billed == Usage(calls=1, prompt_tokens=7, completion_tokens=3).model_dump()
 
 
 PARTS = [
