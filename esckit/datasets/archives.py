@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -110,6 +111,8 @@ def _plain(value: Any) -> Any:
         return {key: inner for key, item in value.items() if (inner := _plain(item)) is not None}
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, Decimal):
+        return float(value)
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

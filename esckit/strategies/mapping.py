@@ -6,11 +6,12 @@ They are never chained, never chosen silently and never derived backwards.
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 from pydantic import Field
 
 from esckit.records import digest
-from esckit.strategies.shipped import Section, parse_section, raise_faults, read_yaml, shipped_names
+from esckit.strategies.shipped import Section, is_file_name, parse_section, raise_faults, read_yaml, shipped_names
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Record
 
@@ -67,10 +68,19 @@ def load_mapping(name_or_path: str) -> StrategyMapping:
     faults: list[str] = []
     section = parse_section(_MappingSection, read_yaml("mapping", name_or_path), "", faults)
     if section is not None:
+        source, target = (_beside(name_or_path, end) for end in (section.source, section.target))
+        section = section.model_copy(update={"source": source, "target": target})
         faults += _faults(section)
     raise_faults("mapping", name_or_path, faults)
     assert section is not None
     return StrategyMapping.model_validate(section.model_dump(include=set(StrategyMapping.model_fields)))
+
+
+def _beside(mapping: str, end: str) -> str:
+    """Return one end of a mapping; a file of a taxonomy may also be named relative to the mapping's own file."""
+    here = Path(mapping).expanduser().parent / end
+    only_there = is_file_name(mapping) and is_file_name(end) and not Path(end).is_file() and here.is_file()
+    return str(here) if only_there else end
 
 
 def _faults(section: _MappingSection) -> list[str]:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ def test_a_gap_in_a_column_of_ratings_is_missing(tmp_path: Path) -> None:
     surveys = [(one.survey.empathy, one.survey.relevance) for one in corpus.dialogues if one.survey]
     assert surveys == [(4, None)]
     assert ("rating_invalid", "W") not in codes
+
+
+def test_a_decimal_rating_of_a_table_is_read(tmp_path: Path) -> None:
+    corpus, _ = read(write(tmp_path, table(rated(dict.fromkeys(RATINGS, Decimal("4.00"))))))
+    assert corpus.dialogues[0].survey is not None
+    assert corpus.dialogues[0].survey.empathy == 4
 
 
 def test_a_damaged_parquet_is_said_to_be_one(tmp_path: Path) -> None:

@@ -176,3 +176,11 @@ def test_mappings_of_the_extes_record(corpora: Path) -> None:
         "Reflection of feelings",
         "Affirmation and Reassurance",
     ]
+
+
+def test_what_was_dropped_or_is_doubtful_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    _selected(dataset="extes", path="sample:extes")
+    assert "sample:extes: text_list: 1" in caplog.text
+    caplog.clear()
+    _selected()
+    assert caplog.text == ""

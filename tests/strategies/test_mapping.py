@@ -64,3 +64,14 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
 def test_unknown_name_is_refused_with_the_list() -> None:
     with pytest.raises(ConfigError, match=r"unknown mapping.*extes_to_esconv\.proposed"):
         load_mapping("extes_to_esconv")
+
+
+def test_a_taxonomy_file_may_lie_beside_the_mapping_that_names_it(tmp_path: Path) -> None:
+    strategies = (
+        "[{name: Ask, abbr: A, definition: Asks., stage: x}, {name: Tell, abbr: T, definition: Tells., stage: x}]"
+    )
+    content = f"name: mine\ntitle: Mine\nsource: ours\nstages: [x]\nstrategies: {strategies}\n"
+    (tmp_path / "mine.yaml").write_text(content, encoding="utf-8")
+    mapping = "name: m\nfrom: mine.yaml\nto: aflow\nlossy: true\nnote: n\nmap: {Ask: Clarification, Tell: null}\n"
+    (tmp_path / "map.yaml").write_text(mapping, encoding="utf-8")
+    assert load_taxonomy(load_mapping(str(tmp_path / "map.yaml")).source).names == ("Ask", "Tell")
