@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 
-from esckit.types import Usage
+from esckit.types import Reply, Thought, Usage
 
 _SEED_SPACE = 2**63
 _BELOW_ONE = 1.0 - 2.0**-53
@@ -44,6 +44,7 @@ class Ledger:
         self.unit_id = unit_id
         self.usage: dict[str, Usage] = {}
         self._attempts: Counter[tuple[str | int, ...]] = Counter()
+        self._thoughts: list[Thought] = []
 
     def at(self, *place: str | int) -> Scope:
         """Return the view of one place in the unit: (candidate, turn) of a future, (node path, step) of a tree."""
@@ -54,6 +55,22 @@ class Ledger:
         attempt = self._attempts[(*place, role)]
         self._attempts[(*place, role)] += 1
         return attempt
+
+    def book(self, place: tuple[str | int, ...], role: str, reply: Reply) -> None:
+        """Add what a reply cost and what the model thought before it; ``critic.3`` is booked on ``critic``."""
+        self.spend(role.partition(".")[0], reply.usage)
+        if reply.reasoning:
+            self._thoughts.append(Thought(role=role, place="/".join(map(str, place)), text=reply.reasoning))
+
+    def thoughts(self, *, without: str | None = None) -> tuple[Thought, ...]:
+        """Return the reasoning of all replies by place and role, whatever order they came in.
+
+        Args:
+            without: A role whose reasoning the record holds elsewhere.
+        """
+        # One role is asked at one place again only after its answer: a stable sort keeps the attempts in order.
+        found = sorted(self._thoughts, key=lambda thought: (thought.place, thought.role))
+        return tuple(thought for thought in found if thought.role != without)
 
     def spend(self, role: str, usage: Usage) -> None:
         """Add what a call of a role cost."""
@@ -71,6 +88,10 @@ class Scope:
         """Return the seed of the next attempt of a role here (attempts count from 0)."""
         attempt = self.ledger.next_attempt(self.place, role)
         return derive_seed(self.ledger.run_seed, self.ledger.unit_id, *self.place, role, attempt)
+
+    def book(self, role: str, reply: Reply) -> None:
+        """Add what a reply cost, and what the model thought before it."""
+        self.ledger.book(self.place, role, reply)
 
     def spend(self, role: str, usage: Usage) -> None:
         """Add what a call of a role cost."""

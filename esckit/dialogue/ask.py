@@ -58,7 +58,7 @@ async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str
     async def complete() -> Reply:
         return await voice.model.complete(messages, voice.sampling, seed=scope.seed(role))
 
-    return await until_parsed(complete, scope, role.partition(".")[0], parse, max_attempts=voice.max_attempts)
+    return await until_parsed(complete, scope, role, parse, max_attempts=voice.max_attempts)
 
 
 async def until_parsed(
@@ -69,7 +69,7 @@ async def until_parsed(
     Args:
         write: Makes one attempt; it draws its own seed.
         scope: Where usage goes to.
-        role: Name under which usage is booked.
+        role: Name under which the reply is booked.
         parse: Turns a reply into the answer, or raises :class:`~esckit.errors.ParseError`.
         max_attempts: Attempts in all, at least 1.
 
@@ -79,7 +79,7 @@ async def until_parsed(
     last: ParseError | None = None
     for _ in range(max_attempts):
         reply = await write()
-        scope.spend(role, reply.usage)
+        scope.book(role, reply)
         try:
             return parse(reply)
         except ParseError as error:

@@ -131,7 +131,7 @@ class ResolutionCritic:
         unparsed: list[str] = []
         for attempt in range(1, self.settings.max_attempts + 1):
             seeds = [scope.seed(f"critic.{index}") for index in range(self.settings.samples)]
-            replies = await gather_all(self._answer(messages, scope, seed) for seed in seeds)
+            replies = await gather_all(self._answer(messages, scope, index, seed) for index, seed in enumerate(seeds))
             levels: Counter[int] = Counter()
             unparsed = []
             for reply in replies:
@@ -154,10 +154,10 @@ class ResolutionCritic:
         error.attempts = self.settings.max_attempts
         raise error
 
-    async def _answer(self, messages: list[Message], scope: Scope, seed: int) -> Reply:
+    async def _answer(self, messages: list[Message], scope: Scope, index: int, seed: int) -> Reply:
         """Return one sample, booked whatever becomes of the others."""
         reply = await self.voice.model.complete(messages, self.voice.sampling, seed=seed)
-        scope.spend("critic", reply.usage)
+        scope.book(f"critic.{index}", reply)
         return reply
 
     def _reading(

@@ -17,7 +17,7 @@ from esckit.dialogue.judge import TurnJudge
 from esckit.errors import ModelError
 from esckit.ledger import Ledger
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
-from esckit.types import CriticReading, Failure, FailureStage, Generation, Scenario, Turn, Usage
+from esckit.types import CriticReading, Failure, FailureStage, Generation, Scenario, Thought, Turn, Usage
 
 SUCCESS = Fraction(1, 2)
 """A critic is satisfied once its value lies strictly above this."""
@@ -70,12 +70,14 @@ class Played:
         failure: What ended play before its time.
         critic_failures: What ended one critic's reading; play went on for the others.
         usage: Calls and tokens per role.
+        reasoning: What the models thought; that of the supporter stands on its turns.
     """
 
     turns: list[PlayedTurn] = field(default_factory=list)
     failure: Failure | None = None
     critic_failures: dict[str, Failure] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
+    reasoning: tuple[Thought, ...] = ()
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
     # The rubric critic books on "critic"; here it is the turn judge who spoke.
     spent = ledger.usage | ({_RATER: rated.usage["critic"]} if "critic" in rated.usage else {})
     played.usage = dict(sorted(spent.items()))
+    played.reasoning = (*ledger.thoughts(without="supporter"), *rated.thoughts())
     return played
 
 

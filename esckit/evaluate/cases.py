@@ -11,13 +11,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from esckit.types import CriticReading, Failure, Generation, ParseKind, Record, Scenario, Usage
+from esckit.types import CriticReading, Failure, Generation, ParseKind, Reasoned, Record, Scenario, Usage
 
 MALFORMED: tuple[ParseKind, ...] = ("closed_response", "open_response", "untagged")
 """How a reply was found in a malformed output; an output without any reply is unscored as ``blank``."""
 
 
-class Case(Record):
+class Case(Reasoned):
     """Base of every case.
 
     Attributes:

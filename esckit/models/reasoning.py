@@ -156,6 +156,7 @@ def make_reply(
     thought = _joined([apart, found.reasoning or ""]) or found.reasoning
     if thought is None:
         return Reply(found.answer, stop_reason, usage, raw=None if found.answer == text else text)
+    usage = usage.model_copy(update={"reasoned": 1, "only_reasoned": int(not found.answer)})
     is_open = found.is_open or (stop_reason is StopReason.LENGTH and not text.strip())
     as_written = not apart and _OPENING in text
     raw = text if as_written else f"{_OPENING}{thought}" + ("" if is_open else f"{_CLOSING[_OPENING]}{found.answer}")

@@ -15,6 +15,7 @@ from esckit.report.references import Reference
 from esckit.report.search import search_sections
 from esckit.report.simulate import simulate_sections
 from esckit.report.source import Run
+from esckit.report.thoughts import thoughts
 from esckit.report.training import summary_sections, training_sections
 
 
@@ -69,6 +70,7 @@ def _part(run: Run, against: Run | None, knowledge: Knowledge) -> Part:
     sections = (
         what_was_run(run),
         *_results(run, against, knowledge),
+        *thoughts(run),
         *failures(run),
         *cost(run),
         provenance(run),

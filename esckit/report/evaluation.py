@@ -46,6 +46,9 @@ class HarmfulReply(NamedTuple):
     text: str
 
 
+_TOKENIZERS = {"words_and_characters/1": "words, and single characters in scripts without spaces"}
+
+
 def evaluation_sections(
     run: Run, other: Run | None = None, references: Sequence[Reference] = (), harmful: Sequence[HarmfulReply] = ()
 ) -> list[Section]:
@@ -76,6 +79,8 @@ def _suite(run: Run, suite: str, rows: Sequence[Row], harmful: Sequence[HarmfulR
     shared = frozenset.intersection(*(frozenset(map(str, row.get("flags") or ())) for row in whole or mine))
     if whole:
         blocks.append(metric_table(whole, title=_conditions(run, suite), shared=shared))
+    for tokenizer in sorted({str(row["tokenizer"]) for row in mine if row.get("tokenizer")}):
+        blocks.append(Note(f"Tokens and words are cut by {tokenizer}: {_TOKENIZERS.get(tokenizer, 'see the manual')}."))
     for flag in sorted({str(flag) for row in mine for flag in row.get("flags") or ()}):
         where = "every row" if flag in shared else "where it stands"
         blocks.append(Note(f"{flag} ({where}): {_FLAGS.get(flag, 'see the documentation')}.", "warning"))

@@ -155,6 +155,7 @@ def finished(
         nodes=freeze(tree),
         failures=failures,
         usage=dict(sorted(ledger.usage.items())),
+        reasoning=ledger.thoughts(),
     )
 
 

@@ -13,10 +13,12 @@ from esckit.types.chat import (
     Message,
     NextToken,
     Prices,
+    Reasoned,
     Reply,
     Role,
     Sampling,
     StopReason,
+    Thought,
     Usage,
 )
 from esckit.types.conversation import (
@@ -65,6 +67,7 @@ __all__ = [
     "Outcome",
     "ParseKind",
     "Prices",
+    "Reasoned",
     "Record",
     "Reply",
     "Role",
@@ -77,6 +80,7 @@ __all__ = [
     "Speaker",
     "StopReason",
     "Survey",
+    "Thought",
     "TreeNode",
     "Turn",
     "TurnPart",

@@ -47,12 +47,17 @@ class StopReason(StrEnum):
     LENGTH = "length"
 
 
+_RARE = ("unknown_calls", "reasoned", "only_reasoned")
+
+
 class Usage(Record):
     """What was asked of a model: calls, tokens in and out, and turns left out because they did not fit.
 
     Attributes:
         unknown_calls: Calls whose tokens the server did not count; while there are any, the tokens are a lower bound.
-            Records hold the field only where it is not 0.
+            Records hold this field and the next two only where they are not 0.
+        reasoned: Replies with reasoning before, or in place of, an answer.
+        only_reasoned: Those of them that ended inside the reasoning and have no answer.
     """
 
     calls: NonNegativeInt = 0
@@ -60,6 +65,8 @@ class Usage(Record):
     completion_tokens: NonNegativeInt = 0
     dropped_turns: NonNegativeInt = 0
     unknown_calls: NonNegativeInt = 0
+    reasoned: NonNegativeInt = 0
+    only_reasoned: NonNegativeInt = 0
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum."""
@@ -69,6 +76,8 @@ class Usage(Record):
             completion_tokens=self.completion_tokens + other.completion_tokens,
             dropped_turns=self.dropped_turns + other.dropped_turns,
             unknown_calls=self.unknown_calls + other.unknown_calls,
+            reasoned=self.reasoned + other.reasoned,
+            only_reasoned=self.only_reasoned + other.only_reasoned,
         )
 
     def facts(self) -> dict[str, int | None]:
@@ -77,9 +86,9 @@ class Usage(Record):
         return known | dict.fromkeys(("prompt_tokens", "completion_tokens")) if self.unknown_calls else known
 
     @model_serializer(mode="wrap")
-    def _without_zero_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_rare_zeros(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = dump(self)
-        return fields if self.unknown_calls else {name: n for name, n in fields.items() if name != "unknown_calls"}
+        return {name: n for name, n in fields.items() if n or name not in _RARE}
 
 
 class Prices(Record):
@@ -139,6 +148,35 @@ class Reply:
     def only_reasoned(self) -> bool:
         """Whether the model stopped, or was cut, inside its reasoning: there is no answer."""
         return self.reasoning is not None and not self.text.strip()
+
+
+class Thought(Record):
+    """The reasoning of one reply.
+
+    Attributes:
+        role: Who thought, with the number of the sample where several are asked for (``critic.3``).
+        place: Where in the unit of work, as seeds name it: ``0/1`` is candidate 0, exchange 1 of a future.
+        text: The reasoning; never shown to another role.
+    """
+
+    role: str
+    place: str
+    text: str
+
+
+class Reasoned(Record):
+    """Base of records of a unit of work in which models may have reasoned.
+
+    Attributes:
+        reasoning: By place and role, in the order of the attempts; records hold the field only where it is not empty.
+    """
+
+    reasoning: tuple[Thought, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_reasoning(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return fields if self.reasoning else {name: value for name, value in fields.items() if name != "reasoning"}
 
 
 @dataclass(frozen=True, slots=True)

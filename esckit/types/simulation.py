@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from esckit.types.chat import Usage
+from esckit.types.chat import Reasoned, Usage
 from esckit.types.record import Record
 
 ParseKind = Literal["ok", "closed_response", "open_response", "untagged", "blank"]
@@ -127,7 +127,7 @@ class Exchange(Record):
     reading: CriticReading | None = None
 
 
-class Future(Record):
+class Future(Reasoned):
     """The simulated continuation of one candidate.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from esckit.errors import DataError
-from esckit.types.chat import Usage
+from esckit.types.chat import Reasoned, Usage
 from esckit.types.conversation import Scenario, Turn
 from esckit.types.record import Record
 from esckit.types.simulation import Failure, Outcome
@@ -52,7 +52,7 @@ class TreeNode(Record):
         return self.value
 
 
-class SearchTree(Record):
+class SearchTree(Reasoned):
     """One search tree with everything needed to train from it.
 
     Attributes:

@@ -80,6 +80,7 @@ def episode_of(
         # Critics are asked at the same time: their order is the recipe's, not that of their answers.
         critic_failures={name: played.critic_failures[name] for name in critics if name in played.critic_failures},
         usage=played.usage,
+        reasoning=played.reasoning,
     )
 
 

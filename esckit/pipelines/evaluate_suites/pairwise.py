@@ -115,9 +115,10 @@ async def _compare(
     blank = theirs is None or not theirs.strip()
     reason = ours.unscored or (("missing" if theirs is None else "blank") if blank else None)
     judgements: list[Judgement] = []
+    ledger = Ledger(recipe.seed, context.id)
     if ours.reply is not None and theirs is not None and reason is None:
         for order in _orders(recipe, context):
-            judgements.append(await _judge(recipe, context, (ours.reply, theirs), order, judge))
+            judgements.append(await _judge(ledger, context, (ours.reply, theirs), order, judge))
     return PairCase(
         id=context.id,
         dialogue_id=context.dialogue_id,
@@ -126,6 +127,7 @@ async def _compare(
         reply_a=ours.reply,
         reply_b=theirs,
         judgements=tuple(judgements),
+        reasoning=ledger.thoughts(),
         n_words_a=n_words(ours.reply or ""),
         n_words_b=n_words(theirs or ""),
     )
@@ -139,10 +141,10 @@ def _orders(recipe: EvaluateRecipe, context: Context) -> tuple[Order, ...]:
 
 
 async def _judge(
-    recipe: EvaluateRecipe, context: Context, replies: tuple[str, str], order: Order, judge: PairJudge
+    ledger: Ledger, context: Context, replies: tuple[str, str], order: Order, judge: PairJudge
 ) -> Judgement:
     first, second = replies if order == "AB" else replies[::-1]
-    scope = Ledger(recipe.seed, context.id).at("judge", order)
+    scope = ledger.at("judge", order)
     try:
         found: Mapping[str, str] = await judge.compare(context.scenario, context.turns, first, second, scope)
     except ModelError as error:

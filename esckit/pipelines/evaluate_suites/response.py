@@ -138,9 +138,14 @@ def _speaker(casting: Casting) -> Responder:
                 strategy = (await decide(context.scenario, context.turns, scope)).strategy
             written = await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=strategy)
         except ModelError as error:
-            return _case(context, strategy=strategy, reason=error.kind)
+            case = _case(context, strategy=strategy, reason=error.kind)
+            return case.model_copy(update={"reasoning": ledger.thoughts()})
         return _case(context, reply=written.response, strategy=strategy).model_copy(
-            update={"parse_kind": written.parse_kind, "format_ok": written.format_ok}
+            update={
+                "parse_kind": written.parse_kind,
+                "format_ok": written.format_ok,
+                "reasoning": ledger.thoughts(),
+            }
         )
 
     return speak

@@ -66,7 +66,9 @@ def _crisis_work(recipe: EvaluateRecipe) -> Work:
         rules = crisis_rules(recipe.settings.safety.resources)
 
         async def play(unit: Unit) -> ProbeCase:
-            case = await _play_crisis(unit.what, answer, judge, Ledger(recipe.seed, unit.id))
+            ledger = Ledger(recipe.seed, unit.id)
+            case = await _play_crisis(unit.what, answer, judge, ledger)
+            case = case.model_copy(update={"reasoning": ledger.thoughts()})
             if case.kind == "control" or case.reply is None:
                 return case
             kept = {rule: (float(holds),) for rule, holds in rules.read(case.reply).items()}
@@ -126,7 +128,9 @@ def _sycophancy_work(recipe: EvaluateRecipe) -> Work:
         answer, judge = _answerer(casting), casting.reply_judge()
 
         async def play(unit: Unit) -> SycophancyCase:
-            return await _play_sycophancy(unit.what, answer, judge, Ledger(recipe.seed, f"sycophancy/{unit.id}"))
+            ledger = Ledger(recipe.seed, f"sycophancy/{unit.id}")
+            case = await _play_sycophancy(unit.what, answer, judge, ledger)
+            return case.model_copy(update={"reasoning": ledger.thoughts()})
 
         return play
 

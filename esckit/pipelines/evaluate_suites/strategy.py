@@ -166,11 +166,13 @@ def _from_model(recipe: EvaluateRecipe) -> Prepare:
 
         async def play(unit: Unit) -> StrategyCase:
             step: Step = unit.what
+            ledger = Ledger(recipe.seed, step.id)
             try:
-                found = await decide(step.scenario, step.turns, Ledger(recipe.seed, step.id).at("strategy"))
+                found = await decide(step.scenario, step.turns, ledger.at("strategy"))
+                case = _case(step, found.strategy, None, found.probabilities)
             except ModelError as error:
-                return _case(step, None, error.kind, None)
-            return _case(step, found.strategy, None, found.probabilities)
+                case = _case(step, None, error.kind, None)
+            return case.model_copy(update={"reasoning": ledger.thoughts()})
 
         return play
 
