@@ -7,6 +7,7 @@ attempt. Nothing else enters: not time, worker, batch position or ``hash()``. So
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -62,15 +63,15 @@ class Ledger:
         if reply.reasoning:
             self._thoughts.append(Thought(role=role, place="/".join(map(str, place)), text=reply.reasoning))
 
-    def thoughts(self, *, without: str | None = None) -> tuple[Thought, ...]:
+    def thoughts(self, *, kept: Collection[str | None] = ()) -> tuple[Thought, ...]:
         """Return the reasoning of all replies by place and role, whatever order they came in.
 
         Args:
-            without: A role whose reasoning the record holds elsewhere.
+            kept: Texts that the record holds elsewhere.
         """
         # One role is asked at one place again only after its answer: a stable sort keeps the attempts in order.
         found = sorted(self._thoughts, key=lambda thought: (thought.place, thought.role))
-        return tuple(thought for thought in found if thought.role != without)
+        return tuple(thought for thought in found if thought.text not in kept)
 
     def spend(self, role: str, usage: Usage) -> None:
         """Add what a call of a role cost."""

@@ -120,7 +120,8 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
     # The rubric critic books on "critic"; here it is the turn judge who spoke.
     spent = ledger.usage | ({_RATER: rated.usage["critic"]} if "critic" in rated.usage else {})
     played.usage = dict(sorted(spent.items()))
-    played.reasoning = (*ledger.thoughts(without="supporter"), *rated.thoughts())
+    kept = {turn.supporter.reasoning for turn in played.turns}
+    played.reasoning = (*ledger.thoughts(kept=kept), *rated.thoughts())
     return played
 
 

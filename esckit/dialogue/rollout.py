@@ -100,7 +100,7 @@ async def play_future(
         exchanges=tuple(play.exchanges),
         failure=failure,
         usage=dict(sorted(ledger.usage.items())),
-        reasoning=ledger.thoughts(without="supporter"),
+        reasoning=ledger.thoughts(kept={exchange.supporter.reasoning for exchange in play.exchanges}),
     )
 
 

@@ -85,6 +85,12 @@ class LocalModel:
         """Everything."""
         return frozenset(("score", "next_token"))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a manifest should say about this model."""
+        n = self._chat.guard.n_broken
+        return (f"{n} control strings in what {self.name} read were broken up",) if n else ()
+
     async def check(self) -> None:
         """Do nothing: a model that was loaded can be used."""
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from esckit.config.models import (
     BackboneBinding,
@@ -127,6 +127,15 @@ def _warn_of_unfinished(bindings: Iterable[RoleOptions]) -> None:
             log.warning("%s is not complete (%s): its model is the last that was kept", run, status)
 
 
+class _Noting(Protocol):
+    """A model that tells a manifest what became of what it was given."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences."""
+        ...
+
+
 class ModelPool:
     """Builds chat models from bindings and owns them; leaving the context closes them all.
 
@@ -140,7 +149,7 @@ class ModelPool:
         self._budget = Budget(budget)
         self._models: dict[str, ChatModel] = {}
         self._backbones: dict[str, str] = {}
-        self._endpoints: list[EndpointModel] = []
+        self._noting: list[_Noting] = []
         self._kinds: set[str] = set()
         self._policies: dict[str, CheckpointPolicy] = {}
         self._writers: dict[str, FlowWriter] = {}
@@ -287,7 +296,7 @@ class ModelPool:
         facts: dict[str, Any] = {"models": found}
         if self._scorer is not None:
             facts["scorer"] = self._scorer.name
-        if notes := [note for endpoint in self._endpoints for note in endpoint.notes]:
+        if notes := [note for model in self._noting for note in model.notes]:
             facts["notes"] = notes
         return facts
 
@@ -334,16 +343,18 @@ class ModelPool:
                 self._kinds.add("backbone")
                 from esckit.models.local import LocalModel
 
-                return LocalModel.load(
+                local = LocalModel.load(
                     binding.backbone,
                     dtype=binding.dtype,
                     device=binding.device,
                     threads=self._executor.threads,
                     max_batch_tokens=self._executor.batch_tokens,
                 )
+                self._noting.append(local)
+                return local
             case EndpointBinding():
                 self._kinds.add("endpoint")
-                self._endpoints.append(endpoint := _endpoint(binding))
+                self._noting.append(endpoint := _endpoint(binding))
                 return endpoint
             case ScriptedBinding():
                 return load_scripted(binding.scripted)

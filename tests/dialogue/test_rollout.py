@@ -198,3 +198,37 @@ def test_a_strategist_names_the_strategy_of_every_turn() -> None:
     future = asyncio.run(play_future(CONTEXT, 0, cast=cast, rules=Rules(horizon=2), run_seed=7))
     assert [exchange.strategy for exchange in future.exchanges] == ["Question"] * 3
     assert all("Question: ask one thing" in messages[0].content for messages, _ in world.supporter.asked)
+
+
+def test_reasoning_of_every_role_is_kept_apart_and_counted() -> None:
+    world = World(
+        lambda messages, seed: f"<think>Solved? {seed % 2}</think>Same",
+        seeker=lambda messages, seed: "<think>Sound tired.</think>\n\nI slept badly.",
+        samples=2,
+    )
+    future = world.play(horizon=1)
+    assert [exchange.seeker for exchange in future.exchanges] == ["I slept badly."] * 2
+    assert all("<think>" not in message.content for asked, _ in world.critic.asked for message in asked)
+    assert [(thought.place, thought.role) for thought in future.reasoning] == [
+        ("0/0", "seeker"),
+        ("0/1", "critic.0"),
+        ("0/1", "critic.1"),
+        ("0/1", "seeker"),
+    ]
+    assert {role: usage.reasoned for role, usage in future.usage.items()} == {"critic": 2, "seeker": 2, "supporter": 2}
+    assert future.exchanges[1].reading.counts[0] == 2
+
+
+def test_a_critic_cut_inside_its_reasoning_gives_no_number() -> None:
+    world = World(lambda messages, seed: "<think>Would I call it Significantly Better, as", samples=2)
+    future = world.play(horizon=1)
+    assert (future.outcome, future.failure.stage, future.failure.kind) == (Outcome.FAILED, "critic", "unparsed")
+    assert future.usage["critic"].only_reasoned == 4
+
+
+@pytest.mark.parametrize("said", ["<think>I am", "<think>I am</think>", "I am</think> "])
+def test_a_seeker_that_only_reasons_is_asked_again(said: str) -> None:
+    world = World(lambda messages, seed: "Same", seeker=lambda messages, seed: said)
+    future = world.play(horizon=1)
+    assert (future.failure.stage, future.failure.kind, future.failure.attempts) == ("seeker", "only_reasoned", 3)
+    assert future.exchanges[0].seeker is None
