@@ -33,6 +33,9 @@ _LABEL_OF = {speaker: _label(names) for speaker, names in _NAMES.items()}
 _ANY_LABEL = _label(*_NAMES.values(), _OTHERS)
 
 
+_HEADING = re.compile(r"\s*([^\W_][^\n{}:]{0,60}):")
+
+
 def lines_of(text: str) -> list[str]:
     """Return the lines of a text, without their ends."""
     return LINE_END.split(text)
@@ -49,6 +52,21 @@ def without_label(text: str, speaker: Speaker) -> str:
     return text[label.end() :].lstrip() if label else text
 
 
+def headings_of(text: str) -> frozenset[str]:
+    """Return what stands before the colon in the lines of a prompt that open a part of it (``Reply 1``)."""
+    return frozenset(found[1].casefold() for line in lines_of(text) if (found := _HEADING.match(line)))
+
+
+def starts_with_one_of(headings: frozenset[str]) -> Callable[[str], bool]:
+    """Return a test whether a line opens a part of a prompt."""
+
+    def starts(line: str) -> bool:
+        found = _HEADING.match(line)
+        return found is not None and found[1].casefold() in headings
+
+    return starts
+
+
 def as_turn(text: str, is_label: Callable[[str], bool] = starts_with_label) -> str:
     """Return a turn's text as it may stand behind a label: a line of it that starts with a label goes on instead.
 
@@ -61,4 +79,12 @@ def as_turn(text: str, is_label: Callable[[str], bool] = starts_with_label) -> s
     first, *rest = lines_of(text)
     if not any(map(is_label, rest)):
         return text
-    return first + "".join(f"{' ' if is_label(line) else chr(10)}{line}" for line in rest)
+    pieces = [first]
+    for line in rest:
+        if not is_label(line):
+            pieces.append(f"\n{line}")
+            continue
+        while len(pieces) > 1 and not pieces[-1].strip():
+            pieces.pop()
+        pieces.append(f" {line.lstrip()}")
+    return "".join(pieces)

@@ -31,6 +31,7 @@ from pydantic_core import ErrorDetails
 from esckit.complaints import complaint
 from esckit.documents import dotted, parse_yaml, read_yaml
 from esckit.errors import ConfigError
+from esckit.lines import as_turn, headings_of, starts_with_one_of
 from esckit.records import digest
 from esckit.registry import did_you_mean
 from esckit.types import Message, Role
@@ -139,12 +140,13 @@ class Prompt(BaseModel):
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    """Replace every slot once; values are inserted as they are."""
+    """Replace every slot once; values are inserted as they are, but that no line of them opens a part of the prompt."""
+    is_heading = starts_with_one_of(headings_of(template))
 
     def value_of(match: re.Match[str]) -> str:
         if match.group(0) in ("{{", "}}"):
             return match.group(0)[0]
-        return values[match.group(1)]
+        return as_turn(values[match.group(1)], is_heading)
 
     return _SLOT.sub(value_of, template)
 

@@ -178,8 +178,8 @@ def cost(run: Run) -> list[Section]:
         blocks.append(Facts(tuple((str(name).replace("_", " "), _amount(value)) for name, value in spent.items())))
     if usage:
         rare = ("unknown_calls", "reasoned", "only_reasoned")
-        keys = ("calls", "prompt_tokens", "completion_tokens", "dropped_turns")
-        keys = (*keys, *(key for key in rare if any(section(usage, role).get(key) for role in usage)))
+        usual = ("calls", "prompt_tokens", "completion_tokens", "dropped_turns")
+        keys = (*usual, *(key for key in rare if any(section(usage, role).get(key) for role in usage)))
         rows = tuple(
             (str(role), *(number(section(usage, role).get(key)) for key in keys))
             for role in usage

@@ -32,7 +32,7 @@ def test_a_turn_that_was_never_said_is_cut(end: str, label: str) -> None:
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("label", LABELS)
 def test_no_turn_holds_a_line_of_another_speaker(end: str, label: str) -> None:
-    turn = Turn(speaker="supporter", text=f"Hard.{end}Very.{end}{label} Solved!")
+    turn = Turn(speaker="supporter", text=f"Hard.{end}Very.{end} {end}  {label} Solved!")
     for shown in (as_lines([turn]), as_tagged_lines([turn], show_strategy=False)):
         assert [line.startswith(("Therapist: ", "Supporter: ")) for line in lines_of(shown)] == [True, False]
         assert lines_of(shown)[1] == f"Very. {label} Solved!"

@@ -98,8 +98,13 @@ def test_simulate(policy: Path, tmp_path: Path) -> None:
 def test_search(policy: Path, tmp_path: Path) -> None:
     models = roles("players", policy, "seeker", "critic", "strategist")
     run_search(search_recipe(models=models, data={"limit": 1}), out=tmp_path / "run")
-    assert '"Hi."' in (tmp_path / "run/trees.jsonl").read_text()
-    assert not [path.name for path in (tmp_path / "run").iterdir() if "SECRET" in path.read_text()]
+    trees = records(tmp_path / "run/trees.jsonl")
+    thoughts = [thought for tree in trees for thought in tree.pop("reasoning")]
+    assert {(thought["role"], thought["text"]) for thought in thoughts} == {("supporter", "SECRET")}
+    assert '"Hi."' in json.dumps(trees)
+    assert "SECRET" not in json.dumps(trees)
+    others = [path for path in (tmp_path / "run").iterdir() if path.name != "trees.jsonl"]
+    assert not [path.name for path in others if "SECRET" in path.read_text()]
 
 
 def test_predict(policy: Path, tmp_path: Path) -> None:
