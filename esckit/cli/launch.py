@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources, util
@@ -20,6 +21,7 @@ from esckit.errors import ConfigError, MissingExtraError
 from esckit.registry import did_you_mean
 
 _NOTE = "ESCKIT_EXIT_CODE_FILE"
+_GROUP_WAITS = 100
 
 AccelerateOption = Annotated[
     str | None,
@@ -112,7 +114,16 @@ def run_launcher(command: Sequence[str], environment: Mapping[str, str]) -> int:
         except KeyboardInterrupt:
             os.killpg(launcher.pid, signal.SIGTERM)  # the launcher hands it on where its processes have other groups
             launcher.wait()
+            _wait_for_group(launcher.pid)
             raise
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait a little for processes that their launcher did not wait for, since they hold the run folder's lock."""
+    with suppress(ProcessLookupError):
+        for _ in range(_GROUP_WAITS):
+            os.killpg(group, 0)
+            time.sleep(0.1)
 
 
 def note_exit_code(code: int | str | None) -> None:
