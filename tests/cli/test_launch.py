@@ -72,7 +72,7 @@ def test_an_exit_code_is_noted_for_the_launcher_that_asks(tmp_path: Path, monkey
 def test_who_is_interrupted_ends_what_the_launcher_started(tmp_path: Path):
     code = (
         "import os, sys; from esckit.cli.launch import run_launcher\n"
-        "run_launcher(['sh', '-c', 'sleep 60 & p=$!; sleep 1; echo $p > pid.new; mv pid.new pid; wait'], dict(os.environ))"
+        "run_launcher(['sh', '-c', 'sleep 60 & p=$!; sleep 1; echo $p > new; mv new pid; wait'], dict(os.environ))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not (tmp_path / "pid").exists() and parent.poll() is None:
