@@ -110,7 +110,9 @@ async def play_missing(
         StorageError: If the folder was moved or deleted, or cases are gone from it.
     """
     rate = stock.rate(setup.recipe.max_failure_rate)
-    rate.watch()
+    # Where no model is to be asked any more, going on costs nothing and brings the metrics.
+    if any(work.roles and stock.missing[work.file] for work in setup.works):
+        rate.watch()
     total = sum(len(work.units) for work in setup.works)
     progress.start(total, total - stock.n_missing)
     try:
@@ -149,7 +151,9 @@ async def _play_file(
             cases.append(case)
             timings.append({"file": work.file, "case": case.id, "seconds": round(seconds, 3)})
             stock.done[work.file][case.id] = case
-            rate.add(failed=is_failed(case))
+            rate.count(failed=is_failed(case))
+            if work.roles:
+                rate.watch()
             progress.advance(failed=rate.n_failed)
 
         await run_units(units, timed, limit=setup.recipe.concurrency.cases, on_result=take)

@@ -73,14 +73,18 @@ class FailureRate:
     failed: str = "failed"
     hopeless: float = 0.0
 
+    def count(self, *, failed: bool) -> None:
+        """Count a finished unit."""
+        self.n += 1
+        self.n_failed += failed
+
     def add(self, *, failed: bool) -> None:
-        """Count a finished unit.
+        """Count a finished unit, and judge.
 
         Raises:
             FailureRateError: If the share is passed after at least ``min_units``.
         """
-        self.n += 1
-        self.n_failed += failed
+        self.count(failed=failed)
         self.watch()
 
     def watch(self) -> None:
