@@ -17,11 +17,12 @@ UV := build/uv/bin/uv
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test suite smoke test-newest test-lowest test-pythons vllm-env lock lint format bench clean
+.PHONY: help setup demo test suite smoke test-sharded test-sharded-full test-newest test-lowest test-pythons vllm-env lock lint format bench clean
 
 help:
 	@echo "make demo          install into $(VENV) and play the main job on the embedded model and the sample data"
 	@echo "make test          the same set-up, then every check that CI runs"
+	@echo "make test-sharded  trainings that several processes share (DeepSpeed, FSDP2), on the processor; -full: all of them"
 	@echo "make test-newest   the suite with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make test-lowest   the smoke tests with the lowest versions that it allows, in .venv-lowest"
 	@echo "make test-pythons  make test on each other Python that esckit supports and this machine has"
@@ -76,13 +77,20 @@ demo: $(CORE)
 test: lint suite
 
 # One thread: tests are many small computations, which waiting threads would only slow down.
-suite smoke: export OMP_NUM_THREADS ?= 1
-suite smoke: export HF_HUB_OFFLINE = 1
+suite smoke test-sharded test-sharded-full: export OMP_NUM_THREADS ?= 1
+suite smoke test-sharded test-sharded-full: export HF_HUB_OFFLINE = 1
 suite: $(TOOLS)
 	$(BIN)/python -m pytest
 
 smoke: $(TOOLS)
 	$(BIN)/python -m pytest -m smoke
+
+# Trainings that several processes share, under DeepSpeed and FSDP2, on the processor. `make test` has a part of them.
+test-sharded: $(TOOLS)
+	$(BIN)/python -m pytest -m sharded
+
+test-sharded-full: $(TOOLS)
+	$(BIN)/python -m pytest -m sharded_full
 
 test-newest:
 	rm -f .venv-newest/.esckit-*

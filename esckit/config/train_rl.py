@@ -178,7 +178,7 @@ class Grpo(Section):
     Attributes:
         n_generations: Outputs for each context, G.
         prompts_per_step: Contexts of one optimiser step, over all processes together.
-        micro_batch: Outputs of one forward pass of one process; the accumulation follows from it.
+        micro_batch: Outputs that one process takes in a forward pass at most; the accumulation follows from it.
         beta: Weight of the KL term to the policy before training.
         epsilon: Clip of the probability ratio; idle with one iteration.
         iterations: Updates made with one batch of outputs.
@@ -203,15 +203,6 @@ class Grpo(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: Vllm = Vllm()
 
-    @model_validator(mode="after")
-    def _whole_groups(self) -> Self:
-        batch = self.n_generations * self.prompts_per_step
-        if batch % self.micro_batch:
-            raise ValueError(
-                f"micro_batch ({self.micro_batch}) must divide the batch of prompts_per_step · n_generations = {batch}"
-            )
-        return self
-
 
 class Dpo(Section):
     """The ablation that learns from pairs of simulated candidates; the paper gives no settings for it.
@@ -219,7 +210,7 @@ class Dpo(Section):
     Attributes:
         beta: How strongly the policy is held to where it began.
         batch_size: Pairs of one optimiser step, over all processes together.
-        micro_batch: Pairs of one forward pass of one process.
+        micro_batch: Pairs that one process takes in a forward pass at most.
         require_format: Both outputs of a pair must be well-formed.
         max_prompt_tokens: Whole oldest turns are left out above it.
         max_completion_tokens: Pairs with a longer output are left out.
@@ -231,12 +222,6 @@ class Dpo(Section):
     require_format: bool = True
     max_prompt_tokens: PositiveInt = 2048
     max_completion_tokens: PositiveInt = 512
-
-    @model_validator(mode="after")
-    def _whole_batches(self) -> Self:
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"micro_batch ({self.micro_batch}) must divide batch_size ({self.batch_size})")
-        return self
 
 
 class RlOptim(Section):

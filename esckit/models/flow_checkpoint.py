@@ -22,6 +22,7 @@ from esckit.errors import CheckpointError
 from esckit.models.flow_metadata import FOLDER, HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.flow_model import FlowModel, base_decoder
 from esckit.models.loading import load_tensors, tidy_adapter
+from esckit.models.stored import check_stored
 from esckit.records import dump_line, fresh_folder, write_atomic
 
 __all__ = [
@@ -60,18 +61,24 @@ def save_flow_model(
         state: The model's tensors by name where they had to be gathered from several devices; None takes its own.
     """
     tensors = model.state_dict() if state is None else state
-    inner = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    heads = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in heads_state(model)}
-    backbone = model.backbone
+    backbone, is_adapted = model.backbone, isinstance(model.backbone, PeftModel)
+    inner = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.startswith("backbone.") and (".lora_" in name or not is_adapted)
+    }
+    heads = {name: tensors[name].detach().cpu().contiguous() for name in heads_state(model)}
+    plain = {name.removeprefix("backbone."): tensor for name, tensor in inner.items()}
     with fresh_folder(folder) as fresh:
-        if isinstance(backbone, PeftModel):
-            backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner, save_embedding_layers=False)
+        if is_adapted:
+            backbone.save_pretrained(str(fresh / ADAPTER), state_dict=plain, save_embedding_layers=False)
             tidy_adapter(fresh / ADAPTER, metadata.backbone)
         else:
-            base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=inner)
+            base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=plain)
         save_file(heads, str(fresh / HEADS))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        check_stored({**inner, **heads}, fresh)
         write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 

@@ -25,6 +25,7 @@ from esckit.models.flow_checkpoint import (
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
 from esckit.models.loading import check_lora_targets, load_adapter, load_base, load_causal
+from esckit.models.stored import check_whole
 from esckit.models.tiny import tiny_tokenizer
 
 
@@ -157,6 +158,7 @@ def load_flow_model(
     part = folder / (BACKBONE if full else ADAPTER)
     if not part.is_dir():
         raise CheckpointError(f"{folder} lacks {part.name}", expected="a whole checkpoint of train-flow")
+    check_whole(folder)
     if full:
         decoder = load_base(part, dtype=dtype)
         lm_head, tokenizer = None, loading.load_tokenizer(folder / TOKENIZER)

@@ -26,7 +26,7 @@ Attention = Literal["sdpa", "eager", "flex", "tree"]
 _TRANSFORMERS_NAME = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "tree": TREE_ATTENTION}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: ZeRO-3 looks for tensors in vars()
 class FlowOutputs:
     """What the model says about S states.
 
@@ -72,6 +72,7 @@ class FlowModel(nn.Module):
         use_attention(decoder, _TRANSFORMERS_NAME[attention])
         self.strategy_head = StrategyHead(decoder.config.hidden_size, len(strategies))
         self.flow_head = FlowHead(decoder.config.hidden_size, len(strategies))
+        self._no_split_modules = layer_classes(backbone)  # what FSDP shards as one piece
         self.lm_head = lm_head
         if lm_head is not None:
             lm_head.requires_grad_(False)
@@ -131,6 +132,11 @@ def base_decoder(backbone: nn.Module) -> PreTrainedModel:
         if isinstance(module, PreTrainedModel):
             return module
     raise ConfigError(f"{type(backbone).__name__} holds no transformers model")
+
+
+def layer_classes(backbone: nn.Module) -> list[str]:
+    """Return the class names of a backbone's layers."""
+    return sorted(base_decoder(backbone)._no_split_modules or ())
 
 
 def _block_mask(subtree_end: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""The two small float32 heads on a backbone that make an AFlow policy (arXiv 2602.08826)."""
+"""Small float32 heads on a backbone, such as the two that make an AFlow policy (arXiv 2602.08826)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,32 @@ def log_softplus(x: Tensor) -> Tensor:
     return torch.where(low, x, F.softplus(x.clamp(min=_UNDERFLOW)).log())
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever the type of its input and of its weights.
+
+    An engine may keep the weights of a whole model in bfloat16 (DeepSpeed does); a head's arithmetic must not depend on
+    it. The cast stands in ``forward``, since that is where an engine that shards weights gathers them.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, dtype=torch.float32)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the float32 outputs (…, out) of inputs (…, in)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), self.bias.float())
+
+
 class StrategyHead(nn.Module):
     """A linear layer to the strategies: log π(a|s), always in float32."""
 
     def __init__(self, hidden_size: int, n_strategies: int) -> None:
         super().__init__()
-        self.out = nn.Linear(hidden_size, n_strategies, dtype=torch.float32)
+        self.out = Float32Linear(hidden_size, n_strategies)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return log π (S, A) of hidden states (S, d)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.log_softmax(self.out(hidden.float()), dim=-1)
+        return F.log_softmax(self.out(hidden), dim=-1)
 
 
 class FlowHead(nn.Module):
@@ -34,10 +49,9 @@ class FlowHead(nn.Module):
 
     def __init__(self, hidden_size: int, n_strategies: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(hidden_size, hidden_size, dtype=torch.float32)
-        self.out = nn.Linear(hidden_size, n_strategies, dtype=torch.float32)
+        self.inner = Float32Linear(hidden_size, hidden_size)
+        self.out = Float32Linear(hidden_size, n_strategies)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return log V (S, A) of hidden states (S, d)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return log_softplus(self.out(F.gelu(self.inner(hidden.float()))))
+        return log_softplus(self.out(F.gelu(self.inner(hidden))))

@@ -20,6 +20,7 @@ from esckit.errors import CheckpointError, ConfigError, EsckitError
 from esckit.models.backbones import BackboneSource, fetch_backbone
 from esckit.models.capabilities import keep_soft_caps
 from esckit.models.embedded import quiet_off_terminal
+from esckit.models.stored import check_adapter
 from esckit.models.tiny import tiny_random
 from esckit.records import write_json
 
@@ -88,8 +89,10 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         kind = read_json_object(folder / _ADAPTER_CONFIG).get("peft_type")
         if kind != "LORA":
             raise CheckpointError(f"{folder} holds an adapter of type {kind!r}", expected="LORA")
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # which check_adapter names
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    check_adapter(adapted, folder)
+    return adapted
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from esckit.models.loading import load_adapter, load_base, load_causal, load_ten
 from esckit.models.reward_head import Pooling
 from esckit.models.reward_net import Kind, RewardNet, Trainable
 from esckit.models.reward_text import RewardTemplate
+from esckit.models.stored import check_stored, check_whole
 from esckit.records import dump_line, fresh_folder, write_atomic
 from esckit.types import Record
 
@@ -101,6 +102,7 @@ def save_checkpoint(
             net.backbone.save_pretrained(str(fresh / BACKBONE), state_dict=inner)  # type: ignore[operator]
         save_file(outer, str(fresh / HEAD))
         tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        check_stored(state, fresh)
         write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
 
 
@@ -127,6 +129,7 @@ def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tupl
     """
     folder = checkpoint_folder(run)
     quiet_off_terminal()
+    check_whole(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     outer = load_tensors(folder / HEAD)
     decoder, lm_head = _backbone(folder, metadata, outer, dtype)

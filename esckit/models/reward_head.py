@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from esckit.models.heads import Float32Linear
+
 Pooling = Literal["last", "mean"]
 
 
@@ -20,12 +22,12 @@ class RewardHead(nn.Module):
 
     def __init__(self, hidden_size: int, n_outputs: int = 2) -> None:
         super().__init__()
-        self.out = nn.Linear(hidden_size, n_outputs, dtype=torch.float32)
+        self.out = Float32Linear(hidden_size, n_outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return logits (B, n_outputs) of pooled states (B, d)."""
-        with torch.autocast(pooled.device.type, enabled=False):
-            return self.out(pooled.float())
+        out: Tensor = self.out(pooled)
+        return out
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -103,8 +103,10 @@ def load_policy(
 
     from esckit.models.loading import load_adapter, load_causal, load_tokenizer, pick_device, pick_dtype
     from esckit.models.local import LocalModel
+    from esckit.models.stored import check_whole
 
     folder = policy_folder(run)
+    check_whole(folder)
     place = pick_device(device)
     if threads is not None:
         torch.set_num_threads(threads)

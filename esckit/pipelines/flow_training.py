@@ -49,6 +49,7 @@ from esckit.train.flow_valid import SELECTS, FlowValidation
 from esckit.train.gold import class_counts, class_weights
 from esckit.train.optim import OptimSettings, StepPlan, last_state, step_of, training_arguments
 from esckit.train.packing import Encoding, chunks, n_tokens
+from esckit.train.sharding import EngineGuard, gathered_state
 
 METRICS = "metrics.jsonl"
 _POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
@@ -288,21 +289,26 @@ def fit(session: Session, progress: Progress) -> None:
     """
     recipe, out, updates = session.recipe, session.out, session.updates()
     state = last_state(out / STATES)
+    # Before the arguments: they tell transformers of ZeRO-3, which would split the model before its heads are on it.
+    model = build_model(session)
     args = training_arguments(
         _optim(recipe),
-        StepPlan(1, len(updates), len(updates), math.ceil(recipe.optim.warmup_share * len(updates))),
+        StepPlan(1, 1, len(updates), len(updates), math.ceil(recipe.optim.warmup_share * len(updates))),
         folder=out / STATES,
         evaluate_first=False,
     )
-    args._n_gpu = min(args.n_gpu, 1)  # the Trainer would split our passes over all GPUs of one process
-    model = build_model(session)
     validation = Validation(session, args.device, lambda tensor: trainer.accelerator.reduce(tensor))
 
     def keep(step: int, metrics: Metrics) -> None:
-        gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        trained = gathered_state(trainer, trained_only=recipe.model.trainable == "lora")
         if session.process.is_main:
-            _write_checkpoint(model, session, gathered, validation.offset(metrics), metadata_of(session, step, metrics))
+            _write_checkpoint(model, session, trained, validation.offset(metrics), metadata_of(session, step, metrics))
 
+    diverged = Diverged(
+        out / "diverged.json",
+        lambda: updates.tree_ids(trainer.state.global_step - 1),
+        writes=session.process.is_main,
+    )
     trainer = FlowTrainer(
         model,
         args,
@@ -311,14 +317,8 @@ def fit(session: Session, progress: Progress) -> None:
         validate=validation,
         head_lr=recipe.optim.head_lr,
         callbacks=[
-            DivergenceGuard(
-                Diverged(
-                    out / "diverged.json",
-                    lambda: updates.tree_ids(trainer.state.global_step - 1),
-                    writes=session.process.is_main,
-                ),
-                watched=("train/loss", "train/grad_norm"),
-            ),
+            DivergenceGuard(diverged, watched=("train/loss", "train/grad_norm")),
+            EngineGuard(lambda: trainer, diverged.stop),
             EpochEnds(updates.epoch_ends, recipe.checkpoints.every),
             Keep(validation.key, greater_is_better=validation.greater_is_better, keep=keep),
             StepProgress(progress.start, lambda: progress.advance(failed=0)),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -27,3 +30,17 @@ class Process:
 def this_process() -> Process:
     """Return which process this is; the only one where no launcher says otherwise."""
     return Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@contextmanager
+def ending_group() -> Iterator[None]:
+    """End the process group that a training opened, however it ends.
+
+    A group that is left open aborts the process when Python ends, so that the launcher reports a failure.
+    """
+    try:
+        yield
+    finally:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -44,11 +44,11 @@ from esckit.train.rl_trainer import (
     Learner,
     Place,
     PolicyLora,
-    is_finite,
     load_learner,
     quiet_warnings,
     save_policy,
 )
+from esckit.train.sharding import EngineGuard, gathered, gathered_state
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class _Session:
     learner: Learner
     prompt: PolicyPrompt
     state: Path | None
+    trainer: Any = None
     counts: dict[str, int] = field(default_factory=dict)
     best: float | None = None
     dev: dict[str, DevMetrics] = field(default_factory=dict)
@@ -93,15 +94,14 @@ def train(
         stack.callback(progress.close)
         facts: dict[str, Any] = {}
         if recipe.algorithm == "dpo":
-            diverged, trainer = _dpo(session)
+            diverged, session.trainer = _dpo(session)
         else:
             by_id = {context.id: context for context in (*material.train, *material.dev)}
             measure, facts = stack.enter_context(open_measure(recipe, by_id))
             rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=process.rank)
-            diverged, trainer = _grpo(session, rewards)
-        _fit(session, trainer, diverged)
-    if process.is_main:
-        _finish(session, trainer)
+            diverged, session.trainer = _grpo(session, rewards)
+        _fit(session, diverged)
+    _finish(session)
     return facts
 
 
@@ -155,8 +155,8 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Diverged, Any]:
     plan = plan_grpo(settings, optim, n_rows=n_rows, n_processes=session.process.count)
     diverged = _diverged(session, lambda: rewards.context_ids)
     watch = _watch(session, diverged, plan.steps_per_epoch)
-    callbacks: list[TrainerCallback] = [watch, _steps(session)]
-    if recipe.monitor.sample_every is not None and session.process.is_main:
+    callbacks: list[TrainerCallback] = [watch, _engine_guard(session, diverged), _steps(session)]
+    if recipe.monitor.sample_every is not None:
         callbacks.append(
             Samples(
                 session.out / "samples.jsonl",
@@ -165,6 +165,7 @@ def _grpo(session: _Session, rewards: PairedRewards) -> tuple[Diverged, Any]:
                 weights=(recipe.reward.weights.future, recipe.reward.weights.format),
                 rewards=rewards,
                 resumed_step=session.resumed_step,
+                writes=session.process.is_main,
             )
         )
     callbacks += _dev_callbacks(session, rewards, watch)
@@ -192,7 +193,8 @@ def _dpo(session: _Session) -> tuple[Diverged, Any]:
     settings, optim = dpo_settings(recipe), policy_optim(recipe)
     batches = Batches(pairs.rows, settings=settings, optim=optim, n_processes=session.process.count)
     diverged = _diverged(session, lambda: batches.context_ids)
-    place = _place(session, [_watch(session, diverged, batches.plan.steps_per_epoch), _steps(session)])
+    watch = _watch(session, diverged, batches.plan.steps_per_epoch)
+    place = _place(session, [watch, _engine_guard(session, diverged), _steps(session)])
     return diverged, dpo_trainer(session.learner, batches, settings=settings, optim=optim, place=place)
 
 
@@ -229,6 +231,10 @@ def _watch(session: _Session, diverged: Diverged, steps_per_epoch: int) -> Watch
     )
 
 
+def _engine_guard(session: _Session, diverged: Diverged) -> EngineGuard:
+    return EngineGuard(lambda: session.trainer, diverged.stop)
+
+
 def _steps(session: _Session) -> StepProgress:
     return StepProgress(session.progress.start, session.progress.advance)
 
@@ -246,10 +252,10 @@ def _dev_callbacks(session: _Session, rewards: PairedRewards, watch: Watch) -> l
         recipe.grpo.micro_batch,
     )
 
-    def measured(step: int, metrics: DevMetrics, model: Any) -> None:
+    def measured(step: int, metrics: DevMetrics) -> None:
         watch.row(step, metrics)
-        if _note_dev(session, step, metrics) and recipe.optim.select == "best_dev" and session.process.is_main:
-            _keep(session, model, step, metrics)
+        if _note_dev(session, step, metrics) and recipe.optim.select == "best_dev":
+            _keep(session, step, metrics)
 
     return [
         DevEvaluation(
@@ -257,6 +263,7 @@ def _dev_callbacks(session: _Session, rewards: PairedRewards, watch: Watch) -> l
             every=recipe.monitor.dev_every,
             resumed_step=session.resumed_step,
             measured=measured,
+            trainer=lambda: session.trainer,
         )
     ]
 
@@ -275,22 +282,25 @@ def _note_dev(session: _Session, step: int, row: Mapping[str, Any]) -> bool:
 # ---------------------------------------------------------------- training, and what is kept
 
 
-def _fit(session: _Session, trainer: Any, diverged: Diverged) -> None:
+def _fit(session: _Session, diverged: Diverged) -> None:
+    trainer = session.trainer
     try:
         with diverged.guarded(trainer), quiet_warnings():
             trainer.train(resume_from_checkpoint=str(session.state) if session.state else None)
     except TrainingError:
-        if session.process.is_main and not _has_policy(session.out) and is_finite(trainer.model):
-            _keep(session, trainer.model, trainer.state.global_step, {}, diverged=True)
+        if not _has_policy(session):
+            _keep(session, trainer.state.global_step, {}, diverged=True)
         raise
 
 
-def _finish(session: _Session, trainer: Any) -> None:
+def _finish(session: _Session) -> None:
     """Keep the policy, write summary and card, and let the states go."""
-    step = trainer.state.global_step
+    step = session.trainer.state.global_step
     last = session.dev.get("after training", {})
-    if session.recipe.optim.select == "last" or not _has_policy(session.out):
-        _keep(session, trainer.model, step, last)
+    if session.recipe.optim.select == "last" or not _has_policy(session):
+        _keep(session, step, last)
+    if not session.process.is_main:
+        return
     metadata = read_policy(session.out)
     write_atomic(session.out / FOLDER / "README.md", _card(session, metadata, step))
     summary = {
@@ -309,13 +319,19 @@ def _finish(session: _Session, trainer: Any) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _has_policy(out: Path) -> bool:
-    """Return whether a policy is kept, not counting what an earlier go left when it diverged."""
-    return (out / FOLDER / METADATA).is_file() and not read_policy(out).diverged
+def _has_policy(session: _Session) -> bool:
+    """Return whether a policy is kept, not counting what an earlier go left when it diverged; as the writer sees it."""
+    out = session.out
+    has_policy = (out / FOLDER / METADATA).is_file() and not read_policy(out).diverged
+    return gathered([has_policy])[0][0]
 
 
-def _keep(session: _Session, model: Any, step: int, metrics: DevMetrics, *, diverged: bool = False) -> None:
+def _keep(session: _Session, step: int, metrics: DevMetrics, *, diverged: bool = False) -> None:
+    """Write the policy as it is; after a divergence only if all its weights are finite. Called in every process."""
     recipe, material = session.recipe, session.material
+    state = gathered_state(session.trainer, trained_only=True)
+    if not session.process.is_main or (diverged and not all(bool(t.isfinite().all()) for t in state.values())):
+        return
     metadata = PolicyMetadata(
         backbone=recipe.models.policy.backbone,
         algorithm=recipe.algorithm,
@@ -329,7 +345,7 @@ def _keep(session: _Session, model: Any, step: int, metrics: DevMetrics, *, dive
         metrics=dict(metrics),
         diverged=diverged,
     )
-    save_policy(model, session.learner.tokenizer, metadata, session.out / FOLDER)
+    save_policy(session.trainer.model, state, session.learner.tokenizer, metadata, session.out / FOLDER)
 
 
 def _card(session: _Session, metadata: PolicyMetadata, steps: int) -> str:

@@ -14,7 +14,7 @@ from esckit.documents import read_json_object
 from esckit.errors import EsckitError
 from esckit.pipelines.executor import Progress
 from esckit.pipelines.models import ModelPool, checkpoint_ids
-from esckit.pipelines.processes import Process
+from esckit.pipelines.processes import Process, ending_group
 from esckit.runs import RunFolder
 
 SUMMARY = "summary.json"
@@ -72,13 +72,14 @@ def playing(
 @contextmanager
 def training(recipe: Recipe, out: Path, process: Process, *, inputs: Mapping[str, Any]) -> Iterator[RunFolder | None]:
     """Hold the folder of a run that trains, in the main process; the others only read and get None."""
-    if not process.is_main:
-        yield None
-        return
-    with RunFolder.open(
-        out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
-    ) as folder:
-        yield folder
+    with ending_group():
+        if not process.is_main:
+            yield None
+            return
+        with RunFolder.open(
+            out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
+        ) as folder:
+            yield folder
 
 
 def finished(out: Path) -> RunResult | None:

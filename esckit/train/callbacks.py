@@ -52,12 +52,14 @@ class MetricsLog(TrainerCallback):
     Args:
         path: The file; rows beyond the step that training goes on from are cut off first.
         every: Steps between two rows.
+        steps_per_epoch: Steps of one pass; to the Trainer all passes, laid out one after another, are a single epoch.
         resumed_step: Step that training goes on from, 0 for a fresh start.
         writes: False in all processes but one.
     """
 
-    def __init__(self, path: Path, *, every: int, resumed_step: int, writes: bool) -> None:
+    def __init__(self, path: Path, *, every: int, steps_per_epoch: int, resumed_step: int, writes: bool) -> None:
         self._path = path
+        self._steps_per_epoch = steps_per_epoch
         self._every = every
         self._writes = writes
         self._window: list[Mapping[str, Any]] = []
@@ -77,24 +79,27 @@ class MetricsLog(TrainerCallback):
             return
         self._window.append(logs)
         if state.global_step % self._every == 0:
-            self._flush(state.global_step, state.epoch)
+            self._flush(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write what the window holds, so that a resumed run writes the same rows."""
-        self._flush(state.global_step, state.epoch)
+        self._flush(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write what is left."""
-        self._flush(state.global_step, state.epoch)
+        self._flush(state.global_step)
 
-    def evaluation(self, step: int, epoch: float, metrics: Mapping[str, Any]) -> None:
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a row of dev metrics, behind what led to them."""
-        self._flush(step, epoch)
-        self._append({"step": step, "epoch": round(epoch, 4), "dev": dict(metrics)})
+        self._flush(step)
+        self._append({**self._place(step), "dev": dict(metrics)})
 
-    def _flush(self, step: int, epoch: float | None) -> None:
+    def _place(self, step: int) -> dict[str, float]:
+        return {"step": step, "epoch": round(step / self._steps_per_epoch, 4)}
+
+    def _flush(self, step: int) -> None:
         if not self._window:
             return
         means = {
@@ -102,8 +107,7 @@ class MetricsLog(TrainerCallback):
             for name in _WATCHED
             if all(name in row for row in self._window)
         }
-        place = {"step": step, "epoch": round(epoch or 0.0, 4)}
-        self._append({**place, **means, "lr": self._window[-1]["learning_rate"]})
+        self._append({**self._place(step), **means, "lr": self._window[-1]["learning_rate"]})
         self._window.clear()
 
     def _append(self, row: Mapping[str, Any]) -> None:
@@ -161,14 +165,14 @@ class EpochEnds(TrainerCallback):
 
 
 class OnEvaluation(TrainerCallback):
-    """Calls a function after each evaluation, in every process, with step and epoch."""
+    """Calls a function after each evaluation, in every process, with the step."""
 
-    def __init__(self, handle: Callable[[int, float], None]) -> None:
+    def __init__(self, handle: Callable[[int], None]) -> None:
         self._handle = handle
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Call it."""
-        self._handle(state.global_step, state.epoch or 0.0)
+        self._handle(state.global_step)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -17,14 +17,15 @@ from trl import DPOConfig, DPOTrainer
 from esckit.train.rl_plan import DpoPlan, DpoSettings, PolicyOptim, plan_dpo
 from esckit.train.rl_rows import epoch_order
 from esckit.train.rl_trainer import Learner, Place, quiet, quiet_warnings, trainer_arguments
+from esckit.train.sharding import one_device
 
 
 def dpo_arguments(settings: DpoSettings, optim: PolicyOptim, plan: DpoPlan, *, folder: Path) -> DPOConfig:
     """Return TRL's arguments; ``folder`` takes the states to resume from."""
     with quiet_warnings():
-        return DPOConfig(
+        arguments = DPOConfig(
             **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
-            per_device_train_batch_size=settings.micro_batch,
+            per_device_train_batch_size=plan.micro_batch,
             beta=settings.beta,
             loss_type=["sigmoid"],
             f_divergence_type="reverse_kl",
@@ -39,6 +40,8 @@ def dpo_arguments(settings: DpoSettings, optim: PolicyOptim, plan: DpoPlan, *, f
             disable_dropout=True,
             train_sampling_strategy="sequential",  # the pairs are laid out in the order of training
         )
+    one_device(arguments)
+    return arguments
 
 
 class Batches(TrainerCallback):

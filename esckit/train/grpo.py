@@ -20,6 +20,7 @@ from esckit.train.rl_plan import GrpoPlan, GrpoSettings, PolicyOptim, VllmSettin
 from esckit.train.rl_rewards import PairedRewards
 from esckit.train.rl_rows import epoch_order
 from esckit.train.rl_trainer import Learner, Place, quiet, quiet_warnings, trainer_arguments
+from esckit.train.sharding import one_device
 
 
 def grpo_arguments(settings: GrpoSettings, optim: PolicyOptim, plan: GrpoPlan, *, folder: Path) -> GRPOConfig:
@@ -27,9 +28,9 @@ def grpo_arguments(settings: GrpoSettings, optim: PolicyOptim, plan: GrpoPlan, *
     vllm = settings.vllm or VllmSettings()
     optim = replace(optim, save_every=ceil(optim.save_every / settings.iterations) * settings.iterations)
     with quiet_warnings():
-        return GRPOConfig(
+        arguments = GRPOConfig(
             **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
-            per_device_train_batch_size=settings.micro_batch,
+            per_device_train_batch_size=plan.micro_batch,
             num_generations=settings.n_generations,
             generation_batch_size=None,
             steps_per_generation=plan.accumulate,  # one batch of outputs is one optimiser step
@@ -73,6 +74,8 @@ def grpo_arguments(settings: GrpoSettings, optim: PolicyOptim, plan: GrpoPlan, *
             vllm_max_model_length=settings.max_prompt_tokens + settings.max_completion_tokens,
             vllm_importance_sampling_correction=True,
         )
+    one_device(arguments)
+    return arguments
 
 
 def grpo_trainer(

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from esckit.registry import Registry
 
@@ -40,10 +41,15 @@ class PathTerms(Protocol):
 def potentials(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
     """Return φ (B, T+1), constant after a path's last node."""
     log_pf = torch.where(mask, log_pf, 0.0)
-    nodes = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    nodes = _nodes(mask)
     log_flow = torch.where(nodes, log_flow, 0.0)
-    spent = torch.cat([torch.zeros_like(log_pf[:, :1]), log_pf.cumsum(dim=1)], dim=1)
+    spent = F.pad(log_pf.cumsum(dim=1), (1, 0))
     return torch.where(nodes, log_flow - spent, 0.0)
+
+
+def _nodes(mask: Tensor) -> Tensor:
+    """Return which nodes are real (B, T+1); a path without any action still has its first node."""
+    return F.pad(mask, (1, 0), value=True)
 
 
 def without_terminal(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +88,7 @@ def db_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def tb_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return (φ_n − φ_0)² and 1 where n is a path's last node, 0 elsewhere, each (B, T): trajectory balance."""
-    last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    last = mask & ~F.pad(mask[:, 1:], (0, min(1, mask.shape[1])))
     return torch.where(last, (phi[:, 1:] - phi[:, :1]).square(), 0.0), last.to(phi.dtype)
 
 
@@ -95,7 +101,7 @@ def subtb(log_pf: Tensor, log_flow: Tensor, mask: Tensor, *, subtb_lambda: float
     phi = potentials(log_pf, log_flow, mask)
     if subtb_lambda != 1.0:
         return _per_path(*subtb_terms(phi, mask, subtb_lambda=subtb_lambda))
-    nodes = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    nodes = _nodes(mask)
     n_nodes = nodes.sum(dim=1)
     centred = torch.where(nodes, phi - (phi.sum(dim=1) / n_nodes).unsqueeze(1), 0.0)
     return 2.0 * centred.square().sum(dim=1) / (n_nodes - 1).clamp(min=1)

@@ -59,12 +59,14 @@ class StepPlan:
     """How many steps there will be.
 
     Attributes:
+        micro_batch: Items of one forward pass of one process.
         accumulate: Forward passes to a step of one process.
         steps_per_epoch: Optimiser steps of one pass over the data.
         steps: Of all of them.
         warmup: Steps of the warm-up.
     """
 
+    micro_batch: int
     accumulate: int
     steps_per_epoch: int
     steps: int
@@ -77,17 +79,39 @@ def plan_steps(settings: OptimSettings, *, n_items: int, n_processes: int) -> St
     Raises:
         ConfigError: If the processes cannot share a step evenly, so that the effective batch would change.
     """
-    if settings.accumulate % n_processes:
-        raise ConfigError(
-            f"optim.accumulate {settings.accumulate} over {n_processes} processes",
-            expected="a multiple of the number of processes, which share each step",
-            hint="Change optim.accumulate (and optim.batch_size) so that their product stays the batch you want",
-        )
-    accumulate = settings.accumulate // n_processes
-    passes = math.ceil(math.ceil(n_items / settings.batch_size) / n_processes)
-    per_epoch = math.ceil(passes / accumulate)
+    batch = settings.batch_size * settings.accumulate
+    micro_batch, accumulate = share_batch(
+        batch, at_most=settings.batch_size, n_processes=n_processes, what="examples (optim.batch_size · accumulate)"
+    )
+    per_epoch = math.ceil(n_items / batch)
     steps = per_epoch * settings.epochs
-    return StepPlan(accumulate, per_epoch, steps, math.ceil(settings.warmup_share * steps))
+    return StepPlan(micro_batch, accumulate, per_epoch, steps, math.ceil(settings.warmup_share * steps))
+
+
+def share_batch(total: int, *, at_most: int, n_processes: int, what: str) -> tuple[int, int]:
+    """Return how one optimiser step is shared: items of a forward pass, and forward passes of a process.
+
+    The items of a step are the same whatever the number of processes.
+
+    Args:
+        total: Items of a step, over all processes together.
+        at_most: Items that one process can take in a forward pass.
+        n_processes: Processes that share the step.
+        what: What the items are and which fields set their number, for the message.
+
+    Raises:
+        ConfigError: If the processes cannot share a step evenly; names the numbers that can.
+    """
+    if total % n_processes:
+        able = [n for n in range(1, total + 1) if total % n == 0]
+        raise ConfigError(
+            f"{total} {what} in a step over {n_processes} processes",
+            expected=f"a number of processes that divides them: {', '.join(map(str, able))}",
+            hint="Start fewer processes, or change the size of a step",
+        )
+    own = total // n_processes
+    micro_batch = max(n for n in range(1, min(at_most, own) + 1) if own % n == 0)
+    return micro_batch, own // micro_batch
 
 
 def training_arguments(
@@ -104,16 +128,18 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
+    from esckit.train.sharding import one_device
+
     check_trackers(settings.trackers)
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         seed=_seed32(settings.seed),
         data_seed=_seed32(settings.seed),
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=settings.eval_batch_size,
         gradient_accumulation_steps=plan.accumulate,
-        num_train_epochs=settings.epochs,
+        max_steps=plan.steps,
         learning_rate=settings.lr,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=plan.warmup,
@@ -141,6 +167,8 @@ def training_arguments(
         dataloader_num_workers=0,
         ddp_find_unused_parameters=False,
     )
+    one_device(arguments)
+    return arguments
 
 
 def check_trackers(names: Sequence[str]) -> None:

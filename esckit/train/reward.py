@@ -7,8 +7,9 @@ Not here: how labels come about (:mod:`esckit.train.examples`), metrics (handed 
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,16 +17,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
+from torch.utils.data import DataLoader, Dataset
+from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from esckit.errors import NotFiniteError
+from esckit.ledger import derive_seed
+from esckit.models.flow_model import layer_classes
 from esckit.models.reward_net import RewardBatch, RewardNet, collate, probability
 from esckit.models.reward_text import RewardInput, RewardText
 from esckit.train.callbacks import DivergenceGuard, EpochEnds, MetricsLog, OnEvaluation, StepProgress
 from esckit.train.diverged import Diverged
 from esckit.train.examples import RewardExample, preference_pairs
-from esckit.train.optim import OptimSettings, plan_steps, step_of, training_arguments
+from esckit.train.optim import OptimSettings, StepPlan, plan_steps, step_of, training_arguments
 from esckit.train.reward_loss import classifier_loss, pairwise_loss, rrhf_loss
+from esckit.train.sharding import EngineGuard, gathered_state
 
 Metrics = Mapping[str, float | int | None]
 SelectBy = Literal["log_loss", "auc", "last"]
@@ -160,8 +165,8 @@ class RewardTask(nn.Module):
         self.register_buffer("class_weight", class_weight, persistent=False)
         self._trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.register_state_dict_post_hook(_keep_trained)
-        # What FSDP shards as one piece: the backbone's layers.
-        self._no_split_modules = sorted({name for module in net.modules() for name in _layer_names(module)})
+        self.register_load_state_dict_post_hook(_expect_trained)
+        self._no_split_modules = layer_classes(net)  # what FSDP shards as one piece
 
     def forward(
         self,
@@ -172,22 +177,20 @@ class RewardTask(nn.Module):
         pairs: Tensor,
         pair_weights: Tensor,
         best: Tensor,
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return loss and p (B,) of a batch from :class:`Collator`."""
+        """Return loss and p (B,) of a batch from :class:`Collator`; ``weight`` is the batch's in its step."""
         out = self.net(RewardBatch(input_ids, attention_mask, response_mask))
         if self.net.kind == "classifier":
-            weight: Tensor | None = self.class_weight  # type: ignore[assignment]
-            loss = classifier_loss(out, labels, weight)
+            class_weight: Tensor | None = self.class_weight  # type: ignore[assignment]
+            loss = classifier_loss(out, labels, class_weight)
         elif self.net.kind == "pairwise":
             loss = pairwise_loss(out, pairs, pair_weights)
         else:
             loss = rrhf_loss(out, pairs, best, response_mask.sum(dim=1))
+        if weight is not None:
+            loss = loss * weight
         return {"loss": loss, "p": probability(self.net.kind, out.detach())}
-
-
-def _layer_names(module: nn.Module) -> Iterable[str]:
-    """Return the class names of a backbone's layers, nothing for other modules."""
-    return (module._no_split_modules or ()) if isinstance(module, PreTrainedModel) else ()
 
 
 def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
@@ -195,6 +198,12 @@ def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, meta
     assert isinstance(module, RewardTask)
     for name in [name for name in state if name.removeprefix(prefix) not in module._trained]:
         del state[name]
+
+
+def _expect_trained(module: nn.Module, found: Any) -> None:
+    """Miss nothing in a state but what is trained: an engine loads it strictly."""
+    assert isinstance(module, RewardTask)
+    found.missing_keys[:] = [name for name in found.missing_keys if name in module._trained]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +223,8 @@ class Run:
         folder: The run folder; ``metrics.jsonl`` and ``diverged.json`` are written to it.
         state: State to resume from, None for a fresh start.
         best: What the checkpoint at hand was selected with, None if there is none yet.
+        rank: Which process this is; 0 is the one that writes.
         n_processes: How many processes train together.
-        is_main: True in the one that writes.
         log_every: Steps between two rows of the metrics.
         start: Called with all steps and the steps done before.
         advance: Called after each step.
@@ -224,8 +233,8 @@ class Run:
     folder: Path
     state: Path | None
     best: tuple[int, Metrics] | None
+    rank: int
     n_processes: int
-    is_main: bool
     log_every: int
     start: Callable[[int, int], None]
     advance: Callable[[], None]
@@ -234,6 +243,72 @@ class Run:
     def resumed_step(self) -> int:
         """Step that training goes on from."""
         return step_of(self.state)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+
+class MicroBatches(Dataset[dict[str, Tensor]]):
+    """All forward passes of one process, in the order of training, each epoch shuffled by a seed of its own.
+
+    A step's items are the same whatever the number of processes, and its loss is the mean over them. So a pass carries
+    the weight of its items in the step, and where a step has too few items for all processes, an idle pass weighs 0.
+
+    Args:
+        items: What to learn from.
+        collate: Puts items into tensors.
+        settings: The optimiser's.
+        plan: What they come to.
+        rank: This process.
+        n_processes: How many processes train together.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        collate: Callable[[Sequence[Item]], dict[str, Tensor]],
+        *,
+        settings: OptimSettings,
+        plan: StepPlan,
+        rank: int,
+        n_processes: int,
+    ) -> None:
+        self._items, self._collate = items, collate
+        self._passes: list[tuple[list[int], float]] = []
+        n_passes = plan.accumulate * n_processes
+        batch = plan.micro_batch * n_passes
+        for epoch in range(settings.epochs):
+            order = list(range(len(items)))
+            random.Random(derive_seed(settings.seed, "reward-epoch", epoch)).shuffle(order)
+            for start in range(0, len(order), batch):
+                step = order[start : start + batch]
+                for first in range(rank * plan.micro_batch, batch, n_processes * plan.micro_batch):
+                    own = step[first : first + plan.micro_batch]
+                    self._passes.append((own or step[:1], len(own) * n_passes / len(step)))
+
+    def __len__(self) -> int:
+        """Return the number of forward passes."""
+        return len(self._passes)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one forward pass."""
+        own, weight = self._passes[index]
+        return {**self._collate([self._items[item] for item in own]), "weight": torch.tensor(weight)}
+
+
+class RewardTrainer(Trainer):
+    """The Trainer over passes that are shared out to the processes already."""
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Return the passes in order."""
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+
+
+def _only(passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    (one,) = passes
+    return one
 
 
 def train_reward(
@@ -270,26 +345,33 @@ def train_reward(
         run.folder / "diverged.json", lambda: selection.broken or list(collator.recent), writes=run.is_main
     )
     rows = MetricsLog(
-        run.folder / "metrics.jsonl", every=run.log_every, resumed_step=run.resumed_step, writes=run.is_main
+        run.folder / "metrics.jsonl",
+        every=run.log_every,
+        steps_per_epoch=plan.steps_per_epoch,
+        resumed_step=run.resumed_step,
+        writes=run.is_main,
     )
 
-    def evaluated(step: int, epoch: float) -> None:
-        rows.evaluation(step, epoch, selection.metrics)
+    def evaluated(step: int) -> None:
+        rows.evaluation(step, selection.metrics)
         best = selection.best_at(step)
         if best is not None:
-            state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered from all processes
+            state = gathered_state(trainer, trained_only=True)
             if run.is_main:
                 keep(best, {name.removeprefix("net."): t for name, t in state.items()})
 
-    trainer = Trainer(
+    trainer = RewardTrainer(
         model=task,
         args=training_arguments(settings, plan, folder=run.folder / STATES, evaluate_first=run.state is None),
-        train_dataset=list(train),
+        train_dataset=MicroBatches(
+            train, collator, settings=settings, plan=plan, rank=run.rank, n_processes=run.n_processes
+        ),
         eval_dataset=list(dev),
         data_collator=collator,
         compute_metrics=selection.judge,
         callbacks=[
             DivergenceGuard(diverged),  # first, so that nothing is written of a diverged step
+            EngineGuard(lambda: trainer, diverged.stop),
             EpochEnds(range(plan.steps_per_epoch, plan.steps + 1, plan.steps_per_epoch), settings.save_every),
             rows,
             OnEvaluation(evaluated),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, fsum
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.models import unwrap_model_for_generation
 
 from esckit.dialogue.output import split_output
 from esckit.train.rl_rewards import Completion, PairedRewards
+from esckit.train.sharding import gathered, together
 from esckit.types import Turn
 
 DevMetrics = Mapping[str, float | None]
@@ -35,7 +38,11 @@ class GreedyWriter:
 
     @torch.no_grad()
     def __call__(self, model: Any, prompts: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
-        """Return one output for each prompt; the model's mode and the random state stay as they were."""
+        """Return one output for each prompt; the model's mode stays as it was.
+
+        Where processes share a model, all of them write as many batches, an empty share included: a forward pass may
+        need every process.
+        """
         settings = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.max_tokens,
@@ -76,21 +83,27 @@ class DevSet:
     write: GreedyWriter
     rewards: PairedRewards
 
-    def measure(self, model: Any, step: int) -> dict[str, float | None]:
-        """Return mean R_fut (of those measured), share of well-formed outputs and share unmeasured."""
-        texts = self.write(model, [row["prompt"] for row in self.rows])
-        judged = self.rewards.judge(
-            [
-                Completion(
-                    row["context_id"], tuple(Turn(**turn) for turn in row["conversation"]), split_output(text), 0, step
-                )
-                for row, text in zip(self.rows, texts, strict=True)
-            ]
-        )
+    def measure(self, model: Any, step: int, *, rank: int = 0, n_processes: int = 1) -> dict[str, float | None]:
+        """Return mean R_fut (of those measured), share of well-formed outputs and share unmeasured.
+
+        Each process answers its share of the rows, and all of them return the values of all rows.
+        """
+        own = self.rows[rank::n_processes]
+        # Where a model is split, a forward pass takes all processes: a smaller share is filled up.
+        filled = (*own, *self.rows)[: ceil(len(self.rows) / n_processes)]
+        texts = self.write(model, [row["prompt"] for row in filled])
+        completions = [
+            Completion(
+                row["context_id"], tuple(Turn(**turn) for turn in row["conversation"]), split_output(text), 0, step
+            )
+            for row, text in zip(own, texts, strict=False)
+        ]
+        shares = gathered(together(lambda: self.rewards.judge(completions)))
+        judged = [each for share in shares for each in share]
         values = [each.future for each in judged if each.future is not None]
         n = len(judged)
         return {
-            "dev/reward/future": sum(values) / len(values) if values else None,
+            "dev/reward/future": fsum(values) / len(values) if values else None,
             "dev/format_share": sum(each.completion.generation.format_ok for each in judged) / n,
             "dev/unscored_share": 1 - len(values) / n,
         }
@@ -103,7 +116,8 @@ class DevEvaluation(TrainerCallback):
         dev: The held-out rows.
         every: Steps between two evaluations.
         resumed_step: What was measured up to it is on disk already.
-        measured: Called with step, metrics and model.
+        measured: Called in every process with step and metrics.
+        trainer: Returns the trainer.
     """
 
     def __init__(
@@ -112,29 +126,38 @@ class DevEvaluation(TrainerCallback):
         *,
         every: int,
         resumed_step: int,
-        measured: Callable[[int, DevMetrics, Any], None],
+        measured: Callable[[int, DevMetrics], None],
+        trainer: Callable[[], Any],
     ) -> None:
         self._dev = dev
         self._every = every
         self._last = resumed_step
         self._measured = measured
+        self._trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the untrained policy."""
         if self._last == 0:
-            self._measure(state, kwargs["model"])
+            self._measure(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure every so many steps, and after the last."""
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
-            self._measure(state, kwargs["model"])
+            self._measure(state)
 
-    def _measure(self, state: TrainerState, model: Any) -> None:
+    def _measure(self, state: TrainerState) -> None:
+        trainer = self._trainer()
+        accelerator = trainer.accelerator
         # A user's own reward may draw numbers; the training's draws must not depend on how often dev is looked at.
         python, generator = random.getstate(), torch.get_rng_state()
-        metrics = self._dev.measure(model, state.global_step)
+        with unwrap_model_for_generation(
+            trainer.model_wrapped, accelerator, gradient_checkpointing_kwargs={"use_reentrant": False}
+        ) as model:
+            metrics = self._dev.measure(
+                model, state.global_step, rank=accelerator.process_index, n_processes=accelerator.num_processes
+            )
         random.setstate(python)
         torch.set_rng_state(generator)
-        self._measured(state.global_step, metrics, model)
+        self._measured(state.global_step, metrics)

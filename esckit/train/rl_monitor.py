@@ -6,13 +6,12 @@ All of it hangs on the callbacks of the Hugging Face ``Trainer``; TRL's own logs
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import FailureRateError
@@ -20,6 +19,7 @@ from esckit.records import JsonlAppender
 from esckit.train.callbacks import keep_rows
 from esckit.train.diverged import Diverged, not_finite
 from esckit.train.rl_rewards import MOMENTS, PARSE_KINDS, Judged, PairedRewards, correlation
+from esckit.train.sharding import gathered
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ _NAMES = {
     "rewards/margins": "rl/dpo/margin",
     **{f"parse/{kind}": f"rl/parse/{kind}" for kind in PARSE_KINDS[:-1]},
 }
+_AS_TOLD = ("clip_ratio/", "sampling/")
+"""Groups of TRL's numbers that keep their names: how often the ratio was clipped, and how far a generator's
+log-probabilities are from the policy's."""
+_MERGE = {"max": max, "min": min}
 _FINITE = ("loss", "grad_norm", "kl", "entropy", "reward")
 RATE_STEPS = 200
 _ZERO_STD_STEPS = 100
@@ -90,14 +94,6 @@ class Watch(TrainerCallback):
         self._writes = writes
         if writes:
             keep_rows(folder / "metrics.jsonl", resumed_step)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop before a gradient that is not finite reaches the weights."""
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients).item()):
-            self._diverged.stop(state.global_step, {"the gradient": "not finite"})
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -186,13 +182,14 @@ class Watch(TrainerCallback):
 
 
 def means(window: Sequence[Logs]) -> dict[str, float | None]:
-    """Return the means of a window of logs under the names of ``metrics.jsonl``; the maximum of maxima."""
+    """Return the means of a window of logs under the names of ``metrics.jsonl``; of maxima and minima the outermost."""
     row: dict[str, float | None] = {}
-    for source, name in _NAMES.items():
+    as_told = {name: f"rl/{name}" for logs in window for name in sorted(logs) if name.startswith(_AS_TOLD)}
+    for source, name in {**_NAMES, **as_told}.items():
         given = [logs[source] for logs in window if source in logs]
         values = [float(value) for value in given if value is not None]
         if given:
-            merged = max if name.endswith("/max") else lambda found: sum(found) / len(found)
+            merged = _MERGE.get(name.rpartition("/")[2].rpartition("_")[2], fmean)
             row[name] = merged(values) if values else None
     if "rl/parse/ok" in row:
         ok = row["rl/parse/ok"]
@@ -211,8 +208,9 @@ class Samples(TrainerCallback):
         every: Steps between two looks.
         n: Outputs of one look.
         weights: Of R_fut and R_fmt.
-        rewards: Holds the outputs of the last batch.
+        rewards: Holds this process's outputs of the last batch.
         resumed_step: Rows beyond it are of an earlier go and are dropped.
+        writes: False in all processes but one; the outputs of all are looked at.
     """
 
     def __init__(
@@ -224,19 +222,26 @@ class Samples(TrainerCallback):
         weights: tuple[float, float],
         rewards: PairedRewards,
         resumed_step: int,
+        writes: bool,
     ) -> None:
         self._path = path
         self._every = every
         self._n = n
         self._weights = weights
         self._rewards = rewards
-        keep_rows(path, resumed_step)
+        self._writes = writes
+        if writes:
+            keep_rows(path, resumed_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the first outputs of the step's batch."""
-        if state.global_step % self._every == 0 and state.is_world_process_zero:
+        """Write outputs from all over the step's batch."""
+        if state.global_step % self._every:
+            return
+        outputs = [output for share in gathered(self._rewards.last) for output in share]
+        n = min(self._n, len(outputs))
+        if self._writes:
             with JsonlAppender(self._path) as file:
-                for judged in self._rewards.last[: self._n]:
+                for judged in (outputs[index * len(outputs) // n] for index in range(n)):
                     file.append(sample_row(state.global_step, judged, self._weights))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.errors import ConfigError, DataError
+from esckit.train.optim import share_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class GrpoSettings:
     Attributes:
         n_generations: Outputs of one context, G.
         prompts_per_step: Contexts of one step, over all processes together.
-        micro_batch: Outputs of one forward pass of one process.
+        micro_batch: Outputs that one process takes in a forward pass at most.
         weights: Of R_fut and R_fmt.
         vllm: None generates with transformers.
     """
@@ -81,12 +82,14 @@ class GrpoPlan:
     """How many steps there will be.
 
     Attributes:
+        micro_batch: Outputs of one forward pass of one process.
         accumulate: Forward passes to a step of one process.
         steps_per_epoch: Steps of one pass over the rows; the rest that fills no step is left out.
         steps: Optimiser steps in all.
         epochs: Passes laid out, enough for all steps.
     """
 
+    micro_batch: int
     accumulate: int
     steps_per_epoch: int
     steps: int
@@ -105,14 +108,12 @@ def plan_grpo(settings: GrpoSettings, optim: PolicyOptim, *, n_rows: int, n_proc
             f"optim.max_steps {optim.max_steps} with {settings.iterations} updates for each batch of outputs",
             expected="a multiple of grpo.iterations",
         )
-    batch = settings.prompts_per_step * settings.n_generations
-    per_pass = settings.micro_batch * n_processes
-    if batch % per_pass:
-        raise ConfigError(
-            f"{batch} outputs a step in passes of {settings.micro_batch} over {n_processes} processes",
-            expected="prompts_per_step · n_generations to be a multiple of micro_batch · processes",
-            hint="Change grpo.micro_batch or grpo.prompts_per_step",
-        )
+    micro_batch, accumulate = share_batch(
+        settings.prompts_per_step * settings.n_generations,
+        at_most=settings.micro_batch,
+        n_processes=n_processes,
+        what="outputs (grpo.prompts_per_step · n_generations)",
+    )
     per_epoch = n_rows // settings.prompts_per_step
     if not per_epoch:
         raise DataError(
@@ -121,12 +122,17 @@ def plan_grpo(settings: GrpoSettings, optim: PolicyOptim, *, n_rows: int, n_proc
         )
     updates = per_epoch * settings.iterations
     steps = updates * optim.epochs if optim.max_steps is None else optim.max_steps
-    return GrpoPlan(batch // per_pass, updates, steps, math.ceil(steps / updates))
+    return GrpoPlan(micro_batch, accumulate, updates, steps, math.ceil(steps / updates))
 
 
 @dataclass(frozen=True, slots=True)
 class DpoSettings:
-    """What DPO needs beside the optimiser; ``batch_size`` pairs make a step, over all processes together."""
+    """What DPO needs beside the optimiser.
+
+    Attributes:
+        batch_size: Pairs of one step, over all processes together.
+        micro_batch: Pairs that one process takes in a forward pass at most.
+    """
 
     beta: float
     batch_size: int
@@ -139,6 +145,7 @@ class DpoSettings:
 class DpoPlan:
     """How many steps there will be; see :class:`esckit.train.grpo.GrpoPlan`."""
 
+    micro_batch: int
     accumulate: int
     steps_per_epoch: int
     steps: int
@@ -151,21 +158,18 @@ def plan_dpo(settings: DpoSettings, optim: PolicyOptim, *, n_pairs: int, n_proce
 
     Raises:
         ConfigError: If the pairs of a step cannot be shared evenly.
-        DataError: If there are fewer pairs than one forward pass of all processes takes.
+        DataError: If there are fewer pairs than processes.
     """
-    per_pass = settings.micro_batch * n_processes
-    if settings.batch_size % per_pass:
-        raise ConfigError(
-            f"{settings.batch_size} pairs a step in passes of {settings.micro_batch} over {n_processes} processes",
-            expected="dpo.batch_size to be a multiple of micro_batch · processes",
-        )
-    batch = min(settings.batch_size, n_pairs - n_pairs % per_pass)
+    what = "pairs (dpo.batch_size)"
+    share_batch(settings.batch_size, at_most=settings.micro_batch, n_processes=n_processes, what=what)
+    batch = min(settings.batch_size, n_pairs - n_pairs % n_processes)
     if not batch:
         raise DataError(
             f"{n_pairs} pairs to train on",
-            expected=f"at least {per_pass}",
+            expected=f"at least {n_processes}, one for each process",
             hint="Simulate more contexts or candidates, or see dpo.require_format and dpo.max_prompt_tokens",
         )
+    micro_batch, accumulate = share_batch(batch, at_most=settings.micro_batch, n_processes=n_processes, what=what)
     per_epoch = n_pairs // batch
     steps = per_epoch * optim.epochs if optim.max_steps is None else optim.max_steps
-    return DpoPlan(batch // per_pass, per_epoch, steps, math.ceil(steps / per_epoch), batch)
+    return DpoPlan(micro_batch, accumulate, per_epoch, steps, math.ceil(steps / per_epoch), batch)

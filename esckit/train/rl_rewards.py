@@ -14,6 +14,7 @@ from typing import Any, Protocol, SupportsFloat, get_args
 
 from esckit.dialogue.output import split_output
 from esckit.errors import ConfigError, ModelError, NotFiniteError
+from esckit.train.sharding import together
 from esckit.types import Generation, ParseKind, Turn
 from esckit.words import n_words
 
@@ -196,7 +197,7 @@ class PairedRewards:
                     zip(texts, columns["context_id"], columns["conversation"], strict=True)
                 )
             ]
-            self.last, self._key = self.judge(batch), key
+            self.last, self._key = together(lambda: self.judge(batch)), key
             _log(self.last, columns["log_metric"])
         return self.last
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
+from torch import Tensor
 from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 
 from esckit.models.backbones import resolve_backbone
@@ -19,6 +20,7 @@ from esckit.models.capabilities import checkpointing_arguments
 from esckit.models.chat import ChatFormat
 from esckit.models.loading import check_lora_targets, load_causal, tidy_adapter
 from esckit.models.rl_policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata
+from esckit.models.stored import check_stored
 from esckit.records import dump_line, fresh_folder, write_atomic
 from esckit.train.optim import check_trackers
 from esckit.train.rl_plan import PolicyOptim
@@ -152,18 +154,27 @@ def trainer_arguments(optim: PolicyOptim, *, steps: int, accumulate: int, folder
     }
 
 
-def save_policy(model: Any, tokenizer: Any, metadata: PolicyMetadata, folder: Path) -> None:
-    """Write adapter, tokenizer and metadata in place of the last checkpoint; a folder that is there is whole."""
+def save_policy(
+    model: Any, state: Mapping[str, Tensor], tokenizer: Any, metadata: PolicyMetadata, folder: Path
+) -> None:
+    """Write adapter, tokenizer and metadata in place of the last checkpoint; a folder that is there is whole.
+
+    Args:
+        model: The model with its adapter; its weights may be shared out between processes.
+        state: The trained tensors, whole (:func:`esckit.train.sharding.gathered_state`).
+        tokenizer: With the template of the training.
+        metadata: What to know of it.
+        folder: Where to; replaced as a whole.
+
+    Raises:
+        CheckpointError: If what was written is not what was trained; the old folder stays.
+    """
     with fresh_folder(folder) as fresh:
-        model.save_pretrained(str(fresh / ADAPTER), selected_adapters=["default"])
+        model.save_pretrained(str(fresh / ADAPTER), state_dict=dict(state), selected_adapters=["default"])
         tidy_adapter(fresh / ADAPTER, metadata.backbone)
         tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        check_stored(state, fresh)
         write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-
-
-def is_finite(model: Any) -> bool:
-    """Return whether all trained weights are finite."""
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
 
 
 def quiet(trainer: Any) -> None:

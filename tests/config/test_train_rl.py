@@ -22,10 +22,6 @@ def load(folder, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["grpo.n_generations=3", "grpo.prompts_per_step=3"],
-            "must divide the batch of prompts_per_step · n_generations = 9",
-        ),
         (["grpo.n_generations=1"], "greater than or equal to 2"),
         (["reward.kind=classifer"], "must be one of classifier, ranker, untrained, online, or module:attr"),
         (["reward.kind=untrained"], "untrained needs models.reward with a backbone"),
@@ -36,7 +32,6 @@ def load(folder, *overrides):
         (["algorithm=dpo"], "learns from inputs"),
         (["inputs=[runs/x]"], "learns from data"),
         (["optim.select=best_dev", "monitor.dev_every=null"], "best_dev needs monitor.dev_every"),
-        (["dpo.batch_size=5"], "must divide batch_size (5)"),
         (["data.merge=false"], "must be true here"),
         (["lora.targets=q_proj"], "lora.targets (--set): must be a list of module names, or all-linear, not 'q_proj'"),
         ([*ONLINE, "models.critic={scripted: critic}", "reward.value=hard_label"], "see online.value"),

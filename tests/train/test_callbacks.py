@@ -23,10 +23,10 @@ def log_step(callback: MetricsLog | DivergenceGuard, step: int, loss: float) -> 
 
 
 def test_rows_are_means_of_windows_that_evaluations_and_saves_close(tmp_path: Path):
-    rows = MetricsLog(tmp_path / "metrics.jsonl", every=2, resumed_step=0, writes=True)
+    rows = MetricsLog(tmp_path / "metrics.jsonl", every=2, steps_per_epoch=4, resumed_step=0, writes=True)
     for step, loss in ((1, 1.0), (2, 3.0), (3, 5.0)):
         log_step(rows, step, loss)
-    rows.evaluation(3, 0.75, {"auc": 0.5, "brier": None})
+    rows.evaluation(3, {"auc": 0.5, "brier": None})
     rows.on_save(ARGS, state(3), TrainerControl())
     found = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row.get("loss"), row.get("dev")) for row in found] == [
@@ -46,7 +46,7 @@ def test_epochs_end_with_evaluation_and_every_few_steps_with_a_state():
 def test_rows_beyond_the_step_gone_on_from_are_cut_off(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"ste')
-    MetricsLog(path, every=2, resumed_step=4, writes=True)
+    MetricsLog(path, every=2, steps_per_epoch=4, resumed_step=4, writes=True)
     assert [row["step"] for row in read_rows(path)] == [2, 4]
     # Before its first state a run begins anew, and measures step 0 again.
     path.write_text('{"step": 0}\n{"step": 2}\n')
@@ -66,7 +66,7 @@ def test_what_is_kept_keeps_its_bytes_whatever_a_text_holds(tmp_path: Path):
 
 
 def test_only_one_process_writes(tmp_path: Path):
-    rows = MetricsLog(tmp_path / "metrics.jsonl", every=1, resumed_step=0, writes=False)
+    rows = MetricsLog(tmp_path / "metrics.jsonl", every=1, steps_per_epoch=4, resumed_step=0, writes=False)
     log_step(rows, 1, 1.0)
     assert not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ from esckit.train.rl_monitor import Watch
 from esckit.train.rl_plan import DpoSettings, plan_dpo
 from esckit.train.rl_rows import epoch_order
 from esckit.train.rl_trainer import quiet_warnings
+from esckit.train.sharding import EngineGuard
 from tests.train.rl_fakes import Poison, Stop, learner, optim, place, rows
 
 SETTINGS = DpoSettings(beta=0.1, batch_size=4, micro_batch=2, max_prompt_tokens=2048, max_completion_tokens=512)
@@ -36,9 +37,11 @@ def trainer_of(folder, *callbacks, **changes):
     batches = Batches(pairs, settings=SETTINGS, optim=settings, n_processes=1)
     diverged = Diverged(folder / "diverged.json", lambda: batches.context_ids, writes=True)
     watch = Watch(folder, every=2, resumed_step=0, steps_per_epoch=2, diverged=diverged, max_unscored=0.05)
-    return dpo_trainer(
-        policy, batches, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, *callbacks)
+    guard = EngineGuard(lambda: trainer, diverged.stop)
+    trainer = dpo_trainer(
+        policy, batches, settings=SETTINGS, optim=settings, place=place(folder / "states", watch, guard, *callbacks)
     )
+    return trainer
 
 
 def fit(trainer, state=None):
@@ -58,10 +61,10 @@ def test_the_settings_are_passed_and_nothing_is_cut(tmp_path):
 
 def test_few_pairs_make_smaller_steps_and_none_are_refused():
     settings = DpoSettings(0.1, 16, 2, 2048, 512)
-    assert plan_dpo(settings, optim(), n_pairs=5, n_processes=1).batch == 4
+    assert plan_dpo(settings, optim(), n_pairs=5, n_processes=1).batch == 5
     with pytest.raises(DataError, match="1 pairs"):
-        plan_dpo(settings, optim(), n_pairs=1, n_processes=1)
-    with pytest.raises(ConfigError, match="pairs a step"):
+        plan_dpo(settings, optim(), n_pairs=1, n_processes=2)
+    with pytest.raises(ConfigError, match=r"16 pairs .* over 3 processes"):
         plan_dpo(settings, optim(), n_pairs=50, n_processes=3)
 
 

@@ -15,6 +15,7 @@ from esckit.train.rl_monitor import Watch
 from esckit.train.rl_plan import PolicyOptim, plan_grpo
 from esckit.train.rl_rewards import PairedRewards
 from esckit.train.rl_trainer import learner_of, quiet_warnings
+from esckit.train.sharding import EngineGuard
 from tests.train.rl_fakes import (
     PAPER,
     SCORE,
@@ -106,11 +107,17 @@ def test_every_value_of_the_paper_and_ours_is_passed(tmp_path):
     assert {name: getattr(found, name) for name in wanted} == wanted
 
 
-@pytest.mark.parametrize(("generations", "prompts", "micro", "processes"), [(3, 1, 4, 1), (4, 4, 4, 3), (4, 1, 8, 1)])
+@pytest.mark.parametrize(("generations", "prompts", "micro", "processes"), [(4, 4, 4, 3), (4, 4, 2, 32)])
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(generations, prompts, micro, processes):
     settings = small(n_generations=generations, prompts_per_step=prompts, micro_batch=micro)
-    with pytest.raises(ConfigError, match="outputs a step"):
+    with pytest.raises(ConfigError, match=rf"16 outputs .* over {processes} processes.*divides them: 1, 2, 4, 8, 16"):
         plan_grpo(settings, optim(), n_rows=64, n_processes=processes)
+
+
+@pytest.mark.parametrize(("processes", "micro", "accumulate"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (8, 2, 1)])
+def test_the_papers_step_is_shared_by_one_to_eight_devices(processes, micro, accumulate):
+    plan = plan_grpo(PAPER, optim(), n_rows=64, n_processes=processes)
+    assert (plan.micro_batch, plan.accumulate, plan.steps_per_epoch) == (micro, accumulate, 16)
 
 
 def test_fewer_contexts_than_a_step_takes_are_refused():
@@ -189,7 +196,9 @@ def test_a_toy_reward_is_learnt(tmp_path):
 
 def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
     rewards = paired()
-    trainer = trainer_of(tmp_path, watch(tmp_path, rewards), Poison(2), rewards=rewards, max_steps=5, save_every=1)
+    watching = watch(tmp_path, rewards)
+    guard = EngineGuard(lambda: trainer, watching._diverged.stop)
+    trainer = trainer_of(tmp_path, watching, guard, Poison(2), rewards=rewards, max_steps=5, save_every=1)
     with pytest.raises(TrainingError, match="at step 2"):
         fit(trainer)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -18,14 +18,14 @@ def test_the_effective_batch_does_not_hang_on_the_number_of_processes():
 
 
 def test_processes_that_cannot_share_a_step_are_refused():
-    with pytest.raises(ConfigError, match=r"accumulate 8 over 3 processes"):
+    with pytest.raises(ConfigError, match=r"8 examples .* over 3 processes.*divides them: 1, 2, 4, 8"):
         plan_steps(PAPER, n_items=100, n_processes=3)
 
 
 def test_what_matters_is_passed_explicitly(tmp_path: Path):
     plan = plan_steps(PAPER, n_items=100, n_processes=1)
     args = training_arguments(PAPER, plan, folder=tmp_path, evaluate_first=True)
-    assert (args.learning_rate, args.num_train_epochs, args.max_grad_norm, args.weight_decay) == (1e-4, 2, 1.0, 0.0)
+    assert (args.learning_rate, args.max_steps, args.max_grad_norm, args.weight_decay) == (1e-4, plan.steps, 1.0, 0.0)
     assert (args.gradient_accumulation_steps, args.warmup_steps, args.lr_scheduler_type) == (8, 3, "linear")
     assert (args.adam_beta1, args.adam_beta2, args.optim) == (0.9, 0.999, "adamw_torch")
     assert args.report_to == []
