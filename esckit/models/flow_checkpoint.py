@@ -70,7 +70,7 @@ def save_flow_model(
     heads = {name: tensors[name].detach().cpu().contiguous() for name in heads_state(model)}
     plain = {name.removeprefix("backbone."): tensor for name, tensor in inner.items()}
     with fresh_folder(folder) as fresh:
-        if is_adapted:
+        if isinstance(backbone, PeftModel):
             backbone.save_pretrained(str(fresh / ADAPTER), state_dict=plain, save_embedding_layers=False)
             tidy_adapter(fresh / ADAPTER, metadata.backbone)
         else:
