@@ -90,7 +90,7 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
         recipe=recipe,
         material=material,
         works=works,
-        taxonomy=taxonomy or own,
+        taxonomy=own or taxonomy,
         strategies=own.names if own else (),
         flags=_flags(recipe, works, futures),
         conditions=conditions(
