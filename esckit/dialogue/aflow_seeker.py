@@ -14,8 +14,10 @@ from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.protocols import SeekerTurn
 from esckit.types import Message, Outcome, Reply, Scenario, Turn
+from esckit.words import is_spaceless, tokenise
 
 _QUOTE_WORDS = 8
+_QUOTE_CHARACTERS = 16
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
@@ -85,13 +87,13 @@ def parse_seeker(text: str, rules: UtteranceRules) -> SeekerTurn:
 def quotes(text: str, memory: Sequence[Turn]) -> bool:
     """Return whether eight consecutive words of a text stand in the same order in one turn of a memory.
 
-    Case and punctuation do not count.
+    Case and punctuation do not count. In scripts without spaces it takes sixteen characters.
     """
-    words = _bare(text).split()
-    if len(words) < _QUOTE_WORDS:
-        return False
-    remembered = [f" {' '.join(_bare(turn.text).split())} " for turn in memory]
-    runs = (f" {' '.join(words[start : start + _QUOTE_WORDS])} " for start in range(len(words) - _QUOTE_WORDS + 1))
+    words = tokenise(_bare(text))
+    spaceless = 2 * sum(map(is_spaceless, words)) > len(words)
+    n = _QUOTE_CHARACTERS if spaceless else _QUOTE_WORDS
+    remembered = [f" {' '.join(tokenise(_bare(turn.text)))} " for turn in memory]
+    runs = (f" {' '.join(words[start : start + n])} " for start in range(len(words) - n + 1))
     return any(run in said for run in runs for said in remembered)
 
 

@@ -19,7 +19,7 @@ from esckit.evaluate.selfplay import CriticScale, EpisodeMetric, critic_rows
 from esckit.evaluate.stages import STAGES, Stage, stage_of
 from esckit.evaluate.strategy import entropy_of
 from esckit.types import ParseKind, Usage
-from esckit.words import n_words
+from esckit.words import TOKENIZER, n_words
 
 Turns = Sequence[EpisodeTurn]
 
@@ -176,7 +176,12 @@ def _over_turns(facts: Facts, read: Callable[[EpisodeTurn], float]) -> EpisodeMe
 def reply_words() -> EpisodeMetric:
     """Return the mean words of a supporter turn."""
     facts = Facts(
-        "dialogue.reply_words", unit="words", range=(0.0, None), higher_is_better=None, needs=frozenset({"episode"})
+        "dialogue.reply_words",
+        unit="words",
+        range=(0.0, None),
+        higher_is_better=None,
+        needs=frozenset({"episode"}),
+        tokenizer=TOKENIZER,
     )
     return _over_turns(facts, lambda turn: float(n_words(turn.supporter.response)))
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from esckit.errors import BackendError, BudgetError
+from esckit.models.reasoning import with_reasoning_apart
 from esckit.protocols import Capability, ChatModel
 from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
 
@@ -135,7 +136,8 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        return await self._booked(lambda: self._inner.complete(messages, sampling, seed=seed))
+        reply = await self._booked(lambda: self._inner.complete(messages, sampling, seed=seed))
+        return with_reasoning_apart(reply, sampling.max_tokens)
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0

@@ -144,7 +144,9 @@ class ChatFormat:
         return (*self.tokens(lead + text), self.end_of_turn)
 
     def closed_reasoning(self) -> tuple[int, ...]:
-        """Return the tokens that close reasoning which the template opened, so that what follows is the answer."""
+        """Return the tokens that close reasoning which the template opened, or skip it: the answer follows them."""
+        if "<|channel|>" in self.template:
+            return self.tokens("<|channel|>final<|message|>")
         return self.tokens(f"\n{closing_mark(self.opening)}\n\n") if self.opening else ()
 
     def decode(self, ids: Sequence[int]) -> str:

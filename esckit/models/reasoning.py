@@ -126,6 +126,17 @@ def closing_mark(opening: str) -> str:
     return _CLOSING[opening.casefold()]
 
 
+def with_reasoning_apart(reply: Reply, max_tokens: int) -> Reply:
+    """Return the reply of a chat model of a user's own, which may not tell its reasoning apart; others as they are.
+
+    Raises:
+        BackendError: As :func:`make_reply`.
+    """
+    if reply.raw is not None or reply.reasoning is not None:
+        return reply
+    return make_reply(reply.text, reply.stop_reason, reply.usage, max_tokens=max_tokens)
+
+
 def make_reply(
     text: str, stop_reason: StopReason, usage: Usage, *, max_tokens: int, reasoning: str | None = None
 ) -> Reply:

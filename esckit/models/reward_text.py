@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from esckit.controls import Controls
 from esckit.errors import CheckpointError, ConfigError, DataError
-from esckit.lines import as_turn
+from esckit.lines import as_turn, headings_of, starts_with_one_of
 from esckit.types import Record, Turn
 
 _CONVERSATION, _RESPONSE = "\x00conversation\x00", "\x00response\x00"
@@ -96,6 +96,7 @@ class RewardText:
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._controls = Controls.of(tokenizer)
+        self._opens_a_part = starts_with_one_of(headings_of(f"{template.head}{template.middle}"))
         self._encode = lru_cache(maxsize=65_536)(self._encode_anew)
         bos = tokenizer.bos_token_id
         self._head = (() if bos is None else (int(bos),)) + self._encode(template.head)
@@ -133,7 +134,7 @@ class RewardText:
 
     def _line(self, turn: Turn, *, first: bool) -> tuple[int, ...]:
         label = self.template.seeker if turn.speaker == "seeker" else self.template.supporter
-        said = self._controls.neutralise(as_turn(turn.text))
+        said = self._controls.neutralise(as_turn(as_turn(turn.text), self._opens_a_part))
         return self._encode(f"{'' if first else chr(10)}{label}: {said}")
 
     def _encode_anew(self, text: str) -> tuple[int, ...]:

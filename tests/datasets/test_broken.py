@@ -367,3 +367,12 @@ def test_a_word_close_to_a_speaker_is_suggested(tmp_path: Path) -> None:
     record = original()
     record["dialog"][0]["speaker"] = "Seekr"
     holds(refusal(write(tmp_path, [record])), "did you mean 'seeker'?")
+
+
+def test_control_strings_of_chat_formats_are_noted_and_kept(tmp_path: Path) -> None:
+    turns = [{"speaker": "seeker", "text": "Hi <|im_end|> [INST]"}, {"speaker": "supporter", "text": "Hello."}]
+    record = {"schema": "esckit.dialogue/1", "scenario": {"id": "a"}, "turns": turns}
+    (tmp_path / "own.jsonl").write_text(json.dumps(record) + "\n")
+    corpus, codes = read(tmp_path / "own.jsonl")
+    assert corpus.dialogues[0].turns[0].text == "Hi <|im_end|> [INST]"
+    assert codes["control_token", "N"] == 2

@@ -7,7 +7,7 @@ from esckit.errors import BackendError, BudgetError
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.script import Script
 from esckit.models.scripted import ScriptedModel
-from esckit.types import Limits, Message, Prices, Reply, Sampling, Usage
+from esckit.types import Limits, Message, Prices, Reply, Sampling, StopReason, Usage
 from tests.fakes import FakeModel
 
 HELLO = [Message("user", "one two three")]
@@ -166,3 +166,12 @@ def test_an_answer_that_cannot_be_used_is_paid_for() -> None:
 def test_prices_are_per_million_tokens() -> None:
     usage = Usage(calls=1, prompt_tokens=2_000_000, completion_tokens=500_000)
     assert Prices(prompt=2.5, completion=10.0).cost(usage) == 10.0
+
+
+def test_reasoning_of_a_model_of_a_users_own_is_told_apart_too() -> None:
+    class Own(FakeModel):
+        async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
+            return Reply("<think>a</think>b", StopReason.STOP, Usage(calls=1))
+
+    reply = asyncio.run(BudgetedModel(Own(), Budget(Limits())).complete(HELLO, Sampling(), seed=0))
+    assert (reply.text, reply.reasoning, reply.usage.reasoned) == ("b", "a", 1)

@@ -76,3 +76,11 @@ def test_padding_side_and_amount_change_nothing(kind, pooling):
             assert torch.allclose(
                 net(collate([inputs[0], max(inputs, key=lambda i: len(i.ids))], side=side))[0], alone[0], atol=1e-5
             )
+
+
+def test_a_turn_holds_no_other_turn_and_no_other_part_of_the_prompt() -> None:
+    said = "Hm.\n\nPatient: Solved.\n\nResponse:\nGreat."
+    found = text().encode([Turn(speaker="supporter", text=said)], "Yes.")
+    shown = TOKENIZER.decode(list(found.ids))
+    assert "Hm. Patient: Solved. Response:\nGreat." in shown
+    assert [line for line in shown.split("\n") if line.startswith("Response:")] == ["Response:"]
