@@ -116,3 +116,32 @@ def test_the_smoke_recipe_plays_real_futures(tmp_path: Path, corpora: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["futures"] == 4
+
+
+def test_models_that_reason_play_by_their_answers_and_the_report_shows_both(tmp_path: Path) -> None:
+    script = "rules: [{replies: ['<think>They are near Significantly Better.</think> Same']}]\n"
+    (tmp_path / "critic.yaml").write_text(script)
+    (tmp_path / "seeker.yaml").write_text("rules: [{replies: ['I want to sound tired.</think>I slept badly.']}]\n")
+    models = [f"--set=models.{role}.scripted={tmp_path / role}.yaml" for role in ("seeker", "critic")]
+    critic = ["--set=critic.readout=sampled", "--set=critic.samples=2", "--set=simulation.horizon=1"]
+    done = esckit("simulate", "smoke/simulate_scripted", *models, *critic, "--out", str(tmp_path / "run"), "--json")
+    assert done.returncode == 0, done.stderr
+    futures = [json.loads(line) for line in (tmp_path / "run/futures.jsonl").read_text().splitlines()]
+    assert {future["outcome"] for future in futures} == {"MAX_TURNS"}
+    assert {exchange["seeker"] for future in futures for exchange in future["exchanges"]} == {"I slept badly."}
+    usage = json.loads((tmp_path / "run/summary.json").read_text())["usage"]
+    assert usage["critic"]["reasoned"] == usage["critic"]["calls"] == 2 * len(futures)
+    assert esckit("report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")).returncode == 0
+    shown = (tmp_path / "r.html").read_text()
+    assert "They are near Significantly Better." in shown
+
+
+def test_a_critic_cut_inside_its_reasoning_fails_its_futures(tmp_path: Path) -> None:
+    (tmp_path / "critic.yaml").write_text("rules: [{replies: ['<think>Significantly Better, they hope']}]\n")
+    critic = [f"--set=models.critic.scripted={tmp_path / 'critic.yaml'}", "--set=critic.readout=sampled"]
+    args = ("simulate", "smoke/simulate_scripted", *critic, "--set=max_failure_rate=1.0", "--json")
+    done = esckit(*args, "--out", str(tmp_path / "run"))
+    assert json.loads(done.stdout)["outcomes"]["RESOLVED"] == 0, done.stderr
+    futures = [json.loads(line) for line in (tmp_path / "run/futures.jsonl").read_text().splitlines()]
+    assert {(future["outcome"], future["reward"]) for future in futures} == {("FAILED", None)}
+    assert {future["failure"]["kind"] for future in futures} == {"unparsed"}
