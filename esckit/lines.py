@@ -53,8 +53,12 @@ def without_label(text: str, speaker: Speaker) -> str:
 
 
 def headings_of(text: str) -> frozenset[str]:
-    """Return what stands before the colon in the lines of a prompt that open a part of it (``Reply 1``)."""
-    return frozenset(found[1].casefold() for line in lines_of(text) if (found := _HEADING.match(line)))
+    """Return what stands before the colon in the lines of a prompt that open a part of it (``Reply 1``).
+
+    Labels of speakers are none: a prompt may show them, and transcripts that are filled in consist of them.
+    """
+    opening = (line for line in lines_of(text) if not starts_with_label(line))
+    return frozenset(found[1].casefold() for line in opening if (found := _HEADING.match(line)))
 
 
 def starts_with_one_of(headings: frozenset[str]) -> Callable[[str], bool]:

@@ -1,5 +1,7 @@
 """What is filled into a prompt stays a part of it and opens no other."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from esckit.prompts.prompt import load_prompt
@@ -25,3 +27,11 @@ def test_other_values_are_inserted_as_they_are() -> None:
     shown = load_prompt("judge_pairwise").render(**VALUES | {"first": "One."})[-1].content
     for name in ("conversation", "second", "dimensions"):
         assert VALUES[name] in shown
+
+
+def test_a_transcript_stays_whole_where_the_prompt_shows_labels(tmp_path: Path) -> None:
+    content = "For example:\n Patient: Hm.\nThe talk:\n {conversation}"
+    body = {"variables": ["conversation"], "messages": [{"role": "user", "content": content}]}
+    (tmp_path / "own.yaml").write_text(json.dumps({"name": "own", "version": 1, **body}))
+    shown = load_prompt(str(tmp_path / "own.yaml")).render(conversation="Patient: a\nPatient: b\nThe talk: c")
+    assert shown[0].content.endswith("Patient: a\nPatient: b The talk: c")
