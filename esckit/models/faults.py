@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 BAD_GATEWAY = 502
+_DEEPEST = 4
 _STREAM = ("data:", "event:", "id:", "retry:", ":")
 _STATUS_KEYS = ("code", "status", "status_code", "http_status", "error_code")
 _MESSAGE_KEYS = ("message", "detail", "error_description", "msg", "status_msg", "error_msg", "reason", "title")
@@ -136,7 +137,7 @@ def _object_fault(data: Mapping[str, Any]) -> Fault | None:
         return Fault(BAD_GATEWAY, f"an answer that broke off (finish_reason {word!r})") if is_broken_off else None
     said = _spoken(data)
     is_error = bool(said.message) or any(_says_something(data.get(key)) for key in _INNER_KEYS)
-    reason = said.message or _one_line(json.dumps(data, ensure_ascii=False))
+    reason = said.message or _dumped(data)
     if not is_error:
         return Fault(BAD_GATEWAY, f"no choices: {reason}", is_answer=False)
     words = f"{said.code} {reason}"
@@ -144,8 +145,10 @@ def _object_fault(data: Mapping[str, Any]) -> Fault | None:
     return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
 
 
-def _spoken(data: Any) -> _Spoken:
+def _spoken(data: Any, depth: int = 0) -> _Spoken:
     """Return the parts of an error, looked for in its inner object first."""
+    if depth > _DEEPEST:
+        return _Spoken()
     if isinstance(data, str):
         return _Spoken(_one_line(data))
     if isinstance(data, list):
@@ -153,10 +156,10 @@ def _spoken(data: Any) -> _Spoken:
         first = data[0] if data and isinstance(data[0], Mapping) else {}
         place = first.get("loc")
         param = str(place[-1]) if isinstance(place, list) and place else None
-        return replace(_spoken(first), message=_one_line(json.dumps(data, ensure_ascii=False)), param=param)
+        return replace(_spoken(first, depth + 1), message=_dumped(data), param=param)
     if not isinstance(data, Mapping):
         return _Spoken()
-    inner = next((_spoken(data[key]) for key in _INNER_KEYS if _says_something(data.get(key))), _Spoken())
+    inner = next((_spoken(data[key], depth + 1) for key in _INNER_KEYS if _says_something(data.get(key))), _Spoken())
     texts = (data[key] for key in _MESSAGE_KEYS if isinstance(data.get(key), str) and data[key].strip())
     message = inner.message or _one_line(next(texts, ""))
     codes = [data[key] for key in ("code", "type", *_STATUS_KEYS) if isinstance(data.get(key), str | int)]
@@ -172,7 +175,7 @@ def _spoken(data: Any) -> _Spoken:
 
 def _says_something(value: Any) -> bool:
     """Return whether the error field of an answer holds an error: some servers fill it with nothing, or with code 0."""
-    return any(map(_says_something, value.values())) if isinstance(value, Mapping) else bool(value)
+    return any(value.values()) if isinstance(value, Mapping) else bool(value)
 
 
 def _is_status(code: object) -> bool:
@@ -193,6 +196,13 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return _one_line(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return "deeply nested JSON"
 
 
 def _page_words(body: str) -> str:

@@ -216,19 +216,25 @@ class Transport:
     ) -> str:
         policy = retries or self.patience.retries
         async with self._slots:
-            n_requests = 0
+            n_requests = n_failed = 0
             while True:
                 n_requests += 1
                 outcome, asked_s = await self._try(send, find_fault, n_requests)
                 if isinstance(outcome, str):
                     return outcome
-                gives_up = not self._may_pass(outcome) or n_requests > policy.max_retries
-                if _is_silence(outcome) and self._heard_s is not None:
-                    gives_up = await self._looked_after(outcome, gives_up=gives_up)
+                n_failed += 1
+                gives_up = not self._may_pass(outcome) or n_failed > policy.max_retries
+                if (
+                    _is_silence(outcome)
+                    and self._heard_s is not None
+                    and await self._is_out(outcome, gives_up=gives_up)
+                ):
+                    # The server is down for now: the request has all its tries before it.
+                    n_failed, gives_up = 1, False
                 # Raised outside of the handlers: what the SDK raised may hold the key, and shall not be chained.
                 if gives_up:
                     raise outcome
-                wait_s = policy.wait_s(n_requests, asked_s)
+                wait_s = policy.wait_s(n_failed, asked_s)
                 log.info("%s: %s; next request in %.1f s", self.base_url, outcome, wait_s)
                 await asyncio.sleep(wait_s)
 
@@ -271,8 +277,12 @@ class Transport:
             return failure.kind != "unreadable"
         return failure.fault.may_pass or (self.has_answered and failure.fault.status in _MAY_BE_A_SLIP)
 
-    async def _looked_after(self, failure: HttpFailure | BackendError, *, gives_up: bool) -> bool:
-        """Return whether to give up a request that nobody answered; the request is not to blame for a dead server.
+    async def _is_out(self, failure: HttpFailure | BackendError, *, gives_up: bool) -> bool:
+        """Return whether the server is down, so that a request which nobody answered is not to blame.
+
+        Args:
+            failure: What happened to the request.
+            gives_up: Whether it would be given up; before that, and for a while, nobody looks after the server.
 
         Raises:
             OutageError: If nothing was heard of the server for so long that the run has to stop.
@@ -283,9 +293,9 @@ class Transport:
             return False
         if await self._is_alive():
             self._hear()
-            return gives_up
-        if not is_long:
             return False
+        if not is_long:
+            return True
         why = failure.found if isinstance(failure, BackendError) else failure
         raise OutageError(
             f"{self.base_url} has stopped answering: {why}",
@@ -304,8 +314,8 @@ class Transport:
         return True
 
     def _shortened(self, fault: Fault) -> Fault:
-        # Scrubbed before it is cut, or half a key would stay.
-        return replace(fault, reason=self._scrub(fault.reason)[:_LONGEST_REASON])
+        # Scrubbed before it is cut, or half a key would stay; at first only cut far behind what is kept.
+        return replace(fault, reason=self._scrub(fault.reason[: 500 * _LONGEST_REASON])[:_LONGEST_REASON])
 
     def _unreachable(self, error: openai.OpenAIError) -> BackendError:
         cause = error if isinstance(error, _Unread) else error.__cause__

@@ -254,7 +254,9 @@ def test_a_server_that_comes_back_in_time_costs_no_failure(server: FakeServer) -
         await model.check()
         server.models = server.usual = Canned(None, is_dropped=True)
         asking = asyncio.create_task(model.complete(HELLO, Sampling(), seed=0))
-        await asyncio.sleep(0.4)
+        while [request.path for request in server.requests].count("/v1/models") < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         server.models, server.usual = Canned({"data": []}), completion("back")
         return (await asking).text
 

@@ -104,6 +104,16 @@ def test_every_status_has_its_kind(status: int, body: str, kind: str, may_pass: 
     assert fault.reason
 
 
+@pytest.mark.parametrize("depth", [100, 400, 900, 960, 990, 5000])
+@pytest.mark.parametrize(
+    ("opening", "closing"), [('{"error":', "}"), ("[", "]"), ('{"detail":[', "]}"), ('{"a":', "}")]
+)
+def test_deep_nesting_ends_no_run(depth: int, opening: str, closing: str) -> None:
+    body = opening * depth + "1" + closing * depth
+    assert fault_in(body) is not None
+    assert fault_of(500, body).kind == "server_error"
+
+
 def test_what_a_server_says_can_be_written_to_a_file() -> None:
     fault = fault_of(500, '{"error": {"message": "half \\ud83d a\\u2028pair\\n"}}')
     assert fault.reason.encode() == b"half ? a pair"
