@@ -240,6 +240,8 @@ class EndpointModel:
             raise self._error(failure) from None
         for field in self._accepted.left_out(fields):
             self._note(field, f"{self.name} does not take {field}; its requests go without it")
+        if answer.cost.unknown_calls:
+            self._note("usage", f"{self.name} does not report what a call used; tokens and cost are unknown")
         if self._accepted.merges_system:
             self._note("system", f"{self.name} takes no system messages; they go into the first user message")
         return answer

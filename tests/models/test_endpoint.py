@@ -100,7 +100,13 @@ def test_no_text_before_the_limit_is_a_cut_blank_answer(server: FakeServer) -> N
 )
 def test_a_usage_that_cannot_be_one_is_unknown(server: FakeServer, usage: object) -> None:
     server.usual.body["usage"] = usage
-    assert run(server, complete()).usage == Usage(calls=1, unknown_calls=1)
+
+    async def ask(model: EndpointModel) -> tuple[Usage, tuple[str, ...]]:
+        return (await model.complete(HELLO, Sampling(), seed=0)).usage, model.notes
+
+    used, notes = run(server, ask, label="fake")
+    assert used == Usage(calls=1, unknown_calls=1)
+    assert notes == ("fake/m does not report what a call used; tokens and cost are unknown",)
 
 
 def test_whole_numbers_in_a_usage_may_be_written_as_floats(server: FakeServer) -> None:
