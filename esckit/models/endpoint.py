@@ -267,9 +267,8 @@ class EndpointModel:
         except BackendError as error:
             if error.kind not in self._kinds_told:
                 self._kinds_told.add(error.kind)
-                log.warning(
-                    "%s: %s (further failures of the kind %s are only counted)", self.name, error.found, error.kind
-                )
+                who = "" if self.name in error.found else f"{self.name}: "
+                log.warning("%s%s (further failures of the kind %s are only counted)", who, error.found, error.kind)
             raise
 
     def _note(self, about: str, note: str) -> None:

@@ -113,6 +113,9 @@ def fault_in(body: str) -> Fault | None:
     data = _json(text)
     if isinstance(data, Mapping):
         return _object_fault(data)
+    words = data if isinstance(data, str) else text
+    if (status := _status_of(words)) and not text.startswith(("{", "[")):
+        return Fault(status, _one_line(words))
     return Fault(BAD_GATEWAY, f"no JSON object: {_one_line(text) or 'nothing'}", is_answer=False)
 
 
@@ -140,9 +143,13 @@ def _object_fault(data: Mapping[str, Any]) -> Fault | None:
     reason = said.message or _dumped(data)
     if not is_error:
         return Fault(BAD_GATEWAY, f"no choices: {reason}", is_answer=False)
-    words = f"{said.code} {reason}"
-    status = said.status or next((status for status, known in _BY_WORDS if known.search(words)), 500)
+    status = said.status or _status_of(f"{said.code} {reason}") or 500
     return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
+
+
+def _status_of(words: str) -> int | None:
+    """Return the status that the words of an error stand for, None if they are no known ones."""
+    return next((status for status, known in _BY_WORDS if known.search(words)), None)
 
 
 def _spoken(data: Any, depth: int = 0) -> _Spoken:

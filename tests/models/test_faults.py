@@ -66,6 +66,16 @@ def test_a_body_that_is_nothing_is_unreadable(body: str, may_pass: bool, words: 
     assert words in fault.reason
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [("Too Many Requests", 429), ('"rate limit exceeded"', 429), ("Internal Server Error", 503), ("Unauthorized", 401)],
+)
+def test_a_plain_text_stands_for_what_it_says(body: str, status: int) -> None:
+    fault = fault_in(body)
+    assert fault is not None
+    assert fault.status == status
+
+
 def test_an_error_in_a_stream_of_events_is_read() -> None:
     fault = fault_in(': waiting\n\ndata: {"error": {"message": "slow down", "code": 429}}\n\n')
     assert fault is not None
