@@ -15,6 +15,7 @@ from esckit.types import Record
 
 EXAMPLES = "examples"
 EPISODES = "episodes.jsonl"
+MOSTLY_UNPARSED = "mostly_unparsed"
 MISSING = "missing"
 """Why a case has no value of which a file of predictions has no line."""
 
@@ -104,6 +105,8 @@ def _failures(work: Work, case: Case) -> Iterator[FailedCase]:
     if isinstance(case, Episode):
         for failure in [*([case.failure] if case.failure else []), *case.critic_failures.values()]:
             yield FailedCase(suite=work.suite, id=case.id, stage=failure.stage, kind=failure.kind)
+        if _has_unsound_reading(case):
+            yield FailedCase(suite=work.suite, id=case.id, stage="critic", kind=MOSTLY_UNPARSED)
     stage = "scorer" if isinstance(case, ResponseCase) else "judge"
     for kind in _readers_failures(case):
         yield FailedCase(suite=work.suite, id=case.id, stage=stage, kind=kind)
@@ -123,16 +126,17 @@ def _readers_failures(case: Case) -> list[str]:
 
 
 def failure_kinds(case: Case) -> list[str]:
-    """Return how a case failed: whoever was asked, in whatever way; nothing if all of it is scored."""
+    """Return how a case failed: whoever was asked, in whatever way; nothing if all of it is scored.
+
+    A dialogue in which half of a critic's answers or more were unreadable somewhere has a value that says little.
+    """
     kinds = [*([case.unscored] if case.unscored else []), *_readers_failures(case)]
     if isinstance(case, Episode):
         kinds += [case.failure.kind] if case.failure else []
         kinds += [one.kind for one in case.critic_failures.values()]
+        kinds += [MOSTLY_UNPARSED] if _has_unsound_reading(case) else []
     return kinds
 
 
-def has_unsound_reading(case: Case) -> bool:
-    """Return whether half of a critic's answers or more were unreadable somewhere in a dialogue."""
-    return isinstance(case, Episode) and any(
-        reading.is_mostly_unparsed for turn in case.turns for reading in turn.readings.values()
-    )
+def _has_unsound_reading(episode: Episode) -> bool:
+    return any(reading.is_mostly_unparsed for turn in episode.turns for reading in turn.readings.values())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esckit.evaluate.cases import Case
-from esckit.pipelines.evaluate_files import MISSING, case_file, failure_kinds, has_unsound_reading, read_cases, settle
+from esckit.pipelines.evaluate_files import MISSING, case_file, failure_kinds, read_cases, settle
 from esckit.pipelines.evaluate_players import Casting
 from esckit.pipelines.evaluate_setup import Setup
 from esckit.pipelines.evaluate_suites.work import Player, Unit, Work
@@ -133,7 +133,7 @@ async def play_missing(
 
 def is_failed(case: Case) -> bool:
     """Return whether a case counts for ``max_failure_rate``; what a file of predictions lacks was not asked for."""
-    return bool(set(failure_kinds(case)) - {MISSING}) or has_unsound_reading(case)
+    return bool(set(failure_kinds(case)) - {MISSING})
 
 
 async def _play_file(

@@ -150,6 +150,15 @@ def test_unscored_cases_count_against_the_allowed_rate(tmp_path: Path, caplog: p
     assert again.metrics == found.metrics
 
 
+def test_dialogues_on_mostly_unreadable_answers_count_too(tmp_path: Path) -> None:
+    critic = {"critic": {"scripted": "tests.pipelines.talk:mostly_nonsense"}}
+    found = run(evaluation("dialogue", models=critic), out=tmp_path / "run")
+    kinds = {(line["stage"], line["kind"]) for line in lines(tmp_path / "run/failures.jsonl")}
+    assert ("critic", "mostly_unparsed") in kinds
+    assert found.rate.n_failed > found.rate.n / 2
+    assert found.metrics.row("dialogue.rlff7.sr_strict").n > 0
+
+
 def test_cases_that_a_predictions_file_lacks_are_no_failures(tmp_path: Path) -> None:
     known = lines(Path(opponent(tmp_path)) / "predictions.jsonl")[:30]
     predictions = tmp_path / "some.jsonl"
