@@ -241,7 +241,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     source = path / MANIFEST
     if not source.is_file():
-        found = "no run folder (it holds no manifest.json)" if path.exists() else "no such run folder"
+        found = "no run folder (it holds no manifest.json)" if path.exists() else "no run folder (nothing is there)"
         raise DataError(found, path=str(path), expected="a folder that an esckit command wrote")
     refuse_links(path.glob("*"))
     manifest = read_json_object(source)

@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(recipe: Path, alone: Pa
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--set", "inputs=[nowhere]"], ["nowhere", "no run folder"]),
+        (["--set", "inputs=[nowhere]"], ["inputs: there is no nowhere", "esckit simulate"]),
         (["--set", "model.backbone=tiny-randon"], ["tiny-random"]),
         (["--set", "label={rule: quantil}"], ["label", "quantile"]),
         (["--set", "label={rule: threshold, delta: 0.99}"], ["one class only", "--dry-run"]),

@@ -156,7 +156,7 @@ def test_a_tree_file_cut_by_a_crash_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_inputs_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(ConfigError, match=r"data\.trees: there is no .*esckit search"):
         plan(recipe(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"no trees\.jsonl"):
         plan(recipe(tmp_path))
@@ -201,7 +201,7 @@ def test_going_on_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
         run(other, out=tmp_path / "third")
     assert not (tmp_path / "third").exists()
     nowhere = second.model_copy(update={"model": second.model.model_copy(update={"init": str(tmp_path / "nowhere")})})
-    with pytest.raises(CheckpointError, match=r"no flow\.json"):
+    with pytest.raises(ConfigError, match=r"model\.init: there is no .*esckit train-flow"):
         plan(nowhere)
     meta = tmp_path / "first/checkpoint/flow.json"
     data = json.loads(meta.read_text())

@@ -279,8 +279,8 @@ def test_a_diverged_run_keeps_the_last_finite_policy_and_says_at_what_it_broke(
         ({"models": {"policy": {"backbone": "tiny-randon"}}}, ConfigError, "tiny-randon"),
         (
             {"models": {"reward": {"checkpoint": "nowhere"}}, "reward": {"kind": "classifier"}},
-            CheckpointError,
-            "no run folder",
+            ConfigError,
+            "models.reward.checkpoint: there is no nowhere",
         ),
         ({"dev": {"share": 0.999}}, DataError, "no context to train on"),
         ({"data": {"limit": 1}, "dev": {"share": 0.0}}, DataError, "contexts to train on"),
