@@ -108,8 +108,8 @@ def fault_in(body: str) -> Fault | None:
         # Asking again would bring another stream.
         return streamed[0] if streamed else Fault(406, "a stream of events in place of one answer", is_answer=False)
     if text.startswith("<"):
-        status = re.search(r"\b([45]\d\d)\b", _page_words(text)[:200])
-        return Fault(int(status[1]) if status else BAD_GATEWAY, f"a web page: {_page_words(text)}", is_answer=False)
+        number = re.search(r"\b([45]\d\d)\b", _page_words(text)[:200])
+        return Fault(int(number[1]) if number else BAD_GATEWAY, f"a web page: {_page_words(text)}", is_answer=False)
     data = _json(text)
     if isinstance(data, Mapping):
         return _object_fault(data)

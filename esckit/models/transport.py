@@ -217,6 +217,7 @@ class Transport:
         policy = retries or self.patience.retries
         async with self._slots:
             n_requests = n_failed = 0
+            was_out = False
             while True:
                 n_requests += 1
                 outcome, asked_s = await self._try(send, find_fault, n_requests)
@@ -224,13 +225,11 @@ class Transport:
                     return outcome
                 n_failed += 1
                 gives_up = not self._may_pass(outcome) or n_failed > policy.max_retries
-                if (
-                    _is_silence(outcome)
-                    and self._heard_s is not None
-                    and await self._is_out(outcome, gives_up=gives_up)
-                ):
-                    # The server is down for now: the request has all its tries before it.
-                    n_failed, gives_up = 1, False
+                if _is_silence(outcome) and self._heard_s is not None:
+                    is_out = await self._is_out(outcome, gives_up=gives_up)
+                    if is_out or (gives_up and was_out):
+                        # The server is down, or was: the request has all its tries before it.
+                        n_failed, gives_up, was_out = 1, False, is_out
                 # Raised outside of the handlers: what the SDK raised may hold the key, and shall not be chained.
                 if gives_up:
                     raise outcome
