@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from esckit.documents import parse_json
 from esckit.records import JsonlAppender, write_atomic
-from esckit.train.diverged import Diverged, not_finite
+from esckit.train.diverged import Diverged, finite_or_none, not_finite
 
 _WATCHED = ("loss", "grad_norm")
 
@@ -94,7 +94,7 @@ class MetricsLog(TrainerCallback):
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a row of dev metrics, behind what led to them."""
         self._flush(step)
-        self._append({**self._place(step), "dev": dict(metrics)})
+        self._append({**self._place(step), "dev": finite_or_none(metrics)})
 
     def _place(self, step: int) -> dict[str, float]:
         return {"step": step, "epoch": round(step / self._steps_per_epoch, 4)}

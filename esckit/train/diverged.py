@@ -89,6 +89,13 @@ def not_finite(logs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: logs[name] for name in names if name in logs and not _is_finite(logs[name])}
 
 
+def finite_or_none(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of logs for a file: a number that is not finite is no measurement, and whoever watches it stops."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+
+
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 

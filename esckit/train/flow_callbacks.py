@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from esckit.errors import TrainingError
 from esckit.records import JsonlAppender
+from esckit.train.diverged import finite_or_none
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Rows(TrainerCallback):
         epoch = 1 + sum(end < state.global_step for end in self._ends)
         if "train/loss" in values and state.global_step in self._ends:
             values |= {f"tokens/{name}": count for name, count in self._tokens.items()}
-        self._metrics.append({"update": state.global_step, "epoch": epoch, **values})
+        self._metrics.append({"update": state.global_step, "epoch": epoch, **finite_or_none(values)})
         entropy = values.get("train/policy_entropy", math.inf)
         if entropy < LOW_ENTROPY and not self._warned:
             self._warned = True

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from esckit.errors import FailureRateError
 from esckit.records import JsonlAppender
 from esckit.train.callbacks import keep_rows
-from esckit.train.diverged import Diverged, not_finite
+from esckit.train.diverged import Diverged, finite_or_none, not_finite
 from esckit.train.rl_rewards import MOMENTS, PARSE_KINDS, Judged, PairedRewards, correlation
 from esckit.train.sharding import gathered
 
@@ -143,7 +143,7 @@ class Watch(TrainerCallback):
         """Append one row to ``metrics.jsonl``."""
         if self._writes:
             with JsonlAppender(self._folder / "metrics.jsonl") as file:
-                file.append({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
+                file.append({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **finite_or_none(values)})
 
     def _look_back(self, logs: Logs) -> None:
         """Take a step into the windows; one that goes on learning from an earlier batch tells nothing new."""
