@@ -83,7 +83,7 @@ def test_two_processes_share_a_step_and_one_of_them_writes(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--set", "grpo.micro_batch=3"], ["grpo", "must divide the batch"]),
+        (["--set", "grpo.n_generations=1"], ["grpo.n_generations (--set)", "greater than or equal to 2, not 1"]),
         (["--set", "reward.kind=classifier"], ["needs models.reward with a checkpoint"]),
         (["--set", "models.policy.backbone=tiny-randon"], ["tiny-randon", "tiny-random"]),
         (["--set", "data.path=nowhere"], ["nowhere"]),

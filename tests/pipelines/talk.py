@@ -48,7 +48,8 @@ def slow_seeker(messages: Sequence[Message], sampling: Sampling, seed: int) -> s
 
 
 def slow_critic(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
-    return critic(messages, sampling, seed)
+    """Say a level, always: what cannot be read would count for ``max_failure_rate``."""
+    return LEVELS[seed % 5]
 
 
 def mostly_nonsense(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:

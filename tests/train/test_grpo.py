@@ -120,6 +120,13 @@ def test_the_papers_step_is_shared_by_one_to_eight_devices(processes, micro, acc
     assert (plan.micro_batch, plan.accumulate, plan.steps_per_epoch) == (micro, accumulate, 16)
 
 
+@pytest.mark.parametrize(("bound", "micro", "accumulate"), [(3, 2, 8), (5, 4, 4), (100, 16, 1)])
+def test_the_micro_batch_is_a_bound_and_no_divisor(bound, micro, accumulate):
+    settings = small(n_generations=4, prompts_per_step=4, micro_batch=bound)
+    plan = plan_grpo(settings, optim(), n_rows=64, n_processes=1)
+    assert (plan.micro_batch, plan.accumulate) == (micro, accumulate)
+
+
 def test_fewer_contexts_than_a_step_takes_are_refused():
     with pytest.raises(DataError, match="1 contexts"):
         plan_grpo(small(), optim(), n_rows=1, n_processes=1)
