@@ -11,6 +11,7 @@ from pydantic import Field
 from esckit.datasets.text import listed
 from esckit.errors import DataError
 from esckit.evaluate.metric import Unscored
+from esckit.models.reasoning import split_reasoning
 from esckit.records import read_records
 from esckit.types import Record
 
@@ -36,6 +37,8 @@ class Prediction(Record):
 def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Prediction]:
     """Return the predictions of a file by case id; a case without a line is unscored (``missing``).
 
+    Reasoning that a reply brings along is no part of it.
+
     Raises:
         DataError: If there is no line, or an id stands there twice or belongs to no case.
     """
@@ -45,7 +48,7 @@ def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Predict
     for prediction in read_records(Prediction, path):
         if prediction.id in found:
             raise DataError(f"id {prediction.id!r} twice", path=str(path), expected="one line for each case")
-        found[prediction.id] = prediction
+        found[prediction.id] = _answer_alone(prediction)
         if prediction.id not in known:
             unknown.append(prediction.id)
     if not found:
@@ -57,6 +60,11 @@ def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Predict
             expected="ids of the cases of this data, split and unit",
         )
     return found
+
+
+def _answer_alone(prediction: Prediction) -> Prediction:
+    answer = split_reasoning(prediction.reply or "").answer
+    return prediction if answer == (prediction.reply or "") else prediction.model_copy(update={"reply": answer})
 
 
 def predicted_reply(prediction: Prediction | None) -> str | Unscored:

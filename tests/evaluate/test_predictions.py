@@ -23,6 +23,12 @@ def test_lines_are_found_by_case_id(tmp_path: Path) -> None:
     assert predicted_reply(found.get("c")) == predicted_reply(found["a"]) == Unscored("missing")
 
 
+def test_reasoning_is_no_part_of_a_predicted_reply(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"id": "a", "reply": "<think>Hm.</think>Hi."}', '{"id": "b", "reply": "<think>Hm."}')
+    found = read_predictions(path, ["a", "b"])
+    assert [predicted_reply(found[name]) for name in "ab"] == ["Hi.", Unscored("blank")]
+
+
 def test_a_blank_reply_is_unscored() -> None:
     assert predicted_reply(Prediction(id="a", reply=" \n")) == Unscored("blank")
 
