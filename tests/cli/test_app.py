@@ -171,7 +171,8 @@ def test_ctrl_c_and_its_likes_leave_with_130(tmp_path, how, in_background):
         pytest.skip("a shell lets commands in the background ignore it")
     marker = tmp_path / "asleep"
     code = f"""
-        import pathlib, sys, time
+        import pathlib, signal, sys, time
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup ignores it
         import esckit.config.catalogue as catalogue
         def wait():
             pathlib.Path({str(marker)!r}).touch()
