@@ -8,10 +8,12 @@ import pytest
 
 from esckit.errors import DataError
 from esckit.evaluate.leakage import LeakageRules
+from esckit.models.rl_policy import PolicyMetadata
 from esckit.pipelines.evaluate import plan
 from esckit.pipelines.evaluate_suites.material import Material
 from esckit.pipelines.leakage import corpora_of, family_of, leakage_flags, lost_inputs, run_of, seen_by
 from esckit.pipelines.predict import run as run_predict
+from esckit.records import dump_line
 from tests.pipelines.evalrecipes import DATA, evaluation, prediction, scripted
 
 A, B, C = (f"esconv-{letter * 12}" for letter in "abc")
@@ -133,6 +135,12 @@ def test_an_evaluation_of_what_was_trained_on_is_refused_or_flagged(tmp_path: Pa
     ids = list(set_up(evaluation("response")).material.ids)
     data = {"path": "sample:esconv", "scheme": "files"}
     run = made(tmp_path / "rl", "train-rl", recipe={"data": data}, data={"scheme": "files", "ids": ids[:2]})
+    policy = PolicyMetadata(
+        backbone="tiny-random", algorithm="grpo", prompt="supporter/0", reward={}, dialogue_ids=tuple(ids[:2]),
+        dev_ids=(), selected_by="last", step=1,
+    )  # fmt: skip
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint/policy.json").write_text(dump_line(policy))
     models = {"supporter": {"checkpoint": str(run)}, "strategist": None}
     recipe = evaluation("response").model_copy()
     with pytest.raises(DataError, match="2 dialogues in both"):
