@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources, util
 from pathlib import Path
@@ -91,16 +91,31 @@ def launcher_settings(name: str) -> tuple[Path, Mapping[str, Any]]:
     return preset, settings
 
 
-def launch(name: str) -> None:
+def planned_processes(name: str | None) -> int | None:
+    """Return how many processes the launcher would start, as far as its settings say; for dry runs.
+
+    Raises:
+        ConfigError: See :func:`launcher_settings`.
+    """
+    return None if name is None else launcher_settings(name)[1].get("num_processes")
+
+
+def launch(name: str, check: Callable[[int], object] = lambda n_processes: None) -> None:
     """Run this very command under the launcher and leave with its exit code.
+
+    Args:
+        name: Preset or file.
+        check: Called with the number of processes before any is started; refuses what they cannot share, once.
 
     Raises:
         ConfigError: If there are no such settings, or they want GPUs or DeepSpeed and there are none.
     """
     preset, settings = launcher_settings(name)
+    count = _missing_count(name, settings)
+    check(count or settings["num_processes"])
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "exit_code"
-        command = launch_command(sys.argv[1:], preset, n_processes=_missing_count(name, settings))
+        command = launch_command(sys.argv[1:], preset, n_processes=count)
         code = run_launcher(command, {**os.environ, _NOTE: str(note)})
         # The launcher itself knows only success and failure.
         raise typer.Exit(int(note.read_text()) if code and note.is_file() else code)

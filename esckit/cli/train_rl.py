@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts, echo_plan
-from esckit.cli.launch import AccelerateOption, launch, launcher_settings
+from esckit.cli.launch import AccelerateOption, launch, planned_processes
 
 
 def train_rl(
@@ -37,12 +37,10 @@ def train_rl(
     from esckit.pipelines.train_rl import plan, run
 
     if dry_run:
-        if accelerate is not None:
-            launcher_settings(accelerate)
-        echo_plan(loaded, out, plan(loaded.recipe).facts(), as_json=as_json)
+        echo_plan(loaded, out, plan(loaded.recipe, n_processes=planned_processes(accelerate)).facts(), as_json=as_json)
         return
     if accelerate is not None:
-        launch(accelerate)
+        launch(accelerate, lambda n_processes: plan(loaded.recipe, n_processes=n_processes))
     is_main = this_process().is_main
     with shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
         result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)

@@ -55,10 +55,14 @@ class TrainRewardPlan:
         return asdict(replace(self, refusal=None)) | {"refusal": str(self.refusal) if self.refusal else None}
 
 
-def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
+def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainRewardPlan:
     """Return what a run of the recipe would do, without any model.
 
     Labels of one class only are a ``refusal`` of the plan, which shows by what rule they would be of two.
+
+    Args:
+        recipe: The recipe.
+        n_processes: Processes that would share it; None takes those that a launcher started.
 
     Raises:
         EsckitError: If the inputs or the recipe are wrong.
@@ -81,7 +85,6 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
     except DataError as error:
         refusal = error
     settings = optim_settings(recipe)
-    process = this_process()
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
     delta = parts.train.labelling.delta
     return TrainRewardPlan(
@@ -92,7 +95,7 @@ def plan(recipe: TrainRewardRecipe) -> TrainRewardPlan:
         failed_futures=len(inputs.futures) - len(train) - len(dev),
         positive_share=shares,
         delta=None if delta is None else float(delta),
-        steps_at_most=plan_steps(settings, n_items=n_items, n_processes=process.count).steps,
+        steps_at_most=plan_steps(settings, n_items=n_items, n_processes=n_processes or this_process().count).steps,
         warnings=warnings,
         refusal=refusal,
     )

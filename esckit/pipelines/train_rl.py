@@ -53,15 +53,19 @@ class TrainRlPlan:
         return asdict(self)
 
 
-def plan(recipe: TrainRlRecipe) -> TrainRlPlan:
+def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> TrainRlPlan:
     """Return what a run of the recipe would do, without any model.
+
+    Args:
+        recipe: The recipe.
+        n_processes: Processes that would share it; None takes those that a launcher started.
 
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
     material = _checked(recipe)
     check_trackers(recipe.trackers)
-    steps = _n_steps(recipe, material)
+    steps = _n_steps(recipe, material, n_processes or this_process().count)
     n_pairs = n_outputs = 0
     if recipe.algorithm == "dpo":
         n_pairs = _n_pairs(material)
@@ -93,8 +97,8 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     material = _checked(recipe)
-    _n_steps(recipe, material)
     process = this_process()
+    _n_steps(recipe, material, process.count)
     inputs = {
         "data": material.facts,
         "reward": material.reward_facts,
@@ -128,14 +132,14 @@ def _idle(recipe: TrainRlRecipe) -> set[str]:
     return players if trained else players | {"models.reward"}
 
 
-def _n_steps(recipe: TrainRlRecipe, material: RlMaterial) -> int:
+def _n_steps(recipe: TrainRlRecipe, material: RlMaterial, n_processes: int) -> int:
     """Return how many steps there are at most.
 
     Raises:
         ConfigError: If the processes cannot share a step evenly.
         DataError: If there is less than one step takes.
     """
-    n_processes, optim = this_process().count, policy_optim(recipe)
+    optim = policy_optim(recipe)
     if recipe.algorithm == "dpo":
         n_pairs = _n_pairs(material)
         return plan_dpo(dpo_settings(recipe), optim, n_pairs=n_pairs, n_processes=n_processes).steps
