@@ -48,7 +48,8 @@ from esckit.train.rl_trainer import (
     quiet_warnings,
     save_policy,
 )
-from esckit.train.sharding import EngineGuard, gathered, gathered_state
+from esckit.train.sharding import EngineGuard, gathered_state
+from esckit.train.together import gathered
 
 log = logging.getLogger(__name__)
 

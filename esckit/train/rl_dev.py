@@ -14,7 +14,7 @@ from trl.models import unwrap_model_for_generation
 
 from esckit.dialogue.output import split_output
 from esckit.train.rl_rewards import Completion, PairedRewards
-from esckit.train.sharding import gathered, together
+from esckit.train.together import gathered, together
 from esckit.types import Turn
 
 DevMetrics = Mapping[str, float | None]

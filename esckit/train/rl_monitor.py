@@ -19,7 +19,7 @@ from esckit.records import JsonlAppender
 from esckit.train.callbacks import keep_rows
 from esckit.train.diverged import Diverged, finite_or_none, not_finite
 from esckit.train.rl_rewards import MOMENTS, PARSE_KINDS, Judged, PairedRewards, correlation
-from esckit.train.sharding import gathered
+from esckit.train.together import gathered
 
 log = logging.getLogger(__name__)
 

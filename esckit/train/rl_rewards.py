@@ -14,6 +14,7 @@ from typing import Any, Protocol, SupportsFloat, get_args
 
 from esckit.dialogue.output import split_output
 from esckit.errors import ConfigError, ModelError, NotFiniteError
+from esckit.train.together import together
 from esckit.types import Generation, ParseKind, Turn
 from esckit.words import n_words
 
@@ -179,7 +180,6 @@ class PairedRewards:
         )
 
     def _judge(self, completions: Sequence[Any], columns: dict[str, Any]) -> tuple[Judged, ...]:
-        from esckit.train.sharding import together
 
         texts = [text_of(completion) for completion in completions]
         step = int(columns["trainer_state"].global_step)

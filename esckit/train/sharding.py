@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from esckit.errors import ConfigError, EsckitError
+from esckit.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 # ---------------------------------------------------------------- whole tensors
@@ -92,35 +90,6 @@ def one_device(arguments: TrainingArguments) -> None:
         shlex.join(sys.argv[1:]),
     )
     arguments._n_gpu = 1
-
-
-# ---------------------------------------------------------------- sharing work
-
-
-def gathered(values: Sequence[T]) -> list[list[T]]:
-    """Return the values of every process, by rank; they must be picklable."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [list(values)]
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, list(values))
-    return shares
-
-
-def together(compute: Callable[[], T]) -> T:
-    """Compute something, and fail in all processes if one of them fails: one that is left alone would wait for ever.
-
-    Raises:
-        EsckitError: This process's own, else the first one by rank.
-    """
-    result, failure = None, None
-    try:
-        result = compute()
-    except EsckitError as error:
-        failure = error
-    failures = [found for share in gathered([failure]) for found in share if found is not None]
-    if failures:
-        raise failure or failures[0]
-    return cast(T, result)
 
 
 # ---------------------------------------------------------------- while it trains

@@ -1,0 +1,103 @@
+"""What a recipe's header says to type is typed; and the papers' trainings are shared by one to eight devices."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from esckit.cli.app import main
+from esckit.config.load import load_any_recipe
+from esckit.config.train_reward import TrainRewardRecipe
+from esckit.config.train_rl import TrainRlRecipe
+from esckit.pipelines import train_reward, train_rl
+from esckit.resources import shipped_dir
+from tests.sharded.engines import esckit as forked
+
+RECIPES = shipped_dir("recipes")
+_COMMAND = re.compile(r"esckit ((?:simulate|search|predict|evaluate|train-\w+) \w+/[^`)\n]*)")
+_RUN = re.compile(r"runs/[\w-]+")
+
+
+def header(recipe: Path) -> str:
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") + "\n" for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted(RECIPES.glob("*/*.yaml")):
+        name = f"{path.parent.name}/{path.stem}"
+        found += [(name, command.strip()) for command in _COMMAND.findall(header(path))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the corpora, and a run behind every name that a shipped recipe has for one."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "data").mkdir()
+    (folder / "data/esconv").symlink_to(corpora / "esconv")
+    (folder / "data/extes").symlink_to(shipped_dir("data") / "extes_sample.json")
+    made = folder / "made"
+    esconv = ["--set", f"data.path={folder / 'data/esconv'}", "--set", "data.scheme=hub", "--set", "data.limit=40"]
+    reward = ["train-reward", "smoke/train_reward_scripted", "--set", f"inputs=[{made / 'simulate'}]"]
+    reward += ["--set", "optim.epochs=1", "--set", "model.trainable=head"]
+    sources = {
+        "simulate": ["simulate", "smoke/simulate_scripted", *esconv],
+        "search": ["search", "smoke/search_scripted"],
+        "train-reward-rlff-rrhf": [*reward, "--set", "objective.kind=pairwise"],
+        "train-reward": reward,
+        "train-flow": ["train-flow", "smoke/train_flow_tiny", "--set", f"data.trees=[{made / 'search'}]"],
+    }
+    made.mkdir()
+    for name, words in sources.items():
+        done = forked("one", words, made / name, n=1)
+        assert done.code == 0, done.logs[0]
+    (folder / "runs").mkdir()
+    for text in (path.read_text(encoding="utf-8") for path in RECIPES.glob("*/*.yaml")):
+        for run in _RUN.findall(text):
+            source = next((made / name for name in sources if f"{run}-".startswith(f"runs/{name}-")), None)
+            if source is not None and not (folder / run).exists():
+                (folder / run).symlink_to(source)
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_headers_hold_commands() -> None:
+    assert ("rlff/train_rl", "train-rl rlff/train_rl --accelerate zero3") in commands()
+    assert len(commands()) > 8
+
+
+@pytest.mark.parametrize(("recipe", "command"), commands())
+def test_a_headers_command_runs_dry(
+    here: Path, recipe: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(command)
+    if "--out" in words:  # its own run stands there already, for recipes that go on from it
+        del words[words.index("--out") : words.index("--out") + 2]
+    words += ["--out", "elsewhere", *(["--dry-run"] if "--dry-run" not in words else [])]
+    monkeypatch.setattr(sys, "argv", ["esckit", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "recipe", [f"{path.parent.name}/{path.stem}" for path in sorted(RECIPES.glob("rlff/train_*.yaml"))]
+)
+def test_a_papers_training_is_shared_by_up_to_eight_devices(here: Path, recipe: str, n_processes: int) -> None:
+    loaded = load_any_recipe(recipe).recipe
+    if isinstance(loaded, TrainRewardRecipe):
+        planned = train_reward.plan(loaded, n_processes=n_processes).steps_at_most
+        assert planned == train_reward.plan(loaded, n_processes=1).steps_at_most
+    else:
+        assert isinstance(loaded, TrainRlRecipe)
+        assert train_rl.plan(loaded, n_processes=n_processes).steps_at_most > 0
