@@ -1,4 +1,4 @@
-"""What processes that train together tell each other. Imports nothing heavy: without a process group it does nothing."""
+"""What processes that train together tell each other; nothing heavy is imported for a process that trains alone."""
 
 from __future__ import annotations
 
