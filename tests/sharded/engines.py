@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,11 @@ _ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "zero2": {**_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": {**_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
 }
+
+_ALWAYS = {
+    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_MIXED_PRECISION": "no",
+    "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +96,7 @@ def esckit(
     logs = [out.with_name(f"{out.name}.rank{rank}.log") for rank in range(n)]
     ranks: list[BaseProcess] = []
     for rank, log in enumerate(logs):
-        environment = {
-            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_MIXED_PRECISION": "no",
-            "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
+        environment = dict(_ALWAYS)
         if n > 1:
             environment |= {
                 **_ENVIRONMENT[engine], "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
@@ -116,6 +119,19 @@ def esckit(
             process.join()
     worst = next((code for code in codes if code), 0) if None not in codes else -9
     return Done(int(worst or 0), out, tuple(log.read_text(encoding="utf-8", errors="replace") for log in logs))
+
+
+def launched(engine: str, arguments: Sequence[str], out: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes under torch's launcher, which reports a process that aborts as it ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    return subprocess.run(
+        [*launcher, "--master_port", str(port), "-m", "tests.sharded.worker", *arguments, "--out", str(out)],
+        env={**os.environ, **_ALWAYS, **_ENVIRONMENT[engine]},
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
 
 
 def _rank(environment: Mapping[str, str], switches: Mapping[str, Any], words: Sequence[str], log: str) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.sharded.cells import CELLS, arguments
-from tests.sharded.engines import ENGINES, Done, esckit
+from tests.sharded.engines import ENGINES, Done, esckit, launched
 
 DIAGONAL = {("grpo", "zero3"), ("dpo", "fsdp"), ("classifier", "zero2"), ("ranker", "fsdp"), ("flow", "zero3")}
 """What `make test` plays, in float32; `make test-sharded` plays all of float32 and these in bfloat16."""
@@ -89,6 +89,13 @@ def test_a_gradient_that_is_not_finite_stops_all_before_a_step(
     assert done.code == 2, "\n".join(done.logs)
     assert all("training diverged at step 2" in log for log in done.logs), "\n".join(done.logs)
     assert (tmp_path / "run/diverged.json").is_file()
+
+
+@pytest.mark.sharded
+def test_processes_end_quietly_under_a_real_launcher(wide: Path, runs: Path, tmp_path: Path) -> None:
+    done = launched("fsdp", arguments("flow", wide=wide, runs=runs, optim__epochs=1), tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    _load_flow(tmp_path / "run")
 
 
 def _tensors(out: Path) -> dict[str, Tensor]:

@@ -112,3 +112,8 @@ def _poison_after(n_steps: int) -> None:
         return inner(self, args, state, control)
 
     CallbackHandler.on_step_begin = on_step_begin
+
+
+if __name__ == "__main__":
+    # Under torch's own launcher, which sees how a process ends.
+    play(sys.argv[1:], pretend=True, bf16=False, recorded=False, stop_after=None, poison_after=None)
