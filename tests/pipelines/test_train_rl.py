@@ -99,11 +99,11 @@ def test_a_run_cut_inside_a_dev_measurement_makes_it_again(
 ) -> None:
     measured: list[int] = []
 
-    def cut(dev: DevSet, model: Any, step: int) -> dict[str, float | None]:
+    def cut(dev: DevSet, model: Any, step: int, **share: int) -> dict[str, float | None]:
         measured.append(step)
         if len(measured) == number:
             raise KeyboardInterrupt
-        return measure(dev, model, step)
+        return measure(dev, model, step, **share)
 
     measure = DevSet.measure
     with monkeypatch.context() as patched:
