@@ -18,11 +18,13 @@ _NAMES: dict[Speaker, str] = {
     "supporter": r"therapist|supporter|helper|counsell?or|assistant|ai|支持者|帮助者|咨询师|治疗师|助手",
 }
 _OTHERS = r"system|系统"
-# All counts are bounded, so that a label is found or not in constant time.
+# All counts are bounded, or never tried again, so that a label is found or not in linear time.
 _LABEL = (
-    r"(?:\s{{0,8}}(?:\d{{1,2}}[.)]|[^\w\s]{{1,4}})){{0,2}}\s{{0,8}}(?:{names})"
-    r"(?:\s?[\[(][^\[\]()\n]{{1,40}}[\])])?\W{{0,4}}?[:：][*_]{{0,3}}"
+    r"\s*+(?:[\W_]{{1,16}})?(?:(?:\d{{1,2}}|[a-z])[.)][\W_]{{0,8}})?(?:{names})"
+    r"(?:\s?#?\d{{1,2}})?(?:\s?[\[(【][^\[\]()【】\n]{{1,40}}[\])】])?[\W_]{{0,6}}?[:﹕︓∶꞉][*_]{{0,3}}"
 )
+# As narrow characters, one for one.
+_NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
 
 
 def _label(*names: str) -> re.Pattern[str]:
@@ -43,12 +45,12 @@ def lines_of(text: str) -> list[str]:
 
 def starts_with_label(text: str) -> bool:
     """Return whether a line starts with the label of a speaker."""
-    return bool(_ANY_LABEL.match(text))
+    return bool(_ANY_LABEL.match(text.translate(_NARROW)))
 
 
 def without_label(text: str, speaker: Speaker) -> str:
     """Return a line without a label of this speaker before it."""
-    label = _LABEL_OF[speaker].match(text)
+    label = _LABEL_OF[speaker].match(text.translate(_NARROW))
     return text[label.end() :].lstrip() if label else text
 
 

@@ -17,11 +17,22 @@ from esckit.errors import ParseError
 from esckit.lines import LINE_END, lines_of
 from esckit.types import Reply
 
-_FENCE = "```"
-_FENCE_LINE = re.compile(r"```[\w+-]*")
+_FENCE = re.compile("```|~~~")
+_FENCE_LINE = re.compile(r"(?:`{3,}|~{3,})[ \t]*[\w+-]*")
 _INLINE_FENCE = re.compile(r"```(?:json\b)?", re.IGNORECASE)
-_CLAUSE_END = re.compile(rf"[,;:.!?。、–—―]|--|\s-+\s|\b(?:but|although|yet)\b|{LINE_END.pattern}", re.IGNORECASE)
-_NEGATION = re.compile(r"\b(?:not|never|no|nobody|none|cannot|hardly|neither|nor|without)\b|n't\b", re.IGNORECASE)
+# Whole words; Markdown's underscores are no parts of them.
+_BEFORE, _BEHIND = r"(?<![^\W_])", r"(?![^\W_])"
+_CLAUSE_END = re.compile(
+    rf"[,;:.!?。、–—―]|--|\s-+\s|{_BEFORE}(?:but|although|yet){_BEHIND}|{LINE_END.pattern}",
+)
+_NEGATION = re.compile(
+    rf"{_BEFORE}(?:not|never|no|nobody|none|cannot|hardly|neither|nor|without"
+    rf"|(?:is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should)nt){_BEHIND}|n't{_BEHIND}"
+)
+# "Not yet" goes on; any other "yet" begins a clause.
+_NOT_YET = re.compile(rf"({_BEFORE}(?:not|never)|n't)([\s_*]+(?:as\s+)?)yet{_BEHIND}")
+# What is typed for an apostrophe; NFKC would take the acute accent apart.
+_APOSTROPHES = re.compile("[\u2018\u2019\u201b\u2032\u02b9\u02bb\u02bc\u00b4`]")
 
 
 def verdict_text(reply: Reply, on_length: OnLength = "fail") -> str:
@@ -37,7 +48,7 @@ def verdict_text(reply: Reply, on_length: OnLength = "fail") -> str:
 
 def unfenced(text: str) -> str:
     """Return a text without code fences, whatever language they name."""
-    if _FENCE not in text:
+    if not _FENCE.search(text):
         return text.strip()
     lines = [line for line in lines_of(text) if not _FENCE_LINE.fullmatch(line.strip())]
     return _INLINE_FENCE.sub("", "\n".join(lines)).strip()
@@ -56,12 +67,14 @@ def read_name(text: str, names: Sequence[str]) -> int:
         ParseError: ``unparsed`` if no name is said, ``ambiguous`` if two different ones are, ``negated`` if a negation
             stands before the name in its clause.
     """
-    said = unicodedata.normalize("NFKC", unfenced(text)).replace("\u2019", "'")
+    # Not by IGNORECASE, to which a Turkish i is an i.
+    said = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", unfenced(text))).casefold()
+    said = _NOT_YET.sub(r"\1\2", said)
     wanted = [name.casefold().split() for name in names]
     longest_first = sorted(wanted, key=lambda words: -len(" ".join(words)))
     pattern = "|".join(r"[\W_]+".join(map(re.escape, words)) for words in longest_first)
-    hits = list(re.finditer(rf"(?<![^\W_])(?:{pattern})(?![^\W_])", said, re.IGNORECASE))
-    found = {tuple(re.split(r"[\W_]+", hit[0].casefold())) for hit in hits}
+    hits = list(re.finditer(rf"{_BEFORE}(?:{pattern}){_BEHIND}", said))
+    found = {tuple(re.split(r"[\W_]+", hit[0])) for hit in hits}
     if len(found) != 1:
         kind = "ambiguous" if found else "unparsed"
         raise ParseError(f"an answer that says {len(found)} of {len(names)} names", kind=kind, samples=(text,))

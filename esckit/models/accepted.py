@@ -24,7 +24,9 @@ _UNSUPPORTED = re.compile(
 )
 _ABOUT_LOG_PROBS = re.compile(r"log[\s_-]?prob", re.IGNORECASE)
 _ABOUT_ROLES = re.compile(
-    r"\broles?\b|\balternat|\b(?:system|developer)\W+(?:message|prompt|instruction)", re.IGNORECASE
+    r"\broles?\b|\balternat|\bdeveloper\W+(?:message|prompt|instruction)|\bfirst (?:message|turn)|template"
+    r"|\bsystem\b(?!\W+(?:is\W+)?(?:busy|error|fail|load|over))",
+    re.IGNORECASE,
 )
 # A count in a sentence; not a part of a model's name or of a decimal number.
 _COUNT = re.compile(r"(?<![\w.\-/])\d{1,3}(?![\w\-/]|\.\d)")
@@ -160,6 +162,9 @@ def _is_about(field: str, reason: str) -> bool:
     """Return whether a refusal names a field; ordinary words count only where they are quoted or introduced."""
     if field in _PLAIN_WORDS:
         return bool(
-            re.search(rf"""["'`]{field}["'`]|(?:parameters?|arguments?|fields?|supplied):? {field}\b""", reason)
+            re.search(
+                rf"""["'`]{field}["'`]|(?:parameters?|arguments?|fields?|supplied):? {field}\b|\b{field} (?:is|are) (?:not|un)""",
+                reason,
+            )
         )
     return bool(re.search(rf"\b{field}\b", reason))

@@ -21,11 +21,12 @@ from esckit.types import Reply, StopReason, Usage
 _MOST_TOKENS = 10_000_000
 _ROUNDING = 1e-3
 _MASS_ROUNDING = 0.02
+_LEAST_LOG_P = -1e6
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_THINKING_PARTS = ("thinking", "reasoning", "thought")
-_PART_TEXTS = ("text", "thinking", "reasoning", "summary", "content")
+_THINKING_PARTS = ("thinking", "reasoning", "thought", "summary")
+_PART_TEXTS = ("text", "output_text", "thinking", "reasoning", "summary", "content", "value")
 # What the words of finish reasons have in common, over all servers; what matches nothing is a normal end.
-_CUT = re.compile(r"length|max|limit|exceed|context|budget", re.IGNORECASE)
+_CUT = re.compile(r"length|max|limit|exceed|context|budget|incomplete|truncat", re.IGNORECASE)
 _NO_ANSWERS = (
     ("refusal", "a refusal in place of an answer", re.compile(r"refus", re.IGNORECASE)),
     (
@@ -113,7 +114,7 @@ def parse_answer(text: str) -> Answer:
         BackendError: ``unreadable`` if the body is not one.
     """
     try:
-        return Answer.model_validate_json(text)
+        return Answer.model_validate_json(text.removeprefix("\ufeff"))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
@@ -147,8 +148,8 @@ def _said(message: Mapping[str, Any]) -> tuple[str | None, str, str]:
     refusals = [_text_of(message.get("refusal"))]
     texts = [content] if isinstance(content, str) else []
     for part in content if isinstance(content, list) else ():
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if not isinstance(kind, str) or kind == "refusal":
+        kind = _kind_of(part)
+        if kind == "refusal":
             refusals.append(_text_of(part.get("refusal")))
         elif any(word in kind for word in _THINKING_PARTS):
             thoughts.append(_text_of(part))
@@ -156,6 +157,14 @@ def _said(message: Mapping[str, Any]) -> tuple[str | None, str, str]:
             texts.append(_text_of(part))
     # Some servers fill both fields of reasoning with the same text.
     return "".join(texts) if texts else None, "\n".join(dict.fromkeys(thoughts)), "".join(refusals).strip()
+
+
+def _kind_of(part: Any) -> str:
+    """Return the type of a content part in lower case; Gemini marks thoughts by a flag of their own."""
+    if not isinstance(part, Mapping):
+        return "text"
+    kind = part.get("type")
+    return "thought" if part.get("thought") is True else kind.lower() if isinstance(kind, str) else "text"
 
 
 def _text_of(part: Any) -> str:
@@ -192,7 +201,8 @@ def _listed(log_probs: Any) -> Iterator[tuple[str, Any]]:
 def _probability(log_p: object) -> float:
     """Return the probability of a log-probability."""
     if isinstance(log_p, int | float) and not isinstance(log_p, bool) and -math.inf < log_p <= _ROUNDING:
-        return math.exp(min(log_p, 0.0))
+        # Bounded on both sides: JSON knows integers that are no floats.
+        return math.exp(max(min(log_p, 0.0), _LEAST_LOG_P))
     raise BackendError(f"a log-probability of {log_p!r}", kind=NOT_FINITE, expected="a finite number of at most 0")
 
 

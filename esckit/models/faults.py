@@ -15,9 +15,12 @@ from typing import Any
 BAD_GATEWAY = 502
 _DEEPEST = 4
 _STREAM = ("data:", "event:", "id:", "retry:", ":")
-_STATUS_KEYS = ("code", "status", "status_code", "http_status", "error_code")
-_MESSAGE_KEYS = ("message", "detail", "error_description", "msg", "status_msg", "error_msg", "reason", "title")
-_INNER_KEYS = ("error", "errors", "detail", "base_resp")
+_STATUS_KEYS = ("code", "status", "status_code", "http_status", "http_code", "error_code", "errorCode", "statusCode")
+_MESSAGE_KEYS = (
+    *("message", "detail", "error_description", "msg", "status_msg", "error_msg", "errorMessage", "faultstring"),
+    *("reason", "title"),
+)
+_INNER_KEYS = ("error", "errors", "Error", "fault", "detail", "base_resp")
 _OUT_OF_CREDIT = re.compile(r"insufficient[\s_](?:quota|credit|balance|funds)|out of credits?\b", re.IGNORECASE)
 _TOO_LONG = re.compile(
     r"context[\s_](?:length|window|size)|maximum context|prompt is too long|too many (?:input )?tokens"
@@ -26,14 +29,21 @@ _TOO_LONG = re.compile(
 )
 _BROKEN_OFF = re.compile(r"error|abort|cancel|fail|insufficient|interrupt|time.?out", re.IGNORECASE)
 # Chat templates refuse roles with an exception, which some servers report as an error of their own.
-_TEMPLATE = re.compile(r"\bjinja|chat.?template|template.?error|roles? must|role not supported", re.IGNORECASE)
+_TEMPLATE = re.compile(
+    r"\bjinja|chat.?template|template.?error|roles? must|role not supported|system (?:message|prompt|role)",
+    re.IGNORECASE,
+)
 _FILTERED = re.compile(r"content[\s_-]?(?:filter|management|policy)|data_inspection|moderation", re.IGNORECASE)
 # What the words of an error without a status stand for; the first that matches counts.
 _BY_WORDS = tuple(
     (status, re.compile(pattern, re.IGNORECASE))
     for status, pattern in (
-        (429, r"rate.?limit|too many (?:concurrent )?requests|quota|throttl|concurrency|insufficient.balance"),
-        (400, r"invalid.?request|bad.?request|not.?support|unsupported|unrecogni[sz]ed|extra.?forbidden|must be"),
+        (
+            429,
+            r"rate.?limit|too many (?:concurrent )?requests|quota|throttl|concurrency|insufficient.balance|exhausted",
+        ),
+        (400, r"invalid.?(?:request|argument|value)|bad.?request|not.?support|unsupported|unrecogni[sz]ed|must be"),
+        (400, r"extra.?(?:inputs?.|fields?.)?(?:forbidden|not permitted|not allowed)|value_error"),
         (400, r"cannot request more|context.length|unprocessable|validation|jinja|template|\broles?\b"),
         (503, r"overload|unavailable|capacity|busy|loading|again|retry|upstream|gateway|time.?out|timed out|internal"),
         (401, r"api.?key|unauthori[sz]ed|authenticat|credential"),
@@ -102,7 +112,7 @@ def fault_of(status: int, body: str, phrase: str = "") -> Fault:
 
 def fault_in(body: str) -> Fault | None:
     """Return the error that the body of a successful answer holds in place of a completion, None if it holds none."""
-    text = body.strip()
+    text = body.strip().removeprefix("\ufeff").lstrip()
     if text.startswith(_STREAM):
         streamed = [fault for event in _events(text) if (fault := _object_fault(event)) and fault.is_answer]
         # Asking again would bring another stream.
@@ -111,6 +121,9 @@ def fault_in(body: str) -> Fault | None:
         number = re.search(r"\b([45]\d\d)\b", _page_words(text)[:200])
         return Fault(int(number[1]) if number else BAD_GATEWAY, f"a web page: {_page_words(text)}", is_answer=False)
     data = _json(text)
+    # Gemini's server puts its errors into a list.
+    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], Mapping) and "choices" not in data[0]:
+        data = data[0]
     if isinstance(data, Mapping):
         return _object_fault(data)
     words = data if isinstance(data, str) else text
@@ -161,6 +174,8 @@ def _spoken(data: Any, depth: int = 0) -> _Spoken:
     if isinstance(data, list):
         # What validators say: one object an error, with the place of the field.
         first = data[0] if data and isinstance(data[0], Mapping) else {}
+        if "loc" not in first and len(data) == 1:
+            return _spoken(first, depth + 1)
         place = first.get("loc")
         param = str(place[-1]) if isinstance(place, list) and place else None
         return replace(_spoken(first, depth + 1), message=_dumped(data), param=param)
@@ -169,14 +184,14 @@ def _spoken(data: Any, depth: int = 0) -> _Spoken:
     inner = next((_spoken(data[key], depth + 1) for key in _INNER_KEYS if _says_something(data.get(key))), _Spoken())
     texts = (data[key] for key in _MESSAGE_KEYS if isinstance(data.get(key), str) and data[key].strip())
     message = inner.message or _one_line(next(texts, ""))
-    codes = [data[key] for key in ("code", "type", *_STATUS_KEYS) if isinstance(data.get(key), str | int)]
+    codes = [data[key] for key in ("code", "type", *_STATUS_KEYS) if isinstance(data.get(key), str | int | float)]
     words = [code for code in codes if isinstance(code, str) and not code.isdigit() and code != "error"]
     param = data.get("param")
     return _Spoken(
         message,
         inner.code or next(iter(words), None),
         inner.param or (param if isinstance(param, str) else None),
-        inner.status or next((int(code) for code in codes if _is_status(code)), None),
+        inner.status or next((int(float(code)) for code in codes if _is_status(code)), None),
     )
 
 
@@ -186,7 +201,7 @@ def _says_something(value: Any) -> bool:
 
 
 def _is_status(code: object) -> bool:
-    return not isinstance(code, bool) and re.fullmatch(r"[45]\d\d", str(code)) is not None
+    return not isinstance(code, bool) and re.fullmatch(r"[45]\d\d(?:\.0)?", str(code)) is not None
 
 
 def _events(text: str) -> Iterator[Mapping[str, Any]]:

@@ -18,14 +18,22 @@ MARKS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
+    ("<thoughts>", "</thoughts>"),
     ("<reasoning>", "</reasoning>"),
+    ("<reflection>", "</reflection>"),
+    ("<analysis>", "</analysis>"),
+    ("<scratchpad>", "</scratchpad>"),
     ("<seed:think>", "</seed:think>"),
+    ("<longcat_think>", "</longcat_think>"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<|channel>thought", "<channel|>"),
+    ("<unused94>thought", "<unused95>"),
 )
-"""Strings that open and close reasoning; case does not count."""
+"""Strings that open and close reasoning; case does not count, nor do attributes and blanks inside a tag."""
 
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|channel>")
 """Control tokens of formats with channels; in harmony, what stands outside the channel ``final`` is reasoning."""
@@ -34,12 +42,18 @@ _MAX_CHARS_PER_TOKEN = 64
 _MIN_CHARS = 4096
 
 _CLOSING = {opening.casefold(): closing for opening, closing in MARKS}
-_MARK = re.compile("|".join(re.escape(mark) for pair in MARKS for mark in pair), re.IGNORECASE)
+_TAG_REST = r"(?:\s[^<>]{0,80})?>"
+_MARK = re.compile(
+    "|".join(
+        re.escape(mark).removesuffix(">") + (_TAG_REST if mark[-1] == ">" else "") for pair in MARKS for mark in pair
+    ),
+    re.IGNORECASE,
+)
 _OPENING = MARKS[0][0]
 _CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
 _MESSAGE_END = re.compile("|".join(map(re.escape, ("<|start|>", "<|end|>", "<|return|>", "<|call|>"))))
 # Servers that leave control tokens out of the text turn the harmony format into "analysisWe …assistantfinalHello."
-_BARE_ANALYSIS = re.compile(r"analysis(?=[A-Z])")
+_BARE_ANALYSIS = re.compile(r"\s*analysis(?=[A-Z]|.*assistantfinal)", re.DOTALL)
 _BARE_FINAL = "assistantfinal"
 
 
@@ -73,7 +87,7 @@ def split_reasoning(text: str) -> Split:
     answer_pieces: list[str] = []
     start, closing = 0, ""
     for mark in _MARK.finditer(text):
-        said, before = mark[0].casefold(), text[start : mark.start()]
+        said, before = _bare(mark[0]), text[start : mark.start()]
         if not closing and said in _CLOSING:
             answer_pieces.append(before)
             closing = _CLOSING[said].casefold()
@@ -117,13 +131,19 @@ def opened_by(prompt: str) -> str:
     """Return the mark of the reasoning that a prompt leaves open, "" if it leaves none open."""
     opened = ""
     for mark in _MARK.finditer(prompt):
-        opened = mark[0] if mark[0].casefold() in _CLOSING else ""
+        opened = mark[0] if _bare(mark[0]) in _CLOSING else ""
     return opened
+
+
+def _bare(mark: str) -> str:
+    """Return a mark as the table names it, in lower case and without attributes."""
+    name = mark.casefold().split(maxsplit=1)[0]
+    return name if name == mark.casefold() else f"{name.removesuffix('>')}>"
 
 
 def closing_mark(opening: str) -> str:
     """Return the mark that closes reasoning behind an opening one."""
-    return _CLOSING[opening.casefold()]
+    return _CLOSING[_bare(opening)]
 
 
 def with_reasoning_apart(reply: Reply, max_tokens: int) -> Reply:

@@ -60,6 +60,8 @@ def test_rlff7_parses(text: str, level: str) -> None:
         ("rlff7", "much better", "unparsed"),
         ("rlff7", "Slightly", "unparsed"),
         ("rlff7", "I cannot say", "unparsed"),
+        ("rlff7", "Sl\u0131ghtly better", "unparsed"),
+        ("rlff7", "S\u0130GN\u0130F\u0130CANTLY BETTER", "unparsed"),
         ("rlff7", "", "unparsed"),
         ("rlff7", "Significantly worse, not slightly better", "ambiguous"),
         ("ppdpp4", "Not solved, but better", "ambiguous"),
@@ -130,6 +132,8 @@ def test_presets_have_one_value_per_level() -> None:
         ("ppdpp4", "There is no answer.\u2028Same", "Same"),
         ("ppdpp4", "Not much；Better。", "Better"),
         ("ppdpp4", "```TEXT\nSame\n```", "Same"),
+        ("ppdpp4", "~~~text\nSame\n~~~", "Same"),
+        ("ppdpp4", "```` text\r\nSame\r\n````", "Same"),
         ("rlff7", "“Significantly-Better”", "Significantly Better"),
     ],
 )
@@ -148,6 +152,12 @@ def test_a_negation_counts_in_its_own_clause_only(preset: str, text: str, level:
         ("rlff7", "Nobody would call this significantly better"),
         ("rlff7", "No, nobody would call this Significantly Better."),
         ("rlff7", "It cannot be the same"),
+        ("ppdpp4", "The issue is not yet solved."),
+        ("ppdpp4", "It hasn\u2019t as yet been solved"),
+        ("ppdpp4", "The issue is __not__ solved"),
+        ("ppdpp4", "It *has not yet* been solved"),
+        *(("ppdpp4", f"The issue isn{mark}t solved") for mark in "`\u00b4\u2018\u2032\u02bc\uff07"),
+        ("ppdpp4", "The issue isnt solved"),
     ],
 )
 def test_a_denied_level_is_no_level(preset: str, text: str) -> None:

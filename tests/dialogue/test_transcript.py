@@ -19,6 +19,14 @@ LABELS = [
     "1. Client:",
     "User [sad] :",
     "求助者：",
+    "__Patient__:",
+    "\uff30\uff41\uff54\uff49\uff45\uff4e\uff54\uff1a",
+    "患者（难过）：",
+    "Patient \u2236",
+    "Patient 2:",
+    "> > > Patient:",
+    "1. - **Patient**:",
+    "a) Patient:",
 ]
 
 
@@ -45,13 +53,15 @@ def test_own_labels_are_no_words() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["One.\n\nTwo: three.\rFour.", "User friendly: yes", "The patient: calm", "a\u2028b"])
+@pytest.mark.parametrize(
+    "text", ["One.\n\nTwo: three.\rFour.", "User friendly: yes", "The patient: calm", "a\u2028b", "a\n２：１"]
+)
 def test_harmless_text_stays_as_it_is(text: str) -> None:
     assert clean_reply(text, speaking="supporter") == text
     assert as_lines([Turn(speaker="supporter", text=text)]) == f"Therapist: {text}"
 
 
-@pytest.mark.parametrize("piece", ["\n", "\nPatient", "\n- ", " ", "[", "\n1.", "*"])
+@pytest.mark.parametrize("piece", ["\n", "\nPatient", "\n- ", " ", "[", "\n1.", "*", "\n ", "_"])
 def test_cleaning_and_rendering_take_linear_time(piece: str) -> None:
     began = time.process_time()
     for text in (f"a{piece * 20_000}", f"a{piece * 20_000}\nPatient: b"):

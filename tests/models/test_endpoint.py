@@ -183,6 +183,22 @@ def test_text_parts_are_the_answer_and_thinking_parts_are_not(server: FakeServer
     assert (reply.text, reply.reasoning) == ("That is a lot.", "stay with the feeling")
 
 
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"type": "summary_text", "text": "hm"},
+        {"type": "Thinking", "thinking": "hm"},
+        {"text": "hm", "thought": True},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+    ],
+)
+@pytest.mark.parametrize("said", [{"type": "TEXT", "text": {"value": "Hi."}}, {"type": None, "text": "Hi."}])
+def test_parts_of_thought_and_text_have_many_forms(server: FakeServer, thought: object, said: object) -> None:
+    server.usual = completion([thought, said])
+    reply = run(server, complete())
+    assert (reply.text, reply.reasoning) == ("Hi.", "hm")
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_in_a_field_of_its_own_is_kept_apart(server: FakeServer, field: str) -> None:
     server.usual = completion("Hello.")
@@ -230,6 +246,10 @@ class Strict(FakeServer):
         "Developer instruction is not enabled for models/gemma-3-27b-it",
         "Invalid role: 'system'",
         "Conversation roles must alternate user/assistant/user/assistant/...",
+        "The first message must be from the user",
+        "the system turn cannot be used",
+        "messages[0]: 'system' is not one of ['user', 'assistant']",
+        "TemplateError",
     ],
 )
 def test_a_refused_system_role_is_merged_as_the_local_model_does(says: str) -> None:
