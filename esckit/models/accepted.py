@@ -161,10 +161,6 @@ def _is_neutral(field: str, value: object) -> bool:
 def _is_about(field: str, reason: str) -> bool:
     """Return whether a refusal names a field; ordinary words count only where they are quoted or introduced."""
     if field in _PLAIN_WORDS:
-        return bool(
-            re.search(
-                rf"""["'`]{field}["'`]|(?:parameters?|arguments?|fields?|supplied):? {field}\b|\b{field} (?:is|are) (?:not|un)""",
-                reason,
-            )
-        )
+        quoted, introduced = rf"""["'`]{field}["'`]""", rf"(?:parameters?|arguments?|fields?|supplied):? {field}\b"
+        return bool(re.search(rf"{quoted}|{introduced}|\b{field} (?:is|are) (?:not|un)", reason))
     return bool(re.search(rf"\b{field}\b", reason))
