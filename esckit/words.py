@@ -16,10 +16,16 @@ _SPACELESS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"  # Han, half-width kana
 )
 _MARKS = "\u3000-\u3004\u3008-\u3020\u3030-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
-_TOKEN = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+|[^\w\s]")
+# Accents, vowel signs and joiners, which belong to their word: "\w" knows letters and digits only.
+_SIGNS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"  # Latin to Hebrew
+    "\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u0711\u0730-\u074a"  # Arabic, Syriac
+    "\u0900-\u0963\u0966-\u096f\u0971-\u0df3\u200c\u200d"  # Devanagari to Sinhala
+)
+_TOKEN = re.compile(rf"[{_SPACELESS}]|(?:[^\W{_SPACELESS}]|[{_SIGNS}])+|[^\w\s]")
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}{_MARKS}]+")
 _CHARACTER = re.compile(f"[{_SPACELESS}]")
-_SENTENCES = re.compile(r"^.*(?:[.!?…][\"'”’)]*(?=\s|$)|[。！？｡][\"'”’)」』）]*)", re.DOTALL)
+_SENTENCES = re.compile(r"^.*(?:[.!?…؟۔।॥։።][\"'”’)»]*(?=\s|$)|[。！？｡။។][\"'”’)」』）]*)", re.DOTALL)
 
 
 def tokenise(text: str) -> tuple[str, ...]:

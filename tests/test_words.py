@@ -26,9 +26,18 @@ def test_scripts_without_spaces_are_cut_into_characters() -> None:
     assert tokenise("잘 지내요 прив\u0435т") == ("잘", "지내요", "привет")
 
 
+def test_accents_and_vowel_signs_are_parts_of_their_words() -> None:
+    assert tokenise("मैं थका हूँ।") == ("मैं", "थका", "हूँ", "।")
+    assert tokenise("متعب جدًا؟") == ("متعب", "جدًا", "؟")
+    assert tokenise("cafe\u0301, می\u200cخواهم") == ("cafe\u0301", ",", "می\u200cخواهم")
+
+
 @pytest.mark.parametrize(
     ("text", "whole"),
     [
+        ("لماذا؟ ثم", "لماذا؟"),
+        ("मैं थका हूँ। क्यों", "मैं थका हूँ।"),
+        ("ខ្ញុំ។ ok", "ខ្ញុំ។"),
         ("听起来很难。我觉得你", "听起来很难。"),
         ("真的吗？「好！」我", "真的吗？「好！」"),
         ("That is hard. I th", "That is hard."),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from esckit.cli.common import JsonOption, echo_facts
+from esckit.cli.common import JsonOption, echo_facts, echo_json
 from esckit.cli.logs import echo
 
 app = typer.Typer(
@@ -29,7 +28,7 @@ def list_backbones(as_json: JsonOption = False) -> None:
 
     known = load_backbones()
     if as_json:
-        echo(json.dumps([each.model_dump(mode="json") for each in known.values()], ensure_ascii=False, indent=2))
+        echo_json([each.model_dump(mode="json") for each in known.values()])
         return
     width = max(map(len, known), default=0)
     for each in known.values():

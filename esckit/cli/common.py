@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,10 +56,21 @@ DryRunOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
+def echo_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print plain data on stdout as JSON, which knows no NaN and no infinity.
+
+    Raises:
+        NotFiniteError: If a number is not finite.
+    """
+    from esckit.records import dump_json
+
+    echo(dump_json(value, indent=indent))
+
+
 def echo_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     """Print results on stdout: one JSON object, or a line for each fact."""
     if as_json:
-        echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        echo_json(facts)
         return
     shown = {name: value for name, value in facts.items() if name != "schema"}
     width = max((len(name) for name in shown), default=0)

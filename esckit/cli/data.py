@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esckit.cli.common import echo_json
 from esckit.cli.logs import echo
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ def inspect(
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
     report = inspect_corpus(access, merge=merge, limit_problems=limit_problems)
-    echo(json.dumps(report, ensure_ascii=False) if as_json else render(report))
+    if as_json:
+        echo_json(report, indent=None)
+    else:
+        echo(render(report))
     n_refused, n_warnings = totals(report)
     if n_refused or (strict and n_warnings):
         echo(f"{n_refused:,} records refused, {n_warnings:,} warnings", err=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from esckit.cli.common import JsonOption, RecipeArgument, SetOption
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo_json
 from esckit.cli.logs import echo
 
 app = typer.Typer(
@@ -27,7 +26,7 @@ def list_recipes(as_json: JsonOption = False) -> None:
     shipped = shipped_recipes()
     if as_json:
         rows = [{"name": each.name, "command": each.command, "title": each.title} for each in shipped]
-        echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        echo_json(rows)
         return
     width = max((len(each.name) for each in shipped), default=0)
     for each in shipped:
@@ -53,7 +52,7 @@ def show(
         return
     data = load_any_recipe(recipe, overrides=changes or ()).recipe.resolved()
     if as_json:
-        echo(json.dumps(data, ensure_ascii=False, indent=2))
+        echo_json(data)
     else:
         import yaml
 
@@ -126,4 +125,4 @@ def schema(command: Annotated[str, typer.Argument(show_default=False, help="A co
             hint=did_you_mean(command, RECIPES.names()).capitalize() or None,
         )
     kind = RECIPES.resolve(command)
-    echo(json.dumps(kind.model_json_schema(), ensure_ascii=False, indent=2))
+    echo_json(kind.model_json_schema())

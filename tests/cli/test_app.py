@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from esckit import __version__
 from esckit.cli import app as cli
 from esckit.cli.common import echo_facts
 from esckit.cli.logs import Settings, StderrHandler, configure_logging
-from esckit.errors import BudgetError, ConfigError, DataError, EsckitError
+from esckit.errors import BudgetError, ConfigError, DataError, EsckitError, NotFiniteError
 from esckit.registry import load_attr
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "openai", "peft", "trl", "accelerate", "evaluate", "scipy")
@@ -276,6 +277,13 @@ def test_printed_json_stays_json(capsys):
     out = capsys.readouterr().out
     assert json.loads(out) == {"key": HOSTILE}
     assert not set("\x1b\x9b\x07\x7f") & set(out)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_printed_json_holds_finite_numbers_only(number: float, capsys):
+    with pytest.raises(NotFiniteError):
+        echo_facts({"rate": {"mean": number}}, as_json=True)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_traceback_of_a_bug_passes_the_gate(tmp_path):

@@ -295,6 +295,12 @@ def test_a_log_probability_that_is_none_is_a_typed_failure(server: FakeServer, l
     assert caught.value.kind == "not_finite"
 
 
+def test_a_log_probability_below_all_floats_is_no_chance_at_all(server: FakeServer) -> None:
+    server.usual = with_log_probs([("2", -1.0), ("1", -(10**400))])
+    token = run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
+    assert token.probabilities == (0.0, pytest.approx(math.exp(-1.0)))
+
+
 def test_an_unknown_number_is_not_zero_for_a_label(server: FakeServer) -> None:
     server.usual = with_log_probs([("2", math.log(0.5)), ("The", None)])
     token = run(server, lambda model: model.next_token(HELLO, ["1", "2"]), log_probs=True)
