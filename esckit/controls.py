@@ -147,6 +147,12 @@ _FORMATS = """
 <|END_RESPONSE|> <BOS_TOKEN> <EOS_TOKEN> <|start_of_role|> <|end_of_role|> <|role_start|> <|role_end|> [gMASK] <sop>
 <eop> [BOS] [EOS] <\uff5cbegin\u2581of\u2581sentence\uff5c> <\uff5cend\u2581of\u2581sentence\uff5c> <\uff5cUser\uff5c>
 <\uff5cAssistant\uff5c> <seed:bos> <seed:eos> <tool_call> </tool_call> <tool_response> </tool_response>
+<|im_user|> <|im_system|> <|im_assistant|> <|im_middle|> [|system|] [|user|] [|assistant|] [|endofturn|] <|endofturn|>
+<|stop|> <extra_id_0> <extra_id_1> <|User|> <|Assistant|> <|user_start|> <|user_end|> <|system_start|> <|system_end|>
+<|assistant_start|> <|assistant_end|> <|turn_start|> <|turn_end|> <|inner_prefix|> <|inner_suffix|> <longcat_user>
+<longcat_assistant> <reserved_102> <reserved_103> <reserved_106> <reserved_107> <|tool_call|> <|file_sep|>
+<|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|vision_start|> <|vision_end|> <|image_pad|> <|image|>
+<start_of_image> <end_of_image>
 """.split()  # noqa: SIM905
 ANY_FORMAT = (*_FORMATS, *sorted(REASONING_TAGS))
-"""Control strings of the chat formats that servers use: ChatML, Llama, Gemma, Mistral, harmony, Phi, GLM, DeepSeek …"""
+"""Control strings of the chat formats that servers use: ChatML, Llama, Gemma, Mistral, harmony, Phi, GLM, Kimi …"""

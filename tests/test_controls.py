@@ -109,6 +109,11 @@ def test_control_strings_of_all_formats_are_broken_up_for_servers(string: str) -
     assert guard.n_broken == 2
 
 
+def test_formats_of_many_models_are_known() -> None:
+    rare = {"<|im_user|>", "<|im_middle|>", "[|endofturn|]", "<extra_id_1>", "<|User|>", "<|assistant_start|>"}
+    assert rare <= set(ANY_FORMAT)
+
+
 def test_strings_that_white_space_follows_are_broken_up_too() -> None:
     assert "< x>" not in Controls(["< x>"]).neutralise("a < x> b")
     assert Controls(["\x1f"]).neutralise("a\x1fb") == "a b"
