@@ -6,6 +6,7 @@ it; another one is refused with the names of the fields that differ. ``manifest.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -311,8 +312,12 @@ def _own_manifest(
             raise ConfigError(
                 f"{path} is not empty and is no run folder", hint="Choose another folder with --out, or empty it"
             )
-    elif path.exists():
-        raise ConfigError(f"{path} is a file", expected="a folder, or nothing", hint="Choose another --out")
+        return None
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is a file", expected="a folder, or nothing", hint="Choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise storage_error(PermissionError(errno.EACCES, ""), there)
     return None
 
 

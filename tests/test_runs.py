@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from esckit.errors import ConfigError, DataError, StorageError
-from esckit.runs import RunFolder, differing_fields, read_manifest, stated, without
+from esckit.runs import RunFolder, differing_fields, read_manifest, require_own, stated, without
 
 RECIPE = {
     "command": "simulate",
@@ -225,3 +225,11 @@ def test_a_run_is_not_resumed_on_other_inputs(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.files\.train\.txt differs"):
         RunFolder.open(tmp_path, inputs={**inputs, "data": {"files": {"train.txt": "abd"}}}, **args)
     assert read_manifest(tmp_path)["status"] == "complete"
+
+
+def test_a_file_above_the_folder_is_refused_before_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is a file"):
+        require_own(tmp_path / "file" / "a" / "run", command="simulate", recipe=RECIPE)
+    require_own(tmp_path / "new" / "a" / "run", command="simulate", recipe=RECIPE)
+    assert not (tmp_path / "new").exists()

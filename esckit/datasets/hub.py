@@ -24,7 +24,7 @@ PREFIX = "hub:"
 SPLITS: Mapping[str, str] = {"train": "train", "validation": "valid", "valid": "valid", "dev": "valid", "test": "test"}
 """Names of splits on the hub to ours, in our order."""
 
-_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+_NAME = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 _CONNECT_S = 5.0
 
 

@@ -12,7 +12,7 @@ from esckit.config.models import RoleOptions
 from esckit.config.recipe import Recipe
 from esckit.documents import read_json_object
 from esckit.errors import EsckitError
-from esckit.pipelines.executor import Progress
+from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.models import ModelPool, checkpoint_ids
 from esckit.pipelines.processes import Process, ending_group
 from esckit.runs import RunFolder
@@ -80,6 +80,38 @@ def training(recipe: Recipe, out: Path, process: Process, *, inputs: Mapping[str
             out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
         ) as folder:
             yield folder
+
+
+class StepsInPlace:
+    """Shows how far a training is, and ends it at the next step once its folder is gone.
+
+    The Trainer would make a new folder for its states, and hours later there would be nothing to write results to.
+
+    Args:
+        folder: The run's, None in processes that do not write.
+        progress: What shows it.
+    """
+
+    def __init__(self, folder: RunFolder | None, progress: Progress | None) -> None:
+        self._folder, self._progress = folder, progress or NoProgress()
+
+    def start(self, total: int, done: int = 0) -> None:
+        """Begin."""
+        self._progress.start(total, done)
+
+    def advance(self, n: int = 1, **counts: int) -> None:
+        """Count steps.
+
+        Raises:
+            StorageError: If the folder was moved, replaced or deleted.
+        """
+        if self._folder is not None:
+            self._folder.require_present()
+        self._progress.advance(n, **counts)
+
+    def close(self) -> None:
+        """End the display."""
+        self._progress.close()
 
 
 def finished(out: Path) -> RunResult | None:

@@ -178,7 +178,8 @@ def _prompts(recipe: SimulateRecipe, *, by_letter: bool = False) -> dict[str, Pr
     names = recipe.prompts
     own = load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else "")
     named = {**names.model_dump(), "critic": names.critic or own}
-    prompted = (role for role, binding in _bindings(recipe).items() if not is_strategy_policy(binding))
+    bindings = _bindings(recipe)
+    prompted = (role for role in bindings if role != "strategist" or not is_strategy_policy(bindings[role]))
     return {role: load_prompt(named[role], _PROMPTED.get(role, role)) for role in prompted}
 
 

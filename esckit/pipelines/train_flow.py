@@ -17,9 +17,9 @@ from esckit.config.train_flow import TrainFlowRecipe
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
 from esckit.models.flow_metadata import policy_id, read_metadata
-from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import Process, this_process
-from esckit.pipelines.session import RunResult, finished, training
+from esckit.pipelines.session import RunResult, StepsInPlace, finished, training
 from esckit.pipelines.train_flow_data import Material, collect, counts
 from esckit.strategies.taxonomy import keep_taxonomy
 from esckit.train.optim import check_trackers
@@ -54,7 +54,7 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     require_runs(recipe)
     material = collect(recipe.data)
     _check(recipe, material)
-    process, progress = this_process(), progress or NoProgress()
+    process = this_process()
     with training(recipe, out, process, inputs=_inputs(recipe, material)) as folder:
         if (result := finished(out)) is not None:
             _forget_states(out, process)
@@ -65,11 +65,11 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
         from esckit.pipelines.flow_training import fit, prepare
 
         began = time.perf_counter()
-        session = prepare(recipe, material, out, process)
+        session, steps = prepare(recipe, material, out, process), StepsInPlace(folder, progress)
         try:
-            fit(session, progress)
+            fit(session, steps)
         finally:
-            progress.close()
+            steps.close()
         if folder is None:
             return RunResult(out, {})
         folder.update_manifest(train_s=round(time.perf_counter() - began, 1))

@@ -17,13 +17,13 @@ from esckit.config.prerequisites import require_runs
 from esckit.config.train_reward import GoalLabel, Label, QuantileLabel, TrainRewardRecipe
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
-from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import this_process
 from esckit.pipelines.reward_inputs import read_inputs
 from esckit.pipelines.reward_models import reward_template
 from esckit.pipelines.reward_report import finish
 from esckit.pipelines.reward_training import optim_settings, prepare, train_session
-from esckit.pipelines.session import RunResult, finished, training
+from esckit.pipelines.session import RunResult, StepsInPlace, finished, training
 from esckit.train.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
 from esckit.train.optim import check_trackers, plan_steps
 
@@ -122,13 +122,13 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     process = this_process()
     plan_steps(optim_settings(recipe), n_items=len(train), n_processes=process.count)
     facts = {"data": inputs.facts(), "prompts": {"reward_model": template.prompt}}
-    with training(recipe, out, process, inputs=facts):
+    with training(recipe, out, process, inputs=facts) as folder:
         if (result := finished(out)) is not None:
             return result
         for warning in warnings if process.is_main else ():
             log.warning("%s", warning)
         session = prepare(recipe, inputs, parts, out, process)
-        train_session(session, progress or NoProgress())
+        train_session(session, StepsInPlace(folder, progress))
         if process.is_main:
             finish(session, warnings)
     return (finished(out) if process.is_main else None) or RunResult(out, {})

@@ -15,12 +15,12 @@ from typing import Any
 from esckit.config.prerequisites import require_runs
 from esckit.config.train_rl import TrainRlRecipe
 from esckit.models.backbones import find_backbone
-from esckit.pipelines.executor import NoProgress, Progress
+from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import this_process
 from esckit.pipelines.rl_material import RlMaterial, collect, reward_prompts
 from esckit.pipelines.rl_reward import check_reward
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
-from esckit.pipelines.session import RunResult, finished, training
+from esckit.pipelines.session import RunResult, StepsInPlace, finished, training
 from esckit.prompts.prompt import load_prompt
 from esckit.train.optim import check_trackers
 from esckit.train.rl_pairs import best_and_worst, by_context
@@ -109,7 +109,7 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
             return result
         from esckit.pipelines.rl_training import train
 
-        facts = train(recipe, material, out, process, progress or NoProgress())
+        facts = train(recipe, material, out, process, StepsInPlace(folder, progress))
         if folder is not None:
             folder.update_manifest(**facts)
     return (finished(out) if process.is_main else None) or RunResult(out, {})

@@ -1,0 +1,37 @@
+"""A run folder that goes away while a model is trained: noticed at the next step, not at the end of all of them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esckit.errors import StorageError
+from esckit.pipelines.train_flow import run as train_flow
+from esckit.pipelines.train_reward import run as train_reward
+from esckit.pipelines.train_rl import run as train_rl
+from tests.pipelines import flow_runs, rl_runs
+from tests.pipelines.reward_runs import reward_recipe, simulated
+from tests.pipelines.test_vanished import Meddler
+
+
+def _reward(folder: Path, **given: object) -> object:
+    return train_reward(reward_recipe(simulated(folder / "futures")), **given)  # type: ignore[arg-type]
+
+
+def _flow(folder: Path, **given: object) -> object:
+    trees = flow_runs.write_trees(folder, flow_runs.some_trees())
+    return train_flow(flow_runs.recipe(trees), **given)  # type: ignore[arg-type]
+
+
+def _rl(folder: Path, **given: object) -> object:
+    return train_rl(rl_runs.recipe(), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("train", [_reward, _flow, _rl])
+def test_a_training_ends_at_the_step_after_its_folder_went(train: Callable[..., object], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    meddler = Meddler(lambda: shutil.move(out, tmp_path / "away"), after=1)
+    with pytest.raises(StorageError, match="was moved or deleted"):
+        train(tmp_path, out=out, progress=meddler)
+    assert meddler.left == 0  # no further step was counted
