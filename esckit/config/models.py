@@ -79,6 +79,11 @@ class EndpointBinding(RoleOptions):
     prices: Prices | None = None
 
 
+def _switch(value: Any) -> Any:
+    """Return on or off as they are written: to YAML the bare words are true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class CheckpointBinding(RoleOptions):
     """Something that esckit trained: a run folder, whose manifest says what it is.
 
@@ -91,7 +96,7 @@ class CheckpointBinding(RoleOptions):
     """
 
     checkpoint: str = Field(min_length=1)
-    adapter: Literal["on", "off"] = "off"
+    adapter: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
     value_weight: NonNegativeFloat | None = None
     top_k: PositiveInt | None = None
     dtype: DType = "auto"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from esckit.errors import CheckpointError
 from esckit.ledger import Scope
-from esckit.models.flow_metadata import checkpoint_folder, policy_id, read_metadata
+from esckit.models.flow_metadata import FlowMetadata, checkpoint_folder, policy_id, read_metadata
 from esckit.models.flow_text import FlowText, drop_oldest
 from esckit.runs import read_manifest
 from esckit.types import Reply, Sampling, Scenario, Turn
@@ -24,6 +24,24 @@ if TYPE_CHECKING:
 
 # What a supporter may know of the seeker's private situation.
 _NOTHING = Scenario(id="unknown")
+
+
+def writer_metadata(run: Path) -> FlowMetadata:
+    """Return the metadata of a checkpoint that was trained to write; loads nothing heavy.
+
+    Raises:
+        CheckpointError: If it was not, or its text form holds what a supporter does not know.
+    """
+    metadata = read_metadata(run)
+    if not read_manifest(run)["recipe"].get("response_weight"):
+        raise CheckpointError(
+            f"{run} was not trained to write replies",
+            expected="a run with response_weight above 0",
+            hint="Use adapter: off, or name another supporter",
+        )
+    if metadata.situation:
+        raise CheckpointError(f"{run} reads the seeker's situation", expected="a run with encoding.situation: false")
+    return metadata
 
 
 class FlowWriter:
@@ -52,17 +70,7 @@ class FlowWriter:
             CheckpointError: If it was not trained to write, or its text form holds what a supporter does not know.
             ConfigError: If its backbone cannot be had.
         """
-        metadata = read_metadata(run)
-        if not read_manifest(run)["recipe"].get("response_weight"):
-            raise CheckpointError(
-                f"{run} was not trained to write replies",
-                expected="a run with response_weight above 0",
-                hint="Use adapter: off, or name another supporter",
-            )
-        if metadata.situation:
-            raise CheckpointError(
-                f"{run} reads the seeker's situation", expected="a run with encoding.situation: false"
-            )
+        metadata = writer_metadata(run)
         import torch
 
         from esckit.models.backbones import resolve_backbone

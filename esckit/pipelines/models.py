@@ -23,6 +23,7 @@ from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.endpoints import load_endpoint
 from esckit.models.flow_metadata import checkpoint_folder, read_metadata
+from esckit.models.flow_writer import writer_metadata
 from esckit.models.rl_policy import load_policy, read_policy
 from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from esckit.models.policy import CheckpointPolicy
 
 log = logging.getLogger(__name__)
+
+_NO_TAXONOMY = "a flow checkpoint as supporter without a taxonomy"
 
 
 def look_up(bindings: Iterable[RoleOptions | None]) -> None:
@@ -69,13 +72,19 @@ def require_checkpoints(bindings: Mapping[str, RoleOptions], taxonomy: Taxonomy 
 
     Raises:
         CheckpointError: If a run holds no checkpoint, or one that cannot play the role.
+        ConfigError: If a flow checkpoint is to write and no taxonomy is known.
     """
     for role, binding in bindings.items():
         if not isinstance(binding, CheckpointBinding):
             continue
         run = Path(binding.checkpoint)
         if is_strategy_policy(binding):
-            read_metadata(run, strategies=taxonomy.names if taxonomy and role == "strategist" else None)
+            writes = role == "supporter" and binding.adapter == "on"
+            if writes and taxonomy is None:
+                raise ConfigError(_NO_TAXONOMY, expected="taxonomy: NAME")
+            read_metadata(run, strategies=taxonomy.names if taxonomy and (writes or role == "strategist") else None)
+            if writes:
+                writer_metadata(run)
         elif not (is_reward_model(binding) and role in ("reward", "critic")):
             read_policy(run)
 
@@ -213,7 +222,7 @@ class ModelPool:
         if not (isinstance(binding, CheckpointBinding) and binding.adapter == "on" and is_strategy_policy(binding)):
             return None
         if taxonomy is None:
-            raise ConfigError("a flow checkpoint as supporter without a taxonomy", expected="taxonomy: NAME")
+            raise ConfigError(_NO_TAXONOMY, expected="taxonomy: NAME")
         from esckit.dialogue.flow_supporter import FlowSupporter
         from esckit.models.flow_writer import FlowWriter
 

@@ -97,7 +97,9 @@ def test_without_a_network_the_library_is_not_asked(stub: Stub, monkeypatch: pyt
     assert asked == []
 
 
-@pytest.mark.parametrize("path", ["hub:", "hub:esconv", "hub:a/b@", "hub:a/b/c", "hub:a b/c", "hub:../..", "hub:./data"])
+@pytest.mark.parametrize(
+    "path", ["hub:", "hub:esconv", "hub:a/b@", "hub:a/b/c", "hub:a b/c", "hub:../..", "hub:./data"]
+)
 def test_malformed_names(stub: Stub, path: str) -> None:
     stub({})
     with pytest.raises(DataError, match="hub:OWNER/NAME@REVISION"):

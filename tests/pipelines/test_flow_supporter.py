@@ -1,19 +1,27 @@
 """A flow checkpoint as supporter: adapter on if it was trained to write, adapter off as its plain backbone."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
+from esckit.config.models import CheckpointBinding
+from esckit.documents import parse_yaml
 from esckit.errors import CheckpointError, ConfigError
 from esckit.ledger import Ledger
 from esckit.models.flow_writer import FlowWriter
+from esckit.pipelines.search import plan as plan_search
 from esckit.pipelines.search import run as search
+from esckit.pipelines.simulate import plan as plan_simulation
+from esckit.pipelines.simulate import run as simulate
 from esckit.pipelines.train_flow import run as train_flow
 from esckit.records import read_records
+from esckit.runs import read_manifest
 from esckit.types import Sampling, SearchTree, Turn
 from tests.pipelines.flow_runs import AFLOW, recipe, sparse_tree, write_trees
 from tests.pipelines.test_search import recipe as search_recipe
+from tests.pipelines.test_simulate import recipe as simulate_recipe
 
 ABBREVIATIONS = dict(zip(AFLOW.names, AFLOW.abbrs, strict=True))
 TURNS = (Turn(speaker="seeker", text="I failed my exam."),)
@@ -91,3 +99,28 @@ def test_a_writer_needs_a_strategist(runs: dict[str, Path]) -> None:
 
     with pytest.raises(ConfigError, match="without a strategy"):
         asyncio.run(FlowSupporter(Silent(), Sampling()).reply(TURNS, Ledger(1, "t").at("r", 0)))
+
+
+def test_a_simulation_is_supported_by_its_plain_backbone(runs: dict[str, Path], tmp_path: Path) -> None:
+    supporter = {"checkpoint": str(runs["silent"]), "sampling": {"max_tokens": 8}, "on_length": "last_sentence"}
+    given = {"models": {**scripted_models(), "supporter": supporter}, "data": {"limit": 1}, "max_failure_rate": 1.0}
+    simulate(simulate_recipe(**given), out=tmp_path / "run")
+    assert "supporter_rlff" in json.dumps(read_manifest(tmp_path / "run")["prompts"]["supporter"])
+
+
+def scripted_models() -> dict[str, object]:
+    return simulate_recipe().models.model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_on_and_off_need_no_quotes_in_a_recipe(word: str) -> None:
+    binding = parse_yaml(f"checkpoint: runs/x\nadapter: {word}", "recipe")
+    assert CheckpointBinding.model_validate(binding).adapter == word
+
+
+def test_a_plan_refuses_a_checkpoint_that_cannot_write(runs: dict[str, Path]) -> None:
+    supporter = {"checkpoint": str(runs["silent"]), "adapter": "on"}
+    with pytest.raises(CheckpointError, match="was not trained to write"):
+        plan_search(search_recipe(models={"supporter": supporter}))
+    with pytest.raises(ConfigError, match="without a taxonomy"):
+        plan_simulation(simulate_recipe(models={**scripted_models(), "supporter": supporter}))
