@@ -28,6 +28,7 @@ from esckit.complaints import complaint
 from esckit.errors import DataError, NotFiniteError, StorageError
 from esckit.registry import did_you_mean
 from esckit.types import Record
+from esckit.words import without_surrogates
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int |
     record = None if line is None else line - 1
     try:
         data = json.loads(text, parse_constant=_no_number)
+        if "\\ud" in text.lower():
+            data = json.loads(without_surrogates(json.dumps(data, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"no JSON ({error})", path=path, record=record, line=line, expected="one record a line"

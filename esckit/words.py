@@ -24,8 +24,14 @@ _SIGNS = (
 )
 _TOKEN = re.compile(rf"[{_SPACELESS}]|(?:[^\W{_SPACELESS}]|[{_SIGNS}])+|[^\w\s]")
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}{_MARKS}]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHARACTER = re.compile(f"[{_SPACELESS}]")
 _SENTENCES = re.compile(r"^.*(?:[.!?…؟۔।॥։።][\"'”’)»]*(?=\s|$)|[。！？｡။។][\"'”’)」』）]*)", re.DOTALL)
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with U+FFFD for every lone surrogate, which UTF-8 cannot hold."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def tokenise(text: str) -> tuple[str, ...]:

@@ -304,3 +304,12 @@ def test_a_number_smuggled_past_validation_is_not_written(tmp_path):
         lines.append({"x": math.nan})
     assert (tmp_path / "f.jsonl").read_bytes() == b""
     assert not (tmp_path / "f.json").exists()
+
+
+def test_half_a_surrogate_pair_in_a_line_becomes_a_mark() -> None:
+    class Said(Record):
+        text: str
+
+    record = parse_line(Said, '{"text": "a \\ud83d b \\uD83D\\uDE00"}')
+    assert record.text == "a \ufffd b \U0001f600"
+    assert dump_line(record)

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from esckit.controls import ANY_FORMAT, Controls
 from esckit.datasets.containers import RawRecord
-from esckit.datasets.text import NOTHING, json_type, normalise, quoted, without_surrogates
+from esckit.datasets.text import NOTHING, json_type, normalise, quoted
 from esckit.errors import DataError
 from esckit.protocols import Issue
 from esckit.registry import nearest
 from esckit.types import Speaker
+from esckit.words import without_surrogates
 
 LONG_TEXT = 20_000
 MAX_TEXT = 1_000_000

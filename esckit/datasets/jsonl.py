@@ -23,11 +23,12 @@ from esckit.complaints import complaint
 from esckit.datasets.assembly import Placed, keep_spoken, note_turn_pattern
 from esckit.datasets.fields import RecordFields
 from esckit.datasets.reading import read_dialogues
-from esckit.datasets.text import NOTHING, dialogue_id, json_type, quoted, without_surrogates
+from esckit.datasets.text import NOTHING, dialogue_id, json_type, quoted
 from esckit.errors import DataError
 from esckit.protocols import IssueSink
 from esckit.registry import nearest
 from esckit.types import Dialogue, Record, Scenario, Source, Survey, Turn, TurnPart
+from esckit.words import without_surrogates
 
 R = TypeVar("R", bound=Record)
 

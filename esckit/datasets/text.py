@@ -8,10 +8,10 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from esckit.types import Dialogue
+from esckit.words import without_surrogates
 
 # Category Cc without what `str.split` takes for white space.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMPUTED_ID = re.compile(r"[a-z]+-([0-9a-f]{12})")
 _MAX_QUOTED = 60
 
@@ -43,11 +43,6 @@ def normalise(raw: str) -> Normalised:
     if spaced != cleaned:
         codes.append("white_space")
     return Normalised(spaced, tuple(codes))
-
-
-def without_surrogates(raw: str) -> str:
-    """Return the text with U+FFFD for every lone surrogate, which UTF-8 cannot hold."""
-    return raw if raw.isascii() else _SURROGATE.sub("\ufffd", raw)
 
 
 def dialogue_id(corpus: str, utterances: Iterable[tuple[str, str]]) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from esckit.errors import BackendError
 from esckit.types import Reply, StopReason, Usage
+from esckit.words import without_surrogates
 
 MARKS = (
     ("<think>", "</think>"),
@@ -173,6 +174,7 @@ def make_reply(
         BackendError: ``too_long`` if the text cannot have been written with so few tokens: a server that ignores the
             limit.
     """
+    text = without_surrogates(text)
     most = max(_MIN_CHARS, _MAX_CHARS_PER_TOKEN * max_tokens)
     n_chars = len(text) + len(reasoning or "")
     if n_chars > most:
@@ -183,7 +185,7 @@ def make_reply(
             samples=(text[:200],),
         )
     found = split_reasoning(text)
-    apart = _MARK.sub("", reasoning or "").strip()
+    apart = _MARK.sub("", without_surrogates(reasoning or "")).strip()
     thought = _joined([apart, found.reasoning or ""]) or found.reasoning
     if thought is None:
         return Reply(found.answer, stop_reason, usage, raw=None if found.answer == text else text)

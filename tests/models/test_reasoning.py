@@ -73,6 +73,12 @@ def reply(text: str, stop: StopReason = StopReason.STOP, **more: str) -> Reply:
     return make_reply(text, stop, Usage(calls=1), max_tokens=100, reasoning=more.get("reasoning"))
 
 
+def test_what_a_model_says_can_be_written_to_a_file() -> None:
+    found = reply("Hi \ud83d.", reasoning="\udc00a")
+    assert (found.text, found.reasoning) == ("Hi \ufffd.", "\ufffda")
+    assert reply("\U0001f600").text == "\U0001f600"
+
+
 def test_a_reply_without_reasoning_is_its_text() -> None:
     assert reply(" Hi. ") == Reply(" Hi. ", StopReason.STOP, Usage(calls=1))
     assert reply(" Hi. ").whole == " Hi. "
