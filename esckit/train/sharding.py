@@ -36,17 +36,21 @@ def gathered_state(trainer: Any, *, trained_only: bool) -> dict[str, Tensor]:
         trained_only: Leave out frozen parameters and buffers.
 
     Returns:
-        Copies on the processor in the main process; nothing elsewhere.
+        Copies on the processor in the main process, one for all names of a tied tensor; nothing elsewhere.
     """
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     state: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if trained_only and not tensor.requires_grad:
             continue
-        whole = _whole(tensor)
-        if trainer.accelerator.is_main_process:
-            state[name] = whole.detach().to("cpu", copy=True)
-    return state
+        if id(tensor) not in copies:
+            whole = _whole(tensor).detach()
+            copies[id(tensor)] = (
+                whole.to("cpu", copy=True) if trainer.accelerator.is_main_process else whole.new_empty(0)
+            )
+        state[name] = copies[id(tensor)]
+    return state if trainer.accelerator.is_main_process else {}
 
 
 def _whole(tensor: Tensor) -> Tensor:
