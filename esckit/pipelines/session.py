@@ -11,7 +11,8 @@ from typing import Any
 from esckit.config.models import RoleOptions
 from esckit.config.recipe import Recipe
 from esckit.documents import read_json_object
-from esckit.errors import EsckitError
+from esckit.errors import EsckitError, StorageError
+from esckit.models.checkpoints import FOLDER
 from esckit.pipelines.executor import NoProgress, Progress
 from esckit.pipelines.models import ModelPool, checkpoint_ids
 from esckit.pipelines.processes import Process, ending_group
@@ -115,6 +116,15 @@ class StepsInPlace:
 
 
 def finished(out: Path) -> RunResult | None:
-    """Return the result of a run that is over, None while there is none."""
+    """Return the result of a training that is over, None while there is none.
+
+    Raises:
+        StorageError: If what was trained is not there any more.
+    """
     path = out / SUMMARY
+    if path.is_file() and not (out / FOLDER).is_dir():
+        raise StorageError(
+            f"{out} is finished, but its {FOLDER} is gone",
+            hint=f"Bring it back, or delete {path} and run the same command to train again",
+        )
     return RunResult(out, read_json_object(path)) if path.is_file() else None

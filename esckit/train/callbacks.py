@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from esckit.documents import parse_json
+from esckit.errors import DataError
 from esckit.records import JsonlAppender, write_atomic
 from esckit.train.diverged import Diverged, finite_or_none, not_finite
 
@@ -177,14 +178,21 @@ class OnEvaluation(TrainerCallback):
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the whole rows of ``metrics.jsonl``; a last line cut by a crash is left out."""
-    return [parse_json(line, path) for line in _whole_lines(path)]
+    return [_row(line, path) for line in _whole_lines(path)]
 
 
 def keep_rows(path: Path, last_step: int, *, key: str = "step") -> None:
     """Drop the rows of a file that are beyond a step, all of them for step 0, and a last one that was cut."""
     if path.is_file():
-        kept = [line for line in _whole_lines(path) if last_step and parse_json(line, path)[key] <= last_step]
+        kept = [line for line in _whole_lines(path) if last_step and _row(line, path, key)[key] <= last_step]
         write_atomic(path, b"".join(kept))
+
+
+def _row(line: bytes, path: Path, key: str | None = None) -> dict[str, Any]:
+    row = parse_json(line, path)
+    if not isinstance(row, dict) or (key is not None and not isinstance(row.get(key), int)):
+        raise DataError("a line that no training wrote", path=str(path), expected=f"an object with {key or 'numbers'}")
+    return row
 
 
 def _whole_lines(path: Path) -> list[bytes]:

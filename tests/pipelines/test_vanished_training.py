@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from esckit.errors import StorageError
+from esckit.errors import DataError, StorageError
+from esckit.pipelines.session import finished
 from esckit.pipelines.train_flow import run as train_flow
 from esckit.pipelines.train_reward import run as train_reward
 from esckit.pipelines.train_rl import run as train_rl
+from esckit.train.callbacks import keep_rows
 from tests.pipelines import flow_runs, rl_runs
 from tests.pipelines.reward_runs import reward_recipe, simulated
 from tests.pipelines.test_vanished import Meddler
@@ -35,3 +37,19 @@ def test_a_training_ends_at_the_step_after_its_folder_went(train: Callable[..., 
     with pytest.raises(StorageError, match="was moved or deleted"):
         train(tmp_path, out=out, progress=meddler)
     assert meddler.left == 0  # no further step was counted
+
+
+def test_a_finished_training_without_its_checkpoint_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(StorageError, match="checkpoint is gone"):
+        finished(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    assert finished(tmp_path) is not None
+
+
+@pytest.mark.parametrize("line", ["3", "[]", '{"step": null}', "{}"])
+def test_rows_that_no_training_wrote_are_refused(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match="no training wrote"):
+        keep_rows(path, 2)
