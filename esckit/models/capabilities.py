@@ -6,6 +6,7 @@ method, a field), never for a version number.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from inspect import signature
 from typing import Any
@@ -51,3 +52,16 @@ def checkpointing_arguments(arguments: type, *, wanted: bool) -> dict[str, Any]:
     known = {field.name for field in fields(arguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     return {name: wanted, f"{name}_kwargs": {"use_reentrant": False} if wanted else None}
+
+
+def generating(trainer: Any) -> AbstractContextManager[Any]:
+    """Return a context that gives a trainer's model ready to generate: whole under ZeRO-3, without recomputation."""
+    from trl.models import unwrap_model_for_generation
+
+    options: dict[str, Any] = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    known = signature(unwrap_model_for_generation).parameters
+    given = {name: value for name, value in options.items() if name in known}
+    found: AbstractContextManager[Any] = unwrap_model_for_generation(
+        trainer.model_wrapped, trainer.accelerator, **given
+    )
+    return found

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.models import unwrap_model_for_generation
 
 from esckit.dialogue.output import split_output
+from esckit.models.capabilities import generating
 from esckit.train.rl_rewards import Completion, PairedRewards
 from esckit.train.together import gathered, together
 from esckit.types import Turn
@@ -152,9 +152,7 @@ class DevEvaluation(TrainerCallback):
         accelerator = trainer.accelerator
         # A user's own reward may draw numbers; the training's draws must not depend on how often dev is looked at.
         python, generator = random.getstate(), torch.get_rng_state()
-        with unwrap_model_for_generation(
-            trainer.model_wrapped, accelerator, gradient_checkpointing_kwargs={"use_reentrant": False}
-        ) as model:
+        with generating(trainer) as model:
             metrics = self._dev.measure(
                 model, state.global_step, rank=accelerator.process_index, n_processes=accelerator.num_processes
             )
