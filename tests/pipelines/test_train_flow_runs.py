@@ -42,9 +42,9 @@ class StopAfter:
     def __init__(self, updates: int) -> None:
         self.left = updates
 
-    def start(self, total: int, done: int) -> None: ...
+    def start(self, total: int, done: int = 0) -> None: ...
 
-    def advance(self, *, failed: int) -> None:
+    def advance(self, n: int = 1, **counts: int) -> None:
         self.left -= 1
         if self.left == 0:
             raise Stopped
