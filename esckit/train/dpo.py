@@ -22,24 +22,23 @@ from esckit.train.sharding import one_device
 
 def dpo_arguments(settings: DpoSettings, optim: PolicyOptim, plan: DpoPlan, *, folder: Path) -> DPOConfig:
     """Return TRL's arguments; ``folder`` takes the states to resume from."""
-    with quiet_warnings():
-        arguments = DPOConfig(
-            **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
-            per_device_train_batch_size=plan.micro_batch,
-            beta=settings.beta,
-            loss_type=["sigmoid"],
-            f_divergence_type="reverse_kl",
-            label_smoothing=0.0,
-            # Above what pairs can be long: the default would cut the end, which is the reply.
-            max_length=settings.max_prompt_tokens + settings.max_completion_tokens + 1,
-            truncation_mode="keep_start",
-            padding_free=False,
-            precompute_ref_log_probs=False,
-            use_weighting=False,
-            sync_ref_model=False,
-            disable_dropout=True,
-            train_sampling_strategy="sequential",  # the pairs are laid out in the order of training
-        )
+    arguments = DPOConfig(
+        **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
+        per_device_train_batch_size=plan.micro_batch,
+        beta=settings.beta,
+        loss_type=["sigmoid"],
+        f_divergence_type="reverse_kl",
+        label_smoothing=0.0,
+        # Above what pairs can be long: the default would cut the end, which is the reply.
+        max_length=settings.max_prompt_tokens + settings.max_completion_tokens + 1,
+        truncation_mode="keep_start",
+        padding_free=False,
+        precompute_ref_log_probs=False,
+        use_weighting=False,
+        sync_ref_model=False,
+        disable_dropout=True,
+        train_sampling_strategy="sequential",  # the pairs are laid out in the order of training
+    )
     one_device(arguments)
     return arguments
 
