@@ -17,7 +17,7 @@ UV := build/uv/bin/uv
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test suite smoke test-sharded test-sharded-full test-newest test-lowest test-pythons vllm-env lock lint format bench clean
+.PHONY: help setup demo test suite smoke test-sharded test-sharded-full test-newest test-lowest test-pythons vllm-env lock lint format house bench clean
 
 help:
 	@echo "make demo          install into $(VENV) and play the main job on the embedded model and the sample data"
@@ -29,6 +29,7 @@ help:
 	@echo "make vllm-env      an environment with vLLM, .venv-vllm (Linux with a CUDA GPU)"
 	@echo "make lock          write esckit/constraints.txt and its two siblings anew from pyproject.toml"
 	@echo "make lint          format, lint, types and floors only"
+	@echo "make house         how the package is built: files, lines, functions, imports, names and recipe fields"
 	@echo "make bench         the figures of docs/benchmarks.md"
 
 $(CORE): pyproject.toml $(LOCK)
@@ -52,11 +53,16 @@ lint: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict .ci/house.py
 	$(BIN)/lint-imports
 
 format: $(TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Needs no environment: it reads only source text.
+house:
+	@$(PYTHON) .ci/house.py
 
 # The whole chain of both methods on the embedded 135M model and the sample corpus; each step goes on where it was stopped.
 demo: $(CORE)

@@ -35,7 +35,7 @@ from esckit.models.flow_text import FLOW_TEXT, FlowText
 from esckit.models.packable import check_packable
 from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import Process
-from esckit.pipelines.train_flow import STATES
+from esckit.pipelines.session import STATES
 from esckit.pipelines.train_flow_data import Material, flow_trees
 from esckit.pipelines.train_flow_gold import GoldValidation, log_shares
 from esckit.records import JsonlAppender

@@ -25,7 +25,7 @@ from esckit.pipelines.processes import Process
 from esckit.pipelines.rl_material import RlMaterial
 from esckit.pipelines.rl_reward import open_measure
 from esckit.pipelines.rl_settings import dpo_settings, grpo_settings, policy_optim
-from esckit.pipelines.session import SUMMARY
+from esckit.pipelines.session import STATES, SUMMARY
 from esckit.prompts.prompt import load_prompt
 from esckit.records import write_atomic, write_json
 from esckit.train.callbacks import StepProgress, read_rows
@@ -53,7 +53,6 @@ from esckit.train.together import gathered
 
 log = logging.getLogger(__name__)
 
-STATES = "states"
 _DEV_SCORE = "dev/reward/future"
 
 

@@ -19,6 +19,8 @@ from esckit.pipelines.processes import Process, ending_group
 from esckit.runs import RunFolder
 
 SUMMARY = "summary.json"
+STATES = "states"
+"""The folder of the states that an interrupted training goes on from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,10 @@ from esckit.models.backbones import find_backbone
 from esckit.models.flow_metadata import policy_id, read_metadata
 from esckit.pipelines.executor import Progress
 from esckit.pipelines.processes import Process, this_process
-from esckit.pipelines.session import RunResult, StepsInPlace, finished, training
+from esckit.pipelines.session import STATES, RunResult, StepsInPlace, finished, training
 from esckit.pipelines.train_flow_data import Material, collect, counts
 from esckit.strategies.taxonomy import keep_taxonomy
 from esckit.train.optim import check_trackers
-
-STATES = "states"
 
 
 def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
