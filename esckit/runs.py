@@ -90,7 +90,10 @@ def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 
 
 def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """Return the dotted paths at which two recipes differ, sorted."""
+    """Return the dotted paths at which two recipes differ, sorted.
+
+    A field that one of them lacks counts as null: an earlier version did not know every field, and null is "as before".
+    """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         found: list[str] = []
         for key in sorted({*ours, *theirs}):
@@ -331,8 +334,7 @@ def _check_owner(
             expected=f"one of {command!r}",
             hint="Choose another folder with --out",
         )
-    if theirs != ours:
-        fields = differing_fields(ours, theirs)
+    if fields := differing_fields(ours, theirs):
         raise ConfigError(
             f"{path} belongs to another recipe: {', '.join(fields)} differ{'s' if len(fields) == 1 else ''}",
             hint="Choose another folder with --out, or undo the change to resume",

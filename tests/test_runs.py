@@ -66,6 +66,15 @@ def test_the_same_recipe_resumes_whatever_is_operational(tmp_path):
         assert again.file("x.jsonl").read_text() == '{"a": 1}\n'
 
 
+def test_a_new_field_that_is_null_is_no_other_recipe(tmp_path):
+    with opened(tmp_path):
+        pass
+    with opened(tmp_path, changed(simulation={**RECIPE["simulation"], "taxonomy": None})) as run:
+        assert run.manifest["recipe"]["simulation"]["taxonomy"] is None
+    with pytest.raises(ConfigError, match=r"simulation\.taxonomy differs"):
+        opened(tmp_path, changed(simulation={**RECIPE["simulation"], "taxonomy": "aflow"}))
+
+
 def test_another_recipe_is_refused_with_the_names_of_the_fields(tmp_path):
     opened(tmp_path).close("complete")
     before = (tmp_path / "manifest.json").read_bytes()
