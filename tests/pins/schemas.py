@@ -8,6 +8,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from esckit.cli.app import app
+from tests.pins.normal import holders
 
 COMMANDS = ("simulate", "search", "train-flow", "train-reward", "train-rl", "evaluate", "predict")
 _ROLE = re.compile(r"(models\.)([^.<]+)(<.*)")
@@ -50,15 +51,7 @@ def shipped(command: str) -> str:
         for path, value in _leaves(_json("recipes", "show", name, "--json"), ""):
             text = json.dumps(value, ensure_ascii=False, sort_keys=True)
             found.setdefault(path, {}).setdefault(text, []).append(name)
-    return "".join(f"{path}: {json.dumps(_by_value(found[path], len(names)))}\n" for path in sorted(found))
-
-
-def _by_value(holders: dict[str, list[str]], n_all: int) -> dict[str, Any]:
-    """Name the recipes of each value, but those of the commonest only where some recipes lack the field."""
-    usual = max(sorted(holders), key=lambda value: len(holders[value]))
-    whole = sum(map(len, holders.values())) == n_all
-    others = "all" if len(holders) == 1 else "the others"
-    return {value: others if whole and value == usual else holders[value] for value in sorted(holders)}
+    return "".join(f"{path}: {json.dumps(holders(found[path], len(names)))}\n" for path in sorted(found))
 
 
 def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
