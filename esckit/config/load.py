@@ -14,7 +14,7 @@ from esckit.config.commands import RECIPES
 from esckit.config.overrides import apply_overrides
 from esckit.config.problems import describe_problems
 from esckit.config.recipe import Recipe
-from esckit.config.source import Path as FieldPath
+from esckit.documents import Place
 from esckit.config.source import Source, parse_source
 from esckit.documents import read_text
 from esckit.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[
     return LoadedRecipe(found.name, _validated(RECIPES.resolve(named), source, changed))
 
 
-def _validated(kind: type[RecipeT], source: Source, changed: frozenset[FieldPath]) -> RecipeT:
+def _validated(kind: type[RecipeT], source: Source, changed: frozenset[Place]) -> RecipeT:
     try:
         return kind.model_validate(_at_home(source.data), strict=True)
     except ValidationError as error:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esckit.config.source import Path, Source, parse_value
+from esckit.documents import Place
+from esckit.config.source import Source, parse_value
 from esckit.errors import ConfigError
 
 _FIELD = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*$")
 
 
-def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, frozenset[Path]]:
+def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, frozenset[Place]]:
     """Return a recipe with some fields replaced, and the paths that were.
 
     Args:
@@ -36,14 +37,14 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, f
     return Source(source.origin, data, source.lines), frozenset(changed)
 
 
-def _parse(text: str) -> tuple[Path, Any]:
+def _parse(text: str) -> tuple[Place, Any]:
     name, equals, value = text.partition("=")
     if not equals or not _FIELD.match(name.strip()):
         raise ConfigError(f"--set {name.strip()!r} names no field" if equals else f"--set {text!r} has no '='")
     return tuple(name.strip().split(".")), parse_value(value, f"--set {name.strip()}")
 
 
-def _replaced(data: Mapping[str, Any], path: Path, value: Any, text: str) -> dict[str, Any]:
+def _replaced(data: Mapping[str, Any], path: Place, value: Any, text: str) -> dict[str, Any]:
     """Return a copy of nested mappings with one value replaced; missing sections are made."""
     head, *rest = path
     if not rest:

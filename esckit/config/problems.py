@@ -10,8 +10,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+from esckit.documents import Place
 from esckit.complaints import complaint
-from esckit.config.source import Path, Source, dotted
+from esckit.config.source import Source, dotted
 from esckit.registry import did_you_mean
 
 _NEVER_QUOTED = frozenset({"api_key_env", "base_url"})
@@ -19,7 +20,7 @@ _QUOTED_NAME = re.compile(r"'([^']*)'")
 
 
 def describe_problems(
-    error: ValidationError, kind: type[BaseModel], source: Source, changed: frozenset[Path]
+    error: ValidationError, kind: type[BaseModel], source: Source, changed: frozenset[Place]
 ) -> list[str]:
     """Return one line for every problem that validation found, in the order of the recipe class."""
     lines: list[str] = []
@@ -30,7 +31,7 @@ def describe_problems(
     return lines
 
 
-def _where(path: Path, source: Source, changed: frozenset[Path]) -> str:
+def _where(path: Place, source: Source, changed: frozenset[Place]) -> str:
     """Return where a field was written: on the command line, or in which line of the file."""
     if any(path[: len(given)] == given for given in changed):
         return " (--set)"
@@ -76,7 +77,7 @@ def _is_tag(part: str | int) -> bool:
     return isinstance(part, str) and part.startswith("<")
 
 
-def known_fields(kind: type[BaseModel], path: Path) -> frozenset[str]:
+def known_fields(kind: type[BaseModel], path: Place) -> frozenset[str]:
     """Return the fields of the section at a location of pydantic's, union tags included."""
     here: list[tuple[str | None, type[BaseModel]]] = [(None, kind)]
     for part in path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from esckit.documents import Place as Path
+from esckit.documents import Place
 from esckit.documents import dotted, parse_yaml, parse_yaml_lines
 from esckit.errors import ConfigError
 
-__all__ = ["Document", "Path", "Source", "dotted", "parse_source", "parse_value"]
 
 Document = dict[str, Any]
 
@@ -26,7 +25,7 @@ class Source:
 
     origin: str
     data: Document
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: dict[Place, int] = field(default_factory=dict)
 
 
 def parse_source(text: str, origin: str) -> Source:

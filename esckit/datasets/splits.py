@@ -23,17 +23,6 @@ from esckit.types import Dialogue
 log = logging.getLogger(__name__)
 
 Scheme = Literal["hub", "ppdpp", "ratio", "files"]
-__all__ = [
-    "ESCONV_SIZE",
-    "SPLITS",
-    "Scheme",
-    "assign_splits",
-    "esconv_permutation",
-    "ids_digest",
-    "shared_ids",
-    "shared_situations",
-]
-
 SPLITS = ("train", "valid", "test")
 ESCONV_SIZE = 1300
 # A split is warned of whose size is off by more than this part of what its ratio asks for, and by two dialogues.

@@ -25,19 +25,6 @@ from esckit.models.loading import load_tensors, tidy_adapter
 from esckit.models.stored import check_stored
 from esckit.records import dump_line, fresh_folder, write_atomic
 
-__all__ = [
-    "ADAPTER",
-    "BACKBONE",
-    "FOLDER",
-    "TOKENIZER",
-    "FlowMetadata",
-    "checkpoint_folder",
-    "heads_state",
-    "load_heads",
-    "read_metadata",
-    "save_flow_model",
-]
-
 ADAPTER = "adapter"
 BACKBONE = "backbone"
 TOKENIZER = "tokenizer"

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError, ConfigError
-from esckit.models import loading
 from esckit.models.backbones import fetch_backbone, find_backbone, resolve_backbone
 from esckit.models.flow_checkpoint import (
     ADAPTER,
@@ -24,6 +23,7 @@ from esckit.models.flow_checkpoint import (
     read_metadata,
 )
 from esckit.models.flow_model import Attention, FlowModel, base_decoder
+from esckit.models.loading import load_tokenizer as load_tokenizer_of
 from esckit.models.loading import check_lora_targets, load_adapter, load_base, load_causal
 from esckit.models.stored import check_whole
 from esckit.models.tiny import tiny_tokenizer
@@ -55,7 +55,7 @@ def load_tokenizer(ref: str) -> Any:
     """
     if find_backbone(ref).kind == "memory":
         return tiny_tokenizer()
-    return loading.load_tokenizer(fetch_backbone(ref))
+    return load_tokenizer_of(fetch_backbone(ref))
 
 
 def load_decoder(ref: str, *, dtype: torch.dtype) -> Loaded:
@@ -161,7 +161,7 @@ def load_flow_model(
     check_whole(folder)
     if full:
         decoder = load_base(part, dtype=dtype)
-        lm_head, tokenizer = None, loading.load_tokenizer(folder / TOKENIZER)
+        lm_head, tokenizer = None, load_tokenizer_of(folder / TOKENIZER)
     else:
         loaded = load_decoder(metadata.backbone, dtype=dtype)
         decoder = load_adapter(loaded.decoder, part, trainable=trainable)

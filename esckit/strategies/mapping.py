@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from esckit.records import digest
-from esckit.strategies.shipped import Section, is_file_name, parse_section, raise_faults, read_yaml, shipped_names
+from esckit.strategies.shipped import Section, is_file_name, parse_section, raise_faults, read_shipped, shipped_names
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Record
 
@@ -66,7 +66,7 @@ def load_mapping(name_or_path: str) -> StrategyMapping:
         ConfigError: If there is none, or with all faults of the file at once.
     """
     faults: list[str] = []
-    section = parse_section(_MappingSection, read_yaml("mapping", name_or_path), "", faults)
+    section = parse_section(_MappingSection, read_shipped("mapping", name_or_path), "", faults)
     if section is not None:
         source, target = (_beside(name_or_path, end) for end in (section.source, section.target))
         section = section.model_copy(update={"source": source, "target": target})

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from esckit import documents
+from esckit.documents import read_yaml
 from esckit.complaints import complaint
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
@@ -40,14 +40,14 @@ def is_file_name(name_or_path: str) -> bool:
     return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
 
 
-def read_yaml(kind: Kind, name_or_path: str) -> dict[str, Any]:
+def read_shipped(kind: Kind, name_or_path: str) -> dict[str, Any]:
     """Return the content of a shipped file or of the user's own.
 
     Raises:
         ConfigError: If there is no such name or file, or it holds no YAML mapping.
     """
     path = Path(name_or_path).expanduser() if is_file_name(name_or_path) else _shipped_path(kind, name_or_path)
-    content = documents.read_yaml(path, f"{kind} file")
+    content = read_yaml(path, f"{kind} file")
     if not isinstance(content, dict):
         raise ConfigError(f"{kind} file {path} holds a {type(content).__name__}", expected="keys and values")
     return content

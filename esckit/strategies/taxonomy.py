@@ -24,7 +24,7 @@ from esckit.strategies.shipped import (
     is_file_name,
     parse_section,
     raise_faults,
-    read_yaml,
+    read_shipped,
     shipped_names,
 )
 from esckit.types import Record
@@ -257,7 +257,7 @@ class _TaxonomySection(Section):
 def _load(name_or_path: str) -> Taxonomy:
     """Read and check one file."""
     faults: list[str] = []
-    head = parse_section(_TaxonomySection, read_yaml("taxonomy", name_or_path), "", faults)
+    head = parse_section(_TaxonomySection, read_shipped("taxonomy", name_or_path), "", faults)
     strategies: list[tuple[int, Strategy]] = []
     if head is not None:
         for position, item in enumerate(head.strategies):

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from esckit.train.flow import Metrics
 from esckit.errors import TrainingError
 from esckit.records import JsonlAppender
 from esckit.train.diverged import finite_or_none
 
 log = logging.getLogger(__name__)
 
-Metrics = dict[str, float]
 
 LOW_ENTROPY = 0.3
 """Nats of π below which training warns: eight equal strategies have 2.08, two have 0.69."""
