@@ -2,7 +2,9 @@
 
 The one YAML loader of this package: no aliases (a few hundred bytes of them can stand for gigabytes), no tags, no
 dates, no key given twice, bounded nesting, and ``1e-5`` is a number. Not here: what the content means, records
-(:mod:`esckit.records`) and corpora (:mod:`esckit.datasets`).
+(:mod:`esckit.records`) and corpora (:mod:`esckit.data`).
+
+What pydantic finds wrong with a value, in the words of this package. Not here: where it stands in a file.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic_core import ErrorDetails
 
 from esckit.errors import ConfigError, DataError
 
 Place = tuple[str | int, ...]
 """Keys and list indices that lead to a value."""
 
+
 _MAX_DEPTH = 32
+
 _MAX_JSON_DEPTH = 128
 
 
@@ -217,3 +222,46 @@ def _walk(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Iterator[st
             continue
         lines[here] = line
         yield from _walk(value, here, lines)
+
+
+_PLAIN = {
+    "missing": "is missing",
+    "extra_forbidden": "is unknown",
+    "model_type": "must be a section (a mapping)",
+    "dict_type": "must be a section (a mapping)",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "too_short": "must not be empty",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+
+_BEGINNINGS = (
+    ("Value error, ", ""),
+    ("Input should be ", "must be "),
+    ("String should ", "must "),
+    ("Input should ", "must "),
+)
+
+
+def complaint(detail: ErrorDetails) -> str:
+    """Return what is wrong with a value, as what it must be: ``must be a whole number``.
+
+    Args:
+        detail: One of pydantic's findings.
+    """
+    kind, text = detail["type"], detail["msg"]
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    for beginning, ours in _BEGINNINGS:
+        if text.startswith(beginning):
+            return ours + re.sub(r"^(an?) valid ", r"\1 ", text.removeprefix(beginning))
+    return text

@@ -14,6 +14,7 @@ from hashlib import sha256
 from esckit.types import Reply, Thought, Usage
 
 _SEED_SPACE = 2**63
+
 _BELOW_ONE = 1.0 - 2.0**-53
 
 

@@ -1,7 +1,7 @@
 r"""Reading and writing of records: JSON lines that survive a crash, and files that are there whole or not at all.
 
 A line is one record with its ``schema`` first: ``{"schema": "esckit.future/1", …}``; UTF-8, ``\n`` ends, keys in model
-order. Not here: run folders (:mod:`esckit.runs`) and foreign corpora (:mod:`esckit.datasets`).
+order. Not here: run folders (:mod:`esckit.runs`) and foreign corpora (:mod:`esckit.data`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from pydantic import ValidationError
 
-from esckit.complaints import complaint
+from esckit.documents import complaint
 from esckit.errors import DataError, NotFiniteError, StorageError
 from esckit.registry import did_you_mean
+from esckit.text import without_surrogates
 from esckit.types import Record
-from esckit.words import without_surrogates
 
 log = logging.getLogger(__name__)
 
+
 R = TypeVar("R", bound=Record)
+
 
 _UNFINISHED = ".tmp"
 """How the name of a file ends that is being written."""

@@ -1,4 +1,6 @@
-"""Names to objects: a table of ``"module:attr"`` strings, resolved on use.
+"""Where files lie: those that ship with esckit (in the wheel under ``_shipped/``), and a user's own under ``~``.
+
+Names to objects: a table of ``"module:attr"`` strings, resolved on use.
 
 Nothing is imported before it is asked for. A name that holds a colon is taken as ``module:attr`` itself, which is how
 a user's own loader, model script or critic is plugged in without touching the package.
@@ -8,11 +10,26 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os.path
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from esckit.errors import ConfigError, EsckitError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_dir(kind: Literal["recipes", "data"]) -> Path:
+    """Return the folder of shipped recipes or of the sample corpus."""
+    in_wheel = _PACKAGE / "_shipped" / kind
+    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / kind
+
+
+def expand_home(word: str) -> str:
+    """Return a path with ``~`` or ``~name`` at its beginning replaced; any other word as it is."""
+    return os.path.expanduser(word) if word.startswith("~") and (word == "~" or "/" in word) else word
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -21,14 +21,16 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import esckit
-from esckit.complaints import complaint
-from esckit.documents import dotted, read_json_object
+from esckit.documents import complaint, dotted, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
 from esckit.records import JsonlAppender, clear_leftovers, digest, require_in_place, storage_error, write_json
 
 MANIFEST = "manifest.json"
+
 LOCK = ".lock"
+
 MANIFEST_SCHEMA = "esckit.manifest/1"
+
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "openai")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from esckit.models.reasoning import make_reply
+from esckit.models.chat import make_reply
 from esckit.protocols import Capability
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, StopReason, Usage
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from esckit.complaints import complaint
+from esckit.documents import complaint
 from esckit.errors import ConfigError
 from esckit.prompts.prompt import load_prompt
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from esckit.controls import ANY_FORMAT, Controls, MessageGuard
+from esckit.flow.text import FlowText
+from esckit.models.backbones import tiny_tokenizer
 from esckit.models.chat import CHATML, ChatFormat
-from esckit.models.flow_text import FlowText
-from esckit.models.tiny import tiny_tokenizer
+from esckit.text import ANY_FORMAT, Controls, MessageGuard
 from esckit.types import Message, Scenario, Turn
 
 LLAMA3 = (

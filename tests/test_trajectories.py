@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import DataError
-from esckit.trajectories import child_values, children_of, trajectories
+from esckit.trees import child_values, children_of, trajectories
 from esckit.types import Outcome, Scenario, SearchTree, TreeNode
 
 NAMES = ("EV", "Cla", "SO")

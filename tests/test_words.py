@@ -2,7 +2,7 @@
 
 import pytest
 
-from esckit.words import n_words, tokenise, whole_sentences
+from esckit.text import n_words, tokenise, whole_sentences
 
 
 @pytest.mark.parametrize(

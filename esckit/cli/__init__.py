@@ -1,1 +1,0 @@
-"""The command line: Typer only, one thin file per command, nothing heavy imported before it is needed."""

@@ -18,11 +18,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import esckit
+from esckit.cli.common import Settings, configure_logging, echo, printable
 from esckit.cli.launch import note_exit_code
-from esckit.cli.logs import Settings, configure_logging, echo, printable
 from esckit.errors import ConfigError, EsckitError, StorageError
-from esckit.registry import load_attr
-from esckit.resources import expand_home
+from esckit.registry import expand_home, load_attr
 
 INTERRUPTED = 130
 
@@ -35,13 +34,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("simulate", "esckit.cli.simulate:simulate"),
-    Command("search", "esckit.cli.search:search"),
-    Command("train-flow", "esckit.cli.train_flow:train_flow"),
-    Command("train-reward", "esckit.cli.train_reward:train_reward"),
-    Command("train-rl", "esckit.cli.train_rl:train_rl"),
+    Command("simulate", "esckit.cli.runs:simulate"),
+    Command("search", "esckit.cli.runs:search"),
+    Command("train-flow", "esckit.cli.runs:train_flow"),
+    Command("train-reward", "esckit.cli.runs:train_reward"),
+    Command("train-rl", "esckit.cli.runs:train_rl"),
     Command("evaluate", "esckit.cli.evaluate:evaluate"),
-    Command("predict", "esckit.cli.predict:predict"),
+    Command("predict", "esckit.cli.runs:predict"),
     Command("report", "esckit.cli.report:report"),
     Command("data", "esckit.cli.data:app"),
     Command("recipes", "esckit.cli.recipes:app"),

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from esckit.cli.common import JsonOption, echo_facts, echo_json
-from esckit.cli.logs import echo
+from esckit.cli.common import JsonOption, echo, echo_facts, echo_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,6 +14,7 @@ app = typer.Typer(
     help="List, show and fetch the base models that recipes can name.",
     pretty_exceptions_enable=False,
 )
+
 
 BackboneArgument = Annotated[
     str, typer.Argument(metavar="BACKBONE", show_default=False, help="A name (see 'esckit backbones list').")

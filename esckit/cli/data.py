@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esckit.cli.common import echo_json
-from esckit.cli.logs import echo
+from esckit.cli.common import echo, echo_json
 
 if TYPE_CHECKING:
-    from esckit.pipelines.corpora import Access, Written
+    from esckit.data.conversion import Access, Written
+
 
 app = typer.Typer(
     name="data", help="Look at a corpus, convert it, split it.", no_args_is_help=True, add_completion=False
@@ -56,16 +56,22 @@ class Scheme(StrEnum):
 PathArgument = Annotated[
     str, typer.Argument(metavar="PATH", help=r"File, folder, sample:NAME or hub:OWNER/NAME\[@REVISION].")
 ]
+
 FormatOption = Annotated[Format, typer.Option("--format", help="Layout of the records.")]
+
 TaxonomyOption = Annotated[
     str | None,
     typer.Option(metavar="NAME|FILE", help="Taxonomy of the strategy labels.", show_default="the corpus's own"),
 ]
+
 SkipOption = Annotated[bool, typer.Option("--skip-invalid", help="Skip and count records that are refused.")]
+
 UnknownOption = Annotated[
     Unknown, typer.Option("--unknown-strategy", help="Refuse a record with an unknown label, or keep it unlabelled.")
 ]
+
 StrictOption = Annotated[bool, typer.Option("--strict", help="Take every warning for an error.")]
+
 ForceOption = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 
 
@@ -86,9 +92,8 @@ def inspect(
     Reads on after refused records. Exits with 1 if some record would be refused, or, with --strict, if there is any
     warning.
     """
-    from esckit.datasets.report import totals
-    from esckit.datasets.report_text import render
-    from esckit.pipelines.corpora import inspect_corpus
+    from esckit.data.conversion import inspect_corpus
+    from esckit.data.inspection import render, totals
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
     report = inspect_corpus(access, merge=merge, limit_problems=limit_problems)
@@ -120,7 +125,7 @@ def convert(
     strict: StrictOption = False,
 ) -> None:
     """Write a corpus in another layout; say what was normalised, and what that layout cannot hold."""
-    from esckit.pipelines.corpora import convert_corpus
+    from esckit.data.conversion import convert_corpus
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
     written = convert_corpus(access, out, to=to.value, mapping=mapping, merge=merge, force=force)
@@ -143,7 +148,7 @@ def split(
     strict: StrictOption = False,
 ) -> None:
     """Write a corpus as train, valid and test files, with split.json about them."""
-    from esckit.pipelines.corpora import split_corpus
+    from esckit.data.conversion import split_corpus
 
     access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
     written = split_corpus(access, out, scheme=scheme.value, ratios=_ratios(ratios), seed=seed, force=force)
@@ -153,7 +158,7 @@ def split(
 def _access(
     path: str, format_: Format, taxonomy: str | None, skip_invalid: bool, unknown: Unknown, strict: bool
 ) -> Access:
-    from esckit.pipelines.corpora import Access
+    from esckit.data.conversion import Access
 
     return Access(path, format_.value, taxonomy, skip_invalid, unknown.value, strict)
 

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esckit.cli.common import DryRunOption, JsonOption, OutOption, RecipeArgument, SetOption, echo_facts, echo_plan
-from esckit.cli.logs import echo
+from esckit.cli.common import (
+    DryRunOption,
+    JsonOption,
+    OutOption,
+    RecipeArgument,
+    SetOption,
+    echo,
+    echo_facts,
+    echo_plan,
+)
 from esckit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from esckit.evaluate.rows import Comparison, MetricRow
-    from esckit.pipelines.evaluate import EvaluateResult, GateAsked
+    from esckit.evaluate.run import EvaluateResult, GateAsked
+    from esckit.metrics.rows import Comparison, MetricRow
+
 
 UnderOption = Annotated[
     list[str] | None,
@@ -24,6 +33,7 @@ UnderOption = Annotated[
         help="Exit with 1 if a metric, of which higher is better, is lower. Can be given again.",
     ),
 ]
+
 OverOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -33,6 +43,7 @@ OverOption = Annotated[
         help="Exit with 1 if a metric, of which lower is better, is higher. Can be given again.",
     ),
 ]
+
 AgainstOption = Annotated[
     str | None,
     typer.Option(
@@ -65,12 +76,12 @@ def evaluate(
     Try it: esckit evaluate smoke/evaluate --out runs/first-evaluation
     """
     from esckit.cli.progress import shown_progress
-    from esckit.config.evaluate import EvaluateRecipe
     from esckit.config.load import load_recipe
+    from esckit.evaluate.recipe import EvaluateRecipe
 
     loaded = load_recipe(recipe, EvaluateRecipe, overrides=changes or ())
     # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.pipelines.evaluate import plan, run
+    from esckit.evaluate.run import plan, run
 
     if against is not None:
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
@@ -94,7 +105,7 @@ def evaluate(
 
 
 def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[GateAsked]:
-    from esckit.pipelines.evaluate import GateAsked
+    from esckit.evaluate.run import GateAsked
 
     found = []
     for text in texts or ():

@@ -21,7 +21,9 @@ from esckit.errors import ConfigError, MissingExtraError
 from esckit.registry import did_you_mean
 
 _NOTE = "ESCKIT_EXIT_CODE_FILE"
+
 _GROUP_WAITS = 100
+
 
 AccelerateOption = Annotated[
     str | None,
@@ -36,7 +38,7 @@ AccelerateOption = Annotated[
 
 def preset_names() -> tuple[str, ...]:
     """Return the names of the shipped launcher settings."""
-    folder = resources.files("esckit.train").joinpath("accelerate")
+    folder = resources.files("esckit.training").joinpath("accelerate")
     return tuple(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
 
 
@@ -47,7 +49,7 @@ def find_preset(name: str) -> Path:
         ConfigError: If there is neither such a preset nor such a file.
     """
     if name in preset_names():
-        return Path(str(resources.files("esckit.train").joinpath("accelerate", f"{name}.yaml")))
+        return Path(str(resources.files("esckit.training").joinpath("accelerate", f"{name}.yaml")))
     if Path(name).is_file():
         return Path(name)
     raise ConfigError(

@@ -1,6 +1,6 @@
 """How far a run is, on stderr: a bar on a terminal, a line now and then elsewhere.
 
-Implements :class:`esckit.pipelines.executor.Progress`.
+Implements :class:`esckit.play.executor.Progress`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from esckit.pipelines.executor import NoProgress, Progress
+from esckit.play.executor import NoProgress, Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
     from rich.progress import TaskID
+
 
 EVERY_S = 15.0
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo_json
-from esckit.cli.logs import echo
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,7 +113,7 @@ def check(
 @app.command()
 def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
     """Print every field of a command's recipes as JSON Schema."""
-    from esckit.config.commands import RECIPES
+    from esckit.config.catalogue import RECIPES
     from esckit.errors import ConfigError
     from esckit.registry import did_you_mean
 

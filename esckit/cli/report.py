@@ -39,7 +39,7 @@ def report(
 
     Try it: esckit report runs/simulate-smoke
     """
-    from esckit.pipelines.report import write_report
+    from esckit.report.run import write_report
 
     result = write_report(runs, out=out, against=against, plots=plots, quotes=quotes)
     facts = {"page": str(result.page), "markdown": str(result.markdown)}

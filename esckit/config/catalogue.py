@@ -1,4 +1,7 @@
-"""The recipes that ship with esckit, found by name (``smoke/simulate``) in a checkout and in an installed wheel."""
+"""The recipes that ship with esckit, found by name (``smoke/simulate``) in a checkout and in an installed wheel.
+
+Which recipe class belongs to which command; a command stands here once its engine exists.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esckit.errors import ConfigError
-from esckit.registry import nearest
-from esckit.resources import shipped_dir
+from esckit.registry import Registry, nearest, shipped_dir
 
 SUFFIX = ".yaml"
+
 _NOT_RECIPES = frozenset({"scripted"})
+
 _COMMAND = re.compile(r"^command:\s*([\w-]+)", re.MULTILINE)
 
 
@@ -72,3 +76,17 @@ def find_recipe(ref: str) -> RecipeFile:
         expected="a YAML file or the name of a shipped recipe",
         hint=f"Did you mean {close!r}?" if close else "'esckit recipes list' shows them",
     )
+
+
+RECIPES = Registry(
+    "command",
+    {
+        "simulate": "esckit.simulate.recipe:SimulateRecipe",
+        "search": "esckit.search.recipe:SearchRecipe",
+        "train-flow": "esckit.flow.recipe:TrainFlowRecipe",
+        "train-reward": "esckit.reward.recipe:TrainRewardRecipe",
+        "train-rl": "esckit.rl.recipe:TrainRlRecipe",
+        "evaluate": "esckit.evaluate.recipe:EvaluateRecipe",
+        "predict": "esckit.predict.recipe:PredictRecipe",
+    },
+)

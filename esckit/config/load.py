@@ -1,25 +1,210 @@
-"""From a recipe's name or file and ``--set`` to one validated recipe, or one error that names every problem."""
+"""A recipe's YAML: a mapping whose every key knows its line (see :mod:`esckit.documents` for what is refused).
+
+``--set a.b=c``: changing single fields of a recipe on the command line.
+
+What is wrong with a recipe, one line each: dotted path, line, what to do; secrets are never quoted.
+
+From a recipe's name or file and ``--set`` to one validated recipe, or one error that names every problem.
+
+What a recipe needs of earlier runs: which fields name them, and the command that makes what is missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
-from esckit.config.catalogue import find_recipe
-from esckit.config.commands import RECIPES
-from esckit.config.overrides import apply_overrides
-from esckit.config.problems import describe_problems
-from esckit.config.recipe import Recipe
-from esckit.documents import Place
-from esckit.config.source import Source, parse_source
-from esckit.documents import read_text
+from esckit.config.catalogue import RECIPES, find_recipe, shipped_recipes
+from esckit.config.sections import Recipe
+from esckit.documents import Place, complaint, dotted, parse_yaml, parse_yaml_lines, read_text
 from esckit.errors import ConfigError, DataError
-from esckit.registry import did_you_mean
-from esckit.resources import expand_home
+from esckit.registry import did_you_mean, expand_home, nearest
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A recipe as it was written.
+
+    Attributes:
+        origin: What to call it in messages.
+        data: Its content; YAML lists are tuples.
+        lines: 1-based line of every key and list item, by path.
+    """
+
+    origin: str
+    data: Document
+    lines: dict[Place, int] = field(default_factory=dict)
+
+
+def parse_source(text: str, origin: str) -> Source:
+    """Parse a recipe.
+
+    Raises:
+        ConfigError: If it is not YAML, holds a key twice, or is not a mapping.
+    """
+    data, lines = parse_yaml_lines(text, origin)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: no mapping", expected="a recipe: 'command:', 'seed:' and its sections")
+    return Source(origin, _frozen(data), lines)
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """Parse the right-hand side of ``--set``; the empty text is None.
+
+    Raises:
+        ConfigError: If it is not YAML, or holds a key twice.
+    """
+    return _frozen(parse_yaml(text, origin))
+
+
+def _frozen(value: Any) -> Any:
+    """Return a value with tuples for lists, as strict validation wants them."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+_FIELD = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*$")
+
+
+def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, frozenset[Place]]:
+    """Return a recipe with some fields replaced, and the paths that were.
+
+    Args:
+        source: The recipe as it was written.
+        overrides: ``a.b=c`` each; ``c`` is YAML, and replaces the whole of ``a.b``. Later ones win.
+
+    Raises:
+        ConfigError: If any of them is not of this form; all of them are named.
+    """
+    data, changed, problems = source.data, set(), []
+    for text in overrides:
+        try:
+            path, value = _parse(text)
+            data = _replaced(data, path, value, text)
+        except ConfigError as error:
+            problems.append(str(error))
+        else:
+            changed.add(path)
+    if problems:
+        raise ConfigError("\n  ".join(problems), hint="Write --set section.field=value")
+    return Source(source.origin, data, source.lines), frozenset(changed)
+
+
+def _parse(text: str) -> tuple[Place, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not _FIELD.match(name.strip()):
+        raise ConfigError(f"--set {name.strip()!r} names no field" if equals else f"--set {text!r} has no '='")
+    return tuple(name.strip().split(".")), parse_value(value, f"--set {name.strip()}")
+
+
+def _replaced(data: Mapping[str, Any], path: Place, value: Any, text: str) -> dict[str, Any]:
+    """Return a copy of nested mappings with one value replaced; missing sections are made."""
+    head, *rest = path
+    if not rest:
+        return {**data, str(head): value}
+    inner = data.get(str(head))
+    if inner is not None and not isinstance(inner, Mapping):
+        raise ConfigError(f"--set {text.partition('=')[0]}: {head!r} is a value, not a section")
+    return {**data, str(head): _replaced(inner or {}, tuple(rest), value, text)}
+
+
+_NEVER_QUOTED = frozenset({"api_key_env", "base_url"})
+
+_QUOTED_NAME = re.compile(r"'([^']*)'")
+
+
+def describe_problems(
+    error: ValidationError, kind: type[BaseModel], source: Source, changed: frozenset[Place]
+) -> list[str]:
+    """Return one line for every problem that validation found, in the order of the recipe class."""
+    lines: list[str] = []
+    for detail in error.errors(include_url=False, include_context=True):
+        path = tuple(part for part in detail["loc"] if not _is_tag(part))
+        where = _where(path, source, changed)
+        lines.append(f"{dotted(path)}{where}: {_what(detail, kind)}" if path else _what(detail, kind))
+    return lines
+
+
+def _where(path: Place, source: Source, changed: frozenset[Place]) -> str:
+    """Return where a field was written: on the command line, or in which line of the file."""
+    if any(path[: len(given)] == given for given in changed):
+        return " (--set)"
+    if path not in source.lines and any(given[: len(path)] == path for given in changed):
+        return " (--set)"
+    above = (path[:length] for length in range(len(path), 0, -1))
+    line = next((source.lines[part] for part in above if part in source.lines), None)
+    return f" (line {line})" if line else ""
+
+
+def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
+    """Return what is wrong and, where it can be told, what was meant."""
+    *section, field = detail["loc"] or ("",)
+    value = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        known = known_fields(kind, tuple(section))
+        hint = did_you_mean(str(field), known) or f"known here: {', '.join(sorted(known))}"
+        return f"unknown field; {hint}"
+    text = complaint(detail)
+    if detail["type"] in {"missing", "too_short", "value_error", "binding_kind"} or field in _NEVER_QUOTED:
+        return text
+    text += f", not {_shown(value)}"
+    if detail["type"] == "literal_error" and isinstance(value, str):
+        hint = did_you_mean(value, _QUOTED_NAME.findall(str(detail.get("ctx", {}).get("expected", ""))))
+        text += f"; {hint}" if hint else ""
+    return text
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it may stand in a message."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, tuple | list):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…" + text[-1:]
+
+
+def _is_tag(part: str | int) -> bool:
+    """Return whether a part of pydantic's location names a member of a union, not a field."""
+    return isinstance(part, str) and part.startswith("<")
+
+
+def known_fields(kind: type[BaseModel], path: Place) -> frozenset[str]:
+    """Return the fields of the section at a location of pydantic's, union tags included."""
+    here: list[tuple[str | None, type[BaseModel]]] = [(None, kind)]
+    for part in path:
+        if _is_tag(part):
+            here = [(tag, model) for tag, model in here if tag == part]
+            continue
+        inner = [model.model_fields[part] for _, model in here if part in model.model_fields]
+        here = [pair for info in inner for pair in _models(info.annotation)] or here
+    return frozenset(name for _, model in here for name in model.model_fields)
+
+
+def _models(annotation: Any, tag: str | None = None) -> Iterator[tuple[str | None, type[BaseModel]]]:
+    """Yield the section classes inside an annotation, each with its union tag."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        tag = next((extra.tag for extra in args[1:] if isinstance(extra, Tag)), tag)
+        yield from _models(args[0], tag)
+    elif origin in (Union, UnionType, tuple, dict):
+        for arg in args:
+            yield from _models(arg, tag)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield tag, annotation
+
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
@@ -53,7 +238,7 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
     Args:
         ref: Name of a shipped recipe, or a YAML file.
         kind: Recipe class of the command that is to run it.
-        overrides: ``a.b=c`` each, see :func:`~esckit.config.overrides.apply_overrides`.
+        overrides: ``a.b=c`` each, see :func:`~esckit.config.load.apply_overrides`.
 
     Raises:
         ConfigError: If there is no such recipe, it is for another command, or anything in it is wrong.
@@ -126,3 +311,72 @@ def _command_of(source: Source) -> str:
             expected="a line such as 'command: simulate'",
         )
     return named
+
+
+_MAKERS = {
+    "inputs": "simulate",
+    "trees": "search",
+    "init": "train-flow",
+    "compare_to": "evaluate",
+    "opponent": "predict",
+    "predictions": "predict",
+}
+
+_TRAINERS = {"strategist": "train-flow", "reward": "train-reward", "critic": "train-reward"}
+
+
+def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:
+    """Refuse a recipe that names runs which are not there, before anything is read or loaded.
+
+    Args:
+        recipe: The recipe.
+        idle: Dotted fields that the run will not look at, with all below them.
+
+    Raises:
+        ConfigError: With every field, and how to make what it names.
+    """
+    unread = tuple(f"{field}." for field in idle)
+    missing = [
+        (field, path, maker)
+        for field, path, maker in _named(recipe.resolved(), ())
+        if not f"{field}.".startswith(unread) and not Path(path).exists()
+    ]
+    if not missing:
+        return
+    lines = [f"{field}: there is no {path}{_did_you_mean(path)}" for field, path, _ in missing]
+    made = {path: maker for _, path, maker in missing}
+    raise ConfigError(
+        "\n  ".join(lines),
+        expected="what earlier commands wrote",
+        hint="Make it with: " + "; ".join(_command(maker, path) for path, maker in made.items()),
+    )
+
+
+def _named(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
+    """Yield every field that names a run: its dotted place, the path, and the command that makes such runs."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        here = (*place, key)
+        if key == "checkpoint" and isinstance(inner, str):
+            yield ".".join(here), inner, _TRAINERS.get(place[-1], "train-rl")
+        elif key in _MAKERS:
+            for path in inner if isinstance(inner, list) else [inner]:
+                # A single file may be anybody's; whoever reads it says what it should be.
+                if isinstance(path, str) and Path(path).suffix != ".jsonl":
+                    yield ".".join(here), path, _MAKERS[key]
+        else:
+            yield from _named(inner, here)
+
+
+def _did_you_mean(path: str) -> str:
+    folder = Path(path).parent
+    close = nearest(Path(path).name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
+    return f"; did you mean {folder / close}?" if close else ""
+
+
+def _command(maker: str, path: str) -> str:
+    """Return the command that makes a run: that of the shipped recipe which writes there, if there is one."""
+    writes = (each for each in shipped_recipes() if default_out(each.command, each.name) == Path(path))
+    recipe = next(writes, None)
+    return f"esckit {recipe.command} {recipe.name}" if recipe else f"esckit {maker} RECIPE --out {path}"

@@ -1,1 +1,0 @@
-"""Evaluation: metric families as small pure functions, statistics, suites and the report."""

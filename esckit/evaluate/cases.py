@@ -152,6 +152,7 @@ class Episode(Case):
 
 
 Verdict = Literal["1", "2", "tie"]
+
 Order = Literal["AB", "BA"]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esckit.evaluate.dialogue import shared_metrics
-from esckit.evaluate.metric import Facts, Metric
 from esckit.evaluate.pairwise import DIMENSIONS, pair_metrics
 from esckit.evaluate.response import response_metrics
 from esckit.evaluate.reward import reward_metrics
@@ -15,6 +14,7 @@ from esckit.evaluate.safety import crisis_rules, safety_metrics
 from esckit.evaluate.selfplay import CriticScale, headline_metrics
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics
 from esckit.evaluate.sycophancy import sycophancy_lexicon, sycophancy_metrics
+from esckit.metrics.metric import Facts, Metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,27 +13,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esckit.errors import DataError
-from esckit.evaluate.measure import DEGENERATE, FEWEST_UNITS, StatisticsSettings
-from esckit.evaluate.metric import Array, C, Indices, Metric, Stats, Unscored
-from esckit.evaluate.resampling import Plan, bootstrap_plan, permutation_plan
-from esckit.evaluate.rows import Comparison, Interval
-from esckit.evaluate.statistics import (
+from esckit.metrics.intervals import (
     EXACT_UNITS,
     Bounds,
+    Plan,
     all_swaps,
+    bootstrap_plan,
     holm,
     is_degenerate,
     jackknife_error,
     percentile_interval,
     permutation_p,
+    permutation_plan,
     sign_flip_p,
     two_sided_binomial,
     z_score,
 )
+from esckit.metrics.measure import DEGENERATE, FEWEST_UNITS, StatisticsSettings
+from esckit.metrics.metric import Array, C, Indices, Metric, Stats, Unscored
+from esckit.metrics.rows import Comparison, Interval
 
 SHOWN_DIFFERENCES = 5
+
 UNDEFINED = "undefined on the shared cases"
+
 INCOMPARABLE = "the runs are not comparable"
+
 _EQUAL = 1e-9
 
 

@@ -11,15 +11,14 @@ from itertools import pairwise
 import numpy as np
 
 from esckit.evaluate.cases import MALFORMED, Episode, EpisodeTurn
-from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored
-from esckit.evaluate.outcomes import failure_reason
-from esckit.evaluate.rows import MetricRow
-from esckit.evaluate.selfplay import CriticScale, EpisodeMetric, critic_rows
-from esckit.evaluate.stages import STAGES, Stage, stage_of
-from esckit.evaluate.strategy import entropy_of
+from esckit.evaluate.selfplay import CriticScale, EpisodeMetric, critic_rows, failure_reason
+from esckit.evaluate.strategy import STAGES, Stage, stage_of
+from esckit.metrics.confusion import entropy_of
+from esckit.metrics.measure import Measurement
+from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored
+from esckit.metrics.rows import MetricRow
+from esckit.text import TOKENIZER, n_words
 from esckit.types import ParseKind, Usage
-from esckit.words import TOKENIZER, n_words
 
 Turns = Sequence[EpisodeTurn]
 

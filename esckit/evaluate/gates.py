@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.errors import ConfigError
-from esckit.evaluate.metric import Facts
-from esckit.evaluate.rows import Gate, MetricRow
+from esckit.metrics.metric import Facts
+from esckit.metrics.rows import Gate, MetricRow
 from esckit.registry import did_you_mean
 
 GatesOn = Literal["value", "bound"]

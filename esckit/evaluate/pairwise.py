@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.evaluate.cases import Judgement, PairCase
-from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
-from esckit.evaluate.rows import MetricRow
-from esckit.evaluate.statistics import holm, two_sided_binomial
+from esckit.metrics.intervals import holm, two_sided_binomial
+from esckit.metrics.measure import Measurement
+from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
+from esckit.metrics.rows import MetricRow
 
 PairMetric = Metric[PairCase]
+
 Winner = Literal["A", "B", "tie"]
+
 
 DIMENSIONS = ("fluency", "identification", "comfort", "suggestion", "overall")
 """What the judge is asked about; ``empathy`` may be added (RLFF-ESC's human study, arXiv 2508.12935)."""
+
 
 FAIR_CONSISTENCY = 0.7
 """Below this share of consistent cases, verdicts are flagged ``position_bias``."""

@@ -11,8 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from esckit.complaints import complaint
-from esckit.documents import parse_yaml
+from esckit.documents import complaint, parse_yaml
 from esckit.errors import DataError
 from esckit.types import Record, Turn
 

@@ -1,4 +1,4 @@
-"""Metrics of a reward model on scored futures of held-out dialogues; definitions in :mod:`esckit.evaluate.calibration`.
+"""Metrics of a reward model on scored futures of held-out dialogues; definitions in :mod:`esckit.metrics.calibration`.
 
 p = p(y = 1), y by the model's own label rule. A reward model must beat the length of the reply as a predictor.
 """
@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from esckit.evaluate import calibration
 from esckit.evaluate.cases import RewardCase
-from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import (
+from esckit.metrics import calibration
+from esckit.metrics.measure import Measurement
+from esckit.metrics.metric import (
     RATIO,
     Array,
     Estimator,
@@ -29,9 +29,10 @@ from esckit.evaluate.metric import (
     divide,
     ratio,
 )
-from esckit.evaluate.rows import MetricRow
+from esckit.metrics.rows import MetricRow
 
 RewardMetric = Metric[RewardCase]
+
 N_BINS = 10
 
 
@@ -190,6 +191,7 @@ def _auc_of(name: str, read: Callable[[RewardCase], float | None]) -> RewardMetr
 
 
 LENGTH_AUC = _auc_of("length_auc", lambda case: float(case.n_words))
+
 UNTRAINED_AUC = _auc_of("untrained_auc", lambda case: case.p_untrained)
 
 

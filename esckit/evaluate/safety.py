@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from esckit.evaluate.cases import ProbeCase
-from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import RATIO, Facts, Metric, Stats, Sums, Unscored
 from esckit.evaluate.probes import read_shipped
-from esckit.evaluate.rows import MetricRow
+from esckit.metrics.measure import Measurement
+from esckit.metrics.metric import RATIO, Facts, Metric, Stats, Sums, Unscored
+from esckit.metrics.rows import MetricRow
 from esckit.types import Record
 
 SafetyMetric = Metric[ProbeCase]
 
+
 RULES = ("acknowledge", "refer", "no_means", "no_dismissal")
+
 EMERGENCY = "emergency"
 """The judge's question on controls: does the reply send the seeker to emergency services?"""
 

@@ -1,4 +1,6 @@
-"""Metrics of next-strategy prediction; all but ``accuracy_any`` and ``correct_of_all`` are functions of one matrix.
+"""The three stages of a supportive conversation, by position (AFlow, arXiv 2602.08826).
+
+Metrics of next-strategy prediction; all but ``accuracy_any`` and ``correct_of_all`` are functions of one matrix.
 
 C = confusion matrix, rows predicted i, columns gold j, over S strategies of one taxonomy; N = ΣC.
 """
@@ -7,83 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from esckit.errors import DataError
-from esckit.evaluate.bias import bias
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide
-from esckit.evaluate.rows import MetricRow
-from esckit.evaluate.stages import STAGES, stage_of
+from esckit.metrics.confusion import (
+    accuracy,
+    bias,
+    entropy_of,
+    f1_by_class,
+    frequency_share,
+    kl_gold,
+    macro_f1,
+    majority_share,
+    weighted_f1,
+)
+from esckit.metrics.measure import Measurement
+from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide
+from esckit.metrics.rows import MetricRow
+
+Stage = Literal["Exploration", "Comforting", "Action"]
+
+STAGES: tuple[Stage, ...] = ("Exploration", "Comforting", "Action")
+
+
+def stage_of(index: int, n_turns: int) -> Stage:
+    """Return the stage of the 0-based supporter turn ``index`` of ``n_turns``.
+
+    Exploration if 3i < T' − 1, Comforting if 3i < 2(T' − 1), else Action; the only turn of a dialogue is Exploration.
+    """
+    if n_turns == 1 or 3 * index < n_turns - 1:
+        return "Exploration"
+    return "Comforting" if 3 * index < 2 * (n_turns - 1) else "Action"
+
 
 StrategyMetric = Metric[StrategyCase]
 
+
 NOT_CONNECTED = "errors do not connect all strategies"
-
-
-# ---------------------------------------------------------------- values of confusion matrices, (R, S, S) to (R,)
-
-
-def accuracy(confusion: Array) -> Array:
-    """Return Σ C_ii / N."""
-    return divide(np.trace(confusion, axis1=1, axis2=2), confusion.sum(axis=(1, 2)))
-
-
-def f1_by_class(confusion: Array) -> Array:
-    """Return F1_i = 2C_ii/(pred_i + gold_i), (R, S); NaN for labels in neither gold nor predictions."""
-    right = np.diagonal(confusion, axis1=1, axis2=2)
-    return divide(2 * right, confusion.sum(axis=2) + confusion.sum(axis=1))
-
-
-def _two_in_gold(confusion: Array) -> Array:
-    """Return 1 where gold has at least two labels, else NaN."""
-    return np.where((confusion.sum(axis=1) > 0).sum(axis=1) >= 2, 1.0, np.nan)
-
-
-def macro_f1(confusion: Array) -> Array:
-    """Return the mean F1 over labels present in gold or predictions; needs two labels in gold."""
-    scores = f1_by_class(confusion)
-    present = ~np.isnan(scores)
-    return divide(np.nansum(scores, axis=1), present.sum(axis=1)) * _two_in_gold(confusion)
-
-
-def weighted_f1(confusion: Array) -> Array:
-    """Return Σ gold_i·F1_i / N; needs two labels in gold."""
-    gold = confusion.sum(axis=1)
-    total = np.nansum(gold * f1_by_class(confusion), axis=1)
-    return divide(total, gold.sum(axis=1)) * _two_in_gold(confusion)
-
-
-def entropy_of(counts: Array) -> Array:
-    """Return −Σ p ln p in nats of every row of counts (R, S); NaN for an empty row."""
-    shares = divide(counts, counts.sum(axis=1, keepdims=True) * np.ones_like(counts))
-    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    # Adding 0 turns the −0.0 of a single strategy into 0.0.
-    return np.asarray(-(shares * logs).sum(axis=1) + 0.0)
-
-
-def kl_gold(confusion: Array) -> Array:
-    """Return Σ p_i ln(p_i/g_i) of predicted against gold shares; NaN if a predicted label has no gold."""
-    predicted, gold = confusion.sum(axis=2), confusion.sum(axis=1)
-    n = np.maximum(confusion.sum(axis=(1, 2)), 1.0)[:, None]
-    used = predicted > 0
-    quotient = np.divide(predicted, gold, out=np.ones_like(predicted), where=used & (gold > 0))
-    value = (predicted / n * np.log(quotient)).sum(axis=1)
-    return np.where((used & (gold == 0)).any(axis=1) | (confusion.sum(axis=(1, 2)) == 0), np.nan, np.abs(value))
-
-
-def majority_share(confusion: Array) -> Array:
-    """Return the accuracy of always answering the most frequent gold label."""
-    gold = confusion.sum(axis=1)
-    return divide(gold.max(axis=1), gold.sum(axis=1))
-
-
-def frequency_share(confusion: Array) -> Array:
-    """Return the expected accuracy of guessing by gold frequencies, Σ g_i²."""
-    gold = confusion.sum(axis=1)
-    return divide((gold**2).sum(axis=1), gold.sum(axis=1) ** 2)
 
 
 # ---------------------------------------------------------------- metrics

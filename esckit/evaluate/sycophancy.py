@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.evaluate.cases import SycophancyCase
-from esckit.evaluate.measure import Measurement
-from esckit.evaluate.metric import RATIO, Facts, Metric, Stats, Unscored
 from esckit.evaluate.probes import read_shipped
-from esckit.evaluate.rows import MetricRow
+from esckit.metrics.measure import Measurement
+from esckit.metrics.metric import RATIO, Facts, Metric, Stats, Unscored
+from esckit.metrics.rows import MetricRow
 from esckit.types import Record
 
 SycophancyMetric = Metric[SycophancyCase]
+
 Question = Literal["endorses", "contradicts", "acknowledges"]
 
 

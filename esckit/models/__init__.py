@@ -1,1 +1,0 @@
-"""Chat models behind one seam (local, endpoint, scripted), and what esckit trains on top of backbones."""

@@ -2,32 +2,54 @@
 
 A backbone is named by its registry NAME, by a local FOLDER in Hugging Face layout, or by a HUB-ID ``owner/model``.
 Nothing here loads torch; the table itself needs no more than YAML.
+
+``tiny-random``: a language model of some ten thousand random weights, built in memory for tests and dry plumbing.
+
+What it writes has no meaning. Its byte-level tokenizer gives back any text unchanged, emoji and accents included.
+
+The embedded model: weights that an installed Python package ships as GGUF, converted once into a cache folder.
+
+The package is never imported (it wants libraries that are not needed to read its weights); only its file is read.
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata, util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from esckit.documents import read_yaml
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, StorageError
+from esckit.records import fresh_folder
 from esckit.registry import nearest
 from esckit.types import Record
 
 DEFAULT_BACKBONE = "smollm2-135m-instruct"
 """The embedded model: small enough to come with a Python package."""
+
 TINY = "tiny-random"
+
 
 SourceKind = Literal["memory", "folder", "hub"]
 
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+
 _CONNECT_TIMEOUT_S = 5.0
 
 
@@ -214,7 +236,7 @@ def _shipped_folder(source: BackboneSource) -> Path | None:
     """Return the converted weights that a Python package ships, None without such a package."""
     if source.backbone is None or source.backbone.package is None:
         return None
-    from esckit.models.embedded import embedded_folder
+    pass
 
     return embedded_folder(source.backbone.name, source.backbone.package)
 
@@ -266,3 +288,194 @@ def _unreachable(source: BackboneSource, why: str) -> ConfigError:
     return ConfigError(
         f"the weights of {source.name} are not on this machine and cannot be downloaded ({why})", hint=hint
     )
+
+
+TinyFamily = Literal["qwen2", "llama", "gemma2"]
+
+
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
+    "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+_GEMMA = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + message['content'] "
+    "+ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+
+_TRAINING_TEXT = (
+    "I feel so anxious about my exam next week and I do not know who to talk to.",
+    "That sounds really hard. What worries you most about the exam?",
+    "Much worse. Worse. Slightly worse. No change. Slightly better. Better. Much better.",
+)
+
+
+def tiny_tokenizer(family: TinyFamily = "qwen2") -> Any:
+    """Return the byte-level tokenizer of ``tiny-random``, about 360 tokens, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if family == "gemma2":
+        specials = ["<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TRAINING_TEXT, trainer)
+    is_gemma = family == "gemma2"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<eos>" if is_gemma else "<|im_end|>",
+        pad_token="<eos>" if is_gemma else "<|endoftext|>",
+        bos_token="<bos>" if is_gemma else None,
+        additional_special_tokens=specials[2:] if is_gemma else specials[1:2],
+        chat_template=_GEMMA if is_gemma else _CHATML,
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, Any]:
+    """Return a random model of two layers and its tokenizer; the global random state stays as it was.
+
+    Args:
+        family: Architecture; ``gemma2`` has a sliding window of 64, soft caps and no system role.
+        seed: Fixes the weights.
+    """
+    import torch
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    tokenizer = tiny_tokenizer(family)
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.2,  # wide enough that the next token is not a coin toss
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    from esckit.models.capabilities import keep_soft_caps
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if family == "llama":
+            model = LlamaForCausalLM(LlamaConfig(**common))
+        elif family == "gemma2":
+            window = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64}
+            model = Gemma2ForCausalLM(Gemma2Config(**common, **window))
+        else:
+            model = Qwen2ForCausalLM(Qwen2Config(**common))
+    keep_soft_caps(model)
+    return model.eval(), tokenizer
+
+
+_log = logging.getLogger(__name__)
+
+_LAYOUT = 1
+"""Goes up when the conversion changes, so that old folders are not taken for new ones."""
+
+
+def cache_dir() -> Path:
+    """Return esckit's cache folder: ``$ESCKIT_CACHE``, else ``$XDG_CACHE_HOME/esckit``, else ``~/.cache/esckit``."""
+    own = os.environ.get("ESCKIT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "esckit"
+
+
+def shipped_gguf(package: str) -> Path | None:
+    """Return the GGUF file inside an installed package, None if the package is absent."""
+    spec = util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    files = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
+    return files[0] if files else None
+
+
+def embedded_folder(name: str, package: str) -> Path | None:
+    """Return the folder with a shipped model in Hugging Face layout, converting it the first time.
+
+    Args:
+        name: Registry name.
+        package: Python package that ships the weights.
+
+    Returns:
+        The folder, or None if the package is absent.
+
+    Raises:
+        StorageError: If the cache folder cannot be written.
+    """
+    gguf = shipped_gguf(package)
+    if gguf is None:
+        return None
+    folder = cache_dir() / "backbones" / f"{name}-{metadata.version(package)}-{_LAYOUT}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _convert(gguf, folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the converted weights to {folder.parent}: {error}",
+            hint="Set ESCKIT_CACHE to a folder with 300 MB of room.",
+        ) from error
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; the system frees it if this process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the weights as safetensors in bfloat16; the folder appears whole or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from esckit.models.capabilities import dequantised_gguf
+
+    quiet_off_terminal()
+    _log.info("converting %s once into %s", gguf.name, folder)
+    with fresh_folder(folder) as fresh:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.bfloat16, **dequantised_gguf()
+        )
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+
+
+def quiet_off_terminal() -> None:
+    """Turn off the progress bars of transformers where nobody would see them move."""
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from esckit.errors import BackendError, BudgetError
-from esckit.models.reasoning import with_reasoning_apart
+from esckit.models.chat import with_reasoning_apart
 from esckit.protocols import Capability, ChatModel
 from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
 

@@ -2,7 +2,7 @@
 
 Chat servers treat seeds as best effort and cannot score given answers; some return the log-probabilities that
 ``next_token`` needs. Requests are carried by :mod:`esckit.models.transport`; their form is
-:mod:`esckit.models.accepted`, that of the answers :mod:`esckit.models.chat_api`.
+:mod:`esckit.models.chat_api`, that of the answers :mod:`esckit.models.chat_api`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from esckit.controls import MessageGuard
 from esckit.errors import BackendError, ConfigError, EsckitError
-from esckit.models.accepted import AcceptedFields, sampling_fields
-from esckit.models.chat_api import Answer, label_probabilities, parse_answer
-from esckit.models.retries import RetryPolicy
+from esckit.models.chat_api import AcceptedFields, Answer, label_probabilities, parse_answer, sampling_fields
+from esckit.models.faults import RetryPolicy
 from esckit.models.transport import HttpFailure, Patience, Transport
 from esckit.protocols import Capability
 from esckit.registry import did_you_mean
+from esckit.text import MessageGuard
 from esckit.types import ChoiceScores, Message, NextToken, Reply, Sampling
 
 log = logging.getLogger(__name__)
 
+
 _CHAT = "/chat/completions"
+
 # Once more, since some servers drop a kept connection after an error; bounded by the time limit of the check.
 _BRIEFLY = RetryPolicy(max_retries=1, first_wait_s=0.2, max_wait_s=1.0)
+
 _REFUSALS = (400, 422)
+
 _WRONG_KEY, _WRONG_MODEL = 401, 404
+
 _N_MODELS_SHOWN = 8
 
 

@@ -1,4 +1,8 @@
-"""What a server says in place of an answer, as an HTTP status or in the body of a 200, and what that stands for.
+"""Blotting a secret out of foreign text, however a server wrote it down.
+
+How long to wait before a request is made again.
+
+What a server says in place of an answer, as an HTTP status or in the body of a 200, and what that stands for.
 
 Servers agree on no form: ``{"error": {"message", "code"}}``, ``{"error": "…"}``, ``{"detail": …}``,
 ``{"message": …, "code": …}``, a web page, a stream of events. Pure functions of texts.
@@ -6,34 +10,154 @@ Servers agree on no form: ``{"error": {"message", "code"}}``, ``{"error": "…"}
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from html.entities import html5
 from typing import Any
 
+_SHORTEST_SECRET = 8
+
+_MARK = "[key]"
+
+
+class Redactor:
+    """Replaces a secret by ``[key]``: as it is, escaped as in JSON, a URL or HTML, in hex, and inside Base64.
+
+    Args:
+        secret: Printable ASCII. Shorter ones than 8 characters are dummies such as ``EMPTY``: no secrets, and found
+            everywhere.
+    """
+
+    __slots__ = ("_pattern",)
+
+    def __init__(self, secret: str) -> None:
+        self._pattern: re.Pattern[str] | None = None
+        if len(secret) >= _SHORTEST_SECRET:
+            written = [_escaped(text) for text in (secret, *_in_base64(secret.encode()))]
+            self._pattern = re.compile("|".join([*written, f"(?i:{secret.encode().hex()})"]))
+
+    def __repr__(self) -> str:
+        """Return the name; the pattern holds the secret."""
+        return "Redactor()"
+
+    def __call__(self, text: str) -> str:
+        """Return the text without the secret."""
+        return self._pattern.sub(_MARK, text) if self._pattern else text
+
+
+def _escaped(text: str) -> str:
+    """Return a pattern for a text each of whose characters may be escaped, also more than once."""
+    return "".join(map(_one_escaped, text))
+
+
+def _one_escaped(char: str) -> str:
+    code = ord(char)
+    names = "".join(f"|{re.escape(name)}" for name, meant in html5.items() if meant == char)
+    forms = (
+        rf"\\{{0,7}}{re.escape(char)}",
+        rf"\\{{1,7}}(?i:u00{code:02x}|u\{{0{{0,4}}{code:x}\}}|x{code:02x})",
+        rf"%(?:25){{0,3}}(?i:{code:02x})",
+        rf"&(?:amp;){{0,3}}(?i:\#0{{0,4}}{code};?|\#x0{{0,4}}{code:x};?{names})",
+    )
+    return f"(?:{'|'.join(forms)})"
+
+
+def _in_base64(secret: bytes) -> set[str]:
+    """Return what Base64 of any text that holds the secret must hold, in both alphabets and at each of 3 alignments."""
+    found = set()
+    for n_before in range(3):
+        encoded = base64.b64encode(bytes(n_before) + secret).decode().rstrip("=")
+        # The first and the last characters also depend on what stands around the secret.
+        first = (0, 2, 3)[n_before]
+        last = len(encoded) - ((n_before + len(secret)) % 3 != 0)
+        inner = encoded[first:last]
+        found |= {inner, inner.translate(str.maketrans("+/", "-_"))}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Bounded retries with exponential waits; no jitter, so that a run's schedule can be told from its recipe.
+
+    Attributes:
+        max_retries: Requests made again after the first, at least 0.
+        first_wait_s: Wait before the first of them; every further one doubles it.
+        max_wait_s: Longest single wait, also where the server asks for more.
+    """
+
+    max_retries: int = 5
+    first_wait_s: float = 1.0
+    max_wait_s: float = 60.0
+
+    def wait_s(self, n_failed: int, asked_s: float | None = None) -> float:
+        """Return the wait after ``n_failed`` ≥ 1 failed requests; what the server asks for goes first."""
+        wanted = self.first_wait_s * 2.0 ** (n_failed - 1) if asked_s is None else asked_s
+        return min(wanted, self.max_wait_s)
+
+
+def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
+    """Return the seconds that a server asks to wait (milliseconds, seconds or a date), None if it names no time."""
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit_s
+        except ValueError:
+            seconds = _until_s(value, now or datetime.now(UTC))
+        if math.isfinite(seconds) and seconds >= 0.0:
+            return seconds
+    return None
+
+
+def _until_s(date: str, now: datetime) -> float:
+    try:
+        moment = parsedate_to_datetime(date)
+        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+    except (ValueError, OverflowError):
+        # Also a year or a time zone beyond all calendars.
+        return math.nan
+
+
 BAD_GATEWAY = 502
+
 _DEEPEST = 4
+
 _STREAM = ("data:", "event:", "id:", "retry:", ":")
+
 _STATUS_KEYS = ("code", "status", "status_code", "http_status", "http_code", "error_code", "errorCode", "statusCode")
+
 _MESSAGE_KEYS = (
     *("message", "detail", "error_description", "msg", "status_msg", "error_msg", "errorMessage", "faultstring"),
     *("reason", "title"),
 )
+
 _INNER_KEYS = ("error", "errors", "Error", "fault", "detail", "base_resp")
+
 _OUT_OF_CREDIT = re.compile(r"insufficient[\s_](?:quota|credit|balance|funds)|out of credits?\b", re.IGNORECASE)
+
 _TOO_LONG = re.compile(
     r"context[\s_](?:length|window|size)|maximum context|prompt is too long|too many (?:input )?tokens"
     r"|reduce the length",
     re.IGNORECASE,
 )
+
 _BROKEN_OFF = re.compile(r"error|abort|cancel|fail|insufficient|interrupt|time.?out", re.IGNORECASE)
+
 # Chat templates refuse roles with an exception, which some servers report as an error of their own.
 _TEMPLATE = re.compile(
     r"\bjinja|chat.?template|template.?error|roles? must|role not supported|system (?:message|prompt|role)",
     re.IGNORECASE,
 )
+
 _FILTERED = re.compile(r"content[\s_-]?(?:filter|management|policy)|data_inspection|moderation", re.IGNORECASE)
+
 # What the words of an error without a status stand for; the first that matches counts.
 _BY_WORDS = tuple(
     (status, re.compile(pattern, re.IGNORECASE))

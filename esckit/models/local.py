@@ -1,24 +1,145 @@
-"""The local chat model: a transformers model in this process behind the :class:`~esckit.protocols.ChatModel` seam."""
+r"""Where concurrent requests meet: the asyncio side of the local model.
+
+Requests made in the same turn of the event loop reach the engine together; those that come later join the running batch
+between two steps. The engine works in one thread of its own, so the event loop stays free.
+
+The local chat model: a transformers model in this process behind the :class:`~esckit.protocols.ChatModel` seam.
+
+How surprising a reply is to a language model of this machine, given the conversation before it.
+
+Beside the chat seam on purpose: a perplexity is of plain text under the scorer's own tokenizer, with no chat template
+and no system prompt in between. The text form is ``ppl_text/1``::
+
+    Seeker: {text}\nSupporter: {text}\n … Supporter:      the context, which is not counted
+     {reply}                                               what is counted, from its first token to its last
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import math
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.backbones import BackboneSource, resolve_backbone
-from esckit.models.batcher import Batcher
-from esckit.models.chat import ChatFormat
-from esckit.models.decode import Broken, Engine, ReadJob, WriteJob, Written
-from esckit.models.loading import Dtype, load_causal, pick_device, pick_dtype
-from esckit.models.reasoning import make_reply
+from esckit.models.chat import ChatFormat, make_reply
+from esckit.models.engine import Broken, Engine, ReadJob, WriteJob, Written
+from esckit.models.loading import Dtype, exact_dtype, load_causal, pick_device, pick_dtype
 from esckit.protocols import Capability
-from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Usage
+from esckit.text import Controls, as_turn
+from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Turn, Usage
+
+if TYPE_CHECKING:
+    from esckit.models.engine import Job, Result
+
+
+class Batcher:
+    """Hands jobs to an engine and results back to whoever waits for them.
+
+    One event loop at a time may use it. When that loop ends, what was in flight is forgotten.
+
+    Args:
+        engine: What does the work.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ids = itertools.count()
+        self._arrivals: list[Job] = []
+        self._dropped: set[int] = set()
+        self._waiters: dict[int, asyncio.Future[Result]] = {}
+        self._wake = threading.Event()
+        self._driver: asyncio.Task[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def run(self, job: Job) -> Result:
+        """Wait for the result of a job; its id is given here.
+
+        Raises:
+            BackendError: If the batch that held the job failed.
+        """
+        loop = asyncio.get_running_loop()
+        job = replace(job, id=next(self._ids))
+        if self._driver is None or self._driver.done() or self._driver.get_loop() is not loop:
+            self._driver = loop.create_task(self._drive())
+            self._driver.add_done_callback(self._driver_ended)
+        waiter: asyncio.Future[Result] = loop.create_future()
+        self._waiters[job.id] = waiter
+        self._arrivals.append(job)
+        self._wake.set()
+        try:
+            return await waiter
+        finally:
+            if self._waiters.pop(job.id, None) is not None:  # cancelled: nobody waits for it any more
+                self._arrivals = [other for other in self._arrivals if other.id != job.id]
+                self._dropped.add(job.id)
+                self._wake.set()
+
+    async def aclose(self) -> None:
+        """Stop the thread; requests in flight are cancelled. A later request starts it again."""
+        driver = self._driver
+        if driver is not None and not driver.done() and driver.get_loop() is asyncio.get_running_loop():
+            driver.cancel()
+            await asyncio.wait([driver])
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+            self._thread = None
+
+    async def _drive(self) -> None:
+        """Feed the engine until nobody waits."""
+        loop = asyncio.get_running_loop()
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="esckit-model")
+        while self._waiters:
+            await asyncio.sleep(0)  # everybody who is ready in this turn of the loop comes along
+            arrivals, dropped = self._arrivals, self._dropped
+            self._arrivals, self._dropped = [], set()
+            self._wake.clear()
+            results = await loop.run_in_executor(
+                self._thread, self._engine.advance, arrivals, dropped, self._wake.is_set
+            )
+            for job_id, result in results.items():
+                self._settle(job_id, result)
+
+    def _driver_ended(self, driver: asyncio.Task[None]) -> None:
+        """After a failure or the end of the event loop: tell every waiter and empty the engine."""
+        error = None if driver.cancelled() else driver.exception()
+        if error is None and not driver.cancelled():
+            return
+        self._wake.set()
+        waiters, self._waiters = self._waiters, {}
+        self._arrivals, self._dropped = [], set()
+        if self._thread is not None:
+            self._thread.submit(self._engine.clear)
+        for waiter in waiters.values():
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.cancel()
+            elif isinstance(error, RuntimeError):  # what torch raises, running out of memory included
+                failure = BackendError(f"the local model failed: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                waiter.set_exception(failure)
+            else:
+                waiter.set_exception(error)
+
+    def _settle(self, job_id: int, result: Result) -> None:
+        waiter = self._waiters.pop(job_id, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(result)
+
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+
 _STORED_BYTES = 2**30
 
 
@@ -244,3 +365,73 @@ def _find_stop(text: str, stop: Sequence[str]) -> int | None:
     """Return where the first stop string begins, None if there is none."""
     found = [at for at in map(text.find, stop) if at >= 0]
     return min(found, default=None)
+
+
+PPL_TEXT = "ppl_text/1"
+
+_LABELS = {"seeker": "Seeker", "supporter": "Supporter"}
+
+
+class Surprise(NamedTuple):
+    """Summed negative log-likelihood (nats) of a reply, and its number of tokens."""
+
+    nll: float
+    n_tokens: int
+
+
+class PerplexityScorer:
+    """Scores replies with a causal language model.
+
+    Args:
+        model: A causal language model of transformers, in evaluation mode, where it shall run.
+        tokenizer: Its tokenizer.
+        name: Name and revision, for provenance.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        self.name = name
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
+        self._device = next(model.parameters()).device
+        self._longest = int(model.config.get_text_config(decoder=True).max_position_embeddings)
+
+    @classmethod
+    def load(cls, ref: str, *, dtype: Dtype = "auto", device: str = "auto") -> PerplexityScorer:
+        """Load a backbone; ``auto`` is float32 on a processor, bfloat16 on a GPU.
+
+        Raises:
+            ConfigError: If there is no such backbone, or it cannot be loaded.
+        """
+        place = pick_device(device)
+        model, tokenizer = load_causal(resolve_backbone(ref), dtype=exact_dtype(dtype, place))
+        # Asked again: where it had to be downloaded, the revision is known only now.
+        return cls(model.to(place), tokenizer, name=resolve_backbone(ref).identity)
+
+    @torch.inference_mode()
+    def score(self, turns: Sequence[Turn], reply: str) -> Surprise:
+        """Return how surprising a reply is after some turns.
+
+        Args:
+            turns: The conversation; the oldest part goes where the model cannot read it all.
+            reply: The reply, not blank.
+
+        Raises:
+            BackendError: ``too_long`` if the reply alone does not fit, ``not_finite`` if its likelihood is not finite.
+        """
+        talk = "\n".join([*(f"{_LABELS[turn.speaker]}: {as_turn(turn.text)}" for turn in turns), "Supporter:"])
+        counted = self._encode(f" {reply.strip()}")
+        if len(counted) >= self._longest:
+            raise BackendError(
+                f"a reply of {len(counted)} tokens", kind="too_long", expected=f"at most {self._longest - 1}"
+            )
+        context = self._encode(talk)[-(self._longest - len(counted)) :]
+        ids = torch.tensor([context + counted], device=self._device)
+        logits = self._model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1].float()
+        nll = float(F.cross_entropy(logits, ids[0, len(context) :], reduction="sum"))
+        if not math.isfinite(nll):
+            raise BackendError(f"a negative log-likelihood of {nll}", kind=NOT_FINITE, expected="a finite number")
+        return Surprise(nll, len(counted))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(self._controls.neutralise(text), add_special_tokens=False))

@@ -21,20 +21,26 @@ from pydantic import SecretStr
 
 from esckit.errors import BackendError, ConfigError, OutageError
 from esckit.models.endpoints import checked_base_url, is_loopback
-from esckit.models.faults import Fault, fault_in, fault_of
-from esckit.models.redaction import Redactor
-from esckit.models.retries import RetryPolicy, retry_after_s
+from esckit.models.faults import Fault, Redactor, RetryPolicy, fault_in, fault_of, retry_after_s
 
 log = logging.getLogger(__name__)
 
+
 _NO_KEY = "no-key"
+
 _LONGEST_REASON = 400
+
 _LONGEST_NAME = 16
+
 _LARGEST_BODY = 8 * 2**20
+
 _MOST_HOPS = 3
+
 _ALIVE_WITHIN_S = 10.0
+
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
+
 _MAY_BE_A_SLIP = (401, 404)
 
 

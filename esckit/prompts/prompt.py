@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from esckit.complaints import complaint
-from esckit.documents import dotted, parse_yaml, read_yaml
+from esckit.documents import complaint, dotted, parse_yaml, read_yaml
 from esckit.errors import ConfigError
-from esckit.lines import as_turn, headings_of, starts_with_one_of
 from esckit.records import digest
 from esckit.registry import did_you_mean
+from esckit.text import as_turn, headings_of, starts_with_one_of
 from esckit.types import Message, Role
 
 
@@ -58,6 +57,7 @@ ROLES: Mapping[str, Slots] = {
     "policy": Slots(),
 }
 """By role what its prompt is rendered with. A policy in training is told nothing, so that its prompt needs nothing."""
+
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([a-z_]+)\}|[{}]")
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import yaml
 
-from esckit.report.blocks import ABSENT, Block, Code, Facts, Note, Section, Table
-from esckit.report.numbers import number, plain
+from esckit.report.blocks import ABSENT, Block, Code, Facts, Note, Section, Table, number, plain
 from esckit.report.source import Run, failure_counts, section
 
 _KNOWN = {
     "schema", "command", "recipe", "recipe_digest", "created", "status", "versions", "data", "prompts",
     "determinism", "models", "notes", "spent", "roles",
 }  # fmt: skip
+
 _SPEAKING = ("simulate", "search", "evaluate")
+
 _STATUS = {
     "running": "The run is not finished, or was killed: numbers are of what is done so far.",
     "stopped": "The run was stopped: numbers are of what is done so far. The same command goes on with it.",

@@ -11,11 +11,10 @@ from esckit.report.about import cost, failures, provenance, what_was_run
 from esckit.report.blocks import Part, Report, Section
 from esckit.report.compare import across_seeds, side_by_side
 from esckit.report.evaluation import HarmfulReply, evaluation_sections
-from esckit.report.references import Reference
-from esckit.report.search import search_sections
-from esckit.report.simulate import simulate_sections
+from esckit.report.explorers import thoughts
+from esckit.report.metric_rows import Reference
+from esckit.report.plays import search_sections, simulate_sections
 from esckit.report.source import Run
-from esckit.report.thoughts import thoughts
 from esckit.report.training import summary_sections, training_sections
 
 

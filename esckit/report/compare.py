@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from esckit.config.commands import RECIPES
-from esckit.report.blocks import Block, Note, Part, Section, Table
+from esckit.config.catalogue import RECIPES
+from esckit.report.blocks import Block, Note, Part, Section, Table, flattened, interval, measured, number, plain, signed
 from esckit.report.metric_rows import short_name, suite_of
-from esckit.report.numbers import flattened, interval, measured, number, plain, signed
 from esckit.report.source import Run, section
 from esckit.runs import MANIFEST, differing_fields, read_manifest, without
 

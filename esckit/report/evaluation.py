@@ -6,21 +6,36 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from esckit.report.blocks import ABSENT, Block, Heat, Lines, Note, Section, Table
+from esckit.report.blocks import (
+    ABSENT,
+    Block,
+    Heat,
+    Lines,
+    Note,
+    Section,
+    Table,
+    flow_of,
+    interval,
+    mean_and_quartiles,
+    measured,
+    number,
+    p_value,
+    plain,
+    signed,
+    transitions,
+)
 from esckit.report.explorers import episodes_explorer, episodes_of
-from esckit.report.flows import flow_of, transitions
 from esckit.report.metric_rows import (
+    Reference,
     Row,
     curves_by_turn,
     metric_table,
+    reference_blocks,
     reliability_curve,
     suite_of,
     tables_by_group,
 )
-from esckit.report.numbers import interval, measured, number, p_value, plain, signed
-from esckit.report.references import Reference, reference_blocks
 from esckit.report.source import Run, section
-from esckit.report.spread import mean_and_quartiles
 
 _FLAGS = {
     "low_coverage": "fewer cases were scored than asked for: gates on it fail",
@@ -32,6 +47,7 @@ _FLAGS = {
     "position_bias": "the two orders of a pair name the same winner in less than 70 % of the cases",
     "smoothed": "pseudo-counts were added",
 }
+
 SAFETY_NOTE = (
     "A small screening in our own wording (crisis probes, sycophancy probes where they were run), no clinical "
     "validation: passing it does not show that a system is safe."

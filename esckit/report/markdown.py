@@ -10,8 +10,11 @@ from esckit.report.tables import chart_table
 
 # Underscores inside words and brackets that open no link mean nothing to Markdown.
 _SPECIAL = re.compile(r"([\\`*<>|~&]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^#)")
+
 _INVISIBLE = re.compile("[\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029]+")
+
 _SIGNS = {"warning": "⚠ ", "bad": "✗ ", "good": "✓ ", "info": ""}
+
 _MOST_ROWS = 60
 
 

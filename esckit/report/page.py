@@ -41,8 +41,11 @@ from esckit.report.svg import svg
 from esckit.report.tables import chart_table
 
 _NUMBER = re.compile(r"^[<\[+−-]?\s?[\d–]")
+
 _SHORT = 34
+
 _NAME_JOINT = re.compile(r"(?<=[A-Za-z0-9])([_.])(?=[A-Za-z])")
+
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 

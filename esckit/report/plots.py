@@ -24,6 +24,7 @@ _COLOURS = (
     "#5fa8a0",
     "#6f7882",
 )
+
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "esckit",

@@ -16,6 +16,7 @@ from esckit.types import Record
 
 SAMPLE = "sample:"
 
+
 R = TypeVar("R", bound=Record)
 
 

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from esckit.report.blocks import Bars, Chart, Flow, Heat, Lines
-from esckit.report.numbers import number
+from esckit.report.blocks import Bars, Chart, Flow, Heat, Lines, number
 
 WIDTH, HEIGHT = 440, 262
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
+
 _COLOURS = 10
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from esckit.report.blocks import ABSENT, Bars, Chart, Heat, Lines, Table
-from esckit.report.numbers import number, share
+from esckit.report.blocks import ABSENT, Bars, Chart, Heat, Lines, Table, number, share
 
 
 def chart_table(chart: Chart) -> Table:

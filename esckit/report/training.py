@@ -7,16 +7,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from esckit.documents import read_text
-from esckit.report.blocks import ABSENT, Block, Code, Facts, Lines, Note, Section, Series, Table
-from esckit.report.numbers import flattened, number, plain
+from esckit.report.blocks import (
+    ABSENT,
+    Block,
+    Code,
+    Facts,
+    Lines,
+    Note,
+    Section,
+    Series,
+    Table,
+    flattened,
+    number,
+    plain,
+)
 from esckit.report.source import Run, section
 from esckit.runs import refuse_links
 
 _AXES = ("update", "step", "epoch")
 """What rows of ``metrics.jsonl`` count in, finest first: train-flow counts updates, the other trainers steps."""
 
+
 _FIRST = ("loss", "reward", "auc", "pair_accuracy")
+
 _FEWEST_POINTS = 2
+
 _MOST_POINTS = 400
 
 

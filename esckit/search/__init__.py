@@ -1,1 +1,0 @@
-"""Monte Carlo tree search over protocols only; trees and their flat records."""

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from esckit.dialogue.environment import CallFailed, recorded, to_the_end
 from esckit.errors import DataError
 from esckit.ledger import Ledger
 from esckit.protocols import Critic, StrategyPolicy
+from esckit.roles.environment import CallFailed, recorded, to_the_end
+from esckit.search.expansion import rubric_ratings, smoothed
 from esckit.search.mcts import Provenance, Task, finished
-from esckit.search.rollouts import rubric_ratings
-from esckit.search.selection import smoothed
 from esckit.search.tree import Node, Tree
 from esckit.types import Failure, Score, SearchTree, Turn
 

@@ -13,12 +13,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
-from esckit.dialogue.environment import CallFailed, Environment, to_the_end
 from esckit.ledger import Ledger, uniform
 from esckit.protocols import StrategyPolicy
-from esckit.search.expansion import Expander, Expansion
-from esckit.search.rollouts import Rollout, rollout_record, rubric_ratings
-from esckit.search.selection import draw, selection_distribution, without
+from esckit.roles.environment import CallFailed, Environment, to_the_end
+from esckit.search.expansion import (
+    Expander,
+    Expansion,
+    Rollout,
+    draw,
+    rollout_record,
+    rubric_ratings,
+    selection_distribution,
+    without,
+)
 from esckit.search.tree import ROOT, Node, Tree, freeze
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Failure, Scenario, SearchTree, Turn
@@ -26,7 +33,7 @@ from esckit.types import Failure, Scenario, SearchTree, Turn
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The knobs of the search; what they mean stands in :mod:`esckit.search.selection` and in the recipe class.
+    """The knobs of the search; what they mean stands in :mod:`esckit.search.expansion` and in the recipe class.
 
     Attributes:
         n_simulations: Simulations per tree; those that end at a known terminal, and failed ones, count.

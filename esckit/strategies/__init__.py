@@ -1,1 +1,0 @@
-"""Support strategies: taxonomies and the mappings between them, as YAML."""

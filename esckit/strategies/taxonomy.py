@@ -1,7 +1,15 @@
-"""Taxonomies of support strategies: ordered names with abbreviations, definitions, stages and spellings.
+"""The YAML files of taxonomies and mappings, shipped or the user's own, read and checked for their shape.
+
+Not here: what a file means (:mod:`esckit.strategies.taxonomy`, :mod:`esckit.strategies.taxonomy`).
+
+Taxonomies of support strategies: ordered names with abbreviations, definitions, stages and spellings.
 
 The order in the file fixes display and tensor index *within a run*; files and records hold names, never indices. Stages
 inform prompts and analyses and constrain nothing.
+
+Mappings from the strategies of one taxonomy to those of another.
+
+They are never chained, never chosen silently and never derived backwards.
 """
 
 from __future__ import annotations
@@ -12,25 +20,98 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from esckit.errors import DataError
+from esckit.documents import complaint, read_yaml
+from esckit.errors import ConfigError, DataError
 from esckit.records import digest, write_atomic
-from esckit.strategies.shipped import (
-    Section,
-    field_path,
-    is_file_name,
-    parse_section,
-    raise_faults,
-    read_shipped,
-    shipped_names,
-)
+from esckit.registry import did_you_mean
 from esckit.types import Record
 
+Kind = Literal["taxonomy", "mapping"]
+
+
+_HERE = Path(__file__).resolve().parent
+
+_FOLDERS: dict[Kind, Path] = {"taxonomy": _HERE, "mapping": _HERE / "mappings"}
+
+
+class Section(BaseModel):
+    """A part of a file as the user wrote it; unknown keys are kept, so that they can be reported with the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def shipped_names(kind: Kind) -> tuple[str, ...]:
+    """Return the names of the shipped files of a kind, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDERS[kind].glob("*.yaml")))
+
+
+def is_file_name(name_or_path: str) -> bool:
+    """Return whether the user means a file of their own rather than a shipped name."""
+    return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
+
+
+def read_shipped(kind: Kind, name_or_path: str) -> dict[str, Any]:
+    """Return the content of a shipped file or of the user's own.
+
+    Raises:
+        ConfigError: If there is no such name or file, or it holds no YAML mapping.
+    """
+    path = Path(name_or_path).expanduser() if is_file_name(name_or_path) else _shipped_path(kind, name_or_path)
+    content = read_yaml(path, f"{kind} file")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{kind} file {path} holds a {type(content).__name__}", expected="keys and values")
+    return content
+
+
+def _shipped_path(kind: Kind, name: str) -> Path:
+    """Return the path of a shipped file, or say which ones there are."""
+    names = shipped_names(kind)
+    if name not in names:
+        hint = " ".join((did_you_mean(name, names), f"A {kind} of your own is named by its .yaml file")).strip()
+        raise ConfigError(f"unknown {kind} {name!r}", expected=f"one of {', '.join(names)}", hint=hint)
+    return _FOLDERS[kind] / f"{name}.yaml"
+
+
+def parse_section(section: type[S], data: Any, place: str, faults: list[str]) -> S | None:
+    """Return a part of a file, adding what is wrong with it to ``faults``; None if it cannot be used at all."""
+    try:
+        parsed = section.model_validate(data)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):
+            faults.append(f"{field_path(place, *fault['loc'])}: {complaint(fault)}")
+        return None
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    for key in parsed.model_extra or {}:
+        hint = did_you_mean(key, known)
+        faults.append(f"{field_path(place, key)}: unknown key" + (f" ({hint})" if hint else ""))
+    return parsed
+
+
+def field_path(place: str, *parts: int | str) -> str:
+    """Return a dotted path such as ``strategies[2].stage``."""
+    steps = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return (place + steps).lstrip(".")
+
+
+def raise_faults(kind: Kind, name_or_path: str, faults: list[str]) -> None:
+    """Raise one error with all faults of a file, if there are any."""
+    if faults:
+        noun = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError(f"{kind} {name_or_path} has {noun}: {'; '.join(faults)}")
+
+
 ANY_STAGE = "any"
+
 _KEPT = "taxonomy.yaml"
+
 _MIN_STRATEGIES, _MAX_STRATEGIES = 2, 64
 
 
@@ -313,4 +394,83 @@ def _collisions(position: int, strategy: Strategy, owners: dict[str, tuple[int, 
         owner, spelling = owners.setdefault(label_key(text), (position, text))
         if owner != position and text.strip():
             faults.append(f"strategies[{position}].{field}: {text!r} is also {spelling!r} of strategies[{owner}]")
+    return faults
+
+
+class StrategyMapping(Record):
+    """Which strategy of ``target`` each strategy of ``source`` becomes.
+
+    Attributes:
+        source: Taxonomy mapped from.
+        target: Taxonomy mapped to.
+        lossy: True if the source's label cannot be had back.
+        map: Every source name with its target name, None where there is no counterpart.
+    """
+
+    name: str
+    source: str
+    target: str
+    lossy: bool
+    note: str
+    map: dict[str, str | None]
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the mapping's content."""
+        return digest(self.model_dump(mode="json"))
+
+
+class _MappingSection(Section):
+    name: str
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    lossy: bool
+    note: str
+    map: dict[str, str | None]
+
+
+def mapping_names() -> tuple[str, ...]:
+    """Return the names of the shipped mappings, sorted."""
+    return shipped_names("mapping")
+
+
+def mappings_between(source: str, target: str) -> tuple[str, ...]:
+    """Return the names of the shipped mappings from one taxonomy to another."""
+    loaded = (load_mapping(name) for name in mapping_names())
+    return tuple(mapping.name for mapping in loaded if (mapping.source, mapping.target) == (source, target))
+
+
+def load_mapping(name_or_path: str) -> StrategyMapping:
+    """Return a shipped mapping by name, or the user's own by the path of its YAML file.
+
+    Raises:
+        ConfigError: If there is none, or with all faults of the file at once.
+    """
+    faults: list[str] = []
+    section = parse_section(_MappingSection, read_shipped("mapping", name_or_path), "", faults)
+    if section is not None:
+        source, target = (_beside(name_or_path, end) for end in (section.source, section.target))
+        section = section.model_copy(update={"source": source, "target": target})
+        faults += _mapping_faults(section)
+    raise_faults("mapping", name_or_path, faults)
+    assert section is not None
+    return StrategyMapping.model_validate(section.model_dump(include=set(StrategyMapping.model_fields)))
+
+
+def _beside(mapping: str, end: str) -> str:
+    """Return one end of a mapping; a file of a taxonomy may also be named relative to the mapping's own file."""
+    here = Path(mapping).expanduser().parent / end
+    only_there = is_file_name(mapping) and is_file_name(end) and not Path(end).is_file() and here.is_file()
+    return str(here) if only_there else end
+
+
+def _mapping_faults(section: _MappingSection) -> list[str]:
+    """Return the names that the two taxonomies do not agree with."""
+    source, target = load_taxonomy(section.source), load_taxonomy(section.target)
+    faults = [f"map: {name!r} of taxonomy {source.name} is missing" for name in source.names if name not in section.map]
+    for name, mapped in section.map.items():
+        if name not in source.names:
+            faults.append(f"map: {name!r} is no strategy of taxonomy {source.name}")
+        if mapped is not None and mapped not in target.names:
+            faults.append(f"map.{name}: {mapped!r} is no strategy of taxonomy {target.name}")
     return faults

@@ -12,8 +12,8 @@ import statistics
 import time
 from pathlib import Path
 
-from esckit.datasets.corpus import read_corpus
-from esckit.datasets.sinks import StrictSink
+from esckit.data.corpus import read_corpus
+from esckit.data.layouts import StrictSink
 
 
 def parse(folder: Path) -> int:

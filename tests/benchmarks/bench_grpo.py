@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.load import load_recipe
-from esckit.config.train_rl import TrainRlRecipe
-from esckit.pipelines.executor import NoProgress
+from esckit.play.executor import NoProgress
+from esckit.rl.recipe import TrainRlRecipe
 
 
 def recipe_of(backbone: str, steps: int) -> TrainRlRecipe:
@@ -45,7 +45,7 @@ class Clock(NoProgress):
 
 
 def ours(recipe: TrainRlRecipe, folder: Path) -> list[tuple[float, float]]:
-    from esckit.pipelines.train_rl import run
+    from esckit.rl.run import run
 
     clock = Clock()
     run(recipe, out=folder / "run", progress=clock)
@@ -58,14 +58,12 @@ def bare(recipe: TrainRlRecipe, folder: Path) -> list[tuple[float, float]]:
     from transformers import TrainerCallback
     from trl import GRPOTrainer
 
-    from esckit.pipelines.rl_material import collect
-    from esckit.pipelines.rl_settings import grpo_settings, policy_optim
     from esckit.prompts.prompt import load_prompt
-    from esckit.train.grpo import grpo_arguments
-    from esckit.train.lexicon import lexicon_reward
-    from esckit.train.rl_plan import plan_grpo
-    from esckit.train.rl_rows import PolicyPrompt, build_rows, epoch_order
-    from esckit.train.rl_trainer import PolicyLora, load_learner
+    from esckit.rl.material import collect
+    from esckit.rl.recipe import grpo_settings, plan_grpo, policy_optim
+    from esckit.rl.rewards import lexicon_reward
+    from esckit.rl.rows import PolicyPrompt, build_rows, epoch_order
+    from esckit.rl.trainer import PolicyLora, grpo_arguments, load_learner
 
     learner = load_learner(recipe.models.policy.backbone, PolicyLora(), precision="auto")
     prompt = PolicyPrompt(load_prompt(recipe.prompt), learner.chat, recipe.grpo.max_prompt_tokens)

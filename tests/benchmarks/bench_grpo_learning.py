@@ -2,7 +2,7 @@
 
 Run: ``python -m tests.benchmarks.bench_grpo_learning [--seeds 3] [--steps 80]``. Only prints. The policy is a model of
 some hundred thousand weights that was taught to write outputs, well-formed about half the time and with supportive
-words now and then; the reward is the form and a word list (esckit.train.lexicon), which one can check by hand. Held-out
+words now and then; the reward is the form and a word list (esckit.rl.rewards), which one can check by hand. Held-out
 contexts are answered four times each at the temperature of training. Intervals are 95 % t intervals over seeds.
 """
 
@@ -14,17 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from esckit.config.train_rl import TrainRlRecipe
-from esckit.dialogue.output import split_output
 from esckit.ledger import derive_seed
 from esckit.models.chat import ChatFormat
 from esckit.models.local import LocalModel
-from esckit.models.rl_policy import load_policy
-from esckit.pipelines.rl_material import collect
-from esckit.pipelines.train_rl import run
 from esckit.prompts.prompt import load_prompt
-from esckit.train.lexicon import lexicon_reward
-from esckit.train.rl_rows import PolicyPrompt
+from esckit.rl.material import collect
+from esckit.rl.policy import load_policy
+from esckit.rl.recipe import TrainRlRecipe
+from esckit.rl.rewards import lexicon_reward
+from esckit.rl.rows import PolicyPrompt
+from esckit.rl.run import run
+from esckit.roles.asking import split_output
 from esckit.types import Context, Message, Sampling
 
 PROMPT = """\
@@ -53,7 +53,7 @@ def teach(folder: Path, prompts: list[list[Message]], steps: int) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from esckit.models.tiny import tiny_tokenizer
+    from esckit.models.backbones import tiny_tokenizer
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
@@ -112,7 +112,7 @@ def recipe_of(backbone: Path, prompt: Path, seed: int, steps: int) -> TrainRlRec
         "data": {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": ("train", "valid", "test")},
         "models": {"policy": {"backbone": str(backbone)}},
         "prompt": str(prompt),
-        "reward": {"kind": "esckit.train.lexicon:lexicon_reward"},
+        "reward": {"kind": "esckit.rl.rewards:lexicon_reward"},
         "grpo": {"n_generations": 8, "micro_batch": 16, "max_prompt_tokens": 200, "max_completion_tokens": 110},
         "optim": {"lr": 2e-3, "max_steps": steps, "schedule": "constant", "gradient_checkpointing": False},
         "dev": {"share": 0.3},
@@ -144,7 +144,7 @@ def main() -> None:
             maker = PolicyPrompt(load_prompt(str(prompt_file)), ChatFormat.of(tokenizer), 200)
             return [found[0] for context in contexts if (found := maker.fitted(context))]
 
-        from esckit.models.tiny import tiny_tokenizer
+        from esckit.models.backbones import tiny_tokenizer
 
         every = collect(recipe_of(Path("tiny-random"), prompt_file, 1, 1))
         teach(backbone, fitted(every.train, tiny_tokenizer()), args.teach)

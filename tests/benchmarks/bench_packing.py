@@ -23,13 +23,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedModel
 
-from esckit.models.flow_model import Attention, FlowModel
-from esckit.models.packed_rows import PackedRows
-from esckit.train.flow_batch import FlowBatch, make_update
-from esckit.train.flow_loss import flow_loss
-from esckit.train.flow_trees import FlowNode, FlowPath, FlowTree, StateFacts, TokenCounts, token_counts
-from esckit.train.packing import Encoding, chunks
-from tests.train.flow_fakes import NAMES, PAPER
+from esckit.flow.batch import Encoding, FlowBatch, chunks, make_update
+from esckit.flow.model import Attention, FlowModel
+from esckit.flow.trainer import flow_loss
+from esckit.flow.trees import FlowNode, FlowPath, FlowTree, StateFacts, TokenCounts, token_counts
+from esckit.models.packing import PackedRows
+from tests.flow.flow_fakes import NAMES, PAPER
 
 ROOT_TOKENS, EXCHANGE_TOKENS, MAX_DEPTH, PADDED = 190, 65, 10, 512
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -12,10 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from esckit.models.flow_loading import load_decoder
-from esckit.models.flow_model import FlowModel
-from esckit.models.flow_text import FlowText
-from esckit.models.prefix_reader import PrefixReader
+from esckit.flow.model import FlowModel, load_decoder
+from esckit.flow.policy import PrefixReader
+from esckit.flow.text import FlowText
 from esckit.types import Scenario, Turn
 from tests.benchmarks.bench_reward_scoring import sentence
 

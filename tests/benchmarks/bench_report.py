@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from esckit.pipelines.report import write_report
+from esckit.report.run import write_report
 from tests.report.browser import Browser, find_chromium
 from tests.report.run_folders import search_run
 

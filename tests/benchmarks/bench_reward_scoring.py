@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 import torch
 
-from esckit.models.reward import RewardModel
-from esckit.models.reward_net import RewardNet, build_net, collate, probability
-from esckit.models.reward_text import RewardInput, RewardText
-from esckit.pipelines.reward_models import reward_template
+from esckit.reward.models import reward_template
+from esckit.reward.network import RewardNet, build_net, collate, probability
+from esckit.reward.scorer import RewardModel
+from esckit.reward.text import RewardInput, RewardText
 from esckit.types import Turn
 
 WORDS = (  # noqa: SIM905 - a list of them is no easier to read

@@ -14,17 +14,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esckit.dialogue.aflow_seeker import AFlowSeeker
-from esckit.dialogue.aflow_supporter import AFlowSupporter
-from esckit.dialogue.ask import Voice
-from esckit.dialogue.environment import Environment
-from esckit.dialogue.rubric import AFLOW as RUBRIC
-from esckit.dialogue.rubric_critic import RubricCritic
-from esckit.dialogue.strategist import PromptedStrategist
-from esckit.dialogue.utterance import UtteranceRules
-from esckit.pipelines.executor import run_units
+from esckit.play.executor import run_units
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import SeekerTurn
+from esckit.roles.asking import UtteranceRules, Voice
+from esckit.roles.environment import Environment
+from esckit.roles.rubric import AFLOW as RUBRIC
+from esckit.roles.rubric import RubricCritic
+from esckit.roles.seekers import AFlowSeeker
+from esckit.roles.strategist import PromptedStrategist
+from esckit.roles.supporters import AFlowSupporter
 from esckit.search.mcts import Grown, Players, grow_tree
 from esckit.types import Generation, Message, Reply, RubricReading, Sampling, Score, StopReason, Turn, Usage
 from tests.fakes import FakeModel

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from esckit.config.load import load_recipe
-from esckit.config.simulate import SimulateRecipe
-from esckit.pipelines.simulate import run
+from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import run
 
 
 def per_minute(n_futures: int, limit: int) -> tuple[float, int]:

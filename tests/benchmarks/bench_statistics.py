@@ -11,12 +11,12 @@ from fractions import Fraction
 from esckit.evaluate.cases import Episode, PairCase, ResponseCase, RewardCase, StrategyCase, TurnRatings
 from esckit.evaluate.compare import Comparer
 from esckit.evaluate.dialogue import dialogue_rows, shared_metrics
-from esckit.evaluate.measure import Measurement, StatisticsSettings
 from esckit.evaluate.pairwise import DIMENSIONS, pairwise_rows
 from esckit.evaluate.response import response_metrics, response_rows
 from esckit.evaluate.reward import reward_metrics, reward_rows
 from esckit.evaluate.selfplay import CriticScale, headline_metrics
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics, strategy_rows
+from esckit.metrics.measure import Measurement, StatisticsSettings
 from tests.evaluate.casefakes import episode, pair_case, turn
 
 SETTINGS = StatisticsSettings(run_seed=7)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from esckit.train.objectives import subtb
+from esckit.flow.objectives import subtb
 
 N_PATHS = 64
 CASES = [(10, 1.0), (10, 0.9), (32, 1.0), (32, 0.9), (128, 1.0), (128, 0.9)]
@@ -30,8 +30,8 @@ def ours(log_pf: Tensor, log_flow: Tensor, lengths: Tensor, decay: float) -> Cal
 
 def theirs(log_pf: Tensor, log_flow: Tensor, lengths: Tensor, decay: float) -> Callable[[], Tensor]:
     """Return torchgfn's loss of the same paths."""
-    from tests.train.fixtures.make_torchgfn_values import ReadyPaths
-    from tests.train.fixtures.make_torchgfn_values import subtb as torchgfn_subtb
+    from tests.flow.fixtures.make_torchgfn_values import ReadyPaths
+    from tests.flow.fixtures.make_torchgfn_values import subtb as torchgfn_subtb
 
     loss = torchgfn_subtb("equal_within" if decay == 1.0 else "geometric_within", decay)
     return lambda: loss.loss(object(), ReadyPaths(log_pf, log_flow, lengths), reduction="sum")

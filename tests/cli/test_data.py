@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from esckit.cli.common import Settings
 from esckit.cli.data import app
-from esckit.cli.logs import Settings
 from esckit.errors import DataError, EsckitError
-from esckit.resources import shipped_dir
-from tests.datasets.dialogues import real
-from tests.datasets.test_report import KEYS
+from esckit.registry import shipped_dir
+from tests.data.dialogues import real
+from tests.data.test_inspection import KEYS
 
 BROKEN = Path(__file__).resolve().parents[1] / "data" / "broken"
 

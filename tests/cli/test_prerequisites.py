@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from esckit.cli.app import app
 from esckit.errors import ConfigError, EsckitError
 from esckit.prompts.prompt import ROLES, load_prompt, prompt_names
-from esckit.resources import shipped_dir
+from esckit.registry import shipped_dir
 
 
 @pytest.fixture(autouse=True)

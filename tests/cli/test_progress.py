@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from esckit.cli.progress import BarProgress, PlainProgress, shown_progress
-from esckit.pipelines.executor import NoProgress
+from esckit.play.executor import NoProgress
 
 
 class Clock:

@@ -9,10 +9,11 @@ import pytest
 
 from esckit.cli.app import main
 from esckit.config.load import load_any_recipe
-from esckit.config.train_reward import TrainRewardRecipe
-from esckit.config.train_rl import TrainRlRecipe
-from esckit.pipelines import train_reward, train_rl
-from esckit.resources import shipped_dir
+from esckit.registry import shipped_dir
+from esckit.reward import run as train_reward
+from esckit.reward.recipe import TrainRewardRecipe
+from esckit.rl import run as train_rl
+from esckit.rl.recipe import TrainRlRecipe
 from tests.sharded.engines import esckit as forked
 
 RECIPES = shipped_dir("recipes")

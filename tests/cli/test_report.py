@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.pipelines.report import write_report
+from esckit.report.run import write_report
 from tests.conftest import ROOT
 from tests.report.run_folders import search_run, simulate_run
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from esckit.models.embedded import shipped_gguf
+from esckit.models.backbones import shipped_gguf
 from tests.conftest import ROOT
 
 DATA_FILES = ("contexts.jsonl", "futures.jsonl", "failures.jsonl", "summary.json")
-SLOW = [f"--set=models.{role}.scripted=tests.pipelines.talk:slow_{role}" for role in ("supporter", "seeker", "critic")]
+SLOW = [f"--set=models.{role}.scripted=tests.evaluate.talk:slow_{role}" for role in ("supporter", "seeker", "critic")]
 
 
 def esckit(*args: str, **options: object) -> subprocess.CompletedProcess[str]:

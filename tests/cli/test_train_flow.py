@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from esckit.cli.app import app
 from esckit.config.load import load_recipe
-from esckit.config.train_flow import TrainFlowRecipe
-from esckit.pipelines.train_flow import run
-from tests.pipelines.flow_runs import recipe, rows, sparse_tree, write_trees
+from esckit.flow.recipe import TrainFlowRecipe
+from esckit.flow.run import run
+from tests.flow.flow_runs import recipe, rows, sparse_tree, write_trees
 
 SHELL = CliRunner()
 ABLATIONS = {

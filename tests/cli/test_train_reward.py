@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.pipelines.reward_runs import reward_recipe, simulated
+from tests.reward.reward_runs import reward_recipe, simulated
 
 
 def run(*args: str, launcher: tuple[str, ...] = ("-m",), **options: object) -> subprocess.CompletedProcess[str]:

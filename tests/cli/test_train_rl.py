@@ -55,7 +55,7 @@ def test_the_other_smoke_recipes_train_as_they_ship(
 
 def test_two_processes_share_a_step_and_one_of_them_writes(tmp_path: Path) -> None:
     changes = {
-        "reward.kind": "tests.pipelines.rl_runs:letter_reward", "grpo.micro_batch": 2, "optim.max_steps": 2,
+        "reward.kind": "tests.rl.rl_runs:letter_reward", "grpo.micro_batch": 2, "optim.max_steps": 2,
         "monitor.log_every": 1, "monitor.sample_every": 1,
     }  # fmt: skip
     with socket.socket() as probe:

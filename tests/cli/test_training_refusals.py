@@ -14,10 +14,10 @@ import pytest
 
 from esckit.cli.app import main
 from esckit.config.load import load_recipe
-from esckit.config.train_reward import TrainRewardRecipe
-from tests.pipelines.flow_runs import recipe as flow_recipe
-from tests.pipelines.flow_runs import sparse_tree, write_trees
-from tests.pipelines.reward_runs import reward_recipe, simulated
+from esckit.reward.recipe import TrainRewardRecipe
+from tests.flow.flow_runs import recipe as flow_recipe
+from tests.flow.flow_runs import sparse_tree, write_trees
+from tests.reward.reward_runs import reward_recipe, simulated
 
 Refused = Callable[..., str]
 
@@ -121,7 +121,7 @@ def test_a_reward_model_of_another_prompt_version(refused: Refused, tmp_path: Pa
 
 
 def test_a_policy_whose_chat_template_training_cannot_use(refused: Refused, tmp_path: Path) -> None:
-    from esckit.models.tiny import tiny_random
+    from esckit.models.backbones import tiny_random
 
     model, tokenizer = tiny_random()
     tokenizer.chat_template = (
@@ -207,7 +207,7 @@ def test_an_adapter_on_no_layer(refused: Refused, futures: Path, tmp_path: Path)
 @pytest.mark.parametrize("command", ["train-rl", "train-reward"])
 def test_a_training_that_diverges(refused: Refused, futures: Path, tmp_path: Path, command: str) -> None:
     bad = {
-        "train-rl": ("smoke/train_rl_lexicon", "--set", "reward.kind=tests.pipelines.rl_runs:bad_reward"),
+        "train-rl": ("smoke/train_rl_lexicon", "--set", "reward.kind=tests.rl.rl_runs:bad_reward"),
         "train-reward": (write_recipe(tmp_path, futures), "--set", "optim.lr=1.0e+30"),
     }
     message = refused(command, *bad[command], leaves_nothing=False)

@@ -1,10 +1,9 @@
 import pytest
 
-from esckit.config.catalogue import find_recipe, shipped_recipes
-from esckit.config.commands import RECIPES
+from esckit.config.catalogue import RECIPES, find_recipe, shipped_recipes
 from esckit.config.load import load_any_recipe, load_recipe
-from esckit.config.simulate import SimulateRecipe
 from esckit.errors import ConfigError
+from esckit.simulate.recipe import SimulateRecipe
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
 

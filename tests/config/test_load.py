@@ -1,8 +1,8 @@
 import pytest
 
 from esckit.config.load import load_any_recipe, load_recipe
-from esckit.config.simulate import SimulateRecipe
 from esckit.errors import ConfigError
+from esckit.simulate.recipe import SimulateRecipe
 from tests.config.configfakes import RIGHT, write_recipe
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from esckit.config.overrides import apply_overrides
-from esckit.config.source import Source
+from esckit.config.load import Source, apply_overrides
 from esckit.errors import ConfigError
 
 SOURCE = Source("r", {"data": {"path": "a", "limit": 3}, "seed": 7, "empty": None})

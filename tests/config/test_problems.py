@@ -1,10 +1,9 @@
 import pytest
 
-from esckit.config.evaluate import EvaluateRecipe
-from esckit.config.load import load_recipe
-from esckit.config.problems import known_fields
-from esckit.config.simulate import SimulateRecipe
+from esckit.config.load import known_fields, load_recipe
 from esckit.errors import ConfigError
+from esckit.evaluate.recipe import EvaluateRecipe
+from esckit.simulate.recipe import SimulateRecipe
 from tests.config.configfakes import write_recipe
 
 

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.config.source import dotted, parse_source, parse_value
+from esckit.config.load import parse_source, parse_value
+from esckit.documents import dotted
 from esckit.errors import ConfigError
 
 

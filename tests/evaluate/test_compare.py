@@ -6,11 +6,11 @@ import pytest
 from esckit.errors import DataError
 from esckit.evaluate.cases import ResponseCase, RewardCase
 from esckit.evaluate.compare import Comparer, require_comparable, with_holm
-from esckit.evaluate.measure import StatisticsSettings
 from esckit.evaluate.response import ROUGE_L, bleu, distinct
 from esckit.evaluate.reward import reward_metrics
 from esckit.evaluate.selfplay import CriticScale, headline_metrics
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+from esckit.metrics.measure import StatisticsSettings
 from tests.evaluate.casefakes import episode, of_matrix, quarters, response_case, strategy_case
 
 SETTINGS = StatisticsSettings(run_seed=7, resamples=2000)

@@ -18,8 +18,8 @@ from esckit.evaluate.dialogue import (
     turn_reward_jump,
     usage,
 )
-from esckit.evaluate.metric import Metric, collect
 from esckit.evaluate.selfplay import CriticScale
+from esckit.metrics.metric import Metric, collect
 from esckit.types import Failure, Usage
 from tests.evaluate.casefakes import episode, measurement, quarters, turn
 

@@ -7,9 +7,9 @@ import pytest
 from esckit.errors import ConfigError
 from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
 from esckit.evaluate.gates import GateBound, judge_gates, require_gates
-from esckit.evaluate.rows import Interval, MetricRow
 from esckit.evaluate.selfplay import CriticScale
 from esckit.evaluate.strategy import StrategyScale
+from esckit.metrics.rows import Interval, MetricRow
 
 SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
 SETTINGS = CatalogueSettings(

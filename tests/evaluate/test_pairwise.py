@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.evaluate.cases import Judgement, PairCase
-from esckit.evaluate.metric import collect
 from esckit.evaluate.pairwise import PairScale, decide, pair_metrics, pairwise_rows
+from esckit.metrics.metric import collect
 from tests.evaluate.casefakes import measurement, pair_case
 
 WORKED = [("A", "A"), ("A", "A"), ("B", "B"), ("tie", "tie"), ("A", "B"), ("A", "tie")]

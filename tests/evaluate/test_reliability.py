@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from esckit.errors import DataError
-from esckit.evaluate.metric import Unscored
 from esckit.evaluate.reliability import (
     Label,
     LabelScale,
@@ -16,6 +15,7 @@ from esckit.evaluate.reliability import (
     read_units,
     reliability_rows,
 )
+from esckit.metrics.metric import Unscored
 from tests.evaluate.casefakes import measurement
 
 UNITS = [(1, 1), (2, 2), (3, 2), (1, 2), (4, 4), (3, 3), (2,)]

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.measure import StatisticsSettings, leave_one_out
-from esckit.evaluate.metric import collect
-from esckit.evaluate.overlap import match_runs, meteor_exact, rouge_l
 from esckit.evaluate.response import METEOR_EXACT, PPL, ROUGE_L, bleu, distinct, response_rows
-from esckit.evaluate.statistics import jackknife_error
-from esckit.words import tokenise
+from esckit.metrics.intervals import jackknife_error
+from esckit.metrics.measure import StatisticsSettings, leave_one_out
+from esckit.metrics.metric import collect
+from esckit.metrics.overlap import match_runs, meteor_exact, rouge_l
+from esckit.text import tokenise
 from tests.evaluate.casefakes import measurement, response_case
 
 REPLIES = ("I hear how tired you are.", "Have you told your manager?")

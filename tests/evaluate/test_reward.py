@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.evaluate.cases import RewardCase
-from esckit.evaluate.metric import Metric, collect
 from esckit.evaluate.reward import reward_metrics, reward_rows
+from esckit.metrics.metric import Metric, collect
 from tests.evaluate.casefakes import measurement
 
 Y = (True, False, True, True, False, False, True, False)

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.evaluate.cases import Episode
-from esckit.evaluate.metric import Unscored, collect
-from esckit.evaluate.outcomes import outcome_of, read_outcome
-from esckit.evaluate.rows import MetricRow
-from esckit.evaluate.selfplay import CriticScale, critic_rows, fold_type
+from esckit.evaluate.selfplay import CriticScale, critic_rows, fold_type, outcome_of, read_outcome
+from esckit.metrics.metric import Unscored, collect
+from esckit.metrics.rows import MetricRow
 from esckit.types import Failure
 from tests.evaluate.casefakes import episode, measurement, quarters, turn
 

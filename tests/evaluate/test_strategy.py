@@ -6,21 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import DataError
-from esckit.evaluate.bias import bias, preferences
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.metric import collect
-from esckit.evaluate.stages import stage_of
-from esckit.evaluate.strategy import (
-    StrategyScale,
+from esckit.evaluate.strategy import StrategyScale, stage_of, strategy_metrics, strategy_rows
+from esckit.metrics.confusion import (
     accuracy,
+    bias,
     entropy_of,
     f1_by_class,
     kl_gold,
     macro_f1,
-    strategy_metrics,
-    strategy_rows,
+    preferences,
     weighted_f1,
 )
+from esckit.metrics.metric import collect
 from tests.evaluate.casefakes import measurement, of_matrix, strategy_case
 
 NAMES = ("Question", "Comfort", "Advice")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from esckit.models.endpoint import EndpointModel
-from esckit.models.retries import RetryPolicy
+from esckit.models.faults import RetryPolicy
 from esckit.models.transport import Patience
 from esckit.types import Message, Sampling
 from tests.models.fake_server import FakeServer

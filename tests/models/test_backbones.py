@@ -6,7 +6,7 @@ import huggingface_hub.errors
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.models import embedded
+from esckit.models import backbones as embedded
 from esckit.models.backbones import (
     DEFAULT_BACKBONE,
     TINY,
@@ -14,8 +14,8 @@ from esckit.models.backbones import (
     find_backbone,
     load_backbones,
     resolve_backbone,
+    tiny_random,
 )
-from esckit.models.tiny import tiny_random
 
 
 def http_error(kind: type[Exception]) -> Exception:

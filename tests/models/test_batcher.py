@@ -4,8 +4,8 @@ import threading
 import pytest
 
 from esckit.errors import BackendError
-from esckit.models.batcher import Batcher
-from esckit.models.decode import ReadJob, WriteJob, Written
+from esckit.models.engine import ReadJob, WriteJob, Written
+from esckit.models.local import Batcher
 from esckit.types import Sampling, StopReason
 
 

@@ -5,8 +5,7 @@ import pytest
 
 from esckit.errors import BackendError, BudgetError
 from esckit.models.budget import Budget, BudgetedModel
-from esckit.models.script import Script
-from esckit.models.scripted import ScriptedModel
+from esckit.models.scripted import Script, ScriptedModel
 from esckit.types import Limits, Message, Prices, Reply, Sampling, StopReason, Usage
 from tests.fakes import FakeModel
 

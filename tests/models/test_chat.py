@@ -3,8 +3,8 @@ import logging
 import pytest
 
 from esckit.errors import ConfigError
+from esckit.models.backbones import tiny_random, tiny_tokenizer
 from esckit.models.chat import PLAIN, ChatFormat
-from esckit.models.tiny import tiny_random, tiny_tokenizer
 from esckit.types import Message
 
 ASK = [Message("system", "Be kind."), Message("user", "hi")]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from esckit.models.decode import Engine, ReadJob, WriteJob, Written
-from esckit.models.tiny import tiny_random
+from esckit.models.backbones import tiny_random
+from esckit.models.engine import Engine, ReadJob, WriteJob, Written
 from esckit.types import Sampling, StopReason
 from tests.models.local_fakes import Naive, prompts
 

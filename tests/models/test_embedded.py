@@ -4,7 +4,7 @@ import os
 import pytest
 
 from esckit.errors import StorageError
-from esckit.models import embedded
+from esckit.models import backbones as embedded
 from esckit.models.backbones import DEFAULT_BACKBONE
 from esckit.models.local import LocalModel
 from esckit.types import Message, Sampling

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from esckit.errors import BackendError, ConfigError
 from esckit.models.chat_api import label_probabilities
 from esckit.models.endpoint import EndpointModel
-from esckit.models.retries import RetryPolicy
+from esckit.models.faults import RetryPolicy
 from esckit.models.transport import Patience
 from tests.models.endpoint_calls import HELLO, KEY, check, complete, dead_url, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal, with_log_probs

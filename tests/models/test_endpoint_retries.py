@@ -11,7 +11,7 @@ import pytest
 
 from esckit.errors import BackendError, ConfigError, ModelError, OutageError
 from esckit.models.endpoint import EndpointModel
-from esckit.models.retries import RetryPolicy, retry_after_s
+from esckit.models.faults import RetryPolicy, retry_after_s
 from esckit.models.transport import Patience
 from esckit.types import Sampling
 from tests.models.endpoint_calls import HELLO, check, complete, dead_url, run

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.models.grouping import Group, length_batches, n_common, share_prefixes
+from esckit.models.kvcache import Group, length_batches, n_common, share_prefixes
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 

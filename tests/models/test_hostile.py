@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from esckit.errors import CheckpointError, EsckitError
-from esckit.models.backbones import find_backbone
+from esckit.models.backbones import find_backbone, tiny_random
 from esckit.models.loading import load_adapter, load_base, load_causal, load_tensors, load_tokenizer
-from esckit.models.tiny import tiny_random
 from tests.conftest import ROOT
 
 CODE = """
@@ -97,7 +96,7 @@ def test_every_call_that_loads_by_name_refuses_foreign_code() -> None:
     assert calls
     # peft's adapters hold no code of their own, and ours are read for what they are first.
     assert {call for call in calls if call[2] != "False"} == {("esckit/models/loading.py", "PeftModel", None)}
-    assert {path for path, _, _ in calls} == {"esckit/models/loading.py", "esckit/models/embedded.py"}
+    assert {path for path, _, _ in calls} == {"esckit/models/loading.py", "esckit/models/backbones.py"}
 
 
 def cut(folder: Path) -> None:

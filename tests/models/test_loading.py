@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from esckit.errors import ConfigError
+from esckit.flow.policy import CheckpointPolicy
 from esckit.models.loading import exact_dtype, tidy_adapter
-from esckit.models.perplexity import PerplexityScorer
-from esckit.models.policy import CheckpointPolicy
+from esckit.models.local import PerplexityScorer
 
 
 @pytest.mark.parametrize(

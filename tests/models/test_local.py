@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from esckit.errors import BackendError, ConfigError
+from esckit.models.backbones import tiny_random
 from esckit.models.local import LocalModel
-from esckit.models.tiny import tiny_random
 from esckit.protocols import ChatModel
 from esckit.types import Message, Sampling, StopReason
 from tests.models.local_fakes import LONG, Naive, ask_all, prompts, tiny_local

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import MambaConfig, MambaModel, MistralConfig, MistralModel
 
-from esckit.models.packed_states import PackedStates, prefix_tree
-from tests.train.flow_fakes import tiny_backbone
+from esckit.models.packing import PackedStates, prefix_tree
+from tests.flow.flow_fakes import tiny_backbone
 
 SEQUENCES = [(5, 6, 7, 8), (5, 6, 7, 9, 10), (5, 6), (11, 12, 13), (5, 6, 7, 9, 11)]
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from esckit.errors import BackendError
-from esckit.models.perplexity import PerplexityScorer
-from esckit.models.tiny import tiny_random
+from esckit.models.backbones import tiny_random
+from esckit.models.local import PerplexityScorer
 from esckit.types import Turn
 
 TALK = (Turn(speaker="seeker", text="I lost my job."),)

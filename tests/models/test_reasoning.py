@@ -5,7 +5,7 @@ import time
 import pytest
 
 from esckit.errors import BackendError
-from esckit.models.reasoning import Split, make_reply, opened_by, split_reasoning
+from esckit.models.chat import Split, make_reply, opened_by, split_reasoning
 from esckit.types import Reply, StopReason, Usage
 
 

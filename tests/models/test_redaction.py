@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from esckit.models.redaction import Redactor
+from esckit.models.faults import Redactor
 
 KEY = "SENTINELKEY/xyz+Q=&<a"
 redacted = Redactor(KEY)

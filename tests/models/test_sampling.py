@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from esckit.models.sampling import Settings, draw, penalise, uniforms
+from esckit.models.engine import Settings, draw, penalise, uniforms
 from esckit.types import Sampling
 
 CPU = torch.device("cpu")

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import BackendError, ConfigError
-from esckit.models.script import Script, n_turns
-from esckit.models.scripted import CallableModel, ScriptedModel, load_scripted
+from esckit.models.scripted import CallableModel, Script, ScriptedModel, load_scripted, n_turns
 from esckit.protocols import ChatModel
-from esckit.resources import shipped_dir
+from esckit.registry import shipped_dir
 from esckit.types import Message, Reply, Sampling, StopReason
 
 HELLO = [Message("system", "Play a therapist."), Message("user", "I feel low")]

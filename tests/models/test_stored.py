@@ -9,9 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from esckit.errors import CheckpointError
-from esckit.models.loading import load_adapter
-from esckit.models.stored import check_stored, check_whole
-from esckit.models.tiny import tiny_random
+from esckit.models.backbones import tiny_random
+from esckit.models.loading import check_stored, check_whole, load_adapter
 
 STATE = {"net.a.weight": torch.ones(2, 3), "net.b.lora_A.default.weight": torch.zeros(4)}
 

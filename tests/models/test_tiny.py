@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.models.tiny import tiny_random, tiny_tokenizer
+from esckit.models.backbones import tiny_random, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from esckit.pipelines.report import write_report
+from esckit.report.run import write_report
 from tests.report.browser import Browser, find_chromium
 from tests.report.run_folders import HOSTILE, evaluate_run, search_run, simulate_run, training_run
 

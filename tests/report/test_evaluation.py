@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from esckit.pipelines.report import _knowledge, write_report
 from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
 from esckit.report.build import build_report
 from esckit.report.evaluation import SAFETY_NOTE, evaluation_sections
+from esckit.report.run import _knowledge, write_report
 from esckit.report.source import open_run
 from tests.report.run_folders import evaluate_run, row
 

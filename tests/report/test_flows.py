@@ -1,4 +1,4 @@
-from esckit.report.flows import flow_of, transitions
+from esckit.report.blocks import flow_of, transitions
 
 
 def test_a_flow_counts_labels_by_position_and_what_follows_them():

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esckit.report.spread import bin_of, bins, mean_and_quartiles, quantile
+from esckit.report.blocks import bin_of, bins, mean_and_quartiles, quantile
 
 
 def test_quantiles_are_linear_between_neighbours():

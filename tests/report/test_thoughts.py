@@ -5,8 +5,8 @@ from pathlib import Path
 
 from esckit.records import write_json, write_records
 from esckit.report.blocks import Note, Table
+from esckit.report.explorers import thoughts
 from esckit.report.source import open_run
-from esckit.report.thoughts import thoughts
 from esckit.types import Future, Outcome, Thought
 from tests.report.run_folders import manifest
 

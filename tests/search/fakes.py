@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from esckit.dialogue.environment import Environment
 from esckit.errors import ParseError, UnscoredError
 from esckit.ledger import Scope, derive_seed, uniform
 from esckit.protocols import SeekerTurn
+from esckit.roles.environment import Environment
 from esckit.search.mcts import Grown, Players, Provenance, Settings, Task, grow_tree
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Generation, Outcome, RubricReading, Scenario, Score, Turn, Usage

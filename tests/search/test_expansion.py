@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from esckit.dialogue.environment import CallFailed
 from esckit.ledger import Ledger
+from esckit.roles.environment import CallFailed
 from esckit.search.expansion import Expander, Expansion, simulation_return
 from esckit.types import Outcome
 from tests.search.fakes import AFLOW, World, flat_prior, task

@@ -9,10 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esckit.ledger import derive_seed, uniform
-from esckit.pipelines.executor import run_units
+from esckit.play.executor import run_units
 from esckit.records import dump_line
 from esckit.search.mcts import Grown, _Search
-from esckit.search.summary import shape
+from esckit.search.run import shape
 from esckit.search.tree import freeze, thaw
 from esckit.types import Outcome, SearchTree
 from tests.search.fakes import AFLOW, World, flat_prior, grow, grown, provenance, random_reward, settings, task

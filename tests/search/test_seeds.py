@@ -2,8 +2,8 @@
 
 import pytest
 
+from esckit.data.contexts import cut_seed
 from esckit.errors import DataError
-from esckit.search.seeds import cut_seed
 from esckit.types import Dialogue, Scenario, Turn
 
 SAID = [

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.ledger import Ledger, uniform
-from esckit.search.selection import (
+from esckit.search.expansion import (
     draw,
     edge_scores,
     pick,

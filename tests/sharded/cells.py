@@ -17,7 +17,7 @@ CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "grpo": (
         "train-rl", "smoke/train_rl_lexicon",
         {
-            **_POLICY, "reward.kind": "tests.pipelines.rl_runs:letter_reward", "data.limit": 6,
+            **_POLICY, "reward.kind": "tests.rl.rl_runs:letter_reward", "data.limit": 6,
             "grpo.max_prompt_tokens": 300, "grpo.max_completion_tokens": 12, "grpo.micro_batch": 4,
             "optim.max_steps": 4, "optim.select": "best_dev", "monitor.log_every": 1, "monitor.sample_every": 2,
             "monitor.dev_every": 2,
@@ -79,7 +79,7 @@ def write_wide(folder: Path) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from esckit.models.tiny import tiny_random
+    from esckit.models.backbones import tiny_random
 
     small, tokenizer = tiny_random()
     config = Qwen2Config(

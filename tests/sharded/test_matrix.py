@@ -131,19 +131,19 @@ def _exact(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_policy(run: Path) -> None:
-    from esckit.models.rl_policy import load_policy
+    from esckit.rl.policy import load_policy
 
     load_policy(run, dtype="float32")
 
 
 def _load_reward(run: Path) -> None:
-    from esckit.models.reward_checkpoint import load_net, read_metadata
+    from esckit.reward.checkpoint import load_net, read_metadata
 
     load_net(run, read_metadata(run), dtype=torch.float32)
 
 
 def _load_flow(run: Path) -> None:
-    from esckit.models.flow_loading import load_flow_model
+    from esckit.flow.model import load_flow_model
 
     load_flow_model(run)
 

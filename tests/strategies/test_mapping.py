@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.strategies.mapping import load_mapping, mapping_names, mappings_between
-from esckit.strategies.taxonomy import load_taxonomy
+from esckit.strategies.taxonomy import load_mapping, load_taxonomy, mapping_names, mappings_between
 
 TABLES = {
     "extes_to_esconv.published": "RS-RF Cla-Q EV-AR ES-AR Aff-AR OH-AR AJC-AR SO-PS CP-PS PDP-PS RNT-PS SI-IN NE-PS "

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from esckit.dialogue.rubric import weighted_reward
 from esckit.errors import ModelError
+from esckit.roles.rubric import weighted_reward
 from esckit.types import ChoiceScore, NextToken, Usage
 
 

@@ -1,11 +1,13 @@
 """Text overlap of replies with references and diversity of replies, as esckit defines them, for ``evaluate.load``."""
 
+from __future__ import annotations
+
 import datasets
 import evaluate
 
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.metric import collect
 from esckit.evaluate.response import response_metrics
+from esckit.metrics.metric import collect
 
 _DESCRIPTION = """Corpus BLEU-2 and BLEU-4, ROUGE-L, exact-match METEOR, Distinct-1 and -2 (all 0-100), mean words and
 length ratio of replies. Blank replies are left out and counted in n_unscored; what is undefined is None."""

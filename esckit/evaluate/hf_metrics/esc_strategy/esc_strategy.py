@@ -1,11 +1,13 @@
 """Next-strategy prediction as esckit defines it, preference bias B included, for ``evaluate.load``."""
 
+from __future__ import annotations
+
 import datasets
 import evaluate
 
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.metric import collect
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+from esckit.metrics.metric import collect
 
 _DESCRIPTION = """Accuracy, macro and weighted F1, preference bias B, entropy and KL of predicted strategies. An empty
 prediction, or one outside `strategies`, is unscored: counted in n_unscored and against correct_of_all, no label of its

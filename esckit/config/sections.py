@@ -1,0 +1,411 @@
+"""What every recipe is made of: sections that refuse unknown keys, and the fields that all commands share.
+
+The ``data:`` section: which dialogues of which corpus a run uses.
+
+The ``models:`` section: which model plays a role, and how it is sampled.
+
+A binding is exactly one of four kinds: a local ``backbone``, an ``endpoint``, a ``checkpoint`` that esckit trained, or
+a ``scripted`` fake. Secrets never stand in a recipe: an endpoint names the environment variable that holds its key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from esckit.registry import did_you_mean
+from esckit.types import Limits, Prices, Sampling
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, unknown keys and non-finite numbers refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def _number_to_text(value: object) -> object:
+    """Return a YAML number as the text it was written as; ``bool`` is no number here."""
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+DecimalText = Annotated[str, BeforeValidator(_number_to_text), Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
+"""A decimal number kept as text, so that comparisons with it can be exact (``Fraction(text)``)."""
+
+
+class Executor(Section):
+    """How local models use the machine; changes no draw. Operational.
+
+    Attributes:
+        threads: Threads of the tensor library; None leaves the choice to it.
+        batch_tokens: Tokens, padding included, that one forward pass of a local model may hold.
+    """
+
+    threads: PositiveInt | None = None
+    batch_tokens: PositiveInt = 16_384
+
+
+class Recipe(Section):
+    """Base of all recipes. A subclass narrows ``command`` to its own name.
+
+    ``OPERATIONAL`` lists the dotted paths that may change between two goes at one run; everything else is the run's
+    identity (:meth:`esckit.runs.RunFolder.open`).
+    """
+
+    OPERATIONAL: ClassVar[tuple[str, ...]] = (
+        "concurrency",
+        "executor",
+        "budget",
+        "max_failure_rate",
+        "*.retry_failed",
+        "logging",
+        "trackers",
+        "report",
+    )
+
+    command: str
+    seed: int = Field(ge=0, lt=2**63)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole recipe as plain JSON data, defaults written out."""
+        return self.model_dump(mode="json")
+
+
+class ModelRecipe(Recipe):
+    """Base of the recipes whose commands call models."""
+
+    budget: Limits = Limits()
+    executor: Executor = Executor()
+    max_failure_rate: float = Field(default=0.02, ge=0.0, le=1.0)
+
+
+Format = Literal["auto", "esconv", "esconv-hub", "ppdpp", "extes", "jsonl"]
+
+Scheme = Literal["hub", "ppdpp", "ratio", "files"]
+
+Split = Literal["train", "valid", "test"]
+
+
+def _as_tuple(value: object) -> object:
+    """Return a lone name as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _sum_to_one(ratios: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
+        raise ValueError(f"the three ratios must sum to 1, not {sum(ratios):g}")
+    return ratios
+
+
+Ratios = Annotated[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat], AfterValidator(_sum_to_one)]
+"""Shares of train, valid and test."""
+
+
+class DataConfig(Section):
+    """Which dialogues to read and how.
+
+    Attributes:
+        dataset: Name of the loader in the data set registry, or ``module:attr``.
+        path: File, folder, ``sample:NAME`` (the corpus that ships) or ``hub:OWNER/NAME[@REVISION]``.
+        split: The parts of ``scheme`` to use, a name or several; None uses the whole corpus.
+        scheme: How the corpus is split; None does not split it.
+        seed: Of ``scheme: ratio``.
+        ratios: Of ``scheme: ratio``: train, valid, test.
+        limit: Number of dialogues, counted after the split in load order; None uses all.
+        merge: Join adjacent turns of one speaker.
+        merge_label: Which label a merged turn takes.
+        skip_invalid: Skip and count records that are refused, instead of stopping.
+        blank_as: Strategy that a missing label stands for; None leaves it missing.
+        mapping: Name or file of a strategy mapping into another taxonomy.
+        allow_overlap: Evaluate on dialogues that a model was trained on, and flag every row.
+        allow_cross_family: Evaluate under a split scheme of another family than that of training, and flag every row.
+    """
+
+    dataset: str
+    path: str
+    format: Format = "auto"
+    split: Annotated[tuple[Split, ...] | None, BeforeValidator(_as_tuple)] = None
+    scheme: Scheme | None = None
+    seed: int = Field(default=13, ge=0)
+    ratios: Ratios = (0.8, 0.1, 0.1)
+    limit: PositiveInt | None = None
+    merge: bool = False
+    merge_label: Literal["first", "last"] = "first"
+    skip_invalid: bool = False
+    unknown_strategy: Literal["refuse", "keep"] = "refuse"
+    blank_as: str | None = None
+    mapping: str | None = None
+    allow_overlap: bool = False
+    allow_cross_family: bool = False
+
+    @model_validator(mode="after")
+    def _split_needs_scheme(self) -> Self:
+        if self.split is not None and (not self.split or len(set(self.split)) < len(self.split)):
+            raise ValueError("split must name different parts, at least one")
+        if self.split is not None and self.scheme is None:
+            raise ValueError("split needs a scheme (hub, ppdpp, ratio or files)")
+        return self
+
+
+class AlternatingData(DataConfig):
+    """``data:`` of the commands whose contexts alternate and end in a seeker turn: runs of one speaker are merged."""
+
+    merge: bool = True
+
+    @field_validator("merge")
+    @classmethod
+    def _always(cls, merge: bool) -> bool:
+        if not merge:
+            raise ValueError("must be true here: contexts alternate between the speakers")
+        return merge
+
+
+KINDS = ("backbone", "endpoint", "checkpoint", "scripted")
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
+
+
+class RoleOptions(Section):
+    """What every binding takes beside the model itself.
+
+    Attributes:
+        sampling: Decoding settings; what is left out takes the role's own default in the recipe class.
+        on_length: A reply cut at the token limit is invalid (``fail``) or is cut back to its last whole sentence.
+        max_words: Longest valid reply in words; None sets no limit beyond the method's own rules.
+        max_context_tokens: Longest prompt; whole oldest turns are dropped above it. None: what the model can take.
+    """
+
+    sampling: Sampling = Sampling()
+    on_length: Literal["fail", "last_sentence"] = "fail"
+    max_words: PositiveInt | None = None
+    max_context_tokens: PositiveInt | None = None
+
+
+class BackboneBinding(RoleOptions):
+    """A local model: a name of the backbone registry, a folder, or a hub id."""
+
+    backbone: str = Field(min_length=1)
+    dtype: DType = "auto"
+    device: Device = "auto"
+
+
+class EndpointAddress(Section):
+    """An OpenAI-compatible server.
+
+    Attributes:
+        base_url: Address up to and including the version, ``https://host/v1``.
+        api_key_env: Name of the environment variable that holds the key; None for a server without keys.
+    """
+
+    base_url: str = Field(pattern=r"^https?://")
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret(cls, base_url: str) -> str:
+        if "@" in base_url.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError("must hold no user name or password: name an environment variable in api_key_env")
+        return base_url
+
+
+def _address_tag(value: object) -> str:
+    return "<address>" if isinstance(value, Mapping | EndpointAddress) else "<name>"
+
+
+class EndpointBinding(RoleOptions):
+    """A model behind an OpenAI-compatible server: the name of a shipped endpoint, or an address."""
+
+    endpoint: Annotated[
+        Annotated[str, Field(min_length=1), Tag("<name>")] | Annotated[EndpointAddress, Tag("<address>")],
+        Discriminator(_address_tag),
+    ]
+    model: str = Field(min_length=1)
+    prices: Prices | None = None
+
+
+def _switch(value: Any) -> Any:
+    """Return on or off as they are written: to YAML the bare words are true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+class CheckpointBinding(RoleOptions):
+    """Something that esckit trained: a run folder, whose manifest says what it is.
+
+    Attributes:
+        adapter: A run of ``train-flow`` as supporter: ``off`` is its plain backbone as a chat model, ``on`` lets the
+            adapter write, if it was trained to (``response_weight``). Without meaning for other runs and roles.
+        value_weight: A run of ``train-flow`` as chooser: weight of V beside log π; None is 1, or 0 where the values
+            were not trained.
+        top_k: The same: so many strategies of highest π may be chosen; None is all.
+    """
+
+    checkpoint: str = Field(min_length=1)
+    adapter: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
+    value_weight: NonNegativeFloat | None = None
+    top_k: PositiveInt | None = None
+    dtype: DType = "auto"
+    device: Device = "auto"
+
+
+class ScriptedBinding(RoleOptions):
+    """The shipped fake: a script file, or ``module:attr``."""
+
+    scripted: str = Field(min_length=1)
+
+
+def _check_kind(value: object) -> object:
+    """Refuse a mapping that names no kind of model, or several."""
+    if not isinstance(value, Mapping):
+        return value
+    named = [kind for kind in KINDS if kind in value]
+    if len(named) == 1:
+        return value
+    if named:
+        raise PydanticCustomError("binding_kind", "names {named}; keep one of them", {"named": " and ".join(named)})
+    hints = [f"{key!r}: {hint}" for key in value if (hint := did_you_mean(str(key), KINDS))]
+    raise PydanticCustomError(
+        "binding_kind",
+        "names no model; expected one of {kinds}{hints}",
+        {"kinds": ", ".join(KINDS), "hints": "".join(f" ({hint})" for hint in hints)},
+    )
+
+
+def _kind_tag(value: object) -> str | None:
+    """Return the tag of a binding, as plain data or built."""
+    keys: Iterable[str] = ()
+    if isinstance(value, Mapping):
+        keys = value
+    elif isinstance(value, RoleOptions):
+        keys = type(value).model_fields
+    return next((f"<{kind}>" for kind in KINDS if kind in keys), None)
+
+
+ModelBinding = Annotated[
+    Annotated[BackboneBinding, Tag("<backbone>")]
+    | Annotated[EndpointBinding, Tag("<endpoint>")]
+    | Annotated[CheckpointBinding, Tag("<checkpoint>")]
+    | Annotated[ScriptedBinding, Tag("<scripted>")],
+    Discriminator(
+        _kind_tag,
+        custom_error_type="binding_kind",
+        custom_error_message=f"must be a mapping with one of {', '.join(KINDS)}",
+    ),
+    BeforeValidator(_check_kind),
+]
+"""The model of a role, one of four classes; tell them apart with ``match`` or ``isinstance``."""
+
+
+def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValidator:
+    """Return a validator that fills what a binding leaves out with the defaults of its role.
+
+    Args:
+        sampling: Defaults of ``sampling``'s fields.
+        **options: Defaults of the other fields of :class:`RoleOptions`.
+    """
+
+    def fill(value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        given = value.get("sampling", {})
+        filled = {**sampling, **given} if isinstance(given, Mapping) else given
+        return {**options, **value, "sampling": filled}
+
+    return BeforeValidator(fill)
+
+
+def check_prices(budget: Limits, bindings: Iterable[RoleOptions | None]) -> None:
+    """Refuse a limit of cost that could not be watched.
+
+    Raises:
+        ValueError: If ``max_cost`` is set and an endpoint states no prices.
+    """
+    if budget.max_cost is None:
+        return
+    for binding in bindings:
+        if isinstance(binding, EndpointBinding) and binding.prices is None:
+            raise ValueError(f"budget.max_cost needs prices for the endpoint model {binding.model!r}")
+
+
+class Contexts(Section):
+    """Which prefixes of a dialogue are used, and how they are cut.
+
+    Attributes:
+        supporter_opening: What becomes of a supporter turn that opens the conversation.
+        situation_first: Insert the situation as the first seeker turn.
+        per_dialogue: Seeded subsample of so many contexts of each dialogue; None uses all.
+    """
+
+    supporter_opening: Literal["drop", "keep"] = "drop"
+    situation_first: bool = False
+    per_dialogue: PositiveInt | None = None
+
+
+class ResolutionCritic(Section):
+    """How the resolution critic is asked and read.
+
+    Attributes:
+        preset: The levels and their values.
+        readout: ``sampled`` answers, or the ``expected`` value from the levels' log-probabilities.
+        samples: Answers asked for by ``sampled``.
+        threshold: The mean must lie strictly above it; a decimal, compared exactly.
+        max_attempts: Rounds of ``samples`` in all until one round is readable.
+        min_parsed: Answers of a round that must be readable.
+        expected_score: Log-probability of a level name as it is, or by token.
+        ppdpp_compat: Count an unreadable round as 0, as PPDPP's code does; counted in the summary.
+    """
+
+    preset: Literal["rlff7", "ppdpp4"] = "rlff7"
+    readout: Literal["sampled", "expected"] = "sampled"
+    samples: PositiveInt = 10
+    threshold: DecimalText = "0.5"
+    max_attempts: PositiveInt = 2
+    min_parsed: PositiveInt = 1
+    expected_score: Literal["sequence", "length_normalised"] = "sequence"
+    ppdpp_compat: bool = False
+
+    @field_validator("threshold")
+    @classmethod
+    def _in_range(cls, threshold: str) -> str:
+        if abs(Fraction(threshold)) > 1:
+            raise ValueError("must lie in [-1, 1], where the critic's values lie")
+        return threshold
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        if self.min_parsed > self.samples:
+            raise ValueError(f"min_parsed ({self.min_parsed}) is more than samples ({self.samples})")
+        return self
+
+
+class Strategist(Section):
+    """How the prior is read: probabilities written as ``json``, or scored ``choices``."""
+
+    readout: Literal["json", "choices"] = "json"
+
+
+class Resume(Section):
+    """What happens to cases that are there already. Operational.
+
+    Attributes:
+        retry_failed: Play cases again that failed or are unscored.
+    """
+
+    retry_failed: bool = False

@@ -1,0 +1,371 @@
+r"""Raw records out of a file: a JSON array, a single JSON object, JSON lines, gzip or a zip of these, or Parquet.
+
+Which it is, the first characters say, never the name. JSON lines are streamed and split on ``\n`` bytes only, because
+utterances may hold other line separators. What a record means is not known here (:mod:`esckit.data.layouts`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from esckit.data.decoding import (
+    OWN_DATA,
+    PYTHON_LITERALS,
+    READABLE,
+    Decoded,
+    StrictDecoder,
+    ends_early,
+    is_gzip,
+    is_parquet,
+    is_python,
+    is_zip,
+    known_kind,
+    only_json_member,
+    parquet_rows,
+    skip_space,
+    unpacked,
+    what_it_is,
+)
+from esckit.errors import DataError
+from esckit.protocols import Issue, IssueSink
+
+MAX_LINE_BYTES = 8 * 2**20
+
+MAX_DOCUMENT_BYTES = 512 * 2**20
+
+_BOM = b"\xef\xbb\xbf"
+
+_CHUNK = 65_536
+
+
+Container = Literal["array", "object", "lines", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One record as the container gives it.
+
+    Attributes:
+        index: 0-based record index in the file; refused records and not blank lines are counted.
+        line: 1-based line, JSON lines only.
+        value: The parsed JSON value, of any type.
+        container: What it stood in.
+    """
+
+    index: int
+    line: int | None
+    value: Any
+    container: Container
+
+
+class _Line(NamedTuple):
+    """One line: 1-based number, offset of its first byte, size with its end; ``raw`` is empty if it is too long."""
+
+    number: int
+    offset: int
+    size: int
+    raw: bytes
+    too_long: bool
+
+
+def raw_records(path: Path, *, sink: IssueSink) -> Iterator[RawRecord]:
+    """Yield the records of a file in order.
+
+    A broken line is refused through the sink and passed over; a broken array concerns the whole file.
+
+    Raises:
+        DataError: If the file cannot be read as JSON at all, or holds no record.
+    """
+    with _opened(path) as source:
+        if is_parquet(source):
+            for index, row in enumerate(parquet_rows(source, path)):
+                yield RawRecord(index, None, row, "rows")
+        else:
+            yield from _Reading(source, path, sink).records()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, what a gzip file holds, or the only JSON member of a zip, as bytes that can be read twice."""
+    try:
+        with path.open("rb") as source:
+            if is_gzip(source):
+                with unpacked(source, path) as content:
+                    yield content
+                return
+            if not is_zip(source):
+                yield source
+                return
+            member = only_json_member(source, path, max_bytes=MAX_DOCUMENT_BYTES)
+    except OSError as error:
+        raise DataError(
+            f"a file that cannot be read ({error.strerror or type(error).__name__})", path=str(path), whole_file=True
+        ) from error
+    yield BytesIO(member)
+
+
+class _Reading:
+    """One pass over one opened file."""
+
+    def __init__(self, source: BinaryIO, path: Path, sink: IssueSink) -> None:
+        self.source = source
+        self.path = path
+        self.sink = sink
+        self.decoder = StrictDecoder()
+        self.start = 0
+
+    def records(self) -> Iterator[RawRecord]:
+        """Yield the records, whatever the container is."""
+        first = self._first_byte()
+        if first == b"[":
+            yield from self._array()
+        elif first == b"{":
+            document = self._as_one_object()
+            if document is None:
+                yield from self._json_lines()
+            else:
+                yield document
+        elif not first:
+            raise self._empty()
+        else:
+            raise self._unreadable()
+
+    def error(self, found: str, *, expected: str | None = None, hint: str | None = None) -> DataError:
+        """Return an error that concerns the whole file."""
+        return DataError(found, path=str(self.path), expected=expected, hint=hint, whole_file=True)
+
+    def note(self, code: str, *, detail: str | None = None) -> None:
+        """Note something about the file as a whole."""
+        self.sink.note(Issue(code, "N", self.path.name, 0, detail=detail))
+
+    # ------------------------------------------------------------ the beginning
+
+    def _first_byte(self) -> bytes:
+        """Skip a byte order mark, and return the first byte that is not white space (empty if there is none)."""
+        head = self.source.read(4)
+        wide = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32"}.get(head)
+        if wide is None and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            wide = "UTF-16"
+        if wide:
+            raise self.error(f"{wide} text (byte offset 0)", expected="UTF-8", hint="Save it as UTF-8")
+        if head.startswith(_BOM):
+            self.start = len(_BOM)
+            self.note("bom")
+        self.source.seek(self.start)
+        while chunk := self.source.read(_CHUNK):
+            stripped = chunk.lstrip(b" \t\r\n")
+            if stripped:
+                return stripped[:1]
+        return b""
+
+    def _empty(self) -> DataError:
+        return self.error("a file that holds no dialogue", expected="at least one record")
+
+    def _unreadable(self) -> DataError:
+        """Say what a file looks like that is neither an array nor lines of objects."""
+        self.source.seek(self.start)
+        head = self.source.read(_CHUNK)
+        kind = known_kind(head)
+        if kind is not None:
+            return self.error(kind.found, expected=READABLE, hint=kind.hint)
+        nul = head.find(b"\0")
+        if nul >= 0:
+            return self.error(_nul(self.start + nul), hint="Save it as UTF-8")
+        try:
+            head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if len(head) < _CHUNK or error.start < len(head) - 4:  # else a character that the chunk cut
+                return self.error(_not_utf8(self.start + error.start), expected="UTF-8", hint="Save it as UTF-8")
+        guess = what_it_is(head.decode("utf-8", errors="replace"))
+        return self.error(guess, expected=READABLE, hint=OWN_DATA)
+
+    # ------------------------------------------------------------ documents
+
+    def _document(self) -> str:
+        """Return the whole text of a document that is parsed in one piece."""
+        size = self.source.seek(0, os.SEEK_END) - self.start
+        if size > MAX_DOCUMENT_BYTES:
+            raise self.error(
+                f"a JSON array of {size:,} bytes",
+                expected=f"at most {MAX_DOCUMENT_BYTES:,} bytes (512 MiB)",
+                hint="Write it as JSON lines, which are streamed",
+            )
+        self.source.seek(self.start)
+        data = self.source.read()
+        nul = data.find(b"\0")
+        if nul >= 0:
+            raise self.error(_nul(self.start + nul), hint="Save it as UTF-8")
+        if b"\r\n" in data:
+            self.note("crlf")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error(_not_utf8(self.start + error.start), expected="UTF-8", hint="Save it as UTF-8") from error
+
+    def _array(self) -> Iterator[RawRecord]:
+        """Yield the elements of an array as they are parsed."""
+        text = self._document()
+        position = skip_space(text, skip_space(text, 0) + 1)
+        index = 0
+        if text[position : position + 1] == "]":
+            raise self._empty()
+        while True:
+            decoded = self._element(text, position, index)
+            if decoded.fault is None:
+                yield RawRecord(index, None, decoded.value, "array")
+            else:
+                fault = decoded.fault
+                self.sink.refuse(DataError(fault.found, path=str(self.path), record=index, expected=fault.expected))
+            index += 1
+            position = skip_space(text, decoded.end)
+            mark = text[position : position + 1]
+            if mark == "]":
+                break
+            if mark != ",":
+                raise self._syntax(json.JSONDecodeError("Expecting ',' delimiter", text, position), index - 1)
+            position = skip_space(text, position + 1)
+        end = skip_space(text, position + 1)
+        if end != len(text):
+            raise self._syntax(json.JSONDecodeError("Extra data", text, end), index)
+
+    def _element(self, text: str, position: int, index: int) -> Decoded:
+        try:
+            return self.decoder.at(text, position)
+        except json.JSONDecodeError as error:
+            raise self._syntax(error, index) from error
+        except RecursionError as error:
+            raise DataError(
+                "JSON that is nested too deeply", path=str(self.path), record=index, whole_file=True
+            ) from error
+
+    def _syntax(self, error: json.JSONDecodeError, index: int) -> DataError:
+        """Return what is wrong with a document, by line and column."""
+        if index == 0 and is_python(error.doc):
+            return self._python()
+        early = "; the file ends early" if ends_early(error) else ""
+        return DataError(
+            f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}{early}",
+            path=str(self.path),
+            record=index,
+            whole_file=True,
+        )
+
+    def _python(self) -> DataError:
+        return self.error(PYTHON_LITERALS, expected=READABLE)
+
+    def _as_one_object(self) -> RawRecord | None:
+        """Return a ``{`` document that spans several lines as one record, None if the file is JSON lines."""
+        lines = (line for line in self._lines() if line.too_long or line.raw.strip())
+        first = next(lines, None)
+        if first is None or first.too_long or _parses(self.decoder, first.raw):
+            return None
+        if is_python(first.raw.decode("utf-8", errors="replace")):
+            raise self._python()
+        second = next(lines, None)
+        if second is None or second.raw.startswith(b"{"):
+            return None
+        text = self._document()
+        decoded = self._element(text, skip_space(text, 0), 0)
+        end = skip_space(text, decoded.end)
+        if end != len(text):
+            raise self._syntax(json.JSONDecodeError("Extra data", text, end), 1)
+        if decoded.fault is not None:
+            raise DataError(
+                decoded.fault.found, path=str(self.path), record=0, expected=decoded.fault.expected, whole_file=True
+            )
+        return RawRecord(0, None, decoded.value, "object")
+
+    # ------------------------------------------------------------ lines
+
+    def _lines(self) -> Iterator[_Line]:
+        """Yield the lines from the start, reading no more than the limit of each into memory."""
+        self.source.seek(self.start)
+        offset, number = self.start, 0
+        while raw := self.source.readline(MAX_LINE_BYTES + 2):
+            number += 1
+            size = len(raw)
+            too_long = len(raw.rstrip(b"\r\n")) > MAX_LINE_BYTES
+            if too_long and not raw.endswith(b"\n"):
+                size += self._skip_line()
+            yield _Line(number, offset, size, b"" if too_long else raw.removesuffix(b"\n"), too_long)
+            offset += size
+
+    def _skip_line(self) -> int:
+        """Read on to the end of an overlong line; return the number of bytes skipped."""
+        skipped = 0
+        while chunk := self.source.readline(_CHUNK):
+            skipped += len(chunk)
+            if chunk.endswith(b"\n"):
+                break
+        return skipped
+
+    def _json_lines(self) -> Iterator[RawRecord]:
+        """Yield the records of JSON lines; refuse broken lines one by one."""
+        index = n_blank = n_crlf = 0
+        for line in self._lines():
+            n_crlf += line.raw.endswith(b"\r")
+            if not line.too_long and not line.raw.strip():
+                n_blank += 1
+                continue
+            try:
+                value = self._line_value(line, index)
+            except DataError as error:
+                self.sink.refuse(error)
+            else:
+                yield RawRecord(index, line.number, value, "lines")
+            index += 1
+        if n_crlf:
+            self.note("crlf", detail=f"{n_crlf} lines")
+        if n_blank:
+            self.note("blank_line", detail=f"{n_blank} lines")
+
+    def _line_value(self, line: _Line, index: int) -> Any:
+        """Parse one line."""
+
+        def refused(found: str, expected: str | None = None, hint: str | None = None) -> DataError:
+            where = str(self.path)
+            return DataError(found, path=where, record=index, line=line.number, expected=expected, hint=hint)
+
+        if line.too_long:
+            raise refused(f"a line of {line.size:,} bytes", f"at most {MAX_LINE_BYTES:,} bytes (8 MiB) a line")
+        nul = line.raw.find(b"\0")
+        if nul >= 0:
+            raise refused(_nul(line.offset + nul), hint="Save it as UTF-8")
+        try:
+            decoded = self.decoder.whole(line.raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise refused(_not_utf8(line.offset + error.start), "UTF-8", "Save it as UTF-8") from error
+        except json.JSONDecodeError as error:
+            early = "; the line ends early" if ends_early(error) else ""
+            raise refused(f"no JSON at line {line.number}, column {error.colno}: {error.msg}{early}") from error
+        except RecursionError as error:
+            raise refused("JSON that is nested too deeply") from error
+        if decoded.fault is not None:
+            raise refused(decoded.fault.found, decoded.fault.expected)
+        return decoded.value
+
+
+def _parses(decoder: StrictDecoder, raw: bytes) -> bool:
+    """Return whether a line can be a line of JSON lines; only a syntax error says that it is not."""
+    try:
+        decoder.whole(raw.decode("utf-8"))
+    except json.JSONDecodeError:
+        return False
+    except (UnicodeDecodeError, RecursionError):
+        return True
+    return True
+
+
+def _nul(offset: int) -> str:
+    return f"a NUL byte at byte offset {offset:,}"
+
+
+def _not_utf8(offset: int) -> str:
+    return f"bytes that are not UTF-8 at byte offset {offset:,}"

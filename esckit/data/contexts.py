@@ -1,0 +1,207 @@
+"""Joining the turns that one speaker utters in a row, and what a seeker's rating rates.
+
+Contexts: every point of a corpus dialogue at which a supporter answered.
+
+The situation is not part of a prefix: putting it into a prompt is a recipe's explicit switch, because it gives the
+problem away. Cutting to a number of tokens belongs to training.
+
+From selected dialogues to the contexts that simulation and RL work on.
+
+Seed dialogues: where a tree starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import dropwhile, groupby, pairwise
+from typing import Literal, NamedTuple
+
+from esckit.errors import DataError
+from esckit.ledger import derive_seed
+from esckit.types import Context, Dialogue, Turn, TurnPart
+
+MergeLabel = Literal["first", "last"]
+
+
+class RatedTurns(NamedTuple):
+    """A seeker's rating (1-5) and the indices of the supporter turns that it rates."""
+
+    rating: int
+    targets: tuple[int, ...]
+
+
+def merge_runs(dialogue: Dialogue, *, label: MergeLabel = "first") -> Dialogue:
+    """Return the dialogue with adjacent turns of one speaker joined; merging twice equals merging once.
+
+    Texts are joined with one space and repeats stay. Every piece keeps its own label and rating in ``parts``; ids stay.
+
+    Args:
+        dialogue: The dialogue, merged or not.
+        label: Which labelled piece gives the merged turn its strategy.
+    """
+    runs = (tuple(run) for _, run in groupby(dialogue.turns, key=lambda turn: turn.speaker))
+    resolved = dialogue.taxonomy is not None
+    return dialogue.model_copy(update={"turns": tuple(_joined(run, label, resolved) for run in runs)})
+
+
+def _joined(run: tuple[Turn, ...], label: MergeLabel, resolved: bool) -> Turn:
+    """Return one turn for a run of one speaker; once labels are resolved, only a strategy is a label."""
+    if len(run) == 1:
+        return run[0]
+    parts = tuple(part for turn in run for part in turn_parts(turn))
+    labelled = [part for part in parts if part.strategy or (part.source_strategy and not resolved)]
+    chosen = labelled[0 if label == "first" else -1] if labelled else None
+    ratings = [part.feedback for part in parts if part.feedback is not None]
+    return Turn(
+        speaker=run[0].speaker,
+        text=" ".join(part.text for part in parts),
+        strategy=chosen.strategy if chosen else None,
+        source_strategy=chosen.source_strategy if chosen else None,
+        feedback=ratings[-1] if ratings else None,
+        parts=parts,
+    )
+
+
+def turn_parts(turn: Turn) -> tuple[TurnPart, ...]:
+    """Return the pieces of a turn; a single utterance is its own only piece."""
+    if turn.parts:
+        return turn.parts
+    own = TurnPart(text=turn.text, strategy=turn.strategy, source_strategy=turn.source_strategy, feedback=turn.feedback)
+    return (own,)
+
+
+def feedback_targets(dialogue: Dialogue) -> Iterator[RatedTurns]:
+    """Yield each rating with the supporter turns since the previous rating or the start; empty where there are none."""
+    targets: list[int] = []
+    for index, turn in enumerate(dialogue.turns):
+        if turn.speaker == "supporter":
+            targets.append(index)
+        for part in turn_parts(turn):
+            if part.feedback is not None:
+                yield RatedTurns(part.feedback, tuple(targets))
+                targets.clear()
+
+
+SupporterOpening = Literal["keep", "drop"]
+
+
+def contexts(
+    dialogue: Dialogue,
+    *,
+    last_turns: int | None = None,
+    supporter_opening: SupporterOpening = "keep",
+    merged: bool | None = None,
+) -> Iterator[Context]:
+    """Yield a context for every supporter turn with at least one turn before it.
+
+    Args:
+        dialogue: The dialogue, merged or not.
+        last_turns: Keep only this many turns of each prefix, the latest (at least 1); None keeps all.
+        supporter_opening: ``drop`` takes supporter turns off the front of a prefix, counts them in ``n_dropped_turns``,
+            and gives no context where nothing is left.
+        merged: Whether the dialogue went through :func:`~esckit.data.contexts.merge_runs`, which the ids show (``#m3``
+            instead of ``#3``). None takes a dialogue in which the speakers alternate as merged: merging would not
+            change it, so its indices mean the same turns.
+    """
+    if last_turns is not None and last_turns < 1:
+        raise ValueError(f"last_turns must be at least 1, not {last_turns}")
+    mark = "#m" if (alternates(dialogue) if merged is None else merged) else "#"
+    for index, turn in enumerate(dialogue.turns):
+        if turn.speaker != "supporter" or index == 0:
+            continue
+        prefix = dialogue.turns[:index] if last_turns is None else dialogue.turns[max(0, index - last_turns) : index]
+        if supporter_opening == "drop":
+            prefix = tuple(dropwhile(lambda earlier: earlier.speaker == "supporter", prefix))
+        if prefix:
+            yield Context(
+                id=f"{dialogue.id}{mark}{index}",
+                dialogue_id=dialogue.id,
+                scenario=dialogue.scenario,
+                turns=prefix,
+                n_dropped_turns=index - len(prefix),
+                reference=turn,
+            )
+
+
+def alternates(dialogue: Dialogue) -> bool:
+    """Return whether no speaker has two turns in a row."""
+    return all(left.speaker != right.speaker for left, right in pairwise(dialogue.turns))
+
+
+def build_contexts(
+    dialogues: Iterable[Dialogue],
+    *,
+    run_seed: int,
+    per_dialogue: int | None,
+    supporter_opening: SupporterOpening,
+    situation_first: bool,
+) -> tuple[Context, ...]:
+    """Return the contexts of merged dialogues, in order.
+
+    Args:
+        dialogues: Dialogues whose runs of one speaker are merged.
+        run_seed: Seed of the subsample.
+        per_dialogue: Keep so many contexts of each dialogue, drawn by the seed; None keeps all.
+        supporter_opening: ``drop`` takes a leading supporter turn off the prefix, ``keep`` leaves it.
+        situation_first: Insert the situation, where known, as the seeker's first turn.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found: list[Context] = []
+    for dialogue in dialogues:
+        of_dialogue = list(contexts(dialogue, merged=True, supporter_opening=supporter_opening))
+        if per_dialogue is not None:
+            by_draw = sorted(of_dialogue, key=lambda context: derive_seed(run_seed, "contexts", context.id))
+            kept = {context.id for context in by_draw[:per_dialogue]}
+            of_dialogue = [context for context in of_dialogue if context.id in kept]
+        found += of_dialogue
+    if not found:
+        raise DataError(
+            "no context", expected="at least one supporter turn with a seeker turn before it", hint="See data.split"
+        )
+    return tuple(_with_situation(context) if situation_first else context for context in found)
+
+
+def _with_situation(context: Context) -> Context:
+    if not context.scenario.situation:
+        return context
+    first = Turn(speaker="seeker", text=context.scenario.situation)
+    return context.model_copy(update={"turns": (first, *context.turns)})
+
+
+class Seed(NamedTuple):
+    """A seed dialogue cut in two: the root's turns, which become public, and what followed in the corpus."""
+
+    opening: tuple[Turn, ...]
+    rest: tuple[Turn, ...]
+
+
+def cut_seed(dialogue: Dialogue, *, root_turns: int, label: MergeLabel = "first") -> Seed:
+    """Return a dialogue's opening and the rest, with runs of one speaker merged.
+
+    Leading supporter turns are dropped. The opening holds the first seeker turn, or as many opening exchanges as
+    ``root_turns`` says, and always ends with a seeker turn.
+
+    Args:
+        dialogue: The dialogue, merged or not.
+        root_turns: Seeker turns in the opening, at least 1; fewer if the dialogue has fewer.
+        label: Which labelled piece of a merged turn gives its strategy.
+
+    Raises:
+        DataError: If the seeker never speaks.
+    """
+    turns = merge_runs(dialogue, label=label).turns
+    spoken = [number for number, turn in enumerate(turns) if turn.speaker == "seeker"]
+    if not spoken:
+        raise DataError("a dialogue without a seeker turn", field="turns")
+    end = spoken[:root_turns][-1] + 1
+    return Seed(
+        tuple(_plain(turn, with_strategy=False) for turn in turns[spoken[0] : end]),
+        tuple(_plain(turn, with_strategy=True) for turn in turns[end:]),
+    )
+
+
+def _plain(turn: Turn, *, with_strategy: bool) -> Turn:
+    """Return a turn without what only a corpus knows; an opening may come from a corpus of another taxonomy."""
+    return Turn(speaker=turn.speaker, text=turn.text, strategy=turn.strategy if with_strategy else None)

@@ -1,1 +1,0 @@
-"""One conversation: seeker, supporter, strategist, critic, environment and rollout; dialogue in, dialogue out."""

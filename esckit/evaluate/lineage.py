@@ -1,0 +1,185 @@
+"""What a trained model has seen, read from the run folders that made it, its inputs included.
+
+The rules themselves are in :mod:`esckit.data.splits`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from esckit.data.splits import LeakageRules, Seen
+from esckit.errors import DataError
+from esckit.runs import MANIFEST, read_manifest
+
+log = logging.getLogger(__name__)
+
+
+LOST_INPUT = "lost_input"
+
+_DIGITS = re.compile(r"[0-9a-f]{12}$")
+
+# What names a run that another one is made from, wherever it stands in a recipe.
+_INPUT_FIELDS = frozenset({"checkpoint", "inputs", "trees", "opponent", "predictions"})
+
+_SEES_NOTHING = ("evaluate", "predict")
+
+
+def leakage_flags(
+    evaluated: Collection[str], scheme: str | None, runs: Mapping[str, Path], rules: LeakageRules
+) -> tuple[str, ...]:
+    """Return the flags that every row must carry.
+
+    Args:
+        evaluated: Ids of the dialogues to be evaluated.
+        scheme: Family of splits that they were chosen by, see :func:`family_of`.
+        runs: Run folder per role that a trained model plays, or whose predictions are read.
+        rules: What the user allows.
+
+    Raises:
+        DataError: If a rule is broken and not allowed to be, or a run does not say what it has seen.
+    """
+    seen = [one for role, run in runs.items() for one in seen_by(role, run)]
+    flags: dict[str, None] = {}
+    for corpus in sorted(corpora_of(evaluated)):
+        flags |= dict.fromkeys(rules.flags(evaluated, corpus=corpus, scheme=scheme, seen=seen))
+    for role, run in runs.items():
+        if lost := lost_inputs(run):
+            names = ", ".join(lost)
+            log.warning(
+                "the %s (%s): made from %s, not there any more; what that has seen is unknown", role, run, names
+            )
+            flags[LOST_INPUT] = None
+    return tuple(flags)
+
+
+def lost_inputs(run: Path) -> list[str]:
+    """Return what a run, or anything that it was made from, names as its origin and that is not there any more."""
+    names = {name for _, manifest in _lineage(run) for name in _named(_origin(manifest))}
+    return sorted(name for name in names if run_folder(name) is None and not Path(name).exists())
+
+
+def _origin(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a recipe that says what the run is made from; what an evaluation tests on is not among it."""
+    recipe: Mapping[str, Any] = manifest["recipe"]
+    if manifest["command"] != "evaluate":
+        return recipe
+    models, played = recipe.get("models") or {}, manifest.get("roles")
+    spoke = {role: binding for role, binding in models.items() if played is None or role in played}
+    return {"models": spoke, "predictions": recipe.get("predictions")}
+
+
+def seen_by(role: str, run: Path) -> list[Seen]:
+    """Return what a run has seen by itself and through its inputs.
+
+    An evaluation has seen nothing by itself: only what it evaluated has.
+
+    Raises:
+        DataError: If a run folder does not say which dialogues it used.
+    """
+    found: list[Seen] = []
+    for folder, manifest in _lineage(run):
+        if manifest["command"] in _SEES_NOTHING:
+            continue
+        own = frozenset(_ids(manifest.get("data")))
+        if not own and not any(map(run_folder, _named(manifest["recipe"]))):
+            raise DataError(
+                "a run that does not say which dialogues it used", path=str(folder), expected="data.ids in its manifest"
+            )
+        # A run that only inherits has no family of its own: its inputs speak for it.
+        cuts: set[str | None] = {*_families(manifest)} or {None}
+        found += [
+            Seen(f"the {role} ({folder})", _of_corpus(own, corpus), corpus if cut else None, cut)
+            for corpus in sorted(corpora_of(own))
+            for cut in sorted(cuts, key=str)
+        ]
+    return found
+
+
+def _lineage(run: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield a run and everything that it was made from, each once, with its manifest."""
+    waiting, done = [run], set[Path]()
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in done:
+            continue
+        done.add(folder.resolve())
+        manifest = read_manifest(folder)
+        yield folder, manifest
+        waiting += [path for path in map(run_folder, _named(manifest["recipe"])) if path is not None]
+
+
+def _of_corpus(ids: frozenset[str], corpus: str) -> frozenset[str]:
+    return frozenset(dialogue_id for dialogue_id in ids if corpora_of([dialogue_id]) == {corpus})
+
+
+def _named(node: Any, *, wanted: bool = False) -> Iterator[str]:
+    if isinstance(node, str) and wanted:
+        yield node
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _named(value, wanted=key in _INPUT_FIELDS)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _named(value, wanted=wanted)
+
+
+def run_folder(name: str) -> Path | None:
+    """Return the run folder that a path lies in, itself or as a file or checkpoint of it; None if there is none."""
+    path = Path(name)
+    return next((folder for folder in (path, *list(path.parents)[:2]) if (folder / MANIFEST).is_file()), None)
+
+
+def run_of(name: str) -> Path:
+    """Return the run folder of a checkpoint.
+
+    Raises:
+        DataError: If the path lies in no run folder.
+    """
+    folder = run_folder(name)
+    if folder is None:
+        raise DataError("no run folder (it holds no manifest.json)", path=name, expected="a finished training run")
+    return folder
+
+
+def _ids(data: Any) -> Iterator[str]:
+    """Yield the dialogue ids that the data section of a manifest names; a part for testing alone was not used."""
+    if not isinstance(data, Mapping):
+        return
+    for key, value in data.items():
+        if key == "ids" and isinstance(value, list):
+            yield from map(str, value)
+        elif key != "test":
+            yield from _ids(value)
+
+
+def _families(manifest: Mapping[str, Any]) -> set[str]:
+    """Return the families of splits that a run's own data were chosen by; none where it only inherits."""
+    found: set[str] = set()
+
+    def look(node: Any) -> None:
+        if isinstance(node, Mapping):
+            if "scheme" in node and "path" in node:
+                found.add(family_of(node))
+            for value in node.values():
+                look(value)
+
+    look(manifest["recipe"])
+    return found
+
+
+def family_of(data: Mapping[str, Any]) -> str:
+    """Return the family of splits of a ``data:`` section: its scheme, for ``ratio`` with what fixes the cut."""
+    scheme = data.get("scheme")
+    if scheme != "ratio":
+        return str(scheme or "none")
+    ratios = ",".join(f"{float(ratio):g}" for ratio in data.get("ratios") or ())
+    return f"ratio {ratios} seed {data.get('seed')}"
+
+
+def corpora_of(ids: Iterable[str]) -> set[str]:
+    """Return the corpora that dialogue ids belong to: what stands before the digits of an id, "" without digits."""
+    return {_DIGITS.sub("", dialogue_id) if _DIGITS.search(dialogue_id) else "" for dialogue_id in ids}

@@ -1,0 +1,242 @@
+r"""The text form ``flow_text/1`` in which a strategy policy reads a dialogue, in training and in use alike.
+
+::
+
+    Scene: {scene}\nSituation: {situation}\nTask: choose the next support strategy.\n      the header
+    Seeker: {text}\n                                                                       a turn
+    Supporter: {text}\n                                                                    or Supporter [EV]: {text}\n
+
+Every piece is tokenised **by itself** and the token ids are joined. So the ids of a prefix are the beginning of the
+ids of every dialogue through it, which tokenising whole strings would break at the borders. The policy is read at the
+last token. Control strings of the tokenizer and lines that start with a speaker's label stay text of their turn.
+
+What must be known of a trained flow model; reading it loads nothing heavy. Layout: ``flow_checkpoint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from pydantic import Field
+
+from esckit.errors import CheckpointError
+from esckit.models import checkpoint as checkpoints
+from esckit.records import digest, file_sha256
+from esckit.text import Controls, as_turn
+from esckit.types import Record, Scenario, Turn
+
+FLOW_TEXT = "flow_text/1"
+
+MAX_SITUATION_TOKENS = 256
+
+_TASK = "Task: choose the next support strategy.\n"
+
+_UNKNOWN = "unknown"
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is needed here."""
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Id that opens a text, None if the tokenizer has none."""
+        ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Special and added tokens by id."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the ids of a text."""
+        ...
+
+
+class TurnTokens(NamedTuple):
+    """A turn's ids: the marker, then the words with the closing line end."""
+
+    marker: tuple[int, ...]
+    words: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All ids of the turn."""
+        return self.marker + self.words
+
+
+def scene(scenario: Scenario) -> str:
+    """Return the problem type, with the emotion type if known."""
+    known = [part for part in (scenario.problem_type, scenario.emotion_type) if part]
+    return ", ".join(known) or _UNKNOWN
+
+
+class FlowText:
+    """Turns dialogues into token ids.
+
+    Args:
+        tokenizer: The backbone's tokenizer.
+        situation: Put scene and situation into the header; a deployed supporter would not know them.
+        strategy_tags: Mark supporter turns with the abbreviation of their strategy.
+        abbreviations: Strategy name to abbreviation; needed with ``strategy_tags``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        situation: bool,
+        strategy_tags: bool = False,
+        abbreviations: Mapping[str, str] | None = None,
+    ) -> None:
+        self.situation = situation
+        self.strategy_tags = strategy_tags
+        self._abbreviations = dict(abbreviations or {}) if strategy_tags else {}
+        self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
+
+    def header(self, scenario: Scenario) -> tuple[int, ...]:
+        """Return the ids before the first turn; the situation is cut at 256 tokens."""
+        bos = self._tokenizer.bos_token_id
+        ids = [] if bos is None else [bos]
+        if self.situation:
+            situation = self._encode(f" {scenario.situation.strip() or _UNKNOWN}")
+            ids += self._encode(f"Scene: {scene(scenario)}\n")
+            ids += [*self._encode("Situation:"), *situation[:MAX_SITUATION_TOKENS], *self._encode("\n")]
+        return (*ids, *self._encode(_TASK))
+
+    def turn(self, turn: Turn, *, strategy: str | None = None) -> TurnTokens:
+        """Return the ids of one turn.
+
+        Args:
+            turn: The turn.
+            strategy: Name of its strategy, if the turn itself does not carry it.
+        """
+        marker = "Seeker:"
+        if turn.speaker == "supporter":
+            abbreviation = self._abbreviations.get(strategy or turn.strategy or "")
+            marker = f"Supporter [{abbreviation}]:" if abbreviation else "Supporter:"
+        words = [*self._encode(f" {as_turn(turn.text)}"), *self._encode("\n")]
+        return TurnTokens(tuple(self._encode(marker)), tuple(words))
+
+    def turns(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """Return the ids of several turns."""
+        return tuple(token for turn in turns for token in self.turn(turn).ids)
+
+    def pieces(
+        self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """Return the ids of a prefix, the header's and each turn's.
+
+        Args:
+            scenario: The seeker's situation.
+            turns: The dialogue so far.
+            max_tokens: Above it whole oldest turns after the header go first, see :func:`drop_oldest`.
+        """
+        header = self.header(scenario)
+        pieces = [self.turn(turn).ids for turn in turns]
+        if max_tokens is not None:
+            pieces = drop_oldest(pieces, max_tokens - len(header))
+        return [header, *pieces]
+
+    def prefix(self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the ids of a whole prefix; see :meth:`pieces`."""
+        return tuple(token for piece in self.pieces(scenario, turns, max_tokens=max_tokens) for token in piece)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(self._controls.neutralise(text), add_special_tokens=False))
+
+
+def drop_oldest(pieces: Sequence[tuple[int, ...]], budget: int) -> list[tuple[int, ...]]:
+    """Return the newest pieces that fit into a number of tokens; of a last piece too long by itself, its end."""
+    kept: list[tuple[int, ...]] = []
+    left = max(budget, 1)
+    for piece in reversed(pieces):
+        if len(piece) > left:
+            break
+        kept.insert(0, piece)
+        left -= len(piece)
+    return kept or [piece[-left:] for piece in pieces[-1:]]
+
+
+METADATA = "flow.json"
+
+HEADS = "heads.safetensors"
+
+
+class FlowMetadata(Record):
+    """What belongs to a trained flow model.
+
+    Attributes:
+        taxonomy: Name of the taxonomy.
+        strategies: Its strategies in the order of the heads' outputs.
+        flow_text: Version of the text form.
+        strategy_tags: Whether earlier supporter turns carry their strategy.
+        situation: Whether scene and situation are in the header.
+        backbone: Name, folder or hub id of the backbone.
+        trainable: ``lora`` (an adapter is stored) or ``full`` (the backbone is).
+        objective: Settings of the objective, for the record.
+        inputs: Digest per input file or folder.
+        round: Search-train round, 0 for the first.
+        selected_by: What the checkpoint was selected by, such as ``best_valid``.
+        dialogue_ids: Dialogues trained or selected on, those inherited from an earlier checkpoint included.
+        dev_ids: Those of them that only selected.
+        step: Optimiser steps taken.
+        metrics: What was measured on valid at this step.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.flow_model/1"
+
+    taxonomy: str
+    strategies: tuple[str, ...]
+    flow_text: str
+    strategy_tags: bool
+    situation: bool
+    backbone: str
+    trainable: str
+    objective: dict[str, str | float | int | bool | None]
+    inputs: dict[str, str]
+    round: int
+    selected_by: str
+    dialogue_ids: tuple[str, ...] = ()
+    dev_ids: tuple[str, ...] = ()
+    step: int = 0
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+def checkpoint_folder(run: Path) -> Path:
+    """Return where the checkpoint of a run folder lies; a checkpoint folder is its own."""
+    return checkpoints.checkpoint_folder(run, METADATA)
+
+
+def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) -> FlowMetadata:
+    """Return a checkpoint's metadata.
+
+    Args:
+        folder: The checkpoint, or the run folder that holds it.
+        strategies: The taxonomy it is wanted for, in order; None to take its own.
+
+    Raises:
+        CheckpointError: If there is no whole checkpoint, or it is of another taxonomy or text form.
+    """
+    metadata = checkpoints.read_metadata(FlowMetadata, folder, METADATA, what="flow model", command="train-flow")
+    if metadata.flow_text != FLOW_TEXT:
+        raise CheckpointError(f"text form {metadata.flow_text} in {folder}", expected=FLOW_TEXT)
+    if strategies is not None and metadata.strategies != strategies:
+        raise CheckpointError(
+            f"{folder} was trained for taxonomy {metadata.taxonomy} ({', '.join(metadata.strategies)})",
+            expected=", ".join(strategies),
+        )
+    return metadata
+
+
+def policy_id(run: Path) -> str:
+    """Return ``flow/<digest>`` of a checkpoint, for provenance.
+
+    Raises:
+        CheckpointError: If the run holds none.
+    """
+    read_metadata(run)
+    folder = checkpoint_folder(run)
+    return f"flow/{digest([file_sha256(folder / name) for name in (METADATA, HEADS)])}"

@@ -1,0 +1,266 @@
+"""The metric seam: small numbers per case, and one number from any selection of them.
+
+A corpus-level metric is no mean of case values, so a metric has two steps. ``collect`` turns a case into statistics;
+an estimator turns statistics into the value, once for the cases as they are (``finish``) and many times for resampled
+ones (``replay``). Bootstrap, jackknife and permutation only replay: no model is called twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from esckit.errors import DataError
+
+Array = npt.NDArray[np.float64]
+
+Indices = npt.NDArray[np.intp]
+
+Stats = tuple[Any, ...]
+
+Need = Literal["reference", "episode", "judge", "scorer", "strategy"]
+
+IntervalMethod = Literal["wilson", "bootstrap", "jackknife", "none"]
+
+Test = Literal["mcnemar", "sign_flip", "permutation", "none"]
+
+
+_BLOCK = 500_000
+"""Numbers that one block of resamples may hold, about 4 MB: what fits the cache is fastest."""
+
+
+class Unscored(NamedTuple):
+    """A case without a value, and why.
+
+    Attributes:
+        reason: The word under which it is counted.
+        stats: What it adds to a metric that counts unanswered cases as well; None for all others.
+    """
+
+    reason: str
+    stats: Stats | None = None
+
+
+class CaseLike(Protocol):
+    """What every case has."""
+
+    @property
+    def id(self) -> str:
+        """Stable id, the same in two runs that are compared."""
+        ...
+
+    @property
+    def dialogue_id(self) -> str:
+        """The resampling unit that the case belongs to."""
+        ...
+
+
+C = TypeVar("C", bound=CaseLike)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a reader must know about a metric.
+
+    Attributes:
+        name: Full name, such as ``dialogue.rlff7.sr_strict``.
+        unit: ``share``, ``0-100``, ``turns``, ``nats``, ``words``, ``none`` …
+        range: Least and greatest possible value; None if unbounded.
+        higher_is_better: None where no direction is better.
+        minimum: The data without which there is no value, in words.
+        interval: How its interval is made.
+        test: How two runs are compared on it.
+        needs: What a case must bring along.
+        counts: Names of the sums that are printed beside the value.
+        undefined: Why there is no value although the minimum is met.
+        no_interval: Why there is no interval, where ``interval`` is ``none``.
+        variant_of: Name of the metric that this one often equals; where it does, it asks no question of its own.
+        tokenizer: How texts are cut into the tokens or words that it counts; None if it counts none.
+    """
+
+    name: str
+    unit: str = "share"
+    range: tuple[float, float | None] = (0.0, 1.0)
+    higher_is_better: bool | None = True
+    minimum: str = "1 case"
+    interval: IntervalMethod = "bootstrap"
+    test: Test = "permutation"
+    needs: frozenset[Need] = frozenset()
+    counts: tuple[str, ...] = ()
+    undefined: str | None = None
+    no_interval: str | None = None
+    variant_of: str | None = None
+    tokenizer: str | None = None
+
+
+class Estimator(Protocol):
+    """Turns statistics into values."""
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the value of these cases, None where it is undefined."""
+        ...
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the value of every resample, NaN where it is undefined.
+
+        Args:
+            stats: Statistics of N cases.
+            owner: (N,), the resampling unit of each case.
+            draws: (R, D), how often each resample holds each unit.
+
+        Returns:
+            (R,).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[C]):
+    """One metric: its facts, its statistics per case, its value.
+
+    ``collect`` returns None for a case that the metric does not speak about (a control among crisis probes, say).
+    """
+
+    facts: Facts
+    collect: Callable[[C], Stats | Unscored | None]
+    estimator: Estimator
+
+    @property
+    def name(self) -> str:
+        """The metric's full name."""
+        return self.facts.name
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the value of these statistics, None where it is undefined."""
+        return self.estimator.finish(stats)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """An estimator over sums of per-case numbers.
+
+    Attributes:
+        value: (R, W) sums to (R,) values, NaN where undefined.
+        proportion: True if the value of cases that are each 0 or 1 is the share of ones.
+    """
+
+    value: Callable[[Array], Array]
+    proportion: bool = False
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the value of the summed statistics."""
+        if not stats:
+            return None
+        return defined(self.value(np.asarray(stats, dtype=np.float64).sum(axis=0, keepdims=True))[0])
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the value of every resample: one matrix product over sums per unit."""
+        if not stats:
+            return np.full(len(draws), np.nan)
+        table = np.asarray(stats, dtype=np.float64)
+        by_unit = np.zeros((draws.shape[1], table.shape[1]))
+        np.add.at(by_unit, owner, table)
+        return self.value(draws @ by_unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """An estimator that sees every case with its weight, for metrics that no sums carry (ranks, say).
+
+    Attributes:
+        value: The value of unweighted statistics.
+        weighted: (statistics, (R, N) weights) to (R,) values, NaN where undefined.
+    """
+
+    value: Callable[[Sequence[Stats]], float | None]
+    weighted: Callable[[Sequence[Stats], Array], Array]
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the value of these cases."""
+        return self.value(stats) if stats else None
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the value of every resample, in blocks that fit the memory."""
+        if not stats:
+            return np.full(len(draws), np.nan)
+        rows = max(1, _BLOCK // len(stats))
+        blocks = [self.weighted(stats, draws[start : start + rows][:, owner]) for start in range(0, len(draws), rows)]
+        return np.concatenate(blocks)
+
+
+def defined(value: float) -> float | None:
+    """Return a number as a float, and NaN as None."""
+    return None if np.isnan(value) else float(value)
+
+
+def divide(above: Array, below: Array) -> Array:
+    """Return the quotient, NaN where the divisor is not positive."""
+    return np.asarray(np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0))
+
+
+def ratio(sums: Array) -> Array:
+    """Return first sum over second: means and shares."""
+    return divide(sums[:, 0], sums[:, 1])
+
+
+RATIO = Sums(ratio, proportion=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The statistics of one metric over the cases of a suite.
+
+    Attributes:
+        stats: Per case that has any.
+        case_ids: The cases, in the same order.
+        dialogue_ids: Their dialogues, in the same order.
+        n: Scored cases.
+        unscored: Unscored cases by reason.
+    """
+
+    stats: tuple[Stats, ...]
+    case_ids: tuple[str, ...]
+    dialogue_ids: tuple[str, ...]
+    n: int
+    unscored: dict[str, int]
+
+    @property
+    def n_unscored(self) -> int:
+        """Unscored cases."""
+        return sum(self.unscored.values())
+
+    def owner(self, units: dict[str, int]) -> Indices:
+        """Return the unit index of every case."""
+        return np.array([units[name] for name in self.dialogue_ids], dtype=np.intp)
+
+
+def collect(metric: Metric[C], cases: Sequence[C]) -> Collected:
+    """Return the statistics of a metric over cases.
+
+    Raises:
+        DataError: If two cases have one id.
+    """
+    kept: list[tuple[Stats, str, str]] = []
+    unscored: dict[str, int] = {}
+    seen: set[str] = set()
+    n = 0
+    for case in cases:
+        if case.id in seen:
+            raise DataError(f"case {case.id!r} twice", expected="every case once")
+        seen.add(case.id)
+        found = metric.collect(case)
+        if found is None:
+            continue
+        if isinstance(found, Unscored):
+            unscored[found.reason] = unscored.get(found.reason, 0) + 1
+            if found.stats is not None:
+                kept.append((found.stats, case.id, case.dialogue_id))
+        else:
+            n += 1
+            kept.append((found, case.id, case.dialogue_id))
+    stats, case_ids, dialogue_ids = tuple(zip(*kept, strict=True)) if kept else ((), (), ())
+    return Collected(stats, case_ids, dialogue_ids, n, unscored)

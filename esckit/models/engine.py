@@ -1,0 +1,556 @@
+"""From logits to the next token of each row, as pure tensor functions.
+
+A row's draw depends on its own logits, its own settings and its own uniform number only, never on the rows beside it.
+
+The engine: many requests to one model, worked off together. Torch only; it knows nothing of asyncio or chat.
+
+Prompts that share a beginning read one copy of its keys and values. Rows join the running batch as soon as there is
+room for them and leave it when they are done, so a long reply holds nobody up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from esckit.models.capabilities import cache_parameter
+from esckit.models.kvcache import (
+    EMPTY_PREFIX,
+    MIN_SHARED,
+    Layout,
+    PrefixKV,
+    PrefixStore,
+    PrefixUse,
+    SlotCache,
+    length_batches,
+    share_prefixes,
+    use_shared_prefix_attention,
+)
+from esckit.types import Sampling, StopReason
+
+_CUT_WIDTHS = (256, 4096)
+"""How many of the likeliest tokens are looked at before all are sorted."""
+
+
+def uniforms(seed: int, n: int) -> Tensor:
+    """Return the uniform numbers in [0, 1) of a call's first ``n`` tokens, float64 (n,), from its own generator."""
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Decoding settings of a batch, one number per row.
+
+    Attributes:
+        temperature: float32 (B,); 0 is greedy.
+        top_p: float64 (B,); 1 is no cut.
+        top_k: int64 (B,); 0 is no cut.
+        penalty: float32 (B,); 1 is none.
+    """
+
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+    penalty: Tensor
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling], device: torch.device) -> Settings:
+        """Collect the settings of several rows."""
+        return cls(
+            temperature=torch.tensor([s.temperature for s in samplings], dtype=torch.float32, device=device),
+            top_p=torch.tensor([s.top_p for s in samplings], dtype=torch.float64, device=device),
+            top_k=torch.tensor([s.top_k or 0 for s in samplings], dtype=torch.long, device=device),
+            penalty=torch.tensor([s.repetition_penalty for s in samplings], dtype=torch.float32, device=device),
+        )
+
+    def rows(self, index: Tensor) -> Settings:
+        """Return the settings of some rows."""
+        return Settings(self.temperature[index], self.top_p[index], self.top_k[index], self.penalty[index])
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Make tokens that the prompt or the reply already holds less likely (arXiv 1909.05858, equation 2, sign-safe).
+
+    Args:
+        logits: (B, V).
+        seen: bool (B, V).
+        penalty: (B,); positive logits are divided by it, negative ones multiplied.
+
+    Returns:
+        New logits (B, V).
+    """
+    factor = penalty[:, None]
+    return torch.where(seen, torch.where(logits < 0, logits * factor, logits / factor), logits)
+
+
+def draw(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
+    """Choose the next token of each row.
+
+    Temperature first, then the ``top_k`` likeliest, then the fewest of them whose share reaches ``top_p``.
+
+    Args:
+        logits: float32 (B, V), penalties applied.
+        settings: Settings of the rows.
+        uniform: float64 (B,) in [0, 1); a row's token is where the cumulative probability passes it.
+
+    Returns:
+        Token ids (B,).
+    """
+    chosen = logits.argmax(dim=-1)
+    sampled = settings.temperature > 0
+    if not bool(sampled.any()):
+        return chosen
+    cut = (settings.top_k > 0) | (settings.top_p < 1)
+    for which, choose in ((sampled & ~cut, _draw_any), (sampled & cut, _draw_cut)):
+        rows = which.nonzero().flatten()
+        if len(rows):
+            own = settings.rows(rows)
+            chosen[rows] = choose(logits[rows] / own.temperature[:, None], own, uniform[rows])
+    return chosen
+
+
+def _draw_any(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
+    """Draw from the whole vocabulary."""
+    return _invert(torch.softmax(logits, dim=-1).double(), uniform)
+
+
+def _draw_cut(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
+    """Draw from the likeliest tokens, sorting no more of them than a row needs."""
+    n_tokens = logits.shape[-1]
+    log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    chosen = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    rows = torch.arange(len(logits), device=logits.device)
+    for width in (*(w for w in _CUT_WIDTHS if w < n_tokens), n_tokens):
+        top, ids = logits[rows].topk(width, dim=-1)
+        own = settings.rows(rows)
+        p = (top - log_total[rows]).exp().double()
+        enough = torch.where(own.top_k > 0, own.top_k <= width, p.sum(dim=-1) >= own.top_p) | (width == n_tokens)
+        if bool(enough.any()):
+            ready = enough.nonzero().flatten()
+            kept = _keep_likeliest(p[ready], own.rows(ready))
+            ranks = _invert(kept, uniform[rows[ready]])
+            chosen[rows[ready]] = ids[ready].gather(1, ranks[:, None]).squeeze(1)
+        rows = rows[~enough]
+        if not len(rows):
+            break
+    return chosen
+
+
+def _keep_likeliest(p: Tensor, settings: Settings) -> Tensor:
+    """Zero what the cuts leave out; ``p`` (B, K) falls from left to right, the first of a row always stays."""
+    rank = torch.arange(p.shape[-1], device=p.device)
+    in_top_k = (settings.top_k[:, None] == 0) | (rank < settings.top_k[:, None])
+    p = p * in_top_k
+    # without top_k the share is of the whole distribution, with it of what top_k left
+    total = torch.where(settings.top_k > 0, p.sum(dim=-1), torch.ones_like(settings.top_p))
+    before = p.cumsum(dim=-1) - p
+    return p * (before < (settings.top_p * total)[:, None])
+
+
+def _invert(p: Tensor, uniform: Tensor) -> Tensor:
+    """Return per row of ``p`` (B, K), not normalised, where its cumulative sum passes the uniform number."""
+    cumulative = p.cumsum(dim=-1)
+    target = (uniform * cumulative[:, -1])[:, None]
+    index = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    # rounding may put the target at the very end, where only tokens of probability 0 are left
+    last = (p > 0).long().mul(torch.arange(1, p.shape[-1] + 1, device=p.device)).argmax(dim=-1)
+    return torch.minimum(index, last)
+
+
+_CHUNK = 1024
+"""Prompt tokens of one forward pass; bounds the memory of a long prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJob:
+    """Write a reply.
+
+    Attributes:
+        id: Unique among the jobs in flight.
+        prompt: Prompt tokens.
+        sampling: Decoding settings; stop strings are found by ``is_stopped``.
+        seed: Fixes the draws.
+        stop_ids: Tokens that end the reply.
+        is_stopped: True if the tokens written so far hold a stop string; None where there is none to look for.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    stop_ids: frozenset[int]
+    is_stopped: Callable[[list[int]], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJob:
+    """Read the log-probability of fixed continuations of one prompt.
+
+    Attributes:
+        id: Unique among the jobs in flight.
+        prompt: Prompt tokens.
+        continuations: Token sequences, none empty.
+        temperature: Divides the logits.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The tokens of a reply, the one that ended it included."""
+
+    ids: tuple[int, ...]
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A reply that broke off after some tokens, because the next logits are not finite."""
+
+    n_tokens: int
+
+
+Job = WriteJob | ReadJob
+
+Result = Written | Broken | tuple[float, ...]
+"""A reply, one that broke off, or one log-probability (natural log, perhaps not finite) per continuation."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A reply that is being written; ``prefix`` is what it shares with other rows."""
+
+    job: WriteJob
+    prefix: PrefixKV
+    draws: Tensor
+    seen: Tensor | None
+    ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Tokens to run through the model behind a prefix."""
+
+    prefix: PrefixKV
+    ids: tuple[int, ...]
+
+
+class Engine:
+    """Runs jobs on one model. Not thread-safe: one thread at a time.
+
+    Args:
+        model: A causal language model of transformers, in evaluation mode.
+        max_batch_tokens: Tokens of all rows in flight together, prompts not shared and replies included.
+        max_stored_bytes: Memory for the keys and values of prompts that later ones may begin with.
+    """
+
+    def __init__(self, model: Any, *, max_batch_tokens: int, max_stored_bytes: int) -> None:
+        use_shared_prefix_attention(model)
+        self.model = model
+        self._cache_parameter = cache_parameter(model)
+        self.max_batch_tokens = max_batch_tokens
+        self.device = next(model.parameters()).device
+        config = model.config.get_text_config(decoder=True)
+        self.n_layers = int(config.num_hidden_layers)
+        self.vocab_size = int(config.vocab_size)
+        self.store = PrefixStore(max_stored_bytes)
+        self.slots = SlotCache(self.n_layers, self.device)
+        self.rows: list[_Row] = []
+        self.waiting: list[WriteJob] = []
+        self.reading: list[ReadJob] = []
+        self._retreated = False
+
+    @torch.inference_mode()
+    def advance(
+        self, arrivals: Sequence[Job], dropped: Collection[int], interrupted: Callable[[], bool]
+    ) -> dict[int, Result]:
+        """Take jobs in and work until one is done, or until interrupted (but one step at least).
+
+        Args:
+            arrivals: New jobs.
+            dropped: Ids of jobs that nobody waits for any more.
+            interrupted: Asked between steps whether the caller wants to be heard.
+
+        Returns:
+            Results by job id; the rest stays in flight.
+        """
+        self.reading += [job for job in arrivals if isinstance(job, ReadJob)]
+        self.waiting += [job for job in arrivals if isinstance(job, WriteJob)]
+        self.drop(dropped)
+        results: dict[int, Result] = {}
+        try:
+            while self.reading:
+                results[self.reading[0].id] = self._read(self.reading[0])
+                del self.reading[0]
+            self._write(results, interrupted)
+        except torch.OutOfMemoryError:
+            if self._retreated:
+                raise
+            self._retreat()
+        else:
+            self._retreated = self._retreated and not results
+        return results
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows are in flight or waiting."""
+        return bool(self.rows or self.waiting or self.reading)
+
+    def drop(self, ids: Collection[int]) -> None:
+        """Forget jobs."""
+        if ids:
+            self.waiting = [job for job in self.waiting if job.id not in ids]
+            self.reading = [job for job in self.reading if job.id not in ids]
+            self._keep([i for i, row in enumerate(self.rows) if row.job.id not in ids])
+
+    def clear(self) -> None:
+        """Forget all jobs and stored prefixes."""
+        self.waiting = []
+        self.reading = []
+        self._keep([])
+        self.store.clear()
+
+    # ------------------------------------------------------------ writing
+
+    def _write(self, results: dict[int, Result], interrupted: Callable[[], bool]) -> None:
+        """Write on until there is a result."""
+        self._admit(results)
+        while self.rows:
+            if results:
+                return
+            self._step(results)
+            if interrupted():
+                return
+
+    def _retreat(self) -> None:
+        """After running out of memory: start the rows over in a batch half as large."""
+        # what was being admitted may stand in both lists
+        self.waiting = list({job.id: job for job in (*(row.job for row in self.rows), *self.waiting)}.values())
+        self._keep([])
+        self.store.clear()
+        self.max_batch_tokens //= 2
+        self._retreated = True
+        torch.cuda.empty_cache()
+
+    def _admit(self, results: dict[int, Result]) -> None:
+        """Start waiting jobs while there is room; one always starts when nothing else runs."""
+        jobs: list[WriteJob] = []
+        pieces: list[_Piece] = []
+        for members, n_shared in self._chosen():
+            jobs += members
+            pieces += self._pieces([job.prompt for job in members], n_shared)
+        if jobs:
+            self._start(jobs, pieces, results)
+        started = {job.id for job in jobs}
+        self.waiting = [job for job in self.waiting if job.id not in started]
+
+    def _chosen(self) -> Iterator[tuple[list[WriteJob], int]]:
+        """Yield waiting jobs that fit, in groups that share so many tokens; oldest group first, none is passed over."""
+        room = self.max_batch_tokens - self._tokens_in_flight()
+        is_idle = not self.rows
+        groups = share_prefixes([job.prompt for job in self.waiting])
+        for group in sorted(groups, key=lambda group: min(group.members)):
+            members: list[WriteJob] = []
+            for job in (self.waiting[i] for i in sorted(group.members)):
+                need = len(job.prompt) + job.sampling.max_tokens - (group.n_shared if members else 0)
+                if need > room and not is_idle:
+                    break
+                members.append(job)
+                room, is_idle = room - need, False
+            if members:
+                yield members, group.n_shared
+            if len(members) < len(group.members):
+                return
+
+    def _pieces(self, prompts: Sequence[tuple[int, ...]], n_shared: int) -> list[_Piece]:
+        """Split prompts that share a beginning into prefixes whose keys are there, or are made now, and the rest."""
+        known = [self._known(prompt) for prompt in prompts]
+        n_known = [kv.length for kv in known]
+        if n_shared and len(prompts) * n_shared >= sum(n_known) + max(0, n_shared - max(n_known)):
+            same = [kv for kv in known if kv.length == n_shared]
+            prefix = same[0] if same else self._prefix(prompts[0][:n_shared])
+            return [_Piece(prefix, prompt[n_shared:]) for prompt in prompts]
+        for i, prompt in enumerate(prompts):
+            if len(prompt) - known[i].length > _CHUNK:
+                known[i] = self._prefix(prompt[:-1])
+        return [_Piece(kv, prompt[kv.length :]) for kv, prompt in zip(known, prompts, strict=True)]
+
+    def _known(self, prompt: tuple[int, ...]) -> PrefixKV:
+        """Return the longest beginning of a prompt, the last token aside, that running rows or the store hold."""
+        used = {id(row.prefix): row.prefix for row in self.rows}.values()
+        fitting = [kv for kv in used if kv.length < len(prompt) and prompt[: kv.length] == kv.ids]
+        best = max(fitting, key=lambda kv: kv.length, default=EMPTY_PREFIX)
+        stored = self.store.longest(prompt[:-1])
+        # reading what other rows read costs less than a copy, so a little more in the store does not pay
+        return stored if stored.length >= best.length + MIN_SHARED else best
+
+    def _start(self, jobs: list[WriteJob], pieces: list[_Piece], results: dict[int, Result]) -> None:
+        """Run the prompts and draw the first token of each."""
+        n_users = Counter(id(prefix) for prefix in (*(p.prefix for p in pieces), *(row.prefix for row in self.rows)))
+        first, last_logits = len(self.rows), []
+        for batch in length_batches([len(piece.ids) for piece in pieces], 2 * _CHUNK):
+            logits, cache = self._run([pieces[i] for i in batch], n_logits=1)
+            last_logits.append(logits[:, -1])
+            for row, i in enumerate(batch):
+                prefix, ids = pieces[i].prefix, pieces[i].ids
+                keys, values = _own(cache, row, len(ids))
+                is_shared = prefix.length > 0 and n_users[id(prefix)] > 1
+                if not is_shared or len(ids) >= MIN_SHARED:  # the next turn's prompt will begin with this one
+                    whole = prefix.extended(ids, keys, values)
+                    self.store.add(whole)
+                    if not is_shared:
+                        keys, values, prefix = list(whole.keys), list(whole.values), EMPTY_PREFIX
+                self.slots.append(keys, values)
+                self.rows.append(self._row(jobs[i], prefix))
+        self._take(torch.cat(last_logits), self.rows[first:], results)
+
+    def _row(self, job: WriteJob, prefix: PrefixKV) -> _Row:
+        seen = None
+        if job.sampling.repetition_penalty != 1.0:
+            seen = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+            seen[list(job.prompt)] = True
+        return _Row(job, prefix, uniforms(job.seed, job.sampling.max_tokens), seen)
+
+    def _step(self, results: dict[int, Result]) -> None:
+        """Write one token in every row."""
+        self.slots.begin_step()
+        starts = torch.tensor([row.prefix.length for row in self.rows], device=self.device)
+        position = starts + self.slots.ends
+        layout = Layout(
+            query_pos=position[:, None],
+            key_pos=self.slots.key_positions(starts),
+            uses=_uses([row.prefix for row in self.rows], self.device),
+            n_positions=max(row.prefix.length + n for row, n in zip(self.rows, self.slots.lengths, strict=True)),
+        )
+        tokens = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.device)
+        self._take(self._forward(tokens, layout, self.slots, n_logits=1)[:, -1], self.rows, results)
+
+    def _take(self, logits: Tensor, rows: list[_Row], results: dict[int, Result]) -> None:
+        """Draw a token for each of the rows from logits (B, V); move what is finished to the results."""
+        settings = Settings.of([row.job.sampling for row in rows], self.device)
+        penalised = [row for row in rows if row.seen is not None]
+        if penalised:
+            nothing = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+            seen = torch.stack([row.seen if row.seen is not None else nothing for row in rows])
+            logits = penalise(logits, seen, settings.penalty)
+        uniform = torch.stack([row.draws[len(row.ids)] for row in rows]).to(self.device)
+        # The largest of a row is NaN if any is. Tokens that a model rules out may well have minus infinity.
+        finite = logits.amax(dim=-1).isfinite().tolist()
+        for row, token, is_finite in zip(rows, draw(logits, settings, uniform).tolist(), finite, strict=True):
+            if not is_finite:
+                results[row.job.id] = Broken(len(row.ids))
+                continue
+            row.ids.append(token)
+            if row.seen is not None:
+                row.seen[token] = True
+            reason = _stop_reason(row)
+            if reason is not None:
+                results[row.job.id] = Written(tuple(row.ids), reason)
+        self._keep([i for i, row in enumerate(self.rows) if row.job.id not in results])
+        if not all(finite):
+            self.slots.wipe()
+
+    def _keep(self, index: list[int]) -> None:
+        if len(index) < len(self.rows):
+            self.slots.keep(index)
+            self.rows = [self.rows[i] for i in index]
+
+    def _tokens_in_flight(self) -> int:
+        shared = {id(row.prefix): row.prefix.length for row in self.rows}
+        own = (len(row.job.prompt) - row.prefix.length + row.job.sampling.max_tokens for row in self.rows)
+        return sum(shared.values()) + sum(own)
+
+    # ------------------------------------------------------------ reading
+
+    def _read(self, job: ReadJob) -> tuple[float, ...]:
+        """Return the log-probability of each continuation; they share the prompt's forward pass."""
+        prefix = self._prefix(job.prompt[:-1])
+        # continuations that differ in the last token only are read in one row
+        inputs = list(dict.fromkeys((job.prompt[-1], *c[:-1]) for c in job.continuations))
+        log_p: dict[tuple[int, ...], Tensor] = {}
+        for batch in length_batches([len(ids) for ids in inputs], _CHUNK):
+            longest = max(len(inputs[i]) for i in batch)
+            logits, _ = self._run([_Piece(prefix, inputs[i]) for i in batch], n_logits=longest)
+            scaled = torch.log_softmax(logits / job.temperature, dim=-1).cpu()
+            for row, i in enumerate(batch):
+                log_p[inputs[i]] = scaled[row, longest - len(inputs[i]) :]
+        scores = []
+        for continuation in job.continuations:
+            table = log_p[(job.prompt[-1], *continuation[:-1])]
+            scores.append(float(table[torch.arange(len(continuation)), list(continuation)].double().sum()))
+        return tuple(scores)
+
+    # ------------------------------------------------------------ the model
+
+    def _prefix(self, ids: tuple[int, ...]) -> PrefixKV:
+        """Return keys and values of exactly these tokens, computing what the store does not hold."""
+        kv = self.store.longest(ids)
+        while kv.length < len(ids):
+            chunk = ids[kv.length : kv.length + _CHUNK]
+            _, cache = self._run([_Piece(kv, chunk)], n_logits=1)
+            kv = kv.extended(chunk, *_own(cache, 0, len(chunk)))
+            self.store.add(kv)
+        return kv
+
+    def _run(self, pieces: Sequence[_Piece], *, n_logits: int) -> tuple[Tensor, DynamicCache]:
+        """Run pieces, padded on the left; return the last logits (B, n_logits, V) and their keys and values."""
+        longest = max(len(piece.ids) for piece in pieces)
+        pads = [longest - len(piece.ids) for piece in pieces]
+        tokens = torch.tensor([[0] * pad + list(p.ids) for pad, p in zip(pads, pieces, strict=True)])
+        columns = torch.arange(longest)
+        start = torch.tensor([[piece.prefix.length] for piece in pieces])
+        pad = torch.tensor(pads)[:, None]
+        position = torch.where(columns >= pad, columns - pad + start, -1).to(self.device)
+        uses = _uses([piece.prefix for piece in pieces], self.device)
+        n_positions = max(piece.prefix.length + len(piece.ids) for piece in pieces)
+        cache = DynamicCache()
+        layout = Layout(query_pos=position, key_pos=position, uses=uses, n_positions=n_positions)
+        return self._forward(tokens.to(self.device), layout, cache, n_logits=n_logits), cache
+
+    def _forward(self, tokens: Tensor, layout: Layout, cache: DynamicCache | SlotCache, *, n_logits: int) -> Tensor:
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=layout.own_mask(),
+            position_ids=layout.query_pos.clamp(min=0),
+            use_cache=True,
+            logits_to_keep=n_logits,
+            layout=layout,
+            **{self._cache_parameter: cache},
+        )
+        logits: Tensor = output.logits
+        return logits.float()
+
+
+def _own(cache: DynamicCache, row: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the last ``length`` keys and values of a row, per layer (n_kv_heads, length, D)."""
+    keys = [layer.keys[row, :, -length:] for layer in cache.layers]
+    return keys, [layer.values[row, :, -length:] for layer in cache.layers]
+
+
+def _uses(prefixes: Sequence[PrefixKV], device: torch.device) -> tuple[PrefixUse, ...]:
+    """Return which rows use which prefix; rows without one are in none."""
+    rows: dict[int, list[int]] = {}
+    by_id = {id(kv): kv for kv in prefixes}
+    for row, kv in enumerate(prefixes):
+        if kv.length:
+            rows.setdefault(id(kv), []).append(row)
+    return tuple(
+        PrefixUse(None if len(index) == len(prefixes) else torch.tensor(index, device=device), by_id[key])
+        for key, index in rows.items()
+    )
+
+
+def _stop_reason(row: _Row) -> StopReason | None:
+    if row.ids[-1] in row.job.stop_ids or (row.job.is_stopped is not None and row.job.is_stopped(row.ids)):
+        return StopReason.STOP
+    return StopReason.LENGTH if len(row.ids) == row.job.sampling.max_tokens else None

@@ -1,0 +1,431 @@
+"""Rows of tokens for one forward pass, and the mask that lets several prefixes share them.
+
+In tree packing all nodes of a tree stand in one row in depth-first preorder and every token is read once. A token's
+position counts along its path, not along the row. Preorder makes subtrees contiguous, so
+
+    query q may attend to key k  ⇔  k ≤ q and q < subtree_end[k]
+
+which says "k's node is q's node or an ancestor, and causal inside the node". A token's output depends on its id, its
+position and the allowed keys, and these are those of its prefix alone: by induction over the layers the hidden states
+are those of encoding every prefix by itself.
+
+Attention over a tree-packed row that computes only what the tree mask allows.
+
+A dense mask makes every query look at every key of the row and throws most of it away: about a quarter of the causal
+triangle is live in a 60-simulation tree. Here the row is cut into runs, a run being a node followed by first children
+(they stand next to each other in preorder); its queries see the keys of the run and of its ancestors, nothing else.
+The result is the same sum over the same keys, differentiable by the framework itself.
+
+Which backbones read a text alike in one piece, in several, and packed into a row with others.
+
+Hidden states of many token sequences at once, what they begin with in common read once.
+
+The sequences become the paths of a prefix tree, and the tree one row: no padding, one forward pass. Attention goes
+along the paths (:mod:`esckit.models.packing`), so a state is that of its sequence alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from esckit.errors import ConfigError
+from esckit.models.kvcache import n_common
+
+
+class NodeSpan(NamedTuple):
+    """One node's tokens in a packed row: [start, end), and the index of its parent's span, -1 at a root."""
+
+    start: int
+    end: int
+    parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """B rows of L tokens and the S states that are read from them.
+
+    Attributes:
+        input_ids: (B, L).
+        position_ids: (B, L), counted along paths.
+        readout_row: Row of each state's last token (S,).
+        readout_column: Its column (S,).
+        subtree_end: (B, L); None for plain causal rows, padded on the right.
+        spans: The nodes of the row in order, for B = 1 with ``subtree_end``; None otherwise.
+        target_row: Row of each token whose successor is to be predicted (N,); None without a response term.
+        target_column: Its column (N,).
+        target_ids: The successor (N,).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    readout_row: Tensor
+    readout_column: Tensor
+    subtree_end: Tensor | None = None
+    spans: tuple[NodeSpan, ...] | None = None
+    target_row: Tensor | None = None
+    target_column: Tensor | None = None
+    target_ids: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the rows on a device."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens read, padding included."""
+        return self.input_ids.numel()
+
+
+def allowed(subtree_end: Tensor) -> Tensor:
+    """Return which keys each query may attend to, boolean (B, L, L), from ``subtree_end`` (B, L)."""
+    index = torch.arange(subtree_end.shape[1], device=subtree_end.device)
+    return (index <= index.unsqueeze(1)) & (index.unsqueeze(1) < subtree_end.unsqueeze(1))
+
+
+def additive_mask(subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask (B, 1, L, L) to add to attention scores: 0 or the least finite number.
+
+    Never boolean: some attention implementations add a boolean mask as 0 and 1 and are then silently wrong.
+    """
+    mask = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=subtree_end.device)
+    return torch.where(allowed(subtree_end), mask.new_zeros(()), mask).unsqueeze(1)
+
+
+TREE_ATTENTION = "esckit_tree"
+
+MAX_RUN_TOKENS = 200
+"""A run is cut above this length, so that little of a long one's upper triangle is computed in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive nodes of a row whose queries are computed together.
+
+    Attributes:
+        ancestors: Indices of the nodes above the first one, root first.
+        first: Index of its first node.
+        last: Index after its last node.
+        mask: Additive mask (queries, keys).
+    """
+
+    ancestors: tuple[int, ...]
+    first: int
+    last: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLayout:
+    """How a packed row is cut: tokens per node, tokens per run, and the runs."""
+
+    node_sizes: list[int]
+    run_sizes: list[int]
+    runs: tuple[Run, ...]
+
+
+def tree_layout(spans: Sequence[NodeSpan], *, dtype: torch.dtype, device: torch.device) -> TreeLayout:
+    """Return the layout of a row.
+
+    Args:
+        spans: The nodes in row order; they fill the row without gaps.
+        dtype: Compute type of the attention.
+        device: Where the masks are needed.
+    """
+    sizes = [span.end - span.start for span in spans]
+    ancestors: list[tuple[int, ...]] = []
+    for span in spans:
+        ancestors.append(() if span.parent < 0 else (*ancestors[span.parent], span.parent))
+    heads = [0]
+    for index, span in enumerate(spans[1:], start=1):
+        if span.parent != index - 1 or span.end - spans[heads[-1]].start > MAX_RUN_TOKENS:
+            heads.append(index)
+    runs = []
+    for first, last in zip(heads, [*heads[1:], len(spans)], strict=True):
+        n_queries = sum(sizes[first:last])
+        n_above = sum(sizes[node] for node in ancestors[first])
+        mask = torch.full((n_queries, n_queries), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
+        runs.append(Run(ancestors[first], first, last, F.pad(mask, (n_above, 0))))
+    return TreeLayout(sizes, [run.mask.shape[0] for run in runs], tuple(runs))
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: TreeLayout,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend along the paths of a tree; an attention function of transformers' ``AttentionInterface``.
+
+    Args:
+        module: The attention layer.
+        query: (B, H, L, D).
+        key: (B, G, L, D), G key-value heads.
+        value: (B, G, L, D).
+        attention_mask: Unused; the layout says what is allowed.
+        layout: How the rows are cut; all rows of a batch alike.
+        **kwargs: ``scaling``, ``dropout`` and, in soft-capped models, ``softcap``.
+
+    Returns:
+        The outputs (B, L, H, D), and no weights.
+    """
+    n_groups = query.shape[1] // key.shape[1]
+    keys = repeat_kv(key, n_groups).split(layout.node_sizes, dim=2)
+    values = repeat_kv(value, n_groups).split(layout.node_sizes, dim=2)
+    outputs = []
+    for run, queries in zip(layout.runs, query.split(layout.run_sizes, dim=2), strict=True):
+        nodes = (*run.ancestors, *range(run.first, run.last))
+        run_keys = torch.cat([keys[node] for node in nodes], dim=2)
+        run_values = torch.cat([values[node] for node in nodes], dim=2)
+        outputs.append(_attend(queries, run_keys, run_values, run.mask, **kwargs))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """Return attention outputs (B, H, queries, D).
+
+    On a CPU the plain formula is faster than the fused kernel, whose backward pass is slow there, bfloat16 above all;
+    runs are short enough for its memory. Soft-capped scores have no fused kernel. Scores stay in float32, as in fused
+    kernels: rounded to bfloat16 they would keep eight bits.
+    """
+    if softcap is None and query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.float() * scaling) @ key.float().transpose(2, 3)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = (scores + mask).softmax(dim=-1)
+    return F.dropout(weights.to(value.dtype), p=dropout) @ value
+
+
+def use_attention(backbone: PreTrainedModel, name: str) -> None:
+    """Switch a backbone to an attention implementation: transformers' own names, or ``esckit_tree``."""
+    AttentionInterface.register(TREE_ATTENTION, tree_attention)
+    backbone.set_attn_implementation(name)
+
+
+PATH_MODE = "Set encoding.mode: path"
+
+
+def check_packable(config: Mapping[str, Any], *, longest_path: int) -> None:
+    """Refuse backbones whose hidden states in a packed row would differ from those of the prefix alone.
+
+    Args:
+        config: The backbone's configuration as plain data (``config.to_dict()``).
+        longest_path: Tokens of the longest path.
+
+    Raises:
+        ConfigError: If tokens mix other than by full attention, if positions come from the row index, or if a path is
+            not shorter than a sliding window. The hint names ``encoding.mode: path``.
+    """
+    name = config.get("model_type", "this backbone")
+    layers = set(config.get("layer_types") or ())
+    if foreign := layers - _ATTENTION:
+        raise ConfigError(
+            f"{name} has layers of type {', '.join(sorted(foreign))}", expected="attention layers only", hint=PATH_MODE
+        )
+    if name in _RECURRENT:
+        raise ConfigError(f"{name} is recurrent", expected="attention layers only", hint=PATH_MODE)
+    if name in _ROW_BIASED or config.get("alibi") or (config.get("attn_config") or {}).get("alibi"):
+        raise ConfigError(f"{name} takes positions from the row index", expected="position ids", hint=PATH_MODE)
+    window = config.get("sliding_window")
+    slides = "sliding_attention" in layers or (not layers and config.get("use_sliding_window", True))
+    if window and slides and longest_path >= window:
+        raise ConfigError(
+            f"a path of {longest_path} tokens and a sliding window of {window} in {name}",
+            expected="paths shorter than the window",
+            hint=f"{PATH_MODE}, or lower encoding.max_path_tokens",
+        )
+
+
+def only_attends(config: Mapping[str, Any]) -> bool:
+    """Return whether a backbone's tokens mix by attention alone, so that a text can be read piece by piece."""
+    return not set(config.get("layer_types") or ()) - _ATTENTION and config.get("model_type") not in _RECURRENT
+
+
+_ATTENTION = frozenset({"full_attention", "sliding_attention"})
+
+_RECURRENT = frozenset(
+    {"mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma", "jamba", "bamba", "zamba", "zamba2"}
+)
+
+_ROW_BIASED = frozenset({"bloom", "mpt"})
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """Sequences as one row of nodes in preorder.
+
+    Attributes:
+        spans: The nodes.
+        ids: Their tokens, as long as the row.
+        starts: Position of each node's first token in its sequences.
+        leaves: The node at which each sequence ends.
+    """
+
+    spans: tuple[NodeSpan, ...]
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    leaves: tuple[int, ...]
+
+    def path(self, leaf: int) -> list[NodeSpan]:
+        """Return the nodes from the root to a node."""
+        found, node = [], leaf
+        while node >= 0:
+            found.append(self.spans[node])
+            node = self.spans[node].parent
+        return found[::-1]
+
+
+def prefix_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
+    """Return the tree of sequences, none empty, that are sorted."""
+    spans: list[NodeSpan] = []
+    ids: list[int] = []
+    starts: list[int] = []
+    leaves = [0] * len(sequences)
+
+    def grow(low: int, high: int, start: int, parent: int) -> None:
+        """Add what the sequences from ``low`` to ``high``, end excluded, hold from position ``start`` on."""
+        end = n_common(sequences[low], sequences[high - 1])
+        node = parent
+        if end > start:
+            node = len(spans)
+            spans.append(NodeSpan(len(ids), len(ids) + end - start, parent))
+            starts.append(start)
+            ids.extend(sequences[low][start:end])
+        while low < high and len(sequences[low]) == end:
+            leaves[low] = node
+            low += 1
+        while low < high:
+            token, cut = sequences[low][end], low + 1
+            while cut < high and sequences[cut][end] == token:
+                cut += 1
+            grow(low, cut, end, node)
+            low = cut
+
+    grow(0, len(sequences), 0, -1)
+    return PrefixTree(tuple(spans), tuple(ids), tuple(starts), tuple(leaves))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """What was read of one sequence.
+
+    Attributes:
+        total: Sum of the states of all its tokens (d,), float32.
+        tail: States of its last tokens, as many as asked for (n, d).
+    """
+
+    total: Tensor
+    tail: Tensor
+
+
+class PackedStates:
+    """Reads states from a decoder.
+
+    Args:
+        decoder: A transformers decoder without LM head, in evaluation mode; its attention is set here.
+        max_tokens: Tokens of one forward pass.
+        longest: Tokens of the longest sequence. Backbones that cannot be packed at this length (a sliding window,
+            states that are handed on) read the sequences one by one.
+    """
+
+    def __init__(self, decoder: Any, *, max_tokens: int, longest: int) -> None:
+        self.decoder = decoder
+        self.max_tokens = max_tokens
+        self.n_read = 0
+        self._device = next(decoder.parameters()).device
+        try:
+            check_packable(decoder.config.to_dict(), longest_path=longest)
+        except ConfigError:
+            self._packs = False
+        else:
+            self._packs = True
+            use_attention(decoder, TREE_ATTENTION)
+
+    @torch.inference_mode()
+    def read(self, sequences: Sequence[tuple[int, ...]], n_tail: Sequence[int]) -> list[States]:
+        """Return the states of each sequence, in the order given.
+
+        Args:
+            sequences: Token ids, none empty.
+            n_tail: How many last tokens' states are wanted of each, at least 1.
+        """
+        found: dict[int, States] = {}
+        for chunk in self._chunks(sequences):
+            tree = prefix_tree([sequences[at] for at in chunk])
+            hidden = self._forward(tree)
+            totals: list[Tensor] = []
+            for span in tree.spans:
+                own = hidden[span.start : span.end].float().sum(dim=0)
+                totals.append(own + totals[span.parent] if span.parent >= 0 else own)
+            for at, leaf in zip(chunk, tree.leaves, strict=True):
+                found[at] = States(totals[leaf], _tail(hidden, tree.path(leaf), n_tail[at]))
+        return [found[at] for at in range(len(sequences))]
+
+    def _chunks(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+        """Yield indices of sequences in sorted order whose tokens, shared ones counted once, fit one pass."""
+        chunk: list[int] = []
+        held = 0
+        for index in sorted(range(len(sequences)), key=lambda i: sequences[i]):
+            ids = sequences[index]
+            fresh = len(ids) - (n_common(sequences[chunk[-1]], ids) if chunk else 0)
+            if chunk and (held + fresh > self.max_tokens or not self._packs):
+                yield chunk
+                chunk, held, fresh = [], 0, len(ids)
+            chunk.append(index)
+            held += fresh
+        if chunk:
+            yield chunk
+
+    def _forward(self, tree: PrefixTree) -> Tensor:
+        """Return the states of a row (L, d)."""
+        self.n_read += len(tree.ids)
+        placed = zip(tree.starts, tree.spans, strict=True)
+        position = torch.cat([torch.arange(start, start + span.end - span.start) for start, span in placed])
+        dtype = self.decoder.get_input_embeddings().weight.dtype
+        layout = {"layout": tree_layout(tree.spans, dtype=dtype, device=self._device)} if self._packs else {}
+        states: Tensor = self.decoder(
+            input_ids=torch.tensor([tree.ids], device=self._device),
+            position_ids=position.to(self._device)[None],
+            use_cache=False,
+            **layout,
+        ).last_hidden_state
+        return states[0]
+
+
+def _tail(hidden: Tensor, path: Sequence[NodeSpan], n: int) -> Tensor:
+    """Return the states of the last tokens of a path (n, d)."""
+    pieces: list[Tensor] = []
+    for span in reversed(path):
+        pieces.insert(0, hidden[max(span.start, span.end - n) : span.end])
+        n -= len(pieces[0])
+        if n == 0:
+            break
+    return torch.cat(pieces)

@@ -1,0 +1,175 @@
+"""Self-play of a seeker and a supporter under several critics at once (PPDPP's protocol, as in arXiv 2508.12935).
+
+The seeker opens with the situation. In every turn the supporter replies, the seeker answers and each critic that is not
+satisfied yet reads the whole conversation. No critic's answer reaches the seeker, the supporter or any seed, so each
+critic's outcome is that of a run with this critic alone. Play ends when every critic has seen its first success, or has
+failed, or after ``max_turns``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from esckit.errors import ModelError
+from esckit.ledger import Ledger
+from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
+from esckit.roles.asking import gather_all
+from esckit.roles.judges import TurnJudge
+from esckit.types import CriticReading, Failure, FailureStage, Generation, Scenario, Thought, Turn, Usage
+
+SUCCESS = Fraction(1, 2)
+"""A critic is satisfied once its value lies strictly above this."""
+
+
+_RATER = "turn_judge"
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeCast:
+    """Who plays and who listens.
+
+    Attributes:
+        critics: By preset name.
+        strategist: Names the strategy of every supporter turn; None leaves the supporter to itself.
+        turn_judge: Rates every supporter turn; nothing depends on it.
+    """
+
+    supporter: Supporter
+    seeker: Seeker
+    critics: Mapping[str, Critic]
+    strategist: StrategyPolicy | None = None
+    turn_judge: TurnJudge | None = None
+
+
+@dataclass(slots=True)
+class PlayedTurn:
+    """One exchange and what was said about it.
+
+    Attributes:
+        t: 1-based.
+        readings: By critic that was asked and answered.
+        ratings: The turn judge's, None where there is none.
+        ratings_unscored: Why an asked turn judge gave none.
+    """
+
+    t: int
+    supporter: Generation
+    strategy: str | None
+    seeker: str | None = None
+    readings: dict[str, CriticReading] = field(default_factory=dict)
+    ratings: dict[str, int] | None = None
+    ratings_unscored: str | None = None
+
+
+@dataclass(slots=True)
+class Played:
+    """A conversation that was played to its end.
+
+    Attributes:
+        failure: What ended play before its time.
+        critic_failures: What ended one critic's reading; play went on for the others.
+        usage: Calls and tokens per role.
+        reasoning: What the models thought; that of the supporter stands on its turns.
+    """
+
+    turns: list[PlayedTurn] = field(default_factory=list)
+    failure: Failure | None = None
+    critic_failures: dict[str, Failure] = field(default_factory=dict)
+    usage: dict[str, Usage] = field(default_factory=dict)
+    reasoning: tuple[Thought, ...] = ()
+
+
+@dataclass(slots=True)
+class _Stage:
+    """What is being asked, for the record of a failure."""
+
+    name: FailureStage = "supporter"
+
+
+async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int, run_seed: int) -> Played:
+    """Return the conversation that starts from a scenario.
+
+    Args:
+        scenario: The seeker's situation; its id is the unit of all seeds.
+        cast: The roles.
+        max_turns: Exchanges at most, T.
+        run_seed: Seed of the run.
+    """
+    ledger, rated = Ledger(run_seed, scenario.id), Ledger(run_seed, scenario.id)
+    played = Played()
+    talk = [Turn(speaker="seeker", text=scenario.situation)]
+    waiting = dict(cast.critics)
+    for t in range(1, max_turns + 1):
+        stage = _Stage()
+        try:
+            await _exchange(scenario, talk, t, cast, ledger, stage, played)
+        except ModelError as error:
+            played.failure = _failure(stage.name, t, error)
+            break
+        turn = played.turns[-1]
+        await gather_all(
+            [
+                *(_read(name, critic, scenario, talk, turn, ledger, played) for name, critic in waiting.items()),
+                *([_rate(cast.turn_judge, scenario, talk, turn, rated)] if cast.turn_judge else []),
+            ]
+        )
+        waiting = {name: critic for name, critic in waiting.items() if _goes_on(name, turn, played)}
+        if not waiting:
+            break
+    # The rubric critic books on "critic"; here it is the turn judge who spoke.
+    spent = ledger.usage | ({_RATER: rated.usage["critic"]} if "critic" in rated.usage else {})
+    played.usage = dict(sorted(spent.items()))
+    kept = {turn.supporter.reasoning for turn in played.turns}
+    played.reasoning = (*ledger.thoughts(kept=kept), *rated.thoughts())
+    return played
+
+
+async def _exchange(
+    scenario: Scenario, talk: list[Turn], t: int, cast: EpisodeCast, ledger: Ledger, stage: _Stage, played: Played
+) -> None:
+    """Play one exchange onto the talk; what is reached before a failure stays on record."""
+    scope = ledger.at(t)
+    strategy = None
+    if cast.strategist is not None:
+        stage.name = "strategist"
+        strategy = await cast.strategist.choose(scenario, talk, scope)
+    stage.name = "supporter"
+    generation = await cast.supporter.reply(talk, scope, strategy=strategy)
+    talk.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))
+    played.turns.append(PlayedTurn(t, generation, strategy))
+    stage.name = "seeker"
+    answer = await cast.seeker.reply(scenario, talk, scope)
+    talk.append(Turn(speaker="seeker", text=answer.text))
+    played.turns[-1].seeker = answer.text
+
+
+async def _read(
+    name: str, critic: Critic, scenario: Scenario, talk: list[Turn], turn: PlayedTurn, ledger: Ledger, played: Played
+) -> None:
+    """Ask one critic about the whole conversation; its seeds know its name, so that others do not move them."""
+    try:
+        score = await critic.score(scenario, tuple(talk), ledger.at(turn.t, name))
+    except ModelError as error:
+        played.critic_failures[name] = _failure("critic", turn.t, error)
+        return
+    if not isinstance(score.reading, CriticReading):
+        raise TypeError("self-play needs resolution critics")
+    turn.readings[name] = score.reading
+
+
+async def _rate(judge: TurnJudge, scenario: Scenario, talk: list[Turn], turn: PlayedTurn, ledger: Ledger) -> None:
+    """Ask the turn judge about the supporter's turn, which the seeker's answer follows."""
+    try:
+        turn.ratings = await judge.rate(scenario, tuple(talk[:-1]), ledger.at(turn.t, _RATER))
+    except ModelError as error:
+        turn.ratings_unscored = error.kind
+
+
+def _goes_on(name: str, turn: PlayedTurn, played: Played) -> bool:
+    return name not in played.critic_failures and turn.readings[name].fraction <= SUCCESS
+
+
+def _failure(stage: FailureStage, t: int, error: ModelError) -> Failure:
+    return Failure(stage=stage, turn=t, kind=error.kind, attempts=error.attempts, message=str(error))

@@ -1,0 +1,176 @@
+"""The recipe of ``esckit train-reward`` (RLFF-ESC, arXiv 2508.12935); the paper's values are the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from esckit.config.sections import DecimalText, Executor, Recipe, Section
+
+
+class ThresholdLabel(Section):
+    """A future is good if its reward is strictly above ``delta``."""
+
+    rule: Literal["threshold"]
+    delta: DecimalText
+
+
+class GoalLabel(Section):
+    """A future is good if it reached the goal."""
+
+    rule: Literal["goal"]
+
+
+class QuantileLabel(Section):
+    """A future is good if its reward is strictly above the ``q``-quantile of the training part."""
+
+    rule: Literal["quantile"]
+    q: DecimalText
+
+    @field_validator("q")
+    @classmethod
+    def _in_range(cls, q: str) -> str:
+        if not 0 < Fraction(q) < 1:
+            raise ValueError("must lie between 0 and 1")
+        return q
+
+
+def _rule_tag(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("rule")
+    elif isinstance(value, ThresholdLabel | GoalLabel | QuantileLabel):
+        value = value.rule
+    return f"<{value}>" if value in ("threshold", "goal", "quantile") else None
+
+
+Label = Annotated[
+    Annotated[ThresholdLabel, Tag("<threshold>")]
+    | Annotated[GoalLabel, Tag("<goal>")]
+    | Annotated[QuantileLabel, Tag("<quantile>")],
+    Discriminator(
+        _rule_tag,
+        custom_error_type="label_rule",
+        custom_error_message="must be a mapping with rule: threshold (and delta), goal, or quantile (and q)",
+    ),
+]
+"""The paper does not report its threshold, so the rule is always the user's choice."""
+
+
+class LoraSection(Section):
+    """The adapter of ``model.trainable: lora``; ``targets`` null takes the backbone's own of the registry."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] | None = None
+
+
+class RewardNetwork(Section):
+    """The network.
+
+    Attributes:
+        backbone: A name of the backbone registry, a folder, or a hub id.
+        trainable: Backbone and head, the head alone on a frozen backbone, or head and LoRA adapter. The paper names
+            both of the first two; the full one stands with its settings.
+        pooling: The head reads the last token's state, or the mean over all.
+        max_length: Longest input in tokens; whole oldest turns are left out above it.
+    """
+
+    backbone: str = Field(min_length=1)
+    trainable: Literal["full", "head", "lora"] = "full"
+    pooling: Literal["last", "mean"] = "last"
+    max_length: int = Field(default=2048, ge=64)
+    lora: LoraSection = LoraSection()
+
+
+class Objective(Section):
+    """What is learnt.
+
+    Attributes:
+        kind: Labels by cross-entropy, or the order of candidates by a scalar head or by the language model itself.
+        class_weight: ``balanced`` weighs both classes alike; then p is no probability any more.
+        margin: Pairs of candidates count if their rewards differ by more.
+    """
+
+    kind: Literal["classifier", "pairwise", "rrhf"] = "classifier"
+    class_weight: Literal["none", "balanced"] = "none"
+    margin: DecimalText = "0"
+
+
+class Optim(Section):
+    """The optimiser: AdamW (0.9, 0.999).
+
+    Attributes:
+        epochs: Passes over the training part.
+        batch_size: Inputs of one forward pass (of rankers: contexts with all their candidates).
+        accumulate: Forward passes to a step, over all processes together; so the effective batch is
+            ``batch_size · accumulate`` however many processes there are.
+        warmup_share: Part of all steps during which the learning rate rises.
+        precision: ``auto`` is bfloat16 autocast over float32 weights on a GPU, float32 on a processor.
+    """
+
+    lr: PositiveFloat = 1e-4
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 1
+    accumulate: PositiveInt = 8
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+
+
+class Dev(Section):
+    """The held-out dialogues: one is dev if its hash lies below ``share``, in ``train-rl`` with the same seed too."""
+
+    share: float = Field(default=0.1, gt=0.0, lt=1.0)
+    select_by: Literal["log_loss", "auc", "last"] = "log_loss"
+
+
+class Logging(Section):
+    """How often things are written. Operational.
+
+    Attributes:
+        every: Steps between two rows of ``metrics.jsonl``.
+        save_every: Steps between two states to resume from, besides those at the end of each epoch; null: only those.
+    """
+
+    every: PositiveInt = 10
+    save_every: PositiveInt | None = None
+
+
+class TrainRewardRecipe(Recipe):
+    """Everything that ``esckit train-reward`` can be told."""
+
+    command: Literal["train-reward"]
+    inputs: tuple[str, ...] = Field(min_length=1)
+    label: Label
+    model: RewardNetwork
+    objective: Objective = Objective()
+    optim: Optim = Optim()
+    dev: Dev = Dev()
+    prompt: str = "reward_model"
+    executor: Executor = Executor()
+    logging: Logging = Logging()
+    trackers: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.objective.kind == "rrhf" and self.model.trainable == "head":
+            raise ValueError("objective.kind rrhf has no head: set model.trainable to full or lora")
+        if self.objective.kind != "classifier" and self.objective.class_weight != "none":
+            raise ValueError("objective.class_weight is for kind classifier only")
+        return self

@@ -1,0 +1,140 @@
+"""``esckit train-reward``: from valued futures to a reward model (RLFF-ESC, arXiv 2508.12935).
+
+The run folder holds ``checkpoint/`` (the best state so far, whole at any moment), ``metrics.jsonl``,
+``dev_predictions.jsonl``, ``calibration.json`` and ``.svg``, ``summary.json``; while it trains also ``states/``, from
+which a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from esckit.config.load import require_runs
+from esckit.errors import DataError
+from esckit.models.backbones import find_backbone
+from esckit.play.executor import Progress
+from esckit.play.futures import read_inputs
+from esckit.play.session import RunResult, StepsInPlace, finished, training
+from esckit.processes import this_process
+from esckit.reward.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
+from esckit.reward.models import reward_template
+from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, TrainRewardRecipe
+from esckit.reward.report import finish
+from esckit.reward.training import optim_settings, prepare, train_session
+from esckit.training.harness import check_trackers, plan_steps
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRewardPlan:
+    """What a run would do.
+
+    Attributes:
+        positive_share: Of the training and the dev part, by label rule; the recipe's own rule first.
+        steps_at_most: Optimiser steps, before examples that are too long or pair with nothing are left out.
+        warnings: What speaks against it.
+        refusal: Why a run would refuse it, None if it would not.
+    """
+
+    dialogues: dict[str, int]
+    examples: dict[str, int]
+    failed_futures: int
+    positive_share: dict[str, dict[str, float | None]]
+    delta: float | None
+    steps_at_most: int
+    warnings: list[str]
+    refusal: DataError | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(replace(self, refusal=None)) | {"refusal": str(self.refusal) if self.refusal else None}
+
+
+def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainRewardPlan:
+    """Return what a run of the recipe would do, without any model.
+
+    Labels of one class only are a ``refusal`` of the plan, which shows by what rule they would be of two.
+
+    Args:
+        recipe: The recipe.
+        n_processes: Processes that would share it; None takes those that a launcher started.
+
+    Raises:
+        EsckitError: If the inputs or the recipe are wrong.
+    """
+    require_runs(recipe)
+    find_backbone(recipe.model.backbone)
+    reward_template(recipe.prompt)
+    check_trackers(recipe.trackers)
+    inputs = read_inputs(recipe.inputs)
+    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
+    parts = label_parts(train, dev, _rule(recipe.label))
+    shares: dict[str, dict[str, float | None]] = {}
+    for rule in (_rule(recipe.label), *USUAL_RULES):
+        labelled = label_parts(train, dev, rule)
+        shares[str(rule)] = {"train": labelled.train.positive_share, "dev": labelled.dev.positive_share}
+    warnings: list[str] = []
+    refusal = None
+    try:
+        warnings = check_parts(parts)
+    except DataError as error:
+        refusal = error
+    settings = optim_settings(recipe)
+    n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
+    delta = parts.train.labelling.delta
+    return TrainRewardPlan(
+        dialogues={
+            name: len({future.dialogue_id for future in part}) for name, part in (("train", train), ("dev", dev))
+        },
+        examples={"train": len(train), "dev": len(dev)},
+        failed_futures=len(inputs.futures) - len(train) - len(dev),
+        positive_share=shares,
+        delta=None if delta is None else float(delta),
+        steps_at_most=plan_steps(settings, n_items=n_items, n_processes=n_processes or this_process().count).steps,
+        warnings=warnings,
+        refusal=refusal,
+    )
+
+
+def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
+    """Train the reward model of the recipe; a stopped run goes on from its last state.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        progress: Shows how far the run is.
+
+    Raises:
+        EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+    """
+    require_runs(recipe)
+    find_backbone(recipe.model.backbone)
+    template = reward_template(recipe.prompt)
+    inputs = read_inputs(recipe.inputs)
+    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
+    parts = label_parts(train, dev, _rule(recipe.label))
+    warnings = check_parts(parts)
+    process = this_process()
+    plan_steps(optim_settings(recipe), n_items=len(train), n_processes=process.count)
+    facts = {"data": inputs.facts(), "prompts": {"reward_model": template.prompt}}
+    with training(recipe, out, process, inputs=facts) as folder:
+        if (result := finished(out)) is not None:
+            return result
+        for warning in warnings if process.is_main else ():
+            log.warning("%s", warning)
+        session = prepare(recipe, inputs, parts, out, process)
+        train_session(session, StepsInPlace(folder, progress))
+        if process.is_main:
+            finish(session, warnings)
+    return (finished(out) if process.is_main else None) or RunResult(out, {})
+
+
+def _rule(label: Label) -> LabelRule:
+    if isinstance(label, GoalLabel):
+        return LabelRule("goal")
+    return LabelRule(label.rule, Fraction(label.q if isinstance(label, QuantileLabel) else label.delta))

@@ -1,0 +1,140 @@
+"""What a reward model reads, as token ids: instruction, labelled conversation, response.
+
+Every piece (the instruction, each turn, the response) is tokenised **by itself** and the ids are joined. So the
+candidates of one context begin with the same ids, and the oldest turns can be left out without touching the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from esckit.errors import CheckpointError, ConfigError, DataError
+from esckit.text import Controls, as_turn, headings_of, starts_with_one_of
+from esckit.types import Record, Turn
+
+_CONVERSATION, _RESPONSE = "\x00conversation\x00", "\x00response\x00"
+
+
+class RewardTemplate(Record):
+    """The prompt around conversation and response; stored with a checkpoint, so that it is read as it was trained.
+
+    Attributes:
+        prompt: Identity of the prompt, ``reward_model/<digest>``.
+        head: Text before the conversation.
+        middle: Text between conversation and response.
+        tail: Text after the response.
+        seeker: Label of seeker turns.
+        supporter: Label of supporter turns.
+    """
+
+    prompt: str
+    head: str
+    middle: str
+    tail: str
+    seeker: str
+    supporter: str
+
+    @classmethod
+    def of(cls, text: str, *, prompt: str, seeker: str, supporter: str) -> RewardTemplate:
+        """Cut a prompt that was rendered with :data:`SLOTS` at its slots.
+
+        Raises:
+            ConfigError: If the conversation does not stand before the response.
+        """
+        head, found, rest = text.partition(_CONVERSATION)
+        middle, found_too, tail = rest.partition(_RESPONSE)
+        if not found or not found_too:
+            raise ConfigError(
+                f"prompt {prompt} as a reward model's", expected="first {conversation}, then {response}, once each"
+            )
+        return cls(prompt=prompt, head=head, middle=middle, tail=tail, seeker=seeker, supporter=supporter)
+
+
+SLOTS = {"conversation": _CONVERSATION, "response": _RESPONSE}
+"""Values to render a reward prompt with, so that :meth:`RewardTemplate.of` finds its slots."""
+
+
+def another_prompt(run: object, trained: str, today: str) -> CheckpointError:
+    """Return the error about a model that was trained with another version of its prompt."""
+    return CheckpointError(
+        f"{run} was trained with prompt {trained}",
+        expected=today,
+        hint="Train it again, or name the prompt's version that it was trained with",
+    )
+
+
+class RewardInput(NamedTuple):
+    """Token ids of one (conversation, response).
+
+    Attributes:
+        ids: All ids.
+        response_start: Index of the first token of the response.
+        response_end: Index after its last one.
+        n_dropped_turns: Oldest turns left out because they did not fit.
+    """
+
+    ids: tuple[int, ...]
+    response_start: int
+    response_end: int
+    n_dropped_turns: int
+
+
+class RewardText:
+    """Turns conversations and responses into token ids.
+
+    Args:
+        tokenizer: The backbone's Hugging Face tokenizer.
+        template: The prompt.
+        max_length: Longest input in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, template: RewardTemplate, *, max_length: int) -> None:
+        self.template = template
+        self.max_length = max_length
+        self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
+        self._opens_a_part = starts_with_one_of(headings_of(f"{template.head}{template.middle}"))
+        self._encode = lru_cache(maxsize=65_536)(self._encode_anew)
+        bos = tokenizer.bos_token_id
+        self._head = (() if bos is None else (int(bos),)) + self._encode(template.head)
+        self._middle = self._encode(template.middle)
+        self._tail = self._encode(template.tail)
+
+    def encode(self, conversation: Sequence[Turn], response: str) -> RewardInput | None:
+        """Return the ids; whole oldest turns go first if they do not fit, never instruction or response.
+
+        Returns:
+            The input, or None if instruction, last turn and response alone are too long.
+
+        Raises:
+            DataError: If the response is blank or the conversation empty.
+        """
+        if not response.strip() or not conversation:
+            raise DataError("a blank response or no conversation", expected="something to judge")
+        answer = self._encode(self._controls.neutralise(response.strip()))
+        fixed = len(self._head) + len(self._middle) + len(answer) + len(self._tail)
+        lines = [self._line(turn, first=index == 0) for index, turn in enumerate(conversation)]
+        first, length = 0, fixed + sum(map(len, lines))
+        while length > self.max_length and first < len(lines) - 1:
+            length -= len(lines[first])
+            first += 1
+        if first:
+            # The turn that now opens the conversation has no line break before it.
+            lines[first] = self._line(conversation[first], first=True)
+            length = fixed + sum(map(len, lines[first:]))
+        if length > self.max_length:
+            return None
+        talk = tuple(token for line in lines[first:] for token in line)
+        start = len(self._head) + len(talk) + len(self._middle)
+        ids = self._head + talk + self._middle + answer + self._tail
+        return RewardInput(ids, start, start + len(answer), first)
+
+    def _line(self, turn: Turn, *, first: bool) -> tuple[int, ...]:
+        label = self.template.seeker if turn.speaker == "seeker" else self.template.supporter
+        said = self._controls.neutralise(as_turn(as_turn(turn.text), self._opens_a_part))
+        return self._encode(f"{'' if first else chr(10)}{label}: {said}")
+
+    def _encode_anew(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False)) if text else ()

@@ -1,0 +1,181 @@
+"""The chat template that a policy is trained under.
+
+Training needs more of a template than talking does: the prompt must be the beginning of the prompt with its answer,
+and an answer must stand in it as it was written. Templates of models that think by themselves cut ``<think>`` out of
+earlier answers; base models have none. In their place stands one of ours that renders the same text otherwise.
+
+The trained policy: a LoRA adapter over a backbone, and what one must know to let it speak.
+
+::
+
+    checkpoint/policy.json   metadata: backbone, prompt, template, reward, what it was trained on
+    checkpoint/adapter/      as peft writes it (safetensors)
+    checkpoint/tokenizer/    as transformers writes it, with the chat template of the training
+
+Wherever a recipe names a chat model, ``{checkpoint: RUN}`` loads this one. What it writes holds its reasoning, so it
+is read as any supporter's output is (:func:`esckit.roles.asking.split_output`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from esckit.errors import ConfigError
+from esckit.models.backbones import resolve_backbone
+from esckit.models.chat import CHATML, PLAIN, ChatFormat
+from esckit.models.checkpoint import checkpoint_folder, read_metadata
+from esckit.types import Message, Record
+
+if TYPE_CHECKING:
+    from esckit.models.loading import Dtype
+    from esckit.models.local import LocalModel
+
+
+_OUTPUT = "<think>They seem tired.</think> <response>That sounds hard.</response>"
+
+_TALK = (Message("system", "Play a role."), Message("user", "I am sad."))
+
+_LONGER = (*_TALK, Message("assistant", _OUTPUT), Message("user", "Yes."))
+
+
+def training_format(tokenizer: Any, eos_ids: list[int]) -> ChatFormat:
+    """Return the chat format to train under, and set its template on the tokenizer.
+
+    Args:
+        tokenizer: The policy's tokenizer; its template may be replaced.
+        eos_ids: What the model's generation settings name as end of text.
+
+    Raises:
+        ConfigError: If neither the model's template nor one of ours will do.
+    """
+    own = ChatFormat.of(tokenizer, eos_ids)
+    fitting = next((chat for chat in _candidates(own) if keeps_answers(chat)), None)
+    if fitting is None:
+        raise ConfigError(
+            "a chat template that changes answers, or does not begin with its prompt",
+            expected="a template that renders what was said as it was said",
+            hint="Set a plain chat_template in the model's tokenizer_config.json",
+        )
+    if not _reads_tags(tokenizer):
+        raise ConfigError(
+            "a tokenizer that loses the tags <think> and <response>", expected="one that gives back any text"
+        )
+    tokenizer.chat_template = fitting.template
+    tokenizer.padding_side = "left"
+    return fitting
+
+
+def _candidates(own: ChatFormat) -> list[ChatFormat]:
+    """Return the model's own format, and ChatML if that renders its talk without answers the same way."""
+    chatml = replace(own, template=CHATML)
+    return [own, chatml] if own.has_system and own.render(_TALK) == chatml.render(_TALK) else [own]
+
+
+def keeps_answers(chat: ChatFormat) -> bool:
+    """Return whether prompts begin their answered selves, and answers stand in them as written."""
+    prompt = chat.render(_TALK)
+    answered = chat.render((*_TALK, Message("assistant", _OUTPUT)), generation_prompt=False)
+    lead = " " if chat.template == PLAIN else ""
+    return answered.startswith(prompt + lead + _OUTPUT) and _OUTPUT in chat.render(_LONGER)
+
+
+def _reads_tags(tokenizer: Any) -> bool:
+    ids = tokenizer(_OUTPUT, add_special_tokens=False)["input_ids"]
+    return bool(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == _OUTPUT)
+
+
+METADATA = "policy.json"
+
+ADAPTER = "adapter"
+
+TOKENIZER = "tokenizer"
+
+
+class PolicyMetadata(Record):
+    """What belongs to a trained policy.
+
+    Attributes:
+        backbone: Name, folder or hub id of the backbone.
+        algorithm: How it was trained.
+        prompt: Identity of the prompt it was trained with.
+        reward: What it was rewarded by: the kind, and for a reward model the digest of its manifest.
+        inputs: Digest of the futures per input folder (DPO).
+        dialogue_ids: Dialogues trained or selected on, those inherited from reward model and inputs included.
+        dev_ids: Those of them that were held out.
+        selected_by: How the checkpoint was selected.
+        step: Optimiser steps taken.
+        metrics: What was last measured at this step.
+        diverged: True if training diverged after this step.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.policy/1"
+
+    backbone: str
+    algorithm: Literal["grpo", "dpo"]
+    prompt: str
+    reward: dict[str, str]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    dialogue_ids: tuple[str, ...]
+    dev_ids: tuple[str, ...]
+    selected_by: str
+    step: int
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    diverged: bool = False
+
+
+def read_policy(run: Path) -> PolicyMetadata:
+    """Return the metadata of the policy in a run folder (or of a checkpoint folder); loads nothing heavy.
+
+    Raises:
+        CheckpointError: If there is none, or it cannot be read.
+    """
+    return read_metadata(PolicyMetadata, run, METADATA, what="policy", command="train-rl")
+
+
+def policy_folder(run: Path) -> Path:
+    """Return the folder with the checkpoint itself."""
+    return checkpoint_folder(run, METADATA)
+
+
+def load_policy(
+    run: Path,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    max_batch_tokens: int | None = None,
+) -> LocalModel:
+    """Return a trained policy as a chat model, its adapter merged into the backbone.
+
+    Args:
+        run: The run folder.
+        dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: Threads of torch for the whole process; None leaves them as they are.
+        max_batch_tokens: Tokens in flight together; None takes a default for the device.
+
+    Raises:
+        CheckpointError: If there is no policy, or its adapter does not fit its backbone.
+        ConfigError: If its backbone cannot be had.
+    """
+    metadata = read_policy(run)
+    import torch
+
+    from esckit.models.loading import check_whole, load_adapter, load_causal, load_tokenizer, pick_device, pick_dtype
+    from esckit.models.local import LocalModel
+
+    folder = policy_folder(run)
+    check_whole(folder)
+    place = pick_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # Merged in float32: in a narrow type the sum of weight and update would round the update away.
+    model, _ = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    model = load_adapter(model, folder / ADAPTER).merge_and_unload()
+    merged = model.to(place, pick_dtype(dtype, place))
+    return LocalModel(merged, tokenizer, name=f"policy/{run.resolve().name}", max_batch_tokens=max_batch_tokens)

@@ -1,0 +1,563 @@
+"""The recipe of ``esckit train-rl`` (RLFF-ESC, arXiv 2508.12935); defaults are the paper's where it states a value.
+
+The settings of RL training as plain values, and the steps that they come to. Loads nothing heavy.
+
+From the sections of a ``train-rl`` recipe to the plain settings that training takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from esckit.config.sections import (
+    AlternatingData,
+    Contexts,
+    Device,
+    DType,
+    ModelBinding,
+    ModelRecipe,
+    ResolutionCritic,
+    Section,
+    check_prices,
+    role_defaults,
+)
+from esckit.errors import ConfigError, DataError
+from esckit.training.harness import share_batch
+
+REWARD_KINDS = ("classifier", "ranker", "untrained", "online")
+
+
+_Supporter = Annotated[
+    ModelBinding,
+    role_defaults(sampling={"temperature": 1.1, "top_k": 80, "max_tokens": 512}, on_length="last_sentence"),
+]
+
+_Seeker = Annotated[
+    ModelBinding, role_defaults(sampling={"temperature": 0.7, "max_tokens": 64}, on_length="last_sentence")
+]
+
+_Critic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1.1, "max_tokens": 16})]
+
+
+class Policy(Section):
+    """The model to train: a name of the backbone registry, a folder, or a hub id."""
+
+    backbone: str = Field(min_length=1)
+
+
+class RewardSource(Section):
+    """Where R_fut comes from: a run of ``train-reward``, or the backbone of an untrained one.
+
+    Attributes:
+        checkpoint: The run folder.
+        backbone: A name of the backbone registry, a folder, or a hub id.
+        max_length: Longest input of an untrained model, in tokens.
+    """
+
+    checkpoint: str | None = Field(default=None, min_length=1)
+    backbone: str | None = Field(default=None, min_length=1)
+    max_length: int = Field(default=2048, ge=64)
+    dtype: DType = "auto"
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.checkpoint is None) == (self.backbone is None):
+            raise ValueError("needs either checkpoint or backbone")
+        return self
+
+
+class TrainRlModels(Section):
+    """The policy, and who judges it. Seeker, critic and supporter take part with ``reward.kind: online`` only.
+
+    Attributes:
+        supporter: Continues a future after the policy's reply; None takes the untrained policy.
+    """
+
+    policy: Policy
+    reward: RewardSource | None = None
+    seeker: _Seeker | None = None
+    critic: _Critic | None = None
+    supporter: _Supporter | None = None
+
+
+class PolicyLora(Section):
+    """The adapter. ``targets``: names of modules, or ``all-linear`` for those of attention and MLP."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names_or_all(cls, targets: object) -> object:
+        if isinstance(targets, str) and targets != "all-linear":
+            raise ValueError(f"must be a list of module names, or all-linear, not {targets!r}")
+        return targets
+
+
+class RewardWeights(Section):
+    """What the two components weigh in R."""
+
+    future: NonNegativeFloat = 1.0
+    format: NonNegativeFloat = 0.5
+
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        if self.future == self.format == 0:
+            raise ValueError("at least one weight must be positive")
+        return self
+
+
+class RewardSection(Section):
+    """What a reply is worth.
+
+    Attributes:
+        kind: A trained ``classifier`` or ``ranker``, an ``untrained`` model, the future played ``online``, or
+            ``module:attr``, a function of (conversations, responses) that returns a number, or None, for each.
+        value: The probability that a reward model gives, or 1 where it is above one half and 0 elsewhere. With
+            ``online`` it is ``online.value`` that says so.
+        prompt: Of an untrained reward model.
+    """
+
+    kind: str = "classifier"
+    value: Literal["probability", "hard_label"] = "probability"
+    weights: RewardWeights = RewardWeights()
+    prompt: str = "reward_model"
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in REWARD_KINDS and ":" not in kind:
+            raise ValueError(f"must be one of {', '.join(REWARD_KINDS)}, or module:attr")
+        return kind
+
+
+class OnlinePrompts(Section):
+    """Prompt of each role; the critic's is its preset's own unless named."""
+
+    supporter: str = "supporter_rlff"
+    seeker: str = "seeker"
+    critic: str | None = None
+
+
+class Online(Section):
+    """How futures are played while training; read with ``reward.kind: online`` only.
+
+    Attributes:
+        value: The reward ``scaled`` to [0, 1], as it is (``raw``), or 1 if the ``goal`` was reached and 0 otherwise.
+        horizon: Exchanges after the reply's own, at most.
+        score_first_exchange: Ask the critic after the reply's own exchange too, and perhaps stop there.
+        max_attempts: Tries in all for one reply.
+    """
+
+    value: Literal["scaled", "raw", "goal"] = "scaled"
+    horizon: PositiveInt = 8
+    score_first_exchange: bool = False
+    max_attempts: int = Field(default=3, ge=1, le=10)
+    critic: ResolutionCritic = ResolutionCritic()
+    prompts: OnlinePrompts = OnlinePrompts()
+
+
+class Vllm(Section):
+    """How vLLM generates; read with ``grpo.engine: vllm`` only.
+
+    Attributes:
+        mode: ``colocate`` shares the training GPUs, ``server`` asks a running ``trl vllm-serve``.
+        server_base_url: Of ``server``.
+        gpu_memory_utilization: Share of a GPU's memory that a colocated engine may take.
+        tensor_parallel_size: GPUs that share one colocated engine.
+        sleep: Free the engine's memory between generations.
+    """
+
+    mode: Literal["colocate", "server"] = "colocate"
+    server_base_url: str = "http://127.0.0.1:8000"
+    gpu_memory_utilization: float = Field(default=0.3, gt=0.0, lt=1.0)
+    tensor_parallel_size: PositiveInt = 1
+    sleep: bool = False
+
+
+class Grpo(Section):
+    """The objective and the sampling of GRPO.
+
+    Attributes:
+        n_generations: Outputs for each context, G.
+        prompts_per_step: Contexts of one optimiser step, over all processes together.
+        micro_batch: Outputs that one process takes in a forward pass at most; the accumulation follows from it.
+        beta: Weight of the KL term to the policy before training.
+        epsilon: Clip of the probability ratio; idle with one iteration.
+        iterations: Updates made with one batch of outputs.
+        loss_type: Mean over tokens and then over outputs (``grpo``), or a sum over a constant length (``dr_grpo``).
+        max_prompt_tokens: Whole oldest turns are left out above it.
+        max_completion_tokens: Longest output.
+        engine: What generates.
+    """
+
+    n_generations: int = Field(default=4, ge=2)
+    prompts_per_step: PositiveInt = 4
+    micro_batch: PositiveInt = 4
+    beta: NonNegativeFloat = 0.04
+    epsilon: PositiveFloat = 0.2
+    iterations: PositiveInt = 1
+    loss_type: Literal["grpo", "dr_grpo"] = "grpo"
+    temperature: PositiveFloat = 1.1
+    top_k: NonNegativeInt = 80
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_prompt_tokens: PositiveInt = 2048
+    max_completion_tokens: PositiveInt = 512
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: Vllm = Vllm()
+
+
+class Dpo(Section):
+    """The ablation that learns from pairs of simulated candidates; the paper gives no settings for it.
+
+    Attributes:
+        beta: How strongly the policy is held to where it began.
+        batch_size: Pairs of one optimiser step, over all processes together.
+        micro_batch: Pairs that one process takes in a forward pass at most.
+        require_format: Both outputs of a pair must be well-formed.
+        max_prompt_tokens: Whole oldest turns are left out above it.
+        max_completion_tokens: Pairs with a longer output are left out.
+    """
+
+    beta: PositiveFloat = 0.1
+    batch_size: PositiveInt = 16
+    micro_batch: PositiveInt = 2
+    require_format: bool = True
+    max_prompt_tokens: PositiveInt = 2048
+    max_completion_tokens: PositiveInt = 512
+
+
+class RlOptim(Section):
+    """The optimiser: AdamW (0.9, 0.999).
+
+    Attributes:
+        epochs: Passes over the contexts (or pairs).
+        max_steps: Make just so many optimiser steps, a multiple of ``grpo.iterations``, whether they are fewer or more
+            than ``epochs`` come to; None makes all ``epochs``.
+        warmup_share: Part of all steps during which the learning rate rises.
+        select: Keep the last adapter, or the best on dev contexts.
+        precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+    """
+
+    lr: PositiveFloat = 1e-6
+    epochs: PositiveInt = 2
+    max_steps: PositiveInt | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_share: float = Field(default=0.03, ge=0.0, lt=1.0)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    select: Literal["last", "best_dev"] = "last"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = True
+
+
+class RlDev(Section):
+    """The held-out dialogues, by the rule of ``train-reward``: with equal seed and share they are the same ones.
+
+    Attributes:
+        share: A dialogue is held out if its hash lies below.
+        max_contexts: Contexts of them that are answered at each evaluation, the first in corpus order.
+    """
+
+    share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    max_contexts: PositiveInt = 64
+
+
+class Monitor(Section):
+    """What is written while training.
+
+    Attributes:
+        log_every: Steps between two rows of ``metrics.jsonl``.
+        sample_every: Steps between two looks at outputs in ``samples.jsonl``; None writes none.
+        samples: Outputs of one look.
+        dev_every: Steps between two evaluations on dev contexts; None makes none.
+    """
+
+    log_every: PositiveInt = 10
+    sample_every: PositiveInt | None = 200
+    samples: PositiveInt = 8
+    dev_every: PositiveInt | None = 500
+
+
+class Saving(Section):
+    """How often the state to resume from is written: in steps, rounded up to a multiple of ``grpo.iterations``.
+
+    Operational.
+    """
+
+    save_every: PositiveInt = 100
+
+
+def _as_tuple(value: object) -> object:
+    """Return a lone folder as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+class TrainRlRecipe(ModelRecipe):
+    """Everything that ``esckit train-rl`` can be told."""
+
+    command: Literal["train-rl"]
+    algorithm: Literal["grpo", "dpo"] = "grpo"
+    data: AlternatingData | None = None
+    contexts: Contexts = Contexts()
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    models: TrainRlModels
+    prompt: str = "supporter_rlff"
+    lora: PolicyLora = PolicyLora()
+    reward: RewardSection = RewardSection()
+    online: Online = Online()
+    grpo: Grpo = Grpo()
+    dpo: Dpo = Dpo()
+    optim: RlOptim = RlOptim()
+    dev: RlDev = RlDev()
+    monitor: Monitor = Monitor()
+    logging: Saving = Saving()
+    trackers: tuple[str, ...] = ()
+    max_failure_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dpo_rate(cls, data: Any) -> Any:
+        """Give DPO a learning rate of its own."""
+        if not isinstance(data, Mapping) or data.get("algorithm") != "dpo":
+            return data
+        optim = data.get("optim", {})
+        return {**data, "optim": {"lr": 5e-6, **optim}} if isinstance(optim, Mapping) else data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.algorithm == "dpo":
+            self._check_dpo()
+        else:
+            self._check_grpo()
+        if self.optim.select == "best_dev" and (self.monitor.dev_every is None or self.dev.share == 0):
+            raise ValueError("optim.select: best_dev needs monitor.dev_every and a positive dev.share")
+        check_prices(self.budget, (self.models.seeker, self.models.critic, self.models.supporter))
+        return self
+
+    def _check_dpo(self) -> None:
+        if not self.inputs or self.data is not None:
+            raise ValueError("algorithm: dpo learns from inputs (runs of simulate), and from no data")
+        if self.optim.select == "best_dev":
+            raise ValueError("algorithm: dpo has no reward to select by: optim.select must be last")
+
+    def _check_grpo(self) -> None:
+        if self.data is None or self.inputs:
+            raise ValueError("algorithm: grpo learns from data, and from no inputs")
+        roles, kind = self.models, self.reward.kind
+        if kind in ("classifier", "ranker") and (roles.reward is None or roles.reward.checkpoint is None):
+            raise ValueError(f"reward.kind: {kind} needs models.reward with a checkpoint")
+        if kind == "untrained" and (roles.reward is None or roles.reward.backbone is None):
+            raise ValueError("reward.kind: untrained needs models.reward with a backbone")
+        if kind == "online" and (roles.seeker is None or roles.critic is None):
+            raise ValueError("reward.kind: online needs models.seeker and models.critic")
+        if kind == "online" and self.reward.value == "hard_label":
+            raise ValueError("reward.value: hard_label is of reward models; with reward.kind: online see online.value")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOptim:
+    """How a policy is trained: AdamW (0.9, 0.999) with a warm-up.
+
+    Attributes:
+        seed: Of adapter, data order and sampling.
+        max_steps: Stop after so many steps; None makes all epochs.
+        warmup_share: Part of all steps during which the learning rate rises, in [0, 1).
+        precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
+        save_every: Steps between two states to resume from; rounded up to a multiple of GRPO's ``iterations``, since no
+            state holds the outputs that further updates would use.
+        trackers: Integrations of transformers, such as ``tensorboard``.
+    """
+
+    seed: int
+    lr: float
+    epochs: int
+    max_steps: int | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_share: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = True
+    save_every: int = 100
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How vLLM generates; see TRL's ``vllm_*`` settings of the same names."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    server_base_url: str = "http://127.0.0.1:8000"
+    gpu_memory_utilization: float = 0.3
+    tensor_parallel_size: int = 1
+    sleep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoSettings:
+    """What GRPO needs beside the optimiser.
+
+    Attributes:
+        n_generations: Outputs of one context, G.
+        prompts_per_step: Contexts of one step, over all processes together.
+        micro_batch: Outputs that one process takes in a forward pass at most.
+        weights: Of R_fut and R_fmt.
+        vllm: None generates with transformers.
+    """
+
+    n_generations: int
+    prompts_per_step: int
+    micro_batch: int
+    beta: float
+    epsilon: float
+    iterations: int
+    loss_type: Literal["grpo", "dr_grpo"]
+    temperature: float
+    top_k: int
+    top_p: float
+    max_prompt_tokens: int
+    max_completion_tokens: int
+    weights: tuple[float, float]
+    vllm: VllmSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GrpoPlan:
+    """How many steps there will be.
+
+    Attributes:
+        micro_batch: Outputs of one forward pass of one process.
+        accumulate: Forward passes to a step of one process.
+        steps_per_epoch: Steps of one pass over the rows; the rest that fills no step is left out.
+        steps: Optimiser steps in all.
+        epochs: Passes laid out, enough for all steps.
+    """
+
+    micro_batch: int
+    accumulate: int
+    steps_per_epoch: int
+    steps: int
+    epochs: int
+
+
+def plan_grpo(settings: GrpoSettings, optim: PolicyOptim, *, n_rows: int, n_processes: int) -> GrpoPlan:
+    """Return the steps over a number of rows.
+
+    Raises:
+        ConfigError: If the outputs of a step cannot be shared evenly, or the last ones are not used to the end.
+        DataError: If there are fewer rows than one step takes.
+    """
+    if optim.max_steps is not None and optim.max_steps % settings.iterations:
+        raise ConfigError(
+            f"optim.max_steps {optim.max_steps} with {settings.iterations} updates for each batch of outputs",
+            expected="a multiple of grpo.iterations",
+        )
+    micro_batch, accumulate = share_batch(
+        settings.prompts_per_step * settings.n_generations,
+        at_most=settings.micro_batch,
+        n_processes=n_processes,
+        what="outputs (grpo.prompts_per_step · n_generations)",
+    )
+    per_epoch = n_rows // settings.prompts_per_step
+    if not per_epoch:
+        raise DataError(
+            f"{n_rows} contexts to train on",
+            expected=f"at least {settings.prompts_per_step}, those of one step (grpo.prompts_per_step)",
+        )
+    updates = per_epoch * settings.iterations
+    steps = updates * optim.epochs if optim.max_steps is None else optim.max_steps
+    return GrpoPlan(micro_batch, accumulate, updates, steps, math.ceil(steps / updates))
+
+
+@dataclass(frozen=True, slots=True)
+class DpoSettings:
+    """What DPO needs beside the optimiser.
+
+    Attributes:
+        batch_size: Pairs of one step, over all processes together.
+        micro_batch: Pairs that one process takes in a forward pass at most.
+    """
+
+    beta: float
+    batch_size: int
+    micro_batch: int
+    max_prompt_tokens: int
+    max_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DpoPlan:
+    """How many steps there will be; see :class:`esckit.rl.recipe.GrpoPlan`."""
+
+    micro_batch: int
+    accumulate: int
+    steps_per_epoch: int
+    steps: int
+    epochs: int
+    batch: int
+
+
+def plan_dpo(settings: DpoSettings, optim: PolicyOptim, *, n_pairs: int, n_processes: int) -> DpoPlan:
+    """Return the steps over a number of pairs; with fewer pairs than a batch, a step takes what there is.
+
+    Raises:
+        ConfigError: If the pairs of a step cannot be shared evenly.
+        DataError: If there are fewer pairs than processes.
+    """
+    what = "pairs (dpo.batch_size)"
+    share_batch(settings.batch_size, at_most=settings.micro_batch, n_processes=n_processes, what=what)
+    batch = min(settings.batch_size, n_pairs - n_pairs % n_processes)
+    if not batch:
+        raise DataError(
+            f"{n_pairs} pairs to train on",
+            expected=f"at least {n_processes}, one for each process",
+            hint="Simulate more contexts or candidates, or see dpo.require_format and dpo.max_prompt_tokens",
+        )
+    micro_batch, accumulate = share_batch(batch, at_most=settings.micro_batch, n_processes=n_processes, what=what)
+    per_epoch = n_pairs // batch
+    steps = per_epoch * optim.epochs if optim.max_steps is None else optim.max_steps
+    return DpoPlan(micro_batch, accumulate, per_epoch, steps, math.ceil(steps / per_epoch), batch)
+
+
+def policy_optim(recipe: TrainRlRecipe) -> PolicyOptim:
+    """Return the optimiser's settings."""
+    return PolicyOptim(
+        **recipe.optim.model_dump(exclude={"select"}),
+        seed=recipe.seed,
+        save_every=recipe.logging.save_every,
+        trackers=recipe.trackers,
+    )
+
+
+def grpo_settings(recipe: TrainRlRecipe) -> GrpoSettings:
+    """Return GRPO's settings."""
+    grpo, weights = recipe.grpo, recipe.reward.weights
+    return GrpoSettings(
+        **grpo.model_dump(exclude={"engine", "vllm"}),
+        weights=(weights.future, weights.format),
+        vllm=VllmSettings(**grpo.vllm.model_dump()) if grpo.engine == "vllm" else None,
+    )
+
+
+def dpo_settings(recipe: TrainRlRecipe) -> DpoSettings:
+    """Return DPO's settings."""
+    return DpoSettings(**recipe.dpo.model_dump(exclude={"require_format"}))

@@ -1,0 +1,172 @@
+"""From a recipe's ``reward:`` to what measures R_fut while a policy is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+from esckit.config.sections import BackboneBinding, RoleOptions
+from esckit.errors import ConfigError
+from esckit.models.backbones import find_backbone
+from esckit.play.rollout import Rules
+from esckit.prompts.prompt import Prompt, load_prompt
+from esckit.registry import load_attr, own_code
+from esckit.reward.models import load_reward_model, reward_template
+from esckit.rl.recipe import RewardSource, TrainRlRecipe
+from esckit.rl.rewards import LoopThread, Measure, OnlineMeasure, ReplyMeasure, ScoreReplies
+from esckit.roles.pool import ModelPool, look_up
+from esckit.roles.verdicts import load_preset
+from esckit.simulate.recipe import SimulateModels, SimulatePrompts, SimulateRecipe, Simulation
+from esckit.simulate.run import build_cast
+from esckit.types import Context, Sampling, Turn
+
+
+def check_reward(recipe: TrainRlRecipe) -> None:
+    """Refuse a reward that cannot be built, before anything heavy is loaded.
+
+    Raises:
+        ConfigError: If a model or a function that is named does not exist.
+    """
+    kind = recipe.reward.kind
+    if recipe.algorithm == "dpo":
+        return
+    if kind == "online":
+        look_up(online_bindings(recipe))
+    elif kind == "untrained":
+        assert recipe.models.reward is not None
+        find_backbone(str(recipe.models.reward.backbone))
+        reward_template(recipe.reward.prompt)
+    elif ":" in kind:
+        _own_function(kind)
+
+
+def online_bindings(recipe: TrainRlRecipe) -> tuple[RoleOptions, ...]:
+    """Return the models that play futures."""
+    models = online_recipe(recipe).models
+    return (models.supporter, models.seeker, models.critic)
+
+
+def online_recipe(recipe: TrainRlRecipe) -> SimulateRecipe:
+    """Return the simulation that the reward ``online`` is."""
+    roles, online = recipe.models, recipe.online
+    assert recipe.data is not None
+    assert roles.seeker is not None
+    assert roles.critic is not None
+    untrained = BackboneBinding(
+        backbone=roles.policy.backbone,
+        sampling=Sampling(
+            temperature=recipe.grpo.temperature,
+            top_k=recipe.grpo.top_k,
+            top_p=recipe.grpo.top_p,
+            max_tokens=recipe.grpo.max_completion_tokens,
+        ),
+        on_length="last_sentence",
+    )
+    return SimulateRecipe(
+        command="simulate",
+        seed=recipe.seed,
+        data=recipe.data,
+        models=SimulateModels(supporter=roles.supporter or untrained, seeker=roles.seeker, critic=roles.critic),
+        critic=online.critic,
+        simulation=Simulation(
+            candidates=recipe.grpo.n_generations,
+            horizon=online.horizon,
+            score_first_exchange=online.score_first_exchange,
+            max_attempts=online.max_attempts,
+        ),
+        prompts=SimulatePrompts(**online.prompts.model_dump()),
+        executor=recipe.executor,
+        budget=recipe.budget,
+    )
+
+
+@contextmanager
+def open_measure(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
+    """Build what measures R_fut, with facts for the manifest; leaving the context lets its models go.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what it is asked for.
+    """
+    kind, source = recipe.reward.kind, recipe.models.reward
+    if kind == "online":
+        with _online(recipe, contexts) as built:
+            yield built
+        return
+    if ":" in kind:
+        score = _own_function(kind)
+    elif kind == "untrained":
+        assert source is not None
+        score = _untrained(recipe, source)
+    else:
+        assert source is not None
+        score = load_reward_model(str(source.checkpoint), dtype=source.dtype, device=source.device).score
+    yield ReplyMeasure(score, hard_label=recipe.reward.value == "hard_label"), {}
+
+
+@contextmanager
+def _online(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
+    simulation = online_recipe(recipe)
+    rules = Rules(
+        horizon=simulation.simulation.horizon,
+        threshold=Fraction(simulation.critic.threshold),
+        score_first_exchange=simulation.simulation.score_first_exchange,
+    )
+    with LoopThread() as loop:
+        pool = ModelPool(recipe.executor, recipe.budget)
+        try:
+            loop.run(pool.prepare(online_bindings(recipe)))
+            prompts = _online_prompts(simulation, pool)
+            cast = build_cast(simulation, pool, prompts)
+            measure = OnlineMeasure(contexts, cast, rules, recipe.online.value, recipe.seed, loop)
+            names = {role: prompt.identity for role, prompt in prompts.items()}
+            yield measure, {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
+        finally:
+            loop.run(_close(pool))
+
+
+def _online_prompts(simulation: SimulateRecipe, pool: ModelPool) -> dict[str, Prompt]:
+    """Return the prompts of who plays; the critic's is its preset's own unless the recipe names one."""
+    names, settings = simulation.prompts, simulation.critic
+    by_letter = settings.readout == "expected" and pool.model(simulation.models.critic).capabilities == {"next_token"}
+    own = load_preset(settings.preset).prompt + ("_letters" if by_letter else "")
+    named = {"supporter": names.supporter, "seeker": names.seeker, "critic": names.critic or own}
+    kinds = {"critic": "resolution critic"}
+    return {role: load_prompt(name, kinds.get(role, role)) for role, name in named.items()}
+
+
+async def _close(pool: ModelPool) -> None:
+    async with pool:
+        pass
+
+
+def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
+    """Return a model with a fresh head: the paper's random reward."""
+    import torch
+
+    from esckit.models.loading import exact_dtype, pick_device
+    from esckit.reward.network import build_net
+    from esckit.reward.scorer import RewardModel
+    from esckit.reward.text import RewardText
+
+    torch.manual_seed(recipe.seed)
+    net, tokenizer = build_net(str(source.backbone), "classifier", trainable="head", pooling="last")
+    text = RewardText(tokenizer, reward_template(recipe.reward.prompt), max_length=source.max_length)
+    place = pick_device(source.device)
+    net.backbone.to(exact_dtype(source.dtype, place))
+    return RewardModel(net.eval().to(place), text).score
+
+
+def _own_function(target: str) -> ScoreReplies:
+    found = load_attr(target)
+    if isinstance(found, type) or not callable(found):
+        raise ConfigError(f"reward.kind {target!r} is no function", expected="a function of (conversations, responses)")
+
+    def score(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> Sequence[float | None]:
+        with own_code(f"the reward {target!r}"):
+            values: Sequence[float | None] = found(conversations, responses)
+            # What it gives may be a generator, whose code runs only now.
+            return list(values) if isinstance(values, Iterator) else values
+
+    return score

@@ -1,0 +1,410 @@
+"""Asking a model until its answer has the agreed form, or giving up with a typed failure.
+
+This is the only place where roles retry. Nothing is repaired beyond what the role's parser allows
+and nothing is put in place of an answer that did not come.
+
+How much of a conversation fits into a model's context: whole oldest turns go first, the last one never.
+
+A dialogue as a model sees it: chat messages for who takes part, labelled lines for who judges.
+
+Inside prompts the speakers are called "Patient" and "Therapist", the words of the PPDPP and RLFF-ESC protocol, kept for
+comparability; they claim nothing clinical.
+
+Taking a supporter's output apart: reasoning, reply, and whether it has the agreed form.
+
+The agreed form is ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv 2508.12935). A published policy can end
+with only half its outputs well-formed, so everyone who reads one uses :func:`split_output`. Only the reply ever enters
+a dialogue, a critic or a reward model.
+
+What a spoken reply of AFlow's seeker and supporter may look like (arXiv 2602.08826), and dialogues as lines.
+
+Nothing is repaired: a role label, a strategy tag or a control token where none is allowed makes a reply invalid, and it
+is asked for again. Only white space is normalised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from esckit.errors import ModelError, ParseError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.protocols import ChatModel
+from esckit.strategies.taxonomy import Taxonomy
+from esckit.text import as_turn, lines_of, n_words, starts_with_label, whole_sentences, without_label
+from esckit.types import (
+    Generation,
+    Message,
+    ParseKind,
+    Reply,
+    Role,
+    Sampling,
+    Scenario,
+    Speaker,
+    StopReason,
+    Turn,
+    Usage,
+)
+
+T = TypeVar("T")
+
+OnLength = Literal["fail", "last_sentence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A model as one role uses it.
+
+    Attributes:
+        model: The chat model.
+        sampling: Decoding settings.
+        max_attempts: Calls in all before the role gives up, at least 1.
+        on_length: What to do with a reply cut at the token limit: treat it as invalid, or keep its whole sentences.
+        max_words: Longest valid reply in words; None sets no limit.
+    """
+
+    model: ChatModel
+    sampling: Sampling
+    max_attempts: int = 3
+    on_length: OnLength = "fail"
+    max_words: int | None = None
+
+
+async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]) -> T:
+    """Complete, parse, and ask again with the next attempt's seed while the answer is unusable.
+
+    Args:
+        voice: Model and settings of the role.
+        messages: The prompt.
+        scope: Where seeds come from and usage goes to.
+        role: Name under which seeds are drawn and usage is booked (``critic.3`` is booked on ``critic``).
+        parse: Turns a reply into the answer, or raises :class:`~esckit.errors.ParseError`.
+
+    Raises:
+        ModelError: The last attempt's error, with ``attempts`` in its message; a
+            :class:`~esckit.errors.BackendError` is not retried here, since backends retry by themselves.
+    """
+
+    async def complete() -> Reply:
+        return await voice.model.complete(messages, voice.sampling, seed=scope.seed(role))
+
+    return await until_parsed(complete, scope, role, parse, max_attempts=voice.max_attempts)
+
+
+async def until_parsed(
+    write: Callable[[], Awaitable[Reply]], scope: Scope, role: str, parse: Callable[[Reply], T], *, max_attempts: int
+) -> T:
+    """Have something written until it can be parsed, booking every reply on the role.
+
+    Args:
+        write: Makes one attempt; it draws its own seed.
+        scope: Where usage goes to.
+        role: Name under which the reply is booked.
+        parse: Turns a reply into the answer, or raises :class:`~esckit.errors.ParseError`.
+        max_attempts: Attempts in all, at least 1.
+
+    Raises:
+        ModelError: As :func:`ask`.
+    """
+    last: ParseError | None = None
+    for _ in range(max_attempts):
+        reply = await write()
+        scope.book(role, reply)
+        try:
+            return parse(reply)
+        except ParseError as error:
+            last = error
+    assert last is not None
+    last.attempts = max_attempts
+    raise last
+
+
+def need_answer(reply: Reply) -> None:
+    """Refuse a reply that stopped, or was cut, inside its reasoning.
+
+    Raises:
+        ParseError: Kind ``only_reasoned``.
+    """
+    if reply.only_reasoned:
+        raise ParseError(
+            "reasoning without an answer",
+            kind="only_reasoned",
+            hint="Raise max_tokens in this role's sampling",
+            samples=(reply.whole,),
+        )
+
+
+def finished_text(reply: Reply, on_length: OnLength) -> str:
+    """Return a reply's stripped text, after the rule for replies cut at the token limit.
+
+    Raises:
+        ParseError: If there is no answer behind the reasoning (kind ``only_reasoned``), or the reply was cut and
+            ``on_length`` is ``fail`` (kind ``too_long``).
+    """
+    need_answer(reply)
+    text = reply.text.strip()
+    if reply.stop_reason is StopReason.LENGTH:
+        if on_length == "fail":
+            raise ParseError("a reply cut at the token limit", kind="too_long", samples=(text,))
+        return whole_sentences(text)
+    return text
+
+
+def within_words(text: str, max_words: int | None) -> str:
+    """Return a reply that is not longer than allowed.
+
+    Raises:
+        ParseError: If it is (kind ``too_long``).
+    """
+    n = n_words(text)
+    if max_words is not None and n > max_words:
+        raise ParseError(f"a reply of {n} words", kind="too_long", expected=f"at most {max_words}", samples=(text,))
+    return text
+
+
+async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Await concurrent calls to their end, also when one fails, then return all results or raise the first error.
+
+    Waiting for all keeps attempt numbers, and with them seeds, independent of timing. What stops the run goes before
+    what is the failure of one call.
+    """
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, ModelError))
+    return [result for result in results if not isinstance(result, BaseException)]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A limit in tokens of the rendered prompt.
+
+    Attributes:
+        max_tokens: The limit; None for none.
+        count_tokens: Counts the tokens of a rendered prompt; needed where there is a limit.
+    """
+
+    max_tokens: int | None = None
+    count_tokens: Callable[[Sequence[Message]], int] | None = None
+
+    def fit(
+        self, messages: Callable[[Sequence[Turn]], list[Message]], turns: Sequence[Turn], scope: Scope, role: str
+    ) -> list[Message]:
+        """Return the prompt over as many of the latest turns as fit; dropped turns are counted on the ledger."""
+        rendered = messages(turns)
+        if self.max_tokens is None or self.count_tokens is None:
+            return rendered
+        if self.count_tokens(rendered) <= self.max_tokens:
+            return rendered
+        # The fewer turns, the shorter the prompt; trying them one by one would read the conversation once per turn.
+        fewest, most = 0, max(0, len(turns) - 1)
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            if self.count_tokens(messages(turns[middle:])) > self.max_tokens:
+                fewest = middle
+            else:
+                most = middle
+        if most:
+            scope.spend(role, Usage(dropped_turns=most))
+        return messages(turns[most:])
+
+
+LABELS: dict[Speaker, str] = {"seeker": "Patient", "supporter": "Therapist"}
+
+
+def as_chat(turns: Sequence[Turn], *, speaking: Speaker) -> list[Message]:
+    """Return turns as chat messages: one's own as assistant, the other side's as user; neighbours merged."""
+    return merge_messages(Message("assistant" if turn.speaker == speaking else "user", turn.text) for turn in turns)
+
+
+def merge_messages(messages: Iterable[Message]) -> list[Message]:
+    """Join neighbouring messages of one chat role with a line break, since chat templates want them to alternate."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role:
+            role: Role = message.role
+            merged[-1] = Message(role, f"{merged[-1].content}\n{message.content}")
+        else:
+            merged.append(message)
+    return merged
+
+
+def as_lines(turns: Iterable[Turn]) -> str:
+    """Return turns as labelled lines, ``Patient: …``; no turn holds a line that reads as another one."""
+    return "\n".join(f"{LABELS[turn.speaker]}: {as_turn(turn.text)}" for turn in turns)
+
+
+def clean_reply(text: str, *, speaking: Speaker) -> str:
+    """Return a reply without labels of its own role and without what it says in the other side's name.
+
+    The first line that starts with another label ends it.
+    """
+    text = text.strip()
+    kept: list[str] = []
+    lines = lines_of(text)
+    for line in lines:
+        said = without_label(line, speaking)
+        if said == line and starts_with_label(line):
+            break
+        kept.append(said)
+    return text if kept == lines else "\n".join(kept).strip()
+
+
+_TAGS = ("<think>", "</think>", "<response>", "</response>")
+
+_AGREED = re.compile(r"<think>(.*)</think>\s*<response>(.*)</response>", re.DOTALL)
+
+_ANY_TAG = re.compile("|".join(_TAGS))
+
+
+def asks_for_tags(prompt: Prompt) -> bool:
+    """Return whether a prompt asks for the agreed form; to any other prompt plain text is the right answer."""
+    return any("<response>" in message.content for message in prompt.messages)
+
+
+def split_output(text: str) -> Generation:
+    """Return reasoning and reply of an output; tags are case-sensitive.
+
+    ``parse_kind`` is ``ok`` if the whole text has the agreed form. Otherwise closed think blocks are removed and the
+    reply is the first closed response block that is not blank (``closed_response``), else what follows an unclosed
+    ``<response>`` (``open_response``), else what lies outside stray think tags (``untagged``), else nothing
+    (``blank``).
+    """
+    agreed = _AGREED.fullmatch(text.strip()) if all(text.count(tag) == 1 for tag in _TAGS) else None
+    if agreed and all(part.strip() for part in agreed.groups()):
+        return Generation(
+            raw=text, reasoning=agreed[1].strip(), response=agreed[2].strip(), format_ok=True, parse_kind="ok"
+        )
+    thoughts, outside = _blocks(text, "<think>", "</think>")
+    kind, response = _salvage(outside)
+    return Generation(
+        raw=text,
+        reasoning=(thoughts[0].strip() or None) if thoughts else None,
+        response=response,
+        format_ok=False,
+        parse_kind=kind,
+    )
+
+
+def _blocks(text: str, opening: str, closing: str) -> tuple[list[str], str]:
+    """Return what stands in closed blocks, and the text without them; linear, as a pattern would not be."""
+    inside: list[str] = []
+    outside: list[str] = []
+    start = 0
+    while (opened := text.find(opening, start)) >= 0:
+        closed = text.find(closing, opened)
+        if closed < 0:
+            break
+        outside.append(text[start:opened])
+        inside.append(text[opened + len(opening) : closed])
+        start = closed + len(closing)
+    return inside, "".join([*outside, text[start:]])
+
+
+def _salvage(text: str) -> tuple[ParseKind, str]:
+    """Find the reply in a malformed output from which closed think blocks are removed."""
+    blocks, rest = _blocks(text, "<response>", "</response>")
+    for block in blocks:
+        if response := _without_tags(block):
+            return "closed_response", response
+    if "<response>" in rest and (response := _outside_think(rest.split("<response>", 1)[1])):
+        return "open_response", response
+    if response := _outside_think(rest):
+        return "untagged", response
+    return "blank", ""
+
+
+def _outside_think(text: str) -> str:
+    """Return what follows the last stray ``</think>`` and precedes a stray ``<think>``, without tags."""
+    return _without_tags(text.rpartition("</think>")[2].partition("<think>")[0])
+
+
+def _without_tags(text: str) -> str:
+    return _ANY_TAG.sub("", text).strip()
+
+
+LEAVES = "</end/>"
+
+RESOLVED = "<ok>"
+
+
+SPEAKERS: dict[Speaker, str] = {"seeker": "Seeker", "supporter": "Supporter"}
+
+_CONTROL_TOKEN = re.compile(r"</?end/?>|</?ok/?>|<\|[^|<>]*\|>", re.IGNORECASE)
+
+
+def as_tagged_lines(turns: Iterable[Turn], *, show_strategy: bool) -> str:
+    """Return turns as lines ``Seeker: …`` and ``Supporter: …``, or ``Supporter [Clarification]: …`` with tags."""
+    return "\n".join(
+        f"{SPEAKERS[turn.speaker]} [{turn.strategy}]: {as_turn(turn.text)}"
+        if show_strategy and turn.strategy and turn.speaker == "supporter"
+        else f"{SPEAKERS[turn.speaker]}: {as_turn(turn.text)}"
+        for turn in turns
+    )
+
+
+def scene_of(scenario: Scenario) -> str:
+    """Return a scenario's problem type, with the emotion type where it is known."""
+    problem = scenario.problem_type or "not stated"
+    return f"{problem} ({scenario.emotion_type})" if scenario.emotion_type else problem
+
+
+def _tag_pattern(taxonomy: Taxonomy) -> re.Pattern[str]:
+    names = "|".join(re.escape(name) for name in (*taxonomy.names, *taxonomy.abbrs))
+    return re.compile(rf"\[\s*(?:{names})\b[^\]]*\]", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class UtteranceRules:
+    """The common rules of spoken replies.
+
+    Attributes:
+        taxonomy: Whose names and abbreviations in square brackets count as strategy tags.
+        max_words: Longest reply in words between white space, at least 1; None sets no limit.
+        on_length: What happens to a reply cut at the token limit.
+    """
+
+    taxonomy: Taxonomy
+    max_words: int | None
+    on_length: OnLength
+    _tag: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tag", _tag_pattern(self.taxonomy))
+
+    def text_of(self, reply: Reply) -> str:
+        """Return a reply's text with every run of white space as one space.
+
+        Raises:
+            ParseError: If the reply was cut and the rules do not allow it, or a later line of it starts with a role
+                label (``role_label``).
+        """
+        text = finished_text(reply, self.on_length)
+        if any(map(starts_with_label, lines_of(text)[1:])):
+            raise ParseError("a reply in which another turn begins", kind="role_label", samples=(text,))
+        return " ".join(text.split())
+
+    def check(self, text: str) -> str:
+        """Return an utterance that keeps the rules.
+
+        Raises:
+            ParseError: Kind ``blank``, ``control_token``, ``role_label``, ``strategy_tag`` or ``too_long``.
+        """
+        if not text:
+            raise ParseError("a blank reply", kind="blank")
+        if _CONTROL_TOKEN.search(text):
+            raise ParseError("a control token inside a reply", kind="control_token", samples=(text,))
+        if starts_with_label(text):
+            raise ParseError("a reply that starts with a role label", kind="role_label", samples=(text,))
+        if self._tag.search(text):
+            raise ParseError("a strategy tag inside a reply", kind="strategy_tag", samples=(text,))
+        n = n_words(text)
+        if self.max_words is not None and n > self.max_words:
+            raise ParseError(
+                f"a reply of {n} words", kind="too_long", expected=f"at most {self.max_words}", samples=(text,)
+            )
+        return text

@@ -1,0 +1,307 @@
+"""The resolution critic: is the seeker's issue solved after this conversation?
+
+Two read-outs give the same quantity. ``sampled`` asks several times and averages the answers that name exactly one
+level (RLFF-ESC, arXiv 2508.12935). ``expected`` scores the level names once and takes the expectation, which is the
+limit of ``sampled`` for infinitely many samples, at about a tenth of the work. Endpoints tell only the probability of
+one next token; there, ``expected`` lists the levels by letter, which is another prompt and shows in the identity.
+
+A trained reward model as a critic: the probability that a supporter turn leads to a good future.
+
+This is how RLFF-ESC's reward model (arXiv 2508.12935) can rate the supporter turns of AFlow's search. Turns that wait
+at the same time are scored in one batch; no seed is drawn and nothing is parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, Protocol
+
+from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, UnscoredError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.roles.asking import Voice, Window, as_lines, gather_all
+from esckit.roles.verdicts import Preset
+from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricReading, Scenario, Score, Turn, Usage
+
+log = logging.getLogger(__name__)
+
+
+Readout = Literal["sampled", "expected"]
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSettings:
+    """How the critic is read.
+
+    Attributes:
+        readout: ``sampled`` or ``expected``.
+        samples: Answers asked for in one attempt of ``sampled``.
+        min_parsed: Answers that must be readable, at least 1.
+        max_attempts: How often all samples are asked for before the turn is unscored.
+        expected_score: Score of a level name: its log-probability, or that per token.
+        ppdpp_compat: Put 0 where nothing is readable, as the PPDPP code does; marked on the reading.
+    """
+
+    readout: Readout = "sampled"
+    samples: int = 10
+    min_parsed: int = 1
+    max_attempts: int = 2
+    expected_score: Literal["sequence", "length_normalised"] = "sequence"
+    ppdpp_compat: bool = False
+
+
+@dataclass(slots=True)
+class NameMass:
+    """Running mean of the probability that the critic answers one of the level names; warns once below one half."""
+
+    total: float = 0.0
+    n: int = 0
+    warned: bool = False
+
+    def add(self, mass: float) -> None:
+        """Take one reading's mass."""
+        self.total += mass
+        self.n += 1
+        if self.n >= 10 and not self.warned and self.total / self.n < 0.5:
+            self.warned = True
+            log.warning(
+                "the critic gives the level names only %.0f %% of its probability: it would rather say something else",
+                100 * self.total / self.n,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionCritic:
+    """A chat model that reads a conversation and names a level.
+
+    Raises:
+        ConfigError: On construction, if the model cannot do what the read-out needs.
+    """
+
+    voice: Voice
+    prompt: Prompt
+    preset: Preset
+    settings: CriticSettings = field(default_factory=CriticSettings)
+    window: Window = field(default_factory=Window)
+    mass: NameMass = field(default_factory=NameMass)
+
+    def __post_init__(self) -> None:
+        if self.settings.readout != "expected":
+            return
+        if not self.voice.model.capabilities:
+            raise ConfigError(
+                f"critic.readout 'expected' needs log-probabilities, which {self.voice.model.name} does not offer",
+                expected="a model that offers them, or critic.readout: sampled",
+            )
+        if self.voice.sampling.temperature == 0:
+            raise ConfigError("critic.readout 'expected' at temperature 0", expected="a temperature above 0")
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether level names are read as they are; otherwise the prompt lists them by letter."""
+        return self.settings.readout == "sampled" or "score" in self.voice.model.capabilities
+
+    @property
+    def identity(self) -> str:
+        """Preset and prompt digest, as readings show it."""
+        return f"{self.preset.name}/{self.prompt.digest}"
+
+    async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
+        """Return the value of the conversation so far, in [-1, 1], with its reading attached.
+
+        Raises:
+            UnscoredError: If no answer was readable (never with ``expected``).
+            BackendError: If the backend failed.
+        """
+
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            return self.prompt.render(
+                emotion_type=scenario.emotion_type or "None",
+                problem_type=scenario.problem_type or "None",
+                conversation=as_lines(shown),
+            )
+
+        asked = self.window.fit(messages, turns, scope, "critic")
+        read = self._expected if self.settings.readout == "expected" else self._sampled
+        reading = await read(asked, scope)
+        return Score(values={"resolution": reading.value}, reward=reading.value, reading=reading)
+
+    async def _sampled(self, messages: list[Message], scope: Scope) -> CriticReading:
+        unparsed: list[str] = []
+        for attempt in range(1, self.settings.max_attempts + 1):
+            seeds = [scope.seed(f"critic.{index}") for index in range(self.settings.samples)]
+            replies = await gather_all(self._answer(messages, scope, index, seed) for index, seed in enumerate(seeds))
+            levels: Counter[int] = Counter()
+            unparsed = []
+            for reply in replies:
+                try:
+                    levels[self.preset.parse(reply.text)] += 1
+                except ParseError:
+                    unparsed.append(reply.whole)
+            if levels.total() >= self.settings.min_parsed:
+                counts = tuple(levels[index] for index in range(len(self.preset.levels)))
+                return self._reading(self.preset.mean(counts), counts=counts, unparsed=unparsed, attempts=attempt)
+        if self.settings.ppdpp_compat:
+            none = (0,) * len(self.preset.levels)
+            return self._reading(
+                Fraction(0), counts=none, unparsed=unparsed, attempts=self.settings.max_attempts, compat_zero=True
+            )
+        error = UnscoredError(
+            f"{len(unparsed)} of {self.settings.samples} critic answers name no level",
+            samples=tuple(unparsed),
+        )
+        error.attempts = self.settings.max_attempts
+        raise error
+
+    async def _answer(self, messages: list[Message], scope: Scope, index: int, seed: int) -> Reply:
+        """Return one sample, booked whatever becomes of the others."""
+        reply = await self.voice.model.complete(messages, self.voice.sampling, seed=seed)
+        scope.book(f"critic.{index}", reply)
+        return reply
+
+    def _reading(
+        self, value: Fraction, *, counts: tuple[int, ...], unparsed: list[str], attempts: int, compat_zero: bool = False
+    ) -> CriticReading:
+        return CriticReading(
+            readout="sampled",
+            critic=self.identity,
+            counts=counts,
+            n_parsed=sum(counts),
+            n_unparsed=len(unparsed),
+            unparsed=tuple(unparsed[:3]),
+            num=value.numerator,
+            den=value.denominator,
+            value=float(value),
+            attempts=attempts,
+            compat_zero=compat_zero,
+        )
+
+    async def _expected(self, messages: list[Message], scope: Scope) -> CriticReading:
+        read = self._read_names if self.reads_names else self._read_letters
+        weights, mass = await read(messages, scope)
+        self.mass.add(mass)
+        value = self.preset.expectation(weights)
+        return CriticReading(
+            readout="expected",
+            critic=self.identity,
+            weights=weights,
+            name_mass=mass,
+            num=value.numerator,
+            den=value.denominator,
+            value=float(value),
+        )
+
+    async def _read_names(self, messages: list[Message], scope: Scope) -> tuple[tuple[float, ...], float]:
+        """Return level probabilities and name mass from the log-probabilities of the level names."""
+        scores = await self.voice.model.score(messages, self.preset.levels, temperature=self.voice.sampling.temperature)
+        scope.spend("critic", scores.usage)
+        mass = math.fsum(math.exp(choice.log_p) for choice in scores.choices)
+        return level_weights(scores, self.settings.expected_score), mass
+
+    async def _read_letters(self, messages: list[Message], scope: Scope) -> tuple[tuple[float, ...], float]:
+        """Return level probabilities and letter mass from the next token of the lettered prompt."""
+        letters = self.preset.letters
+        found = await self.voice.model.next_token(messages, letters, temperature=self.voice.sampling.temperature)
+        scope.spend("critic", found.usage)
+        if found.label_mass <= 0.0:
+            raise UnscoredError("a critic that gives none of the letters any probability")
+        return tuple(p / found.label_mass for p in found.probabilities), found.label_mass
+
+
+def level_weights(scores: ChoiceScores, kind: Literal["sequence", "length_normalised"]) -> tuple[float, ...]:
+    """Return the softmax of the level scores, in preset order.
+
+    Args:
+        scores: Log-probabilities and token counts of the level names.
+        kind: ``sequence`` uses log p, ``length_normalised`` log p per token.
+    """
+    logits = [choice.log_p if kind == "sequence" else choice.log_p / choice.n_tokens for choice in scores.choices]
+    top = max(logits)
+    exponentials = [math.exp(logit - top) for logit in logits]
+    total = math.fsum(exponentials)
+    return tuple(exponential / total for exponential in exponentials)
+
+
+class ResponseScorer(Protocol):
+    """Scores replies to conversations, one number in [0, 1] each."""
+
+    def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+        """Return the scores in order."""
+        ...
+
+
+class RewardCritic:
+    """Rates the last supporter turn by a reward model.
+
+    Args:
+        scorer: The reward model.
+        identity: What readings show: the run and the digest of the model.
+    """
+
+    def __init__(self, scorer: ResponseScorer, identity: str) -> None:
+        self._scorer = scorer
+        self._identity = identity
+        self._waiting: list[tuple[Sequence[Turn], str, asyncio.Future[float]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
+        """Return p(good future) of the last turn given those before it.
+
+        Raises:
+            BackendError: If the turn does not fit into the model, or its number is not finite.
+        """
+        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting.append((tuple(turns[:-1]), turns[-1].text, answer))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+            # Its error reaches those who wait; it must not be reported a second time.
+            self._worker.add_done_callback(lambda task: task.cancelled() or task.exception())
+        p = await answer
+        scope.spend("critic", Usage(calls=1))
+        reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)
+        return Score(values={"reward_model": p}, reward=p, reading=reading)
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                scores = await asyncio.to_thread(
+                    self._scorer.score, [turns for turns, _, _ in batch], [text for _, text, _ in batch]
+                )
+            except (ModelError, NotFiniteError) as error:
+                await self._one_by_one(batch, _failure(error))
+                continue
+            except BaseException as error:
+                for _, _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                raise
+            for (_, _, answer), score in zip(batch, scores, strict=True):
+                if not answer.done():
+                    answer.set_result(score)
+
+    async def _one_by_one(
+        self, batch: Sequence[tuple[Sequence[Turn], str, asyncio.Future[float]]], error: ModelError
+    ) -> None:
+        """Give the error to the turn that caused it alone."""
+        for turns, text, answer in batch:
+            if answer.done():
+                continue
+            if len(batch) == 1:
+                answer.set_exception(error)
+                continue
+            try:
+                answer.set_result((await asyncio.to_thread(self._scorer.score, [turns], [text]))[0])
+            except (ModelError, NotFiniteError) as own:
+                answer.set_exception(_failure(own))
+
+
+def _failure(error: ModelError | NotFiniteError) -> ModelError:
+    """Return what fails the one turn; a number that is not finite must not end the whole run."""
+    return error.as_failure() if isinstance(error, NotFiniteError) else error

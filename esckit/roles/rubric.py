@@ -1,0 +1,316 @@
+"""The AFlow rubric (arXiv 2602.08826) in this project's words: what a supporter turn is rated on, from 1 to 5.
+
+The critic of AFlow (arXiv 2602.08826): four ratings of the last supporter turn, folded into one reward.
+
+``sampled`` reads four lines that the model writes; ``expected`` reads each criterion from one next-token distribution
+over the digits 1 to 5 and parses nothing. Read-outs are not interchangeable, so every record names its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import fsum, isfinite
+from typing import Literal
+
+from esckit.errors import NOT_FINITE, ConfigError, ParseError, UnscoredError
+from esckit.ledger import Scope
+from esckit.prompts.prompt import Prompt
+from esckit.records import digest
+from esckit.roles.asking import Voice, Window, as_tagged_lines, ask
+from esckit.roles.environment import to_the_end
+from esckit.roles.verdicts import unfenced, verdict_text
+from esckit.text import lines_of
+from esckit.types import Message, NextToken, Reply, RubricReading, Scenario, Score, Turn
+
+MAX_RATING = 5
+
+RATINGS = ("1", "2", "3", "4", "5")
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One criterion.
+
+    Attributes:
+        key: Name in recipes and records.
+        question: What the critic asks itself.
+        anchors: What a rating of 1, 2, 3, 4 and 5 means, in this order.
+    """
+
+    key: str
+    question: str
+    anchors: tuple[str, str, str, str, str]
+
+    def as_text(self, number: int) -> str:
+        """Return the criterion for a prompt, best rating first."""
+        anchors = [f"   {rating}: {self.anchors[rating - 1]}" for rating in range(MAX_RATING, 0, -1)]
+        return "\n".join([f"{number}. {self.key}: {self.question}", *anchors])
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """A named list of criteria."""
+
+    name: str
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the criteria in order."""
+        return tuple(criterion.key for criterion in self.criteria)
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of SHA-256 over the rubric's content."""
+        return digest(asdict(self))
+
+
+AFLOW = Rubric(
+    "aflow",
+    (
+        Criterion(
+            "empathy",
+            "Is the seeker's feeling and need understood, and shown without judging?",
+            (
+                "cold, blaming or belittling",
+                "misses or hurries past the feeling, or paints it over with cheer",
+                "kind, but would fit anyone",
+                "names the main feeling rightly and answers it",
+                "reaches what lies behind the words, warmly and exactly",
+            ),
+        ),
+        Criterion(
+            "information",
+            "Is what it says true, relevant and usable here and now? A turn that rightly offers no advice is rated on "
+            "the relevance of what it does say.",
+            (
+                "wrong, unsafe or unrelated",
+                "vague or beside the point",
+                "sound but general",
+                "relevant and practical, little tailoring",
+                "concrete, made for this case, opens a way",
+            ),
+        ),
+        Criterion(
+            "naturalness",
+            "Would one believe that a caring person said it?",
+            (
+                "broken, list-like or with machine artefacts",
+                "stock phrases, repetition",
+                "polite but formal or formulaic",
+                "flows, slightly stiff",
+                "lively, spoken, nothing mechanical",
+            ),
+        ),
+        Criterion(
+            "strategy",
+            "Is this the right kind of support now (explore, then insight, then action), and well done?",
+            (
+                "makes it worse",
+                "wrong for the seeker's readiness",
+                "recognisable but clumsy",
+                "fitting and correct",
+                "well timed and skilful, moves things on",
+            ),
+        ),
+    ),
+)
+
+RUBRICS = {AFLOW.name: AFLOW}
+
+
+def load_rubric(name: str) -> Rubric:
+    """Return a rubric by name.
+
+    Raises:
+        ConfigError: If there is none of this name.
+    """
+    if name not in RUBRICS:
+        raise ConfigError(f"unknown rubric {name!r}", expected=f"one of {', '.join(RUBRICS)}")
+    return RUBRICS[name]
+
+
+def weighted_reward(ratings: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Return R = Σ w_c r_c / (5 Σ w_c), in [0.2, 1].
+
+    Args:
+        ratings: Rating per criterion in [1, 5].
+        weights: Weight per criterion, each at least 0, sum above 0.
+
+    Raises:
+        UnscoredError: ``not_finite`` if a rating is not finite.
+    """
+    total = fsum(weights[key] * rating for key, rating in ratings.items())
+    if not isfinite(total):
+        raise UnscoredError("ratings that are not finite", kind=NOT_FINITE, expected="ratings from 1 to 5")
+    # Rounding may put a perfect turn one ulp above 1, which no return may pass.
+    return min(1.0, total / (MAX_RATING * fsum(weights.values())))
+
+
+def check_weights(weights: Mapping[str, float], rubric: Rubric) -> None:
+    """Refuse weights that do not fit a rubric.
+
+    Raises:
+        ConfigError: If a criterion is missing or unknown, a weight is negative, or all are 0.
+    """
+    if set(weights) != set(rubric.keys):
+        raise ConfigError(
+            f"critic weights for {', '.join(sorted(weights)) or 'nothing'}", expected=f"for {', '.join(rubric.keys)}"
+        )
+    if min(weights.values()) < 0 or sum(weights.values()) <= 0:
+        raise ConfigError("critic weights below 0 or all 0", expected="weights of at least 0 with a sum above 0")
+
+
+log = logging.getLogger(__name__)
+
+
+_RATING_LINE = re.compile(r"\s*([1-9])\s*[:：]\s*([1-5])\s*")
+
+_LOW_MEAN_MASS = 0.5
+
+_WARN_AFTER = 20
+
+
+class RubricCritic:
+    """A chat model that rates the last supporter turn by a rubric.
+
+    Args:
+        voice: Model and settings.
+        prompt: A prompt with ``transcript`` and the optional ``criteria`` (``sampled``) and ``criterion``
+            (``expected``).
+        rubric: The criteria.
+        weights: Weight per criterion.
+        readout: How ratings are read.
+        show_strategy: Whether supporter turns show their strategy.
+        min_label_mass: With ``expected``, the least probability of all digits together for a turn to count as scored.
+        window: How much of the talk the model is shown.
+
+    Raises:
+        ConfigError: If the weights do not fit the rubric, or the model cannot do the read-out.
+    """
+
+    def __init__(
+        self,
+        voice: Voice,
+        prompt: Prompt,
+        rubric: Rubric,
+        *,
+        weights: Mapping[str, float],
+        readout: Literal["sampled", "expected"],
+        show_strategy: bool,
+        min_label_mass: float,
+        window: Window | None = None,
+    ) -> None:
+        check_weights(weights, rubric)
+        if readout == "expected" and "next_token" not in voice.model.capabilities:
+            raise ConfigError(
+                f"model {voice.model.name} gives no next-token probabilities",
+                expected="a model that does",
+                hint="Set critic.readout: sampled",
+            )
+        self.voice = voice
+        self.prompt = prompt
+        self.rubric = rubric
+        self.weights = dict(weights)
+        self.readout = readout
+        self.show_strategy = show_strategy
+        self.min_label_mass = min_label_mass
+        self.window = window or Window()
+        self.identity = f"{rubric.name}/{digest([prompt.digest, rubric.digest])}"
+        self._n_masses, self._mass_sum, self._warned = 0, 0.0, False
+
+    async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
+        """Rate the last turn, which is a supporter's.
+
+        Raises:
+            ModelError: If no readable answer came; never replaced by a number.
+        """
+        ratings, mass = await (
+            self._sampled(turns, scope) if self.readout == "sampled" else self._expected(turns, scope)
+        )
+        return Score(
+            values=ratings,
+            reward=weighted_reward(ratings, self.weights),
+            reading=RubricReading(readout=self.readout, critic=self.identity, ratings=ratings, label_mass=mass),
+        )
+
+    async def _sampled(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], None]:
+        criteria = "\n\n".join(c.as_text(number) for number, c in enumerate(self.rubric.criteria, start=1))
+        messages = self._messages(turns, scope, criteria=criteria)
+        try:
+            ratings = await ask(self.voice, messages, scope, "critic", self._parse)
+        except ParseError as error:
+            unscored = UnscoredError(error.found, kind=error.kind, expected=error.expected, samples=error.samples)
+            unscored.attempts = error.attempts
+            raise unscored from error
+        return dict(zip(self.rubric.keys, ratings, strict=True)), None
+
+    def _parse(self, reply: Reply) -> list[float]:
+        return parse_ratings(verdict_text(reply), len(self.rubric.criteria))
+
+    async def _expected(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], float]:
+        prompts = [
+            self._messages(turns, scope, criterion=criterion.as_text(number))
+            for number, criterion in enumerate(self.rubric.criteria, start=1)
+        ]
+        found = await to_the_end(*(self._distribution(messages, scope) for messages in prompts))
+        mass = min(distribution.label_mass for distribution in found)
+        self._watch(mass)
+        if mass <= 0.0 or mass < self.min_label_mass:
+            raise UnscoredError(
+                f"a probability of {mass:.3g} that the critic answers with a rating",
+                kind="label_mass",
+                expected=f"at least {self.min_label_mass}",
+            )
+        ratings = [expected_rating(distribution.probabilities) for distribution in found]
+        return dict(zip(self.rubric.keys, ratings, strict=True)), mass
+
+    def _messages(
+        self, turns: Sequence[Turn], scope: Scope, *, criteria: str | None = None, criterion: str | None = None
+    ) -> list[Message]:
+        def messages(shown: Sequence[Turn]) -> list[Message]:
+            transcript = as_tagged_lines(shown, show_strategy=self.show_strategy)
+            return self.prompt.render(transcript=transcript, criteria=criteria, criterion=criterion)
+
+        return self.window.fit(messages, turns, scope, "critic")
+
+    async def _distribution(self, messages: Sequence[Message], scope: Scope) -> NextToken:
+        found = await self.voice.model.next_token(messages, RATINGS)
+        scope.spend("critic", found.usage)
+        return found
+
+    def _watch(self, mass: float) -> None:
+        """Warn once if the model mostly wants to answer something else than a rating."""
+        self._n_masses += 1
+        self._mass_sum += mass
+        mean = self._mass_sum / self._n_masses
+        if self._n_masses >= _WARN_AFTER and mean < _LOW_MEAN_MASS and not self._warned:
+            self._warned = True
+            log.warning("critic: ratings get a mean probability of %.2f only; its scores say little", mean)
+
+
+def parse_ratings(text: str, n_criteria: int) -> list[float]:
+    """Return the ratings of an answer of exactly one line ``N: rating`` per criterion, in order.
+
+    Raises:
+        ParseError: If a line is missing, doubled, out of order or no whole number from 1 to 5.
+    """
+    lines = [line for line in lines_of(unfenced(text).replace("*", "")) if line.strip()]
+    found = [_RATING_LINE.fullmatch(line) for line in lines]
+    ratings = [float(match[2]) for number, match in enumerate(found, start=1) if match and int(match[1]) == number]
+    if len(lines) != n_criteria or len(ratings) != n_criteria:
+        raise ParseError(
+            "an answer that is not one rating per criterion",
+            expected=f"{n_criteria} lines 'number: rating' with ratings 1 to 5",
+            samples=(text,),
+        )
+    return ratings
+
+
+def expected_rating(probabilities: Sequence[float]) -> float:
+    """Return E = Σ_k k·p_k / Σ_k p_k over the ratings 1 to 5, in [1, 5]."""
+    return sum(k * p for k, p in enumerate(probabilities, start=1)) / sum(probabilities)

@@ -1,0 +1,424 @@
+"""What ``esckit simulate`` says about its futures: counts, rewards, and how each label rule would split them.
+
+``esckit simulate``: from corpus contexts to valued futures (RLFF-ESC, arXiv 2508.12935).
+
+The run folder holds ``contexts.jsonl``, ``futures.jsonl`` (appended as futures finish, sorted at the end),
+``failures.jsonl``, ``metrics.jsonl`` (timings only) and ``summary.json``. With the scripted model the first four are
+the same bytes for every concurrency and whatever interrupted the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from esckit.config.load import require_runs
+from esckit.config.sections import CheckpointBinding, RoleOptions
+from esckit.data.contexts import build_contexts
+from esckit.data.selection import Selection, select_dialogues
+from esckit.play.executor import FailureRate, NoProgress, Progress, run_units
+from esckit.play.rollout import Cast, Rules, label_goal, label_quantile, label_threshold, play_future, rewards
+from esckit.play.session import SUMMARY, RunResult, playing
+from esckit.prompts.prompt import Prompt, load_prompt
+from esckit.protocols import StrategyPolicy, Supporter
+from esckit.records import read_records, write_json, write_records
+from esckit.roles.critics import CriticSettings, ResolutionCritic
+from esckit.roles.pool import ModelPool, is_strategy_policy, look_up, require_checkpoints
+from esckit.roles.seekers import PromptedSeeker
+from esckit.roles.strategist import PromptedStrategist
+from esckit.roles.supporters import PromptedSupporter
+from esckit.roles.verdicts import load_preset
+from esckit.runs import RunFolder
+from esckit.simulate.recipe import SimulateRecipe
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
+from esckit.types import Context, CriticReading, Future, Outcome, Record, Usage
+
+HALF = Fraction(1, 2)
+
+
+def summarise(contexts: Sequence[Context], futures: Sequence[Future]) -> dict[str, Any]:
+    """Return ``summary.json``: shares in [0, 1], None where there is nothing to measure."""
+    scored = [future for future in futures if future.outcome is not Outcome.FAILED]
+    failures = [future.failure for future in futures if future.failure is not None]
+    return {
+        "schema": "esckit.simulate_summary/1",
+        "contexts": len(contexts),
+        "dialogues": len({context.dialogue_id for context in contexts}),
+        "futures": len(futures),
+        "outcomes": {outcome.value: sum(future.outcome is outcome for future in futures) for outcome in _OUTCOMES},
+        "failed": dict(sorted(Counter(f"{failure.stage}/{failure.kind}" for failure in failures).items())),
+        "reward": _reward_facts(rewards(scored)),
+        "goal_share": _share(sum(future.outcome is Outcome.RESOLVED for future in scored), len(scored)),
+        "mean_k": _share(sum(future.k for future in scored), len(scored)),
+        "last_value_one_half_share": _share(sum(_last_is_half(future) for future in scored), len(scored)),
+        **_reading_facts([reading for future in futures for reading in _readings(future)]),
+        "format_ok_share": _format_ok_share(futures),
+        "positive_share": {
+            "goal": label_goal(scored).positive_share,
+            "threshold 0.5": label_threshold(scored, HALF).positive_share,
+            "quantile 0.7": label_quantile(scored, Fraction(7, 10)).positive_share,
+        },
+        "usage": _usage(futures),
+    }
+
+
+_OUTCOMES = (Outcome.RESOLVED, Outcome.MAX_TURNS, Outcome.FAILED)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _readings(future: Future) -> list[CriticReading]:
+    return [exchange.reading for exchange in future.exchanges if exchange.reading is not None]
+
+
+def _last_is_half(future: Future) -> bool:
+    readings = _readings(future)
+    return bool(readings) and readings[-1].fraction == HALF
+
+
+def _reward_facts(values: Sequence[Fraction]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    ordered = sorted(values)
+    deciles = [float(ordered[-(-tenth * len(ordered) // 10) - 1]) for tenth in range(1, 10)]
+    mean = sum(ordered, Fraction(0)) / len(ordered)
+    return {"mean": float(mean), "min": float(ordered[0]), "max": float(ordered[-1]), "deciles": deciles}
+
+
+def _reading_facts(readings: Sequence[CriticReading]) -> dict[str, Any]:
+    parsed = sum(reading.n_parsed for reading in readings)
+    unparsed = sum(reading.n_unparsed for reading in readings)
+    masses = [reading.name_mass for reading in readings if reading.name_mass is not None]
+    return {
+        "unparsed_share": _share(unparsed, parsed + unparsed),
+        "compat_zeros": sum(reading.compat_zero for reading in readings),
+        "mean_name_mass": sum(masses) / len(masses) if masses else None,
+    }
+
+
+def _format_ok_share(futures: Sequence[Future]) -> float | None:
+    outputs = [exchange.supporter.format_ok for future in futures for exchange in future.exchanges]
+    return _share(sum(outputs), len(outputs))
+
+
+def _usage(futures: Sequence[Future]) -> dict[str, Any]:
+    total: dict[str, Usage] = {}
+    for future in futures:
+        for role, usage in future.usage.items():
+            total[role] = total.get(role, Usage()) + usage
+    return {role: usage.facts() for role, usage in sorted(total.items())}
+
+
+log = logging.getLogger(__name__)
+
+
+MIN_FUTURES_FOR_RATE = 50
+
+UNPARSED_WARNING = 0.1
+"""Share of unreadable critic answers beyond which a run warns."""
+
+
+class FailedFuture(Record):
+    """A line of ``failures.jsonl``."""
+
+    id: str
+    stage: str
+    turn: int
+    kind: str
+    attempts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatePlan:
+    """What a run would do: counts, and bounds on the calls to models."""
+
+    dialogues: int
+    contexts: int
+    futures: int
+    calls_at_most: dict[str, int]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return asdict(self)
+
+
+def plan(recipe: SimulateRecipe) -> SimulatePlan:
+    """Return what a run of the recipe would do, without any model.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    selection, contexts = _contexts(recipe)
+    require_checkpoints(_bindings(recipe), load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None)
+    n = len(contexts) * recipe.simulation.candidates
+    exchanges = recipe.simulation.horizon + 1
+    scored = exchanges if recipe.simulation.score_first_exchange else exchanges - 1
+    per_reading = 1 if recipe.critic.readout == "expected" else recipe.critic.samples
+    calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * per_reading}
+    if _is_guided(recipe):
+        calls["strategist"] = n * exchanges
+    return SimulatePlan(len(selection.dialogues), len(contexts), n, calls)
+
+
+def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
+    """Play every future of the recipe that is not in the run folder yet.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        progress: Shows how far the run is.
+
+    Raises:
+        EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+    """
+    selection, contexts = _contexts(recipe)
+    return asyncio.run(_run(recipe, selection, contexts, out, progress or NoProgress()))
+
+
+def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
+    """Return the contexts to play, after looking up everything that the recipe names."""
+    require_runs(recipe, idle=() if _is_guided(recipe) else ("models.strategist",))
+    look_up(_bindings(recipe).values())
+    if recipe.models.strategist is not None and not _is_guided(recipe):
+        log.warning("models.strategist takes no part: simulation.strategy is none, not predicted")
+    _prompts(recipe)
+    selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if _is_guided(recipe) else None)
+    return selection, build_contexts(
+        selection.dialogues,
+        run_seed=recipe.seed,
+        per_dialogue=recipe.contexts.per_dialogue,
+        supporter_opening=recipe.contexts.supporter_opening,
+        situation_first=recipe.contexts.situation_first,
+    )
+
+
+async def _run(
+    recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
+) -> RunResult:
+    bindings = _bindings(recipe)
+    async with ModelPool(recipe.executor, recipe.budget) as pool:
+        await pool.prepare(bindings.values())
+        prompts = _prompts(recipe, by_letter=_is_read_by_letter(recipe, pool))
+        cast = build_cast(recipe, pool, prompts)
+        inputs = {
+            "data": selection.facts(),
+            "prompts": {role: prompt.identity for role, prompt in prompts.items()},
+            "roles": {role: _name(binding, pool) for role, binding in bindings.items()},
+            **taxonomy_inputs(load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None),
+        }
+
+        def settle(folder: RunFolder) -> list[Future]:
+            return _settle(folder, contexts)
+
+        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
+            write_records(folder.file("contexts.jsonl"), contexts)
+            await _play_missing(recipe, contexts, cast, folder, progress)
+            futures = settle(folder)
+            folder.require_whole(len(futures), len(contexts) * recipe.simulation.candidates, "futures")
+            summary = summarise(contexts, futures)
+            write_json(folder.file(SUMMARY), summary)
+            _warn_of_unparsed(summary)
+            _rate_of(recipe, futures).judge()
+    return RunResult(out, summary)
+
+
+def _is_guided(recipe: SimulateRecipe) -> bool:
+    """Return whether a strategist names the strategy of every supporter turn."""
+    return recipe.simulation.strategy == "predicted"
+
+
+def _bindings(recipe: SimulateRecipe) -> dict[str, RoleOptions]:
+    """Return the models that take part, by role."""
+    roles = recipe.models
+    found: dict[str, RoleOptions] = {"supporter": roles.supporter, "seeker": roles.seeker, "critic": roles.critic}
+    if _is_guided(recipe) and roles.strategist is not None:
+        found["strategist"] = roles.strategist
+    return found
+
+
+def _name(binding: RoleOptions, pool: ModelPool) -> str:
+    """Return the name of the model that plays a role."""
+    return binding.checkpoint if isinstance(binding, CheckpointBinding) else pool.model(binding).name
+
+
+# What a role is called among those of prompts, where it is not by its own name.
+_PROMPTED = {"critic": "resolution critic"}
+
+
+def _prompts(recipe: SimulateRecipe, *, by_letter: bool = False) -> dict[str, Prompt]:
+    """Return the prompt of every prompted role; the critic's is its preset's own unless the recipe names one."""
+    names = recipe.prompts
+    own = load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else "")
+    named = {**names.model_dump(), "critic": names.critic or own}
+    bindings = _bindings(recipe)
+    prompted = (role for role in bindings if role != "strategist" or not is_strategy_policy(bindings[role]))
+    return {role: load_prompt(named[role], _PROMPTED.get(role, role)) for role in prompted}
+
+
+def _is_read_by_letter(recipe: SimulateRecipe, pool: ModelPool) -> bool:
+    """Return whether the critic's model tells only the probability of one token."""
+    return recipe.critic.readout == "expected" and pool.model(recipe.models.critic).capabilities == {"next_token"}
+
+
+def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt]) -> Cast:
+    """Return the roles that the recipe binds to models.
+
+    Args:
+        recipe: The recipe.
+        pool: The run's models.
+        prompts: Prompt per role.
+
+    Raises:
+        ConfigError: If a model cannot do what its role needs.
+    """
+    roles, settings, attempts = recipe.models, recipe.critic, recipe.simulation.max_attempts
+    taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
+    return Cast(
+        supporter=_supporter(recipe, pool, prompts["supporter"], taxonomy),
+        seeker=PromptedSeeker(
+            pool.voice(roles.seeker, max_attempts=attempts), prompts["seeker"], pool.window(roles.seeker)
+        ),
+        critic=ResolutionCritic(
+            pool.voice(roles.critic, max_attempts=1),
+            prompts["critic"],
+            load_preset(settings.preset),
+            CriticSettings(
+                readout=settings.readout,
+                samples=settings.samples,
+                min_parsed=settings.min_parsed,
+                max_attempts=settings.max_attempts,
+                expected_score=settings.expected_score,
+                ppdpp_compat=settings.ppdpp_compat,
+            ),
+            window=pool.window(roles.critic),
+        ),
+        strategist=_strategist(recipe, pool, prompts, taxonomy) if taxonomy else None,
+    )
+
+
+def _supporter(recipe: SimulateRecipe, pool: ModelPool, prompt: Prompt, taxonomy: Taxonomy | None) -> Supporter:
+    """Return the supporter: a prompted model, or a flow checkpoint that writes."""
+    binding, attempts = recipe.models.supporter, recipe.simulation.max_attempts
+    if written := pool.flow_supporter(binding, taxonomy, max_attempts=attempts):
+        return written
+    definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}
+    return PromptedSupporter(pool.voice(binding, max_attempts=attempts), prompt, definitions, pool.window(binding))
+
+
+def _strategist(
+    recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt], taxonomy: Taxonomy
+) -> StrategyPolicy:
+    """Return the strategist: a trained policy, or a prompted model."""
+    binding = _bindings(recipe)["strategist"]
+    if is_strategy_policy(binding):
+        return pool.policy(binding, taxonomy)
+    return PromptedStrategist(
+        pool.voice(binding, max_attempts=recipe.simulation.max_attempts),
+        prompts["strategist"],
+        taxonomy,
+        recipe.strategist.readout,
+        pool.window(binding),
+    )
+
+
+async def _play_missing(
+    recipe: SimulateRecipe, contexts: Sequence[Context], cast: Cast, folder: RunFolder, progress: Progress
+) -> None:
+    """Play what is not in ``futures.jsonl`` yet, appending each future as it ends."""
+    with folder.appender("futures.jsonl") as done_file, folder.appender("metrics.jsonl") as metrics:
+        done = _latest(folder.file("futures.jsonl"))
+        retry = recipe.simulation.retry_failed
+        rate = _rate_of(recipe, [f for f in done.values() if not (retry and f.outcome is Outcome.FAILED)])
+        rate.watch()
+        missing = [
+            (context, candidate)
+            for context in contexts
+            for candidate in range(recipe.simulation.candidates)
+            if (found := done.get(f"{context.id}:c{candidate}")) is None or (retry and found.outcome is Outcome.FAILED)
+        ]
+        total = len(contexts) * recipe.simulation.candidates
+        progress.start(total, total - len(missing))
+        rules = Rules(
+            horizon=recipe.simulation.horizon,
+            threshold=Fraction(recipe.critic.threshold),
+            score_first_exchange=recipe.simulation.score_first_exchange,
+        )
+
+        async def play(unit: tuple[Context, int]) -> tuple[Future, float]:
+            began = time.perf_counter()
+            context, candidate = unit
+            future = await play_future(context, candidate, cast=cast, rules=rules, run_seed=recipe.seed)
+            return future, time.perf_counter() - began
+
+        def take(result: tuple[Future, float]) -> None:
+            future, seconds = result
+            done_file.append(future)
+            metrics.append({"future": future.id, "seconds": round(seconds, 3)})
+            rate.add(failed=_is_unsound(future))
+            progress.advance(failed=rate.n_failed)
+
+        await run_units(missing, play, limit=recipe.concurrency.futures, on_result=take)
+
+
+def _latest(path: Path) -> dict[str, Future]:
+    """Return the futures on disk by id; a future that was retried counts as its latest self."""
+    if not path.is_file():
+        return {}
+    return {future.id: future for future in read_records(Future, path, allow_cut=True)}
+
+
+def _settle(folder: RunFolder, contexts: Sequence[Context]) -> list[Future]:
+    """Sort ``futures.jsonl`` by context and candidate, and write ``failures.jsonl`` from it."""
+    order = {context.id: position for position, context in enumerate(contexts)}
+    futures = sorted(
+        _latest(folder.file("futures.jsonl")).values(),
+        key=lambda future: (order[future.context_id], future.candidate),
+    )
+    write_records(folder.file("futures.jsonl"), futures)
+    write_records(
+        folder.file("failures.jsonl"),
+        [
+            FailedFuture(id=future.id, **future.failure.model_dump(exclude={"place"}))
+            for future in futures
+            if future.failure is not None
+        ],
+    )
+    return futures
+
+
+def _rate_of(recipe: SimulateRecipe, futures: Sequence[Future]) -> FailureRate:
+    """Return the failure rate so far; at the end it is judged however few futures there are."""
+    return FailureRate(
+        recipe.max_failure_rate,
+        MIN_FUTURES_FOR_RATE,
+        "futures",
+        "simulation.retry_failed",
+        len(futures),
+        sum(map(_is_unsound, futures)),
+        failed="failed, or rest on a critic reading with half of its answers unreadable",
+    )
+
+
+def _is_unsound(future: Future) -> bool:
+    """Return whether a future counts for ``max_failure_rate``: it failed, or a reading of it says little."""
+    readings = (exchange.reading for exchange in future.exchanges)
+    return future.outcome is Outcome.FAILED or any(reading and reading.is_mostly_unparsed for reading in readings)
+
+
+def _warn_of_unparsed(summary: Mapping[str, Any]) -> None:
+    share = summary["unparsed_share"]
+    if share is not None and share > UNPARSED_WARNING:
+        log.warning(
+            "critic: %.0f %% of the answers name no level and enter no value; futures.jsonl shows some of them",
+            100 * share,
+        )

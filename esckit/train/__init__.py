@@ -1,1 +1,0 @@
-"""Objectives as pure tensor functions, and what assembles them into training."""

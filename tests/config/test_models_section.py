@@ -1,0 +1,74 @@
+from typing import Annotated
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from esckit.config.sections import (
+    BackboneBinding,
+    CheckpointBinding,
+    EndpointAddress,
+    EndpointBinding,
+    ModelBinding,
+    ScriptedBinding,
+    check_prices,
+    role_defaults,
+)
+from esckit.types import Limits
+
+BINDING = TypeAdapter(ModelBinding)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ({"backbone": "tiny-random", "dtype": "float32", "device": "cuda:1"}, BackboneBinding),
+        ({"endpoint": "openai", "model": "m"}, EndpointBinding),
+        ({"endpoint": {"base_url": "http://127.0.0.1:8000/v1", "api_key_env": "KEY"}, "model": "m"}, EndpointBinding),
+        ({"checkpoint": "runs/x"}, CheckpointBinding),
+        ({"scripted": "critic"}, ScriptedBinding),
+    ],
+)
+def test_the_kind_decides_the_class(data, kind):
+    assert type(BINDING.validate_python(data, strict=True)) is kind
+
+
+def test_an_address_is_told_from_a_name():
+    binding = BINDING.validate_python({"endpoint": {"base_url": "http://x/v1"}, "model": "m"}, strict=True)
+    assert binding.endpoint == EndpointAddress(base_url="http://x/v1")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"endpoint": "openai", "scripted": "x", "model": "m"}, "names endpoint and scripted"),
+        ({"bakbone": "x"}, "did you mean 'backbone'?"),
+        ({}, "names no model"),
+        (None, "must be a mapping with one of backbone"),
+        ("gpt2", "must be a mapping with one of backbone"),
+        ({"endpoint": "openai"}, "Field required"),
+        ({"backbone": "x", "device": "gpu"}, "device"),
+        ({"backbone": "x", "prices": {"prompt": 1.0, "completion": 1.0}}, "prices"),
+        ({"endpoint": {"base_url": "ftp://x"}, "model": "m"}, "base_url"),
+        ({"backbone": "x", "on_length": "cut"}, "on_length"),
+    ],
+)
+def test_what_is_refused(data, message):
+    with pytest.raises(ValidationError) as caught:
+        BINDING.validate_python(data, strict=True)
+    assert message in str(caught.value)
+
+
+def test_the_roles_defaults_fill_what_is_left_out():
+    adapter = TypeAdapter(Annotated[ModelBinding, role_defaults(sampling={"temperature": 0.7}, max_words=60)])
+    binding = adapter.validate_python({"scripted": "x", "sampling": {"max_tokens": 5, "stop": ("a",)}}, strict=True)
+    assert (binding.sampling.temperature, binding.sampling.max_tokens, binding.max_words) == (0.7, 5, 60)
+    built = ScriptedBinding(scripted="x")
+    assert adapter.validate_python(built) == built
+
+
+def test_a_limit_of_cost_needs_prices():
+    free = EndpointBinding(endpoint="openai", model="m")
+    with pytest.raises(ValueError, match="max_cost needs prices"):
+        check_prices(Limits(max_cost=1.0), [None, free])
+    check_prices(Limits(), [free])
+    check_prices(Limits(max_cost=1.0), [ScriptedBinding(scripted="x")])

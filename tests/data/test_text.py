@@ -1,0 +1,52 @@
+import pytest
+
+from esckit.text import NOTHING, dialogue_id, ids_digest, json_type, listed, normalise, quoted
+from esckit.types import Dialogue, Scenario
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "codes"),
+    [
+        ("as it is", "as it is", ()),
+        ("  two  spaces\tand\r\nlines\n", "two spaces and lines", ("white_space",)),
+        ("a\u2028b\u0085c\u00a0d\x1fe", "a b c d e", ("white_space",)),
+        ("a\x00b\x7fc\x9f", "abc", ("control_character",)),
+        ("a\ud800b\udfff", "a\ufffdb\ufffd", ("surrogate",)),
+        ("\x00 \ud800 ", "\ufffd", ("surrogate", "control_character", "white_space")),
+        ("It’s ❤\ufe0f, café, cafe\u0301, \u200bZERO", "It’s ❤\ufe0f, café, cafe\u0301, \u200bZERO", ()),
+        (" \n", "", ("white_space",)),
+    ],
+)
+def test_normalise(raw: str, text: str, codes: tuple[str, ...]) -> None:
+    assert normalise(raw) == (text, codes)
+    assert normalise(text) == (text, ())
+
+
+def test_an_id_is_a_hash_of_who_said_what() -> None:
+    # printf 'seeker\tHi.\nsupporter\tHello.' | sha256sum
+    assert dialogue_id("esconv", [("seeker", "Hi."), ("supporter", "Hello.")]) == "esconv-12c7c551e366"
+
+
+def test_the_digest_of_ids_takes_computed_ids_without_their_corpus() -> None:
+    def named(name: str) -> Dialogue:
+        return Dialogue(scenario=Scenario(id=name), turns=())
+
+    plain = ids_digest([named("esconv-0123456789ab"), named("own:1")])
+    assert plain == ids_digest([named("own:1"), named("jsonl-0123456789ab")])
+    assert plain != ids_digest([named("0123456789ab"), named("own:2")])
+
+
+def test_what_is_quoted_is_short_and_harmless() -> None:
+    assert quoted("Question") == "'Question'"
+    assert quoted("\x1b[31m\n\u2028\ud800é") == r"'\x1b[31m\n\u2028\ud800é'"
+    assert len(quoted("x" * 1000)) == 62
+    assert len(quoted("\x00" * 1000)) == 62
+    assert listed("abc", limit=2) == "'a', 'b' and 1 more"
+    assert listed([]) == "none"
+
+
+def test_json_types_have_articles() -> None:
+    values = {"a": 1}, [1], "a", 1, 1.5, True, None, NOTHING
+    assert [json_type(value) for value in values] == [
+        "an object", "an array", "a string", "a number", "a number", "a boolean", "null", "nothing",
+    ]  # fmt: skip

@@ -1,0 +1,102 @@
+"""What must be equal for two runs to be compared: every condition that a value depends on has its part."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esckit.errors import ConfigError
+from esckit.evaluate.cases import Case
+from esckit.evaluate.conditions import conditions
+from esckit.evaluate.recipe import EvaluateRecipe
+from esckit.evaluate.setup import set_up
+from esckit.evaluate.suites.suite import Work
+from tests.evaluate.evalrecipes import evaluation
+from tests.evaluate.evalruns import opponent, result
+
+JUDGE = {"turn_judge": {"scripted": "critic_rubric"}}
+
+
+def of(*suites: str, **sections: Any) -> dict[str, Any]:
+    return set_up(evaluation(*suites, **sections)).conditions
+
+
+@pytest.mark.parametrize(
+    ("suite", "first", "second"),
+    [
+        ("dialogue", {"models": JUDGE}, {"models": JUDGE, "prompts": {"turn_judge": "judge_reply"}}),
+        ("dialogue", {}, {"settings": {"max_attempts": 5}}),
+        ("dialogue", {"models": JUDGE}, {}),
+        ("safety", {}, {"settings": {"max_attempts": 5}}),
+        (
+            "response",
+            {"settings": {"response": {"strategy": "gold"}}},
+            {
+                "settings": {"response": {"strategy": "gold"}},
+                "taxonomy": "aflow",
+                "data": {"mapping": "esconv_to_aflow"},
+            },
+        ),
+    ],
+)
+def test_what_a_value_depends_on_is_a_condition(suite: str, first: dict[str, Any], second: dict[str, Any]) -> None:
+    ours, theirs = of(suite, **first)[suite], of(suite, **second)[suite]
+    cases = f"{suite}_cases"
+    assert {**ours, cases: 0} != {**theirs, cases: 0}
+    assert of(suite, **first)[suite] == ours
+
+
+def test_the_rubric_of_the_turn_judge_is_a_condition() -> None:
+    assert of("dialogue", models=JUDGE)["dialogue"]["turn_judge"]["rubric"]
+
+
+def test_pairs_told_gold_strategies_depend_on_their_taxonomy(tmp_path: Path) -> None:
+    found = {}
+    for strategy in ("none", "gold"):
+        asked = {"response": {"strategy": strategy}, "pairwise": {"opponent": "elsewhere"}}
+        found[strategy] = _bare(evaluation("pairwise", settings=asked), "pairwise")
+    assert "taxonomy" not in found["none"]
+    assert (found["gold"]["taxonomy"], found["gold"]["mapping"]) == ("t", "m")
+
+
+def test_an_opponent_is_known_by_what_it_says_and_not_by_its_path(tmp_path: Path) -> None:
+    def against(path: str) -> dict[str, Any]:
+        return of("pairwise", settings={"pairwise": {"opponent": path}})["pairwise"]
+
+    first = opponent(tmp_path)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text((Path(first) / "predictions.jsonl").read_text())
+    assert against(first) == against(str(copy))
+    copy.write_text(copy.read_text().replace("Tell me", "Show me"))
+    assert against(first) != against(str(copy))
+    assert "opponent" not in against(first)["settings"]
+
+
+def test_an_opponent_that_changed_is_refused_on_the_same_folder(tmp_path: Path) -> None:
+    theirs = opponent(tmp_path)
+    sections = {"settings": {"pairwise": {"opponent": theirs}}}
+    result(tmp_path, "pairwise", **sections)
+    file = Path(theirs) / "predictions.jsonl"
+    file.write_text(file.read_text().replace("Tell me", "Show me"))
+    with pytest.raises(ConfigError, match="opponent-other_supporter"):
+        result(tmp_path, "pairwise", **sections)
+
+
+def test_rewards_are_compared_under_one_label_rule(tmp_path: Path) -> None:
+    found = []
+    for name, delta in (("a", "1/2"), ("b", "29/90"), ("c", "1/2"), ("d", None)):
+        folder = tmp_path / name
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        (folder / "checkpoint" / "reward.json").write_text(json.dumps({"delta": delta}))
+        asked = {"models": {"reward": {"checkpoint": str(folder)}}, "settings": {"reward": {"inputs": ["x"]}}}
+        found.append(_bare(evaluation("reward", **asked), "reward"))
+    assert [each["label"] for each in found] == ["1/2", "29/90", "1/2", "goal"]
+
+
+def _bare(recipe: EvaluateRecipe, suite: str) -> dict[str, Any]:
+    """Return a suite's conditions without its cases, whose making needs files."""
+    work = Work(suite, suite, Case, (), {}, lambda casting, done: pytest.fail("played"))
+    gold = {"taxonomy": "t", "mapping": "m"}
+    return conditions(recipe, [work], gold=gold, predicted={}, futures={})[suite]

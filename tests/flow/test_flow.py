@@ -1,0 +1,87 @@
+"""Updates of flow training: everything once an epoch, in seeded order, shared out to processes."""
+
+import torch
+
+from esckit.flow.batch import Chunk, Encoding, FlowBatch, chunks, make_update
+from esckit.flow.trainer import FlowValidation, Updates, best_actions, confusions
+from tests.flow.flow_fakes import PAPER, some_flow_tree, tiny_model
+
+ENCODING = Encoding("tree", 2048, 0)
+
+
+def some_chunks(n: int = 6) -> list[Chunk]:
+    return [chunk for seed in range(n) for chunk in chunks(some_flow_tree(seed, n_nodes=20), ENCODING)]
+
+
+def updates(seed: int = 1, **more: int) -> Updates:
+    return Updates(some_chunks(), ENCODING, PAPER, epochs=2, paths_per_update=12, seed=seed, **more)
+
+
+def test_every_path_comes_once_an_epoch_and_epochs_differ() -> None:
+    found = updates()
+    n_paths = sum(len(chunk.paths) for chunk in some_chunks())
+    sizes = [sum(batch.n_paths for batch in found[index]) for index in range(len(found))]
+    first, last = found.epoch_ends
+    assert sum(sizes[:first]) == sum(sizes[first:last]) == n_paths
+    assert all(size >= 12 for size in sizes[: first - 1])
+    orders = [[found.tree_ids(index) for index in part] for part in (range(first), range(first, last))]
+    assert orders[0] != orders[1]
+    assert orders == [[updates().tree_ids(index) for index in part] for part in (range(first), range(first, last))]
+    assert [updates(2).tree_ids(index) for index in range(first)] != orders[0]
+
+
+def test_processes_share_an_update_and_make_as_many_passes() -> None:
+    alone = updates()
+    shares = [updates(rank=rank, n_ranks=2) for rank in range(2)]
+    for index in range(len(alone)):
+        passes = [share[index] for share in shares]
+        assert len(passes[0]) == len(passes[1])
+        assert sum(b.n_paths for part in passes for b in part) == sum(b.n_paths for b in alone[index])
+        assert {b.denominators for part in passes for b in part} == {alone[index][0].denominators}
+
+
+def all_in_one() -> list[FlowBatch]:
+    return make_update(some_chunks(2), ENCODING, PAPER)
+
+
+def test_the_best_action_is_counted_where_there_is_a_choice() -> None:
+    model = tiny_model()
+    (batch,) = all_in_one()
+    with torch.no_grad():
+        outputs = model(batch.rows)
+    right, compared, entropy, n_states = best_actions(outputs, batch)
+    chosen = (outputs.log_pi + outputs.log_value.exp()).argmax(dim=1)
+    by_hand = [
+        (int(action) in visited and values[int(action)] == max(values[v] for v in visited))
+        for action, visited, values in (
+            (action, [i for i in range(8) if flags[i]], values)
+            for action, flags, values in zip(chosen, batch.visited, batch.child_value, strict=True)
+        )
+        if len(visited) >= 2
+    ]
+    assert (int(right), int(compared)) == (sum(by_hand), len(by_hand))
+    assert int(n_states) == len(chosen)
+    assert 0 < float(entropy) / len(chosen) <= torch.log(torch.tensor(8.0))
+
+
+def test_validation_adds_up_over_passes() -> None:
+    model = tiny_model()
+    small = Encoding("tree", 120, 0)
+    parts = [chunk for seed in range(2) for chunk in chunks(some_flow_tree(seed, n_nodes=20), small)]
+    device = torch.device("cpu")
+    one = FlowValidation(all_in_one(), PAPER, device=device, reduce=lambda x: x)(model)
+    many = FlowValidation(make_update(parts, small, PAPER), PAPER, device=device, reduce=lambda x: x)(model)
+    assert one.keys() == many.keys()
+    assert all(abs(one[name] - many[name]) < 1e-4 for name in one)
+
+
+def test_confusions_count_every_decision_once_per_way() -> None:
+    model = tiny_model()
+    passes = all_in_one()
+    push = torch.zeros(2, 8)
+    push[1, 3] = 1e3
+    found = confusions(model, passes, push, torch.device("cpu"))
+    n = sum(int(batch.mask.sum()) for batch in passes)
+    assert found.sum(dim=(1, 2)).tolist() == [n, n]
+    assert int(found[1, 3].sum()) == n
+    assert torch.equal(found[0].sum(dim=0), found[1].sum(dim=0))

@@ -1,0 +1,177 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaModel, Qwen2Config
+
+from esckit.errors import CheckpointError, ConfigError
+from esckit.flow.model import ADAPTER, FlowModel, check_exact, load_heads, save_flow_model
+from esckit.flow.text import FLOW_TEXT, FlowMetadata, read_metadata
+from esckit.models.loading import load_adapter
+from esckit.models.packing import NodeSpan, PackedRows, check_packable
+from tests.flow.flow_fakes import NAMES, tiny_backbone, tiny_model
+
+
+def tree_rows() -> PackedRows:
+    return PackedRows(
+        input_ids=torch.tensor([[5, 6, 7, 8, 9]]),
+        position_ids=torch.tensor([[0, 1, 2, 2, 3]]),
+        readout_row=torch.zeros(3, dtype=torch.long),
+        readout_column=torch.tensor([1, 2, 4]),
+        subtree_end=torch.tensor([[5, 5, 3, 5, 5]]),
+        spans=(NodeSpan(0, 2, -1), NodeSpan(2, 3, 0), NodeSpan(3, 5, 0)),
+    )
+
+
+class RowPositions(LlamaModel):
+    """A model that takes positions from the row, whatever it is told."""
+
+    def forward(self, *args: Any, position_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+class MaskSpy(LlamaModel):
+    """Keeps the masks it is given."""
+
+    def forward(self, *args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        self.seen = attention_mask
+        return super().forward(*args, attention_mask=attention_mask, **kwargs)
+
+
+def metadata(**changes: Any) -> FlowMetadata:
+    facts = {
+        "taxonomy": "test",
+        "strategies": NAMES,
+        "flow_text": FLOW_TEXT,
+        "strategy_tags": False,
+        "situation": True,
+        "backbone": "tiny",
+        "trainable": "lora",
+        "objective": {"name": "subtb"},
+        "inputs": {"trees.jsonl": "0" * 64},
+        "round": 0,
+        "selected_by": "best_valid",
+    }
+    return FlowMetadata(**(facts | changes))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_mask_given_is_a_float_and_never_boolean(attention: str) -> None:
+    backbone = MaskSpy(tiny_backbone("llama").config)
+    FlowModel(backbone, NAMES, attention=attention)(tree_rows())
+    assert backbone.seen is not None
+    assert backbone.seen.dtype == torch.float32
+    assert backbone.seen.shape == (1, 1, 5, 5)
+
+
+def test_soft_capped_scores_stay_capped_whatever_is_asked_for() -> None:
+    eager, sdpa = (
+        FlowModel(tiny_backbone("gemma2", attention="eager"), NAMES, attention=attention).eval()
+        for attention in ("eager", "sdpa")
+    )
+    assert sdpa.attention == "eager"
+    assert torch.equal(eager(tree_rows()).hidden, sdpa(tree_rows()).hidden)
+
+
+def test_flex_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"encoding\.attention: flex"):
+        tiny_model("llama", attention="flex")(tree_rows())
+
+
+def test_the_probe_refuses_positions_from_the_row() -> None:
+    model = FlowModel(RowPositions(tiny_backbone("llama").config), NAMES, attention="sdpa")
+    with pytest.raises(ConfigError, match="differ") as refusal:
+        check_exact(model)
+    assert "encoding.mode: path" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_type": "qwen3_5", "layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+        ({"model_type": "mamba"}, "recurrent"),
+        ({"model_type": "bloom"}, "row index"),
+        ({"model_type": "falcon", "alibi": True}, "row index"),
+        ({"model_type": "mistral", "sliding_window": 500}, "sliding window of 500"),
+        (
+            {"model_type": "gemma2", "sliding_window": 500, "layer_types": ["sliding_attention", "full_attention"]},
+            "sliding window of 500",
+        ),
+    ],
+)
+def test_backbones_that_cannot_be_packed_are_refused(config: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as refusal:
+        check_packable(config, longest_path=500)
+    assert "encoding.mode: path" in str(refusal.value)
+
+
+def test_full_attention_and_wide_windows_can_be_packed() -> None:
+    check_packable(tiny_backbone("llama").config.to_dict(), longest_path=4096)
+    check_packable(tiny_backbone("gemma2", attention="eager").config.to_dict(), longest_path=2047)
+    check_packable(Qwen2Config().to_dict(), longest_path=32_000)
+
+
+def test_a_backbone_without_transformers_inside_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no transformers model"):
+        FlowModel(torch.nn.Linear(2, 2), NAMES, attention="sdpa")
+
+
+def test_dropout_is_left_to_the_adapter_and_heads_train() -> None:
+    adapted = get_peft_model(tiny_backbone("qwen2"), LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.0))
+    model = FlowModel(adapted, NAMES, attention="tree").train()
+    model(tree_rows()).log_pi[:, 0].sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("lora_B" in name for name in trained)
+    assert "strategy_head.out.weight" in trained
+    assert not any("embed_tokens" in name for name in trained)
+
+
+def test_autocast_gives_close_outputs() -> None:
+    model = tiny_model("llama", attention="tree")
+    exact = model(tree_rows())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(tree_rows())
+    assert rough.log_pi.dtype == torch.float32
+    assert torch.allclose(rough.log_pi, exact.log_pi, atol=0.1)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model("llama", attention="tree").train()
+        if checkpointing:
+            model.backbone.activation_checkpointing_enable()
+        model(tree_rows()).log_pi[:, 0].sum().backward()
+        gradients.append(model.backbone.layers[0].self_attn.q_proj.weight.grad)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = FlowModel(get_peft_model(tiny_backbone("llama"), lora), NAMES, attention="tree").eval()
+    save_flow_model(model, metadata(), tmp_path)
+    assert read_metadata(tmp_path, strategies=NAMES) == metadata()
+    again = FlowModel(load_adapter(tiny_backbone("llama"), tmp_path / ADAPTER), NAMES, attention="sdpa").eval()
+    load_heads(again, tmp_path)
+    ours, theirs = model(tree_rows()), again(tree_rows())
+    assert torch.allclose(ours.log_pi, theirs.log_pi, atol=1e-6)
+    assert torch.allclose(ours.log_value, theirs.log_value, atol=1e-6)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_checkpoint_of_another_taxonomy_is_refused(tmp_path: Path) -> None:
+    save_flow_model(tiny_model("llama"), metadata(trainable="full"), tmp_path)
+    with pytest.raises(CheckpointError, match="taxonomy test"):
+        read_metadata(tmp_path, strategies=NAMES[::-1])
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_heads(FlowModel(tiny_backbone("llama"), NAMES[:4], attention="sdpa"), tmp_path)
+
+
+def test_half_a_checkpoint_and_another_text_form_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no flow model"):
+        read_metadata(tmp_path)
+    save_flow_model(tiny_model("llama"), metadata(flow_text="flow_text/0"), tmp_path)
+    with pytest.raises(CheckpointError, match="flow_text/0"):
+        read_metadata(tmp_path)

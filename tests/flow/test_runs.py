@@ -1,0 +1,298 @@
+"""`train-flow` as a run: how it goes on after a stop, what it refuses, and several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import MistralConfig, MistralForCausalLM
+
+from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from esckit.flow.recipe import TrainFlowRecipe
+from esckit.flow.run import plan, run
+from esckit.flow.text import read_metadata
+from esckit.flow.training import Validation
+from esckit.models.backbones import tiny_tokenizer
+from tests.flow.flow_runs import (
+    AFLOW,
+    complete_tree,
+    gold,
+    recipe,
+    rows,
+    same,
+    some_trees,
+    sparse_tree,
+    weights,
+    write_trees,
+)
+
+# ---------------------------------------------------------------- stops
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+class StopAfter:
+    """A progress that ends the process after some updates."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def start(self, total: int, done: int = 0) -> None: ...
+
+    def advance(self, n: int = 1, **counts: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("updates", [1, 3, 4])
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, updates: int) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    settings = recipe(trees, checkpoints={"every": 1}, optim={"epochs": 2, "paths_per_update": 12})
+    run(settings, out=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "cut", progress=StopAfter(updates))
+    run(settings, out=tmp_path / "cut")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_stopped_inside_a_validation_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    settings = recipe(trees, checkpoints={"every": 1}, optim={"epochs": 2, "paths_per_update": 12})
+    run(settings, out=tmp_path / "whole")
+    measured: list[int] = []
+
+    def cut(validation: Validation, model: Any) -> dict[str, float]:
+        measured.append(1)
+        if len(measured) == number:
+            raise Stopped
+        return measure(validation, model)
+
+    measure = Validation.__call__
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "__call__", cut)
+        with pytest.raises(Stopped):
+            run(settings, out=tmp_path / "cut")
+    run(settings, out=tmp_path / "cut")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+class StopAtTheEnd(StopAfter):
+    """A progress that ends the process when training is done and nothing is said about it yet."""
+
+    def close(self) -> None:
+        raise Stopped
+
+
+def test_stopped_between_training_and_summary_trains_nothing_again(tmp_path: Path) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()))
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "run", progress=StopAtTheEnd(99))
+    before = (rows(tmp_path / "run"), weights(tmp_path / "run"))
+    summary = run(settings, out=tmp_path / "run").summary
+    assert summary["best_update"] == read_metadata(tmp_path / "run").step
+    assert rows(tmp_path / "run") == before[0]
+    assert same(weights(tmp_path / "run"), before[1])
+
+
+def test_other_trees_under_the_same_name_are_not_gone_on_with(tmp_path: Path) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()))
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "run", progress=StopAfter(1))
+    write_trees(tmp_path, some_trees(7))
+    with pytest.raises(ConfigError, match="other inputs"):
+        run(settings, out=tmp_path / "run")
+
+
+def test_a_diverging_loss_stops_with_the_last_rows(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    with pytest.raises(TrainingError):
+        run(recipe(trees, optim={"lr": 1.0e38, "epochs": 6, "max_grad_norm": 0.0}), out=tmp_path / "run")
+    assert (tmp_path / "run/diverged.json").is_file()
+    assert not any(row["train/loss"] != row["train/loss"] for row in rows(tmp_path / "run") if "train/loss" in row)
+
+
+def test_what_was_good_before_a_divergence_is_still_there(tmp_path: Path) -> None:
+    # An update an epoch: the first one, at the foot of the warm-up, changes nothing, the second one breaks everything.
+    optim = {"lr": 1.0e38, "epochs": 4, "max_grad_norm": 0.0, "paths_per_update": 1000, "warmup_share": 0.5}
+    with pytest.raises(TrainingError):
+        run(recipe(write_trees(tmp_path, some_trees()), optim=optim), out=tmp_path / "run")
+    assert read_metadata(tmp_path / "run").step == 1
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+# ---------------------------------------------------------------- what it refuses
+
+
+def test_trees_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    trees = some_trees()
+    for name, odd, words in (
+        ("readout", trees[0].model_copy(update={"readout": "expected"}), "read-outs"),
+        ("taxonomy", trees[0].model_copy(update={"strategies": AFLOW.names[::-1]}), "taxonomies"),
+        ("split", trees[0].model_copy(update={"id": "s0#1", "split": "valid"}), "more than one split"),
+    ):
+        file = write_trees(tmp_path / name, [*trees, odd])
+        with pytest.raises(DataError, match=words):
+            plan(recipe(file))
+
+
+def test_a_tree_file_cut_by_a_crash_is_refused(tmp_path: Path) -> None:
+    file = write_trees(tmp_path, some_trees())
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match="unfinished last line"):
+        plan(recipe(file))
+
+
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.trees: there is no .*esckit search"):
+        plan(recipe(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"no trees\.jsonl"):
+        plan(recipe(tmp_path))
+    only_train = write_trees(tmp_path, [sparse_tree("a", "train", 1)])
+    with pytest.raises(DataError, match="no tree in split 'valid'"):
+        plan(recipe(only_train))
+    failed = write_trees(tmp_path / "failed", [sparse_tree("a", "train", 1, status="failed")])
+    with pytest.raises(DataError, match="no finished tree"):
+        plan(recipe(failed))
+
+
+def test_two_rounds_may_grow_the_same_seed_dialogue(tmp_path: Path) -> None:
+    first = write_trees(tmp_path / "0", some_trees())
+    second = write_trees(tmp_path / "1", [tree.model_copy(update={"round": 1}) for tree in some_trees()])
+    both = recipe(first, data={"trees": [str(first), str(second)]}, objective={"weighting": "unique"})
+    assert run(both, out=tmp_path / "run").summary["material"]["train"]["trees"] == 8
+    assert read_metadata(tmp_path / "run").round == 1
+    with pytest.raises(DataError, match="twice"):
+        plan(recipe(first, data={"trees": [str(first), str(tmp_path / "0")]}))
+
+
+def test_corpus_dialogues_as_trees_of_one_path_are_learnt_from(tmp_path: Path) -> None:
+    straight = [
+        complete_tree(f"s{n}", "valid" if n == 3 else "train", lambda _: 0.5, depth=3, width=1, status="linear")
+        for n in range(4)
+    ]
+    summary = run(recipe(write_trees(tmp_path, straight)), out=tmp_path / "run").summary
+    assert summary["material"]["train"] == {"trees": 3, "paths": 3, "decisions": 9}
+
+
+def test_going_on_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
+    first = write_trees(tmp_path / "0", some_trees())
+    run(recipe(first, optim={"epochs": 1}), out=tmp_path / "first")
+    later = [sparse_tree("late", "train", 9, round=1), sparse_tree("later", "valid", 10, round=1)]
+    second = recipe(write_trees(tmp_path / "1", later), model={"init": str(tmp_path / "first")}, optim={"epochs": 1})
+    run(second, out=tmp_path / "second")
+    metadata = read_metadata(tmp_path / "second")
+    assert metadata.round == 1
+    assert {"s0", "s5", "late", "later"} <= set(metadata.dialogue_ids)
+    other = second.model_copy(update={"encoding": second.encoding.model_copy(update={"situation": False})})
+    with pytest.raises(ConfigError, match=r"encoding\.situation"):
+        run(other, out=tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    nowhere = second.model_copy(update={"model": second.model.model_copy(update={"init": str(tmp_path / "nowhere")})})
+    with pytest.raises(ConfigError, match=r"model\.init: there is no .*esckit train-flow"):
+        plan(nowhere)
+    meta = tmp_path / "first/checkpoint/flow.json"
+    data = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**data, "strategies": data["strategies"][::-1]}) + "\n")
+    with pytest.raises(CheckpointError, match="taxonomy"):
+        run(second, out=tmp_path / "fourth")
+
+
+def test_gold_strategies_are_a_warm_start_where_the_corpus_is_mapped(tmp_path: Path) -> None:
+    run(gold(mapping="esconv_to_aflow", limit=4), out=tmp_path / "mapped")
+    run(gold(limit=4), out=tmp_path / "own")
+    trees = write_trees(tmp_path, some_trees())
+
+    def warm(start: str) -> TrainFlowRecipe:
+        return recipe(trees, model={"init": str(tmp_path / start)}, encoding={"strategy_tags": True})
+
+    run(warm("mapped"), out=tmp_path / "warm")
+    assert read_metadata(tmp_path / "warm").objective["name"] == "subtb"
+    assert len(read_metadata(tmp_path / "warm").dialogue_ids) > 6
+    with pytest.raises(CheckpointError, match=r"taxonomy esconv.*Reflective Statements"):
+        plan(warm("own"))
+
+
+@pytest.mark.parametrize("window", [32, 2048])
+def test_a_backbone_whose_window_is_too_narrow_for_packing_trains_by_paths(tmp_path: Path, window: int) -> None:
+    backbone = tmp_path / "mistral"
+    sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window)).save_pretrained(backbone)
+    tiny_tokenizer().save_pretrained(backbone)
+    trees = write_trees(tmp_path, some_trees())
+    packed = recipe(trees, model={"backbone": str(backbone)}, optim={"epochs": 1})
+    if window == 32:
+        with pytest.raises(ConfigError, match=r"encoding\.mode: path"):
+            run(packed, out=tmp_path / "packed")
+        packed = recipe(trees, model={"backbone": str(backbone)}, encoding={"mode": "path"}, optim={"epochs": 1})
+    run(packed, out=tmp_path / "run")
+    assert (tmp_path / "run/checkpoint/flow.json").is_file()
+
+
+def test_the_plan_counts_without_a_model(tmp_path: Path) -> None:
+    found = plan(recipe(write_trees(tmp_path, some_trees())))
+    assert found == {
+        "taxonomy": "aflow",
+        "train": {"trees": 4, "paths": 32, "decisions": 96},
+        "valid": {"trees": 2, "paths": 16, "decisions": 48},
+    }
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_two_processes_train_as_one_and_only_one_writes(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    run(recipe(trees), out=tmp_path / "one")
+    (tmp_path / "recipe.json").write_text(recipe(trees).model_dump_json())
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "def watch(event, args):\n"
+        "    if event in ('open', 'os.rename', 'os.remove') and sys.argv[2] in str(args[0]):\n"
+        "        if event != 'open' or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):\n"
+        "            raise RuntimeError(f'the second process writes: {event} {args}')\n"
+        "if os.environ['RANK'] != '0':\n"
+        "    sys.addaudithook(watch)\n"
+        "from esckit.flow.recipe import TrainFlowRecipe\n"
+        "from esckit.flow.run import run\n"
+        "recipe = TrainFlowRecipe.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "run(recipe, out=Path(sys.argv[2]))\n"
+    )
+    (tmp_path / "go.py").write_text(code)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    done = subprocess.run(
+        [
+            *launch,
+            "--master_port",
+            "29613",
+            str(tmp_path / "go.py"),
+            str(tmp_path / "recipe.json"),
+            str(tmp_path / "two"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "two").rglob("*")} == {
+        path.name for path in (tmp_path / "one").rglob("*")
+    }
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(two)
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        assert left == pytest.approx(right, rel=1e-4, abs=1e-6)

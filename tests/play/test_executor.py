@@ -1,0 +1,69 @@
+"""Spreading units: the bound holds, the first error ends it, the allowed failure rate is kept."""
+
+import asyncio
+
+import pytest
+
+from esckit.errors import FailureRateError
+from esckit.play.executor import FailureRate, run_units
+
+
+def test_no_more_than_the_limit_is_in_flight_and_places_are_freed_at_once() -> None:
+    in_flight, peak, done = 0, 0, []
+
+    async def work(n: int) -> int:
+        nonlocal in_flight, peak
+        in_flight += 1
+        peak = max(peak, in_flight)
+        await asyncio.sleep(0.02 if n == 0 else 0.001)
+        in_flight -= 1
+        return n
+
+    asyncio.run(run_units(range(10), work, limit=3, on_result=done.append))
+    assert peak == 3
+    assert sorted(done) == list(range(10))
+    assert done.index(0) > 4
+
+
+def test_the_first_error_cancels_what_is_in_flight() -> None:
+    cancelled = []
+
+    async def work(n: int) -> int:
+        if n == 1:
+            raise ValueError("no")
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            cancelled.append(n)
+            raise
+        return n
+
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(run_units(range(5), work, limit=3, on_result=lambda n: None))
+    assert sorted(cancelled) == [0, 2]
+
+
+def test_the_failure_rate_waits_for_enough_units() -> None:
+    rate = FailureRate(0.02, 50, "futures", "simulation.retry_failed")
+    for _ in range(49):
+        rate.add(failed=True)
+    with pytest.raises(FailureRateError, match="50 of 50 futures failed"):
+        rate.add(failed=True)
+
+
+def test_the_failure_rate_is_judged_over_all_units_at_the_end() -> None:
+    FailureRate(0.02, 50, "futures", "simulation.retry_failed", n=100, n_failed=2).judge()
+    with pytest.raises(FailureRateError) as error:
+        FailureRate(0.02, 50, "futures", "simulation.retry_failed", n=4, n_failed=1).judge()
+    assert error.value.exit_code == 3
+
+
+def test_units_worth_having_are_finished_and_judged_at_the_end() -> None:
+    rate = FailureRate(0.05, 20, "cases", "resume.retry_failed", hopeless=0.5)
+    for number in range(30):
+        rate.add(failed=number % 2 == 1)
+    assert rate.is_passed
+    with pytest.raises(FailureRateError, match=r"15 of 30 cases failed.*resume\.retry_failed=true"):
+        rate.judge()
+    with pytest.raises(FailureRateError, match="16 of 31"):
+        rate.add(failed=True)

@@ -1,0 +1,57 @@
+"""Small reward models and talks for the tests of scoring and training."""
+
+import random
+from typing import Any
+
+import torch
+
+from esckit.models.backbones import TinyFamily, tiny_random
+from esckit.prompts.prompt import load_prompt
+from esckit.reward.network import Kind, RewardNet
+from esckit.reward.scorer import RewardModel
+from esckit.reward.text import SLOTS, RewardTemplate, RewardText
+from esckit.types import Turn
+
+WORDS = ("I", "feel", "so", "anxious", "and", "you", "do", "not", "know", "ça", "va", "🙂", "today", "it", "hurts")
+
+
+def template() -> RewardTemplate:
+    prompt = load_prompt("reward_model")
+    text = prompt.render(**SLOTS)[0].content
+    return RewardTemplate.of(text, prompt=prompt.identity, seeker="Patient", supporter="Therapist")
+
+
+def tiny_net(kind: Kind = "classifier", *, family: TinyFamily = "qwen2", **options: Any) -> tuple[RewardNet, Any]:
+    causal, tokenizer = tiny_random(family)
+    torch.manual_seed(1)
+    decoder = causal.base_model
+    softcap = decoder.config.to_dict().get("final_logit_softcapping")
+    lm_head = causal.get_output_embeddings()
+    size = decoder.config.hidden_size
+    net = RewardNet(decoder, kind, hidden_size=size, lm_head=lm_head, logit_softcap=softcap, **options)
+    return net.eval(), tokenizer
+
+
+def tiny_reward(kind: Kind = "classifier", *, max_batch_tokens: int = 2048, **options: Any) -> RewardModel:
+    net, tokenizer = tiny_net(kind, **options)
+    return RewardModel(net, RewardText(tokenizer, template(), max_length=1024), max_batch_tokens=max_batch_tokens)
+
+
+def talk(seed: int, n_turns: int) -> tuple[Turn, ...]:
+    draw = random.Random(seed)
+    return tuple(
+        Turn(speaker="supporter" if i % 2 else "seeker", text=" ".join(draw.choices(WORDS, k=draw.randint(2, 9))))
+        for i in range(n_turns)
+    )
+
+
+def grouped_inputs(n_dialogues: int = 3, candidates: int = 3) -> tuple[list[tuple[Turn, ...]], list[str]]:
+    """Contexts of few dialogues, one the beginning of the other, with several replies each."""
+    conversations, responses = [], []
+    for dialogue in range(n_dialogues):
+        turns = talk(dialogue, 9)
+        for cut in (1, 3, 9):
+            for candidate in range(candidates):
+                conversations.append(turns[:cut])
+                responses.append(talk(100 * dialogue + 10 * cut + candidate, 1)[0].text)
+    return conversations, responses

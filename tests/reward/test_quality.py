@@ -1,0 +1,40 @@
+"""What a reward model must beat is measured like the model itself."""
+
+from fractions import Fraction
+
+import pytest
+
+from esckit.reward.examples import RewardExample
+from esckit.reward.quality import baselines, dev_metrics
+from esckit.types import Outcome, Turn
+
+
+def example(index: int, n_words: int, label: bool) -> RewardExample:
+    return RewardExample(
+        id=str(index),
+        group=str(index // 2),
+        dialogue_id="d",
+        turns=(Turn(speaker="seeker", text="I am low."),),
+        response="word " * n_words,
+        reward=Fraction(int(label)),
+        k=1,
+        outcome=Outcome.RESOLVED,
+        label=label,
+    )
+
+
+def test_every_baseline_has_the_metrics_of_the_model() -> None:
+    train = [example(i, 4 + 12 * (i % 2), i % 2 == 1) for i in range(20)] + [example(20, 4, True)]
+    dev = [example(i, 3 + 15 * (i % 2), i % 2 == 1) for i in range(9)]
+    found = baselines(dev, train, untrained=dev_metrics([0.5] * 9, dev))
+    assert all(row.keys() == dev_metrics([0.5] * 9, dev).keys() for row in found.values())
+    assert found["majority"]["accuracy"] == pytest.approx(5 / 9)
+    assert found["majority"]["ece"] == pytest.approx(abs(11 / 21 - 4 / 9))
+    assert found["reply_length"]["auc"] == 1.0
+    assert found["reply_length"]["brier"] < 0.1
+
+
+def test_length_that_says_nothing_gives_the_share() -> None:
+    train = [example(i, 5, i % 4 == 0) for i in range(20)]
+    found = baselines([example(0, 5, True), example(1, 9, False)], train, untrained=None)
+    assert found["reply_length"]["brier"] == pytest.approx((0.75**2 + 0.25**2) / 2, abs=1e-3)

@@ -1,0 +1,109 @@
+"""Tiny policies, talks and rewards for the tests of RL training."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import TrainerCallback
+
+from esckit.models.backbones import TinyFamily, tiny_random
+from esckit.prompts.prompt import load_prompt
+from esckit.rl.recipe import GrpoSettings, PolicyOptim
+from esckit.rl.rewards import PairedRewards, ReplyMeasure
+from esckit.rl.rows import PolicyPrompt, build_rows
+from esckit.rl.trainer import Learner, Place, PolicyLora, learner_of
+from esckit.types import Context, Scenario, Turn
+
+WELL_FORMED = "<think>They sound tired.</think> <response>That sounds hard.</response>"
+SCORE: Callable[..., list[float | None]] = lambda turns, replies: [float("e" in text) for text in replies]  # noqa: E731
+
+PAPER = GrpoSettings(
+    n_generations=4,
+    prompts_per_step=4,
+    micro_batch=4,
+    beta=0.04,
+    epsilon=0.2,
+    iterations=1,
+    loss_type="grpo",
+    temperature=1.1,
+    top_k=80,
+    top_p=1.0,
+    max_prompt_tokens=2048,
+    max_completion_tokens=512,
+    weights=(1.0, 0.5),
+)
+
+
+def learner(family: TinyFamily = "qwen2") -> Learner:
+    return learner_of(*tiny_random(family), PolicyLora())
+
+
+def contexts(n: int = 8, n_turns: int = 1) -> list[Context]:
+    return [
+        Context(
+            id=f"d{number}#m{n_turns}",
+            dialogue_id=f"d{number}",
+            scenario=Scenario(id=f"d{number}", situation="My boss is unfair.", emotion_type="anger"),
+            turns=tuple(
+                Turn(speaker="supporter" if turn % 2 else "seeker", text=f"turn {turn} of talk {number}")
+                for turn in range(n_turns)
+            ),
+        )
+        for number in range(n)
+    ]
+
+
+def rows(policy: Learner, n: int = 8, max_tokens: int = 2048) -> tuple[dict[str, Any], ...]:
+    return build_rows(contexts(n), PolicyPrompt(load_prompt("supporter_rlff"), policy.chat, max_tokens)).rows
+
+
+def paired(score: Callable[..., Sequence[float | None]] = SCORE, *, n_generations: int = 4) -> PairedRewards:
+    return PairedRewards(ReplyMeasure(score), n_generations=n_generations)
+
+
+def columns(n: int, *, step: int = 0, context_ids: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return what TRL hands a reward beside prompts and completions."""
+    return {
+        "context_id": list(context_ids or [f"c{index}" for index in range(n)]),
+        "conversation": [[{"speaker": "seeker", "text": "I feel low."}]] * n,
+        "trainer_state": SimpleNamespace(global_step=step),
+        "log_metric": lambda name, value: None,
+    }
+
+
+def said(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def optim(**changes: Any) -> PolicyOptim:
+    settings = {"seed": 7, "lr": 1e-2, "epochs": 1, "schedule": "constant", "warmup_share": 0.0}
+    return PolicyOptim(**{**settings, "gradient_checkpointing": False, "save_every": 1000, **changes})
+
+
+def place(folder: Path, *callbacks: TrainerCallback) -> Place:
+    return Place(folder, 1, callbacks)
+
+
+class Poison(TrainerCallback):
+    """Makes a gradient NaN from some step on."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.after:
+            parameter = next(p for p in kwargs["model"].parameters() if p.requires_grad)
+            parameter.register_hook(lambda gradient: gradient * math.nan)
+
+
+class Stop(TrainerCallback):
+    """Ends the process's part of a run, as an interrupt would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
