@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.pins import helps, records, runs, schemas
+from tests.pins import helps, records, runs, schemas, trainings
 from tests.pins.pinned import FOLDER, made_with
 
 
@@ -25,6 +25,10 @@ def _records() -> Mapping[str, str]:
     return {f"records/{name}": text for name, text in found.items()} | drawn
 
 
+def _trainings() -> Mapping[str, str]:
+    return {f"trainings/{name}": text for name, text in _twice(trainings.play).items()}
+
+
 def _twice(make: Callable[[Path, str], dict[str, str]]) -> dict[str, str]:
     """Make texts in two folders and with two orders of sets, and refuse those that differ."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory(prefix="another") as second:
@@ -35,7 +39,12 @@ def _twice(make: Callable[[Path, str], dict[str, str]]) -> dict[str, str]:
     return once
 
 
-KINDS: dict[str, Callable[[], Mapping[str, str]]] = {"help": _help, "schemas": _schemas, "records": _records}
+KINDS: dict[str, Callable[[], Mapping[str, str]]] = {
+    "help": _help,
+    "schemas": _schemas,
+    "records": _records,
+    "trainings": _trainings,
+}
 
 
 def renew(kind: str) -> None:
