@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esckit.models.decoder import Float32Linear
+
 _UNDERFLOW = -15.0
 
 
@@ -14,22 +16,6 @@ def log_softplus(x: Tensor) -> Tensor:
     low = x < _UNDERFLOW
     # The clamp keeps the branch that is not taken finite: its gradient is multiplied by 0, and 0 · inf is NaN.
     return torch.where(low, x, F.softplus(x.clamp(min=_UNDERFLOW)).log())
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, whatever the type of its input and of its weights.
-
-    An engine may keep the weights of a whole model in bfloat16 (DeepSpeed does); a head's arithmetic must not depend on
-    it. The cast stands in ``forward``, since that is where an engine that shards weights gathers them.
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, dtype=torch.float32)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the float32 outputs (…, out) of inputs (…, in)."""
-        with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input.float(), self.weight.float(), self.bias.float())
 
 
 class StrategyHead(nn.Module):

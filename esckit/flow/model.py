@@ -34,6 +34,7 @@ from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.heads import FlowHead, StrategyHead
 from esckit.flow.text import HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, resolve_backbone, tiny_tokenizer
+from esckit.models.decoder import base_decoder, layer_classes
 from esckit.models.loading import (
     check_lora_targets,
     check_stored,
@@ -160,19 +161,6 @@ class FlowModel(nn.Module):
             raise ConfigError("a response term without the backbone's LM head", hint="Set response_weight: 0")
         logits = self.lm_head(hidden[rows.target_row, rows.target_column]).float()
         return -F.cross_entropy(logits, rows.target_ids, reduction="none")
-
-
-def base_decoder(backbone: nn.Module) -> PreTrainedModel:
-    """Return the transformers decoder inside a backbone, with or without an adapter around it."""
-    for module in backbone.modules():
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise ConfigError(f"{type(backbone).__name__} holds no transformers model")
-
-
-def layer_classes(backbone: nn.Module) -> list[str]:
-    """Return the class names of a backbone's layers."""
-    return sorted(base_decoder(backbone)._no_split_modules or ())
 
 
 def _block_mask(subtree_end: Tensor) -> Any:

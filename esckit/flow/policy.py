@@ -24,10 +24,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from esckit.errors import NOT_FINITE, BackendError
-from esckit.flow.model import FlowModel, base_decoder, load_flow_model
+from esckit.flow.model import FlowModel, load_flow_model
 from esckit.flow.text import FlowMetadata, FlowText, policy_id
 from esckit.ledger import Scope
 from esckit.models.capabilities import cache_parameter
+from esckit.models.decoder import base_decoder
 from esckit.models.kvcache import PrefixKV, PrefixStore
 from esckit.models.loading import Dtype, exact_dtype, pick_device
 from esckit.models.packing import only_attends

@@ -24,7 +24,6 @@ from esckit.flow.gold import GoldValidation, log_shares
 from esckit.flow.model import (
     FlowModel,
     LoraSettings,
-    base_decoder,
     check_exact,
     freeze_layers,
     load_decoder,
@@ -40,6 +39,7 @@ from esckit.flow.trees import FlowTree, class_counts, class_weights, token_count
 from esckit.models.backbones import quiet_off_terminal
 from esckit.models.capabilities import checkpoint_activations
 from esckit.models.checkpoint import FOLDER
+from esckit.models.decoder import base_decoder
 from esckit.models.packing import check_packable
 from esckit.play.executor import Progress
 from esckit.play.session import STATES

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esckit.errors import ConfigError
-from esckit.flow.heads import Float32Linear
 from esckit.models.backbones import BackboneSource, resolve_backbone
 from esckit.models.capabilities import checkpoint_activations
+from esckit.models.decoder import Float32Linear
 from esckit.models.loading import check_lora_targets, load_causal
 from esckit.reward.text import RewardInput
 

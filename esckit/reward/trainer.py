@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from esckit.errors import NotFiniteError
-from esckit.flow.model import layer_classes
 from esckit.ledger import derive_seed
+from esckit.models.decoder import layer_classes
 from esckit.reward.examples import RewardExample, preference_pairs
 from esckit.reward.network import RewardBatch, RewardNet, collate, probability
 from esckit.reward.text import RewardInput, RewardText
