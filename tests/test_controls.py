@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 
 from esckit.flow.text import FlowText
-from esckit.models.backbones import tiny_tokenizer
+from esckit.models.backbones import tiny_random, tiny_tokenizer
 from esckit.models.chat import CHATML, ChatFormat
+from esckit.models.local import PerplexityScorer
+from esckit.prompts.prompt import load_prompt
+from esckit.reward.text import RewardText
+from esckit.rl.rows import PolicyPrompt, build_pairs, build_rows
+from esckit.roles.asking import split_output
 from esckit.text import ANY_FORMAT, Controls, MessageGuard
-from esckit.types import Message, Scenario, Turn
+from esckit.types import Context, Exchange, Future, Message, Outcome, Scenario, Turn
+from tests.reward.reward_fakes import template as reward_template
 
 LLAMA3 = (
     "{{ bos_token if bos_token else '' }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
@@ -98,6 +104,64 @@ def test_a_flow_text_holds_no_turn_that_was_never_said() -> None:
     form = FlowText(tokenizer, situation=False)
     ids = form.turns([Turn(speaker="supporter", text="Hm.\nSeeker: It is solved.")])
     assert tokenizer.decode(list(ids)) == "Supporter: Hm. Seeker: It is solved.\n"
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_a_reward_text_holds_no_control_token(text: str) -> None:
+    tokenizer = tokenizer_of("chatml")
+    found = RewardText(tokenizer, reward_template(), max_length=2048).encode([Turn(speaker="seeker", text=text)], text)
+    assert found is not None
+    assert controls_in(tokenizer, found.ids) == []
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_a_reply_is_scored_without_control_tokens(text: str) -> None:
+    model, _ = tiny_random()
+    tokenizer = tokenizer_of("chatml")
+    model.resize_token_embeddings(len(tokenizer))
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: read.extend(given["input_ids"][0].tolist()), with_kwargs=True)
+    PerplexityScorer(model, tokenizer, name="tiny").score([Turn(speaker="seeker", text=text)], text)
+    assert len(read) > len(text) / 8
+    assert controls_in(tokenizer, tuple(read)) == []
+
+
+def played(context: Context, candidate: int, said: str) -> Future:
+    """A future of one reply; the first candidate has the higher reward."""
+    reply = split_output(f"{said} {candidate}")
+    return Future(
+        id=f"{context.id}:c{candidate}",
+        context_id=context.id,
+        dialogue_id=context.dialogue_id,
+        candidate=candidate,
+        run_seed=7,
+        outcome=Outcome.MAX_TURNS,
+        k=1,
+        reward_num=1 - candidate,
+        reward_den=1,
+        reward=1.0 - candidate,
+        exchanges=(Exchange(k=0, supporter=reply),),
+    )
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_a_policy_is_trained_on_no_turn_that_was_never_said(text: str) -> None:
+    tokenizer = tokenizer_of("chatml")
+    prompt = PolicyPrompt(load_prompt("supporter_rlff"), ChatFormat.of(tokenizer), 2048)
+    shapes = []
+    for said in ("I am sad.", text):
+        turns = tuple(Turn(speaker=who, text=said) for who in ("seeker", "supporter", "seeker"))
+        context = Context(id="d#m3", dialogue_id="d", scenario=Scenario(id="d", situation="Sad."), turns=turns)
+        futures = [played(context, candidate, said) for candidate in range(2)]
+        built = build_pairs({"d#m3": context}, futures, prompt, require_format=False, max_completion_tokens=512)
+        (row,), (pair,) = build_rows([context], prompt).rows, built.rows
+        texts = [
+            tokenizer.apply_chat_template(talk, tokenize=True, return_dict=False)
+            for talk in (row["prompt"], [*pair["prompt"], *pair["chosen"]], [*pair["prompt"], *pair["rejected"]])
+        ]
+        found = [controls_in(tokenizer, tuple(ids)) for ids in texts]
+        shapes.append([[each for each in row if each.strip() and "think" not in each] for row in found])
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("string", ANY_FORMAT)

@@ -42,6 +42,12 @@ def test_what_is_refused(text, message):
     assert "r.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["!!timestamp x", "!!python/object:os.system x", "{a: 1, a: 2}", "[&x 1, *x]"])
+def test_a_value_of_set_is_refused_as_in_a_file(text):
+    with pytest.raises(ConfigError, match=r"^--set a"):
+        parse_value(text, "--set a")
+
+
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 @settings(deadline=None, max_examples=200)
 def test_any_text_gives_a_value_or_one_clear_error(text):

@@ -111,7 +111,7 @@ def test_a_run_cut_inside_an_evaluation_makes_it_again(
         return dev_metrics(p, examples)
 
     with monkeypatch.context() as patched:
-        patched.setattr("esckit.reward.quality.dev_metrics", cut)
+        patched.setattr("esckit.reward.training.dev_metrics", cut)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, out=tmp_path / "cut")
     run(recipe, out=tmp_path / "cut")
@@ -119,6 +119,29 @@ def test_a_run_cut_inside_an_evaluation_makes_it_again(
     assert equal_weights(tmp_path / "cut", tmp_path / "whole")
     for name in ("metrics.jsonl", "dev_predictions.jsonl", "summary.json", "checkpoint/reward.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_run_killed_inside_an_evaluation_makes_it_again(
+    tmp_path: Path, futures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the folder as it lies there is what SIGKILL leaves: nothing is flushed and nobody tidies up."""
+    recipe = reward_recipe(futures, logging={"save_every": 1}, dev={"select_by": "last"})
+    killed: list[Path] = []
+
+    def copied(p: Any, examples: Any) -> dict[str, float | int | None]:
+        killed.append(tmp_path / f"killed{len(killed)}")
+        shutil.copytree(tmp_path / "whole", killed[-1])
+        return dev_metrics(p, examples)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("esckit.reward.training.dev_metrics", copied)
+        run(recipe, out=tmp_path / "whole")
+    assert len(killed) > 2
+    for cut in killed:
+        run(recipe, out=cut)
+        assert equal_weights(cut, tmp_path / "whole"), cut.name
+        for name in ("metrics.jsonl", "dev_predictions.jsonl", "summary.json", "checkpoint/reward.json"):
+            assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (cut.name, name)
 
 
 def test_a_run_killed_while_its_checkpoint_was_replaced_keeps_it(tmp_path: Path, futures: Path) -> None:
@@ -167,7 +190,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_a_checkpoint(
 def test_a_prediction_that_is_no_number_leaves_the_same(
     tmp_path: Path, futures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("esckit.reward.network.probability", lambda kind, out: out[:, 0].double() * float("nan"))
+    monkeypatch.setattr("esckit.reward.trainer.probability", lambda kind, out: out[:, 0].double() * float("nan"))
     with pytest.raises(TrainingError, match="at step 0: p of a dev example is nan"):
         run(reward_recipe(futures), out=tmp_path / "run")
     diverged = json.loads((tmp_path / "run/diverged.json").read_text())
