@@ -38,8 +38,8 @@ PLAYED = (
 def test_old_flow_and_grpo_checkpoints_play_as_they_did(esckit: Esckit) -> None:
     ran(esckit(PLAYED))
     require_close("probabilities", "new/examples/strategy.jsonl", "runs/evaluate-played/examples/strategy.jsonl")
-    # Rounding may turn a draw of random weights; another network would turn all of them.
-    assert share_equal("reply", "new/examples/response.jsonl", "runs/evaluate-played/examples/response.jsonl") >= 0.5
+    # Rounding may turn a reply of random weights; without the adapter two in six are the same.
+    assert share_equal("reply", "new/examples/response.jsonl", "runs/evaluate-played/examples/response.jsonl") > 0.5
 
 
 def test_a_cloned_strategist_and_a_dpo_policy_predict(esckit: Esckit) -> None:
@@ -50,7 +50,7 @@ def test_a_cloned_strategist_and_a_dpo_policy_predict(esckit: Esckit) -> None:
     )
     ran(esckit(words))
     require_close("probabilities", "new/predictions.jsonl", "runs/predict-played/predictions.jsonl")
-    assert share_equal("reply", "new/predictions.jsonl", "runs/predict-played/predictions.jsonl") >= 0.5
+    assert share_equal("reply", "new/predictions.jsonl", "runs/predict-played/predictions.jsonl") > 0.75
 
 
 def test_an_old_policy_answers_the_safety_probes(esckit: Esckit) -> None:
