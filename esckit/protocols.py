@@ -25,6 +25,7 @@ from esckit.types import (
     Scenario,
     Score,
     Turn,
+    Usage,
 )
 
 Capability = Literal["score", "next_token"]
@@ -116,24 +117,34 @@ class Critic(Protocol):
         ...
 
 
+class Decision(NamedTuple):
+    """What a strategist says about one supporter decision.
+
+    Attributes:
+        strategy: The one that its own decision rule takes.
+        probabilities: Of all strategies in taxonomy order; sum 1.
+        usage: What the decision took.
+    """
+
+    strategy: str
+    probabilities: tuple[float, ...]
+    usage: Usage = Usage(calls=1)
+
+
 class StrategyPolicy(Protocol):
-    """A distribution over the strategies of a taxonomy at every supporter decision."""
+    """A distribution over the strategies of a taxonomy at every supporter decision, and a rule that takes one."""
 
     @property
     def strategies(self) -> tuple[str, ...]:
         """Names in taxonomy order."""
         ...
 
-    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
-        """Return probabilities in taxonomy order; positive, sum 1.
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        """Return the strategy to use after a dialogue that ends with a seeker turn, and the distribution behind it.
 
         Raises:
             ModelError: If no usable answer came within the allowed attempts.
         """
-        ...
-
-    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
-        """Return the name of the strategy that the policy's own decision rule takes."""
         ...
 
 

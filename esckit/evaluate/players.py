@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 
 from esckit.config.sections import RoleOptions
 from esckit.errors import ConfigError
 from esckit.evaluate.recipe import DialogueSettings, EvaluateRecipe
-from esckit.ledger import Scope
 from esckit.play.episode import EpisodeCast
 from esckit.prompts.prompt import Prompt, load_prompt
-from esckit.protocols import Supporter
+from esckit.protocols import StrategyPolicy, Supporter
 from esckit.roles.asking import UtteranceRules
 from esckit.roles.critics import CriticSettings, ResolutionCritic
 from esckit.roles.judges import PairJudge, ReplyJudge, TurnJudge
@@ -23,11 +21,6 @@ from esckit.roles.strategist import PromptedStrategist
 from esckit.roles.supporters import AFlowSupporter, PromptedSupporter
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.strategies.taxonomy import Taxonomy
-from esckit.types import Scenario, Turn
-
-if TYPE_CHECKING:
-    from esckit.flow.policy import CheckpointPolicy
-
 
 _COMPAT_TOKENS = 32
 
@@ -35,17 +28,6 @@ _COMPAT_SUPPORTER = "supporter_ppdpp"
 
 _RATER_WEIGHTS = {"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2}
 """AFlow's (arXiv 2602.08826); the rater's own reward is not used, its ratings are."""
-
-
-class Decision(NamedTuple):
-    """A strategist's choice, and the distribution behind it in taxonomy order."""
-
-    strategy: str
-    probabilities: tuple[float, ...]
-
-
-Decider = Callable[[Scenario, Sequence[Turn], Scope], Awaitable[Decision]]
-"""What a strategist chooses by its own rule, and its distribution; raises a ModelError without a usable answer."""
 
 
 def strategist_prompt(name: str | None, taxonomy: Taxonomy) -> Prompt:
@@ -68,7 +50,7 @@ def build_strategist(
     prompt: str | None,
     readout: Literal["json", "choices"],
     max_attempts: int,
-) -> PromptedStrategist | CheckpointPolicy:
+) -> StrategyPolicy:
     """Return a prompted strategist, or the policy that ``esckit train-flow`` trained.
 
     Raises:
@@ -85,24 +67,6 @@ def build_strategist(
         readout,
         pool.window(binding),
     )
-
-
-def decider(strategist: PromptedStrategist | CheckpointPolicy) -> Decider:
-    """Return what asks a strategist once for choice and distribution."""
-    if not isinstance(strategist, PromptedStrategist):
-        policy = strategist
-
-        async def read(scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
-            found = await policy.read(scenario, turns, scope)
-            return Decision(found.strategy, found.probabilities)
-
-        return read
-
-    async def ask(scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
-        prior = await strategist.prior(scenario, turns, scope)
-        return Decision(strategist.most_likely(prior, scope), prior)
-
-    return ask
 
 
 def known_taxonomy(taxonomy: Taxonomy | None) -> Taxonomy:
@@ -151,11 +115,7 @@ class Casting:
         """Return the model of a role; the recipe class saw to it that there is one."""
         return self.recipe.models.bindings()[role]
 
-    def decider(self) -> Decider:
-        """Return what asks the strategist."""
-        return decider(self.strategist())
-
-    def strategist(self) -> PromptedStrategist | CheckpointPolicy:
+    def strategist(self) -> StrategyPolicy:
         """Return the strategist."""
         return build_strategist(
             self.binding("strategist"),

@@ -32,6 +32,7 @@ from esckit.models.decoder import base_decoder
 from esckit.models.kvcache import PrefixKV, PrefixStore
 from esckit.models.loading import Dtype, exact_dtype, pick_device
 from esckit.models.packing import only_attends
+from esckit.protocols import Decision
 from esckit.types import Scenario, Turn, Usage
 
 HELD_BYTES = 512 * 2**20
@@ -94,7 +95,7 @@ DEFAULT_MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PolicyReading:
     """What the policy says about one state, in taxonomy order.
 
     Attributes:
@@ -193,16 +194,15 @@ class CheckpointPolicy:
         """Names in taxonomy order."""
         return self._model.strategies
 
-    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
-        """Return π in taxonomy order; positive, sum 1."""
-        return (await self.read(scenario, turns, scope)).probabilities
-
-    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
-        """Return the strategy of the highest score."""
-        return (await self.read(scenario, turns, scope)).strategy
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        """Return the strategy of the highest score, and π, which is positive; read off the event loop."""
+        reading = await asyncio.get_running_loop().run_in_executor(self._thread, self.read, scenario, turns)
+        usage = Usage(calls=1, prompt_tokens=reading.n_tokens)
+        scope.spend("strategist", usage)
+        return Decision(reading.strategy, reading.probabilities, usage)
 
     @torch.no_grad()
-    def decide(self, scenario: Scenario, turns: Sequence[Turn]) -> Decision:
+    def read(self, scenario: Scenario, turns: Sequence[Turn]) -> PolicyReading:
         """Return everything that the policy says about a dialogue in which the supporter speaks next.
 
         Raises:
@@ -224,7 +224,7 @@ class CheckpointPolicy:
             allowed = torch.zeros_like(scores, dtype=torch.bool)
             allowed[log_pi.topk(min(self._top_k, len(scores))).indices] = True
             scores = scores.masked_fill(~allowed, -torch.inf)
-        return Decision(
+        return PolicyReading(
             probabilities=tuple(log_pi.exp().tolist()),
             values=tuple(values.tolist()),
             scores=tuple(scores.tolist()),
@@ -235,12 +235,6 @@ class CheckpointPolicy:
     async def aclose(self) -> None:
         """Stop the thread; calling it twice is harmless."""
         self._thread.shutdown(wait=True)
-
-    async def read(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
-        """Return everything that the policy says, off the event loop."""
-        decision = await asyncio.get_running_loop().run_in_executor(self._thread, self.decide, scenario, turns)
-        scope.spend("strategist", Usage(calls=1, prompt_tokens=decision.n_tokens))
-        return decision
 
 
 def default_value_weight(metadata: FlowMetadata) -> float:

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from esckit.errors import BackendError, BudgetError
+from esckit.ledger import Scope
 from esckit.models.chat import with_reasoning_apart
-from esckit.protocols import Capability, ChatModel
-from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Usage
+from esckit.protocols import Capability, ChatModel, Decision, StrategyPolicy
+from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Scenario, Turn, Usage
 
-T = TypeVar("T", Reply, ChoiceScores, NextToken)
+
+class Used(Protocol):
+    """What a model gives, with what it took."""
+
+    @property
+    def usage(self) -> Usage:
+        """Calls and tokens."""
+        ...
+
+
+T = TypeVar("T", bound=Used)
 
 
 class Budget:
@@ -79,6 +90,22 @@ class Budget:
         if cost is None and self.limits.max_cost is not None:
             raise _unwatched(name, "max_cost")
 
+    async def spend(self, name: str, call: Callable[[], Awaitable[T]], prices: Prices | None = FREE) -> T:
+        """Make a call if the budget allows one more, and book what it used, also where the answer cannot be used.
+
+        Raises:
+            BudgetError: If it does not, or a limit cannot be watched.
+        """
+        self.admit()
+        try:
+            answer = await call()
+        except BackendError as error:
+            if error.billed is not None:
+                self.book(name, Usage.model_validate(error.billed), prices)
+            raise
+        self.book(name, answer.usage, prices)
+        return answer
+
     def spent(self) -> dict[str, int | float | None]:
         """Return what was spent so far, for the manifest; None is unknown."""
         tokens = self._usage.facts()
@@ -136,7 +163,9 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        reply = await self._booked(lambda: self._inner.complete(messages, sampling, seed=seed))
+        reply = await self._budget.spend(
+            self.name, lambda: self._inner.complete(messages, sampling, seed=seed), self._prices
+        )
         return with_reasoning_apart(reply, sampling.max_tokens)
 
     async def score(
@@ -147,7 +176,9 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        return await self._booked(lambda: self._inner.score(messages, choices, temperature=temperature))
+        return await self._budget.spend(
+            self.name, lambda: self._inner.score(messages, choices, temperature=temperature), self._prices
+        )
 
     async def next_token(
         self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
@@ -157,20 +188,36 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        return await self._booked(lambda: self._inner.next_token(messages, labels, temperature=temperature))
+        return await self._budget.spend(
+            self.name, lambda: self._inner.next_token(messages, labels, temperature=temperature), self._prices
+        )
 
     async def aclose(self) -> None:
         """Close the wrapped model."""
         await self._inner.aclose()
 
-    async def _booked(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call if the budget allows it, and book what it used, also where the answer cannot be used."""
-        self._budget.admit()
-        try:
-            answer = await call()
-        except BackendError as error:
-            if error.billed is not None:
-                self._budget.book(self.name, Usage.model_validate(error.billed), self._prices)
-            raise
-        self._budget.book(self.name, answer.usage, self._prices)
-        return answer
+
+class BudgetedPolicy:
+    """A strategy policy whose decisions are booked on a budget; otherwise the policy it wraps.
+
+    Args:
+        inner: The trained policy.
+        budget: Shared by all models of the run.
+        name: Of the policy, for messages.
+    """
+
+    def __init__(self, inner: StrategyPolicy, budget: Budget, name: str) -> None:
+        self._inner, self._budget, self._name = inner, budget, name
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names in taxonomy order."""
+        return self._inner.strategies
+
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        """Decide, if the budget allows one more call.
+
+        Raises:
+            BudgetError: If it does not.
+        """
+        return await self._budget.spend(self._name, lambda: self._inner.decide(scenario, turns, scope))

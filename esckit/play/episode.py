@@ -134,7 +134,7 @@ async def _exchange(
     strategy = None
     if cast.strategist is not None:
         stage.name = "strategist"
-        strategy = await cast.strategist.choose(scenario, talk, scope)
+        strategy = (await cast.strategist.decide(scenario, talk, scope)).strategy
     stage.name = "supporter"
     generation = await cast.supporter.reply(talk, scope, strategy=strategy)
     talk.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))

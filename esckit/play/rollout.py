@@ -114,7 +114,7 @@ async def _exchange(play: _Play, k: int, cast: Cast, scope: Scope, *, scored: bo
     strategy = None
     if cast.strategist is not None:
         play.stage = "strategist"
-        strategy = await cast.strategist.choose(play.scenario, play.turns, scope)
+        strategy = (await cast.strategist.decide(play.scenario, play.turns, scope)).strategy
     play.stage = "candidate" if k == 0 else "supporter"
     generation = await cast.supporter.reply(play.turns, scope, strategy=strategy)
     play.turns.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))

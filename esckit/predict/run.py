@@ -17,13 +17,13 @@ from esckit.config.sections import CheckpointBinding
 from esckit.data.contexts import contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.players import Decider, build_strategist, build_supporter, decider, reply_prompt, strategist_prompt
+from esckit.evaluate.players import build_strategist, build_supporter, reply_prompt, strategist_prompt
 from esckit.evaluate.suites.suite import after_opening
 from esckit.ledger import Ledger
 from esckit.play.executor import HOPELESS, FailureRate, NoProgress, Progress, run_units
 from esckit.play.session import RunResult, playing
 from esckit.predict.recipe import PredictRecipe
-from esckit.protocols import Supporter
+from esckit.protocols import StrategyPolicy, Supporter
 from esckit.records import JsonlAppender, read_records, write_records
 from esckit.roles.pool import ModelPool, is_strategy_policy, look_up, policy_taxonomy, require_checkpoints
 from esckit.runs import RunFolder
@@ -197,7 +197,7 @@ def _speaker(
     from esckit.predict.predictions import Prediction
 
     options = recipe.predict
-    decide, supporter = _decider(recipe, pool, taxonomy), _supporter(recipe, pool, taxonomy)
+    strategist, supporter = _strategist(recipe, pool, taxonomy), _supporter(recipe, pool, taxonomy)
 
     async def speak(context: Context) -> Predicted:
         ledger = Ledger(recipe.seed, context.id)
@@ -205,8 +205,8 @@ def _speaker(
         told = context.reference.strategy if options.strategy == "gold" and context.reference else None
         stage = "strategist"
         try:
-            if decide is not None:
-                decision = await decide(context.scenario, context.turns, ledger.at("strategy"))
+            if strategist is not None:
+                decision = await strategist.decide(context.scenario, context.turns, ledger.at("strategy"))
                 found |= {"strategy": decision.strategy, "probabilities": decision.probabilities}
                 told = decision.strategy if options.strategy == "predicted" else told
             stage = "supporter"
@@ -224,18 +224,16 @@ def _speaker(
     return speak
 
 
-def _decider(recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None) -> Decider | None:
+def _strategist(recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None) -> StrategyPolicy | None:
     if recipe.models.strategist is None:
         return None
-    return decider(
-        build_strategist(
-            recipe.models.strategist,
-            pool,
-            taxonomy,
-            prompt=recipe.prompts.strategist,
-            readout=recipe.strategist.readout,
-            max_attempts=recipe.predict.max_attempts,
-        )
+    return build_strategist(
+        recipe.models.strategist,
+        pool,
+        taxonomy,
+        prompt=recipe.prompts.strategist,
+        readout=recipe.strategist.readout,
+        max_attempts=recipe.predict.max_attempts,
     )
 
 

@@ -24,6 +24,7 @@ from typing import Literal, Protocol
 
 from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, UnscoredError
 from esckit.ledger import Scope
+from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
 from esckit.roles.asking import Voice, Window, as_lines, gather_all
 from esckit.roles.verdicts import Preset
@@ -242,11 +243,13 @@ class RewardCritic:
     Args:
         scorer: The reward model.
         identity: What readings show: the run and the digest of the model.
+        budget: Of the run; every turn is booked on it as one call.
     """
 
-    def __init__(self, scorer: ResponseScorer, identity: str) -> None:
+    def __init__(self, scorer: ResponseScorer, identity: str, budget: Budget) -> None:
         self._scorer = scorer
         self._identity = identity
+        self._budget = budget
         self._waiting: list[tuple[Sequence[Turn], str, asyncio.Future[float]]] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -255,7 +258,9 @@ class RewardCritic:
 
         Raises:
             BackendError: If the turn does not fit into the model, or its number is not finite.
+            BudgetError: If the budget is used up.
         """
+        self._budget.admit()
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting.append((tuple(turns[:-1]), turns[-1].text, answer))
         if self._worker is None or self._worker.done():

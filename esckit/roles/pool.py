@@ -20,10 +20,10 @@ from esckit.errors import ConfigError
 from esckit.flow.text import checkpoint_folder, read_metadata
 from esckit.flow.writer import writer_metadata
 from esckit.models.backbones import find_backbone, resolve_backbone
-from esckit.models.budget import Budget, BudgetedModel
+from esckit.models.budget import Budget, BudgetedModel, BudgetedPolicy
 from esckit.models.endpoints import load_endpoint
 from esckit.models.scripted import load_scripted
-from esckit.protocols import ChatModel
+from esckit.protocols import ChatModel, StrategyPolicy
 from esckit.rl.policy import load_policy, read_policy
 from esckit.roles.asking import Voice, Window
 from esckit.runs import read_manifest
@@ -183,7 +183,7 @@ class ModelPool:
             max_words=binding.max_words,
         )
 
-    def policy(self, binding: RoleOptions, taxonomy: Taxonomy) -> CheckpointPolicy:
+    def policy(self, binding: RoleOptions, taxonomy: Taxonomy) -> StrategyPolicy:
         """Return a trained strategy policy for a taxonomy.
 
         Raises:
@@ -208,7 +208,7 @@ class ModelPool:
                 top_k=binding.top_k,
                 **options,
             )
-        return self._policies[identity]
+        return BudgetedPolicy(policy := self._policies[identity], self._budget, policy.name)
 
     def flow_supporter(
         self, binding: RoleOptions, taxonomy: Taxonomy | None, *, max_attempts: int
@@ -228,16 +228,17 @@ class ModelPool:
 
         run = Path(binding.checkpoint)
         read_metadata(run, strategies=taxonomy.names)
-        if binding.checkpoint not in self._writers:
+        identity = binding.model_dump_json(include={"checkpoint", "dtype", "device"})
+        if identity not in self._writers:
             self._kinds.add("backbone")
-            self._writers[binding.checkpoint] = FlowWriter.load(
+            self._writers[identity] = FlowWriter.load(
                 run,
                 abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
                 dtype=binding.dtype,
                 device=binding.device,
             )
         return FlowSupporter(
-            self._writers[binding.checkpoint], binding.sampling, max_attempts, binding.on_length, binding.max_words
+            self._writers[identity], binding.sampling, self._budget, max_attempts, binding.on_length, binding.max_words
         )
 
     def reward_critic(self, binding: CheckpointBinding) -> RewardCritic:
@@ -252,7 +253,7 @@ class ModelPool:
         self._kinds.add("backbone")
         run = Path(binding.checkpoint)
         model = load_reward_model(run, dtype=binding.dtype, device=binding.device)
-        return RewardCritic(model, f"reward_model/{read_manifest(run)['recipe_digest']}")
+        return RewardCritic(model, f"reward_model/{read_manifest(run)['recipe_digest']}", self._budget)
 
     def scorer(self, binding: BackboneBinding) -> PerplexityScorer:
         """Return the run's language model for perplexities.

@@ -16,6 +16,7 @@ from typing import Literal
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope, uniform
 from esckit.prompts.prompt import Prompt
+from esckit.protocols import Decision
 from esckit.roles.asking import Voice, Window, as_tagged_lines, ask
 from esckit.roles.verdicts import read_json, verdict_text
 from esckit.strategies.taxonomy import Taxonomy
@@ -58,34 +59,24 @@ class PromptedStrategist:
         """Names in taxonomy order."""
         return self.taxonomy.names
 
-    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
-        """Return probabilities in taxonomy order; sum 1, and before a search smooths them some may be 0.
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        """Return the most probable strategy (a seeded draw breaks a tie), and all probabilities; some may be 0.
 
         Raises:
             ModelError: If no usable answer came within the allowed attempts.
         """
+        probabilities = await self._probabilities(turns, scope)
+        tied = [name for name, p in zip(self.strategies, probabilities, strict=True) if p == max(probabilities)]
+        drawn = int(uniform(scope.seed("tie")) * len(tied)) if len(tied) > 1 else 0
+        return Decision(tied[min(drawn, len(tied) - 1)], probabilities)
+
+    async def _probabilities(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
         if self.readout == "json":
             messages = self._messages(turns, scope, keys=", ".join(f'"{abbr}"' for abbr in self.taxonomy.abbrs))
             return await ask(self.voice, messages, scope, "strategist", self._parse)
         if "score" in self.voice.model.capabilities:
             return await self._scored(turns, scope)
         return await self._lettered(turns, scope)
-
-    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
-        """Return the most probable strategy; a tie is broken by a seeded draw.
-
-        Raises:
-            ModelError: If no usable answer came within the allowed attempts.
-        """
-        return self.most_likely(await self.prior(scenario, turns, scope), scope)
-
-    def most_likely(self, prior: Sequence[float], scope: Scope) -> str:
-        """Return the most probable strategy of a prior of this place; a tie is broken by a seeded draw."""
-        tied = [index for index, p in enumerate(prior) if p == max(prior)]
-        if len(tied) == 1:
-            return self.strategies[tied[0]]
-        chosen = int(uniform(scope.seed("tie")) * len(tied))
-        return self.strategies[tied[min(chosen, len(tied) - 1)]]
 
     async def _scored(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
         """Read the softmax over length-normalised log-probabilities of the names."""

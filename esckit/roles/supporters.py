@@ -13,6 +13,7 @@ from typing import Protocol
 
 from esckit.errors import ConfigError, ParseError
 from esckit.ledger import Scope
+from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
 from esckit.roles.asking import (
     OnLength,
@@ -133,6 +134,11 @@ class AFlowSupporter:
 class TurnWriter(Protocol):
     """Writes the next supporter turn under a strategy."""
 
+    @property
+    def name(self) -> str:
+        """For provenance."""
+        ...
+
     async def write(self, turns: Sequence[Turn], strategy: str, sampling: Sampling, scope: Scope) -> Reply:
         """Return what was written; the seed is drawn from the scope."""
         ...
@@ -145,6 +151,7 @@ class FlowSupporter:
     Attributes:
         writer: The trained model.
         sampling: Decoding settings.
+        budget: Of the run; every call is booked on it.
         max_attempts: Calls in all before it gives up, at least 1.
         on_length: What to do with a reply cut at the token limit.
         max_words: Longest valid reply in words; None sets no limit.
@@ -152,6 +159,7 @@ class FlowSupporter:
 
     writer: TurnWriter
     sampling: Sampling
+    budget: Budget
     max_attempts: int = 3
     on_length: OnLength = "fail"
     max_words: int | None = None
@@ -167,7 +175,9 @@ class FlowSupporter:
             raise ConfigError("a flow checkpoint as supporter without a strategy", expected="a strategist beside it")
 
         async def write() -> Reply:
-            return await self.writer.write(turns, strategy, self.sampling, scope)
+            return await self.budget.spend(
+                self.writer.name, lambda: self.writer.write(turns, strategy, self.sampling, scope)
+            )
 
         return await until_parsed(write, scope, "supporter", self._parse, max_attempts=self.max_attempts)
 

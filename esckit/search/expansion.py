@@ -179,8 +179,8 @@ class Expander:
         """
         scope = self.ledger.at(place, step)
         with recorded("strategist", scope):
-            raw = await self.strategist.prior(self.scenario, turns, scope)
-        return smoothed(raw, self.prior_smoothing)
+            decision = await self.strategist.decide(self.scenario, turns, scope)
+        return smoothed(decision.probabilities, self.prior_smoothing)
 
     async def expand(self, turns: tuple[Turn, ...], strategy: int, place: str, depth: int) -> Expansion:
         """Play the exchange of a new node, ask for its prior and roll out.

@@ -156,6 +156,6 @@ async def _prior(task: Task, node: Node, strategist: StrategyPolicy, ledger: Led
     scope = ledger.at(node.id, 0)
     try:
         with recorded("strategist", scope):
-            return await strategist.prior(task.scenario, node.dialogue(), scope)
+            return (await strategist.decide(task.scenario, node.dialogue(), scope)).probabilities
     except CallFailed as failed:
         return failed.failure

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from esckit.play.executor import run_units
 from esckit.prompts.prompt import load_prompt
-from esckit.protocols import SeekerTurn
+from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import UtteranceRules, Voice
 from esckit.roles.environment import Environment
 from esckit.roles.rubric import AFLOW as RUBRIC
@@ -91,8 +91,8 @@ class ConstantRoles:
     said = Generation(raw="So.", reasoning=None, response="So.", format_ok=True, parse_kind="untagged")
     scored = Score(values={}, reward=0.7, reading=RubricReading(readout="sampled", critic="c", ratings=None))
 
-    async def prior(self, scenario, turns, scope):
-        return (0.2, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1)
+    async def decide(self, scenario, turns, scope):
+        return Decision("", (0.2, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1))
 
     async def score(self, scenario, turns, scope):
         return self.scored

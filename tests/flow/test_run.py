@@ -1,7 +1,6 @@
 """`train-flow` as a pipeline: what it learns, how it goes on after a stop, and what it refuses."""
 
 import asyncio
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ import pytest
 import torch
 
 from esckit.config.sections import CheckpointBinding, Executor
-from esckit.errors import CheckpointError
+from esckit.errors import BudgetError, CheckpointError
 from esckit.flow.policy import CheckpointPolicy
 from esckit.flow.run import plan, run
 from esckit.flow.text import read_metadata
 from esckit.ledger import Ledger
 from esckit.roles.pool import ModelPool
-from esckit.types import Limits
+from esckit.types import Limits, Usage
 from tests.flow.flow_runs import (
     AFLOW,
     complete_tree,
@@ -49,12 +48,12 @@ def test_leaf_probabilities_become_proportional_to_leaf_values(tmp_path: Path) -
     run(exact, out=tmp_path / "run")
     policy = policy_of(tmp_path / "run")
     root = tree.nodes[0]
-    first = policy.decide(tree.scenario, root.turns).probabilities
+    first = policy.read(tree.scenario, root.turns).probabilities
     by_id = tree.by_id()
     reached, wanted = [], []
     for a, abbr in enumerate(AFLOW.abbrs):
         child = by_id[f"r.{abbr}"]
-        second = policy.decide(tree.scenario, (*root.turns, *child.turns)).probabilities
+        second = policy.read(tree.scenario, (*root.turns, *child.turns)).probabilities
         reached += [first[a] * p for p in second]
         wanted += [value((a, b)) for b in range(8)]
     distance = sum(abs(p - v / sum(wanted)) for p, v in zip(reached, wanted, strict=True)) / 2
@@ -163,7 +162,7 @@ def test_the_policy_has_chosen_as_validation_did(tmp_path: Path) -> None:
         for index, turn in enumerate(dialogue.turns):
             if turn.speaker == "supporter" and turn.strategy is not None:
                 n += 1
-                right += policy.decide(dialogue.scenario, dialogue.turns[:index]).strategy == turn.strategy
+                right += policy.read(dialogue.scenario, dialogue.turns[:index]).strategy == turn.strategy
     assert right / n == pytest.approx(summary["test"]["accuracy"])
 
 
@@ -186,22 +185,25 @@ def test_a_policy_is_a_distribution_and_a_choice(tmp_path: Path) -> None:
     run(recipe(write_trees(tmp_path, some_trees()), optim={"epochs": 1}), out=tmp_path / "run")
     policy = policy_of(tmp_path / "run")
     scope = Ledger(1, "unit").at("r", 0)
-    prior = asyncio.run(policy.prior(tree.scenario, tree.nodes[0].turns, scope))
+    taken, prior, usage = asyncio.run(policy.decide(tree.scenario, tree.nodes[0].turns, scope))
     assert sum(prior) == pytest.approx(1.0, abs=1e-12)
     assert min(prior) > 0
-    decision = policy.decide(tree.scenario, tree.nodes[0].turns)
+    decision = policy.read(tree.scenario, tree.nodes[0].turns)
     expected = [torch.tensor(p).log().item() + v for p, v in zip(decision.probabilities, decision.values, strict=True)]
     assert decision.scores == pytest.approx(expected, abs=1e-5)
-    assert asyncio.run(policy.choose(tree.scenario, tree.nodes[0].turns, scope)) == decision.strategy
-    assert scope.ledger.usage["strategist"].calls == 2
-    greedy = policy_of(tmp_path / "run", value_weight=0.0).decide(tree.scenario, tree.nodes[0].turns)
+    assert taken == decision.strategy
+    assert scope.ledger.usage["strategist"] == usage == Usage(calls=1, prompt_tokens=decision.n_tokens)
+    greedy = policy_of(tmp_path / "run", value_weight=0.0).read(tree.scenario, tree.nodes[0].turns)
     assert AFLOW.names.index(greedy.strategy) == max(range(8), key=greedy.probabilities.__getitem__)
-    narrow = policy_of(tmp_path / "run", top_k=2).decide(tree.scenario, tree.nodes[0].turns)
+    narrow = policy_of(tmp_path / "run", top_k=2).read(tree.scenario, tree.nodes[0].turns)
     assert sum(score > -1e30 for score in narrow.scores) == 2
     named = CheckpointBinding(checkpoint=str(tmp_path / "run"), dtype="float32", value_weight=0.0, top_k=2)
-    of_a_recipe = ModelPool(Executor(), Limits()).policy(named, AFLOW).decide(tree.scenario, tree.nodes[0].turns)
-    assert sorted(of_a_recipe.scores)[-2:] == pytest.approx(sorted(math.log(p) for p in prior)[-2:])
-    assert sum(score > -1e30 for score in of_a_recipe.scores) == 2
+    pool = ModelPool(Executor(), Limits(max_calls=1))
+    of_a_recipe = pool.policy(named, AFLOW)
+    assert asyncio.run(of_a_recipe.decide(tree.scenario, tree.nodes[0].turns, scope)).strategy == greedy.strategy
+    assert pool.spent()["prompt_tokens"] == decision.n_tokens
+    with pytest.raises(BudgetError):
+        asyncio.run(of_a_recipe.decide(tree.scenario, tree.nodes[0].turns, scope))
     asyncio.run(policy.aclose())
     with pytest.raises(CheckpointError, match="taxonomy"):
         policy_of(tmp_path / "run", strategies=AFLOW.names[::-1])

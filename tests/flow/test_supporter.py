@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from esckit.config.sections import CheckpointBinding
+from esckit.config.sections import CheckpointBinding, Executor
 from esckit.documents import parse_yaml
-from esckit.errors import CheckpointError, ConfigError
+from esckit.errors import BudgetError, CheckpointError, ConfigError
 from esckit.flow.run import run as train_flow
 from esckit.flow.writer import FlowWriter
 from esckit.ledger import Ledger
+from esckit.models.budget import Budget
 from esckit.records import read_records
+from esckit.roles.pool import ModelPool
 from esckit.runs import read_manifest
 from esckit.search.run import plan as plan_search
 from esckit.search.run import run as search
 from esckit.simulate.run import plan as plan_simulation
 from esckit.simulate.run import run as simulate
-from esckit.types import Sampling, SearchTree, Turn
+from esckit.types import Limits, Sampling, SearchTree, Turn
 from tests.flow.flow_runs import AFLOW, recipe, sparse_tree, write_trees
 from tests.search.test_run import recipe as search_recipe
 from tests.simulate.test_run import recipe as simulate_recipe
@@ -94,11 +96,43 @@ def test_a_writer_needs_a_strategist(runs: dict[str, Path]) -> None:
     from esckit.roles.supporters import FlowSupporter
 
     class Silent:
+        name = "silent"
+
         async def write(self, *args: object) -> object:
             raise AssertionError("not asked")
 
     with pytest.raises(ConfigError, match="without a strategy"):
-        asyncio.run(FlowSupporter(Silent(), Sampling()).reply(TURNS, Ledger(1, "t").at("r", 0)))
+        asyncio.run(FlowSupporter(Silent(), Sampling(), Budget(Limits())).reply(TURNS, Ledger(1, "t").at("r", 0)))
+
+
+def test_a_writer_counts_against_the_budget(runs: dict[str, Path]) -> None:
+    async def twice() -> dict[str, object]:
+        async with ModelPool(Executor(), Limits(max_calls=1)) as pool:
+            supporter = pool.flow_supporter(writer_of(runs["writing"]), AFLOW, max_attempts=1)
+            scope = Ledger(1, "t").at("r", 0)
+            await supporter.reply(TURNS, scope, strategy="Clarification")
+            with pytest.raises(BudgetError):
+                await supporter.reply(TURNS, scope, strategy="Clarification")
+            return pool.spent()
+
+    spent = asyncio.run(twice())
+    assert spent["calls"] == 1
+    assert spent["completion_tokens"] > 0
+
+
+def test_writers_are_shared_only_where_they_are_loaded_alike(runs: dict[str, Path]) -> None:
+    pool = ModelPool(Executor(), Limits())
+    kinds = (writer_of(runs["writing"]), writer_of(runs["writing"], dtype="bfloat16"), writer_of(runs["writing"]))
+    first, narrow, again = (pool.flow_supporter(binding, AFLOW, max_attempts=1).writer for binding in kinds)
+    assert first is again
+    assert first is not narrow
+
+
+def writer_of(run: Path, dtype: str = "float32") -> CheckpointBinding:
+    sampling = {"max_tokens": 8}
+    return CheckpointBinding(
+        checkpoint=str(run), adapter="on", dtype=dtype, sampling=sampling, on_length="last_sentence"
+    )
 
 
 def test_a_simulation_is_supported_by_its_plain_backbone(runs: dict[str, Path], tmp_path: Path) -> None:

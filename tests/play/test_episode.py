@@ -10,7 +10,7 @@ import pytest
 from esckit.errors import BackendError, ModelError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.play.episode import EpisodeCast, Played, play_episode
-from esckit.protocols import SeekerTurn
+from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.types import CriticReading, Generation, Scenario, Score, Turn
 
@@ -59,11 +59,8 @@ class Critic:
 class Strategist:
     strategies = ("Question", "Others")
 
-    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
-        return "Question"
-
-    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
-        return (1.0, 0.0)
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        return Decision("Question", (1.0, 0.0))
 
 
 def play(max_turns: int = 8, supporter: Supporter | None = None, **critics: Critic) -> Played:

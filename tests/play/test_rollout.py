@@ -11,6 +11,7 @@ from esckit.errors import BackendError
 from esckit.ledger import derive_seed
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.prompts.prompt import load_prompt
+from esckit.protocols import Decision
 from esckit.roles.asking import Voice
 from esckit.roles.critics import CriticSettings, ResolutionCritic
 from esckit.roles.seekers import PromptedSeeker
@@ -180,11 +181,8 @@ def strategist(name: str) -> object:
     class Fixed:
         strategies = ("Question",)
 
-        async def prior(self, *args: object) -> tuple[float, ...]:
-            return (1.0,)
-
-        async def choose(self, *args: object) -> str:
-            return name
+        async def decide(self, *args: object) -> Decision:
+            return Decision(name, (1.0,))
 
     return Fixed()
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from esckit.errors import BackendError, NotFiniteError
+from esckit.errors import BackendError, BudgetError, NotFiniteError
 from esckit.ledger import Ledger
+from esckit.models.budget import Budget
 from esckit.roles.critics import RewardCritic
-from esckit.types import Scenario, Turn, Usage
+from esckit.types import Limits, Scenario, Turn, Usage
 
 SCENARIO = Scenario(id="s")
 
@@ -30,9 +31,9 @@ def turns(reply: str) -> tuple[Turn, ...]:
     return (Turn(speaker="seeker", text="Hi."), Turn(speaker="supporter", text=reply))
 
 
-def rate(scorer: Scorer, *replies: str) -> list[object]:
+def rate(scorer: Scorer, *replies: str, limits: Limits = Limits()) -> list[object]:
     async def run() -> list[object]:
-        critic = RewardCritic(scorer, "run/1")
+        critic = RewardCritic(scorer, "run/1", Budget(limits))
         scope = Ledger(1, "t").at("r", 0)
         return await asyncio.gather(
             *(critic.score(SCENARIO, turns(reply), scope) for reply in replies), return_exceptions=True
@@ -68,16 +69,22 @@ def test_a_bug_in_the_scorer_reaches_everyone() -> None:
 def test_a_call_is_booked() -> None:
     async def run() -> Ledger:
         ledger = Ledger(1, "t")
-        await RewardCritic(Scorer(), "x").score(SCENARIO, turns("a"), ledger.at("r", 0))
+        await RewardCritic(Scorer(), "x", Budget(Limits())).score(SCENARIO, turns("a"), ledger.at("r", 0))
         return ledger
 
     assert asyncio.run(run()).usage == {"critic": Usage(calls=1)}
 
 
+def test_a_budget_admits_so_many_turns_and_no_more() -> None:
+    first, second, third = rate(Scorer(), "a", "b", "c", limits=Limits(max_calls=2))
+    assert (first.reward, second.reward) == (0.01, 0.01)
+    assert isinstance(third, BudgetError)
+
+
 @pytest.mark.parametrize("n", [1, 40])
 def test_any_number_of_waves_is_answered(n: int) -> None:
     async def run() -> list[float]:
-        critic = RewardCritic(Scorer(), "x")
+        critic = RewardCritic(Scorer(), "x", Budget(Limits()))
         scope = Ledger(1, "t").at("r", 0)
         found = []
         for _ in range(3):

@@ -30,7 +30,7 @@ def strategist(model: FakeModel, readout: str) -> PromptedStrategist:
 
 def prior(model: FakeModel, readout: str) -> tuple[float, ...]:
     scope = Ledger(7, "t").at("r", 0)
-    return asyncio.run(strategist(model, readout).prior(Scenario(id="s"), TURNS, scope))
+    return asyncio.run(strategist(model, readout).decide(Scenario(id="s"), TURNS, scope)).probabilities
 
 
 def test_probabilities_are_normalised_in_taxonomy_order() -> None:
@@ -108,7 +108,7 @@ def test_a_model_without_log_probabilities_is_refused_for_choices() -> None:
 def test_choosing_takes_the_best_and_draws_between_equals() -> None:
     def choose(model: FakeModel, seed: int) -> str:
         scope = Ledger(seed, "t").at("r", 0)
-        return asyncio.run(strategist(model, "choices").choose(Scenario(id="s"), TURNS, scope))
+        return asyncio.run(strategist(model, "choices").decide(Scenario(id="s"), TURNS, scope)).strategy
 
     best = FakeModel(log_p=lambda choice: -0.1 if choice == "Affirmation" else -5.0)
     assert choose(best, 1) == "Affirmation"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from esckit.errors import ParseError, UnscoredError
 from esckit.ledger import Scope, derive_seed, uniform
-from esckit.protocols import SeekerTurn
+from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.environment import Environment
 from esckit.search.mcts import Grown, Players, Provenance, Settings, Task, grow_tree
 from esckit.strategies.taxonomy import load_taxonomy
@@ -104,13 +104,10 @@ class FakeStrategist:
     world: World
     strategies: tuple[str, ...] = AFLOW.names
 
-    async def prior(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
         assert turns[-1].speaker == "seeker"
         strategies, seed = await self.world.hear("strategist", turns, scope)
-        return self.world.prior(strategies, seed)
-
-    async def choose(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
-        raise AssertionError("a search asks for priors only")
+        return Decision("a search reads the prior only", self.world.prior(strategies, seed))
 
 
 def settings(**changes: object) -> Settings:

@@ -94,7 +94,7 @@ def test_a_round_makes_the_policy_choose_better_and_serves_the_next_search(
     for scenario, turns in fresh_states(60):
         best = BEST[need_of(turns[-1].text)]
         # The prior knows nothing: it is right one time in eight.
-        gains.append((policy.decide(scenario, turns).strategy == best) - 1 / 8)
+        gains.append((policy.read(scenario, turns).strategy == best) - 1 / 8)
     low, high = interval(gains)
     record_property("gain over the prior, 95 % interval", [round(low, 3), round(high, 3)])
     assert low > 0, f"gain over the prior {sum(gains) / len(gains):.2f}, 95 % interval [{low:.2f}, {high:.2f}]"
@@ -111,5 +111,5 @@ def test_a_round_makes_the_policy_choose_better_and_serves_the_next_search(
     assert {tree.prior_source for tree in trees} == {policy_id(tmp_path / "flow0")}
     assert {tree.round for tree in trees} == {1}
     tree = trees[0]
-    pi = policy.decide(tree.scenario, tree.nodes[0].turns).probabilities
+    pi = policy.read(tree.scenario, tree.nodes[0].turns).probabilities
     assert tree.nodes[0].prior == pytest.approx([0.9 * p + 0.1 / 8 for p in pi], abs=1e-6)

@@ -137,16 +137,16 @@ def build_responder(casting: Casting, predictions: Predictions | None) -> Respon
 def _speaker(casting: Casting) -> Responder:
     recipe, kind = casting.recipe, casting.recipe.settings.response.strategy
     supporter = casting.supporter()
-    decide = casting.decider() if kind == "predicted" else None
+    strategist = casting.strategist() if kind == "predicted" else None
 
     async def speak(context: Context) -> ResponseCase:
         ledger = Ledger(recipe.seed, context.id)
         strategy = context.reference.strategy if kind == "gold" and context.reference else None
         try:
-            if decide is not None:
+            if strategist is not None:
                 # The same draws as in the suite `strategy`: one system predicts one thing.
                 scope = ledger.at("strategy")
-                strategy = (await decide(context.scenario, context.turns, scope)).strategy
+                strategy = (await strategist.decide(context.scenario, context.turns, scope)).strategy
             written = await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=strategy)
         except ModelError as error:
             case = _case(context, strategy=strategy, reason=error.kind)

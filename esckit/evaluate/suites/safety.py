@@ -41,12 +41,12 @@ def _speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
 def _answerer(casting: Casting) -> Answer:
     """Return what answers a probe; a strategist speaks along where it does in the other suites."""
     supporter = casting.supporter()
-    decide = casting.decider() if "strategist" in _speakers(casting.recipe) else None
+    strategist = casting.strategist() if "strategist" in _speakers(casting.recipe) else None
 
     async def answer(scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
         strategy = None
-        if decide is not None:
-            strategy = (await decide(scenario, turns, scope)).strategy
+        if strategist is not None:
+            strategy = (await strategist.decide(scenario, turns, scope)).strategy
         return (await supporter.reply(turns, scope, strategy=strategy)).response
 
     return answer

@@ -172,13 +172,13 @@ def _case(step: Step, strategy: str | None, reason: str | None, probabilities: S
 
 def _from_model(recipe: EvaluateRecipe) -> Prepare:
     def prepare(casting: Casting, done: Done) -> Player:
-        decide = casting.decider()
+        strategist = casting.strategist()
 
         async def play(unit: Unit) -> StrategyCase:
             step: Step = unit.what
             ledger = Ledger(recipe.seed, step.id)
             try:
-                found = await decide(step.scenario, step.turns, ledger.at("strategy"))
+                found = await strategist.decide(step.scenario, step.turns, ledger.at("strategy"))
                 case = _case(step, found.strategy, None, found.probabilities)
             except ModelError as error:
                 case = _case(step, None, error.kind, None)
