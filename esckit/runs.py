@@ -1,7 +1,9 @@
 """Run folders: one command, one recipe, one folder.
 
-A folder belongs to the digest of its resolved recipe without operational fields. The same recipe resumes
-it; another one is refused with the names of the fields that differ. ``manifest.json`` says what made the folder.
+A folder belongs to the digest of its resolved recipe without operational fields. The same recipe resumes it; another
+one is refused with the names of the fields that differ. ``manifest.json`` says what made the folder. A run may take
+several *attempts*: the manifest lists each with its versions, its times, its status and what it spent. A complete run
+that is opened again begins an attempt only when there is work left.
 """
 
 from __future__ import annotations
@@ -63,15 +65,25 @@ class _Recipe(_Shape):
     simulation: _Facts = None
 
 
+class _Attempt(_Shape):
+    status: str
+    began: str | None = None
+    ended: str | None = None
+    versions: _Facts = None
+    spent: _Facts = None
+
+
 class _Manifest(_Shape):
     command: str
     recipe: _Recipe
     recipe_digest: str
+    attempts: list[_Attempt] | None = None
     conditions: _Facts = None
     data: _Data | None = None
     models: _Facts = None
     prompts: _Facts = None
     roles: list[str] | dict[str, Any] | None = None
+    spent: _Facts = None
 
 
 def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
@@ -114,6 +126,7 @@ class RunFolder:
         self.path = path
         self.manifest = manifest
         self._lock_fd = lock_fd
+        self._attempt: dict[str, Any] | None = None
 
     @classmethod
     def open(
@@ -160,7 +173,9 @@ class RunFolder:
             manifest = _own_manifest(path, command, identity, operational, given)
             clear_leftovers(path)
             run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
-            run.update_manifest(recipe=dict(recipe), status="running", versions=_versions(), **given)
+            run.update_manifest(recipe=dict(recipe), **given)
+            if run.manifest.get("status") != "complete":
+                run.begin_attempt()
         except EsckitError:
             os.close(lock_fd)
             raise
@@ -208,12 +223,38 @@ class RunFolder:
         self.manifest |= facts
         write_json(self.path / MANIFEST, self.manifest)
 
+    def begin_attempt(self) -> None:
+        """Say that there is work to do; a run that was complete is so no longer. Calling it twice is harmless."""
+        if self._attempt is not None:
+            return
+        attempts = attempts_of(self.manifest)
+        for earlier in attempts:
+            if earlier["status"] == "running":
+                earlier["status"] = "killed"
+        self._attempt = {"began": _now(), "ended": None, "status": "running", "versions": _versions()}
+        attempts.append(self._attempt)
+        self.update_manifest(status="running", versions=self._attempt["versions"], attempts=attempts)
+
+    def book(self, spent: Mapping[str, int | float | None]) -> None:
+        """Write what this attempt has spent so far, and what all attempts have; does nothing without an attempt.
+
+        Args:
+            spent: Amounts by name; None is unknown.
+        """
+        if self._attempt is None:
+            return
+        self._attempt["spent"] = dict(spent)
+        booked = [attempt["spent"] for attempt in self.manifest["attempts"] if attempt.get("spent")]
+        self.update_manifest(spent={name: _total([each.get(name) for each in booked]) for name in spent})
+
     def close(self, status: str) -> None:
-        """Write the final status (``complete``, ``stopped``) and let the folder go."""
+        """End the attempt as ``complete`` or ``stopped``, if one was begun, and let the folder go."""
         if self._lock_fd < 0:
             return
         try:
-            self.update_manifest(status=status)
+            if self._attempt is not None:
+                self._attempt |= {"ended": _now(), "status": status}
+                self.update_manifest(status=status)
         finally:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -267,6 +308,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
             expected=complaint(first).removeprefix("must be "),
         ) from error
     return manifest
+
+
+def attempts_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the attempts of a run, oldest first; a manifest of 0.1.0 tells of the last one only."""
+    if "attempts" in manifest:
+        return [dict(attempt) for attempt in manifest["attempts"] or ()]
+    if "status" not in manifest:
+        return []
+    known = {name: manifest[name] for name in ("status", "versions", "spent") if name in manifest}
+    return [{"began": manifest.get("created"), "ended": None, **known}]
 
 
 def stated(manifest: Mapping[str, Any], field: str, *, path: Path | str) -> Any:
@@ -358,8 +409,18 @@ def _new_manifest(command: str, identity: Mapping[str, Any]) -> dict[str, Any]:
         "schema": MANIFEST_SCHEMA,
         "command": command,
         "recipe_digest": digest(identity),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": _now(),
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _total(amounts: Iterable[int | float | None]) -> int | float | None:
+    """Return the sum of some amounts; None, which is unknown, if one of them is."""
+    known = list(amounts)
+    return None if None in known else round(sum(amount for amount in known if amount is not None), 6)
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from esckit.errors import ConfigError, DataError, StorageError
-from esckit.runs import RunFolder, differing_fields, read_manifest, require_own, stated, without
+from esckit.runs import RunFolder, attempts_of, differing_fields, read_manifest, require_own, stated, without
 
 RECIPE = {
     "command": "simulate",
@@ -45,12 +45,38 @@ def test_differing_fields_are_dotted_and_sorted():
 def test_the_manifest_says_what_made_the_folder(tmp_path):
     with opened(tmp_path / "run") as run:
         assert read_manifest(run.path)["status"] == "running"
-        run.update_manifest(spent={"calls": 3})
+        run.book({"calls": 3})
     manifest = read_manifest(tmp_path / "run")
     assert manifest["status"] == "complete"
     assert (manifest["command"], manifest["recipe"], manifest["spent"]) == ("simulate", RECIPE, {"calls": 3})
     assert manifest["recipe_digest"] == run.id
     assert {"esckit", "python"} <= set(manifest["versions"])
+
+
+def test_a_manifest_of_010_is_read_as_one_attempt(tmp_path):
+    with opened(tmp_path) as run:
+        run.book({"calls": 3, "cost": None, "hours": 0.5})
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    old = {name: value for name, value in manifest.items() if name != "attempts"} | {"versions": {"esckit": "0.1.0"}}
+    path.write_text(json.dumps(old))
+    with opened(tmp_path):
+        pass
+    assert json.loads(path.read_text()) == old
+    with opened(tmp_path) as run:
+        run.begin_attempt()
+        run.book({"calls": 4, "cost": 1.0, "hours": 0.25})
+    first, second = attempts_of(read_manifest(tmp_path))
+    assert (first["versions"], first["spent"]["calls"], first["began"]) == (old["versions"], 3, old["created"])
+    assert (second["status"], second["spent"]["calls"]) == ("complete", 4)
+    assert run.manifest["spent"] == {"calls": 7, "cost": None, "hours": 0.75}
+
+
+def test_an_attempt_that_was_killed_is_told_from_one_that_runs(tmp_path):
+    killed = opened(tmp_path)
+    os.close(killed._lock_fd)
+    with opened(tmp_path):
+        assert [attempt["status"] for attempt in read_manifest(tmp_path)["attempts"]] == ["killed", "running"]
 
 
 def test_the_same_recipe_resumes_whatever_is_operational(tmp_path):

@@ -254,6 +254,8 @@ async def play_missing(
     # Where no model is to be asked any more, going on costs nothing and brings the metrics.
     if any(work.roles and stock.missing[work.file] for work in setup.works):
         rate.watch()
+    if stock.n_missing:
+        folder.begin_attempt()
     total = sum(len(work.units) for work in setup.works)
     progress.start(total, total - stock.n_missing)
     try:
@@ -267,7 +269,8 @@ async def play_missing(
         n_settled = settle(folder.path, setup.works)
         if stage is not None:
             pool = stage.pool
-            folder.update_manifest(determinism=pool.determinism(), spent=pool.spent(), **pool.facts())
+            folder.book(pool.spent())
+            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
     folder.require_whole(n_settled, total, "cases")
     return rate
 

@@ -69,7 +69,8 @@ def playing(
             raise
         finally:
             progress.close()
-            folder.update_manifest(spent=pool.spent(), **pool.facts())
+            folder.book(pool.spent())
+            folder.update_manifest(**pool.facts())
 
 
 @contextmanager
@@ -82,6 +83,8 @@ def training(recipe: Recipe, out: Path, process: Process, *, inputs: Mapping[str
         with RunFolder.open(
             out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=inputs
         ) as folder:
+            if not (out / SUMMARY).is_file():
+                folder.begin_attempt()
             yield folder
 
 

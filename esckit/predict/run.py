@@ -258,6 +258,8 @@ async def _predict_missing(
     rate = _rate_of(recipe, kept, [one for name, one in failures.items() if name not in again])
     rate.watch()
     missing = [context for context in places if context.id not in done or context.id in again]
+    if missing:
+        folder.begin_attempt()
     progress.start(len(places), len(places) - len(missing))
     with JsonlAppender(folder.file(PREDICTIONS)) as lines, JsonlAppender(folder.file(FAILURES)) as failed:
 

@@ -10,10 +10,11 @@ import yaml
 
 from esckit.report.blocks import ABSENT, Block, Code, Facts, Note, Section, Table, number, plain
 from esckit.report.source import Run, failure_counts, section
+from esckit.runs import attempts_of
 
 _KNOWN = {
     "schema", "command", "recipe", "recipe_digest", "created", "status", "versions", "data", "prompts",
-    "determinism", "models", "notes", "spent", "roles",
+    "determinism", "models", "notes", "spent", "roles", "attempts",
 }  # fmt: skip
 
 _SPEAKING = ("simulate", "search", "evaluate")
@@ -177,6 +178,8 @@ def cost(run: Run) -> list[Section]:
     blocks: list[Block] = []
     if spent:
         blocks.append(Facts(tuple((str(name).replace("_", " "), _amount(value)) for name, value in spent.items())))
+    if len(tried := attempts_of(run.manifest)) > 1:
+        blocks.append(_attempts(tried))
     if usage:
         rare = ("unknown_calls", "reasoned", "only_reasoned")
         usual = ("calls", "prompt_tokens", "completion_tokens", "dropped_turns")
@@ -194,6 +197,22 @@ def cost(run: Run) -> list[Section]:
         pairs = (("units of work timed", number(len(seconds))), ("median seconds", number(seconds[len(seconds) // 2])))
         blocks.append(Facts((*pairs, ("longest", f"{number(seconds[-1])} s"))))
     return [Section("Cost", tuple(blocks))] if blocks else []
+
+
+def _attempts(tried: Sequence[Mapping[str, Any]]) -> Table:
+    """Return how often the run was begun, and what each attempt spent."""
+    spent = [section(attempt, "spent") for attempt in tried]
+    names = list(dict.fromkeys(name for amounts in spent for name in amounts))
+    rows = tuple(
+        (
+            *(plain(attempt.get(name)) for name in ("began", "ended", "status")),
+            plain(section(attempt, "versions").get("esckit")),
+            *(_amount(amounts.get(name)) for name in names),
+        )
+        for attempt, amounts in zip(tried, spent, strict=True)
+    )
+    keys = ("began", "ended", "status", "esckit", *(name.replace("_", " ") for name in names))
+    return Table(keys, rows, title=f"The run took {number(len(tried))} attempts; the amounts above are their sums")
 
 
 def _amount(value: Any) -> str:

@@ -269,6 +269,8 @@ async def _grow_missing(
         rate = _rate_of(recipe, done.values())
         rate.watch()
         missing = [seed for seed in seeds if seed.task.tree_id not in done]
+        if missing:
+            folder.begin_attempt()
         progress.start(len(seeds), len(seeds) - len(missing))
 
         async def timed(seed: Seeded) -> tuple[Grown, float]:

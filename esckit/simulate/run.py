@@ -346,6 +346,8 @@ async def _play_missing(
             for candidate in range(recipe.simulation.candidates)
             if (found := done.get(f"{context.id}:c{candidate}")) is None or (retry and found.outcome is Outcome.FAILED)
         ]
+        if missing:
+            folder.begin_attempt()
         total = len(contexts) * recipe.simulation.candidates
         progress.start(total, total - len(missing))
         rules = Rules(

@@ -11,7 +11,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?")
 _HASH = re.compile(r"sha256-[A-Za-z0-9+/=]+")
 _FACT = re.compile(r"^(- \*\*(?:median seconds|longest|hours)\*\*: ).*$", re.MULTILINE)
 _TIMED = ("median seconds", "longest", "hours")
-_VARYING = {"created", "updated", "hours", "train_s", "seconds"}
+_VARYING = {"created", "updated", "began", "ended", "hours", "train_s", "seconds"}
 _LONG = 300
 
 
@@ -28,6 +28,8 @@ def facts(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
                 yield f"{path}.{name}".lstrip("."), "varies"
             elif name == "versions":
                 yield f"{path}.{name}".lstrip("."), json.dumps(sorted(value))
+            elif name == "attempts":
+                yield from facts(dict(enumerate(value)), f"{path}.{name}".lstrip("."))
             else:
                 yield from facts(value, f"{path}.{name}".lstrip("."))
         return
