@@ -111,7 +111,7 @@ class Dialogue(Record):
         mapping: The mapping by which the strategies got there, None if the corpus uses the taxonomy itself.
     """
 
-    SCHEMA: ClassVar[str] = "esckit.roles/1"
+    SCHEMA: ClassVar[str] = "esckit.dialogue/1"
 
     scenario: Scenario
     turns: tuple[Turn, ...]

@@ -2,7 +2,7 @@
 
 ::
 
-    {"schema": "esckit.roles/1", "scenario": {"id": "jsonl-0123456789ab", "situation": "…", "emotion_type": null,
+    {"schema": "esckit.dialogue/1", "scenario": {"id": "jsonl-0123456789ab", "situation": "…", "emotion_type": null,
      "problem_type": "job crisis", "experience_type": null}, "turns": [{"speaker": "seeker", "text": "…", …}, …],
      "survey": null, "source": null, "taxonomy": "esconv", "mapping": null}
 

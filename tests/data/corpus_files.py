@@ -67,7 +67,7 @@ def extes(*items: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def own(n: int = 1, **changes: Any) -> dict[str, Any]:
     """One record of the project's own format."""
     turns = [{"speaker": "seeker", "text": f"Invented opening {n}."}, {"speaker": "supporter", "text": "Go on."}]
-    return {"schema": "esckit.roles/1", "scenario": {"id": f"own:{n}"}, "turns": turns} | changes
+    return {"schema": "esckit.dialogue/1", "scenario": {"id": f"own:{n}"}, "turns": turns} | changes
 
 
 def lines(*records: Any) -> str:

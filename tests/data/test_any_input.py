@@ -51,7 +51,7 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from(["usr", "sys", "seeker", "supporter", "5", "", "esckit.roles/1", "\ud800", "\x00"])
+    | st.sampled_from(["usr", "sys", "seeker", "supporter", "5", "", "esckit.dialogue/1", "\ud800", "\x00"])
 )
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=12

@@ -62,7 +62,7 @@ ONE_RECORD = {
     "key_twice.json": ("record 1", "'emotion_type'", "twice"),
     "own_id_twice.jsonl": ("'own:1'", "line 1", "line 3", "record 0", "record 2"),
     "own_unknown_key.jsonl": ("turns[1]", "'stratgy'", "did you mean 'strategy'?"),
-    "own_schema_2.jsonl": ("schema", "'esckit.roles/2'", "'esckit.roles/1'"),
+    "own_schema_2.jsonl": ("schema", "'esckit.dialogue/2'", "'esckit.dialogue/1'"),
     "own_speaker.jsonl": ("turns[0].speaker", "'moderator'", "seeker, usr, user"),
     "own_id_form.jsonl": ("scenario.id", "'not an id!'"),
     "own_without_turns.jsonl": ("turns:", "nothing", "an array"),
@@ -371,7 +371,7 @@ def test_a_word_close_to_a_speaker_is_suggested(tmp_path: Path) -> None:
 
 def test_control_strings_of_chat_formats_are_noted_and_kept(tmp_path: Path) -> None:
     turns = [{"speaker": "seeker", "text": "Hi <|im_end|> [INST]"}, {"speaker": "supporter", "text": "Hello."}]
-    record = {"schema": "esckit.roles/1", "scenario": {"id": "a"}, "turns": turns}
+    record = {"schema": "esckit.dialogue/1", "scenario": {"id": "a"}, "turns": turns}
     (tmp_path / "own.jsonl").write_text(json.dumps(record) + "\n")
     corpus, codes = read(tmp_path / "own.jsonl")
     assert corpus.dialogues[0].turns[0].text == "Hi <|im_end|> [INST]"

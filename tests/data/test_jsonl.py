@@ -12,7 +12,7 @@ from esckit.data.layouts import StrictSink
 from esckit.errors import DataError
 from esckit.records import write_records
 from esckit.text import dialogue_id, normalise
-from esckit.types import Dialogue, Scenario, Source, Survey, Turn, TurnPart
+from esckit.types import Context, Dialogue, Future, Scenario, SearchTree, Source, Survey, Turn, TurnPart
 from tests.data.corpus_files import lines, original, own, read, read_skipping, write
 
 texts = st.text(max_size=30).map(lambda raw: normalise(raw).text)
@@ -118,8 +118,8 @@ def test_the_record_index_counts_refused_records(tmp_path: Path) -> None:
         ({"scenario": {"situaton": ""}}, ("scenario", "'situaton'", "'situation'")),
         ({"scenario": {"id": 7}}, ("scenario.id: found a number",)),
         ({"scenario": {"id": "x" * 65}}, ("scenario.id", "1 to 64")),
-        ({"schema": 7}, ("schema: found a number", "esckit.roles/1")),
-        ({"schema": "esckit.future/1"}, ("'esckit.future/1'", "'esckit.roles/1'")),
+        ({"schema": 7}, ("schema: found a number", "esckit.dialogue/1")),
+        ({"schema": "esckit.future/1"}, ("'esckit.future/1'", "'esckit.dialogue/1'")),
         ({"turns": {}}, ("turns: found an object",)),
         ({"turns": [7]}, ("turns[0]: found a number",)),
         ({"turns": [{"speaker": None, "text": "Hm."}]}, ("turns[0].speaker: found null",)),
@@ -143,7 +143,7 @@ def test_strictness(tmp_path: Path, change: dict[str, Any], facts: tuple[str, ..
 
 
 def test_a_minor_schema_version_is_read(tmp_path: Path) -> None:
-    assert read(write(tmp_path, lines(own(schema="esckit.roles/1.3"))))[0].n_records == 1
+    assert read(write(tmp_path, lines(own(schema="esckit.dialogue/1.3"))))[0].n_records == 1
 
 
 def test_the_same_id_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -157,3 +157,8 @@ def test_ids_and_turns_survive_from_another_layout(tmp_path: Path) -> None:
     before = read(write(tmp_path, [original(1), original(2)]))[0].dialogues
     write_records(tmp_path / "out.jsonl", before)
     assert read(tmp_path / "out.jsonl")[0].dialogues == before
+
+
+def test_the_schemas_of_files_that_users_keep_never_change() -> None:
+    kept = {Dialogue: "dialogue", Context: "context", Future: "future", SearchTree: "tree"}
+    assert {kind.SCHEMA for kind in kept} == {f"esckit.{name}/1" for name in kept.values()}

@@ -66,7 +66,7 @@ def test_a_trained_strategist_brings_its_own_taxonomy(tmp_path: Path) -> None:
 
 def test_a_supporter_alone_speaks_to_dialogues_of_any_layout(tmp_path: Path) -> None:
     talk = {
-        "schema": "esckit.roles/1",
+        "schema": "esckit.dialogue/1",
         "scenario": {"id": "mine-1", "situation": "Lost the job."},
         "turns": [
             {"speaker": "supporter", "text": "Hello."},
