@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from esckit.errors import ConfigError, DataError
@@ -23,6 +25,8 @@ from esckit.errors import ConfigError, DataError
 Place = tuple[str | int, ...]
 """Keys and list indices that lead to a value."""
 
+
+M = TypeVar("M", bound=BaseModel)
 
 _MAX_DEPTH = 32
 
@@ -82,6 +86,20 @@ def parse_json(text: str | bytes, path: Path, *, line: int | None = None) -> Any
         raise DataError("JSON that is nested too deeply", path=str(path), line=line) from error
     except ValueError as error:  # text that is not UTF-8 and numbers of too many digits included
         raise DataError("no JSON", path=str(path), line=line) from error
+
+
+def read_shipped(kind: type[M], package: str, name: str) -> M:
+    """Return a YAML file that ships in a package as a model of pydantic.
+
+    Raises:
+        DataError: If the file does not hold such a model.
+    """
+    data = parse_yaml(resources.files(package).joinpath(name).read_text(encoding="utf-8"), name)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise DataError(complaint(first), path=name, field=dotted(first["loc"])) from error
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

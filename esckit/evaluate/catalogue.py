@@ -10,10 +10,11 @@ from esckit.evaluate.dialogue import shared_metrics
 from esckit.evaluate.pairwise import DIMENSIONS, pair_metrics
 from esckit.evaluate.response import response_metrics
 from esckit.evaluate.reward import reward_metrics
-from esckit.evaluate.safety import crisis_rules, safety_metrics
+from esckit.evaluate.safety import safety_metrics
 from esckit.evaluate.selfplay import CriticScale, headline_metrics
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics
 from esckit.evaluate.sycophancy import sycophancy_lexicon, sycophancy_metrics
+from esckit.metrics.crisis import crisis_rules
 from esckit.metrics.metric import Facts, Metric
 
 

@@ -18,10 +18,11 @@ from esckit.evaluate.pairwise import pair_metrics, pairwise_rows
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.response import response_metrics, response_rows
 from esckit.evaluate.reward import reward_metrics, reward_rows
-from esckit.evaluate.safety import crisis_rules, safety_metrics, safety_rows
+from esckit.evaluate.safety import safety_metrics, safety_rows
 from esckit.evaluate.selfplay import CriticScale, headline_metrics
 from esckit.evaluate.strategy import StrategyScale, strategy_metrics, strategy_rows
 from esckit.evaluate.sycophancy import sycophancy_lexicon, sycophancy_metrics, sycophancy_rows
+from esckit.metrics.crisis import crisis_rules
 from esckit.metrics.measure import Measurement, StatisticsSettings
 from esckit.metrics.metric import Facts, Metric
 from esckit.metrics.rows import Comparison, MetricRow

@@ -6,13 +6,11 @@ probes name no method, dose or place.
 
 from __future__ import annotations
 
-from importlib import resources
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from esckit.documents import complaint, parse_yaml
-from esckit.errors import DataError
+from esckit.documents import read_shipped
 from esckit.types import Record, Turn
 
 
@@ -79,34 +77,11 @@ class SycophancyProbes(Record):
     probes: tuple[SycophancyProbe, ...]
 
 
-R = TypeVar("R", bound=Record)
-
-
-def read_shipped(kind: type[R], folder: str, name: str) -> R:
-    """Return a YAML file of this package as a record.
-
-    Raises:
-        DataError: If the file does not hold such a record.
-    """
-    file = (
-        resources.files("esckit.evaluate").joinpath(folder, name)
-        if folder
-        else (resources.files("esckit.evaluate").joinpath(name))
-    )
-    data = parse_yaml(file.read_text(encoding="utf-8"), name)
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DataError(complaint(first), path=name, field=place) from error
-
-
 def crisis_probes() -> CrisisProbes:
     """Return the 44 crisis probes and controls."""
-    return read_shipped(CrisisProbes, "probes", "crisis_en.yaml")
+    return read_shipped(CrisisProbes, "esckit.evaluate", "probes/crisis_en.yaml")
 
 
 def sycophancy_probes() -> SycophancyProbes:
     """Return the 36 sycophancy probes and controls."""
-    return read_shipped(SycophancyProbes, "probes", "sycophancy_en.yaml")
+    return read_shipped(SycophancyProbes, "esckit.evaluate", "probes/sycophancy_en.yaml")

@@ -340,7 +340,7 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
     Raises:
         ConfigError: If one that is named is unknown.
     """
-    from esckit.evaluate.published import load_references
+    from esckit.report.published import load_references
 
     known = load_references()
     if recipe.references is not None:

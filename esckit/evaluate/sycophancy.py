@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from esckit.documents import read_shipped
 from esckit.evaluate.cases import SycophancyCase
-from esckit.evaluate.probes import read_shipped
 from esckit.metrics.measure import Measurement
 from esckit.metrics.metric import RATIO, Facts, Metric, Stats, Unscored
 from esckit.metrics.rows import MetricRow
@@ -34,7 +34,7 @@ class SycophancyLexicon(Record):
 
 def sycophancy_lexicon() -> SycophancyLexicon:
     """Return the shipped phrases."""
-    return read_shipped(SycophancyLexicon, "lexicons", "sycophancy_en.yaml")
+    return read_shipped(SycophancyLexicon, "esckit.evaluate", "lexicons/sycophancy_en.yaml")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from esckit.errors import DataError
 from esckit.report.about import cost, failures, provenance, what_was_run
 from esckit.report.blocks import Part, Report, Section
 from esckit.report.compare import across_seeds, side_by_side
-from esckit.report.evaluation import HarmfulReply, evaluation_sections
+from esckit.report.evaluation import evaluation_sections
 from esckit.report.explorers import thoughts
-from esckit.report.metric_rows import Reference
 from esckit.report.plays import search_sections, simulate_sections
 from esckit.report.source import Run
 from esckit.report.training import summary_sections, training_sections
 
 
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """What the report of an evaluation needs beyond the run folder.
-
-    Attributes:
-        references: Published tables; those that a run's ``metrics.json`` asks for are shown.
-        harmful: Returns the replies of a run that may make harm easier.
-    """
-
-    references: Sequence[Reference] = ()
-    harmful: Callable[[Run], Sequence[HarmfulReply]] = lambda run: ()
-
-
-def build_report(runs: Sequence[Run], *, against: Run | None = None, knowledge: Knowledge | None = None) -> Report:
+def build_report(runs: Sequence[Run], *, against: Run | None = None) -> Report:
     """Return the report of some runs.
 
     Args:
         runs: At least one.
         against: A run to show beside each of them.
-        knowledge: What evaluations need beyond their folders.
 
     Raises:
         DataError: If a file of a run is not what its command writes.
     """
     names = ", ".join(run.name for run in runs)
     with _as_written(names):
-        parts = [_part(run, against, knowledge or Knowledge()) for run in runs]
+        parts = [_part(run, against) for run in runs]
         if against is not None:
             parts += [side_by_side(run, against) for run in runs]
         parts += across_seeds(runs)
@@ -65,10 +49,10 @@ def _as_written(names: str) -> Iterator[None]:
         ) from error
 
 
-def _part(run: Run, against: Run | None, knowledge: Knowledge) -> Part:
+def _part(run: Run, against: Run | None) -> Part:
     sections = (
         what_was_run(run),
-        *_results(run, against, knowledge),
+        *_results(run, against),
         *thoughts(run),
         *failures(run),
         *cost(run),
@@ -77,12 +61,12 @@ def _part(run: Run, against: Run | None, knowledge: Knowledge) -> Part:
     return Part(run.name, run.command, str(run.manifest.get("status", "")), sections)
 
 
-def _results(run: Run, against: Run | None, knowledge: Knowledge) -> list[Section]:
+def _results(run: Run, against: Run | None) -> list[Section]:
     other = against if against is not None and against.command == run.command else None
     if run.command == "simulate":
         return simulate_sections(run, other)
     if run.command == "search":
         return search_sections(run)
     if run.command == "evaluate":
-        return evaluation_sections(run, other, knowledge.references, knowledge.harmful(run))
+        return evaluation_sections(run, other)
     return training_sections(run) if run.command.startswith("train") else summary_sections(run)

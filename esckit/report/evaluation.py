@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
+from esckit.metrics.crisis import crisis_rules
 from esckit.report.blocks import (
     ABSENT,
     Block,
@@ -26,7 +26,6 @@ from esckit.report.blocks import (
 )
 from esckit.report.explorers import episodes_explorer, episodes_of
 from esckit.report.metric_rows import (
-    Reference,
     Row,
     curves_by_turn,
     metric_table,
@@ -54,20 +53,10 @@ SAFETY_NOTE = (
 )
 
 
-class HarmfulReply(NamedTuple):
-    """A reply to a crisis probe that may make harm easier."""
-
-    probe: str
-    category: str
-    text: str
-
-
 _TOKENIZERS = {"words_and_characters/1": "words, and single characters in scripts without spaces"}
 
 
-def evaluation_sections(
-    run: Run, other: Run | None = None, references: Sequence[Reference] = (), harmful: Sequence[HarmfulReply] = ()
-) -> list[Section]:
+def evaluation_sections(run: Run, other: Run | None = None) -> list[Section]:
     """Return the sections of an evaluation in reading order."""
     metrics = run.json("metrics.json")
     if not isinstance(metrics, Mapping):
@@ -75,22 +64,22 @@ def evaluation_sections(
     rows = [row for row in metrics.get("metrics") or () if isinstance(row, Mapping)]
     suites = list(dict.fromkeys(suite_of(row) for row in rows))
     suites.sort(key=lambda suite: suite != "safety")
-    named = [reference for reference in references if reference.id in (metrics.get("references") or ())]
-    sections = [_suite(run, suite, rows, harmful) for suite in suites]
+    sections = [_suite(run, suite, rows) for suite in suites]
     sections[1 if "safety" in suites else 0 : 0] = _gates(metrics)
     sections += _comparisons(metrics)
-    if named:
-        sections.append(Section("Published numbers", tuple(reference_blocks(named, rows, run.recipe))))
+    if metrics.get("references"):
+        published = tuple(reference_blocks(metrics["references"], rows, run.recipe))
+        sections.append(Section("Published numbers", published))
     transcripts = episodes_explorer(run, other)
     if transcripts is not None:
         sections.append(Section("Dialogues", (*_played(run), transcripts)))
     return sections
 
 
-def _suite(run: Run, suite: str, rows: Sequence[Row], harmful: Sequence[HarmfulReply]) -> Section:
+def _suite(run: Run, suite: str, rows: Sequence[Row]) -> Section:
     mine = [row for row in rows if suite_of(row) == suite]
     whole = [row for row in mine if not row.get("group")]
-    blocks: list[Block] = [Note(SAFETY_NOTE), *_harm(harmful)] if suite == "safety" else []
+    blocks: list[Block] = [Note(SAFETY_NOTE), *_harm(run)] if suite == "safety" else []
     # What every row carries is said once.
     shared = frozenset.intersection(*(frozenset(map(str, row.get("flags") or ())) for row in whole or mine))
     if whole:
@@ -149,11 +138,17 @@ def _in_order(labels: Collection[str], rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (classes.index(label) if label in classes else len(classes), label)))
 
 
-def _harm(replies: Sequence[HarmfulReply]) -> list[Block]:
+def _harm(run: Run) -> list[Block]:
     """Return every reply that breaks ``no_means``, in full: the probe's wording is our own, the reply the system's."""
-    if not replies:
+    rules = crisis_rules(tuple(section(section(run.recipe, "settings"), "safety").get("resources") or ()))
+    rows = tuple(
+        (str(case["id"]), str(case["category"]), str(case["reply"]))
+        for case in run.lines("examples/safety.jsonl")
+        if case.get("kind") == "crisis" and case.get("reply") is not None and not case.get("unscored")
+        if rules.gives_means(case["reply"], section(case, "judge"))
+    )
+    if not rows:
         return []
-    rows = tuple((reply.probe, reply.category, reply.text) for reply in replies)
     return [
         Note(f"Replies that may make harm easier: {number(len(rows))}. Read them first.", "bad"),
         Table(("probe", "category", "reply"), rows, title="Replies that break no_means, by the rules or by the judge"),

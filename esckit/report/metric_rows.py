@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from esckit.report.blocks import ABSENT, Block, Lines, Note, Points, Series, Table, interval, measured, number, share
+from esckit.report.published import ReferenceTable, load_references
 from esckit.report.source import SAMPLE, section
 
 _ARROWS = {True: "↑", False: "↓", None: ""}
@@ -229,46 +229,11 @@ def reliability_curve(rows: Sequence[Row]) -> list[Lines]:
     ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One row of a published table.
-
-    Attributes:
-        metric: Our metric for the same quantity; None where rows are systems.
-        values: One per column as printed in the source; None where it has none.
-    """
-
-    name: str
-    metric: str | None
-    values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """One published table.
-
-    Attributes:
-        id: Name under which ``metrics.json`` asks for it.
-        columns: Names of the columns, in print order.
-        same: What a recipe must say, by dotted path, for our values to be of the same test.
-        caveats: What has to be read with it; at least one sentence.
-    """
-
-    id: str
-    title: str
-    source: str
-    columns: tuple[str, ...]
-    same: Mapping[str, Any]
-    rows: tuple[Published, ...]
-    caveats: tuple[str, ...]
-
-
-def reference_blocks(
-    references: Sequence[Reference], rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]
-) -> Iterator[Block]:
+def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mapping[str, Any]) -> Iterator[Block]:
     """Yield each published table, beside the run's own values where they measure the same, then its caveats."""
     whole = {str(row.get("name")): row for row in rows if not row.get("group")}
-    for reference in references:
+    known = load_references()
+    for reference in (table for table in known.tables if table.id in names):
         comparable = _of_this_test(reference, recipe)
         ours = [whole.get(row.metric or "") if comparable else None for row in reference.rows]
         beside = any(ours)
@@ -278,11 +243,11 @@ def reference_blocks(
         )
         columns = ("as published", *(("this run", "interval", "n") if beside else ()), *reference.columns)
         yield Table(columns, table, title=reference.title, note=f"Source: {reference.source}.")
-        sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in reference.caveats)
+        sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in known.texts(reference))
         yield Points("Never to be read without", tuple(sentences))
 
 
-def _of_this_test(reference: Reference, recipe: Mapping[str, Any]) -> bool:
+def _of_this_test(reference: ReferenceTable, recipe: Mapping[str, Any]) -> bool:
     """Return whether a run was made on the very test of a table; what ships as a sample is no corpus."""
 
     def at(path: str) -> Any:

@@ -10,12 +10,10 @@ from typing import Any
 from esckit.errors import ConfigError
 from esckit.records import write_atomic
 from esckit.report.blocks import Report
-from esckit.report.build import Knowledge, build_report
-from esckit.report.evaluation import HarmfulReply
+from esckit.report.build import build_report
 from esckit.report.markdown import render_markdown
-from esckit.report.metric_rows import Published, Reference
 from esckit.report.page import render_page
-from esckit.report.source import Run, open_run, section
+from esckit.report.source import open_run
 
 PAGE = "report.html"
 
@@ -63,44 +61,10 @@ def write_report(
         raise ConfigError(f"{page} as the page", expected="a name that ends in .html")
     opened = [open_run(path, quotes=quotes, unwritten=unwritten) for path in runs]
     other = None if against is None else open_run(against, quotes=quotes)
-    report = build_report(opened, against=other, knowledge=_knowledge() if _evaluated(opened) else None)
+    report = build_report(opened, against=other)
     write_atomic(markdown, render_markdown(report))
     write_atomic(page, render_page(report))
     return ReportResult(page, markdown, _plots(report, plots))
-
-
-def _evaluated(runs: Sequence[Run]) -> bool:
-    return any(run.command == "evaluate" for run in runs)
-
-
-def _knowledge() -> Knowledge:
-    """Return what evaluations need beyond their folders: evaluate and report do not know each other."""
-    from esckit.evaluate.published import load_references
-
-    known = load_references()
-    references = tuple(
-        Reference(
-            table.id,
-            table.title,
-            table.source,
-            table.columns,
-            table.same,
-            tuple(Published(row.name, row.metric, row.values) for row in table.rows),
-            known.texts(table),
-        )
-        for table in known.tables
-    )
-    return Knowledge(references, _harmful)
-
-
-def _harmful(run: Run) -> list[HarmfulReply]:
-    """Return the replies that give means to harm, by the rules that the run was evaluated with or by its judge."""
-    from esckit.evaluate.cases import ProbeCase
-    from esckit.evaluate.safety import crisis_rules, harmful
-
-    resources = tuple(section(section(run.recipe, "settings"), "safety").get("resources") or ())
-    cases = run.records(ProbeCase, "examples/safety.jsonl")
-    return [HarmfulReply(case.id, case.category, case.reply or "") for case in harmful(cases, crisis_rules(resources))]
 
 
 def _plots(report: Report, folder: Path | None) -> tuple[Path, ...]:

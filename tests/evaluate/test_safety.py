@@ -7,7 +7,8 @@ import pytest
 
 from esckit.evaluate.cases import ProbeCase
 from esckit.evaluate.probes import crisis_probes
-from esckit.evaluate.safety import EMERGENCY, RULES, crisis_rules, harmful, safety_rows
+from esckit.evaluate.safety import EMERGENCY, RULES, safety_rows
+from esckit.metrics.crisis import crisis_rules
 from tests.evaluate.casefakes import measurement
 
 GOOD = (
@@ -145,10 +146,9 @@ def test_a_silent_judge_changes_coverage_and_no_value() -> None:
     assert (row.value, row.n, row.unscored) == (0.5, 2, {"unparsed": 1, "blank": 1})
 
 
-def test_harm_counts_by_either_reading_and_is_listed() -> None:
+def test_harm_counts_by_either_reading() -> None:
     cases = [probe(0), probe(1, "Take 20 tablets.", silent=True), probe(2, broken=("no_means",))]
     assert values(cases)["harm_count"] == 2
-    assert [case.id for case in harmful(cases, LEXICON)] == ["p1", "p2"]
 
 
 def test_controls_count_over_referral_only() -> None:

@@ -6,17 +6,13 @@ from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
 from esckit.report.build import build_report
 from esckit.report.evaluation import SAFETY_NOTE, evaluation_sections
-from esckit.report.run import _knowledge, write_report
+from esckit.report.run import write_report
 from esckit.report.source import open_run
 from tests.report.run_folders import evaluate_run, row
 
-REFERENCES = _knowledge().references
 
-
-def sections_of(folder, references=()):
-    run = open_run(folder)
-    found = evaluation_sections(run, None, references, _knowledge().harmful(run))
-    return {section.title: section.blocks for section in found}
+def sections_of(folder):
+    return {section.title: section.blocks for section in evaluation_sections(open_run(folder))}
 
 
 def tables(blocks):
@@ -25,7 +21,7 @@ def tables(blocks):
 
 def test_the_order_is_safety_gates_suites_comparisons_references_dialogues(tmp_path):
     folder = evaluate_run(tmp_path / "e")
-    assert list(sections_of(folder, REFERENCES)) == [
+    assert list(sections_of(folder)) == [
         "Safety", "Gates", "Strategy", "Response", "Dialogue", "Compared with evaluate-base", "Published numbers",
         "Dialogues",
     ]  # fmt: skip
@@ -130,11 +126,13 @@ def test_comparisons_show_p_and_holm_and_what_was_dropped(tmp_path):
 
 
 def test_no_published_number_without_its_caveats(tmp_path):
-    assert all(reference.caveats for reference in REFERENCES)
-    blocks = sections_of(evaluate_run(tmp_path / "e"), REFERENCES)["Published numbers"]
+    folder = evaluate_run(tmp_path / "e")
+    blocks = sections_of(folder)["Published numbers"]
     assert [type(block) for block in blocks] == [Table, Points]
     assert blocks[1].sentences
-    assert "Published numbers" not in sections_of(evaluate_run(tmp_path / "f"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    write_json(folder / "metrics.json", metrics | {"references": []})
+    assert "Published numbers" not in sections_of(folder)
 
 
 AFLOW_TEST = {
@@ -159,7 +157,7 @@ def test_replies_stand_beside_published_ones_only_on_the_whole_test(tmp_path, ch
     folder = evaluate_run(tmp_path / "e", **AFLOW_TEST | change)
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv", "aflow.table1.extes"]})
-    table, other = tables(sections_of(folder, REFERENCES)["Published numbers"])
+    table, other = tables(sections_of(folder)["Published numbers"])
     assert other.columns[:2] == ("as published", "GPT-4o")
     if not shown:
         assert table.columns[:2] == ("as published", "GPT-4o")
@@ -191,7 +189,7 @@ def test_our_value_stands_in_the_table_of_a_test_only_if_it_is_of_that_test(tmp_
     folder = changed(evaluate_run(tmp_path / "e"), [row("strategy.macro_f1", 0.25)], **GOLD_HUB | change)
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", metrics | {"references": ["gold.hub", "gold.first_release"]})
-    hub, first_release = tables(sections_of(folder, REFERENCES)["Published numbers"])
+    hub, first_release = tables(sections_of(folder)["Published numbers"])
     assert ("this run" in hub.columns) is shown
     assert "this run" not in first_release.columns
 

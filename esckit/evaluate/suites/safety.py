@@ -61,7 +61,7 @@ def _crisis_work(recipe: EvaluateRecipe) -> Work:
     asked = n_crisis * len(CRISIS_QUESTIONS) + (len(probes) - n_crisis) * len(CONTROL_QUESTION)
 
     def prepare(casting: Casting, done: Done) -> Player:
-        from esckit.evaluate.safety import crisis_rules
+        from esckit.metrics.crisis import crisis_rules
 
         answer, judge = _answerer(casting), casting.reply_judge()
         rules = crisis_rules(recipe.settings.safety.resources)

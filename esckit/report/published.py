@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from esckit.documents import read_shipped
 from esckit.errors import ConfigError
-from esckit.evaluate.probes import read_shipped
 from esckit.registry import did_you_mean
 from esckit.types import Record
 
@@ -106,4 +106,4 @@ class References(Record):
 
 def load_references() -> References:
     """Return the shipped published numbers."""
-    return read_shipped(References, "", "references.yaml")
+    return read_shipped(References, "esckit.report", "references.yaml")
