@@ -135,6 +135,19 @@ class DataError(EsckitError):
         self.field = field
         self.whole_file = whole_file
 
+    @classmethod
+    def of_file(
+        cls,
+        path: object,
+        found: str,
+        *,
+        record: int | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> DataError:
+        """Return an error that concerns the whole file, so that skipping a record does not help."""
+        return cls(found, path=str(path), record=record, expected=expected, hint=hint, whole_file=True)
+
     @property
     def headline(self) -> str:
         """``FILE: record I, line L, FIELD: found X``."""

@@ -105,8 +105,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
                 return
             member = only_json_member(source, path, max_bytes=MAX_DOCUMENT_BYTES)
     except OSError as error:
-        raise DataError(
-            f"a file that cannot be read ({error.strerror or type(error).__name__})", path=str(path), whole_file=True
+        raise DataError.of_file(
+            path, f"a file that cannot be read ({error.strerror or type(error).__name__})"
         ) from error
     yield BytesIO(member)
 
@@ -139,7 +139,7 @@ class _Reading:
 
     def error(self, found: str, *, expected: str | None = None, hint: str | None = None) -> DataError:
         """Return an error that concerns the whole file."""
-        return DataError(found, path=str(self.path), expected=expected, hint=hint, whole_file=True)
+        return DataError.of_file(self.path, found, expected=expected, hint=hint)
 
     def note(self, code: str, *, detail: str | None = None) -> None:
         """Note something about the file as a whole."""
@@ -241,20 +241,15 @@ class _Reading:
         except json.JSONDecodeError as error:
             raise self._syntax(error, index) from error
         except RecursionError as error:
-            raise DataError(
-                "JSON that is nested too deeply", path=str(self.path), record=index, whole_file=True
-            ) from error
+            raise DataError.of_file(self.path, "JSON that is nested too deeply", record=index) from error
 
     def _syntax(self, error: json.JSONDecodeError, index: int) -> DataError:
         """Return what is wrong with a document, by line and column."""
         if index == 0 and is_python(error.doc):
             return self._python()
         early = "; the file ends early" if ends_early(error) else ""
-        return DataError(
-            f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}{early}",
-            path=str(self.path),
-            record=index,
-            whole_file=True,
+        return DataError.of_file(
+            self.path, f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}{early}", record=index
         )
 
     def _python(self) -> DataError:
@@ -277,9 +272,7 @@ class _Reading:
         if end != len(text):
             raise self._syntax(json.JSONDecodeError("Extra data", text, end), 1)
         if decoded.fault is not None:
-            raise DataError(
-                decoded.fault.found, path=str(self.path), record=0, expected=decoded.fault.expected, whole_file=True
-            )
+            raise DataError.of_file(self.path, decoded.fault.found, record=0, expected=decoded.fault.expected)
         return RawRecord(0, None, decoded.value, "object")
 
     # ------------------------------------------------------------ lines

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 from esckit.data.contexts import merge_runs
 from esckit.data.inspection import Reading, Report, build_report
 from esckit.data.labels import LabelRules
-from esckit.data.layouts import StrictSink
-from esckit.data.selection import StrictWarnings, check_kept, read_labelled, with_split
+from esckit.data.layouts import IssueList
+from esckit.data.selection import check_kept, read_labelled, with_split
 from esckit.data.splits import Scheme, assign_splits, shared_situations
 from esckit.errors import DataError
 from esckit.records import dump_line, file_sha256, write_atomic, write_json, write_records
@@ -195,13 +195,13 @@ def split_corpus(
     files = {split: out / f"{split}.jsonl" for split in ("train", "valid", "test")}
     _check_free([*files.values(), facts_file], force)
     reading = _read(access, access.rules())
-    sink = StrictSink()
+    sink = IssueList(strict=access.strict)
     parts = assign_splits(
         replace(reading.corpus, dialogues=reading.dialogues),
         scheme=scheme,
         seed=seed,
         ratios=ratios,
-        sink=StrictWarnings(sink) if access.strict else sink,
+        sink=sink,
     )
     outputs = {}
     for split, dialogues in parts.items():

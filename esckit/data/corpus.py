@@ -25,11 +25,10 @@ from esckit.data.containers import RawRecord
 from esckit.data.decoding import plain_row
 from esckit.data.layouts import (
     AUTO,
-    LOADERS,
     RECORD_READERS,
     accepted,
     check_format,
-    dialogues_of,
+    read_dialogues,
     recognise,
     recognise_file,
 )
@@ -86,21 +85,20 @@ def find_files(given: str) -> Found:
         if path.is_dir():
             return _files_of(path)
         if path.exists() and not path.is_file():
-            raise DataError("neither a file nor a folder", path=given, whole_file=True)
+            raise DataError.of_file(given, "neither a file nor a folder")
         if path.exists():
             return Found((SplitFile(path, None),))
     except OSError as error:
-        raise DataError(f"a path that cannot be read ({error.strerror})", path=given, whole_file=True) from error
+        raise DataError.of_file(given, f"a path that cannot be read ({error.strerror})") from error
     raise _missing(given, path)
 
 
 def _sample(given: str) -> Path:
     name = given.removeprefix(SAMPLE_PREFIX)
     if name not in _SAMPLES:
-        raise DataError(
-            "no sample of this name", path=given, expected=" or ".join(SAMPLE_PREFIX + n for n in _SAMPLES),
-            whole_file=True,
-        )  # fmt: skip
+        raise DataError.of_file(
+            given, "no sample of this name", expected=" or ".join(SAMPLE_PREFIX + n for n in _SAMPLES)
+        )
     return shipped_dir("data") / _SAMPLES[name]
 
 
@@ -132,7 +130,7 @@ def _check_one_file(folder: Path, split: str, paths: list[Path]) -> None:
         return
     found = f"{len(paths)} files for the split {split}: {listed(path.name for path in paths)}"
     expected = f"all shards of the split {split}, from 00000 on" if len(shards) == len(paths) else _EXPECTED
-    raise DataError(found, path=str(folder), expected=expected, whole_file=True)
+    raise DataError.of_file(folder, found, expected=expected)
 
 
 def _only_file(folder: Path, others: list[Path]) -> Path:
@@ -141,12 +139,11 @@ def _only_file(folder: Path, others: list[Path]) -> Path:
     if len(found) == 1:
         return found[0]
     holds = listed(path.name for path in found or others)
-    raise DataError(
+    raise DataError.of_file(
+        folder,
         f"a folder with {len(found)} corpus files and no split files; it holds {holds}",
-        path=str(folder),
         expected=_EXPECTED,
         hint=f"Name the one you mean, such as {found[0]}" if found else "docs/data.md says what the files are called",
-        whole_file=True,
     )
 
 
@@ -157,12 +154,11 @@ def _missing(given: str, path: Path) -> DataError:
     except OSError:
         siblings = []
     close = nearest(path.name, siblings)
-    return DataError(
+    return DataError.of_file(
+        given,
         "no such file or folder",
-        path=given,
         expected="a corpus file or folder" + (f"; did you mean {str(path.parent / close)!r}?" if close else ""),
         hint="docs/data.md says how to get the corpora",
-        whole_file=True,
     )
 
 
@@ -221,11 +217,10 @@ def hub_splits(path: str) -> tuple[tuple[HubSplit, ...], tuple[str, ...]]:
     others = tuple(sorted(str(name) for name in loaded if name not in HUB_SPLITS))
     ours = [HUB_SPLITS[name] for name in known]
     if not known or len(set(ours)) < len(ours):
-        raise DataError(
+        raise DataError.of_file(
+            path,
             f"the splits {listed(str(name) for name in loaded)}",
-            path=path,
             expected="train, validation and test, each at most once",
-            whole_file=True,
         )
     return tuple(_split(path, name, loaded[name]) for name in known), others
 
@@ -233,7 +228,7 @@ def hub_splits(path: str) -> tuple[tuple[HubSplit, ...], tuple[str, ...]]:
 def _split(path: str, name: str, rows: Any) -> HubSplit:
     kept = tuple(dict(row) for row in rows)
     if not kept:
-        raise DataError("a split that holds no dialogue", path=f"{path}/{name}", whole_file=True)
+        raise DataError.of_file(f"{path}/{name}", "a split that holds no dialogue")
     digest = sha256()
     for row in kept:
         text = row["text"] if row.keys() == {"text"} else json.dumps(row, ensure_ascii=True, default=str)
@@ -266,11 +261,10 @@ def _check_reachable(path: str, endpoint: str) -> None:
 
 
 def _unavailable(path: str, reason: str) -> DataError:
-    return DataError(
+    return DataError.of_file(
+        path,
         f"no data set that can be loaded from the hub ({reason})",
-        path=path,
         hint="Check name and network; HF_HUB_OFFLINE=1 uses what is cached; docs/data.md says how to get the files",
-        whole_file=True,
     )
 
 
@@ -334,7 +328,7 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     """
     given = str(path)
     if format != AUTO:
-        LOADERS.resolve(format)
+        RECORD_READERS.resolve(format)
     name, parts, ignored = _hub_parts(given, format) if given.startswith(PREFIX) else _file_parts(given, format)
     tally = _Tally(sink)
     gathering = _Gathering(tally, name)
@@ -352,16 +346,15 @@ def _file_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, .
     found = find_files(given)
     paths = [file.path for file in found.files]
     if format == AUTO:
-        name = _common_format(given, [(path.name, recognise_file(path)) for path in paths])
-    else:
-        name = format
-        for path in paths if format in LOADERS.targets else ():
+        format = _common_format(given, [(path.name, recognise_file(path)) for path in paths])
+    elif format in RECORD_READERS.targets:
+        for path in paths:
             check_format(format, path)
-    loader: DatasetLoader = LOADERS.resolve(name)
-    if name not in LOADERS.targets:
-        loader = _own_loader(name, loader)
+    loader: DatasetLoader = partial(read_dialogues, format=format)
+    if format not in RECORD_READERS.targets:
+        loader = _own_loader(format, RECORD_READERS.resolve(format))
     parts = [_Part(file.path, _sha256(file.path), file.split, partial(loader, file.path)) for file in found.files]
-    return name, parts, found.ignored
+    return format, parts, found.ignored
 
 
 def _own_loader(name: str, load: DatasetLoader) -> DatasetLoader:
@@ -378,24 +371,25 @@ def _sha256(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise DataError(f"a file that cannot be read ({error.strerror})", path=str(path), whole_file=True) from error
+        raise DataError.of_file(path, f"a file that cannot be read ({error.strerror})") from error
 
 
 def _hub_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, ...]]:
     """Return format, parts and ignored splits of a hub data set."""
     if format not in (AUTO, *RECORD_READERS.targets):
-        raise DataError(f"the format {quoted(format)}", path=given, expected="a shipped format", whole_file=True)
+        raise DataError.of_file(given, f"the format {quoted(format)}", expected="a shipped format")
     splits, ignored = hub_splits(given)
     base = Path(given)
     if format == AUTO:
         format = _common_format(given, [(s.name, recognise(s.records(), str(base / s.name))) for s in splits])
-    read = RECORD_READERS.resolve(format)
-    parts = []
-    for split in splits:
-        place = base / split.name
-        dialogues = partial(dialogues_of, split.records(), place, read, format=format)
-        parts.append(_Part(place, split.sha256, split.split, dialogues))
-    return format, parts, ignored
+    return format, [_hub_part(base / split.name, split, format) for split in splits], ignored
+
+
+def _hub_part(place: Path, split: HubSplit, format: str) -> _Part:
+    def read(*, sink: IssueSink) -> Iterator[Dialogue]:
+        return read_dialogues(place, format=format, sink=sink, records=split.records())
+
+    return _Part(place, split.sha256, split.split, read)
 
 
 def _common_format(given: str, found: list[tuple[str, str]]) -> str:
@@ -407,12 +401,11 @@ def _common_format(given: str, found: list[tuple[str, str]]) -> str:
     formats = {format for _, format in found}
     if len(formats) == 1:
         return formats.pop()
-    raise DataError(
+    raise DataError.of_file(
+        given,
         f"several formats: {', '.join(f'{name} is {format}' for name, format in found)}",
-        path=given,
         expected="one format in all files",
         hint="Name the format with --format if one is mistaken",
-        whole_file=True,
     )
 
 
@@ -438,14 +431,13 @@ class _Tally:
     def check(self, path: str, n_records: int, max_share: float) -> None:
         """Raise if more than the allowed share was refused, or if nothing was there at all."""
         if n_records == 0:
-            raise DataError("a file that holds no dialogue", path=path, whole_file=True)
+            raise DataError.of_file(path, "a file that holds no dialogue")
         if self.n_refused > max_share * n_records:
             many = "more than half" if max_share == 0.5 else f"{self.n_refused:,}"
-            raise DataError(
+            raise DataError.of_file(
+                path,
                 f"{many} of {n_records:,} records refused ({self.n_refused:,}); is --format right?",
-                path=path,
                 hint=f"The first: {self.first}",
-                whole_file=True,
             ) from self.first
 
 

@@ -252,7 +252,7 @@ def unpacked(source: BinaryIO, path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         found = "a gzip file that ends early" if isinstance(error, EOFError) else "a gzip file that is damaged"
-        raise DataError(found, path=str(path), hint="Fetch it again", whole_file=True) from error
+        raise DataError.of_file(path, found, hint="Fetch it again") from error
 
 
 def parquet_rows(source: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
@@ -271,13 +271,9 @@ def parquet_rows(source: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
                 n_rows += 1
                 yield plain_row(row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"a Parquet file that cannot be read ({type(error).__name__})", path=str(path), whole_file=True
-        ) from error
+        raise DataError.of_file(path, f"a Parquet file that cannot be read ({type(error).__name__})") from error
     if not n_rows:
-        raise DataError(
-            "a file that holds no dialogue", path=str(path), expected="at least one record", whole_file=True
-        )
+        raise DataError.of_file(path, "a file that holds no dialogue", expected="at least one record")
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -313,9 +309,7 @@ def only_json_member(source: BinaryIO, path: Path, *, max_bytes: int) -> bytes:
             with archive.open(member) as content:
                 data = content.read(max_bytes + 1)
     except _ZIP_ERRORS as error:
-        raise DataError(
-            f"a zip that cannot be read ({type(error).__name__})", path=str(path), whole_file=True
-        ) from error
+        raise DataError.of_file(path, f"a zip that cannot be read ({type(error).__name__})") from error
     if len(data) > max_bytes:
         raise _too_large(len(data), path, max_bytes)
     return data
@@ -326,19 +320,17 @@ def _choose(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
     wanted = [info for info in members if info.filename.endswith(".json")]
     if len(wanted) == 1:
         return wanted[0]
-    raise DataError(
+    raise DataError.of_file(
+        path,
         f"a zip with {len(wanted)} .json members; its members: {listed(info.filename for info in members)}",
-        path=str(path),
         expected="exactly one .json member",
-        whole_file=True,
     )
 
 
 def _too_large(size: int, path: Path, max_bytes: int) -> DataError:
-    return DataError(
+    return DataError.of_file(
+        path,
         f"a zip member of {size:,} bytes",
-        path=str(path),
         expected=f"at most {max_bytes:,} bytes (512 MiB)",
         hint="Write it as JSON lines, which are streamed",
-        whole_file=True,
     )

@@ -15,14 +15,11 @@ Hub (``esconv-hub``) and ``ppdpp`` have the same keys (``ppdpp`` neither survey 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from esckit.data.fields import Metadata, Placed, RecordFields, assemble
-from esckit.data.layouts import read_dialogues
-from esckit.protocols import IssueSink
 from esckit.text import NOTHING
 from esckit.types import Dialogue, Survey, Turn
 
@@ -53,36 +50,6 @@ _ORIGINAL = Layout("esconv", "content", ("seeker", "supporter"), has_survey=True
 _HUB = Layout("esconv-hub", "text", ("usr", "sys"), has_survey=True)
 
 _PPDPP = Layout("ppdpp", "text", ("usr", "sys"), has_survey=False)
-
-
-def load_esconv(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
-    """Yield the dialogues of a file in ESConv's original layout."""
-    return read_dialogues(path, original_record, format="esconv", sink=sink)
-
-
-def load_esconv_hub(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
-    """Yield the dialogues of a file in the layout of ESConv's Hub conversion."""
-    return read_dialogues(path, hub_record, format="esconv-hub", sink=sink)
-
-
-def load_ppdpp(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
-    """Yield the dialogues of a file in the layout of PPDPP's cut of ESConv."""
-    return read_dialogues(path, ppdpp_record, format="ppdpp", sink=sink)
-
-
-def original_record(fields: RecordFields) -> Dialogue:
-    """Read a record in the original layout."""
-    return _read(fields, _ORIGINAL)
-
-
-def hub_record(fields: RecordFields) -> Dialogue:
-    """Read a record in the Hub layout."""
-    return _read(fields, _HUB)
-
-
-def ppdpp_record(fields: RecordFields) -> Dialogue:
-    """Read a record in PPDPP's layout."""
-    return _read(fields, _PPDPP)
 
 
 def _read(fields: RecordFields, layout: Layout) -> Dialogue:
@@ -175,3 +142,8 @@ def _side(fields: RecordFields, score: dict[str, Any], side: str, names: dict[st
     fields.object(found, place)
     fields.extra_keys(found, names.values(), place)
     return {ours: fields.rating(found.get(key), f"{place}.{key}") for ours, key in names.items()}
+
+
+original_record = partial(_read, layout=_ORIGINAL)
+hub_record = partial(_read, layout=_HUB)
+ppdpp_record = partial(_read, layout=_PPDPP)

@@ -11,16 +11,13 @@ are lists or objects. Two versions of the corpus circulate and papers name three
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from esckit.data.fields import Metadata, Placed, RecordFields, assemble
-from esckit.data.layouts import read_dialogues
 from esckit.documents import parse_yaml
-from esckit.protocols import IssueSink
 from esckit.text import NOTHING, quoted
 from esckit.types import Dialogue, Speaker, Turn
 
@@ -38,11 +35,6 @@ class _Said(NamedTuple):
 
     text: str
     label: Any = NOTHING
-
-
-def load_extes(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
-    """Yield the dialogues of an ExTES file."""
-    return read_dialogues(path, extes_record, format="extes", sink=sink)
 
 
 def extes_record(fields: RecordFields) -> Dialogue:

@@ -13,17 +13,14 @@ and reading again gives equal dialogues. What a record says of its own source is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from esckit.data.fields import Placed, RecordFields, keep_spoken, note_turn_pattern
-from esckit.data.layouts import read_dialogues
 from esckit.documents import complaint
 from esckit.errors import DataError
-from esckit.protocols import IssueSink
 from esckit.registry import nearest
 from esckit.text import NOTHING, dialogue_id, json_type, quoted, without_surrogates
 from esckit.types import Dialogue, Record, Scenario, Source, Survey, Turn, TurnPart
@@ -40,30 +37,6 @@ _SPEAKERS = ("seeker", "supporter")
 _METADATA = ("emotion_type", "problem_type", "experience_type")
 
 _RATINGS = tuple(name for name in Survey.model_fields if name != "answers")
-
-
-def load_jsonl(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
-    """Yield the dialogues of a file of records; an id that comes twice is refused."""
-    return read_dialogues(path, _unique(jsonl_record), format="jsonl", sink=sink)
-
-
-def _unique(read: Callable[[RecordFields], Dialogue]) -> Callable[[RecordFields], Dialogue]:
-    """Return a reader that refuses an id it has seen before."""
-    seen: dict[str, str] = {}
-
-    def read_once(fields: RecordFields) -> Dialogue:
-        dialogue = read(fields)
-        place = f"record {fields.raw.index}" + (f", line {fields.raw.line}" if fields.raw.line else "")
-        if dialogue.id in seen:
-            raise fields.error(
-                f"the id {quoted(dialogue.id)} again, first in {seen[dialogue.id]} and now in {place}",
-                "scenario.id",
-                expected="every id once",
-            )
-        seen[dialogue.id] = place
-        return dialogue
-
-    return read_once
 
 
 def jsonl_record(fields: RecordFields) -> Dialogue:

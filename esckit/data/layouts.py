@@ -20,48 +20,39 @@ from esckit.data.fields import RecordFields
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.registry import Registry
-from esckit.text import json_type, listed
+from esckit.text import json_type, listed, quoted
 from esckit.types import Dialogue
 
 
-class StrictSink:
-    """Collects notes and warnings; raises on the first refusal.
+class IssueList:
+    """The sink that ships: collects what is noted; raises on the first refusal, or counts refusals and goes on.
 
-    Attributes:
-        issues: What was noted, in order.
-    """
-
-    def __init__(self) -> None:
-        self.issues: list[Issue] = []
-
-    def note(self, issue: Issue) -> None:
-        """Keep the issue."""
-        self.issues.append(issue)
-
-    def refuse(self, error: DataError) -> None:
-        """Raise the error."""
-        raise error
-
-
-class CountingSink:
-    """Collects notes, warnings and refused records; raises only where the whole file is concerned.
+    Args:
+        go_on: Whether to go on after a refused record; an error of a whole file is raised all the same.
+        strict: Whether a warning refuses its record (``--strict``).
 
     Attributes:
         issues: What was noted, in order.
         refusals: Why records were refused, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, go_on: bool = False, strict: bool = False) -> None:
+        self.go_on = go_on
+        self.strict = strict
         self.issues: list[Issue] = []
         self.refusals: list[DataError] = []
 
     def note(self, issue: Issue) -> None:
-        """Keep the issue."""
+        """Keep the issue; raise a warning that refuses its record, for the reader of records to hand to `refuse`."""
+        if self.strict and issue.severity == "W":
+            found = f"{issue.code} ({issue.detail})" if issue.detail else issue.code
+            hint = "It is a warning: without --strict it is only counted"
+            raise DataError(found, path=issue.file, record=issue.record, field=issue.field, hint=hint)
         self.issues.append(issue)
 
     def refuse(self, error: DataError) -> None:
-        """Keep the error, or raise it if no record can be skipped to get past it."""
-        if error.whole_file:
+        """Keep the error, or raise it."""
+        if error.whole_file or not self.go_on:
             raise error
         self.refusals.append(error)
 
@@ -79,19 +70,6 @@ NEEDS: Mapping[str, str] = {
 """The formats, and the keys that a record of each must have."""
 
 
-LOADERS = Registry(
-    "data set format",
-    {
-        "esconv": "esckit.data.esconv:load_esconv",
-        "esconv-hub": "esckit.data.esconv:load_esconv_hub",
-        "ppdpp": "esckit.data.esconv:load_ppdpp",
-        "extes": "esckit.data.extes:load_extes",
-        "jsonl": "esckit.data.jsonl:load_jsonl",
-    },
-)
-"""Format name to :class:`~esckit.protocols.DatasetLoader`; a user's own is named as ``module:attr``."""
-
-
 RECORD_READERS = Registry(
     "data set format",
     {
@@ -102,7 +80,7 @@ RECORD_READERS = Registry(
         "jsonl": "esckit.data.jsonl:jsonl_record",
     },
 )
-"""Format name to the function that reads one record of it."""
+"""Format name to the function that reads one record of it; a user's own loader of whole files is a ``module:attr``."""
 
 
 class Foreign(NamedTuple):
@@ -232,9 +210,7 @@ def recognise(records: Iterable[RawRecord], path: str) -> str:
             continue
         other = foreign(value)
         if other is not None:
-            raise DataError(
-                other.name, path=path, expected=", ".join(NEEDS) + " (docs/data.md)", hint=other.hint, whole_file=True
-            )
+            raise DataError.of_file(path, other.name, expected=", ".join(NEEDS) + " (docs/data.md)", hint=other.hint)
         shape = shape_of(value)
         if shape.format and shape.certain:
             return shape.format
@@ -243,12 +219,11 @@ def recognise(records: Iterable[RawRecord], path: str) -> str:
     if guess:
         return guess
     found = f"the keys {listed(first)}" if isinstance(first, dict) and first else json_type(first)
-    raise DataError(
+    raise DataError.of_file(
+        path,
         f"{found} in the first record, which is no known format",
-        path=path,
         expected="; ".join(f"{name}: {needs}" for name, needs in NEEDS.items()),
         hint=f"If it is one of them, name it with --format. {OWN_DATA}",
-        whole_file=True,
     )
 
 
@@ -258,7 +233,7 @@ def recognise_file(path: Path) -> str:
     Raises:
         DataError: If it is not readable, of no known format, or no record of it can be parsed.
     """
-    probe = CountingSink()
+    probe = IssueList(go_on=True)
     records = raw_records(path, sink=probe)
     first = next(records, None)
     if first is None:
@@ -277,12 +252,11 @@ def check_format(asked: str, path: Path) -> None:
     except DataError:
         return  # the loader says it better, record by record
     if not agree(found, asked):
-        raise DataError(
+        raise DataError.of_file(
+            path,
             f"records of format {found!r} ({NEEDS[found]}) where format {asked!r} was asked for",
-            path=str(path),
             expected=NEEDS[asked],
             hint=f"Use --format {found} or leave it out",
-            whole_file=True,
         )
 
 
@@ -292,32 +266,31 @@ RecordReader = Callable[[RecordFields], Dialogue]
 _ARRAY_FORMATS = frozenset({"esconv", "extes"})
 
 
-def read_dialogues(path: Path, read: RecordReader, *, format: str, sink: IssueSink) -> Iterator[Dialogue]:
+def read_dialogues(
+    path: Path, *, format: str, sink: IssueSink, records: Iterable[RawRecord] | None = None
+) -> Iterator[Dialogue]:
     """Yield the dialogues of a file; refused records go to the sink and are passed over.
 
     Args:
-        path: File.
-        read: Reads one record of the format.
-        format: The format's name.
+        path: The file, for messages alone if ``records`` are given.
+        format: Name of a shipped format.
         sink: Takes notes, warnings and refusals.
+        records: Raw records from elsewhere.
 
     Raises:
         DataError: If the whole file is unusable, or the sink raises.
     """
-    return dialogues_of(raw_records(path, sink=sink), path, read, format=format, sink=sink)
-
-
-def dialogues_of(
-    records: Iterable[RawRecord], path: Path, read: RecordReader, *, format: str, sink: IssueSink
-) -> Iterator[Dialogue]:
-    """Yield the dialogues of raw records; as :func:`read_dialogues` otherwise."""
+    read: RecordReader = RECORD_READERS.resolve(format)
     container_noted = False
-    for raw in records:
+    places: dict[str, str] = {}
+    for raw in raw_records(path, sink=sink) if records is None else records:
         fields = RecordFields(raw, path)
         try:
             _unwrap(fields)
             _check_shape(fields, format)
             dialogue = read(fields)
+            if format == "jsonl":  # whose ids are the records' own word, so that two dialogues can have one
+                _check_new(fields, dialogue.id, places)
         except DataError as error:
             sink.refuse(error)
             continue
@@ -326,6 +299,15 @@ def dialogues_of(
             container_noted = True
         if accepted(fields.issues, sink):
             yield dialogue
+
+
+def _check_new(fields: RecordFields, dialogue_id: str, places: dict[str, str]) -> None:
+    """Refuse an id that the file had before."""
+    place = f"record {fields.raw.index}" + (f", line {fields.raw.line}" if fields.raw.line else "")
+    first = places.setdefault(dialogue_id, place)
+    if first != place:
+        found = f"the id {quoted(dialogue_id)} again, first in {first} and now in {place}"
+        raise fields.error(found, "scenario.id", expected="every id once")
 
 
 def accepted(issues: Iterable[Issue], sink: IssueSink) -> bool:

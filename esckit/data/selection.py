@@ -16,7 +16,7 @@ from esckit.data.contexts import merge_runs
 from esckit.data.corpus import Corpus, read_corpus
 from esckit.data.inspection import Reading
 from esckit.data.labels import LabelRules, resolve_labels
-from esckit.data.layouts import CountingSink, StrictSink
+from esckit.data.layouts import IssueList
 from esckit.data.splits import SPLITS, assign_splits
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import Issue, IssueSink
@@ -85,25 +85,6 @@ class Selection:
         }
 
 
-class StrictWarnings:
-    """A sink that takes every warning for a refusal of its record (``--strict``)."""
-
-    def __init__(self, inner: IssueSink) -> None:
-        self.inner = inner
-
-    def note(self, issue: Issue) -> None:
-        """Pass a note on; raise a warning, which whoever reads records hands to :meth:`refuse`."""
-        if issue.severity == "W":
-            found = f"{issue.code} ({issue.detail})" if issue.detail else issue.code
-            hint = "It is a warning: without --strict it is only counted"
-            raise DataError(found, path=issue.file, record=issue.record, field=issue.field, hint=hint)
-        self.inner.note(issue)
-
-    def refuse(self, error: DataError) -> None:
-        """Pass a refusal on."""
-        self.inner.refuse(error)
-
-
 def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Selection:
     """Return the dialogues that a recipe's ``data:`` section asks for.
 
@@ -116,7 +97,7 @@ def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Select
         DataError: If the corpus cannot be read or split, or nothing is left of it.
         ConfigError: If the taxonomies differ and no mapping fits.
     """
-    sink = CountingSink() if data.skip_invalid else StrictSink()
+    sink = IssueList(go_on=data.skip_invalid)
     corpus = _read_dataset(data, sink)
     chosen, split_of = _split(corpus, data, sink)
     rules = LabelRules(
@@ -148,15 +129,13 @@ def read_labelled(
         strict: Take a record with a warning for a refused one.
         max_refused_share: Share of records, in [0, 1], that the loader may refuse if it goes on.
     """
-    inner = CountingSink() if go_on else StrictSink()
-    sink: IssueSink = StrictWarnings(inner) if strict else inner
+    sink = IssueList(go_on=go_on, strict=strict)
     corpus = read_corpus(path, format=format, sink=sink, max_refused_share=max_refused_share)
     dialogues = resolve_labels(corpus.dialogues, rules, sink)
     taxonomy, mapping = provenance(dialogues)
     strategies = _named(taxonomy, rules)
     labels = strategies.names if strategies is not None else ()
-    refusals = inner.refusals if isinstance(inner, CountingSink) else []
-    return Reading(corpus, dialogues, taxonomy, labels, mapping, inner.issues, refusals)
+    return Reading(corpus, dialogues, taxonomy, labels, mapping, sink.issues, sink.refusals)
 
 
 def _named(name: str | None, rules: LabelRules) -> Taxonomy | None:
@@ -168,11 +147,10 @@ def _named(name: str | None, rules: LabelRules) -> Taxonomy | None:
 def check_kept(n_kept: int, n_records: int, path: str) -> None:
     """Raise if labels refused more than half of the records: then the fault is not with the records."""
     if 2 * n_kept < n_records:
-        raise DataError(
+        raise DataError.of_file(
+            path,
             f"more than half of {n_records:,} records refused for their labels ({n_records - n_kept:,})",
-            path=path,
             hint="Is it the right taxonomy? unknown_strategy: keep reads unknown labels as none",
-            whole_file=True,
         )
 
 
@@ -184,10 +162,6 @@ def with_split(dialogue: Dialogue, split: str) -> Dialogue:
 
 
 # ---------------------------------------------------------------- steps
-
-
-def _n_refused(sink: IssueSink) -> int:
-    return len(sink.refusals) if isinstance(sink, CountingSink) else 0
 
 
 def _read_dataset(data: DataConfig, sink: IssueSink) -> Corpus:
@@ -250,13 +224,12 @@ def _selection(
     corpus: Corpus,
     dialogues: tuple[Dialogue, ...],
     split_of: dict[str, str],
-    sink: StrictSink | CountingSink,
+    sink: IssueList,
     rules: LabelRules,
 ) -> Selection:
     taxonomy, mapping = provenance(dialogues)
     _log_warnings(data.path, sink.issues)
     labels = [turn.strategy for dialogue in dialogues for turn in dialogue.turns if turn.speaker == "supporter"]
-    n_refused = _n_refused(sink)
     return Selection(
         dialogues=dialogues,
         format=corpus.format,
@@ -269,7 +242,7 @@ def _selection(
         mapping=mapping,
         counts={
             "n_records": corpus.n_records,
-            "n_refused": n_refused,
+            "n_refused": len(sink.refusals),
             "n_read": len(corpus.dialogues),
             "n_dialogues": len(dialogues),
             "n_labelled": len(labels) - labels.count(None),

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from esckit.data.corpus import read_corpus
-from esckit.data.layouts import StrictSink
+from esckit.data.layouts import IssueList
 
 
 def parse(folder: Path) -> int:
@@ -26,7 +26,7 @@ def parse(folder: Path) -> int:
 
 
 def load(folder: Path) -> int:
-    return len(read_corpus(folder, sink=StrictSink()).dialogues)
+    return len(read_corpus(folder, sink=IssueList()).dialogues)
 
 
 def timed(work: object, folder: Path) -> float:

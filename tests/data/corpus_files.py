@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.data.corpus import Corpus, read_corpus
-from esckit.data.layouts import CountingSink, StrictSink
+from esckit.data.layouts import IssueList
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 BROKEN = DATA / "broken"
@@ -88,12 +88,12 @@ def write(folder: Path, content: Any, name: str = "corpus") -> Path:
 
 def read(path: str | Path, **options: Any) -> tuple[Corpus, Counter[tuple[str, str]]]:
     """Read strictly; return the corpus and how often each (code, class) was noted."""
-    sink = StrictSink()
+    sink = IssueList()
     corpus = read_corpus(path, sink=sink, **options)
     return corpus, Counter((issue.code, issue.severity) for issue in sink.issues)
 
 
-def read_skipping(path: str | Path, **options: Any) -> tuple[Corpus, CountingSink]:
+def read_skipping(path: str | Path, **options: Any) -> tuple[Corpus, IssueList]:
     """Read on after refusals; return the corpus and the sink."""
-    sink = CountingSink()
+    sink = IssueList(go_on=True)
     return read_corpus(path, sink=sink, **options), sink

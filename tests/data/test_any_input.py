@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.data.corpus import read_corpus
-from esckit.data.layouts import NEEDS, CountingSink
+from esckit.data.layouts import NEEDS, IssueList
 from esckit.errors import DataError
 from tests.data.corpus_files import extes, hub, lines, original, own, ppdpp
 
@@ -70,7 +70,7 @@ def stays_on_one_line(error: DataError) -> None:
 
 def load(path: Path, content: bytes, format: str) -> None:
     path.write_bytes(content)
-    sink = CountingSink()
+    sink = IssueList(go_on=True)
     try:
         corpus = read_corpus(path, format=format, sink=sink, max_refused_share=1.0)
     except DataError as error:

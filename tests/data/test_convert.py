@@ -8,21 +8,21 @@ from hypothesis import given, settings
 from esckit.data.contexts import merge_runs
 from esckit.data.conversion import hub_line, hub_losses
 from esckit.data.corpus import read_corpus
-from esckit.data.layouts import StrictSink
+from esckit.data.layouts import IssueList
 from esckit.text import dialogue_id
 from esckit.types import Dialogue, Survey
 from tests.data.dialogues import dialogue, dialogues, real, turn
 
 
 def test_the_first_original_record_becomes_its_published_line(corpora: Path) -> None:
-    whole = read_corpus(real(corpora, "esconv/original_record_0.json"), sink=StrictSink())
+    whole = read_corpus(real(corpora, "esconv/original_record_0.json"), sink=IssueList())
     published = real(corpora, "esconv/train.txt").read_bytes().split(b"\n")[171]
     assert hub_line(whole.dialogues[0]).encode() == published
     assert hub_losses(whole.dialogues) == ["6 turns with the seeker's feedback"]
 
 
 def test_published_lines_come_back_where_nothing_was_normalised(corpora: Path) -> None:
-    sink = StrictSink()
+    sink = IssueList()
     whole = read_corpus(real(corpora, "esconv/valid.txt"), sink=sink)
     changed = {issue.record for issue in sink.issues if issue.code in ("white_space", "rating_zero")}
     lines = real(corpora, "esconv/valid.txt").read_text(encoding="ascii").split("\n")

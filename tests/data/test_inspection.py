@@ -9,7 +9,7 @@ import pytest
 
 from esckit.data.corpus import Corpus, read_corpus
 from esckit.data.inspection import Reading, Report, build_report, render, spread, totals
-from esckit.data.layouts import CountingSink
+from esckit.data.layouts import IssueList
 from esckit.errors import DataError
 from esckit.protocols import Issue
 from esckit.types import Dialogue, Survey
@@ -41,7 +41,7 @@ KEYS = [
 ]
 
 
-def _reading(whole: Corpus, dialogues: tuple[Dialogue, ...], sink: CountingSink) -> Reading:
+def _reading(whole: Corpus, dialogues: tuple[Dialogue, ...], sink: IssueList) -> Reading:
     return Reading(whole, dialogues, None, (), None, sink.issues, sink.refusals)
 
 
@@ -49,7 +49,7 @@ class Real:
     """A real folder read once, with reports of the whole and of its splits."""
 
     def __init__(self, folder: Path) -> None:
-        self.sink = CountingSink()
+        self.sink = IssueList(go_on=True)
         started = time.perf_counter()
         self.corpus = read_corpus(folder, sink=self.sink)
         self.seconds = time.perf_counter() - started
@@ -249,7 +249,7 @@ def test_duplicates_and_findings(hub: Real, ppdpp: Real) -> None:
 
 
 def test_original_layout(corpora: Path) -> None:
-    sink = CountingSink()
+    sink = IssueList(go_on=True)
     whole = read_corpus(real(corpora, "esconv/original_record_0.json"), sink=sink)
     (one,) = whole.dialogues
     report = build_report(_reading(whole, whole.dialogues, sink))
@@ -279,7 +279,7 @@ def _small(**changes: Any) -> Reading:
     )
     rated = talk.model_copy(update={"survey": Survey(initial_intensity=5)})
     whole = corpus([rated])
-    sink = CountingSink()
+    sink = IssueList(go_on=True)
     for record in range(5):
         sink.note(Issue("repeat", "N", "some.json", record))
     sink.note(Issue("empty_text", "W", "some.json", 7, "dialog[1].content"))

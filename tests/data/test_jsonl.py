@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.data.jsonl import load_jsonl
-from esckit.data.layouts import StrictSink
+from esckit.data.layouts import IssueList, read_dialogues
 from esckit.errors import DataError
 from esckit.records import write_records
 from esckit.text import dialogue_id, normalise
@@ -73,8 +72,8 @@ def test_there_and_back_gives_equal_dialogues_and_equal_bytes(
     path = tmp_path_factory.mktemp("jsonl") / "corpus.jsonl"
     write_records(path, written)
     content = path.read_bytes()
-    assert list(load_jsonl(path, sink=StrictSink())) == written
-    write_records(path, list(load_jsonl(path, sink=StrictSink())))
+    assert list(read_dialogues(path, format="jsonl", sink=IssueList())) == written
+    write_records(path, list(read_dialogues(path, format="jsonl", sink=IssueList())))
     assert path.read_bytes() == content
 
 

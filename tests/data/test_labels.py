@@ -4,7 +4,7 @@ import pytest
 
 from esckit.data.contexts import merge_runs
 from esckit.data.labels import LabelRules, resolve_labels
-from esckit.data.layouts import CountingSink, StrictSink
+from esckit.data.layouts import IssueList
 from esckit.errors import ConfigError, DataError
 from esckit.strategies.taxonomy import load_mapping, load_taxonomy
 from esckit.types import Dialogue, Turn
@@ -14,8 +14,8 @@ TALK = dialogue(turn("s", "a"), turn("c", "b", "question"), turn("c", "d", "Self
 TO_AFLOW = load_mapping("esconv_to_aflow")
 
 
-def _resolved(one: Dialogue, sink: StrictSink | CountingSink | None = None, **rules: object) -> Dialogue:
-    (found,) = resolve_labels([one], LabelRules(**rules), sink or StrictSink())  # type: ignore[arg-type]
+def _resolved(one: Dialogue, sink: IssueList | None = None, **rules: object) -> Dialogue:
+    (found,) = resolve_labels([one], LabelRules(**rules), sink or IssueList())  # type: ignore[arg-type]
     return found
 
 
@@ -30,7 +30,7 @@ def _unknown_to_esckit(one: Dialogue) -> Dialogue:
 
 
 def test_labels_are_read_in_the_corpus_own_taxonomy() -> None:
-    sink = StrictSink()
+    sink = IssueList()
     found = _resolved(TALK, sink)
     assert _strategies(found) == [None, "Question", "Self-disclosure", "Others"]
     assert [t.source_strategy for t in found.turns] == [None, "question", "Self-disclosure", "Others"]
@@ -41,7 +41,7 @@ def test_labels_are_read_in_the_corpus_own_taxonomy() -> None:
 
 
 def test_a_mapping_sets_strategy_taxonomy_and_its_own_name() -> None:
-    sink = StrictSink()
+    sink = IssueList()
     found = _resolved(TALK, sink, mapping=TO_AFLOW, target=load_taxonomy("aflow"))
     assert _strategies(found) == [None, "Clarification", "Empathetic Statements", None]
     assert (found.taxonomy, found.mapping) == ("aflow", "esconv_to_aflow")
@@ -84,13 +84,13 @@ def test_an_unknown_label_is_refused_with_its_place() -> None:
     with pytest.raises(DataError) as caught:
         _resolved(odd)
     assert str(caught.value).startswith("some.json: record 7, turns[1].strategy: found the unknown strategy 'Sympathy'")
-    sink = CountingSink()
+    sink = IssueList(go_on=True)
     assert resolve_labels([odd, TALK], LabelRules(), sink) == (_resolved(TALK),)
     assert len(sink.refusals) == 1
 
 
 def test_an_unknown_label_can_be_kept_unlabelled_and_is_counted() -> None:
-    sink = StrictSink()
+    sink = IssueList()
     odd = dialogue(turn("s", "a"), turn("c", "b", "Sympathy"))
     found = _resolved(odd, sink, unknown="keep")
     assert (found.turns[1].strategy, found.turns[1].source_strategy) == (None, "Sympathy")
@@ -123,7 +123,7 @@ def test_merged_turns_are_resolved_with_their_pieces() -> None:
         found = _resolved(merged, **rules)
         expected = merge_runs(_resolved(TALK, **rules))
         assert found == expected
-    sink = StrictSink()
+    sink = IssueList()
     _resolved(merged, sink)
     assert [issue.field for issue in sink.issues] == ["turns[1].parts[0].strategy"]
 

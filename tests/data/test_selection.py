@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from esckit.config.sections import DataConfig
-from esckit.data.layouts import StrictSink
-from esckit.data.selection import Selection, StrictWarnings, check_kept, select_dialogues
+from esckit.data.layouts import IssueList
+from esckit.data.selection import Selection, check_kept, select_dialogues
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import Issue
 from esckit.types import Dialogue
@@ -20,7 +20,7 @@ def _selected(taxonomy: str | None = None, **data: Any) -> Selection:
     return select_dialogues(DataConfig.model_validate(section), taxonomy=taxonomy)
 
 
-def own_loader(path: Path, *, sink: StrictSink) -> Any:
+def own_loader(path: Path, *, sink: IssueList) -> Any:
     """A user's loader, named as ``module:attr``."""
     sink.note(Issue("seen", "N", path.name, 0))
     yield dialogue(turn("s", path.read_text()), turn("c", "hi", "Question"))
@@ -136,10 +136,9 @@ def test_mixed_taxonomies_are_refused(tmp_path: Path) -> None:
 
 
 def test_warnings_can_be_refusals() -> None:
-    inner = StrictSink()
-    sink = StrictWarnings(inner)
+    sink = IssueList(strict=True)
     sink.note(Issue("repeat", "N", "a.json", 1))
-    assert len(inner.issues) == 1
+    assert len(sink.issues) == 1
     with pytest.raises(DataError, match=r"a\.json: record 3, dialog\[1\]: found empty_text"):
         sink.note(Issue("empty_text", "W", "a.json", 3, "dialog[1]"))
 

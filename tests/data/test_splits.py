@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.data.corpus import Corpus, read_corpus
-from esckit.data.layouts import StrictSink
+from esckit.data.layouts import IssueList
 from esckit.data.splits import assign_splits, esconv_permutation, shared_ids, shared_situations
 from esckit.errors import DataError
 from esckit.text import ids_digest
@@ -46,7 +46,7 @@ def test_the_permutation_is_pinned() -> None:
 def folders(corpora: Path) -> dict[str, Corpus]:
     """Both published folders of ESConv."""
     return {
-        name: read_corpus(real(corpora, folder), sink=StrictSink())
+        name: read_corpus(real(corpora, folder), sink=IssueList())
         for name, folder in (("hub", "esconv"), ("ppdpp", "ppdpp"))
     }
 
@@ -70,7 +70,7 @@ def test_either_cut_comes_from_every_source(
     folders: dict[str, Corpus], original: Corpus, source: str, scheme: str
 ) -> None:
     whole = original if source == "original" else folders[source]
-    sink = StrictSink()
+    sink = IssueList()
     parts = assign_splits(whole, scheme=scheme, sink=sink)  # type: ignore[arg-type]
     assert {split: ids_digest(found)[:16] for split, found in parts.items()} == DIGESTS[scheme]
     assert sink.issues == []
@@ -119,7 +119,7 @@ def test_a_wrong_number_or_order_of_records_is_refused(original: Corpus) -> None
 
 
 def test_other_records_are_split_by_position_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    other, sink = corpus(_numbered(1300)), StrictSink()
+    other, sink = corpus(_numbered(1300)), IssueList()
     parts = assign_splits(other, scheme="hub", sink=sink)
     assert [(issue.code, issue.severity) for issue in sink.issues] == [("corpus_differs", "W")]
     assert {one.source.record for one in parts["valid"] if one.source} == set(esconv_permutation()[:195])
@@ -162,7 +162,7 @@ def test_too_few_dialogues_for_the_splits_are_said_to_be_too_few() -> None:
 
 
 def test_a_lopsided_ratio_split_is_warned_of() -> None:
-    sink = StrictSink()
+    sink = IssueList()
     assign_splits(corpus(_numbered(1000)), scheme="ratio", sink=sink)
     assert sink.issues == []
     one_situation = [dialogue(turn("s", str(number)), situation="Exams") for number in range(40)]
