@@ -1,9 +1,8 @@
-"""The answers of the chat-completions interface as data: what is read of them, and what is no answer.
+"""The chat-completions interface as data: where servers are, what each of them takes, and what an answer says.
 
 Servers fill the interface's open fields with words of their own, so only what is needed is read, and leniently: an odd
-usage is unknown, an odd reason to stop is understood by its words. What is left over is a typed failure.
-
-What one server takes: the body of a chat request, and what is learnt from a refusal. Talks to nobody.
+usage is unknown, an odd reason to stop is understood by its words. Anything else is a typed failure. Talks to nobody:
+requests are made in :mod:`esckit.models.transport`, errors are read in :mod:`esckit.models.faults`.
 """
 
 from __future__ import annotations
@@ -11,14 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from esckit.documents import complaint
-from esckit.errors import NOT_FINITE, BackendError
+from esckit.documents import complaint, parse_yaml
+from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.chat import make_reply, one_system, without_system
-from esckit.types import Message, Reply, Sampling, StopReason, Usage
+from esckit.registry import did_you_mean
+from esckit.types import Message, Record, Reply, Sampling, StopReason, Usage
 
 _MOST_TOKENS = 10_000_000
 
@@ -46,6 +47,47 @@ _NO_ANSWERS = (
     ),
     ("no_text", "a call of a tool in place of an answer", re.compile(r"tool|function", re.IGNORECASE)),
 )
+
+
+class EndpointSpec(Record):
+    """Address of a server.
+
+    Attributes:
+        base_url: Up to and including the API's version, such as ``http://127.0.0.1:8000/v1``.
+        api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
+        lacks: Sampling fields that the server is known to refuse.
+    """
+
+    base_url: str
+    api_key_env: str | None = None
+    lacks: tuple[str, ...] = ()
+
+
+def load_endpoints() -> dict[str, EndpointSpec]:
+    """Return the endpoints that ship with esckit, by name."""
+    text = files("esckit.models").joinpath("endpoints.yaml").read_text(encoding="utf-8")
+    return {name: EndpointSpec.model_validate(fields) for name, fields in parse_yaml(text, "endpoints.yaml").items()}
+
+
+def load_endpoint(name: str) -> EndpointSpec:
+    """Return a shipped endpoint by name.
+
+    Raises:
+        ConfigError: If there is none of this name.
+    """
+    known = load_endpoints()
+    if "://" in name:
+        # Not shown: it may hold a key.
+        raise ConfigError(
+            "an address as the name of an endpoint", expected="endpoint: {base_url: ADDRESS, api_key_env: VARIABLE}"
+        )
+    if name not in known:
+        raise ConfigError(
+            f"unknown endpoint {name!r}",
+            expected=f"one of {', '.join(known)}, or base_url and api_key_env",
+            hint=did_you_mean(name, known) or None,
+        )
+    return known[name]
 
 
 class _Choice(BaseModel):

@@ -1,24 +1,22 @@
 """A chat model behind an OpenAI-compatible server: typed replies or typed errors, never anything in between.
 
 Chat servers treat seeds as best effort and cannot score given answers; some return the log-probabilities that
-``next_token`` needs. Requests are carried by :mod:`esckit.models.transport`; their form is
-:mod:`esckit.models.chat_api`, that of the answers :mod:`esckit.models.chat_api`.
+``next_token`` needs. Requests are carried by :mod:`esckit.models.transport`; what they and their answers look like is
+in :mod:`esckit.models.chat_api`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from esckit.errors import BackendError, ConfigError, EsckitError
 from esckit.models.chat_api import AcceptedFields, Answer, label_probabilities, parse_answer, sampling_fields
-from esckit.models.faults import RetryPolicy
-from esckit.models.transport import HttpFailure, Patience, Transport
+from esckit.models.transport import HttpFailure, Timeouts, Transport
 from esckit.protocols import Capability
 from esckit.registry import did_you_mean
 from esckit.text import MessageGuard
@@ -27,10 +25,9 @@ from esckit.types import ChoiceScores, Message, NextToken, Reply, Sampling
 log = logging.getLogger(__name__)
 
 
-_CHAT = "/chat/completions"
+T = TypeVar("T")
 
-# Once more, since some servers drop a kept connection after an error; bounded by the time limit of the check.
-_BRIEFLY = RetryPolicy(max_retries=1, first_wait_s=0.2, max_wait_s=1.0)
+_CHAT = "/chat/completions"
 
 _REFUSALS = (400, 422)
 
@@ -57,10 +54,10 @@ class EndpointModel:
         api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
         log_probs: Whether the server returns log-probabilities; ``auto`` finds out in :meth:`check`.
         lacks: Sampling fields that the server is known to refuse.
-        patience: Time limits, retries and concurrency.
+        timeouts: Time limits, retries and concurrency; None takes the defaults.
 
     Raises:
-        ConfigError: If the address is none, or the environment variable is missing or holds no key.
+        ConfigError: If the address cannot be used, or the environment variable is missing or holds no key.
     """
 
     def __init__(
@@ -72,9 +69,9 @@ class EndpointModel:
         api_key_env: str | None = None,
         log_probs: bool | Literal["auto"] = "auto",
         lacks: Sequence[str] = (),
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
-        self._transport = Transport(base_url, api_key_env, patience or Patience())
+        self._transport = Transport(base_url, api_key_env, timeouts or Timeouts())
         self._model = model
         self._label = label or self._transport.base_url.partition("://")[2]
         self._key_env = api_key_env
@@ -83,7 +80,7 @@ class EndpointModel:
         self._accepted = AcceptedFields(lacks)
         self._guard = MessageGuard.of_any_format()
         self._notes: dict[str, str] = {}
-        self._kinds_told: set[str] = set()
+        self._kinds_logged: set[str] = set()
 
     def __repr__(self) -> str:
         """Return the name; never the key."""
@@ -117,7 +114,7 @@ class EndpointModel:
             ConfigError: If the server does not know the key or the model.
             BackendError: If there is no server, or it does not answer in time.
         """
-        limit_s = self._transport.patience.check_s
+        limit_s = self._transport.timeouts.check_s
         try:
             async with asyncio.timeout(limit_s):
                 listed = await self._listed_models()
@@ -140,10 +137,8 @@ class EndpointModel:
             BackendError: If no answer came, also after the retries, or it cannot be used.
             ConfigError: If the server does not know the key or the model.
         """
-        with self._failures_told():
-            answer = await self._ask(messages, sampling_fields(sampling, seed))
-            with _billed(answer):
-                return answer.reply(sampling.max_tokens)
+        fields = sampling_fields(sampling, seed)
+        return await self._ask(messages, fields, lambda answer: answer.reply(sampling.max_tokens))
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -171,14 +166,14 @@ class EndpointModel:
             raise ConfigError(f"{self.name} returns no log-probabilities", expected="readout: sampled")
         if temperature <= 0.0:
             raise ConfigError(f"temperature {temperature} for next_token", expected="a positive temperature")
-        with self._failures_told():
-            answer = await self._ask(messages, sampling_fields(Sampling(max_tokens=1), 0), log_probs=True)
-            with _billed(answer):
-                listed = answer.alternatives
-                if not listed:
-                    raise BackendError(f"an answer of {self.name} without log-probabilities", kind="no_log_probs")
-                probabilities, label_mass = label_probabilities(listed, labels, temperature)
-                return NextToken(probabilities, label_mass, answer.cost)
+
+        def read(answer: Answer) -> NextToken:
+            listed = answer.alternatives
+            if not listed:
+                raise BackendError(f"an answer of {self.name} without log-probabilities", kind="no_log_probs")
+            return NextToken(*label_probabilities(listed, labels, temperature), answer.cost)
+
+        return await self._ask(messages, sampling_fields(Sampling(max_tokens=1), 0), read, log_probs=True)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -189,7 +184,7 @@ class EndpointModel:
     async def _listed_models(self) -> tuple[str, ...]:
         """Return the ids that the server lists; none if it has no list or does not show it to this key."""
         try:
-            text = await self._transport.get("/models", retries=_BRIEFLY)
+            text = await self._transport.models()
             return tuple(model.id for model in _ModelList.model_validate_json(text).data)
         except ValidationError:
             return ()
@@ -205,7 +200,7 @@ class EndpointModel:
             self._negotiate([Message("user", "Hello")], fields, log_probs=self._probes_log_probs)
         )
         try:
-            answer = await self._awaited(asking)
+            answer = await self._first_answer(asking)
         except HttpFailure as failure:
             # Some models refuse to stop after one token; being listed shows well enough that they are there.
             if failure.fault.status in _REFUSALS and self._model in listed:
@@ -216,22 +211,49 @@ class EndpointModel:
         if self._probes_log_probs:
             self._offers_log_probs = bool(answer.alternatives)
 
-    async def _awaited(self, asking: asyncio.Task[Answer]) -> Answer:
+    async def _first_answer(self, asking: asyncio.Task[Answer]) -> Answer:
         """Return the first answer of a server, which may take longer than all others."""
-        patience = self._transport.patience
-        if not (await asyncio.wait({asking}, timeout=patience.check_s))[0]:
+        limits = self._transport.timeouts
+        if not (await asyncio.wait({asking}, timeout=limits.check_s))[0]:
             log.warning(
                 "%s has not answered within %g s; waiting for up to %g s: after its start a server may load or compile",
                 self.name,
-                patience.check_s,
-                patience.timeout_s,
+                limits.check_s,
+                limits.timeout_s,
             )
         try:
-            return await asyncio.wait_for(asking, patience.timeout_s)
+            return await asyncio.wait_for(asking, limits.timeout_s)
         except TimeoutError:
-            raise self._transport.silent(patience.timeout_s) from None
+            raise self._transport.silent(limits.timeout_s) from None
 
-    async def _ask(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool = False) -> Answer:
+    async def _ask(
+        self,
+        messages: Sequence[Message],
+        fields: Mapping[str, Any],
+        read: Callable[[Answer], T],
+        *,
+        log_probs: bool = False,
+    ) -> T:
+        """Return what is read of the answer to a request.
+
+        The first failure of each kind is logged with the server's words, since some records hold the kinds only. An
+        answer that came and cannot be used has its cost on the failure.
+        """
+        try:
+            answer = await self._answer(messages, fields, log_probs=log_probs)
+            try:
+                return read(answer)
+            except BackendError as error:
+                error.billed = answer.cost.model_dump()
+                raise
+        except BackendError as error:
+            if error.kind not in self._kinds_logged:
+                self._kinds_logged.add(error.kind)
+                who = "" if self.name in error.found else f"{self.name}: "
+                log.warning("%s%s (further failures of the kind %s are only counted)", who, error.found, error.kind)
+            raise
+
+    async def _answer(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool) -> Answer:
         kept = [self._guard(message) for message in messages]
         try:
             answer = await self._negotiate(kept, fields, log_probs=log_probs)
@@ -262,18 +284,6 @@ class EndpointModel:
                     continue
                 raise
             return parse_answer(text)
-
-    @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        """Warn of the first failure of each kind with the server's words; some records hold the kinds only."""
-        try:
-            yield
-        except BackendError as error:
-            if error.kind not in self._kinds_told:
-                self._kinds_told.add(error.kind)
-                who = "" if self.name in error.found else f"{self.name}: "
-                log.warning("%s%s (further failures of the kind %s are only counted)", who, error.found, error.kind)
-            raise
 
     def _note(self, about: str, note: str) -> None:
         if about not in self._notes:
@@ -313,13 +323,3 @@ class EndpointModel:
             expected=f"one of {shown}" if shown else None,
             hint=did_you_mean(self._model, listed) or "Check base_url (it ends in /v1 for most servers) and model.",
         )
-
-
-@contextmanager
-def _billed(answer: Answer) -> Iterator[None]:
-    """Let the failure of an answer that cannot be used say what the answer cost."""
-    try:
-        yield
-    except BackendError as error:
-        error.billed = answer.cost.model_dump()
-        raise

@@ -1,11 +1,8 @@
-"""Blotting a secret out of foreign text, however a server wrote it down.
+"""What a server sends besides answers: errors in many forms, times to wait, and perhaps the key it was given.
 
-How long to wait before a request is made again.
-
-What a server says in place of an answer, as an HTTP status or in the body of a 200, and what that stands for.
-
-Servers agree on no form: ``{"error": {"message", "code"}}``, ``{"error": "…"}``, ``{"detail": …}``,
-``{"message": …, "code": …}``, a web page, a stream of events. Pure functions of texts.
+Servers agree on no form of error: ``{"error": {"message", "code"}}``, ``{"error": "…"}``, ``{"detail": …}``,
+``{"message": …, "code": …}``, a web page, a stream of events, with an error status or in the body of a 200. All of
+them become a :class:`Fault`. Pure functions of texts; requests are made in :mod:`esckit.models.transport`.
 """
 
 from __future__ import annotations
@@ -15,11 +12,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from html.entities import html5
-from typing import Any
+from typing import Any, NamedTuple
 
 _SHORTEST_SECRET = 8
 
@@ -39,7 +36,7 @@ class Redactor:
     def __init__(self, secret: str) -> None:
         self._pattern: re.Pattern[str] | None = None
         if len(secret) >= _SHORTEST_SECRET:
-            written = [_escaped(text) for text in (secret, *_in_base64(secret.encode()))]
+            written = ["".join(map(_escaped, text)) for text in (secret, *_in_base64(secret.encode()))]
             self._pattern = re.compile("|".join([*written, f"(?i:{secret.encode().hex()})"]))
 
     def __repr__(self) -> str:
@@ -51,12 +48,8 @@ class Redactor:
         return self._pattern.sub(_MARK, text) if self._pattern else text
 
 
-def _escaped(text: str) -> str:
-    """Return a pattern for a text each of whose characters may be escaped, also more than once."""
-    return "".join(map(_one_escaped, text))
-
-
-def _one_escaped(char: str) -> str:
+def _escaped(char: str) -> str:
+    """Return a pattern for a character that may be escaped, also more than once."""
     code = ord(char)
     names = "".join(f"|{re.escape(name)}" for name, meant in html5.items() if meant == char)
     forms = (
@@ -81,26 +74,6 @@ def _in_base64(secret: bytes) -> set[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """Bounded retries with exponential waits; no jitter, so that a run's schedule can be told from its recipe.
-
-    Attributes:
-        max_retries: Requests made again after the first, at least 0.
-        first_wait_s: Wait before the first of them; every further one doubles it.
-        max_wait_s: Longest single wait, also where the server asks for more.
-    """
-
-    max_retries: int = 5
-    first_wait_s: float = 1.0
-    max_wait_s: float = 60.0
-
-    def wait_s(self, n_failed: int, asked_s: float | None = None) -> float:
-        """Return the wait after ``n_failed`` ≥ 1 failed requests; what the server asks for goes first."""
-        wanted = self.first_wait_s * 2.0 ** (n_failed - 1) if asked_s is None else asked_s
-        return min(wanted, self.max_wait_s)
-
-
 def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
     """Return the seconds that a server asks to wait (milliseconds, seconds or a date), None if it names no time."""
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
@@ -110,19 +83,15 @@ def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) ->
         try:
             seconds = float(value) * unit_s
         except ValueError:
-            seconds = _until_s(value, now or datetime.now(UTC))
+            try:
+                moment = parsedate_to_datetime(value)
+                wait = moment.replace(tzinfo=moment.tzinfo or UTC) - (now or datetime.now(UTC))
+            except (ValueError, OverflowError):  # also a year or a time zone beyond all calendars
+                continue
+            seconds = max(0.0, wait.total_seconds())
         if math.isfinite(seconds) and seconds >= 0.0:
             return seconds
     return None
-
-
-def _until_s(date: str, now: datetime) -> float:
-    try:
-        moment = parsedate_to_datetime(date)
-        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
-    except (ValueError, OverflowError):
-        # Also a year or a time zone beyond all calendars.
-        return math.nan
 
 
 BAD_GATEWAY = 502
@@ -227,11 +196,9 @@ def fault_of(status: int, body: str, phrase: str = "") -> Fault:
         body: The body as text.
         phrase: What to show if the body is blank.
     """
-    said = _spoken(_json(body))
-    reason = said.message or _page_words(body) or phrase
-    if status == 500 and _TEMPLATE.search(reason):
-        status = 400
-    return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
+    parts = _parts(_json(body))
+    reason = parts.message or _page_words(body) or phrase
+    return parts.fault(400 if status == 500 and _TEMPLATE.search(reason) else status, reason)
 
 
 def fault_in(body: str) -> Fault | None:
@@ -256,14 +223,17 @@ def fault_in(body: str) -> Fault | None:
     return Fault(BAD_GATEWAY, f"no JSON object: {_one_line(text) or 'nothing'}", is_answer=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Spoken:
+class _Parts(NamedTuple):
     """The parts of an error object."""
 
     message: str = ""
     code: str | None = None
     param: str | None = None
     status: int | None = None
+
+    def fault(self, status: int, reason: str) -> Fault:
+        """Return the error as a fault."""
+        return Fault(status, reason + (f" ({self.code})" if self.code else ""), self.code, self.param)
 
 
 def _object_fault(data: Mapping[str, Any]) -> Fault | None:
@@ -275,13 +245,11 @@ def _object_fault(data: Mapping[str, Any]) -> Fault | None:
             return _object_fault({"error": first["error"]})
         is_broken_off = isinstance(word := first.get("finish_reason"), str) and _BROKEN_OFF.search(word)
         return Fault(BAD_GATEWAY, f"an answer that broke off (finish_reason {word!r})") if is_broken_off else None
-    said = _spoken(data)
-    is_error = bool(said.message) or any(_says_something(data.get(key)) for key in _INNER_KEYS)
-    reason = said.message or _dumped(data)
-    if not is_error:
+    parts = _parts(data)
+    reason = parts.message or _dumped(data)
+    if not parts.message and not any(_says_something(data.get(key)) for key in _INNER_KEYS):
         return Fault(BAD_GATEWAY, f"no choices: {reason}", is_answer=False)
-    status = said.status or _status_of(f"{said.code} {reason}") or 500
-    return Fault(status, reason + (f" ({said.code})" if said.code else ""), said.code, said.param)
+    return parts.fault(parts.status or _status_of(f"{parts.code} {reason}") or 500, reason)
 
 
 def _status_of(words: str) -> int | None:
@@ -289,29 +257,29 @@ def _status_of(words: str) -> int | None:
     return next((status for status, known in _BY_WORDS if known.search(words)), None)
 
 
-def _spoken(data: Any, depth: int = 0) -> _Spoken:
+def _parts(data: Any, depth: int = 0) -> _Parts:
     """Return the parts of an error, looked for in its inner object first."""
     if depth > _DEEPEST:
-        return _Spoken()
+        return _Parts()
     if isinstance(data, str):
-        return _Spoken(_one_line(data))
+        return _Parts(_one_line(data))
     if isinstance(data, list):
         # What validators say: one object an error, with the place of the field.
         first = data[0] if data and isinstance(data[0], Mapping) else {}
         if "loc" not in first and len(data) == 1:
-            return _spoken(first, depth + 1)
+            return _parts(first, depth + 1)
         place = first.get("loc")
         param = str(place[-1]) if isinstance(place, list) and place else None
-        return replace(_spoken(first, depth + 1), message=_dumped(data), param=param)
+        return _parts(first, depth + 1)._replace(message=_dumped(data), param=param)
     if not isinstance(data, Mapping):
-        return _Spoken()
-    inner = next((_spoken(data[key], depth + 1) for key in _INNER_KEYS if _says_something(data.get(key))), _Spoken())
+        return _Parts()
+    inner = next((_parts(data[key], depth + 1) for key in _INNER_KEYS if _says_something(data.get(key))), _Parts())
     texts = (data[key] for key in _MESSAGE_KEYS if isinstance(data.get(key), str) and data[key].strip())
     message = inner.message or _one_line(next(texts, ""))
     codes = [data[key] for key in ("code", "type", *_STATUS_KEYS) if isinstance(data.get(key), str | int | float)]
     words = [code for code in codes if isinstance(code, str) and not code.isdigit() and code != "error"]
     param = data.get("param")
-    return _Spoken(
+    return _Parts(
         message,
         inner.code or next(iter(words), None),
         inner.param or (param if isinstance(param, str) else None),

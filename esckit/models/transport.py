@@ -1,7 +1,8 @@
-"""Requests to one server: its key, its limits and its retries; what a good answer means is not known here.
+"""Requests to one server: its address, its key, its time limits and its retries.
 
-The key lives in this file only. It comes from a named environment variable and goes into the request header; whatever
-text comes back from the server has the key blotted out before anybody else sees it.
+What a good answer means is not known here (:mod:`esckit.models.endpoint`), nor how an error is read
+(:mod:`esckit.models.faults`). The key is read here and nowhere else: it comes from a named environment variable and
+goes into the request header. Text that comes back from the server has the key removed before anybody else sees it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -20,66 +21,74 @@ import openai
 from pydantic import SecretStr
 
 from esckit.errors import BackendError, ConfigError, OutageError
-from esckit.models.endpoints import checked_base_url, is_loopback
-from esckit.models.faults import Fault, Redactor, RetryPolicy, fault_in, fault_of, retry_after_s
+from esckit.models.faults import Fault, Redactor, fault_in, fault_of, retry_after_s
 
 log = logging.getLogger(__name__)
 
-
 _NO_KEY = "no-key"
-
 _LONGEST_REASON = 400
-
 _LONGEST_NAME = 16
-
 _LARGEST_BODY = 8 * 2**20
-
 _MOST_HOPS = 3
-
 _ALIVE_WITHIN_S = 10.0
-
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
 
-_MAY_BE_A_SLIP = (401, 404)
-
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long an endpoint is waited for, and how much it is asked at once.
+class Timeouts:
+    """How long to wait for a server, how often to ask it again, and how much to ask at once.
+
+    Waits between retries have no jitter, so that they follow from these numbers alone.
 
     Attributes:
         timeout_s: Longest time of one request, from connecting to the last byte.
         check_s: Longest time that :meth:`esckit.models.endpoint.EndpointModel.check` waits for the list of models.
         outage_s: How long a server that answered before may be silent before the run stops.
         concurrency: Requests in flight at once, waits between retries included.
-        retries: What happens after a failure that may pass.
+        max_retries: Requests made again after the first, at least 0.
+        first_wait_s: Wait before the first retry; every further wait is twice as long.
+        max_wait_s: Longest single wait, also where the server asks for more.
     """
 
     timeout_s: float = 180.0
     check_s: float = 8.0
     outage_s: float = 60.0
     concurrency: int = 32
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    max_retries: int = 5
+    first_wait_s: float = 1.0
+    max_wait_s: float = 60.0
+
+    def wait_s(self, n_failed: int, asked_s: float | None = None) -> float:
+        """Return the wait after ``n_failed`` ≥ 1 failed requests; what the server asks for goes first."""
+        wanted = self.first_wait_s * 2.0 ** (n_failed - 1) if asked_s is None else asked_s
+        return min(wanted, self.max_wait_s)
 
 
 class HttpFailure(Exception):
     """The server answered with an error; never shown to the user as it is.
 
-    Args:
-        fault: What it said, scrubbed and cut.
-        n_requests: Requests made before giving up.
+    Attributes:
+        fault: What it said, redacted and cut.
+        n_requests: Requests made so far.
         in_body: Whether the HTTP status was 200 and the error stood in the body.
+        asked_s: Seconds that the server asks to wait, None if it does not.
     """
 
-    def __init__(self, fault: Fault, n_requests: int = 1, *, in_body: bool = False) -> None:
+    def __init__(self, fault: Fault, n_requests: int, *, in_body: bool = False, asked_s: float | None = None) -> None:
         super().__init__(f"HTTP {fault.status}: {fault.reason}")
         self.fault = fault
         self.n_requests = n_requests
         self.in_body = in_body
+        self.asked_s = asked_s
+
+    @property
+    def is_silence(self) -> bool:
+        """Whether a gateway answered because the server behind it did not."""
+        return self.fault.status in _NOBODY_THERE and not self.in_body
 
 
-class _Unread(openai.OpenAIError):
+class _UnreadableError(openai.OpenAIError):
     """A body that is not read, since it is too large or in an encoding that nobody asked for."""
 
 
@@ -113,27 +122,27 @@ async def _read(response: Any) -> bytes:
     """Return the body of a streamed response, unpacked.
 
     Raises:
-        _Unread: If it is too large, or packed in another way than gzip.
+        _UnreadableError: If it is too large, or packed in another way than gzip.
     """
     raw = bytearray()
     async for piece in response.aiter_raw():
         raw += piece
         if len(raw) > _LARGEST_BODY:
-            raise _Unread(f"an answer of more than {_LARGEST_BODY:,} bytes")
+            raise _UnreadableError(f"an answer of more than {_LARGEST_BODY:,} bytes")
     packed = response.headers.get("content-encoding", "").strip().lower()
     if packed in ("", "identity"):
         return bytes(raw)
     if packed not in ("gzip", "x-gzip", "deflate"):
-        raise _Unread(f"an answer in the content encoding {packed[:40]!r}")
+        raise _UnreadableError(f"an answer in the content encoding {packed[:40]!r}")
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
         body = unpacker.decompress(bytes(raw), _LARGEST_BODY + 1)
     except zlib.error as error:
-        raise _Unread(f"an answer that is no {packed} ({error})") from error
+        raise _UnreadableError(f"an answer that is not valid {packed} ({error})") from error
     if len(body) > _LARGEST_BODY:
-        raise _Unread(f"an answer of more than {_LARGEST_BODY:,} bytes when unpacked")
+        raise _UnreadableError(f"an answer of more than {_LARGEST_BODY:,} bytes when unpacked")
     if not unpacker.eof:
-        raise _Unread(f"an answer that is no {packed} (it breaks off)")
+        raise _UnreadableError(f"an answer that is not valid {packed} (it breaks off)")
     return body
 
 
@@ -143,62 +152,62 @@ class Transport:
     Args:
         base_url: Address up to the API's version, without any secret.
         api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
-        patience: Time limits, retries and concurrency.
-        clock: Seconds on a clock that never goes back.
+        timeouts: Time limits, retries and concurrency.
 
     Attributes:
         has_answered: Whether a request was answered as it should be.
 
     Raises:
-        ConfigError: If the address is none, or the environment variable is missing or holds no key.
+        ConfigError: If the address cannot be used, or the environment variable is missing or holds no key.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        api_key_env: str | None,
-        patience: Patience,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, base_url: str, api_key_env: str | None, timeouts: Timeouts) -> None:
         self.base_url = checked_base_url(base_url)
-        self.patience = patience
+        self.timeouts = timeouts
         self.has_answered = False
-        self._clock = clock
         self._heard_s: float | None = None
         self._silent_since_s: float | None = None
-        self._key = SecretStr(_read_key(api_key_env))
-        self._scrub = Redactor(self._key.get_secret_value())
-        self._slots = asyncio.Semaphore(patience.concurrency)
+        key = SecretStr(_read_key(api_key_env))
+        self._redact = Redactor(key.get_secret_value())
+        self._slots = asyncio.Semaphore(timeouts.concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
             # Without a key of our own the SDK would look for one in the environment.
-            api_key=self._key.get_secret_value() or _NO_KEY,
+            api_key=key.get_secret_value() or _NO_KEY,
+            # The SDK's retries cannot carry our rules: see "Servers" in docs/architecture.md.
             max_retries=0,
-            timeout=patience.timeout_s,
+            timeout=timeouts.timeout_s,
             default_headers={"Accept-Encoding": "identity"},
             # A proxy that the environment names cannot reach this machine's own loopback.
             http_client=_BoundedClient(trust_env=not is_loopback(self.base_url)),
         )
 
-    async def get(self, path: str, *, retries: RetryPolicy | None = None) -> str:
-        """Return the body of a GET request. Raises as :meth:`post`, but takes any body of a 200 for an answer."""
-        return await self._carry(lambda: self._client.get(path, cast_to=str), retries)
+    async def models(self) -> str:
+        """Return what the server answers when asked for its list of models; any body of a 200 will do.
 
-    async def post(self, path: str, body: Mapping[str, Any], *, retries: RetryPolicy | None = None) -> str:
+        It is asked once more after a failure, since some servers drop a kept connection after an error.
+
+        Raises:
+            HttpFailure: As :meth:`post`.
+            BackendError: As :meth:`post`.
+            OutageError: As :meth:`post`.
+        """
+        briefly = replace(self.timeouts, max_retries=1, first_wait_s=0.2, max_wait_s=1.0)
+        return await self._carry(lambda: self._client.get("/models", cast_to=str), briefly, lambda body: None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> str:
         """Return the body of the answer to a POST request, as text.
 
         Args:
             path: Below the base URL, with a leading slash.
             body: Sent as JSON.
-            retries: In place of those of the transport's patience.
 
         Raises:
             HttpFailure: If the server answered with an error, as status or in the body, also after the retries.
             BackendError: If it cannot be reached or does not answer in time, also after the retries.
-            OutageError: If a server that answered before has become silent for good.
+            OutageError: If a server that answered before has been silent for too long.
         """
-        text = await self._carry(lambda: self._client.post(path, cast_to=str, body=body), retries, fault_in)
+        text = await self._carry(lambda: self._client.post(path, cast_to=str, body=body), self.timeouts, fault_in)
         self.has_answered = True
         return text
 
@@ -215,85 +224,79 @@ class Transport:
         await self._client.close()
 
     async def _carry(
-        self,
-        send: Callable[[], Awaitable[str]],
-        retries: RetryPolicy | None,
-        find_fault: Callable[[str], Fault | None] = lambda body: None,
+        self, send: Callable[[], Awaitable[str]], limits: Timeouts, find_fault: Callable[[str], Fault | None]
     ) -> str:
-        policy = retries or self.patience.retries
         async with self._slots:
             n_requests = n_failed = 0
             was_out = False
             while True:
                 n_requests += 1
-                outcome, asked_s = await self._try(send, find_fault, n_requests)
+                outcome = await self._try(send, find_fault, n_requests)
                 if isinstance(outcome, str):
                     return outcome
                 n_failed += 1
-                gives_up = not self._may_pass(outcome) or n_failed > policy.max_retries
+                gives_up = not self._may_pass(outcome) or n_failed > limits.max_retries
                 if _is_silence(outcome) and self._heard_s is not None:
                     is_out = await self._is_out(outcome, gives_up=gives_up)
                     if is_out or (gives_up and was_out):
                         # The server is down, or was: the request has all its tries before it.
                         n_failed, gives_up, was_out = 1, False, is_out
-                # Raised outside of the handlers: what the SDK raised may hold the key, and shall not be chained.
+                # Raised outside of the handlers: what the SDK raised may hold the key, and must not be chained.
                 if gives_up:
                     raise outcome
-                wait_s = policy.wait_s(n_failed, asked_s)
+                wait_s = limits.wait_s(n_failed, outcome.asked_s if isinstance(outcome, HttpFailure) else None)
                 log.info("%s: %s; next request in %.1f s", self.base_url, outcome, wait_s)
                 await asyncio.sleep(wait_s)
 
     async def _try(
         self, send: Callable[[], Awaitable[str]], find_fault: Callable[[str], Fault | None], n_requests: int
-    ) -> tuple[str | HttpFailure | BackendError, float | None]:
-        """Make one request; return the answer, or why there is none and how long the server asks to wait."""
-        began_s = self._clock()
-        asked_s: float | None = None
+    ) -> str | HttpFailure | BackendError:
+        """Make one request; return the answer, or why there is none."""
+        began_s = time.monotonic()
         outcome: str | HttpFailure | BackendError
         try:
-            async with asyncio.timeout(self.patience.timeout_s):
-                outcome = self._scrub(await send())
-        except openai.APIStatusError as error:
-            outcome = HttpFailure(self._shortened(_fault(error, self.base_url)), n_requests)
-            asked_s = retry_after_s(error.response.headers)
-        except (TimeoutError, openai.APITimeoutError):
-            outcome = self.silent(self.patience.timeout_s)
-        except openai.OpenAIError as error:
-            outcome = self._unreachable(error)
-        else:
+            async with asyncio.timeout(self.timeouts.timeout_s):
+                outcome = self._redact(await send())
             if fault := find_fault(outcome):
                 outcome = HttpFailure(self._shortened(fault), n_requests, in_body=True)
+        except openai.APIStatusError as error:
+            fault, asked_s = _status_fault(error, self.base_url), retry_after_s(error.response.headers)
+            outcome = HttpFailure(self._shortened(fault), n_requests, asked_s=asked_s)
+        except (TimeoutError, openai.APITimeoutError):
+            outcome = self.silent(self.timeouts.timeout_s)
+        except openai.OpenAIError as error:
+            outcome = self._unreachable(error)
         if isinstance(outcome, BackendError):
             outcome.attempts = n_requests
         if not _is_silence(outcome):
             self._hear()
         elif self._silent_since_s is None:
             self._silent_since_s = max(began_s, self._heard_s or began_s)
-        return outcome, asked_s
+        return outcome
 
     def _hear(self) -> None:
         """Take note of a sign of life."""
-        self._heard_s = self._clock()
+        self._heard_s = time.monotonic()
         self._silent_since_s = None
 
     def _may_pass(self, failure: HttpFailure | BackendError) -> bool:
-        """Return whether the same request may succeed later; where others have, no key or model is taken for wrong."""
+        """Return whether the same request may succeed later; a key or a model that worked before may work again."""
         if isinstance(failure, BackendError):
             return failure.kind != "unreadable"
-        return failure.fault.may_pass or (self.has_answered and failure.fault.status in _MAY_BE_A_SLIP)
+        return failure.fault.may_pass or (self.has_answered and failure.fault.status in (401, 404))
 
     async def _is_out(self, failure: HttpFailure | BackendError, *, gives_up: bool) -> bool:
         """Return whether the server is down, so that a request which nobody answered is not to blame.
 
         Args:
             failure: What happened to the request.
-            gives_up: Whether it would be given up; before that, and for a while, nobody looks after the server.
+            gives_up: Whether it would be given up; before that, and for a while, the server is not asked.
 
         Raises:
             OutageError: If nothing was heard of the server for so long that the run has to stop.
         """
-        now_s = self._clock()
-        is_long = now_s - (self._silent_since_s or now_s) >= self.patience.outage_s
+        now_s = time.monotonic()
+        is_long = now_s - (self._silent_since_s or now_s) >= self.timeouts.outage_s
         if not gives_up and not is_long:
             return False
         if await self._is_alive():
@@ -304,7 +307,7 @@ class Transport:
         why = failure.found if isinstance(failure, BackendError) else failure
         raise OutageError(
             f"{self.base_url} has stopped answering: {why}",
-            hint="What is done is kept. Start the server and run the same command again to go on.",
+            hint="What is done is kept. Start the server, then run the same command again to go on.",
         )
 
     async def _is_alive(self) -> bool:
@@ -319,14 +322,14 @@ class Transport:
         return True
 
     def _shortened(self, fault: Fault) -> Fault:
-        # Scrubbed before it is cut, or half a key would stay; at first only cut far behind what is kept.
-        return replace(fault, reason=self._scrub(fault.reason[: 500 * _LONGEST_REASON])[:_LONGEST_REASON])
+        # Redacted before it is cut, or half a key would stay; at first only cut far behind what is kept.
+        return replace(fault, reason=self._redact(fault.reason[: 500 * _LONGEST_REASON])[:_LONGEST_REASON])
 
     def _unreachable(self, error: openai.OpenAIError) -> BackendError:
-        cause = error if isinstance(error, _Unread) else error.__cause__
-        if isinstance(cause, _Unread):
-            return BackendError(self._scrub(str(cause)), kind="unreadable")
-        why = self._scrub(str(cause or error)) or type(cause).__name__
+        cause = error if isinstance(error, _UnreadableError) else error.__cause__
+        if isinstance(cause, _UnreadableError):
+            return BackendError(self._redact(str(cause)), kind="unreadable")
+        why = self._redact(str(cause or error)) or type(cause).__name__
         return BackendError(
             f"cannot reach {self.base_url} ({why})",
             kind="unreachable",
@@ -336,12 +339,13 @@ class Transport:
 
 def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
     """Return whether a request met nobody: not the server, or not the one behind a gateway."""
-    if isinstance(outcome, HttpFailure):
-        return outcome.fault.status in _NOBODY_THERE and not outcome.in_body
-    return isinstance(outcome, BackendError) and outcome.kind != "unreadable"
+    if isinstance(outcome, BackendError):
+        return outcome.kind != "unreadable"
+    return isinstance(outcome, HttpFailure) and outcome.is_silence
 
 
-def _fault(error: openai.APIStatusError, base_url: str) -> Fault:
+def _status_fault(error: openai.APIStatusError, base_url: str) -> Fault:
+    """Return what an answer with an error status says; a redirect that was not followed is one."""
     response = error.response
     if error.status_code >= 400:
         return fault_of(error.status_code, response.text, response.reason_phrase)
@@ -349,8 +353,36 @@ def _fault(error: openai.APIStatusError, base_url: str) -> Fault:
         target = urlsplit(urljoin(base_url, response.headers.get("location", "")))
         where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
     except ValueError:
-        where = "an address that is none"
+        where = "an invalid address"
     return Fault(error.status_code, f"{base_url} redirects to {where}, which is not followed")
+
+
+def checked_base_url(base_url: str) -> str:
+    """Return a base URL that can be called and shown: http(s), with a host, and nowhere a place for a secret.
+
+    Raises:
+        ConfigError: If it is not. The message does not repeat a URL that may hold a secret.
+    """
+    try:
+        parts = urlsplit(base_url.strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            "base_url holds a user name, a password, a query or a fragment",
+            expected="a plain address such as http://127.0.0.1:8000/v1",
+            hint="A key belongs into the environment variable that api_key_env names.",
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(f"base_url {base_url!r}", expected="an address such as http://127.0.0.1:8000/v1")
+    return base_url.strip().rstrip("/")
+
+
+def is_loopback(base_url: str) -> bool:
+    """Return whether a URL names this machine."""
+    host = urlsplit(base_url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _read_key(variable: str | None) -> str:
@@ -359,7 +391,7 @@ def _read_key(variable: str | None) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        # A key in the wrong place shall not be shown.
+        # A key in the wrong place must not be shown.
         shown = variable if variable.isupper() or len(variable) < _LONGEST_NAME else f"{variable[:4]}…"
         raise ConfigError(
             f"the environment variable {shown} is not set",

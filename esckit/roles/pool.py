@@ -21,7 +21,7 @@ from esckit.flow.text import checkpoint_folder, read_metadata
 from esckit.flow.writer import writer_metadata
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel, BudgetedPolicy
-from esckit.models.endpoints import load_endpoint
+from esckit.models.chat_api import load_endpoint
 from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel, StrategyPolicy
 from esckit.rl.policy import load_policy, read_policy

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from esckit.models.endpoint import EndpointModel
-from esckit.models.faults import RetryPolicy
-from esckit.models.transport import Patience
+from esckit.models.transport import Timeouts
 from esckit.types import Message, Sampling
 from tests.models.fake_server import FakeServer
 
@@ -15,13 +14,13 @@ T = TypeVar("T")
 
 KEY = "sk-secret/0123456789"
 HELLO = [Message("system", "Be kind."), Message("user", "Hello")]
-QUICK = Patience(timeout_s=2.0, check_s=2.0, retries=RetryPolicy(max_retries=3, first_wait_s=0.01, max_wait_s=0.2))
+QUICK = Timeouts(timeout_s=2.0, check_s=2.0, max_retries=3, first_wait_s=0.01, max_wait_s=0.2)
 
 
 def run(server_or_url: FakeServer | str, use: Callable[[EndpointModel], Awaitable[T]], **options: Any) -> T:
     """Make a model, use it, close it."""
     url = server_or_url if isinstance(server_or_url, str) else server_or_url.url
-    options = {"patience": QUICK, "log_probs": False} | options
+    options = {"timeouts": QUICK, "log_probs": False} | options
 
     async def go() -> T:
         model = EndpointModel(url, options.pop("model", "m"), **options)

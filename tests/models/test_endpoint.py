@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from esckit.errors import BACKEND_KINDS, BackendError, ConfigError
+from esckit.models.chat_api import load_endpoint, load_endpoints
 from esckit.models.endpoint import EndpointModel
-from esckit.models.endpoints import checked_base_url, is_loopback, load_endpoint, load_endpoints
+from esckit.models.transport import checked_base_url, is_loopback
 from esckit.types import Message, Sampling, StopReason, Usage
 from tests.models.endpoint_calls import HELLO, complete, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from esckit.errors import BackendError, ConfigError
 from esckit.models.chat_api import label_probabilities
 from esckit.models.endpoint import EndpointModel
-from esckit.models.faults import RetryPolicy
-from esckit.models.transport import Patience
+from esckit.models.transport import Timeouts
 from tests.models.endpoint_calls import HELLO, KEY, check, complete, dead_url, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal, with_log_probs
 
@@ -107,7 +106,7 @@ def test_check_of_a_good_server_asks_for_its_models_only(server: FakeServer) -> 
 def test_check_of_a_dead_port_is_one_error_within_seconds() -> None:
     began = time.monotonic()
     with pytest.raises(BackendError, match="cannot reach"):
-        run(dead_url(), check, patience=None)
+        run(dead_url(), check, timeouts=None)
     assert time.monotonic() - began < 10.0
 
 
@@ -115,12 +114,12 @@ def test_check_of_a_server_that_hangs_ends_in_time(server: FakeServer) -> None:
     server.models.wait_s = 1.0
     began = time.monotonic()
     with pytest.raises(BackendError, match=r"within 0\.2 s"):
-        run(server, check, patience=Patience(check_s=0.2))
+        run(server, check, timeouts=Timeouts(check_s=0.2))
     assert time.monotonic() - began < 1.0
 
 
 def test_check_ends_within_ten_seconds_by_default() -> None:
-    assert Patience().check_s < 10.0
+    assert Timeouts().check_s < 10.0
 
 
 @pytest.mark.parametrize(
@@ -158,8 +157,8 @@ def test_check_of_a_server_without_chat_is_an_error(server: FakeServer) -> None:
 def test_a_slow_first_answer_is_waited_for_and_said(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server.usual = with_log_probs([("Hi", -0.1)])
     server.usual.wait_s = 0.4
-    patience = Patience(check_s=0.2, timeout_s=5.0)
-    assert run(server, checked_capabilities, log_probs="auto", patience=patience) == {"next_token"}
+    timeouts = Timeouts(check_s=0.2, timeout_s=5.0)
+    assert run(server, checked_capabilities, log_probs="auto", timeouts=timeouts) == {"next_token"}
     assert "has not answered within 0.2 s; waiting for up to 5 s" in caplog.text
 
 
@@ -167,8 +166,8 @@ def test_a_listed_model_that_never_answers_is_enough_to_start(
     server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.usual.wait_s = 1.0
-    patience = Patience(check_s=0.1, timeout_s=0.3, retries=RetryPolicy(max_retries=0))
-    assert run(server, checked_capabilities, log_probs="auto", patience=patience) == frozenset()
+    timeouts = Timeouts(check_s=0.1, timeout_s=0.3, max_retries=0)
+    assert run(server, checked_capabilities, log_probs="auto", timeouts=timeouts) == frozenset()
     assert "whether it offers log-probabilities is unknown" in caplog.text
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from esckit.errors import BackendError, ConfigError, ModelError, OutageError
 from esckit.models.endpoint import EndpointModel
-from esckit.models.faults import RetryPolicy, retry_after_s
-from esckit.models.transport import Patience
+from esckit.models.faults import retry_after_s
+from esckit.models.transport import Timeouts
 from esckit.types import Sampling
 from tests.models.endpoint_calls import HELLO, check, complete, dead_url, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal
@@ -129,7 +129,7 @@ def test_a_field_refused_inside_a_200_is_learnt(server: FakeServer) -> None:
 def test_each_fault_is_counted_under_its_own_kind(server: FakeServer, failed: Canned, kind: str) -> None:
     server.usual = failed
     with pytest.raises(BackendError) as caught:
-        run(server, complete(), patience=Patience(timeout_s=0.5, retries=RetryPolicy(max_retries=0)))
+        run(server, complete(), timeouts=Timeouts(timeout_s=0.5, max_retries=0))
     assert caught.value.kind == kind
 
 
@@ -165,7 +165,7 @@ def test_a_packed_answer_is_unpacked(server: FakeServer) -> None:
         (packed(100_000_000), "gzip", "when unpacked"),
         (b"x" * 9_000_000, "identity", "more than 8,388,608 bytes"),
         (b"x", "br", "content encoding 'br'"),
-        (b"x", "gzip", "is no gzip"),
+        (b"x", "gzip", "is not valid gzip"),
     ],
 )
 def test_a_body_without_measure_is_refused_at_once(
@@ -223,7 +223,7 @@ def test_a_model_that_is_gone_stops_the_run(server: FakeServer) -> None:
         run(server, lambda model: then_only(model, server, refusal("?", status=404)))
 
 
-BRIEF = Patience(timeout_s=0.2, outage_s=0.3, retries=RetryPolicy(max_retries=2, first_wait_s=0.01, max_wait_s=0.05))
+BRIEF = Timeouts(timeout_s=0.2, outage_s=0.3, max_retries=2, first_wait_s=0.01, max_wait_s=0.05)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_server_that_dies_stops_the_run_in_bounded_time(server: FakeServer, go
 
     began = time.monotonic()
     with pytest.raises(OutageError, match="has stopped answering") as caught:
-        run(server, die, patience=BRIEF)
+        run(server, die, timeouts=BRIEF)
     assert time.monotonic() - began < 8.0
     assert caught.value.exit_code == 3
     assert not isinstance(caught.value, ModelError)
@@ -245,7 +245,7 @@ def test_a_server_that_dies_stops_the_run_in_bounded_time(server: FakeServer, go
 
 def test_a_call_that_hangs_on_a_live_server_is_its_own_failure(server: FakeServer) -> None:
     with pytest.raises(BackendError, match="no answer") as caught:
-        run(server, lambda model: then_only(model, server, Canned("", wait_s=0.5)), patience=BRIEF)
+        run(server, lambda model: then_only(model, server, Canned("", wait_s=0.5)), timeouts=BRIEF)
     assert caught.value.kind == "timeout"
 
 
@@ -260,15 +260,15 @@ def test_a_server_that_comes_back_in_time_costs_no_failure(server: FakeServer) -
         server.models, server.usual = Canned({"data": []}), completion("back")
         return (await asking).text
 
-    patience = replace(BRIEF, outage_s=5.0)
-    assert run(server, come_back, patience=patience) == "back"
+    timeouts = replace(BRIEF, outage_s=5.0)
+    assert run(server, come_back, timeouts=timeouts) == "back"
 
 
 def test_a_server_that_hangs_is_given_up(server: FakeServer) -> None:
     server.usual.wait_s = 1.0
-    patience = Patience(timeout_s=0.1, retries=RetryPolicy(max_retries=1, first_wait_s=0.01))
+    timeouts = Timeouts(timeout_s=0.1, max_retries=1, first_wait_s=0.01)
     with pytest.raises(BackendError, match=r"no answer from http://127.* within 0\.1 s") as caught:
-        run(server, complete(), patience=patience)
+        run(server, complete(), timeouts=timeouts)
     assert caught.value.attempts == 2
 
 
@@ -276,8 +276,8 @@ def test_a_hang_that_passes_is_retried(server: FakeServer) -> None:
     slow = completion("late")
     slow.wait_s = 0.5
     server.queue.append(slow)
-    patience = Patience(timeout_s=0.2, retries=RetryPolicy(max_retries=1, first_wait_s=0.01))
-    assert run(server, complete(), patience=patience).text == "hello"
+    timeouts = Timeouts(timeout_s=0.2, max_retries=1, first_wait_s=0.01)
+    assert run(server, complete(), timeouts=timeouts).text == "hello"
 
 
 def test_a_dropped_connection_is_retried_also_in_check(server: FakeServer) -> None:
@@ -296,10 +296,10 @@ def test_a_refused_connection_is_a_backend_error_after_the_retries() -> None:
 
 
 def test_waits_double_and_have_an_upper_bound() -> None:
-    policy = RetryPolicy(max_retries=9, first_wait_s=1.0, max_wait_s=20.0)
-    assert [policy.wait_s(n) for n in (1, 2, 3, 4, 5, 6)] == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0]
-    assert policy.wait_s(1, 7.5) == 7.5
-    assert policy.wait_s(1, 7200.0) == 20.0
+    limits = Timeouts(max_retries=9, first_wait_s=1.0, max_wait_s=20.0)
+    assert [limits.wait_s(n) for n in (1, 2, 3, 4, 5, 6)] == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0]
+    assert limits.wait_s(1, 7.5) == 7.5
+    assert limits.wait_s(1, 7200.0) == 20.0
 
 
 @pytest.mark.parametrize(
@@ -330,6 +330,6 @@ def test_no_more_requests_at_once_than_allowed(server: FakeServer) -> None:
     async def ask_often(model: EndpointModel) -> None:
         await asyncio.gather(*(model.complete(HELLO, Sampling(), seed=seed) for seed in range(12)))
 
-    run(server, ask_often, patience=Patience(concurrency=3, timeout_s=5.0))
+    run(server, ask_often, timeouts=Timeouts(concurrency=3, timeout_s=5.0))
     assert server.most_at_once == 3
     assert sorted(body["seed"] for body in server.chats) == list(range(12))
