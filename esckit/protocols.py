@@ -7,9 +7,9 @@ waits on a model is ``async``; what computes is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from esckit.errors import DataError
 from esckit.ledger import Scope
@@ -29,6 +29,9 @@ from esckit.types import (
 )
 
 Capability = Literal["score", "next_token"]
+
+Part = Literal["chat", "strategist", "writer", "scorer"]
+"""As what a checkpoint can be used: it talks, chooses strategies, writes supporter turns, or scores them."""
 
 
 class ChatModel(Protocol):
@@ -144,6 +147,52 @@ class StrategyPolicy(Protocol):
 
         Raises:
             ModelError: If no usable answer came within the allowed attempts.
+        """
+        ...
+
+
+class CheckpointKind(Protocol):
+    """What one kind of training leaves; found by the metadata file that it writes."""
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """As what its checkpoints can be used."""
+        ...
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a checkpoint that cannot be used as a part, as far as reading its metadata shows.
+
+        Args:
+            run: The run folder.
+            part: One of :attr:`parts`.
+            strategies: The taxonomy it is wanted for, in order; None takes its own.
+
+        Raises:
+            CheckpointError: If it is not whole, not of this taxonomy, or was not trained for this part.
+        """
+        ...
+
+    def identity(self, run: Path) -> str:
+        """Return the name under which records know the checkpoint."""
+        ...
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return the name of the taxonomy it was trained for; None if it knows no strategies."""
+        ...
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
+        """Load a checkpoint: a :class:`ChatModel`, a :class:`StrategyPolicy`, or a writer or scorer of supporter turns.
+
+        Args:
+            run: The run folder.
+            part: One of :attr:`parts`.
+            abbreviations: Strategy name to abbreviation, of the taxonomy in its order.
+            options: ``dtype`` and ``device``; for a chat model ``threads`` and ``max_batch_tokens``, for a strategist
+                ``value_weight``, ``top_k`` and perhaps ``max_tokens``.
+
+        Raises:
+            CheckpointError: If its files are not whole.
+            ConfigError: If its backbone cannot be had.
         """
         ...
 

@@ -230,7 +230,7 @@ async def staged(setup: Setup, stock: Stock) -> AsyncIterator[Stage]:
     recipe = setup.recipe
     works = [work for work in setup.works if stock.missing[work.file]]
     roles = {role for work in works for role in work.roles}
-    chat = [binding for role, binding in recipe.roles().items() if role in roles and role not in _NOT_CHAT]
+    chat = {role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(chat)
         casting = Casting(recipe, pool, setup.taxonomy)

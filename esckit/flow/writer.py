@@ -9,17 +9,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from esckit.errors import CheckpointError
 from esckit.flow.text import FlowMetadata, FlowText, checkpoint_folder, drop_oldest, policy_id, read_metadata
 from esckit.ledger import Scope
+from esckit.protocols import Part
 from esckit.runs import read_manifest
 from esckit.types import Reply, Sampling, Scenario, Turn
 
 if TYPE_CHECKING:
     from esckit.models.loading import Dtype
     from esckit.models.local import LocalModel
+
+
+class FlowKind:
+    """Checkpoints of ``train-flow``: they choose strategies, may write, and talk as their plain backbone."""
+
+    parts: frozenset[Part] = frozenset({"chat", "strategist", "writer"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a checkpoint of another taxonomy, or as writer one that was not trained to write."""
+        read_metadata(run, strategies=None if part == "chat" else strategies)
+        if part == "writer":
+            writer_metadata(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``flow/<digest>``."""
+        return policy_id(run)
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return the name of its taxonomy."""
+        return read_metadata(run).taxonomy
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
+        """Return the policy, the writer, or the plain backbone."""
+        if part == "writer":
+            return FlowWriter.load(run, abbreviations=abbreviations, **options)
+        if part == "strategist":
+            from esckit.flow.policy import CheckpointPolicy
+
+            return CheckpointPolicy.load(
+                run, strategies=tuple(abbreviations), abbreviations=dict(abbreviations), **options
+            )
+        from esckit.models.local import LocalModel
+
+        return LocalModel.load(read_metadata(run).backbone, **options)
 
 
 # What a supporter may know of the seeker's private situation.

@@ -141,7 +141,7 @@ async def _run(
 ) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
-        bindings = recipe.models.bindings().values()
+        bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         speak = _speaker(recipe, pool, taxonomy)
         inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
@@ -149,7 +149,7 @@ async def _run(
         def settle(folder: RunFolder) -> tuple[list[Prediction], list[FailedPrediction]]:
             return _settle(folder, places)
 
-        with playing(recipe, out, pool, progress, bindings=bindings, inputs=inputs, settle=settle) as folder:
+        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
             await _predict_missing(recipe, places, speak, folder, progress)
             lines, failures = settle(folder)
             folder.require_whole(len(lines), len(places), "places")

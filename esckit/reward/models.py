@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from esckit.errors import CheckpointError
 from esckit.prompts.prompt import load_prompt, prompt_names
+from esckit.protocols import Part
 from esckit.reward.text import SLOTS, RewardTemplate, another_prompt
 from esckit.roles.asking import LABELS
 from esckit.runs import MANIFEST, read_manifest, stated
@@ -54,6 +55,28 @@ def load_reward_model(
         log.warning("%s is not complete (%s): its reward model is the best so far", run, manifest.get("status"))
     template = _template_today(manifest, run)
     return RewardModel.load(Path(run), template=template, dtype=dtype, device=device, max_batch_tokens=max_batch_tokens)
+
+
+class RewardKind:
+    """Checkpoints of ``train-reward``: they score supporter turns."""
+
+    parts: frozenset[Part] = frozenset({"scorer"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a model that was trained with another version of its prompt."""
+        reward_manifest(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``reward_model/<digest of its recipe>``."""
+        return f"reward_model/{read_manifest(run)['recipe_digest']}"
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return None: it knows no strategies."""
+        return None
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> RewardModel:
+        """Return the reward model."""
+        return load_reward_model(run, **options)
 
 
 def reward_manifest(run: str | Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ is read as any supporter's output is (:func:`esckit.roles.asking.split_output`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -28,6 +29,7 @@ from esckit.errors import ConfigError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import CHATML, PLAIN, ChatFormat
 from esckit.models.checkpoint import checkpoint_folder, read_metadata
+from esckit.protocols import Part
 from esckit.types import Message, Record
 
 if TYPE_CHECKING:
@@ -134,6 +136,28 @@ def read_policy(run: Path) -> PolicyMetadata:
         CheckpointError: If there is none, or it cannot be read.
     """
     return read_metadata(PolicyMetadata, run, METADATA, what="policy", command="train-rl")
+
+
+class PolicyKind:
+    """Checkpoints of ``train-rl``: chat models."""
+
+    parts: frozenset[Part] = frozenset({"chat"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a checkpoint whose metadata cannot be read."""
+        read_policy(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``policy/<name of the run>``."""
+        return f"policy/{run.resolve().name}"
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return None: it knows no strategies."""
+        return None
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> LocalModel:
+        """Return the policy as a chat model."""
+        return load_policy(run, **options)
 
 
 def policy_folder(run: Path) -> Path:

@@ -33,7 +33,7 @@ def check_reward(recipe: TrainRlRecipe) -> None:
     if recipe.algorithm == "dpo":
         return
     if kind == "online":
-        look_up(online_bindings(recipe))
+        look_up(online_bindings(recipe).values())
     elif kind == "untrained":
         assert recipe.models.reward is not None
         find_backbone(str(recipe.models.reward.backbone))
@@ -42,10 +42,10 @@ def check_reward(recipe: TrainRlRecipe) -> None:
         _own_function(kind)
 
 
-def online_bindings(recipe: TrainRlRecipe) -> tuple[RoleOptions, ...]:
-    """Return the models that play futures."""
+def online_bindings(recipe: TrainRlRecipe) -> dict[str, RoleOptions]:
+    """Return the models that play futures, by role."""
     models = online_recipe(recipe).models
-    return (models.supporter, models.seeker, models.critic)
+    return {"supporter": models.supporter, "seeker": models.seeker, "critic": models.critic}
 
 
 def online_recipe(recipe: TrainRlRecipe) -> SimulateRecipe:

@@ -1,4 +1,9 @@
-"""The models of a run: each loaded once, whatever number of roles name it, and booked on one budget."""
+"""The models of a run: each is loaded once, however many roles name it, and counts against one budget.
+
+A binding names a backbone, an endpoint, a script or a checkpoint. What a checkpoint can be is told by its kind
+(:func:`esckit.models.checkpoint.kind_of`), which also loads it; so no training is imported here. Who uses a model as
+what, with which prompt, stands in :mod:`esckit.roles.cast`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from esckit.config.sections import (
     BackboneBinding,
@@ -17,32 +22,51 @@ from esckit.config.sections import (
     ScriptedBinding,
 )
 from esckit.errors import ConfigError
-from esckit.flow.text import checkpoint_folder, read_metadata
-from esckit.flow.writer import writer_metadata
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel, BudgetedPolicy
 from esckit.models.chat_api import load_endpoint
+from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
-from esckit.protocols import ChatModel, StrategyPolicy
-from esckit.rl.policy import load_policy, read_policy
+from esckit.protocols import ChatModel, Part, StrategyPolicy
 from esckit.roles.asking import Voice, Window
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy
 from esckit.types import FREE, Limits
 
 if TYPE_CHECKING:
-    from esckit.flow.policy import CheckpointPolicy
-    from esckit.flow.writer import FlowWriter
     from esckit.models.endpoint import EndpointModel
     from esckit.models.local import LocalModel, PerplexityScorer
     from esckit.roles.critics import RewardCritic
     from esckit.roles.supporters import FlowSupporter
 
-
 log = logging.getLogger(__name__)
 
+_TRAINED_FOR: dict[str, Part] = {
+    "strategist": "strategist",
+    "supporter": "writer",
+    "critic": "scorer",
+    "reward": "scorer",
+}
 
-_NO_TAXONOMY = "a flow checkpoint as supporter without a taxonomy"
+_DETERMINISM = {
+    "endpoint": "best effort: endpoints honour seeds as well as they can",
+    "local": "equal draws: the last bits of batched logits may differ and change a text",
+}
+
+_SAME_BYTES = "identical bytes for every concurrency"
+
+
+def part_of(role: str, binding: RoleOptions) -> Part:
+    """Return as what a role uses a model: as a chat model, unless it was trained for this very role.
+
+    Raises:
+        CheckpointError: If a run that is named holds no checkpoint.
+    """
+    if not isinstance(binding, CheckpointBinding):
+        return "chat"
+    part = _TRAINED_FOR.get(role, "chat")
+    is_wanted = part != "writer" or binding.adapter == "on"
+    return part if is_wanted and part in kind_of(Path(binding.checkpoint)).parts else "chat"
 
 
 def look_up(bindings: Iterable[RoleOptions | None]) -> None:
@@ -75,23 +99,28 @@ def require_checkpoints(bindings: Mapping[str, RoleOptions], taxonomy: Taxonomy 
         ConfigError: If a flow checkpoint is to write and no taxonomy is known.
     """
     for role, binding in bindings.items():
-        if not isinstance(binding, CheckpointBinding):
-            continue
-        run = Path(binding.checkpoint)
-        if is_strategy_policy(binding):
-            writes = role == "supporter" and binding.adapter == "on"
-            if writes and taxonomy is None:
-                raise ConfigError(_NO_TAXONOMY, expected="taxonomy: NAME")
-            read_metadata(run, strategies=taxonomy.names if taxonomy and (writes or role == "strategist") else None)
-            if writes:
-                writer_metadata(run)
-        elif not (is_reward_model(binding) and role in ("reward", "critic")):
-            read_policy(run)
+        if isinstance(binding, CheckpointBinding):
+            part = part_of(role, binding)
+            strategies = known_taxonomy(taxonomy).names if part == "writer" or taxonomy else None
+            kind_of(Path(binding.checkpoint), part, strategies=strategies)
 
 
-def is_strategy_policy(binding: RoleOptions | None) -> bool:
-    """Return whether a binding names what ``train-flow`` trained, which chooses strategies and writes no text."""
-    return isinstance(binding, CheckpointBinding) and read_manifest(Path(binding.checkpoint))["command"] == "train-flow"
+def known_taxonomy(taxonomy: Taxonomy | None) -> Taxonomy:
+    """Return the taxonomy of a run in which strategies are named.
+
+    Raises:
+        ConfigError: If neither the recipe nor the corpus names one.
+    """
+    if taxonomy is None:
+        raise ConfigError(
+            "strategies are named without a taxonomy", expected="taxonomy: NAME", hint="See 'esckit recipes show'"
+        )
+    return taxonomy
+
+
+def is_strategy_policy(binding: RoleOptions) -> bool:
+    """Return whether a binding names a trained strategy policy."""
+    return part_of("strategist", binding) == "strategist"
 
 
 def policy_taxonomy(run: Path) -> Taxonomy:
@@ -101,80 +130,65 @@ def policy_taxonomy(run: Path) -> Taxonomy:
         CheckpointError: If the run holds no policy.
         ConfigError: If its taxonomy is a user's own and no copy of it was kept.
     """
-    folder = checkpoint_folder(run)
-    return kept_taxonomy(read_metadata(run).taxonomy, folder, folder.parent)
-
-
-def is_reward_model(binding: RoleOptions | None) -> bool:
-    """Say whether a binding names a trained reward model, which scores and does not talk."""
-    return (
-        isinstance(binding, CheckpointBinding) and read_manifest(Path(binding.checkpoint))["command"] == "train-reward"
-    )
+    name = kind_of(run, "strategist").taxonomy(run)
+    assert name is not None
+    return kept_taxonomy(name, run / FOLDER, run)
 
 
 def checkpoint_ids(bindings: Iterable[RoleOptions | None]) -> dict[str, str]:
-    """Return which training each named checkpoint is of, by its path."""
+    """Return which training each named checkpoint is of, by its path, and whether it is over.
+
+    Until a training is over its checkpoint may still change.
+    """
+    paths = [binding.checkpoint for binding in bindings if isinstance(binding, CheckpointBinding)]
+    manifests = {path: read_manifest(Path(path)) for path in paths}
     return {
-        binding.checkpoint: run_identity(Path(binding.checkpoint))
-        for binding in bindings
-        if isinstance(binding, CheckpointBinding)
+        path: f"{manifest['recipe_digest']} of {manifest.get('created')}, {manifest.get('status')}"
+        for path, manifest in manifests.items()
     }
 
 
-def run_identity(run: Path) -> str:
-    """Return which run a folder holds, and whether it is over: until then its checkpoint may still change."""
-    manifest = read_manifest(run)
-    return f"{manifest['recipe_digest']} of {manifest.get('created')}, {manifest.get('status')}"
+class Trained(NamedTuple):
+    """A checkpoint as it is used: as a strategist, a writer or a scorer, and under which name records know it."""
 
-
-def _warn_of_unfinished(bindings: Iterable[RoleOptions]) -> None:
-    """Say which trainings are not over; of reward models :func:`load_reward_model` says it."""
-    unrated = [binding for binding in bindings if not is_reward_model(binding)]
-    for run in dict.fromkeys(binding.checkpoint for binding in unrated if isinstance(binding, CheckpointBinding)):
-        status = read_manifest(Path(run)).get("status")
-        if status != "complete":
-            log.warning("%s is not complete (%s): its model is the last that was kept", run, status)
-
-
-class _Noting(Protocol):
-    """A model that tells a manifest what became of what it was given."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences."""
-        ...
+    part: Part
+    name: str
+    model: Any
 
 
 class ModelPool:
-    """Builds chat models from bindings and owns them; leaving the context closes them all.
+    """Loads the models of bindings and owns them; leaving the context closes them all.
 
     Args:
         executor: How local models use the machine.
-        budget: What the run may use up.
+        limits: What the run may use up.
+
+    Attributes:
+        budget: What was used up; everything that is asked of a model is booked on it.
     """
 
-    def __init__(self, executor: Executor, budget: Limits) -> None:
+    def __init__(self, executor: Executor, limits: Limits) -> None:
+        self.budget = Budget(limits)
         self._executor = executor
-        self._budget = Budget(budget)
-        self._models: dict[str, ChatModel] = {}
+        self._chats: dict[str, ChatModel] = {}
         self._backbones: dict[str, str] = {}
-        self._noting: list[_Noting] = []
-        self._kinds: set[str] = set()
-        self._policies: dict[str, CheckpointPolicy] = {}
-        self._writers: dict[str, FlowWriter] = {}
+        self._noting: list[LocalModel | EndpointModel] = []
+        self._trained: dict[str, Trained] = {}
+        self._sources: set[str] = set()
         self._scorer: PerplexityScorer | None = None
 
     def model(self, binding: RoleOptions) -> ChatModel:
-        """Return the model of a binding, on the run's budget.
+        """Return the chat model of a binding, on the run's budget.
 
         Raises:
             ConfigError: If there is no such model, or its key is not set.
+            CheckpointError: If a checkpoint is no chat model.
         """
         prices = binding.prices if isinstance(binding, EndpointBinding) else FREE
-        return BudgetedModel(self._shared(binding), self._budget, prices)
+        return BudgetedModel(self._chat(binding), self.budget, prices)
 
     def voice(self, binding: RoleOptions, *, max_attempts: int) -> Voice:
-        """Return a model as its role uses it."""
+        """Return a chat model as its role uses it."""
         return Voice(
             self.model(binding),
             binding.sampling,
@@ -183,77 +197,58 @@ class ModelPool:
             max_words=binding.max_words,
         )
 
-    def policy(self, binding: RoleOptions, taxonomy: Taxonomy) -> StrategyPolicy:
-        """Return a trained strategy policy for a taxonomy.
+    def trained(self, binding: RoleOptions, part: Part, taxonomy: Taxonomy | None = None) -> Trained:
+        """Return a checkpoint as what it was trained for; see :class:`esckit.protocols.CheckpointKind`.
+
+        Args:
+            binding: Names the checkpoint.
+            part: What it is used as.
+            taxonomy: The strategies that it is to know; None where it knows none.
 
         Raises:
-            CheckpointError: If the run holds none, or it is of another taxonomy.
+            CheckpointError: If it cannot be this, or is of another taxonomy.
             ConfigError: If the binding names no checkpoint.
         """
         if not isinstance(binding, CheckpointBinding):
-            raise ConfigError("a strategy policy that is no checkpoint", expected="checkpoint: RUN")
-        identity = binding.model_dump_json(exclude={"adapter", "sampling", "on_length", "max_words"})
-        if identity not in self._policies:
-            from esckit.flow.policy import CheckpointPolicy
+            raise ConfigError("not a checkpoint", expected="checkpoint: RUN")
+        fields = {"checkpoint", "dtype", "device"}
+        options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
+        if part == "strategist":
+            fields |= {"value_weight", "top_k", "max_context_tokens"}
+            options |= {"value_weight": binding.value_weight, "top_k": binding.top_k}
+            options |= {"max_tokens": binding.max_context_tokens} if binding.max_context_tokens else {}
+        key = f"{binding.model_dump_json(include=fields)} as {part}"
+        if key not in self._trained:
+            run = Path(binding.checkpoint)
+            kind = kind_of(run, part, strategies=taxonomy.names if taxonomy else None)
+            abbreviations = dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)) if taxonomy else {}
+            self._sources.add("local")
+            model = kind.load(run, part, abbreviations, **options)
+            self._trained[key] = Trained(part, kind.identity(run), model)
+        return self._trained[key]
 
-            self._kinds.add("backbone")
-            options = {"max_tokens": binding.max_context_tokens} if binding.max_context_tokens else {}
-            self._policies[identity] = CheckpointPolicy.load(
-                Path(binding.checkpoint),
-                strategies=taxonomy.names,
-                abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
-                dtype=binding.dtype,
-                device=binding.device,
-                value_weight=binding.value_weight,
-                top_k=binding.top_k,
-                **options,
-            )
-        return BudgetedPolicy(policy := self._policies[identity], self._budget, policy.name)
+    def policy(self, binding: RoleOptions, taxonomy: Taxonomy) -> StrategyPolicy:
+        """Return a trained strategy policy, on the run's budget."""
+        trained = self.trained(binding, "strategist", taxonomy)
+        return BudgetedPolicy(trained.model, self.budget, trained.name)
 
     def flow_supporter(
         self, binding: RoleOptions, taxonomy: Taxonomy | None, *, max_attempts: int
     ) -> FlowSupporter | None:
-        """Return the supporter that a flow checkpoint plays with its adapter on; None for any other binding.
-
-        Raises:
-            ConfigError: If no taxonomy is known.
-            CheckpointError: If the checkpoint was not trained to write, or is of another taxonomy.
-        """
-        if not (isinstance(binding, CheckpointBinding) and binding.adapter == "on" and is_strategy_policy(binding)):
-            return None
-        if taxonomy is None:
-            raise ConfigError(_NO_TAXONOMY, expected="taxonomy: NAME")
-        from esckit.flow.writer import FlowWriter
+        """Return the supporter that a flow checkpoint plays with its adapter on; None for any other binding."""
         from esckit.roles.supporters import FlowSupporter
 
-        run = Path(binding.checkpoint)
-        read_metadata(run, strategies=taxonomy.names)
-        identity = binding.model_dump_json(include={"checkpoint", "dtype", "device"})
-        if identity not in self._writers:
-            self._kinds.add("backbone")
-            self._writers[identity] = FlowWriter.load(
-                run,
-                abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)),
-                dtype=binding.dtype,
-                device=binding.device,
-            )
-        return FlowSupporter(
-            self._writers[identity], binding.sampling, self._budget, max_attempts, binding.on_length, binding.max_words
-        )
+        if part_of("supporter", binding) != "writer":
+            return None
+        writer = self.trained(binding, "writer", known_taxonomy(taxonomy)).model
+        return FlowSupporter(writer, binding.sampling, self.budget, max_attempts, binding.on_length, binding.max_words)
 
     def reward_critic(self, binding: CheckpointBinding) -> RewardCritic:
-        """Return a trained reward model as a critic of supporter turns.
-
-        Raises:
-            CheckpointError: If the run holds none.
-        """
-        from esckit.reward.models import load_reward_model
+        """Return a trained reward model as a critic of supporter turns, on the run's budget."""
         from esckit.roles.critics import RewardCritic
 
-        self._kinds.add("backbone")
-        run = Path(binding.checkpoint)
-        model = load_reward_model(run, dtype=binding.dtype, device=binding.device)
-        return RewardCritic(model, f"reward_model/{read_manifest(run)['recipe_digest']}", self._budget)
+        trained = self.trained(binding, "scorer")
+        return RewardCritic(trained.model, trained.name, self.budget)
 
     def scorer(self, binding: BackboneBinding) -> PerplexityScorer:
         """Return the run's language model for perplexities.
@@ -263,7 +258,7 @@ class ModelPool:
         """
         from esckit.models.local import PerplexityScorer
 
-        self._kinds.add("backbone")
+        self._sources.add("local")
         self._scorer = PerplexityScorer.load(binding.backbone, dtype=binding.dtype, device=binding.device)
         return self._scorer
 
@@ -274,35 +269,38 @@ class ModelPool:
             ConfigError: If a limit is set for a model whose tokens cannot be counted here.
         """
         if isinstance(binding, BackboneBinding | CheckpointBinding):
-            local: LocalModel = self._shared(binding)  # type: ignore[assignment]
+            local: LocalModel = self._chat(binding)  # type: ignore[assignment]
             limit = binding.max_context_tokens or local.context_length - binding.sampling.max_tokens
             return Window(limit, local.count_tokens)
         if binding.max_context_tokens is not None:
             raise ConfigError(
-                f"max_context_tokens for {self._shared(binding).name}",
+                f"max_context_tokens for {self._chat(binding).name}",
                 expected="a local backbone, whose tokens can be counted",
             )
         return Window()
 
-    async def prepare(self, bindings: Iterable[RoleOptions]) -> None:
-        """Load models and raise at once if one cannot be reached or used; only then are its capabilities known."""
-        bindings = tuple(bindings)
-        _warn_of_unfinished(bindings)
-        chat = [binding for binding in bindings if not is_strategy_policy(binding) and not is_reward_model(binding)]
-        for model in {id(model): model for model in map(self._shared, chat)}.values():
+    async def prepare(self, bindings: Mapping[str, RoleOptions]) -> None:
+        """Load the chat models and raise at once if one cannot be used; only then are its capabilities known."""
+        parts = {role: part_of(role, binding) for role, binding in bindings.items()}
+        named = [
+            b.checkpoint for role, b in bindings.items() if isinstance(b, CheckpointBinding) and parts[role] != "scorer"
+        ]
+        for run in dict.fromkeys(named):
+            status = read_manifest(Path(run)).get("status")
+            if status != "complete":
+                log.warning("%s is not complete (%s): its model is the last that was kept", run, status)
+        chat = [self._chat(binding) for role, binding in bindings.items() if parts[role] == "chat"]
+        for model in {id(model): model for model in chat}.values():
             await model.check()
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says about the models."""
         found: dict[str, dict[str, Any]] = {
-            key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._models.items()
+            key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._chats.items()
         }
         for key, backbone in self._backbones.items():
             found[key]["revision"] = resolve_backbone(backbone).revision
-        found |= {key: {"name": policy.name, "capabilities": []} for key, policy in self._policies.items()}
-        found |= {
-            f"{run} as writer": {"name": writer.name, "capabilities": []} for run, writer in self._writers.items()
-        }
+        found |= {key: {"name": trained.name, "capabilities": []} for key, trained in self._trained.items()}
         facts: dict[str, Any] = {"models": found}
         if self._scorer is not None:
             facts["scorer"] = self._scorer.name
@@ -311,16 +309,12 @@ class ModelPool:
         return facts
 
     def spent(self) -> dict[str, int | float | None]:
-        """Return what this go has used up."""
-        return self._budget.spent()
+        """Return what this attempt has used up."""
+        return self.budget.spent()
 
     def determinism(self) -> str:
-        """Return what the seeds of this run are worth, in a sentence for the manifest."""
-        if "endpoint" in self._kinds:
-            return "best effort: endpoints honour seeds as well as they can"
-        if "backbone" in self._kinds:
-            return "equal draws: the last bits of batched logits may differ and change a text"
-        return "identical bytes for every concurrency"
+        """Return how far the seeds of this run determine its records, in a sentence for the manifest."""
+        return next((sentence for source, sentence in _DETERMINISM.items() if source in self._sources), _SAME_BYTES)
 
     async def __aenter__(self) -> Self:
         """Return the pool."""
@@ -330,58 +324,40 @@ class ModelPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every model."""
-        for model in self._models.values():
+        for model in (*self._chats.values(), *(one.model for one in self._trained.values() if one.part != "scorer")):
             await model.aclose()
-        for policy in self._policies.values():
-            await policy.aclose()
-        for writer in self._writers.values():
-            await writer.aclose()
 
-    def _shared(self, binding: RoleOptions) -> ChatModel:
-        identity = binding.model_dump_json(
-            exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"}
-        )
-        if identity not in self._models:
-            self._models[identity] = self._build(binding)
+    def _chat(self, binding: RoleOptions) -> ChatModel:
+        """Return the model of a binding; roles that differ only in how they use it share one."""
+        key = binding.model_dump_json(exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"})
+        if key not in self._chats:
+            self._chats[key] = self._load_chat(binding)
             if isinstance(binding, BackboneBinding):
-                self._backbones[identity] = binding.backbone
-        return self._models[identity]
+                self._backbones[key] = binding.backbone
+        return self._chats[key]
 
-    def _build(self, binding: RoleOptions) -> ChatModel:
-        match binding:
-            case BackboneBinding():
-                self._kinds.add("backbone")
+    def _load_chat(self, binding: RoleOptions) -> ChatModel:
+        model: LocalModel | EndpointModel
+        if isinstance(binding, ScriptedBinding):
+            return load_scripted(binding.scripted)
+        if isinstance(binding, EndpointBinding):
+            self._sources.add("endpoint")
+            model = _endpoint(binding)
+        elif isinstance(binding, BackboneBinding | CheckpointBinding):
+            self._sources.add("local")
+            options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
+            options |= {"threads": self._executor.threads, "max_batch_tokens": self._executor.batch_tokens}
+            if isinstance(binding, CheckpointBinding):
+                run = Path(binding.checkpoint)
+                model = kind_of(run, "chat").load(run, "chat", {}, **options)
+            else:
                 from esckit.models.local import LocalModel
 
-                local = LocalModel.load(
-                    binding.backbone,
-                    dtype=binding.dtype,
-                    device=binding.device,
-                    threads=self._executor.threads,
-                    max_batch_tokens=self._executor.batch_tokens,
-                )
-                self._noting.append(local)
-                return local
-            case EndpointBinding():
-                self._kinds.add("endpoint")
-                self._noting.append(endpoint := _endpoint(binding))
-                return endpoint
-            case ScriptedBinding():
-                return load_scripted(binding.scripted)
-            case CheckpointBinding():
-                self._kinds.add("backbone")
-                if is_strategy_policy(binding):
-                    backbone = read_metadata(Path(binding.checkpoint)).backbone
-                    return self._build(BackboneBinding(backbone=backbone, dtype=binding.dtype, device=binding.device))
-                return load_policy(
-                    Path(binding.checkpoint),
-                    dtype=binding.dtype,
-                    device=binding.device,
-                    threads=self._executor.threads,
-                    max_batch_tokens=self._executor.batch_tokens,
-                )
-            case _:
-                raise TypeError(f"no model kind {type(binding).__name__}")
+                model = LocalModel.load(binding.backbone, **options)
+        else:
+            raise TypeError(f"no model kind {type(binding).__name__}")
+        self._noting.append(model)
+        return model
 
 
 def _endpoint(binding: EndpointBinding) -> EndpointModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esckit.config.sections import CheckpointBinding, RoleOptions
 from esckit.errors import ConfigError
-from esckit.flow.text import policy_id
+from esckit.models.checkpoint import kind_of
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Critic, StrategyPolicy, Supporter
 from esckit.roles.asking import UtteranceRules
@@ -126,7 +126,7 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
         run_seed=recipe.seed,
         taxonomy=load_taxonomy(recipe.taxonomy),
         round=recipe.search.round,
-        prior_source=prompts["strategist"] if trained is None else policy_id(Path(trained)),
+        prior_source=prompts["strategist"] if trained is None else kind_of(Path(trained)).identity(Path(trained)),
         readout=recipe.critic.readout,
         prompts=prompts,
     )

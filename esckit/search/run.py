@@ -218,7 +218,7 @@ async def _run(
     recipe: SearchRecipe, selection: Selection, seeds: tuple[Seeded, ...], out: Path, progress: Progress
 ) -> RunResult:
     async with ModelPool(recipe.executor, recipe.budget) as pool:
-        bindings = recipe.models.bindings().values()
+        bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         grow = _grower(recipe, pool, selection)
         taxonomy = provenance_of(recipe).taxonomy
@@ -232,7 +232,7 @@ async def _run(
         def settle(folder: RunFolder) -> list[SearchTree]:
             return _settle(folder, seeds)
 
-        with playing(recipe, out, pool, progress, bindings=bindings, inputs=inputs, settle=settle) as folder:
+        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
             keep_taxonomy(taxonomy, out)
             await _grow_missing(recipe, seeds, grow, folder, progress)
             trees = settle(folder)

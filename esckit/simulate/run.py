@@ -207,7 +207,7 @@ async def _run(
 ) -> RunResult:
     bindings = _bindings(recipe)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
-        await pool.prepare(bindings.values())
+        await pool.prepare(bindings)
         prompts = _prompts(recipe, by_letter=_is_read_by_letter(recipe, pool))
         cast = build_cast(recipe, pool, prompts)
         inputs = {

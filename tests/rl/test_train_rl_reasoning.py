@@ -47,6 +47,7 @@ class Thinker(FakeModel):
     """A policy that thinks what nobody may see."""
 
     context_length = 100_000
+    notes = ()
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return 1
@@ -63,7 +64,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def thinker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Thinker]:
     """The loaded policy; whoever takes part in a run with it is shown its replies, and no reasoning."""
     model = Thinker(lambda messages, seed: "<think>SECRET</think> <response>Hi.</response>", capabilities=frozenset())
-    monkeypatch.setattr("esckit.roles.pool.load_policy", lambda *args, **options: model)
+    monkeypatch.setattr("esckit.rl.policy.load_policy", lambda *args, **options: model)
     OVERHEARD.clear()
     yield model
     assert model.asked
