@@ -32,8 +32,9 @@ from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.heads import FlowHead, StrategyHead
-from esckit.flow.text import HEADS, METADATA, FlowMetadata, checkpoint_folder, read_metadata
+from esckit.flow.text import HEADS, METADATA, FlowMetadata, read_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, resolve_backbone, tiny_tokenizer
+from esckit.models.checkpoint import checkpoint_folder
 from esckit.models.decoder import base_decoder, layer_classes
 from esckit.models.loading import (
     check_lora_targets,

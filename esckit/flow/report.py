@@ -16,7 +16,7 @@ from esckit.flow.training import Session, uses_bf16
 from esckit.models.checkpoint import FOLDER
 from esckit.play.session import SUMMARY
 from esckit.records import write_atomic, write_json
-from esckit.training.card import metrics_table, render_card
+from esckit.training.checkpoint import metrics_table, render_card
 
 
 def finish(session: Session) -> dict[str, Any]:

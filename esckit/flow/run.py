@@ -22,7 +22,7 @@ from esckit.play.executor import Progress
 from esckit.play.session import STATES, RunResult, StepsInPlace, finished, training
 from esckit.processes import Process, this_process
 from esckit.strategies.taxonomy import keep_taxonomy
-from esckit.training.harness import check_trackers
+from esckit.training.sections import check_trackers
 
 
 def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:

@@ -19,13 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from pydantic import Field
-
 from esckit.errors import CheckpointError
 from esckit.models import checkpoint as checkpoints
+from esckit.models.checkpoint import CheckpointMetadata, checkpoint_folder
 from esckit.records import digest, file_sha256
 from esckit.text import Controls, as_turn
-from esckit.types import Record, Scenario, Turn
+from esckit.types import Scenario, Turn
 
 FLOW_TEXT = "flow_text/1"
 
@@ -165,7 +164,7 @@ METADATA = "flow.json"
 HEADS = "heads.safetensors"
 
 
-class FlowMetadata(Record):
+class FlowMetadata(CheckpointMetadata):
     """What belongs to a trained flow model.
 
     Attributes:
@@ -174,40 +173,22 @@ class FlowMetadata(Record):
         flow_text: Version of the text form.
         strategy_tags: Whether earlier supporter turns carry their strategy.
         situation: Whether scene and situation are in the header.
-        backbone: Name, folder or hub id of the backbone.
         trainable: ``lora`` (an adapter is stored) or ``full`` (the backbone is).
         objective: Settings of the objective, for the record.
-        inputs: Digest per input file or folder.
         round: Search-train round, 0 for the first.
-        selected_by: What the checkpoint was selected by, such as ``best_valid``.
-        dialogue_ids: Dialogues trained or selected on, those inherited from an earlier checkpoint included.
-        dev_ids: Those of them that only selected.
-        step: Optimiser steps taken.
-        metrics: What was measured on valid at this step.
     """
 
     SCHEMA: ClassVar[str] = "esckit.flow_model/1"
+    COMMAND: ClassVar[str] = "train-flow"
 
     taxonomy: str
     strategies: tuple[str, ...]
     flow_text: str
     strategy_tags: bool
     situation: bool
-    backbone: str
     trainable: str
     objective: dict[str, str | float | int | bool | None]
-    inputs: dict[str, str]
     round: int
-    selected_by: str
-    dialogue_ids: tuple[str, ...] = ()
-    dev_ids: tuple[str, ...] = ()
-    step: int = 0
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-
-def checkpoint_folder(run: Path) -> Path:
-    """Return where the checkpoint of a run folder lies; a checkpoint folder is its own."""
-    return checkpoints.checkpoint_folder(run, METADATA)
 
 
 def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) -> FlowMetadata:
@@ -220,7 +201,7 @@ def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) ->
     Raises:
         CheckpointError: If there is no whole checkpoint, or it is of another taxonomy or text form.
     """
-    metadata = checkpoints.read_metadata(FlowMetadata, folder, METADATA, what="flow model", command="train-flow")
+    metadata = checkpoints.read_metadata(FlowMetadata, folder)
     if metadata.flow_text != FLOW_TEXT:
         raise CheckpointError(f"text form {metadata.flow_text} in {folder}", expected=FLOW_TEXT)
     if strategies is not None and metadata.strategies != strategies:

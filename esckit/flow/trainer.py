@@ -53,7 +53,7 @@ from esckit.flow.objectives import (
 )
 from esckit.ledger import derive_seed
 from esckit.records import JsonlAppender
-from esckit.training.harness import finite_or_none
+from esckit.training.monitor import finite_or_none
 
 
 class FlowPaths(NamedTuple):

@@ -45,8 +45,17 @@ from esckit.play.executor import Progress
 from esckit.play.session import STATES
 from esckit.processes import Process
 from esckit.records import JsonlAppender
-from esckit.training.callbacks import DivergenceGuard, EpochEnds, StepProgress, keep_rows
-from esckit.training.harness import Diverged, OptimSettings, StepPlan, last_state, step_of, training_arguments
+from esckit.training.callbacks import DivergenceGuard, StepProgress
+from esckit.training.harness import (
+    Diverged,
+    OptimSettings,
+    StepPlan,
+    TrainingRun,
+    last_state,
+    step_of,
+    training_arguments,
+)
+from esckit.training.monitor import EpochEnds, keep_rows
 from esckit.training.sharding import EngineGuard, gathered_state
 
 METRICS = "metrics.jsonl"
@@ -303,11 +312,7 @@ def fit(session: Session, progress: Progress) -> None:
         if session.process.is_main:
             _write_checkpoint(model, session, trained, validation.offset(metrics), metadata_of(session, step, metrics))
 
-    diverged = Diverged(
-        out / "diverged.json",
-        lambda: updates.tree_ids(trainer.state.global_step - 1),
-        writes=session.process.is_main,
-    )
+    diverged = Diverged(TrainingRun(out, session.process), lambda: updates.tree_ids(trainer.state.global_step - 1))
     trainer = FlowTrainer(
         model,
         args,

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from esckit.errors import CheckpointError
-from esckit.flow.text import FlowMetadata, FlowText, checkpoint_folder, drop_oldest, policy_id, read_metadata
+from esckit.flow.text import FlowMetadata, FlowText, drop_oldest, policy_id, read_metadata
 from esckit.ledger import Scope
+from esckit.models.checkpoint import checkpoint_folder
 from esckit.protocols import Part
 from esckit.runs import read_manifest
 from esckit.types import Reply, Sampling, Scenario, Turn

@@ -1,13 +1,15 @@
-"""What all checkpoints of this package have in common: where they lie, how their metadata is read, which kinds exist.
+"""Checkpoints on disk: where they lie in a run folder, what kinds there are, and how their metadata is read.
 
-Not here: what a kind of checkpoint holds (``reward_checkpoint``, ``flow_checkpoint``, ``rl_policy``), and how weights
-are loaded (:mod:`esckit.models.loading`).
+Loads nothing heavy. Not here: how checkpoints are written (:mod:`esckit.training.checkpoint`), and how weights are
+loaded (:mod:`esckit.models.loading` and the rooms of the trainings).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
+
+from pydantic import Field
 
 from esckit.documents import read_text
 from esckit.errors import CheckpointError, DataError
@@ -19,6 +21,9 @@ from esckit.types import Record
 
 FOLDER = "checkpoint"
 """Where in a run folder the checkpoint lies."""
+
+ADAPTER, BACKBONE, TOKENIZER = "adapter", "backbone", "tokenizer"
+"""Parts of a checkpoint: a LoRA adapter or a whole backbone (neither if only a head was trained), and the tokenizer."""
 
 
 class Kind(NamedTuple):
@@ -43,7 +48,33 @@ _USED_AS: dict[Part, str] = {
     "scorer": "a reward model",
 }
 
-R = TypeVar("R", bound=Record)
+
+class CheckpointMetadata(Record):
+    """What is known of every checkpoint; a subclass adds what belongs to its kind.
+
+    Attributes:
+        backbone: Name, folder or hub id of the backbone.
+        inputs: Digest per input file or folder.
+        dialogue_ids: Dialogues trained or selected on, those inherited from inputs and earlier checkpoints included.
+        dev_ids: Those of them that only selected.
+        selected_by: How the checkpoint was selected.
+        step: Optimiser steps taken.
+        metrics: What was measured on dev (or valid) at this step.
+    """
+
+    COMMAND: ClassVar[str]
+    """The command that writes this kind, a key of :data:`KINDS`."""
+
+    backbone: str
+    inputs: dict[str, str] = Field(default_factory=dict)
+    dialogue_ids: tuple[str, ...] = ()
+    dev_ids: tuple[str, ...] = ()
+    selected_by: str
+    step: int = 0
+    metrics: dict[str, float | int | None] = Field(default_factory=dict)
+
+
+M = TypeVar("M", bound=CheckpointMetadata)
 
 
 def kind_of(run: Path, part: Part | None = None, *, strategies: tuple[str, ...] | None = None) -> CheckpointKind:
@@ -58,7 +89,7 @@ def kind_of(run: Path, part: Part | None = None, *, strategies: tuple[str, ...] 
         CheckpointError: If there is none, or it cannot be used as this part.
     """
     for known in KINDS.values():
-        if (checkpoint_folder(run, known.file) / known.file).is_file():
+        if (checkpoint_folder(run) / known.file).is_file():
             kind: CheckpointKind = load_attr(known.loader)()
             if part is not None:
                 if part not in kind.parts:
@@ -68,35 +99,27 @@ def kind_of(run: Path, part: Part | None = None, *, strategies: tuple[str, ...] 
     raise CheckpointError(f"{run} holds no checkpoint", expected=f"a run folder of {' or '.join(KINDS)}")
 
 
-def checkpoint_folder(run: Path, metadata: str) -> Path:
-    """Return where the checkpoint of a run folder lies; a checkpoint folder is its own.
+def checkpoint_folder(run: Path) -> Path:
+    """Return where the checkpoint of a run folder lies; a checkpoint folder is its own."""
+    return run if any((run / kind.file).is_file() for kind in KINDS.values()) else run / FOLDER
+
+
+def read_metadata(metadata: type[M], run: Path) -> M:
+    """Return the metadata of the checkpoint in a run folder (or of a checkpoint folder).
 
     Args:
-        run: Either of them.
-        metadata: Name of the metadata's file.
-    """
-    return run if (run / metadata).is_file() else run / FOLDER
-
-
-def read_metadata(kind: type[R], run: Path, name: str, *, what: str, command: str) -> R:
-    """Return the metadata of the checkpoint in a run folder (or of a checkpoint folder); loads nothing heavy.
-
-    Args:
-        kind: Its class.
+        metadata: Its class.
         run: The folder.
-        name: Name of the metadata's file.
-        what: What the checkpoint is, for messages.
-        command: Which command writes such checkpoints.
 
     Raises:
-        CheckpointError: If there is none, or it cannot be read.
+        CheckpointError: If there is no checkpoint of this kind, or its metadata cannot be read.
     """
-    folder = checkpoint_folder(run, name)
-    source = folder / name
+    kind, folder = KINDS[metadata.COMMAND], checkpoint_folder(run)
+    source = folder / kind.file
     if not source.is_file():
-        raise CheckpointError(f"{run} holds no {what}", expected=f"a run folder of {command}")
+        raise CheckpointError(f"{run} holds no {kind.what}", expected=f"a run folder of {metadata.COMMAND}")
     try:
         refuse_links(folder.rglob("*"))
-        return parse_line(kind, read_text(source), path=str(source))
+        return parse_line(metadata, read_text(source), path=str(source))
     except DataError as error:
         raise CheckpointError(f"{source} cannot be used: {error}") from error

@@ -15,45 +15,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
-from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esckit.errors import CheckpointError
-from esckit.models import checkpoint as checkpoints
 from esckit.models.backbones import quiet_off_terminal, resolve_backbone
+from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, CheckpointMetadata, checkpoint_folder
 from esckit.models.loading import (
-    check_stored,
     check_whole,
     load_adapter,
     load_base,
     load_causal,
     load_tensors,
     load_tokenizer,
-    tidy_adapter,
 )
-from esckit.records import dump_line, fresh_folder, write_atomic
 from esckit.reward.network import Kind, Pooling, RewardNet, Trainable
 from esckit.reward.text import RewardTemplate
-from esckit.types import Record
-
-METADATA = "reward.json"
 
 HEAD = "head.safetensors"
 
-ADAPTER = "adapter"
 
-BACKBONE = "backbone"
-
-TOKENIZER = "tokenizer"
-
-
-class RewardMetadata(Record):
+class RewardMetadata(CheckpointMetadata):
     """What belongs to a trained reward model.
 
     Attributes:
-        backbone: Name, folder or hub id of the backbone.
         kind: What its output is, see :mod:`esckit.reward.network`.
         trainable: What was trained.
         pooling: Which state the head reads.
@@ -62,17 +46,11 @@ class RewardMetadata(Record):
         label: The label rule, as the recipe says it.
         delta: The threshold that the rule came to, as a fraction; None for ``goal``.
         simulation: Preset, read-out, horizon, threshold and critic prompt of the futures.
-        inputs: Digest of the futures per input folder.
-        dialogue_ids: Dialogues trained or selected on, those inherited from the inputs included.
-        dev_ids: Those of them that the checkpoint was selected on.
-        selected_by: How the checkpoint was selected.
-        step: Optimiser steps taken.
-        metrics: Dev metrics at this step.
     """
 
     SCHEMA: ClassVar[str] = "esckit.reward_model/1"
+    COMMAND: ClassVar[str] = "train-reward"
 
-    backbone: str
     kind: Kind
     trainable: Trainable
     pooling: Pooling
@@ -81,52 +59,6 @@ class RewardMetadata(Record):
     label: dict[str, str]
     delta: str | None
     simulation: dict[str, str | int | bool]
-    inputs: dict[str, str]
-    dialogue_ids: tuple[str, ...]
-    dev_ids: tuple[str, ...]
-    selected_by: str
-    step: int = 0
-    metrics: dict[str, float | int | None] = Field(default_factory=dict)
-
-
-def save_checkpoint(
-    net: RewardNet, state: Mapping[str, Tensor], tokenizer: Any, metadata: RewardMetadata, folder: Path
-) -> None:
-    """Write a checkpoint in place of the last one; a folder that is there is whole.
-
-    Args:
-        net: The net.
-        state: Its trained tensors by name (a sharded net's are gathered before).
-        tokenizer: The backbone's.
-        metadata: What to know of it.
-        folder: Where to; replaced as a whole.
-    """
-    inner = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
-    outer = {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith("backbone.")}
-    with fresh_folder(folder) as fresh:
-        if isinstance(net.backbone, PeftModel):
-            net.backbone.save_pretrained(str(fresh / ADAPTER), state_dict=inner)
-            tidy_adapter(fresh / ADAPTER, metadata.backbone)
-        elif metadata.trainable == "full":
-            net.backbone.save_pretrained(str(fresh / BACKBONE), state_dict=inner)  # type: ignore[operator]
-        save_file(outer, str(fresh / HEAD))
-        tokenizer.save_pretrained(str(fresh / TOKENIZER))
-        check_stored(state, fresh)
-        write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-
-
-def read_metadata(run: Path) -> RewardMetadata:
-    """Return the metadata of the reward model in a run folder (or of a checkpoint folder).
-
-    Raises:
-        CheckpointError: If there is none, or it cannot be read.
-    """
-    return checkpoints.read_metadata(RewardMetadata, run, METADATA, what="reward model", command="train-reward")
-
-
-def checkpoint_folder(run: Path) -> Path:
-    """Return the folder with the checkpoint itself."""
-    return checkpoints.checkpoint_folder(run, METADATA)
 
 
 def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tuple[RewardNet, Any]:

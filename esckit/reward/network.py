@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esckit.errors import ConfigError
-from esckit.models.backbones import BackboneSource, resolve_backbone
+from esckit.models.backbones import resolve_backbone
 from esckit.models.capabilities import checkpoint_activations
 from esckit.models.decoder import Float32Linear
-from esckit.models.loading import check_lora_targets, load_causal
+from esckit.models.loading import load_causal
 from esckit.reward.text import RewardInput
+from esckit.training.checkpoint import adapter_config
+from esckit.training.sections import Lora
 
 Pooling = Literal["last", "mean"]
 
@@ -182,16 +185,6 @@ def probability(kind: Kind, out: Tensor) -> Tensor:
 # ---------------------------------------------------------------- building
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """Settings of a LoRA adapter; ``targets`` None takes the backbone's own of the registry."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
-
-
 def build_net(
     ref: str,
     kind: Kind,
@@ -226,8 +219,13 @@ def build_net(
         checkpoint_activations(decoder)
         if trainable == "lora":
             decoder.enable_input_require_grads()
+    backbone = decoder
+    if trainable == "lora":
+        assert lora is not None
+        usual = source.backbone.lora_targets if source.backbone else None
+        backbone = get_peft_model(decoder, adapter_config(lora, decoder, usual=usual, task_type="FEATURE_EXTRACTION"))
     net = RewardNet(
-        with_adapter(decoder, source, lora or Lora()) if trainable == "lora" else decoder,
+        backbone,
         kind,
         hidden_size=decoder.config.hidden_size,
         pooling=pooling,
@@ -238,30 +236,6 @@ def build_net(
     if kind == "rrhf" and trainable == "head":
         raise ConfigError("objective rrhf with a frozen backbone", expected="model.trainable: full or lora")
     return net, tokenizer
-
-
-def with_adapter(decoder: Any, source: BackboneSource, lora: Lora) -> nn.Module:
-    """Return the decoder with a fresh LoRA adapter, which alone is trained.
-
-    Raises:
-        ConfigError: If the decoder lacks one of the layers to adapt.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    targets = lora.targets
-    if targets is None and source.backbone:
-        targets = source.backbone.lora_targets
-    if targets is not None:
-        check_lora_targets(decoder, targets)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(targets) if targets else "all-linear",
-        task_type="FEATURE_EXTRACTION",
-    )
-    wrapped: nn.Module = get_peft_model(decoder, config)
-    return wrapped
 
 
 def _no_dropout(decoder: nn.Module) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
 from esckit.config.sections import DecimalText, Executor, Recipe, Section
+from esckit.training.sections import Lora, Optim, Precision, share_batch
 
 
 class ThresholdLabel(Section):
@@ -68,12 +61,11 @@ Label = Annotated[
 """The paper does not report its threshold, so the rule is always the user's choice."""
 
 
-class LoraSection(Section):
-    """The adapter of ``model.trainable: lora``; ``targets`` null takes the backbone's own of the registry."""
+class RewardLora(Lora):
+    """The adapter of ``model.trainable: lora``."""
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     targets: tuple[str, ...] | None = None
 
 
@@ -92,7 +84,7 @@ class RewardNetwork(Section):
     trainable: Literal["full", "head", "lora"] = "full"
     pooling: Literal["last", "mean"] = "last"
     max_length: int = Field(default=2048, ge=64)
-    lora: LoraSection = LoraSection()
+    lora: RewardLora = RewardLora()
 
 
 class Objective(Section):
@@ -109,27 +101,21 @@ class Objective(Section):
     margin: DecimalText = "0"
 
 
-class Optim(Section):
-    """The optimiser: AdamW (0.9, 0.999).
+class RewardOptim(Optim):
+    """The optimiser.
 
     Attributes:
-        epochs: Passes over the training part.
         batch_size: Inputs of one forward pass (of rankers: contexts with all their candidates).
         accumulate: Forward passes to a step, over all processes together; so the effective batch is
             ``batch_size · accumulate`` however many processes there are.
-        warmup_share: Part of all steps during which the learning rate rises.
-        precision: ``auto`` is bfloat16 autocast over float32 weights on a GPU, float32 on a processor.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
     """
 
     lr: PositiveFloat = 1e-4
     epochs: PositiveInt = 2
     batch_size: PositiveInt = 1
     accumulate: PositiveInt = 8
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     gradient_checkpointing: bool = False
 
 
@@ -160,7 +146,7 @@ class TrainRewardRecipe(Recipe):
     label: Label
     model: RewardNetwork
     objective: Objective = Objective()
-    optim: Optim = Optim()
+    optim: RewardOptim = RewardOptim()
     dev: Dev = Dev()
     prompt: str = "reward_model"
     executor: Executor = Executor()
@@ -174,3 +160,33 @@ class TrainRewardRecipe(Recipe):
         if self.objective.kind != "classifier" and self.objective.class_weight != "none":
             raise ValueError("objective.class_weight is for kind classifier only")
         return self
+
+
+class StepPlan(NamedTuple):
+    """How many steps there will be.
+
+    Attributes:
+        micro_batch: Items of one forward pass of one process.
+        accumulate: Forward passes to a step of one process.
+        per_epoch: Optimiser steps of one pass over the data.
+        steps: Of all of them.
+    """
+
+    micro_batch: int
+    accumulate: int
+    per_epoch: int
+    steps: int
+
+
+def plan_steps(optim: RewardOptim, *, n_items: int, n_processes: int) -> StepPlan:
+    """Return the steps over a number of items.
+
+    Raises:
+        ConfigError: If the processes cannot share a step evenly, so that the effective batch would change.
+    """
+    batch = optim.batch_size * optim.accumulate
+    micro_batch, accumulate = share_batch(
+        batch, at_most=optim.batch_size, n_processes=n_processes, what="examples (optim.batch_size · accumulate)"
+    )
+    per_epoch = math.ceil(n_items / batch)
+    return StepPlan(micro_batch, accumulate, per_epoch, per_epoch * optim.epochs)

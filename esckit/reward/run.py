@@ -22,10 +22,8 @@ from esckit.play.session import RunResult, StepsInPlace, finished, training
 from esckit.processes import this_process
 from esckit.reward.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
 from esckit.reward.models import reward_template
-from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, TrainRewardRecipe
-from esckit.reward.report import finish
-from esckit.reward.training import optim_settings, prepare, train_session
-from esckit.training.harness import check_trackers, plan_steps
+from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, TrainRewardRecipe, plan_steps
+from esckit.training.sections import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -84,18 +82,15 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainR
         warnings = check_parts(parts)
     except DataError as error:
         refusal = error
-    settings = optim_settings(recipe)
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
     delta = parts.train.labelling.delta
     return TrainRewardPlan(
-        dialogues={
-            name: len({future.dialogue_id for future in part}) for name, part in (("train", train), ("dev", dev))
-        },
+        dialogues={"train": parts.train.n_dialogues, "dev": parts.dev.n_dialogues},
         examples={"train": len(train), "dev": len(dev)},
         failed_futures=len(inputs.futures) - len(train) - len(dev),
         positive_share=shares,
         delta=None if delta is None else float(delta),
-        steps_at_most=plan_steps(settings, n_items=n_items, n_processes=n_processes or this_process().count).steps,
+        steps_at_most=plan_steps(recipe.optim, n_items=n_items, n_processes=n_processes or this_process().count).steps,
         warnings=warnings,
         refusal=refusal,
     )
@@ -120,15 +115,22 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     parts = label_parts(train, dev, _rule(recipe.label))
     warnings = check_parts(parts)
     process = this_process()
-    plan_steps(optim_settings(recipe), n_items=len(train), n_processes=process.count)
+    plan_steps(recipe.optim, n_items=len(train), n_processes=process.count)
     facts = {"data": inputs.facts(), "prompts": {"reward_model": template.prompt}}
     with training(recipe, out, process, inputs=facts) as folder:
         if (result := finished(out)) is not None:
             return result
         for warning in warnings if process.is_main else ():
             log.warning("%s", warning)
-        session = prepare(recipe, inputs, parts, out, process)
-        train_session(session, StepsInPlace(folder, progress))
+        from esckit.reward.training import finish, fit, prepare
+        from esckit.training.harness import TrainingRun
+
+        steps = StepsInPlace(folder, progress)
+        session = prepare(recipe, inputs, parts, TrainingRun.open(out, process, steps))
+        try:
+            fit(session)
+        finally:
+            steps.close()
         if process.is_main:
             finish(session, warnings)
     return (finished(out) if process.is_main else None) or RunResult(out, {})

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from esckit.errors import BackendError, NotFiniteError
+from esckit.models.checkpoint import read_metadata
 from esckit.models.loading import Dtype, exact_dtype, pick_device
 from esckit.models.packing import PackedStates, States
-from esckit.reward.checkpoint import RewardMetadata, load_net, read_metadata
+from esckit.reward.checkpoint import RewardMetadata, load_net
 from esckit.reward.network import RewardNet, probability
 from esckit.reward.text import RewardInput, RewardTemplate, RewardText, another_prompt
 from esckit.types import Turn
@@ -72,7 +73,7 @@ class RewardModel:
             CheckpointError: If there is no reward model, its files do not fit, or it was trained with another prompt.
             ConfigError: If its backbone cannot be had.
         """
-        metadata = read_metadata(run)
+        metadata = read_metadata(RewardMetadata, run)
         if template is not None and template != metadata.template:
             raise another_prompt(run, metadata.template.prompt, template.prompt)
         place = pick_device(device)

@@ -14,23 +14,24 @@ from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, PrinterCallback, Trainer
+from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments
 
 from esckit.errors import NotFiniteError
 from esckit.ledger import derive_seed
 from esckit.models.decoder import layer_classes
+from esckit.processes import Process
 from esckit.reward.examples import RewardExample, preference_pairs
 from esckit.reward.network import RewardBatch, RewardNet, collate, probability
+from esckit.reward.recipe import StepPlan, TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardInput, RewardText
-from esckit.training.callbacks import DivergenceGuard, EpochEnds, MetricsLog, OnEvaluation, StepProgress
-from esckit.training.harness import Diverged, OptimSettings, StepPlan, plan_steps, step_of, training_arguments
+from esckit.training.harness import Diverged, TrainingRun, fit, in_order, trainer_arguments
+from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best
 from esckit.training.sharding import EngineGuard, gathered_state
 
 
@@ -74,11 +75,8 @@ def rrhf_loss(score: Tensor, pairs: Tensor, best: Tensor, n_tokens: Tensor) -> T
 
 Metrics = Mapping[str, float | int | None]
 
-SelectBy = Literal["log_loss", "auc", "last"]
-
-
-STATES = "states"
-"""Folder of the states to resume from, inside a run folder."""
+_WATCHED = ("loss", "grad_norm")
+"""What must be finite at every step, and is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,50 +246,6 @@ def _expect_trained(module: nn.Module, found: Any) -> None:
     found.missing_keys[:] = [name for name in found.missing_keys if name in module._trained]
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One evaluation on dev: optimiser steps so far, metrics, and p of each dev example in order."""
-
-    step: int
-    metrics: Metrics
-    p: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Where a training run lies and how it goes on.
-
-    Attributes:
-        folder: The run folder; ``metrics.jsonl`` and ``diverged.json`` are written to it.
-        state: State to resume from, None for a fresh start.
-        best: What the checkpoint at hand was selected with, None if there is none yet.
-        rank: Which process this is; 0 is the one that writes.
-        n_processes: How many processes train together.
-        log_every: Steps between two rows of the metrics.
-        start: Called with all steps and the steps done before.
-        advance: Called after each step.
-    """
-
-    folder: Path
-    state: Path | None
-    best: tuple[int, Metrics] | None
-    rank: int
-    n_processes: int
-    log_every: int
-    start: Callable[[int, int], None]
-    advance: Callable[[], None]
-
-    @property
-    def resumed_step(self) -> int:
-        """Step that training goes on from."""
-        return step_of(self.state)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes."""
-        return self.rank == 0
-
-
 class MicroBatches(Dataset[dict[str, Tensor]]):
     """All forward passes of one process, in the order of training, each epoch shuffled by a seed of its own.
 
@@ -301,10 +255,10 @@ class MicroBatches(Dataset[dict[str, Tensor]]):
     Args:
         items: What to learn from.
         collate: Puts items into tensors.
-        settings: The optimiser's.
-        plan: What they come to.
-        rank: This process.
-        n_processes: How many processes train together.
+        plan: How they come into steps.
+        epochs: Passes over the items.
+        seed: The run's.
+        process: This process.
     """
 
     def __init__(
@@ -312,21 +266,21 @@ class MicroBatches(Dataset[dict[str, Tensor]]):
         items: Sequence[Item],
         collate: Callable[[Sequence[Item]], dict[str, Tensor]],
         *,
-        settings: OptimSettings,
         plan: StepPlan,
-        rank: int,
-        n_processes: int,
+        epochs: int,
+        seed: int,
+        process: Process,
     ) -> None:
         self._items, self._collate = items, collate
         self._passes: list[tuple[list[int], float]] = []
-        n_passes = plan.accumulate * n_processes
+        n_passes = plan.accumulate * process.count
         batch = plan.micro_batch * n_passes
-        for epoch in range(settings.epochs):
+        for epoch in range(epochs):
             order = list(range(len(items)))
-            random.Random(derive_seed(settings.seed, "reward-epoch", epoch)).shuffle(order)
+            random.Random(derive_seed(seed, "reward-epoch", epoch)).shuffle(order)
             for start in range(0, len(order), batch):
                 step = order[start : start + batch]
-                for first in range(rank * plan.micro_batch, batch, n_processes * plan.micro_batch):
+                for first in range(process.rank * plan.micro_batch, batch, process.count * plan.micro_batch):
                     own = step[first : first + plan.micro_batch]
                     self._passes.append((own or step[:1], len(own) * n_passes / len(step)))
 
@@ -345,12 +299,41 @@ class RewardTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Return the passes in order."""
-        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+        return in_order(self.train_dataset)
 
 
-def _only(passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    (one,) = passes
-    return one
+class DevScores:
+    """What the net says of the dev examples, and how good that is.
+
+    Args:
+        ids: Ids of the dev examples.
+        judge: Returns the dev metrics of their p.
+
+    Attributes:
+        p: Of the dev examples in order, at the latest evaluation.
+        metrics: At the latest evaluation.
+        broken: Ids of the dev examples whose p is not finite.
+    """
+
+    def __init__(self, ids: Sequence[str], judge: Callable[[Sequence[float]], Metrics]) -> None:
+        self._ids, self._judge = ids, judge
+        self.p: tuple[float, ...] = ()
+        self.metrics: Metrics = {}
+        self.broken: list[str] = []
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Judge one pass over dev; the Trainer logs what it returns.
+
+        Raises:
+            NotFiniteError: If the net gives a number that is not finite: after the last step no loss shows it.
+        """
+        self.p = tuple(float(value) for value in prediction.predictions)
+        broken = {name: p for name, p in zip(self._ids, self.p, strict=True) if not math.isfinite(p)}
+        if broken:
+            self.broken = list(broken)
+            raise NotFiniteError("p of a dev example", next(iter(broken.values())))
+        self.metrics = self._judge(self.p)
+        return {name: float(value) for name, value in self.metrics.items() if value is not None}
 
 
 def train_reward(
@@ -358,11 +341,10 @@ def train_reward(
     train: Sequence[Item],
     dev: Sequence[Item],
     *,
-    settings: OptimSettings,
-    select_by: SelectBy,
+    recipe: TrainRewardRecipe,
+    run: TrainingRun,
     judge: Callable[[Sequence[float]], Metrics],
-    keep: Callable[[Evaluation, Mapping[str, Tensor]], None],
-    run: Run,
+    keep: Callable[[int, DevScores, Mapping[str, Tensor]], None],
 ) -> None:
     """Train, evaluating before the first step and after each epoch, and hand over each best state so far.
 
@@ -370,114 +352,75 @@ def train_reward(
         task: The net with its loss.
         train: Items to draw from.
         dev: Items to evaluate on, one example each.
-        settings: The optimiser's.
-        select_by: Which evaluation is best; the one before the first step never is once there is another.
+        recipe: Its sections ``optim``, ``dev`` and ``logging``.
+        run: Where to train, and from which state on.
         judge: Returns the dev metrics of p in the order of ``dev``.
-        keep: Called in the main process with an evaluation that is best so far, and the trained tensors.
-        run: Where and how.
+        keep: Called in the main process after an evaluation that is best so far, with the step, what the net says of
+            dev, and the trained tensors. The evaluation before the first step gives way to any later one.
 
     Raises:
         TrainingError: If a loss, a gradient or p of dev is not finite; what was kept stays.
         ConfigError: If the processes cannot share a step evenly.
     """
-    plan = plan_steps(settings, n_items=len(train), n_processes=run.n_processes)
+    optim, select_by = recipe.optim, recipe.dev.select_by
+    plan = plan_steps(optim, n_items=len(train), n_processes=run.process.count)
     collator = Collator({name for item in train for name in item.ids})
-    selection = Selection([name for item in dev for name in item.ids], judge, select_by, run.best)
-    diverged = Diverged(
-        run.folder / "diverged.json", lambda: selection.broken or list(collator.recent), writes=run.is_main
-    )
-    rows = MetricsLog(
-        run.folder / "metrics.jsonl",
-        every=run.log_every,
-        steps_per_epoch=plan.steps_per_epoch,
-        resumed_step=run.resumed_step,
-        writes=run.is_main,
-    )
+    scores = DevScores([name for item in dev for name in item.ids], judge)
+    diverged = Diverged(run, lambda: scores.broken or list(collator.recent))
 
-    def evaluated(step: int) -> None:
-        rows.evaluation(step, selection.metrics)
-        best = selection.best_at(step)
-        if best is not None:
-            state = gathered_state(trainer, trained_only=True)
-            if run.is_main:
-                keep(best, {name.removeprefix("net."): t for name, t in state.items()})
+    def evaluated(state: TrainerState, logs: Logs) -> None:
+        monitor.row(state.global_step, {"dev": scores.metrics})
+        greater = {"auc": True, "log_loss": False, "last": None}[select_by]
+        if is_best(state, scores.metrics.get(select_by), greater_is_better=greater):
+            trained = gathered_state(trainer, trained_only=True)
+            if run.process.is_main:
+                keep(state.global_step, scores, {name.removeprefix("net."): t for name, t in trained.items()})
 
+    monitor = Monitor(
+        run,
+        diverged,
+        watched=lambda logs: _WATCHED,
+        means=_means,
+        epoch=lambda step: round(step / plan.per_epoch, 4),
+        every=recipe.logging.every,
+        evaluated=evaluated,
+    )
     trainer = RewardTrainer(
         model=task,
-        args=training_arguments(settings, plan, folder=run.folder / STATES, evaluate_first=run.state is None),
+        args=trainer_arguments(
+            TrainingArguments,
+            optim,
+            run=run,
+            seed=recipe.seed,
+            n_steps=plan.steps,
+            precision=optim.precision,
+            trackers=recipe.trackers,
+            per_device_train_batch_size=plan.micro_batch,
+            per_device_eval_batch_size=8,
+            gradient_accumulation_steps=plan.accumulate,
+            eval_on_start=run.state is None,
+            label_names=["labels"],
+        ),
         train_dataset=MicroBatches(
-            train, collator, settings=settings, plan=plan, rank=run.rank, n_processes=run.n_processes
+            train, collator, plan=plan, epochs=optim.epochs, seed=recipe.seed, process=run.process
         ),
         eval_dataset=list(dev),
         data_collator=collator,
-        compute_metrics=selection.judge,
+        compute_metrics=scores,
         callbacks=[
-            DivergenceGuard(diverged),  # first, so that nothing is written of a diverged step
+            monitor,
             EngineGuard(lambda: trainer, diverged.stop),
-            EpochEnds(range(plan.steps_per_epoch, plan.steps + 1, plan.steps_per_epoch), settings.save_every),
-            rows,
-            OnEvaluation(evaluated),
-            StepProgress(run.start, run.advance),
+            EpochEnds(range(plan.per_epoch, plan.steps + 1, plan.per_epoch), recipe.logging.save_every),
         ],
     )
-    trainer.remove_callback(PrinterCallback)
-    with diverged.guarded(trainer):
-        trainer.train(resume_from_checkpoint=str(run.state) if run.state else None)
+    fit(trainer, run, diverged)
 
 
-class Selection:
-    """Judges what the net says of dev, and knows the best evaluation so far.
-
-    Attributes:
-        metrics: Of the latest evaluation.
-        broken: Ids of the dev examples whose p is not finite.
-    """
-
-    def __init__(
-        self,
-        ids: Sequence[str],
-        judge: Callable[[Sequence[float]], Metrics],
-        select_by: SelectBy,
-        best: tuple[int, Metrics] | None,
-    ) -> None:
-        self._ids = ids
-        self._judge = judge
-        self._select_by = select_by
-        self._best = best
-        self._p: tuple[float, ...] = ()
-        self.metrics: Metrics = {}
-        self.broken: list[str] = []
-
-    def judge(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Judge one pass over dev; the Trainer logs what it returns.
-
-        Raises:
-            NotFiniteError: If the net gives a number that is not finite: after the last step no loss tells of it.
-        """
-        self._p = tuple(float(value) for value in prediction.predictions)
-        broken = {name: p for name, p in zip(self._ids, self._p, strict=True) if not math.isfinite(p)}
-        if broken:
-            self.broken = list(broken)
-            raise NotFiniteError("p of a dev example", next(iter(broken.values())))
-        self.metrics = self._judge(self._p)
-        return {name: float(value) for name, value in self.metrics.items() if value is not None}
-
-    def best_at(self, step: int) -> Evaluation | None:
-        """Return the latest evaluation if it is the best so far."""
-        if self._best is not None and not is_better(self.metrics, step, self._best, self._select_by):
-            return None
-        self._best = (step, self.metrics)
-        return Evaluation(step, self.metrics, self._p)
-
-
-def is_better(metrics: Metrics, step: int, best: tuple[int, Metrics], select_by: SelectBy) -> bool:
-    """Return whether an evaluation takes the place of the best one so far; ties keep the earlier one."""
-    best_step, best_metrics = best
-    if step <= best_step:
-        return False
-    if select_by == "last" or best_step == 0:
-        return True
-    ours, theirs = metrics[select_by], best_metrics[select_by]
-    if ours is None or theirs is None:
-        return theirs is None
-    return ours > theirs if select_by == "auc" else ours < theirs
+def _means(window: Sequence[Logs]) -> dict[str, float]:
+    """Return the row of ``metrics.jsonl`` for a window of steps."""
+    means = {
+        name: math.fsum(float(logs[name]) for logs in window) / len(window)
+        for name in _WATCHED
+        if all(name in logs for logs in window)
+    }
+    return {**means, "lr": window[-1]["learning_rate"]}

@@ -1,34 +1,49 @@
-"""What ``train-reward`` does between its inputs and its report: net, examples, training, and what is kept of it."""
+"""One training of a reward model: net, examples, training, what is kept of it, and what is said of it. Imports torch.
+
+See :mod:`esckit.reward.run` for the command and its run folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
+import esckit
 from esckit.errors import DataError
-from esckit.models.backbones import quiet_off_terminal
-from esckit.play.executor import Progress
+from esckit.metrics.calibration import reliability_svg
+from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.play.futures import RewardInputs
-from esckit.processes import Process
-from esckit.records import write_records
-from esckit.reward.examples import Parts, build_examples
+from esckit.play.session import SUMMARY
+from esckit.records import read_records, write_atomic, write_json, write_records
+from esckit.reward.checkpoint import HEAD, RewardMetadata
+from esckit.reward.examples import Parts, RewardExample, build_examples
 from esckit.reward.models import reward_template
-from esckit.reward.quality import dev_metrics
+from esckit.reward.network import RewardNet, build_net
+from esckit.reward.quality import baselines, calibration, dev_metrics, quality_warnings
 from esckit.reward.recipe import TrainRewardRecipe
 from esckit.reward.text import RewardText
-from esckit.training.harness import OptimSettings, last_state
+from esckit.reward.trainer import (
+    DevScores,
+    Encoded,
+    Item,
+    RewardTask,
+    encode_examples,
+    group_items,
+    single_items,
+    train_reward,
+)
+from esckit.training.checkpoint import metrics_table, render_card, save_checkpoint
+from esckit.training.harness import TrainingRun, set_up
+from esckit.training.monitor import METRICS, read_rows
 from esckit.types import Record
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from esckit.reward.checkpoint import RewardMetadata
-    from esckit.reward.network import RewardNet
-    from esckit.reward.trainer import Encoded, Evaluation, Item, Run
-
+log = logging.getLogger(__name__)
 
 PREDICTIONS = "dev_predictions.jsonl"
 
@@ -47,25 +62,6 @@ class DevPrediction(Record):
     step: int
 
 
-def optim_settings(recipe: TrainRewardRecipe) -> OptimSettings:
-    """Return the optimiser's settings as the training code wants them."""
-    optim = recipe.optim
-    return OptimSettings(
-        seed=recipe.seed,
-        lr=optim.lr,
-        epochs=optim.epochs,
-        batch_size=optim.batch_size,
-        accumulate=optim.accumulate,
-        schedule=optim.schedule,
-        warmup_share=optim.warmup_share,
-        weight_decay=optim.weight_decay,
-        max_grad_norm=optim.max_grad_norm,
-        precision=optim.precision,
-        save_every=recipe.logging.save_every,
-        trackers=recipe.trackers,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
     """Everything that training and its report need."""
@@ -73,8 +69,7 @@ class Session:
     recipe: TrainRewardRecipe
     inputs: RewardInputs
     parts: Parts
-    out: Path
-    process: Process
+    run: TrainingRun
     net: RewardNet
     tokenizer: Any
     train: Encoded
@@ -83,27 +78,20 @@ class Session:
     n_without_pairs: int
 
 
-def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, out: Path, process: Process) -> Session:
-    """Seed the generators, then build the net and the examples."""
-    import torch
-    from transformers import set_seed
-    from transformers.utils import logging as transformers_logging
+def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, run: TrainingRun) -> Session:
+    """Seed the generators, then build the net and the examples.
 
-    from esckit.reward.network import Lora, build_net
-    from esckit.reward.trainer import encode_examples, group_items, single_items
-
-    transformers_logging.set_verbosity_error()
-    quiet_off_terminal()
-    if recipe.executor.threads is not None:
-        torch.set_num_threads(recipe.executor.threads)
-    set_seed(recipe.seed % 2**32)
+    Raises:
+        DataError: If too few examples fit.
+    """
+    set_up(run.process, seed=recipe.seed, threads=recipe.executor.threads)
     model = recipe.model
     net, tokenizer = build_net(
         model.backbone,
         recipe.objective.kind,
         trainable=model.trainable,
         pooling=model.pooling,
-        lora=Lora(model.lora.rank, model.lora.alpha, model.lora.dropout, model.lora.targets),
+        lora=model.lora,
         gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
     text = RewardText(tokenizer, reward_template(recipe.prompt), max_length=model.max_length)
@@ -127,69 +115,32 @@ def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, out: 
             expected="responses that fit, and for rankers contexts whose candidates differ",
             hint="See model.max_length and objective.margin, and simulate more candidates or dialogues",
         )
-    return Session(recipe, inputs, parts, out, process, net, tokenizer, train, dev, items, n_without_pairs)
+    return Session(recipe, inputs, parts, run, net, tokenizer, train, dev, items, n_without_pairs)
 
 
-def train_session(session: Session, progress: Progress) -> None:
+def fit(session: Session) -> None:
     """Train, keeping the best state so far in the run folder; a stopped run goes on from its last state."""
-    from esckit.reward.trainer import RewardTask, single_items, train_reward
-
-    try:
-        train_reward(
-            RewardTask(session.net, class_weight=_class_weight(session)),
-            session.items,
-            single_items(session.dev),
-            settings=optim_settings(session.recipe),
-            select_by=session.recipe.dev.select_by,
-            judge=lambda p: dev_metrics(p, session.dev.examples),
-            keep=lambda evaluation, state: _keep(session, evaluation, state),
-            run=_run_state(session, progress),
-        )
-    finally:
-        progress.close()
-
-
-def _run_state(session: Session, progress: Progress) -> Run:
-    """Return where training goes on: from the last whole state, beside the checkpoint selected by then."""
-    from esckit.models.checkpoint import FOLDER
-    from esckit.reward.checkpoint import METADATA, read_metadata
-    from esckit.reward.trainer import STATES, Run
-
-    state = last_state(session.out / STATES)
-    best = None
-    if state is not None and (session.out / FOLDER / METADATA).is_file():
-        metadata = read_metadata(session.out)
-        best = (metadata.step, metadata.metrics)
-    return Run(
-        folder=session.out,
-        state=state,
-        best=best,
-        rank=session.process.rank,
-        n_processes=session.process.count,
-        log_every=session.recipe.logging.every,
-        start=progress.start,
-        advance=progress.advance,
+    class_weight = None
+    if session.recipe.objective.class_weight == "balanced":
+        n = len(session.train.examples)
+        n_positive = sum(example.label for example in session.train.examples)
+        class_weight = torch.tensor([n / (2 * (n - n_positive)), n / (2 * n_positive)])
+    train_reward(
+        RewardTask(session.net, class_weight=class_weight),
+        session.items,
+        single_items(session.dev),
+        recipe=session.recipe,
+        run=session.run,
+        judge=lambda p: dev_metrics(p, session.dev.examples),
+        keep=lambda step, scores, state: _keep(session, step, scores, state),
     )
 
 
-def _class_weight(session: Session) -> Tensor | None:
-    """Return N / (2 N_c) of each class where the recipe asks for it."""
-    import torch
-
-    if session.recipe.objective.class_weight == "none":
-        return None
-    n = len(session.train.examples)
-    n_positive = sum(example.label for example in session.train.examples)
-    return torch.tensor([n / (2 * (n - n_positive)), n / (2 * n_positive)])
-
-
-def _keep(session: Session, evaluation: Evaluation, state: Mapping[str, Tensor]) -> None:
+def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Tensor]) -> None:
     """Write the best state so far, and what it says about dev."""
-    from esckit.models.checkpoint import FOLDER
-    from esckit.reward.checkpoint import save_checkpoint
-
+    recipe, delta = session.recipe, session.parts.train.labelling.delta
     write_records(
-        session.out / PREDICTIONS,
+        session.run.out / PREDICTIONS,
         [
             DevPrediction(
                 id=example.id,
@@ -198,21 +149,12 @@ def _keep(session: Session, evaluation: Evaluation, state: Mapping[str, Tensor])
                 label=example.label,
                 reward_num=example.reward.numerator,
                 reward_den=example.reward.denominator,
-                step=evaluation.step,
+                step=step,
             )
-            for example, p in zip(session.dev.examples, evaluation.p, strict=True)
+            for example, p in zip(session.dev.examples, scores.p, strict=True)
         ],
     )
-    # Last: what a crash leaves out is done again as long as the checkpoint is the older one.
-    metadata = _metadata(session, evaluation)
-    save_checkpoint(session.net, state, session.tokenizer, metadata, session.out / FOLDER)
-
-
-def _metadata(session: Session, evaluation: Evaluation) -> RewardMetadata:
-    from esckit.reward.checkpoint import RewardMetadata
-
-    recipe, delta = session.recipe, session.parts.train.labelling.delta
-    return RewardMetadata(
+    metadata = RewardMetadata(
         backbone=recipe.model.backbone,
         kind=recipe.objective.kind,
         trainable=recipe.model.trainable,
@@ -226,6 +168,87 @@ def _metadata(session: Session, evaluation: Evaluation) -> RewardMetadata:
         dialogue_ids=session.inputs.dialogue_ids,
         dev_ids=tuple(dict.fromkeys(example.dialogue_id for example in session.dev.examples)),
         selected_by=recipe.dev.select_by,
-        step=evaluation.step,
-        metrics=dict(evaluation.metrics),
+        step=step,
+        metrics=dict(scores.metrics),
+    )
+    # Last: what a crash leaves out is done again as long as the checkpoint is the older one.
+    save_checkpoint(
+        session.run.out / FOLDER,
+        metadata,
+        backbone=session.net.backbone,
+        tokenizer=session.tokenizer,
+        state=state,
+        heads_file=HEAD,
+    )
+
+
+# ---------------------------------------------------------------- what is said of it
+
+
+def finish(session: Session, warnings: Sequence[str]) -> None:
+    """Write calibration, card and summary, and let the states go."""
+    out, metadata, train, dev = (
+        session.run.out,
+        read_metadata(RewardMetadata, session.run.out),
+        session.train,
+        session.dev,
+    )
+    rows = [row for row in read_rows(out / METRICS) if "dev" in row]
+    p = [prediction.p for prediction in read_records(DevPrediction, out / PREDICTIONS)]
+    beside = baselines(
+        dev.examples, train.examples, untrained=next((row["dev"] for row in rows if row["step"] == 0), None)
+    )
+    table = calibration(p, dev.examples, step=metadata.step)
+    write_json(out / "calibration.json", table)
+    write_atomic(out / "calibration.svg", reliability_svg(table, title="Reward model on dev"))
+    found = quality_warnings(metadata.metrics, beside)
+    for warning in found:
+        log.warning("%s", warning)
+    summary = {
+        "schema": "esckit.train_reward_summary/1",
+        "examples": {"train": len(train.examples), "dev": len(dev.examples)},
+        "dialogues": {"train": session.parts.train.n_dialogues, "dev": session.parts.dev.n_dialogues},
+        "positive_share": {"train": _positive_share(train.examples), "dev": _positive_share(dev.examples)},
+        "delta": None if metadata.delta is None else float(Fraction(metadata.delta)),
+        "too_long": train.n_too_long + dev.n_too_long,
+        "cut": train.n_cut + dev.n_cut,
+        "contexts_without_pairs": session.n_without_pairs,
+        "steps": rows[-1]["step"],
+        "selected_step": metadata.step,
+        "dev": dict(metadata.metrics),
+        **beside,
+        "warnings": [*warnings, *found],
+    }
+    write_atomic(out / FOLDER / "README.md", _card(metadata, beside, summary))
+    session.run.forget_states(session.recipe.trackers)
+    write_json(out / SUMMARY, summary)
+
+
+def _positive_share(examples: Sequence[RewardExample]) -> float:
+    return sum(example.label for example in examples) / len(examples)
+
+
+def _card(metadata: RewardMetadata, beside: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    return render_card(
+        "reward_model",
+        version=esckit.__version__,
+        backbone=metadata.backbone,
+        trainable=metadata.trainable,
+        kind=metadata.kind,
+        pooling=metadata.pooling,
+        prompt=metadata.template.prompt,
+        max_length=metadata.max_length,
+        label=", ".join(f"{name} {value}" for name, value in metadata.label.items()),
+        delta=metadata.delta or "the goal",
+        simulation=", ".join(f"{name} {value}" for name, value in metadata.simulation.items()),
+        n_train=summary["examples"]["train"],
+        n_dev=summary["examples"]["dev"],
+        n_dialogues=len(metadata.dialogue_ids),
+        positive_train=f"{summary['positive_share']['train']:.1%}",
+        positive_dev=f"{summary['positive_share']['dev']:.1%}",
+        selected_by=metadata.selected_by,
+        step=metadata.step,
+        steps=summary["steps"],
+        metrics=metrics_table({"this model": metadata.metrics, **beside}, list(metadata.metrics)),
+        warnings="\n".join(f"**Warning:** {warning}" for warning in summary["warnings"]),
     )

@@ -26,8 +26,8 @@ from esckit.processes import gathered, together
 from esckit.records import JsonlAppender
 from esckit.rl.rewards import MOMENTS, PARSE_KINDS, Completion, Judged, PairedRewards, correlation
 from esckit.roles.asking import split_output
-from esckit.training.callbacks import keep_rows
-from esckit.training.harness import Diverged, finite_or_none, not_finite
+from esckit.training.harness import Diverged, not_finite
+from esckit.training.monitor import finite_or_none, keep_rows
 from esckit.types import Turn
 
 DevMetrics = Mapping[str, float | None]

@@ -23,14 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
-
 from esckit.errors import ConfigError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import CHATML, PLAIN, ChatFormat
-from esckit.models.checkpoint import checkpoint_folder, read_metadata
+from esckit.models.checkpoint import CheckpointMetadata, checkpoint_folder, read_metadata
 from esckit.protocols import Part
-from esckit.types import Message, Record
+from esckit.types import Message
 
 if TYPE_CHECKING:
     from esckit.models.loading import Dtype
@@ -97,35 +95,22 @@ ADAPTER = "adapter"
 TOKENIZER = "tokenizer"
 
 
-class PolicyMetadata(Record):
+class PolicyMetadata(CheckpointMetadata):
     """What belongs to a trained policy.
 
     Attributes:
-        backbone: Name, folder or hub id of the backbone.
         algorithm: How it was trained.
         prompt: Identity of the prompt it was trained with.
         reward: What it was rewarded by: the kind, and for a reward model the digest of its manifest.
-        inputs: Digest of the futures per input folder (DPO).
-        dialogue_ids: Dialogues trained or selected on, those inherited from reward model and inputs included.
-        dev_ids: Those of them that were held out.
-        selected_by: How the checkpoint was selected.
-        step: Optimiser steps taken.
-        metrics: What was last measured at this step.
         diverged: True if training diverged after this step.
     """
 
     SCHEMA: ClassVar[str] = "esckit.policy/1"
+    COMMAND: ClassVar[str] = "train-rl"
 
-    backbone: str
     algorithm: Literal["grpo", "dpo"]
     prompt: str
     reward: dict[str, str]
-    inputs: dict[str, str] = Field(default_factory=dict)
-    dialogue_ids: tuple[str, ...]
-    dev_ids: tuple[str, ...]
-    selected_by: str
-    step: int
-    metrics: dict[str, float | None] = Field(default_factory=dict)
     diverged: bool = False
 
 
@@ -135,7 +120,7 @@ def read_policy(run: Path) -> PolicyMetadata:
     Raises:
         CheckpointError: If there is none, or it cannot be read.
     """
-    return read_metadata(PolicyMetadata, run, METADATA, what="policy", command="train-rl")
+    return read_metadata(PolicyMetadata, run)
 
 
 class PolicyKind:
@@ -162,7 +147,7 @@ class PolicyKind:
 
 def policy_folder(run: Path) -> Path:
     """Return the folder with the checkpoint itself."""
-    return checkpoint_folder(run, METADATA)
+    return checkpoint_folder(run)
 
 
 def load_policy(

@@ -36,7 +36,7 @@ from esckit.config.sections import (
     role_defaults,
 )
 from esckit.errors import ConfigError, DataError
-from esckit.training.harness import share_batch
+from esckit.training.sections import share_batch
 
 REWARD_KINDS = ("classifier", "ranker", "untrained", "online")
 

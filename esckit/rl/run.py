@@ -22,7 +22,7 @@ from esckit.rl.material import RlMaterial, collect, reward_prompts
 from esckit.rl.recipe import TrainRlRecipe, dpo_settings, grpo_settings, plan_dpo, plan_grpo, policy_optim
 from esckit.rl.rows import best_and_worst, by_context
 from esckit.rl.source import check_reward
-from esckit.training.harness import check_trackers
+from esckit.training.sections import check_trackers
 
 log = logging.getLogger(__name__)
 

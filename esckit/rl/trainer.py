@@ -48,7 +48,7 @@ from esckit.rl.recipe import (
 )
 from esckit.rl.rewards import PairedRewards
 from esckit.rl.rows import epoch_order
-from esckit.training.harness import check_trackers
+from esckit.training.sections import check_trackers
 from esckit.training.sharding import one_device
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -42,9 +42,10 @@ from esckit.rl.trainer import (
     quiet_warnings,
     save_policy,
 )
-from esckit.training.callbacks import StepProgress, read_rows
-from esckit.training.card import metrics_table, render_card
-from esckit.training.harness import Diverged, last_state, step_of
+from esckit.training.callbacks import StepProgress
+from esckit.training.checkpoint import metrics_table, render_card
+from esckit.training.harness import Diverged, TrainingRun, last_state, step_of
+from esckit.training.monitor import read_rows
 from esckit.training.sharding import EngineGuard, gathered_state
 
 log = logging.getLogger(__name__)
@@ -209,9 +210,8 @@ def _place(session: _Session, callbacks: list[TrainerCallback]) -> Place:
 
 def _diverged(session: _Session, batch_ids: Callable[[], Sequence[str]]) -> Diverged:
     return Diverged(
-        session.out / "diverged.json",
+        TrainingRun(session.out, session.process),
         batch_ids,
-        writes=session.process.is_main,
         advice="What measures the replies gave it, which is not trained here: mend reward.kind or its model",
     )
 

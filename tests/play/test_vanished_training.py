@@ -11,7 +11,7 @@ from esckit.flow.run import run as train_flow
 from esckit.play.session import finished
 from esckit.reward.run import run as train_reward
 from esckit.rl.run import run as train_rl
-from esckit.training.callbacks import keep_rows
+from esckit.training.monitor import keep_rows
 from tests.flow import flow_runs
 from tests.play.test_vanished import Meddler
 from tests.reward.reward_runs import reward_recipe, simulated

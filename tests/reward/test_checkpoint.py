@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import CheckpointError
-from esckit.reward.checkpoint import RewardMetadata, read_metadata, save_checkpoint
+from esckit.models.checkpoint import read_metadata
+from esckit.reward.checkpoint import HEAD, RewardMetadata
 from esckit.reward.scorer import RewardModel
+from esckit.training.checkpoint import save_checkpoint
 from tests.reward.reward_fakes import grouped_inputs, template, tiny_net, tiny_reward
 
 
@@ -30,7 +32,9 @@ def saved(folder: Path) -> Path:
         selected_by="last",
     )
     state = {name: tensor for name, tensor in net.state_dict().items() if name.startswith("head.")}
-    save_checkpoint(net, state, tokenizer, metadata, folder / "checkpoint")
+    save_checkpoint(
+        folder / "checkpoint", metadata, backbone=net.backbone, tokenizer=tokenizer, state=state, heads_file=HEAD
+    )
     return folder
 
 
@@ -38,7 +42,7 @@ def test_a_checkpoint_scores_as_the_net_did(tmp_path: Path):
     conversations, responses = grouped_inputs(1, 2)
     model = RewardModel.load(saved(tmp_path), template=template())
     assert model.score(conversations, responses) == pytest.approx(tiny_reward().score(conversations, responses))
-    assert read_metadata(tmp_path / "checkpoint") == model.metadata
+    assert read_metadata(RewardMetadata, tmp_path / "checkpoint") == model.metadata
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path):

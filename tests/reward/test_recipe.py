@@ -5,7 +5,7 @@ import pytest
 from esckit.config.catalogue import shipped_recipes
 from esckit.config.load import load_recipe
 from esckit.errors import ConfigError
-from esckit.reward.recipe import GoalLabel, QuantileLabel, ThresholdLabel, TrainRewardRecipe
+from esckit.reward.recipe import GoalLabel, QuantileLabel, RewardOptim, ThresholdLabel, TrainRewardRecipe, plan_steps
 
 OURS = [recipe.name for recipe in shipped_recipes() if recipe.command == "train-reward"]
 
@@ -71,3 +71,14 @@ def test_labels_are_told_apart_by_their_rule(label, kind):
 def test_what_is_wrong_is_named(change, words):
     with pytest.raises(ConfigError, match=words):
         load_recipe("rlff/train_reward", TrainRewardRecipe, overrides=[change])
+
+
+def test_the_effective_batch_is_the_same_for_any_number_of_processes() -> None:
+    one, two = (plan_steps(RewardOptim(), n_items=100, n_processes=n) for n in (1, 2))
+    assert (one.accumulate, one.per_epoch, one.steps) == (8, 13, 26)
+    assert (two.accumulate, two.steps) == (4, 26)
+
+
+def test_processes_that_cannot_share_a_step_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"8 examples .* over 3 processes.*divides them: 1, 2, 4, 8"):
+        plan_steps(RewardOptim(), n_items=100, n_processes=3)

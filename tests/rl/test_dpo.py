@@ -10,7 +10,7 @@ from esckit.rl.monitor import Watch
 from esckit.rl.recipe import DpoSettings, plan_dpo
 from esckit.rl.rows import epoch_order
 from esckit.rl.trainer import Batches, dpo_arguments, dpo_trainer, quiet_warnings
-from esckit.training.harness import Diverged
+from esckit.training.harness import Diverged, TrainingRun
 from esckit.training.sharding import EngineGuard
 from tests.rl.rl_fakes import Poison, Stop, learner, optim, place, rows
 
@@ -34,7 +34,7 @@ def trainer_of(folder, *callbacks, **changes):
     ]
     settings = optim(**changes)
     batches = Batches(pairs, settings=SETTINGS, optim=settings, n_processes=1)
-    diverged = Diverged(folder / "diverged.json", lambda: batches.context_ids, writes=True)
+    diverged = Diverged(TrainingRun(folder), lambda: batches.context_ids)
     watch = Watch(folder, every=2, resumed_step=0, steps_per_epoch=2, diverged=diverged, max_unscored=0.05)
     guard = EngineGuard(lambda: trainer, diverged.stop)
     trainer = dpo_trainer(

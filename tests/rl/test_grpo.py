@@ -12,7 +12,7 @@ from esckit.rl.monitor import DevSet, GreedyWriter, Watch
 from esckit.rl.recipe import PolicyOptim, plan_grpo
 from esckit.rl.rewards import PairedRewards
 from esckit.rl.trainer import grpo_arguments, grpo_trainer, learner_of, quiet_warnings
-from esckit.training.harness import Diverged
+from esckit.training.harness import Diverged, TrainingRun
 from esckit.training.sharding import EngineGuard
 from tests.rl.rl_fakes import (
     PAPER,
@@ -54,7 +54,7 @@ def fit(trainer, state=None):
 
 
 def watch(folder, rewards=None, **options):
-    diverged = Diverged(folder / "diverged.json", lambda: rewards.context_ids if rewards else (), writes=True)
+    diverged = Diverged(TrainingRun(folder), lambda: rewards.context_ids if rewards else ())
     return Watch(
         folder,
         **{"every": 1, "resumed_step": 0, "steps_per_epoch": 4, "diverged": diverged, "max_unscored": 0.05, **options},

@@ -9,7 +9,7 @@ import pytest
 
 from esckit.errors import FailureRateError, TrainingError
 from esckit.rl.monitor import RATE_STEPS, Watch, means, sample_row
-from esckit.training.harness import Diverged
+from esckit.training.harness import Diverged, TrainingRun
 from tests.rl.rl_fakes import WELL_FORMED, columns, paired, said
 
 LOGS = {
@@ -27,7 +27,7 @@ LOGS = {
 
 
 def watch(folder, **options):
-    diverged = Diverged(folder / "diverged.json", lambda: ["c"], writes=True)
+    diverged = Diverged(TrainingRun(folder), lambda: ["c"])
     return Watch(
         folder,
         **{"every": 2, "resumed_step": 0, "steps_per_epoch": 4, "diverged": diverged, "max_unscored": 0.05, **options},

@@ -137,9 +137,10 @@ def _load_policy(run: Path) -> None:
 
 
 def _load_reward(run: Path) -> None:
-    from esckit.reward.checkpoint import load_net, read_metadata
+    from esckit.models.checkpoint import read_metadata
+    from esckit.reward.checkpoint import RewardMetadata, load_net
 
-    load_net(run, read_metadata(run), dtype=torch.float32)
+    load_net(run, read_metadata(RewardMetadata, run), dtype=torch.float32)
 
 
 def _load_flow(run: Path) -> None:

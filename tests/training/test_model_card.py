@@ -1,7 +1,7 @@
 from importlib import resources
 from string import Template
 
-from esckit.training.card import metrics_table, render_card
+from esckit.training.checkpoint import metrics_table, render_card
 
 
 def test_metrics_stand_side_by_side():

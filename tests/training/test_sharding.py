@@ -9,10 +9,11 @@ import torch
 
 from esckit.errors import ConfigError, ModelError
 from esckit.flow.objectives import OBJECTIVES, TERMS, potentials, without_terminal
-from esckit.processes import gathered, together
+from esckit.processes import Process, gathered, together
+from esckit.reward.recipe import RewardOptim, plan_steps
 from esckit.reward.text import RewardInput
 from esckit.reward.trainer import Item, MicroBatches
-from esckit.training.harness import OptimSettings, plan_steps, share_batch
+from esckit.training.sections import share_batch
 from esckit.training.sharding import one_device
 
 
@@ -54,14 +55,13 @@ def test_a_failure_of_one_process_is_raised() -> None:
 @pytest.mark.parametrize("n_processes", [1, 2, 4])
 def test_a_step_is_the_mean_over_its_items_for_any_processes(n_items: int, n_processes: int) -> None:
     items = [Item((str(i),), (RewardInput((i + 1,), 0, 1, 0),), (i % 2,)) for i in range(n_items)]
-    settings = OptimSettings(seed=7, lr=1e-3, epochs=2, batch_size=2, accumulate=4)
-    plan = plan_steps(settings, n_items=n_items, n_processes=n_processes)
+    plan = plan_steps(RewardOptim(batch_size=2, accumulate=4), n_items=n_items, n_processes=n_processes)
 
     def collate(own):
         return {"ids": torch.tensor([int(item.ids[0]) for item in own])}
 
     shares = [
-        MicroBatches(items, collate, settings=settings, plan=plan, rank=rank, n_processes=n_processes)
+        MicroBatches(items, collate, plan=plan, epochs=2, seed=7, process=Process(rank, n_processes))
         for rank in range(n_processes)
     ]
     assert {len(share) for share in shares} == {plan.steps * plan.accumulate}

@@ -1,0 +1,211 @@
+"""What happens between the steps of a training: numbers are watched and written, states and the best model are kept.
+
+All of it hangs on the callbacks of the Hugging Face ``Trainer``, whose logs of every step are the source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from esckit.documents import parse_json
+from esckit.errors import DataError
+from esckit.records import JsonlAppender, write_atomic
+from esckit.training.harness import Diverged, TrainingRun, not_finite
+
+METRICS = "metrics.jsonl"
+
+Logs = Mapping[str, Any]
+
+
+class Monitor(TrainerCallback):
+    """Stops on numbers that are not finite, writes ``metrics.jsonl``, and shows how far the training is.
+
+    Stands before all other callbacks, so that nothing is written of a step that diverged.
+
+    Args:
+        run: The run; rows beyond the step that it goes on from are cut off first.
+        diverged: Ends the run.
+        watched: Returns which numbers of a step's logs must be finite.
+        means: Returns the row of a window of steps, from their logs.
+        epoch: Returns the epoch of a step.
+        every: Steps between two rows.
+        evaluated: Called after each evaluation of the Trainer in every process, with its metrics.
+        step_key: Name of the step in a row.
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        diverged: Diverged,
+        *,
+        watched: Callable[[Logs], Sequence[str]],
+        means: Callable[[Sequence[Logs]], Mapping[str, Any]],
+        epoch: Callable[[int], float],
+        every: int = 1,
+        evaluated: Callable[[TrainerState, Logs], None] | None = None,
+        step_key: str = "step",
+    ) -> None:
+        self._run, self._diverged = run, diverged
+        self._watched, self._means, self._epoch, self._every = watched, means, epoch, every
+        self._evaluated, self._step_key = evaluated, step_key
+        self._window: list[Logs] = []
+        if run.process.is_main:
+            keep_rows(run.out / METRICS, run.resumed_step, key=step_key)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show where training begins."""
+        self._run.progress.start(state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Show that a step is done."""
+        self._run.progress.advance()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Logs | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the logs; those of a step hold its loss.
+
+        Raises:
+            TrainingError: If a watched number is not finite.
+        """
+        logs = logs or {}
+        self._diverged.note(state.global_step, logs)
+        if found := not_finite(logs, self._watched(logs)):
+            self._diverged.stop(state.global_step, found)
+        if "loss" in logs or "train/loss" in logs:
+            self._window.append(logs)
+            if state.global_step % self._every == 0:
+                self._flush(state.global_step)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Logs | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hand the metrics over."""
+        if self._evaluated is not None:
+            self._evaluated(state, metrics or {})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write what the window holds, so that a resumed run writes the same rows."""
+        self._flush(state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write what is left."""
+        self._flush(state.global_step)
+
+    def row(self, step: int, values: Logs) -> None:
+        """Write a row of other values, such as those of an evaluation, behind the steps that led to them."""
+        self._flush(step)
+        self._append(step, values)
+
+    def _flush(self, step: int) -> None:
+        if self._window:
+            self._append(step, self._means(self._window))
+            self._window.clear()
+
+    def _append(self, step: int, values: Logs) -> None:
+        if self._run.process.is_main:
+            with JsonlAppender(self._run.out / METRICS) as rows:
+                rows.append({self._step_key: step, "epoch": self._epoch(step), **finite_or_none(values)})
+
+
+class EpochEnds(TrainerCallback):
+    """Evaluates and saves at the end of every epoch, and saves every so many steps.
+
+    Both are asked for at the same step, and the Trainer evaluates before it saves: a saved state never lacks the
+    evaluation of its own step. The Trainer's own strategies would save first and evaluate when the epoch is over.
+
+    Args:
+        epoch_ends: Number of steps at the end of each epoch.
+        every: Save after so many steps as well.
+    """
+
+    def __init__(self, epoch_ends: Sequence[int], every: int | None) -> None:
+        self._ends, self._every = frozenset(epoch_ends), every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for evaluation and saving."""
+        if state.global_step in self._ends:
+            control.should_evaluate = control.should_save = True
+        elif self._every is not None and state.global_step % self._every == 0:
+            control.should_save = True
+        return control
+
+
+def is_best(state: TrainerState, value: float | None, *, greater_is_better: bool | None) -> bool:
+    """Return whether an evaluation is the best so far, and remember it.
+
+    It is remembered in the Trainer's own state, so that a resumed training knows it. Equals keep the earlier one, and
+    an untrained model (step 0) or one without a value gives way to any later one.
+
+    Args:
+        state: The Trainer's; at most one evaluation of a step is asked about.
+        value: What decides, None if it could not be measured.
+        greater_is_better: Its direction; None takes the latest evaluation for the best.
+    """
+    best = state.best_metric
+    is_measured = bool(state.best_global_step) and best is not None and greater_is_better is not None
+    if is_measured and (value is None or not (value > best if greater_is_better else value < best)):
+        return False
+    state.best_metric, state.best_global_step = value, state.global_step
+    return True
+
+
+def finite_or_none(row: Logs) -> dict[str, Any]:
+    """Return a row for a file: a number that is not finite is no measurement, and whoever watches it stops."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return finite_or_none(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: finite(value) for name, value in row.items()}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the whole rows of ``metrics.jsonl``; a last line cut by a crash is left out.
+
+    Raises:
+        DataError: If a line is not a row.
+    """
+    return [_row(line, path) for line in _whole_lines(path)]
+
+
+def keep_rows(path: Path, last_step: int, *, key: str = "step") -> None:
+    """Drop the rows of a file that are beyond a step, all of them for step 0, and a last one that was cut."""
+    if path.is_file():
+        kept = [line for line in _whole_lines(path) if last_step and _row(line, path, key)[key] <= last_step]
+        write_atomic(path, b"".join(kept))
+
+
+def _row(line: bytes, path: Path, key: str | None = None) -> dict[str, Any]:
+    row = parse_json(line, path)
+    if not isinstance(row, dict) or (key is not None and not isinstance(row.get(key), int)):
+        raise DataError("a line that no training wrote", path=str(path), expected=f"an object with {key or 'numbers'}")
+    return row
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    # As bytes: a text may hold characters that also end a line, such as U+2028.
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith(b"\n")]
