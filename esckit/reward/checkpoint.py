@@ -1,44 +1,50 @@
-"""Checkpoints of reward models: the trained weights, the tokenizer, and what one must know to use them.
+"""Checkpoints of reward models, and how others find, check and load them; nothing heavy before a model is loaded.
 
 ::
 
-    reward.json            metadata: prompt, label rule, objective, backbone, what it was trained on
-    head.safetensors       the float32 head (of a ranker with an untied LM head: that)
-    adapter/ or backbone/  as peft or transformers write them (safetensors); neither if only the head was trained
-    tokenizer/             as transformers writes it
+    checkpoint/reward.json            metadata: prompt, label rule, objective, backbone, what it was trained on
+    checkpoint/head.safetensors       the float32 head (of a ranker with an untied LM head: that)
+    checkpoint/adapter/ or backbone/  as peft or transformers write them; neither if only the head was trained
+    checkpoint/tokenizer/             as transformers writes it
+
+A model is used only with the prompt it was trained with.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from esckit.errors import CheckpointError
-from esckit.models.backbones import quiet_off_terminal, resolve_backbone
-from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, CheckpointMetadata, checkpoint_folder
-from esckit.models.loading import (
-    check_whole,
-    load_adapter,
-    load_base,
-    load_causal,
-    load_tensors,
-    load_tokenizer,
-)
-from esckit.reward.network import Kind, Pooling, RewardNet, Trainable
-from esckit.reward.text import RewardTemplate
+from esckit.models.checkpoint import CheckpointMetadata, read_metadata
+from esckit.prompts.prompt import load_prompt, prompt_names
+from esckit.protocols import Part
+from esckit.reward.text import SLOTS, RewardTemplate
+from esckit.roles.asking import LABELS
+from esckit.runs import MANIFEST, read_manifest, stated
+
+if TYPE_CHECKING:
+    from esckit.models.loading import Dtype
+    from esckit.reward.model import RewardModel
+
+log = logging.getLogger(__name__)
 
 HEAD = "head.safetensors"
+
+Kind = Literal["classifier", "pairwise", "rrhf"]
+
+Trainable = Literal["full", "head", "lora"]
+
+Pooling = Literal["last", "mean"]
 
 
 class RewardMetadata(CheckpointMetadata):
     """What belongs to a trained reward model.
 
     Attributes:
-        kind: What its output is, see :mod:`esckit.reward.network`.
+        kind: What its output is, see :mod:`esckit.reward.model`.
         trainable: What was trained.
         pooling: Which state the head reads.
         max_length: Longest input in tokens.
@@ -61,50 +67,82 @@ class RewardMetadata(CheckpointMetadata):
     simulation: dict[str, str | int | bool]
 
 
-def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tuple[RewardNet, Any]:
-    """Return a trained net in evaluation mode, adapters merged, and its tokenizer.
+def reward_template(name: str) -> RewardTemplate:
+    """Return a reward model's prompt as it is today.
 
     Raises:
-        CheckpointError: If files are missing or do not fit.
-        ConfigError: If the backbone that it names cannot be had.
+        ConfigError: If there is no such prompt, or it has not the right variables.
     """
-    folder = checkpoint_folder(run)
-    quiet_off_terminal()
-    check_whole(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER)
-    outer = load_tensors(folder / HEAD)
-    decoder, lm_head = _backbone(folder, metadata, outer, dtype)
-    net = RewardNet(
-        decoder,
-        metadata.kind,
-        hidden_size=decoder.config.hidden_size,
-        pooling=metadata.pooling,
-        lm_head=lm_head,
-        logit_softcap=decoder.config.to_dict().get("final_logit_softcapping"),
-    )
-    if net.head is not None:
-        own = {name.removeprefix("head."): tensor for name, tensor in outer.items() if name.startswith("head.")}
-        wanted = {name: tensor.shape for name, tensor in net.head.state_dict().items()}
-        if wanted != {name: tensor.shape for name, tensor in own.items()}:
-            raise CheckpointError(f"the head in {folder} does not fit its backbone")
-        net.head.load_state_dict(own)
-    return net.eval(), tokenizer
+    prompt = load_prompt(name, "reward model")
+    text = "\n\n".join(message.content for message in prompt.render(**SLOTS))
+    return RewardTemplate.of(text, prompt=prompt.identity, seeker=LABELS["seeker"], supporter=LABELS["supporter"])
 
 
-def _backbone(
-    folder: Path, metadata: RewardMetadata, outer: Mapping[str, Tensor], dtype: torch.dtype
-) -> tuple[Any, nn.Module | None]:
-    """Return the trained decoder and, for a ranker, its projection to the vocabulary."""
-    if metadata.trainable == "full":
-        decoder = load_base(folder / BACKBONE, dtype=dtype)
-        lm_head = None
-        if metadata.kind == "rrhf":
-            weight = outer.get("lm_head.weight", decoder.get_input_embeddings().weight.detach())
-            lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
-            lm_head.load_state_dict({"weight": weight})
-        return decoder, lm_head
-    causal, _ = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
-    decoder, lm_head = causal.base_model, causal.get_output_embeddings()
-    if metadata.trainable == "lora":
-        decoder = load_adapter(decoder, folder / ADAPTER).merge_and_unload()
-    return decoder, lm_head
+def reward_manifest(run: str | Path) -> dict[str, Any]:
+    """Return the manifest of a run of ``train-reward`` whose model can be used today; loads nothing heavy.
+
+    Raises:
+        CheckpointError: If it is not such a run, holds no reward model, or its prompt has changed since.
+    """
+    folder = Path(run)
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{run} is no run folder", expected="a run folder of train-reward")
+    manifest = read_manifest(folder)
+    if manifest["command"] != "train-reward":
+        raise CheckpointError(f"{run} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
+    trained = read_metadata(RewardMetadata, folder).template
+    name = str(stated(manifest, "recipe.prompt", path=run))
+    # A prompt file of the user's own may be gone; then the model is read as it was trained.
+    today = reward_template(name) if name in prompt_names() or Path(name).is_file() else trained
+    if today != trained:
+        raise CheckpointError(
+            f"{run} was trained with prompt {trained.prompt}",
+            expected=today.prompt,
+            hint="Train it again, or name the prompt's version that it was trained with",
+        )
+    return manifest
+
+
+def load_reward_model(
+    run: str | Path, *, dtype: Dtype = "auto", device: str = "auto", max_batch_tokens: int | None = None
+) -> RewardModel:
+    """Load what ``esckit train-reward`` left in a run folder.
+
+    Args:
+        run: The run folder.
+        dtype: ``auto`` is float32 on a processor, bfloat16 on a GPU.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+
+    Raises:
+        CheckpointError: If there is no reward model, it is not whole, or it was trained with another prompt.
+        ConfigError: If its backbone cannot be had.
+    """
+    from esckit.reward.model import RewardModel
+
+    status = reward_manifest(run).get("status")
+    if status != "complete":
+        log.warning("%s is not complete (%s): its reward model is the best so far", run, status)
+    return RewardModel.load(Path(run), dtype=dtype, device=device, max_batch_tokens=max_batch_tokens)
+
+
+class RewardKind:
+    """Checkpoints of ``train-reward``: they score supporter turns."""
+
+    parts: frozenset[Part] = frozenset({"scorer"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a model that was trained with another version of its prompt."""
+        reward_manifest(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``reward_model/<digest of its recipe>``."""
+        return f"reward_model/{read_manifest(run)['recipe_digest']}"
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return None: it knows no strategies."""
+        return None
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> RewardModel:
+        """Return the reward model."""
+        return load_reward_model(run, **options)

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from esckit.data.splits import is_dev
 from esckit.errors import DataError
 from esckit.play.rollout import Labelling, label_goal, label_quantile, label_threshold, rewards
+from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, ThresholdLabel
 from esckit.types import Context, Future, Outcome, Turn
-
-log = logging.getLogger(__name__)
-
 
 RARE = Fraction(5, 100)
 """Below this share of one class, or above one minus it, there is a warning."""
 
 
-@dataclass(frozen=True, slots=True)
-class LabelRule:
-    """Which futures are good: reward > ``value`` (``threshold``), goal reached, or reward > the ``value``-quantile."""
-
-    rule: Literal["threshold", "goal", "quantile"]
-    value: Fraction | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a rule without the number that it needs."""
-        if (self.value is None) != (self.rule == "goal"):
-            raise ValueError(f"label rule {self.rule} with value {self.value}")
-
-    def __str__(self) -> str:
-        """Return ``quantile 0.7``."""
-        return self.rule if self.value is None else f"{self.rule} {float(self.value):g}"
-
-
-USUAL_RULES = (
-    LabelRule("goal"),
-    LabelRule("threshold", Fraction(1, 2)),
-    LabelRule("quantile", Fraction(7, 10)),
+USUAL_LABELS: tuple[Label, ...] = (
+    GoalLabel(rule="goal"),
+    ThresholdLabel(rule="threshold", delta="0.5"),
+    QuantileLabel(rule="quantile", q="0.7"),
 )
 """The rules among which a user chooses, since the paper does not report its own."""
+
+
+def label_name(label: Label) -> str:
+    """Return a rule as ``quantile 0.7``."""
+    number = label.q if isinstance(label, QuantileLabel) else label.delta if isinstance(label, ThresholdLabel) else None
+    return label.rule if number is None else f"{label.rule} {float(number):g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +49,6 @@ class RewardExample:
     turns: tuple[Turn, ...]
     response: str
     reward: Fraction
-    k: int
-    outcome: Outcome
     label: bool
 
 
@@ -105,11 +88,14 @@ def split_futures(futures: Iterable[Future], *, seed: int, share: float) -> tupl
     return train, dev
 
 
-def label_parts(train: Sequence[Future], dev: Sequence[Future], rule: LabelRule) -> Parts:
-    """Label both parts by one rule; what a quantile comes to is a matter of the training part alone."""
-    if rule.value is None:
+def label_parts(train: Sequence[Future], dev: Sequence[Future], label: Label) -> Parts:
+    """Label both parts by one rule; the training part alone decides the value of a quantile."""
+    if isinstance(label, GoalLabel):
         return Parts(Part(tuple(train), label_goal(train)), Part(tuple(dev), label_goal(dev)))
-    ours = (label_quantile if rule.rule == "quantile" else label_threshold)(train, rule.value)
+    if isinstance(label, QuantileLabel):
+        ours = label_quantile(train, Fraction(label.q))
+    else:
+        ours = label_threshold(train, Fraction(label.delta))
     theirs = Labelling((), ours.delta) if ours.delta is None else label_threshold(dev, ours.delta)
     return Parts(Part(tuple(train), ours), Part(tuple(dev), theirs))
 
@@ -128,29 +114,21 @@ def check_parts(parts: Parts) -> list[str]:
                 expected="at least one good and one other future on each side",
                 hint="Simulate more dialogues, or change dev.share or seed",
             )
-        share = part.positive_share
-        assert share is not None
-        if share in (0.0, 1.0):
-            raise DataError(_one_class(name, part), expected="both classes", hint=_CHANGE)
-        if not RARE <= Fraction(sum(part.labelling.labels), len(part.futures)) <= 1 - RARE:
-            warnings.append(f"{share:.1%} of the {name} part is positive: outside 5–95 % little is learnt")
+        n_positive, n = sum(part.labelling.labels), len(part.futures)
+        if n_positive in (0, n):
+            found, delta = rewards(part.futures), part.labelling.delta
+            threshold = "the goal" if delta is None else f"{delta} ({float(delta):.4f})"
+            raise DataError(
+                f"one class only in the {name} part: {n_positive} of {n} futures are positive, δ {threshold}, "
+                f"rewards from {float(min(found)):.4f} to {float(max(found)):.4f}",
+                expected="both classes",
+                hint="Choose another label rule (--dry-run prints the shares of all three), simulate more dialogues, "
+                "or change dev.share or seed",
+            )
+        share = Fraction(n_positive, n)
+        if not RARE <= share <= 1 - RARE:
+            warnings.append(f"{float(share):.1%} of the {name} part is positive: outside 5–95 % little is learnt")
     return warnings
-
-
-_CHANGE = (
-    "Choose another label rule (--dry-run prints the shares of all three), simulate more dialogues, "
-    "or change dev.share or seed"
-)
-
-
-def _one_class(name: str, part: Part) -> str:
-    found = rewards(part.futures)
-    delta = part.labelling.delta
-    return (
-        f"one class only in the {name} part: {sum(part.labelling.labels)} of {len(part.futures)} futures are positive, "
-        f"δ {'the goal' if delta is None else f'{delta} ({float(delta):.4f})'}, "
-        f"rewards from {float(min(found)):.4f} to {float(max(found)):.4f}"
-    )
 
 
 def build_examples(part: Part, contexts: Mapping[str, Context]) -> list[RewardExample]:
@@ -173,8 +151,6 @@ def build_examples(part: Part, contexts: Mapping[str, Context]) -> list[RewardEx
                 turns=context.turns,
                 response=future.exchanges[0].supporter.response,
                 reward=reward,
-                k=future.k,
-                outcome=future.outcome,
                 label=label,
             )
         )

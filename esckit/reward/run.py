@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from esckit.config.load import require_runs
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
 from esckit.play.executor import Progress
-from esckit.play.futures import read_inputs
+from esckit.play.futures import RewardInputs, read_inputs
 from esckit.play.session import RunResult, StepsInPlace, finished, training
 from esckit.processes import this_process
-from esckit.reward.examples import USUAL_RULES, LabelRule, check_parts, label_parts, split_futures
-from esckit.reward.models import reward_template
-from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, TrainRewardRecipe, plan_steps
+from esckit.reward.checkpoint import reward_template
+from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures
+from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.training.sections import check_trackers
 
 log = logging.getLogger(__name__)
@@ -65,17 +64,13 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainR
     Raises:
         EsckitError: If the inputs or the recipe are wrong.
     """
-    require_runs(recipe)
-    find_backbone(recipe.model.backbone)
-    reward_template(recipe.prompt)
     check_trackers(recipe.trackers)
-    inputs = read_inputs(recipe.inputs)
-    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
-    parts = label_parts(train, dev, _rule(recipe.label))
+    inputs, parts = _read(recipe)
+    train, dev = parts.train.futures, parts.dev.futures
     shares: dict[str, dict[str, float | None]] = {}
-    for rule in (_rule(recipe.label), *USUAL_RULES):
-        labelled = label_parts(train, dev, rule)
-        shares[str(rule)] = {"train": labelled.train.positive_share, "dev": labelled.dev.positive_share}
+    for label in (recipe.label, *USUAL_LABELS):
+        labelled = label_parts(train, dev, label)
+        shares[label_name(label)] = {"train": labelled.train.positive_share, "dev": labelled.dev.positive_share}
     warnings: list[str] = []
     refusal = None
     try:
@@ -107,16 +102,11 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    require_runs(recipe)
-    find_backbone(recipe.model.backbone)
-    template = reward_template(recipe.prompt)
-    inputs = read_inputs(recipe.inputs)
-    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
-    parts = label_parts(train, dev, _rule(recipe.label))
+    inputs, parts = _read(recipe)
     warnings = check_parts(parts)
     process = this_process()
-    plan_steps(recipe.optim, n_items=len(train), n_processes=process.count)
-    facts = {"data": inputs.facts(), "prompts": {"reward_model": template.prompt}}
+    plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=process.count)
+    facts = {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
     with training(recipe, out, process, inputs=facts) as folder:
         if (result := finished(out)) is not None:
             return result
@@ -131,12 +121,14 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
             fit(session)
         finally:
             steps.close()
-        if process.is_main:
-            finish(session, warnings)
-    return (finished(out) if process.is_main else None) or RunResult(out, {})
+        return RunResult(out, finish(session, warnings) if process.is_main else {})
 
 
-def _rule(label: Label) -> LabelRule:
-    if isinstance(label, GoalLabel):
-        return LabelRule("goal")
-    return LabelRule(label.rule, Fraction(label.q if isinstance(label, QuantileLabel) else label.delta))
+def _read(recipe: TrainRewardRecipe) -> tuple[RewardInputs, Parts]:
+    """Return the inputs and their labelled futures; check what else the recipe names."""
+    require_runs(recipe)
+    find_backbone(recipe.model.backbone)
+    reward_template(recipe.prompt)
+    inputs = read_inputs(recipe.inputs)
+    train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
+    return inputs, label_parts(train, dev, recipe.label)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from esckit.errors import CheckpointError, ConfigError, DataError
+from esckit.errors import ConfigError, DataError
 from esckit.text import Controls, as_turn, headings_of, starts_with_one_of
 from esckit.types import Record, Turn
 
@@ -54,15 +54,6 @@ class RewardTemplate(Record):
 
 SLOTS = {"conversation": _CONVERSATION, "response": _RESPONSE}
 """Values to render a reward prompt with, so that :meth:`RewardTemplate.of` finds its slots."""
-
-
-def another_prompt(run: object, trained: str, today: str) -> CheckpointError:
-    """Return the error about a model that was trained with another version of its prompt."""
-    return CheckpointError(
-        f"{run} was trained with prompt {trained}",
-        expected=today,
-        hint="Train it again, or name the prompt's version that it was trained with",
-    )
 
 
 class RewardInput(NamedTuple):

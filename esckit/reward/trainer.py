@@ -27,7 +27,7 @@ from esckit.ledger import derive_seed
 from esckit.models.decoder import layer_classes
 from esckit.processes import Process
 from esckit.reward.examples import RewardExample, preference_pairs
-from esckit.reward.network import RewardBatch, RewardNet, collate, probability
+from esckit.reward.model import RewardBatch, RewardNet, collate, probability
 from esckit.reward.recipe import StepPlan, TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardInput, RewardText
 from esckit.training.harness import Diverged, TrainingRun, fit, in_order, trainer_arguments

@@ -21,10 +21,9 @@ from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.play.futures import RewardInputs
 from esckit.play.session import SUMMARY
 from esckit.records import read_records, write_atomic, write_json, write_records
-from esckit.reward.checkpoint import HEAD, RewardMetadata
+from esckit.reward.checkpoint import HEAD, RewardMetadata, reward_template
 from esckit.reward.examples import Parts, RewardExample, build_examples
-from esckit.reward.models import reward_template
-from esckit.reward.network import RewardNet, build_net
+from esckit.reward.model import RewardNet, build_net
 from esckit.reward.quality import baselines, calibration, dev_metrics, quality_warnings
 from esckit.reward.recipe import TrainRewardRecipe
 from esckit.reward.text import RewardText
@@ -185,8 +184,8 @@ def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Te
 # ---------------------------------------------------------------- what is said of it
 
 
-def finish(session: Session, warnings: Sequence[str]) -> None:
-    """Write calibration, card and summary, and let the states go."""
+def finish(session: Session, warnings: Sequence[str]) -> dict[str, Any]:
+    """Write calibration, card and summary, and let the states go; return the summary."""
     out, metadata, train, dev = (
         session.run.out,
         read_metadata(RewardMetadata, session.run.out),
@@ -222,6 +221,7 @@ def finish(session: Session, warnings: Sequence[str]) -> None:
     write_atomic(out / FOLDER / "README.md", _card(metadata, beside, summary))
     session.run.forget_states(session.recipe.trackers)
     write_json(out / SUMMARY, summary)
+    return summary
 
 
 def _positive_share(examples: Sequence[RewardExample]) -> float:

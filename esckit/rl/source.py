@@ -13,7 +13,7 @@ from esckit.models.backbones import find_backbone
 from esckit.play.rollout import Rules
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.registry import load_attr, own_code
-from esckit.reward.models import load_reward_model, reward_template
+from esckit.reward.checkpoint import load_reward_model, reward_template
 from esckit.rl.recipe import RewardSource, TrainRlRecipe
 from esckit.rl.rewards import LoopThread, Measure, OnlineMeasure, ReplyMeasure, ScoreReplies
 from esckit.roles.pool import ModelPool, look_up
@@ -146,8 +146,7 @@ def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
     import torch
 
     from esckit.models.loading import exact_dtype, pick_device
-    from esckit.reward.network import build_net
-    from esckit.reward.scorer import RewardModel
+    from esckit.reward.model import RewardModel, build_net
     from esckit.reward.text import RewardText
 
     torch.manual_seed(recipe.seed)

@@ -17,9 +17,8 @@ from collections.abc import Callable
 
 import torch
 
-from esckit.reward.models import reward_template
-from esckit.reward.network import RewardNet, build_net, collate, probability
-from esckit.reward.scorer import RewardModel
+from esckit.reward.checkpoint import reward_template
+from esckit.reward.model import RewardModel, RewardNet, build_net, collate, probability
 from esckit.reward.text import RewardInput, RewardText
 from esckit.types import Turn
 

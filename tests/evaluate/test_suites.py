@@ -16,7 +16,7 @@ from esckit.evaluate.suites.reward import Lots, Said
 from esckit.evaluate.suites.suite import Material, Unit
 from esckit.play.futures import read_inputs
 from esckit.records import read_records
-from esckit.reward.models import load_reward_model
+from esckit.reward.checkpoint import load_reward_model
 from esckit.search.recipe import SearchRecipe
 from esckit.search.run import run as run_search
 from esckit.simulate.recipe import SimulateRecipe

@@ -7,8 +7,7 @@ import torch
 
 from esckit.models.backbones import TinyFamily, tiny_random
 from esckit.prompts.prompt import load_prompt
-from esckit.reward.network import Kind, RewardNet
-from esckit.reward.scorer import RewardModel
+from esckit.reward.model import Kind, RewardModel, RewardNet
 from esckit.reward.text import SLOTS, RewardTemplate, RewardText
 from esckit.types import Turn
 
@@ -24,12 +23,7 @@ def template() -> RewardTemplate:
 def tiny_net(kind: Kind = "classifier", *, family: TinyFamily = "qwen2", **options: Any) -> tuple[RewardNet, Any]:
     causal, tokenizer = tiny_random(family)
     torch.manual_seed(1)
-    decoder = causal.base_model
-    softcap = decoder.config.to_dict().get("final_logit_softcapping")
-    lm_head = causal.get_output_embeddings()
-    size = decoder.config.hidden_size
-    net = RewardNet(decoder, kind, hidden_size=size, lm_head=lm_head, logit_softcap=softcap, **options)
-    return net.eval(), tokenizer
+    return RewardNet(causal.base_model, kind, lm_head=causal.get_output_embeddings(), **options).eval(), tokenizer
 
 
 def tiny_reward(kind: Kind = "classifier", *, max_batch_tokens: int = 2048, **options: Any) -> RewardModel:

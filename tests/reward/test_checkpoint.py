@@ -9,7 +9,7 @@ import pytest
 from esckit.errors import CheckpointError
 from esckit.models.checkpoint import read_metadata
 from esckit.reward.checkpoint import HEAD, RewardMetadata
-from esckit.reward.scorer import RewardModel
+from esckit.reward.model import RewardModel
 from esckit.training.checkpoint import save_checkpoint
 from tests.reward.reward_fakes import grouped_inputs, template, tiny_net, tiny_reward
 
@@ -40,7 +40,7 @@ def saved(folder: Path) -> Path:
 
 def test_a_checkpoint_scores_as_the_net_did(tmp_path: Path):
     conversations, responses = grouped_inputs(1, 2)
-    model = RewardModel.load(saved(tmp_path), template=template())
+    model = RewardModel.load(saved(tmp_path))
     assert model.score(conversations, responses) == pytest.approx(tiny_reward().score(conversations, responses))
     assert read_metadata(RewardMetadata, tmp_path / "checkpoint") == model.metadata
 
@@ -67,12 +67,6 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path, part: str, is
         source.unlink()
     with pytest.raises(CheckpointError, match=r"cannot be loaded|cannot be read"):
         RewardModel.load(tmp_path)
-
-
-def test_another_prompt_is_refused(tmp_path: Path):
-    other = template().model_copy(update={"prompt": "reward_model/0"})
-    with pytest.raises(CheckpointError, match="was trained with prompt"):
-        RewardModel.load(saved(tmp_path), template=other)
 
 
 def test_a_head_of_another_backbone_is_refused(tmp_path: Path):

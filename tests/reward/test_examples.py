@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import DataError
-from esckit.reward.examples import LabelRule, check_parts, label_parts, preference_pairs, split_futures
+from esckit.reward.examples import check_parts, label_parts, preference_pairs, split_futures
+from esckit.reward.recipe import GoalLabel, QuantileLabel, ThresholdLabel
 from esckit.types import Future, Outcome
 
 VECTOR = ("-1/10", "1/18", "13/72", "1/5", "11/36", "11/36", "229/720", "2/5", "21/40", "13/20")
@@ -34,13 +35,13 @@ FUTURES = [future(number, reward) for number, reward in enumerate(VECTOR)]
 
 @pytest.mark.parametrize(("q", "delta", "positives"), [("0.7", "229/720", 3), ("0.5", "11/36", 4)])
 def test_the_quantile_rule_is_exact(q, delta, positives):
-    part = label_parts(FUTURES, FUTURES, LabelRule("quantile", Fraction(q))).train
+    part = label_parts(FUTURES, FUTURES, QuantileLabel(rule="quantile", q=q)).train
     assert part.labelling.delta == Fraction(delta)
     assert sum(part.labelling.labels) == positives
 
 
 def test_the_quantile_of_training_labels_dev_too():
-    parts = label_parts(FUTURES, [future(90, "0.32"), future(91, "229/720")], LabelRule("quantile", Fraction("0.7")))
+    parts = label_parts(FUTURES, [future(90, "0.32"), future(91, "229/720")], QuantileLabel(rule="quantile", q="0.7"))
     assert parts.dev.labelling.labels == (True, False)
 
 
@@ -59,36 +60,31 @@ def test_no_dialogue_is_on_both_sides(seed, share, dialogues):
 
 
 def test_one_class_says_all_there_is_to_know():
-    parts = label_parts(FUTURES, FUTURES, LabelRule("threshold", Fraction("0.7")))
+    parts = label_parts(FUTURES, FUTURES, ThresholdLabel(rule="threshold", delta="0.7"))
     with pytest.raises(DataError) as caught:
         check_parts(parts)
     message = str(caught.value)
     assert "training part: 0 of 10 futures are positive, δ 7/10 (0.7000), rewards from -0.1000 to 0.6500" in message
     assert "label rule" in message
     with pytest.raises(DataError, match="dev part"):
-        check_parts(label_parts(FUTURES, FUTURES[:3], LabelRule("threshold", Fraction("0.3"))))
+        check_parts(label_parts(FUTURES, FUTURES[:3], ThresholdLabel(rule="threshold", delta="0.3")))
     with pytest.raises(DataError, match="no scored future in the dev part"):
-        check_parts(label_parts(FUTURES, [], LabelRule("threshold", Fraction("0.3"))))
+        check_parts(label_parts(FUTURES, [], ThresholdLabel(rule="threshold", delta="0.3")))
 
 
 def test_rare_classes_are_warned_of():
     many = [future(n, "1/10") for n in range(39)] + [future(39, "9/10")]
-    warnings = check_parts(label_parts(many, FUTURES, LabelRule("threshold", Fraction("0.5"))))
+    warnings = check_parts(label_parts(many, FUTURES, ThresholdLabel(rule="threshold", delta="0.5")))
     assert len(warnings) == 1
     assert warnings[0].startswith("2.5% of the training part is positive")
 
 
 def test_goal_labels_are_outcomes():
     futures = [future(0, "1/2", outcome=Outcome.RESOLVED), future(1, "1/2")]
-    assert label_parts(futures, futures, LabelRule("goal")).dev.labelling.labels == (True, False)
+    assert label_parts(futures, futures, GoalLabel(rule="goal")).dev.labelling.labels == (True, False)
 
 
 def test_pairs_need_a_gap_beyond_the_margin():
     values = [Fraction("0.6"), Fraction("0.4"), Fraction("0.1"), Fraction("0.1")]
     assert preference_pairs(values, Fraction(0)) == ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3))
     assert preference_pairs(values, Fraction("0.2")) == ((0, 2), (0, 3), (1, 2), (1, 3))
-
-
-def test_a_rule_needs_its_number():
-    with pytest.raises(ValueError, match="threshold"):
-        LabelRule("threshold")

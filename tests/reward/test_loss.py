@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from esckit.reward.network import RewardHead, last_index, pool, positions, probability
+from esckit.reward.model import RewardHead, last_index, pool, positions, probability
 from esckit.reward.trainer import classifier_loss, pairwise_loss, rrhf_loss
 
 

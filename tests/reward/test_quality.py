@@ -6,7 +6,7 @@ import pytest
 
 from esckit.reward.examples import RewardExample
 from esckit.reward.quality import baselines, dev_metrics
-from esckit.types import Outcome, Turn
+from esckit.types import Turn
 
 
 def example(index: int, n_words: int, label: bool) -> RewardExample:
@@ -17,8 +17,6 @@ def example(index: int, n_words: int, label: bool) -> RewardExample:
         turns=(Turn(speaker="seeker", text="I am low."),),
         response="word " * n_words,
         reward=Fraction(int(label)),
-        k=1,
-        outcome=Outcome.RESOLVED,
         label=label,
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esckit.errors import BackendError, CheckpointError
-from esckit.reward.network import collate, probability
+from esckit.reward.model import collate, probability
 from tests.reward.reward_fakes import grouped_inputs, talk, tiny_net, tiny_reward
 
 

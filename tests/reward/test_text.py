@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from esckit.errors import ConfigError, DataError
 from esckit.models.backbones import tiny_tokenizer
-from esckit.reward.network import collate
+from esckit.reward.model import collate
 from esckit.reward.text import RewardTemplate, RewardText
 from esckit.types import Turn
 from tests.reward.reward_fakes import grouped_inputs, talk, template, tiny_net

@@ -20,7 +20,7 @@ from esckit.text import n_words
 from esckit.types import Context, Future, Outcome
 
 if TYPE_CHECKING:
-    from esckit.reward.scorer import RewardModel
+    from esckit.reward.model import RewardModel
 
 
 Said: TypeAlias = list[float] | ModelError
@@ -83,7 +83,7 @@ def case_id(future: Future, futures: list[Future]) -> str:
 
 def _load(binding: CheckpointBinding) -> RewardModel:
     from esckit.models.backbones import quiet_off_terminal
-    from esckit.reward.models import load_reward_model
+    from esckit.reward.checkpoint import load_reward_model
 
     quiet_off_terminal()
     return load_reward_model(run_of(binding.checkpoint), dtype=binding.dtype, device=binding.device)
@@ -93,8 +93,7 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
     """Return the model's backbone under a head that has learnt nothing, which a reward model must beat."""
     from transformers import set_seed
 
-    from esckit.reward.network import build_net
-    from esckit.reward.scorer import RewardModel
+    from esckit.reward.model import RewardModel, build_net
 
     assert model.metadata is not None
     set_seed(seed % 2**32)
