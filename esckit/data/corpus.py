@@ -1,10 +1,7 @@
-"""Paths as users give them: a file, a folder of split files or of one file, or the name of a shipped sample.
+"""A whole corpus read into one result: a file, a folder of split files, a zip, a shipped sample, or a hub data set.
 
-Corpora from the Hugging Face hub, named ``hub:OWNER/NAME[@REVISION]``; the only loader that may use the network.
-
-``datasets`` is imported when such a path is read and not before.
-
-A whole corpus: one file, a folder of split files, a zip or a hub data set, read into one result.
+What a file holds is known to :mod:`esckit.data.layouts`; here is which files there are, which split each is, and
+what appears twice. ``hub:`` paths are the only ones that may use the network; ``datasets`` is imported for them alone.
 """
 
 from __future__ import annotations
@@ -39,11 +36,12 @@ from esckit.registry import nearest, own_code, shipped_dir
 from esckit.text import listed, quoted
 from esckit.types import Dialogue, Source
 
-SAMPLE_PREFIX = "sample:"
-
 SPLITS = ("train", "valid", "test")
 
-_SAMPLES = {"esconv": "esconv_sample", "extes": "extes_sample.json"}
+_SPLIT_WORDS = {"train": "train", "validation": "valid", "valid": "valid", "dev": "valid", "test": "test"}
+"""How files and hub data sets name splits, and our names, in our order."""
+
+_SAMPLES = {"sample:esconv": "esconv_sample", "sample:extes": "extes_sample.json"}
 
 # The number is that of a shard, as the Hub names the pieces of a large split.
 _SPLIT_FILE = re.compile(
@@ -59,213 +57,9 @@ _EXPECTED = (
     "or a single corpus file (.json, .jsonl, .parquet, .zip)"
 )
 
-
-class SplitFile(NamedTuple):
-    """A file of a corpus, and the split that its name gives it."""
-
-    path: Path
-    split: str | None
-
-
-class Found(NamedTuple):
-    """The files of a corpus in the order train, valid, test, and the names of the others in its folder."""
-
-    files: tuple[SplitFile, ...]
-    ignored: tuple[str, ...] = ()
-
-
-def find_files(given: str) -> Found:
-    """Return the files behind a path.
-
-    Raises:
-        DataError: If there are none, or a folder's names do not say which split is which.
-    """
-    path = _sample(given) if given.startswith(SAMPLE_PREFIX) else Path(given)
-    try:
-        if path.is_dir():
-            return _files_of(path)
-        if path.exists() and not path.is_file():
-            raise DataError.of_file(given, "neither a file nor a folder")
-        if path.exists():
-            return Found((SplitFile(path, None),))
-    except OSError as error:
-        raise DataError.of_file(given, f"a path that cannot be read ({error.strerror})") from error
-    raise _missing(given, path)
-
-
-def _sample(given: str) -> Path:
-    name = given.removeprefix(SAMPLE_PREFIX)
-    if name not in _SAMPLES:
-        raise DataError.of_file(
-            given, "no sample of this name", expected=" or ".join(SAMPLE_PREFIX + n for n in _SAMPLES)
-        )
-    return shipped_dir("data") / _SAMPLES[name]
-
-
-def _files_of(folder: Path) -> Found:
-    """Return a folder's split files by their names or, where there are none, the only corpus file in it."""
-    by_split: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    others = []
-    for path in sorted(folder.iterdir()):
-        named = _SPLIT_FILE.fullmatch(path.name)
-        if named and path.is_file():
-            word = named.group(1)
-            by_split["valid" if word in ("validation", "dev") else word].append(path)
-        else:
-            others.append(path)
-    for split, paths in by_split.items():
-        _check_one_file(folder, split, paths)
-    files = tuple(SplitFile(path, split) for split, paths in by_split.items() for path in paths)
-    if not files:
-        files = (SplitFile(_only_file(folder, others), None),)
-    read = {file.path for file in files}
-    return Found(files, tuple(path.name for path in others if path not in read))
-
-
-def _check_one_file(folder: Path, split: str, paths: list[Path]) -> None:
-    """Refuse several files for one split, unless they are all its shards."""
-    shards = [named.group(2, 3) for path in paths if (named := _SPLIT_FILE.fullmatch(path.name)) and named.group(2)]
-    whole = shards == [(f"{number:05}", f"{len(paths):05}") for number in range(len(paths))]
-    if whole or (len(paths) < 2 and not shards):
-        return
-    found = f"{len(paths)} files for the split {split}: {listed(path.name for path in paths)}"
-    expected = f"all shards of the split {split}, from 00000 on" if len(shards) == len(paths) else _EXPECTED
-    raise DataError.of_file(folder, found, expected=expected)
-
-
-def _only_file(folder: Path, others: list[Path]) -> Path:
-    """Return the only file of a folder that can be a corpus."""
-    found = [path for path in others if path.is_file() and _CORPUS_FILE.fullmatch(path.name)]
-    if len(found) == 1:
-        return found[0]
-    holds = listed(path.name for path in found or others)
-    raise DataError.of_file(
-        folder,
-        f"a folder with {len(found)} corpus files and no split files; it holds {holds}",
-        expected=_EXPECTED,
-        hint=f"Name the one you mean, such as {found[0]}" if found else "docs/data.md says what the files are called",
-    )
-
-
-def _missing(given: str, path: Path) -> DataError:
-    """Say that there is nothing, and what may have been meant."""
-    try:
-        siblings = [sibling.name for sibling in path.parent.iterdir()]
-    except OSError:
-        siblings = []
-    close = nearest(path.name, siblings)
-    return DataError.of_file(
-        given,
-        "no such file or folder",
-        expected="a corpus file or folder" + (f"; did you mean {str(path.parent / close)!r}?" if close else ""),
-        hint="docs/data.md says how to get the corpora",
-    )
-
-
-PREFIX = "hub:"
-
-HUB_SPLITS: Mapping[str, str] = {
-    "train": "train",
-    "validation": "valid",
-    "valid": "valid",
-    "dev": "valid",
-    "test": "test",
-}
-"""Names of splits on the hub to ours, in our order."""
-
-
-_NAME = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
+_HUB_NAME = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 _CONNECT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class HubSplit:
-    """One split of a hub data set.
-
-    Attributes:
-        name: The split's name on the hub.
-        split: ``train``, ``valid`` or ``test``.
-        sha256: Hex digest over the rows: their ``text`` column, or their JSON, one a line.
-        rows: The rows.
-    """
-
-    name: str
-    split: str
-    sha256: str
-    rows: tuple[Mapping[str, Any], ...]
-
-    def records(self) -> Iterator[RawRecord]:
-        """Yield the rows as raw records."""
-        for index, row in enumerate(self.rows):
-            yield RawRecord(index, None, plain_row(dict(row)), "rows")
-
-
-def hub_splits(path: str) -> tuple[tuple[HubSplit, ...], tuple[str, ...]]:
-    """Return the splits of a hub data set in our order, and the names of those that are no split of ours.
-
-    Raises:
-        DataError: If the name is malformed, the hub cannot be reached, or the data set has no known split.
-    """
-    parsed = _NAME.fullmatch(path)
-    if parsed is None:
-        raise DataError(
-            f"the path {quoted(path)}", expected="hub:OWNER/NAME or hub:OWNER/NAME@REVISION", whole_file=True
-        )
-    loaded = _load(path, parsed.group(1), parsed.group(2))
-    known = [name for name in HUB_SPLITS if name in loaded]
-    others = tuple(sorted(str(name) for name in loaded if name not in HUB_SPLITS))
-    ours = [HUB_SPLITS[name] for name in known]
-    if not known or len(set(ours)) < len(ours):
-        raise DataError.of_file(
-            path,
-            f"the splits {listed(str(name) for name in loaded)}",
-            expected="train, validation and test, each at most once",
-        )
-    return tuple(_split(path, name, loaded[name]) for name in known), others
-
-
-def _split(path: str, name: str, rows: Any) -> HubSplit:
-    kept = tuple(dict(row) for row in rows)
-    if not kept:
-        raise DataError.of_file(f"{path}/{name}", "a split that holds no dialogue")
-    digest = sha256()
-    for row in kept:
-        text = row["text"] if row.keys() == {"text"} else json.dumps(row, ensure_ascii=True, default=str)
-        digest.update(f"{text}\n".encode("utf-8", errors="replace"))
-    return HubSplit(name, HUB_SPLITS[name], digest.hexdigest(), kept)
-
-
-def _load(path: str, name: str, revision: str | None) -> Mapping[str, Any]:
-    """Ask the library for the data set; one clear error at once if there is no way to the hub."""
-    import datasets
-
-    if not datasets.config.HF_HUB_OFFLINE:
-        _check_reachable(path, datasets.config.HF_ENDPOINT)
-    try:
-        loaded: Mapping[str, Any] = datasets.load_dataset(name, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise _unavailable(path, type(error).__name__) from error
-    return loaded
-
-
-def _check_reachable(path: str, endpoint: str) -> None:
-    """Try to connect once; the library itself would retry for half a minute."""
-    parts = urlsplit(endpoint)
-    if urllib.request.getproxies() or parts.hostname is None:
-        return
-    try:
-        socket.create_connection((parts.hostname, parts.port or 443), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise _unavailable(path, "no connection") from error
-
-
-def _unavailable(path: str, reason: str) -> DataError:
-    return DataError.of_file(
-        path,
-        f"no data set that can be loaded from the hub ({reason})",
-        hint="Check name and network; HF_HUB_OFFLINE=1 uses what is cached; docs/data.md says how to get the files",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +106,14 @@ class _Part:
     read: Callable[..., Iterator[Dialogue]]
 
 
+class _Parts(NamedTuple):
+    """The parts of a corpus in the order train, valid, test, their format, and the names that were ignored."""
+
+    format: str
+    parts: list[_Part]
+    ignored: tuple[str, ...]
+
+
 def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_refused_share: float = 0.5) -> Corpus:
     """Read a corpus.
 
@@ -329,36 +131,109 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     given = str(path)
     if format != AUTO:
         RECORD_READERS.resolve(format)
-    name, parts, ignored = _hub_parts(given, format) if given.startswith(PREFIX) else _file_parts(given, format)
+    found = _hub_parts(given, format) if given.startswith("hub:") else _file_parts(given, format)
     tally = _Tally(sink)
-    gathering = _Gathering(tally, name)
-    files = tuple(gathering.read(part) for part in parts)
+    gathering = _Gathering(tally, found.format)
+    files = tuple(gathering.read(part) for part in found.parts)
     n_records = sum(file.n_records for file in files)
     tally.check(given, n_records, max_refused_share)
-    return Corpus(given, name, tuple(gathering.dialogues), files, ignored, n_records, tally.n_refused)
+    return Corpus(given, found.format, tuple(gathering.dialogues), files, found.ignored, n_records, tally.n_refused)
 
 
-# ---------------------------------------------------------------- where the parts come from
+# ---------------------------------------------------------------- files
 
 
-def _file_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, ...]]:
-    """Return format, parts and ignored names of files on disk."""
-    found = find_files(given)
-    paths = [file.path for file in found.files]
+def _file_parts(given: str, format: str) -> _Parts:
+    """Return the parts of a corpus on disk."""
+    paths, ignored = _files_of(given)
     if format == AUTO:
         format = _common_format(given, [(path.name, recognise_file(path)) for path in paths])
     elif format in RECORD_READERS.targets:
         for path in paths:
             check_format(format, path)
-    loader: DatasetLoader = partial(read_dialogues, format=format)
-    if format not in RECORD_READERS.targets:
+    if format in RECORD_READERS.targets:
+        loader: DatasetLoader = partial(read_dialogues, format=format)
+    else:
         loader = _own_loader(format, RECORD_READERS.resolve(format))
-    parts = [_Part(file.path, _sha256(file.path), file.split, partial(loader, file.path)) for file in found.files]
-    return format, parts, found.ignored
+    parts = []
+    for path, split in paths.items():
+        try:
+            digest = file_sha256(path)
+        except OSError as error:
+            raise DataError.of_file(path, f"a file that cannot be read ({error.strerror})") from error
+        parts.append(_Part(path, digest, split, partial(loader, path)))
+    return _Parts(format, parts, ignored)
+
+
+def _files_of(given: str) -> tuple[dict[Path, str | None], tuple[str, ...]]:
+    """Return the files behind a path with the split that its name gives each, and the names of those not read.
+
+    Raises:
+        DataError: If there are none, or a folder's names do not say which split is which.
+    """
+    if given.startswith("sample:") and given not in _SAMPLES:
+        raise DataError.of_file(given, "no sample of this name", expected=" or ".join(_SAMPLES))
+    path = shipped_dir("data") / _SAMPLES[given] if given in _SAMPLES else Path(given)
+    try:
+        if path.is_dir():
+            return _split_files(path)
+        if path.exists() and not path.is_file():
+            raise DataError.of_file(given, "neither a file nor a folder")
+        if path.exists():
+            return {path: None}, ()
+    except OSError as error:
+        raise DataError.of_file(given, f"a path that cannot be read ({error.strerror})") from error
+    try:
+        close = nearest(path.name, [sibling.name for sibling in path.parent.iterdir()])
+    except OSError:
+        close = None
+    raise DataError.of_file(
+        given,
+        "no such file or folder",
+        expected="a corpus file or folder" + (f"; did you mean {str(path.parent / close)!r}?" if close else ""),
+        hint="docs/data.md says how to get the corpora",
+    )
+
+
+def _split_files(folder: Path) -> tuple[dict[Path, str | None], tuple[str, ...]]:
+    """Return a folder's split files by their names or, where there are none, the only corpus file in it."""
+    by_split: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    others = []
+    for path in sorted(folder.iterdir()):
+        named = _SPLIT_FILE.fullmatch(path.name)
+        if named and path.is_file():
+            by_split[_SPLIT_WORDS[named[1]]].append(path)
+        else:
+            others.append(path)
+    for split, paths in by_split.items():
+        shards = [named.group(2, 3) for path in paths if (named := _SPLIT_FILE.fullmatch(path.name)) and named[2]]
+        whole = shards == [(f"{number:05}", f"{len(paths):05}") for number in range(len(paths))]
+        if not whole and (len(paths) > 1 or shards):
+            found = f"{len(paths)} files for the split {split}: {listed(path.name for path in paths)}"
+            all_shards = f"all shards of the split {split}, from 00000 on"
+            raise DataError.of_file(folder, found, expected=all_shards if len(shards) == len(paths) else _EXPECTED)
+    files: dict[Path, str | None] = {path: split for split, paths in by_split.items() for path in paths}
+    if not files:
+        corpora = [path for path in others if path.is_file() and _CORPUS_FILE.fullmatch(path.name)]
+        if len(corpora) != 1:
+            holds = listed(path.name for path in corpora or others)
+            one = (
+                f"Name the one you mean, such as {corpora[0]}"
+                if corpora
+                else "docs/data.md says what the files are called"
+            )
+            raise DataError.of_file(
+                folder,
+                f"a folder with {len(corpora)} corpus files and no split files; it holds {holds}",
+                expected=_EXPECTED,
+                hint=named or "docs/data.md says what the files are called",
+            )
+        files = {corpora[0]: None}
+    return files, tuple(path.name for path in others if path not in files)
 
 
 def _own_loader(name: str, load: DatasetLoader) -> DatasetLoader:
-    """Return a user's loader whose faults are told as such."""
+    """Return a user's loader whose errors name it."""
 
     def loader(path: Path, *, sink: IssueSink) -> Iterator[Dialogue]:
         with own_code(f"the loader {name!r}"):
@@ -367,29 +242,77 @@ def _own_loader(name: str, load: DatasetLoader) -> DatasetLoader:
     return loader
 
 
-def _sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise DataError.of_file(path, f"a file that cannot be read ({error.strerror})") from error
+# ---------------------------------------------------------------- hub
 
 
-def _hub_parts(given: str, format: str) -> tuple[str, list[_Part], tuple[str, ...]]:
-    """Return format, parts and ignored splits of a hub data set."""
+def _hub_parts(given: str, format: str) -> _Parts:
+    """Return the parts of a hub data set; splits that are none of ours are ignored.
+
+    Raises:
+        DataError: If the name is malformed, the hub cannot be reached, or the data set has no known split.
+    """
     if format not in (AUTO, *RECORD_READERS.targets):
         raise DataError.of_file(given, f"the format {quoted(format)}", expected="a shipped format")
-    splits, ignored = hub_splits(given)
-    base = Path(given)
+    parsed = _HUB_NAME.fullmatch(given)
+    if parsed is None:
+        expected = "hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
+        raise DataError(f"the path {quoted(given)}", expected=expected, whole_file=True)
+    loaded = _load(given, parsed[1], parsed[2])
+    known = [name for name in _SPLIT_WORDS if name in loaded]
+    if not known or len({_SPLIT_WORDS[name] for name in known}) < len(known):
+        raise DataError.of_file(
+            given,
+            f"the splits {listed(str(name) for name in loaded)}",
+            expected="train, validation and test, each at most once",
+        )
+    rows = {name: [dict(row) for row in loaded[name]] for name in known}
+    for name, of_split in rows.items():
+        if not of_split:
+            raise DataError.of_file(f"{given}/{name}", "a split that holds no dialogue")
     if format == AUTO:
-        format = _common_format(given, [(s.name, recognise(s.records(), str(base / s.name))) for s in splits])
-    return format, [_hub_part(base / split.name, split, format) for split in splits], ignored
+        format = _common_format(given, [(n, recognise(_raw(rows[n]), str(Path(given) / n))) for n in known])
+    parts = []
+    for name in known:
+        digest = sha256()
+        for row in rows[name]:
+            text = row["text"] if row.keys() == {"text"} else json.dumps(row, ensure_ascii=True, default=str)
+            digest.update(f"{text}\n".encode("utf-8", errors="replace"))
+        place = Path(given) / name
+        read = partial(read_dialogues, place, format=format, records=_raw(rows[name]))
+        parts.append(_Part(place, digest.hexdigest(), _SPLIT_WORDS[name], read))
+    return _Parts(format, parts, tuple(sorted(str(name) for name in loaded if name not in _SPLIT_WORDS)))
 
 
-def _hub_part(place: Path, split: HubSplit, format: str) -> _Part:
-    def read(*, sink: IssueSink) -> Iterator[Dialogue]:
-        return read_dialogues(place, format=format, sink=sink, records=split.records())
+def _raw(rows: list[dict[str, Any]]) -> Iterator[RawRecord]:
+    for index, row in enumerate(rows):
+        yield RawRecord(index, None, plain_row(row), "rows")
 
-    return _Part(place, split.sha256, split.split, read)
+
+def _load(path: str, name: str, revision: str | None) -> Mapping[str, Any]:
+    """Ask the library for the data set, with one clear error at once if the hub cannot be reached.
+
+    The library itself would retry for half a minute.
+    """
+    import datasets
+
+    def unavailable(reason: str) -> DataError:
+        return DataError.of_file(
+            path,
+            f"no data set that can be loaded from the hub ({reason})",
+            hint="Check name and network; HF_HUB_OFFLINE=1 uses what is cached; docs/data.md says how to get the files",
+        )
+
+    hub = urlsplit(datasets.config.HF_ENDPOINT)
+    if not datasets.config.HF_HUB_OFFLINE and not urllib.request.getproxies() and hub.hostname is not None:
+        try:
+            socket.create_connection((hub.hostname, hub.port or 443), timeout=_CONNECT_S).close()
+        except OSError as error:
+            raise unavailable("no connection") from error
+    try:
+        loaded: Mapping[str, Any] = datasets.load_dataset(name, revision=revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise unavailable(type(error).__name__) from error
+    return loaded
 
 
 def _common_format(given: str, found: list[tuple[str, str]]) -> str:
@@ -466,7 +389,11 @@ class _Gathering:
         place = f"record {index} of {part.path.name}"
         known = self._places.setdefault(dialogue.id, place)
         if known == place:
-            self._note_situation(dialogue, part, index, place)
+            situation = " ".join(dialogue.scenario.situation.casefold().split())
+            first = self._situations.setdefault(situation, place) if situation else place
+            if first != place:
+                detail = f"the same situation as {first}"
+                self.tally.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
             self.dialogues.append(dialogue)
             return True
         if self.format == "jsonl":  # there an id is the record's own word, so that two can differ under one id
@@ -476,15 +403,6 @@ class _Gathering:
             return False
         detail = f"the same dialogue as {known}"
         return accepted([Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail)], self.tally)
-
-    def _note_situation(self, dialogue: Dialogue, part: _Part, index: int, place: str) -> None:
-        key = " ".join(dialogue.scenario.situation.casefold().split())
-        if not key:
-            return
-        first = self._situations.setdefault(key, place)
-        if first != place:
-            detail = f"the same situation as {first}"
-            self.tally.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
 
 
 def _stamped(dialogue: Dialogue, format: str, part: _Part, index: int) -> Dialogue:
