@@ -217,16 +217,15 @@ def _split_files(folder: Path) -> tuple[dict[Path, str | None], tuple[str, ...]]
         corpora = [path for path in others if path.is_file() and _CORPUS_FILE.fullmatch(path.name)]
         if len(corpora) != 1:
             holds = listed(path.name for path in corpora or others)
-            one = (
-                f"Name the one you mean, such as {corpora[0]}"
-                if corpora
-                else "docs/data.md says what the files are called"
-            )
             raise DataError.of_file(
                 folder,
                 f"a folder with {len(corpora)} corpus files and no split files; it holds {holds}",
                 expected=_EXPECTED,
-                hint=named or "docs/data.md says what the files are called",
+                hint=(
+                    f"Name the one you mean, such as {corpora[0]}"
+                    if corpora
+                    else "docs/data.md says what the files are called"
+                ),
             )
         files = {corpora[0]: None}
     return files, tuple(path.name for path in others if path not in files)
