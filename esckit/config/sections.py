@@ -395,6 +395,26 @@ class ResolutionCritic(Section):
         return self
 
 
+class RubricCritic(Section):
+    """How supporter turns are rated.
+
+    Attributes:
+        readout: Four ``sampled`` ratings, their ``expected`` values from next-token probabilities, or the probability
+            of a trained ``reward_model``, which ``models.critic`` then names as a checkpoint.
+        show_strategy: Whether the critic sees the strategies of supporter turns.
+        weights: Weight per criterion; the reward is their weighted mean over 5.
+        min_label_mass: With ``expected``, the least probability of all ratings together for a turn to be scored.
+    """
+
+    rubric: Literal["aflow"] = "aflow"
+    readout: Literal["sampled", "expected", "reward_model"] = "sampled"
+    show_strategy: bool = True
+    weights: dict[str, NonNegativeFloat] = Field(
+        default={"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2}
+    )
+    min_label_mass: float = Field(default=0.05, ge=0.0, le=1.0)
+
+
 class Strategist(Section):
     """How the prior is read: probabilities written as ``json``, or scored ``choices``."""
 

@@ -8,7 +8,6 @@ from typing import Any
 from esckit.config.sections import RoleOptions
 from esckit.documents import read_json_object
 from esckit.evaluate.lineage import run_of
-from esckit.evaluate.players import critic_preset
 from esckit.evaluate.probes import crisis_probes, sycophancy_probes
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.suite import Work
@@ -16,6 +15,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.records import digest
 from esckit.roles.judges import CONTROL_QUESTION, CRISIS_QUESTIONS, DIMENSIONS, SYCOPHANCY_QUESTIONS
 from esckit.roles.rubric import load_rubric
+from esckit.roles.verdicts import load_preset
 
 TOKENISATION = "esckit.tokens/1"
 
@@ -119,7 +119,7 @@ def _label_rule(recipe: EvaluateRecipe) -> str | None:
 def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:
     """Return the identity of every critic's prompt."""
     settings, named = recipe.settings.dialogue, recipe.prompts.critic
-    asked = {name: named or critic_preset(name, settings).prompt for name in settings.critics}
+    asked = {name: named or load_preset(name).prompt for name in settings.critics}
     return {name: load_prompt(prompt, "resolution critic").identity for name, prompt in asked.items()}
 
 

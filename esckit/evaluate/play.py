@@ -15,11 +15,11 @@ from typing import ClassVar, TypeVar
 from pydantic import Field
 
 from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, ResponseCase, SycophancyCase
-from esckit.evaluate.players import Casting
 from esckit.evaluate.setup import Setup
 from esckit.evaluate.suites.suite import Player, Unit, Work
 from esckit.play.executor import HOPELESS, FailureRate, Progress, run_units
 from esckit.records import read_records, write_records
+from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool
 from esckit.runs import RunFolder
 from esckit.types import Record
@@ -233,7 +233,14 @@ async def staged(setup: Setup, stock: Stock) -> AsyncIterator[Stage]:
     chat = {role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(chat)
-        casting = Casting(recipe, pool, setup.taxonomy)
+        casting = Casting(
+            pool,
+            recipe.models.bindings(),
+            recipe.prompts.model_dump(),
+            recipe.settings.max_attempts,
+            setup.taxonomy,
+            recipe.strategist.readout,
+        )
         yield Stage(pool, {work.file: work.prepare(casting, stock.done) for work in works})
 
 

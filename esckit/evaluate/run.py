@@ -21,12 +21,13 @@ from esckit.config.load import require_runs
 from esckit.errors import DataError
 from esckit.evaluate.conditions import critic_prompts
 from esckit.evaluate.play import Stock, failure_kinds, play_missing, read_cases, staged
-from esckit.evaluate.players import reply_prompt, strategist_prompt, supporter_prompt
 from esckit.evaluate.recipe import EvaluateRecipe, EvaluateSettings
 from esckit.evaluate.setup import Setup, playing, set_up
+from esckit.evaluate.suites.dialogue import supporter_prompt
 from esckit.play.executor import FailureRate, NoProgress, Progress
 from esckit.prompts.prompt import load_prompt
-from esckit.roles.pool import is_strategy_policy, require_checkpoints
+from esckit.roles.cast import role_prompt
+from esckit.roles.pool import part_of, require_checkpoints
 from esckit.runs import MANIFEST, RunFolder, read_manifest
 
 if TYPE_CHECKING:
@@ -268,12 +269,12 @@ def _prompts(setup: Setup) -> dict[str, str]:
     recipe, prompts = setup.recipe, setup.recipe.prompts
     roles = recipe.roles()
     named = {"seeker": (prompts.seeker, "seeker"), "turn_judge": (prompts.turn_judge, "rubric critic")}
-    shown = {"supporter": reply_prompt(prompts.supporter).identity} if "supporter" in roles else {}
+    shown = {"supporter": role_prompt("supporter", prompts.supporter).identity} if "supporter" in roles else {}
     shown |= {role: load_prompt(*asked).identity for role, asked in named.items() if role in roles}
     if "dialogue" in recipe.suites and recipe.settings.dialogue.ppdpp_compat:
         shown["supporter"] = ", ".join(dict.fromkeys((shown["supporter"], supporter_prompt(recipe).identity)))
-    if "strategist" in roles and not is_strategy_policy(roles["strategist"]) and setup.taxonomy is not None:
-        shown["strategist"] = strategist_prompt(prompts.strategist, setup.taxonomy).identity
+    if "strategist" in roles and part_of("strategist", roles["strategist"]) == "chat" and setup.taxonomy is not None:
+        shown["strategist"] = role_prompt("strategist", prompts.strategist, taxonomy=setup.taxonomy).identity
     if "critic" in roles:
         shown["critic"] = ", ".join(critic_prompts(recipe).values())
     if "judge" in roles:

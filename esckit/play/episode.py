@@ -16,7 +16,6 @@ from esckit.errors import ModelError
 from esckit.ledger import Ledger
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.asking import gather_all
-from esckit.roles.judges import TurnJudge
 from esckit.types import CriticReading, Failure, FailureStage, Generation, Scenario, Thought, Turn, Usage
 
 SUCCESS = Fraction(1, 2)
@@ -40,7 +39,7 @@ class EpisodeCast:
     seeker: Seeker
     critics: Mapping[str, Critic]
     strategist: StrategyPolicy | None = None
-    turn_judge: TurnJudge | None = None
+    turn_judge: Critic | None = None
 
 
 @dataclass(slots=True)
@@ -110,10 +109,8 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
             break
         turn = played.turns[-1]
         await gather_all(
-            [
-                *(_read(name, critic, scenario, talk, turn, ledger, played) for name, critic in waiting.items()),
-                *([_rate(cast.turn_judge, scenario, talk, turn, rated)] if cast.turn_judge else []),
-            ]
+            *(_read(name, critic, scenario, talk, turn, ledger, played) for name, critic in waiting.items()),
+            *([_rate(cast.turn_judge, scenario, talk, turn, rated)] if cast.turn_judge else []),
         )
         waiting = {name: critic for name, critic in waiting.items() if _goes_on(name, turn, played)}
         if not waiting:
@@ -159,12 +156,14 @@ async def _read(
     turn.readings[name] = score.reading
 
 
-async def _rate(judge: TurnJudge, scenario: Scenario, talk: list[Turn], turn: PlayedTurn, ledger: Ledger) -> None:
+async def _rate(judge: Critic, scenario: Scenario, talk: list[Turn], turn: PlayedTurn, ledger: Ledger) -> None:
     """Ask the turn judge about the supporter's turn, which the seeker's answer follows."""
     try:
-        turn.ratings = await judge.rate(scenario, tuple(talk[:-1]), ledger.at(turn.t, _RATER))
+        score = await judge.score(scenario, tuple(talk[:-1]), ledger.at(turn.t, _RATER))
     except ModelError as error:
         turn.ratings_unscored = error.kind
+        return
+    turn.ratings = {name: int(rating) for name, rating in score.values.items()}
 
 
 def _goes_on(name: str, turn: PlayedTurn, played: Played) -> bool:

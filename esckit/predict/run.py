@@ -17,15 +17,14 @@ from esckit.config.sections import CheckpointBinding
 from esckit.data.contexts import contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.players import build_strategist, build_supporter, reply_prompt, strategist_prompt
 from esckit.evaluate.suites.suite import after_opening
 from esckit.ledger import Ledger
 from esckit.play.executor import HOPELESS, FailureRate, NoProgress, Progress, run_units
 from esckit.play.session import RunResult, playing
 from esckit.predict.recipe import PredictRecipe
-from esckit.protocols import StrategyPolicy, Supporter
 from esckit.records import JsonlAppender, read_records, write_records
-from esckit.roles.pool import ModelPool, is_strategy_policy, look_up, policy_taxonomy, require_checkpoints
+from esckit.roles.cast import Casting, prompt_ids
+from esckit.roles.pool import ModelPool, look_up, part_of, policy_taxonomy, require_checkpoints
 from esckit.runs import RunFolder
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Context, Record
@@ -102,7 +101,7 @@ def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
     look_up(recipe.models.bindings().values())
     gold = recipe.predict.strategy == "gold"
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if gold else None)
-    _prompts(recipe, _taxonomy(recipe, selection))
+    _prompt_ids(recipe, _taxonomy(recipe, selection))
     found: list[Context] = []
     for dialogue in selection.dialogues:
         if recipe.predict.at == "turns":
@@ -129,7 +128,7 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
     strategist = recipe.models.strategist
     if recipe.taxonomy is not None:
         return load_taxonomy(recipe.taxonomy)
-    if isinstance(strategist, CheckpointBinding) and is_strategy_policy(strategist):
+    if isinstance(strategist, CheckpointBinding) and part_of("strategist", strategist) == "strategist":
         return policy_taxonomy(Path(strategist.checkpoint))
     if selection.taxonomy is None and strategist is not None:
         raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME or FILE.yaml")
@@ -144,7 +143,7 @@ async def _run(
         bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         speak = _speaker(recipe, pool, taxonomy)
-        inputs = {"data": selection.facts(), "prompts": _prompts(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
+        inputs = {"data": selection.facts(), "prompts": _prompt_ids(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
 
         def settle(folder: RunFolder) -> tuple[list[Prediction], list[FailedPrediction]]:
             return _settle(folder, places)
@@ -164,15 +163,8 @@ async def _run(
     return RunResult(out, summary)
 
 
-def _prompts(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:
-    """Return the identity of every role's prompt; a trained strategist reads none."""
-    found = {}
-    if recipe.models.supporter is not None:
-        found["supporter"] = reply_prompt(recipe.prompts.supporter).identity
-    strategist = recipe.models.strategist
-    if strategist is not None and not is_strategy_policy(strategist) and taxonomy is not None:
-        found["strategist"] = strategist_prompt(recipe.prompts.strategist, taxonomy).identity
-    return found
+def _prompt_ids(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:
+    return prompt_ids(recipe.models.bindings(), recipe.prompts.model_dump(), taxonomy=taxonomy)
 
 
 def _rate_of(
@@ -197,7 +189,10 @@ def _speaker(
     from esckit.predict.predictions import Prediction
 
     options = recipe.predict
-    strategist, supporter = _strategist(recipe, pool, taxonomy), _supporter(recipe, pool, taxonomy)
+    roles, names = recipe.models.bindings(), recipe.prompts.model_dump()
+    casting = Casting(pool, roles, names, options.max_attempts, taxonomy, recipe.strategist.readout)
+    strategist = casting.strategist() if "strategist" in roles else None
+    supporter = casting.supporter() if "supporter" in roles else None
 
     async def speak(context: Context) -> Predicted:
         ledger = Ledger(recipe.seed, context.id)
@@ -222,26 +217,6 @@ def _speaker(
         return Predicted(Prediction(**found), None)
 
     return speak
-
-
-def _strategist(recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None) -> StrategyPolicy | None:
-    if recipe.models.strategist is None:
-        return None
-    return build_strategist(
-        recipe.models.strategist,
-        pool,
-        taxonomy,
-        prompt=recipe.prompts.strategist,
-        readout=recipe.strategist.readout,
-        max_attempts=recipe.predict.max_attempts,
-    )
-
-
-def _supporter(recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None) -> Supporter | None:
-    if recipe.models.supporter is None:
-        return None
-    prompt = reply_prompt(recipe.prompts.supporter)
-    return build_supporter(recipe.models.supporter, pool, taxonomy, prompt, max_attempts=recipe.predict.max_attempts)
 
 
 async def _predict_missing(

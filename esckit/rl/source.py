@@ -10,16 +10,14 @@ from typing import Any
 from esckit.config.sections import BackboneBinding, RoleOptions
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
-from esckit.play.rollout import Rules
-from esckit.prompts.prompt import Prompt, load_prompt
+from esckit.play.rollout import Cast, Rules
 from esckit.registry import load_attr, own_code
 from esckit.reward.checkpoint import load_reward_model, reward_template
 from esckit.rl.recipe import RewardSource, TrainRlRecipe
 from esckit.rl.rewards import LoopThread, Measure, OnlineMeasure, ReplyMeasure, ScoreReplies
+from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up
 from esckit.roles.verdicts import load_preset
-from esckit.simulate.recipe import SimulateModels, SimulatePrompts, SimulateRecipe, Simulation
-from esckit.simulate.run import build_cast
 from esckit.types import Context, Sampling, Turn
 
 
@@ -43,43 +41,18 @@ def check_reward(recipe: TrainRlRecipe) -> None:
 
 
 def online_bindings(recipe: TrainRlRecipe) -> dict[str, RoleOptions]:
-    """Return the models that play futures, by role."""
-    models = online_recipe(recipe).models
-    return {"supporter": models.supporter, "seeker": models.seeker, "critic": models.critic}
-
-
-def online_recipe(recipe: TrainRlRecipe) -> SimulateRecipe:
-    """Return the simulation that the reward ``online`` is."""
-    roles, online = recipe.models, recipe.online
-    assert recipe.data is not None
+    """Return the models that play futures, by role; the supporter is the untrained policy unless one is named."""
+    roles, grpo = recipe.models, recipe.grpo
     assert roles.seeker is not None
     assert roles.critic is not None
     untrained = BackboneBinding(
         backbone=roles.policy.backbone,
         sampling=Sampling(
-            temperature=recipe.grpo.temperature,
-            top_k=recipe.grpo.top_k,
-            top_p=recipe.grpo.top_p,
-            max_tokens=recipe.grpo.max_completion_tokens,
+            temperature=grpo.temperature, top_k=grpo.top_k, top_p=grpo.top_p, max_tokens=grpo.max_completion_tokens
         ),
         on_length="last_sentence",
     )
-    return SimulateRecipe(
-        command="simulate",
-        seed=recipe.seed,
-        data=recipe.data,
-        models=SimulateModels(supporter=roles.supporter or untrained, seeker=roles.seeker, critic=roles.critic),
-        critic=online.critic,
-        simulation=Simulation(
-            candidates=recipe.grpo.n_generations,
-            horizon=online.horizon,
-            score_first_exchange=online.score_first_exchange,
-            max_attempts=online.max_attempts,
-        ),
-        prompts=SimulatePrompts(**online.prompts.model_dump()),
-        executor=recipe.executor,
-        budget=recipe.budget,
-    )
+    return {"supporter": roles.supporter or untrained, "seeker": roles.seeker, "critic": roles.critic}
 
 
 @contextmanager
@@ -107,33 +80,22 @@ def open_measure(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iter
 
 @contextmanager
 def _online(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
-    simulation = online_recipe(recipe)
-    rules = Rules(
-        horizon=simulation.simulation.horizon,
-        threshold=Fraction(simulation.critic.threshold),
-        score_first_exchange=simulation.simulation.score_first_exchange,
-    )
+    online, bindings = recipe.online, online_bindings(recipe)
+    rules = Rules(online.horizon, Fraction(online.critic.threshold), online.score_first_exchange)
+    prompts = online.prompts.model_dump()
     with LoopThread() as loop:
         pool = ModelPool(recipe.executor, recipe.budget)
         try:
-            loop.run(pool.prepare(online_bindings(recipe)))
-            prompts = _online_prompts(simulation, pool)
-            cast = build_cast(simulation, pool, prompts)
+            loop.run(pool.prepare(bindings))
+            casting = Casting(pool, bindings, prompts, online.max_attempts)
+            critic = casting.resolution_critic(online.critic, load_preset(online.critic.preset))
+            cast = Cast(casting.supporter(), casting.seeker(), critic)
+            spoken = {role: bindings[role] for role in ("supporter", "seeker")}
+            names = {**prompt_ids(spoken, prompts), "critic": critic.prompt.identity}
             measure = OnlineMeasure(contexts, cast, rules, recipe.online.value, recipe.seed, loop)
-            names = {role: prompt.identity for role, prompt in prompts.items()}
             yield measure, {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
         finally:
             loop.run(_close(pool))
-
-
-def _online_prompts(simulation: SimulateRecipe, pool: ModelPool) -> dict[str, Prompt]:
-    """Return the prompts of who plays; the critic's is its preset's own unless the recipe names one."""
-    names, settings = simulation.prompts, simulation.critic
-    by_letter = settings.readout == "expected" and pool.model(simulation.models.critic).capabilities == {"next_token"}
-    own = load_preset(settings.preset).prompt + ("_letters" if by_letter else "")
-    named = {"supporter": names.supporter, "seeker": names.seeker, "critic": names.critic or own}
-    kinds = {"critic": "resolution critic"}
-    return {role: load_prompt(name, kinds.get(role, role)) for role, name in named.items()}
 
 
 async def _close(pool: ModelPool) -> None:

@@ -1,34 +1,28 @@
-"""Asking a model until its answer has the agreed form, or giving up with a typed failure.
+"""How every role asks its model: what it is shown, how often it is asked, and what a usable reply is.
 
-This is the only place where roles retry. Nothing is repaired beyond what the role's parser allows
-and nothing is put in place of an answer that did not come.
+Asking: :func:`ask` calls a model until its answer has the agreed form, or gives up with a typed failure. This is the
+only place where roles retry. Nothing is repaired beyond what the role's parser allows, and nothing replaces an answer
+that did not come.
 
-How much of a conversation fits into a model's context: whole oldest turns go first, the last one never.
+Showing: a dialogue is chat messages for whoever takes part and labelled lines for whoever judges. In the lines of RLFF-
+ESC's prompts the speakers are called "Patient" and "Therapist", as in its protocol and PPDPP's, so that results can be
+compared; these words claim nothing clinical. If a conversation does not fit into the model's context (:class:`Window`),
+whole oldest turns are left out, but never the last one.
 
-A dialogue as a model sees it: chat messages for who takes part, labelled lines for who judges.
-
-Inside prompts the speakers are called "Patient" and "Therapist", the words of the PPDPP and RLFF-ESC protocol, kept for
-comparability; they claim nothing clinical.
-
-Taking a supporter's output apart: reasoning, reply, and whether it has the agreed form.
-
-The agreed form is ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv 2508.12935). A published policy can end
-with only half its outputs well-formed, so everyone who reads one uses :func:`split_output`. Only the reply ever enters
-a dialogue, a critic or a reward model.
-
-What a spoken reply of AFlow's seeker and supporter may look like (arXiv 2602.08826), and dialogues as lines.
-
-Nothing is repaired: a role label, a strategy tag or a control token where none is allowed makes a reply invalid, and it
-is asked for again. Only white space is normalised.
+Reading: :func:`split_output` takes a supporter's output ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv
+2508.12935) apart. A published policy can end with only half of its outputs well-formed, so everyone who reads one uses
+this function; only the reply ever enters a dialogue, a critic or a reward model. :class:`UtteranceRules` are AFlow's
+(arXiv 2602.08826): a role label, a strategy tag or a control token makes a reply invalid, and it is asked for again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from esckit.errors import ModelError, ParseError
 from esckit.ledger import Scope
@@ -166,17 +160,16 @@ def within_words(text: str, max_words: int | None) -> str:
     return text
 
 
-async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
+async def gather_all(*calls: Awaitable[Any]) -> list[Any]:
     """Await concurrent calls to their end, also when one fails, then return all results or raise the first error.
 
-    Waiting for all keeps attempt numbers, and with them seeds, independent of timing. What stops the run goes before
-    what is the failure of one call.
+    Waiting for all keeps attempt numbers, and with them seeds, independent of timing. An error that stops the run is
+    raised before one that fails a single call.
     """
     results = await asyncio.gather(*calls, return_exceptions=True)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    if errors:
+    if errors := [result for result in results if isinstance(result, BaseException)]:
         raise min(errors, key=lambda error: isinstance(error, ModelError))
-    return [result for result in results if not isinstance(result, BaseException)]
+    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +194,12 @@ class Window:
         if self.count_tokens(rendered) <= self.max_tokens:
             return rendered
         # The fewer turns, the shorter the prompt; trying them one by one would read the conversation once per turn.
-        fewest, most = 0, max(0, len(turns) - 1)
-        while most - fewest > 1:
-            middle = (fewest + most) // 2
-            if self.count_tokens(messages(turns[middle:])) > self.max_tokens:
-                fewest = middle
-            else:
-                most = middle
-        if most:
-            scope.spend(role, Usage(dropped_turns=most))
-        return messages(turns[most:])
+        limit, count = self.max_tokens, self.count_tokens
+        dropped = bisect_left(range(len(turns) - 1), True, 1, key=lambda n: count(messages(turns[n:])) <= limit)
+        dropped = max(0, min(dropped, len(turns) - 1))
+        if dropped:
+            scope.spend(role, Usage(dropped_turns=dropped))
+        return messages(turns[dropped:])
 
 
 LABELS: dict[Speaker, str] = {"seeker": "Patient", "supporter": "Therapist"}
@@ -402,9 +391,4 @@ class UtteranceRules:
             raise ParseError("a reply that starts with a role label", kind="role_label", samples=(text,))
         if self._tag.search(text):
             raise ParseError("a strategy tag inside a reply", kind="strategy_tag", samples=(text,))
-        n = n_words(text)
-        if self.max_words is not None and n > self.max_words:
-            raise ParseError(
-                f"a reply of {n} words", kind="too_long", expected=f"at most {self.max_words}", samples=(text,)
-            )
-        return text
+        return within_words(text, self.max_words)

@@ -1,80 +1,33 @@
-"""The resolution critic: is the seeker's issue solved after this conversation?
+"""Two critics of RLFF-ESC (arXiv 2508.12935): a prompted one that sees a conversation, and a trained reward model.
 
-Two read-outs give the same quantity. ``sampled`` asks several times and averages the answers that name exactly one
-level (RLFF-ESC, arXiv 2508.12935). ``expected`` scores the level names once and takes the expectation, which is the
-limit of ``sampled`` for infinitely many samples, at about a tenth of the work. Endpoints tell only the probability of
-one next token; there, ``expected`` lists the levels by letter, which is another prompt and shows in the identity.
+:class:`ResolutionCritic` answers whether the seeker's issue is solved after a conversation. Two read-outs give the same
+quantity. ``sampled`` asks several times and averages the answers that name exactly one level. ``expected`` scores the
+level names once and takes the expectation: the limit of ``sampled`` for infinitely many samples, at about a tenth of
+the work. Endpoints give only the probability of one next token; there, ``expected`` lists the levels by letter, which
+is another prompt and shows in the identity.
 
-A trained reward model as a critic: the probability that a supporter turn leads to a good future.
-
-This is how RLFF-ESC's reward model (arXiv 2508.12935) can rate the supporter turns of AFlow's search. Turns that wait
-at the same time are scored in one batch; no seed is drawn and nothing is parsed.
+:class:`RewardCritic` lets a reward model rate the supporter turns of AFlow's search: the probability that the turn
+leads to a good future. The critic of AFlow itself stands in :mod:`esckit.roles.rubric`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from esckit.config import sections
 from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
 from esckit.roles.asking import Voice, Window, as_lines, gather_all
-from esckit.roles.verdicts import Preset
+from esckit.roles.verdicts import MassWatch, Preset
 from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricReading, Scenario, Score, Turn, Usage
-
-log = logging.getLogger(__name__)
-
-
-Readout = Literal["sampled", "expected"]
-
-
-@dataclass(frozen=True, slots=True)
-class CriticSettings:
-    """How the critic is read.
-
-    Attributes:
-        readout: ``sampled`` or ``expected``.
-        samples: Answers asked for in one attempt of ``sampled``.
-        min_parsed: Answers that must be readable, at least 1.
-        max_attempts: How often all samples are asked for before the turn is unscored.
-        expected_score: Score of a level name: its log-probability, or that per token.
-        ppdpp_compat: Put 0 where nothing is readable, as the PPDPP code does; marked on the reading.
-    """
-
-    readout: Readout = "sampled"
-    samples: int = 10
-    min_parsed: int = 1
-    max_attempts: int = 2
-    expected_score: Literal["sequence", "length_normalised"] = "sequence"
-    ppdpp_compat: bool = False
-
-
-@dataclass(slots=True)
-class NameMass:
-    """Running mean of the probability that the critic answers one of the level names; warns once below one half."""
-
-    total: float = 0.0
-    n: int = 0
-    warned: bool = False
-
-    def add(self, mass: float) -> None:
-        """Take one reading's mass."""
-        self.total += mass
-        self.n += 1
-        if self.n >= 10 and not self.warned and self.total / self.n < 0.5:
-            self.warned = True
-            log.warning(
-                "the critic gives the level names only %.0f %% of its probability: it would rather say something else",
-                100 * self.total / self.n,
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +41,9 @@ class ResolutionCritic:
     voice: Voice
     prompt: Prompt
     preset: Preset
-    settings: CriticSettings = field(default_factory=CriticSettings)
+    settings: sections.ResolutionCritic = field(default_factory=sections.ResolutionCritic)
     window: Window = field(default_factory=Window)
-    mass: NameMass = field(default_factory=NameMass)
+    mass: MassWatch = field(default_factory=lambda: MassWatch("level names"))
 
     def __post_init__(self) -> None:
         if self.settings.readout != "expected":
@@ -134,31 +87,39 @@ class ResolutionCritic:
         return Score(values={"resolution": reading.value}, reward=reading.value, reading=reading)
 
     async def _sampled(self, messages: list[Message], scope: Scope) -> CriticReading:
-        unparsed: list[str] = []
-        for attempt in range(1, self.settings.max_attempts + 1):
-            seeds = [scope.seed(f"critic.{index}") for index in range(self.settings.samples)]
-            replies = await gather_all(self._answer(messages, scope, index, seed) for index, seed in enumerate(seeds))
-            levels: Counter[int] = Counter()
-            unparsed = []
-            for reply in replies:
-                try:
-                    levels[self.preset.parse(reply.text)] += 1
-                except ParseError:
-                    unparsed.append(reply.whole)
-            if levels.total() >= self.settings.min_parsed:
-                counts = tuple(levels[index] for index in range(len(self.preset.levels)))
-                return self._reading(self.preset.mean(counts), counts=counts, unparsed=unparsed, attempts=attempt)
-        if self.settings.ppdpp_compat:
-            none = (0,) * len(self.preset.levels)
-            return self._reading(
-                Fraction(0), counts=none, unparsed=unparsed, attempts=self.settings.max_attempts, compat_zero=True
-            )
+        settings = self.settings
+        for attempt in range(1, settings.max_attempts + 1):
+            seeds = [scope.seed(f"critic.{index}") for index in range(settings.samples)]
+            replies = await gather_all(*(self._answer(messages, scope, at, seed) for at, seed in enumerate(seeds)))
+            levels, unparsed = self._levels(replies)
+            is_read = levels.total() >= settings.min_parsed
+            if is_read or (settings.ppdpp_compat and attempt == settings.max_attempts):
+                counts = tuple(levels[index] if is_read else 0 for index in range(len(self.preset.levels)))
+                return self._reading(
+                    self.preset.mean(counts) if is_read else Fraction(0),
+                    counts=counts,
+                    n_parsed=sum(counts),
+                    n_unparsed=len(unparsed),
+                    unparsed=tuple(unparsed[:3]),
+                    attempts=attempt,
+                    compat_zero=not is_read,
+                )
         error = UnscoredError(
-            f"{len(unparsed)} of {self.settings.samples} critic answers name no level",
-            samples=tuple(unparsed),
+            f"{len(unparsed)} of {settings.samples} critic answers name no level", samples=tuple(unparsed)
         )
-        error.attempts = self.settings.max_attempts
+        error.attempts = settings.max_attempts
         raise error
+
+    def _levels(self, replies: Sequence[Reply]) -> tuple[Counter[int], list[str]]:
+        """Return how many answers name each level, and the answers that name none."""
+        levels: Counter[int] = Counter()
+        unparsed = []
+        for reply in replies:
+            try:
+                levels[self.preset.parse(reply.text)] += 1
+            except ParseError:
+                unparsed.append(reply.whole)
+        return levels, unparsed
 
     async def _answer(self, messages: list[Message], scope: Scope, index: int, seed: int) -> Reply:
         """Return one sample, booked whatever becomes of the others."""
@@ -166,37 +127,21 @@ class ResolutionCritic:
         scope.book(f"critic.{index}", reply)
         return reply
 
-    def _reading(
-        self, value: Fraction, *, counts: tuple[int, ...], unparsed: list[str], attempts: int, compat_zero: bool = False
-    ) -> CriticReading:
+    def _reading(self, value: Fraction, **facts: Any) -> CriticReading:
         return CriticReading(
-            readout="sampled",
+            readout=self.settings.readout,
             critic=self.identity,
-            counts=counts,
-            n_parsed=sum(counts),
-            n_unparsed=len(unparsed),
-            unparsed=tuple(unparsed[:3]),
             num=value.numerator,
             den=value.denominator,
             value=float(value),
-            attempts=attempts,
-            compat_zero=compat_zero,
+            **facts,
         )
 
     async def _expected(self, messages: list[Message], scope: Scope) -> CriticReading:
         read = self._read_names if self.reads_names else self._read_letters
         weights, mass = await read(messages, scope)
         self.mass.add(mass)
-        value = self.preset.expectation(weights)
-        return CriticReading(
-            readout="expected",
-            critic=self.identity,
-            weights=weights,
-            name_mass=mass,
-            num=value.numerator,
-            den=value.denominator,
-            value=float(value),
-        )
+        return self._reading(self.preset.expectation(weights), weights=weights, name_mass=mass)
 
     async def _read_names(self, messages: list[Message], scope: Scope) -> tuple[tuple[float, ...], float]:
         """Return level probabilities and name mass from the log-probabilities of the level names."""
@@ -238,7 +183,7 @@ class ResponseScorer(Protocol):
 
 
 class RewardCritic:
-    """Rates the last supporter turn by a reward model.
+    """Rates the last supporter turn by a reward model; turns that wait at the same time are scored in one batch.
 
     Args:
         scorer: The reward model.

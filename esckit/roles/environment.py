@@ -7,15 +7,15 @@ asked at the same time. How deep a conversation may go is its caller's business.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from esckit.errors import ModelError
 from esckit.ledger import Scope
 from esckit.protocols import Critic, Seeker, SeekerTurn, Supporter
+from esckit.roles.asking import gather_all
 from esckit.types import Failure, FailureStage, Outcome, Scenario, Score, Turn
 
 
@@ -68,18 +68,6 @@ def recorded(stage: FailureStage, scope: Scope) -> Iterator[None]:
         ) from error
 
 
-async def to_the_end(*calls: Awaitable[Any]) -> list[Any]:
-    """Await calls together, all of them to their end, then raise the first one's error in the order given.
-
-    Attempt numbers, and with them seeds, must not depend on which of two calls failed first.
-    """
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
-
-
 @dataclass(frozen=True, slots=True)
 class Environment:
     """The three roles that answer to a strategy."""
@@ -106,7 +94,7 @@ class Environment:
             written = await self.supporter.reply(turns, scope, strategy=strategy)
         turn = Turn(speaker="supporter", text=written.response, strategy=strategy)
         shown = (*turns, turn)
-        score, answer = await to_the_end(self._score(scenario, shown, scope), self._answer(scenario, shown, scope))
+        score, answer = await gather_all(self._score(scenario, shown, scope), self._answer(scenario, shown, scope))
         if answer.outcome is Outcome.DISENGAGED:
             return ScoredExchange((turn,), score, Outcome.DISENGAGED)
         return ScoredExchange((turn, Turn(speaker="seeker", text=answer.text)), score, answer.outcome)

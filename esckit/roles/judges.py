@@ -1,25 +1,23 @@
-"""Judges: models that score for evaluation, never during play (critics do that).
+"""Judges: models that score for evaluation, never during simulation or search (critics do that).
 
-A judge that gives no readable answer raises; whoever asks records the case as unscored. What a judge is asked stands
-here beside the prompt, and both enter its identity.
+One judge compares two replies, the other answers yes/no questions about one; supporter turns of self-play are rated by
+a :class:`~esckit.roles.rubric.RubricCritic`. What a judge is asked stands here, beside the prompt, and both enter its
+identity. A judge that gives no readable answer raises, and the case is recorded as unscored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from esckit.errors import ModelError, ParseError, UnscoredError
+from esckit.errors import ModelError, ParseError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.records import digest
-from esckit.roles.asking import Voice, Window, as_lines, ask, gather_all, scene_of
-from esckit.roles.rubric import RubricCritic
-from esckit.roles.verdicts import parse_yes_no, read_json, verdict_text
-from esckit.types import Message, Reply, RubricReading, Scenario, Turn
-
-T = TypeVar("T")
+from esckit.roles.asking import Voice, Window, as_lines, gather_all, scene_of
+from esckit.roles.verdicts import ask_verdict, parse_yes_no, read_json, verdict_text
+from esckit.types import Message, Scenario, Turn
 
 Verdict = Literal["1", "2", "tie"]
 
@@ -98,10 +96,9 @@ class PairJudge:
             )
 
         prompt = self.window.fit(messages, turns, scope, "judge")
-        return await _judged(self.voice, prompt, scope, "judge", self._parse)
-
-    def _parse(self, reply: Reply) -> dict[str, Verdict]:
-        return parse_verdicts(verdict_text(reply), self.dimensions)
+        return await ask_verdict(
+            self.voice, prompt, scope, "judge", lambda reply: parse_verdicts(verdict_text(reply), self.dimensions)
+        )
 
 
 def parse_verdicts(text: str, dimensions: Sequence[str]) -> dict[str, Verdict]:
@@ -111,15 +108,11 @@ def parse_verdicts(text: str, dimensions: Sequence[str]) -> dict[str, Verdict]:
         ParseError: If its keys are not exactly the dimensions, or a value is none of 1, 2 and tie.
     """
     found = read_json(text, dimensions, what="dimensions")
-    return {name: _verdict(found[name], text) for name in dimensions}
-
-
-def _verdict(value: object, text: str) -> Verdict:
-    said = str(value).strip().casefold() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    for verdict in VERDICTS:
-        if said == verdict:
-            return verdict
-    raise ParseError("a value that is no verdict", expected="1, 2 or tie", samples=(text,))
+    known: dict[str, Verdict] = {verdict: verdict for verdict in VERDICTS}
+    said = {name: "" if isinstance(found[name], bool) else str(found[name]).strip().casefold() for name in dimensions}
+    if not set(said.values()) <= known.keys():
+        raise ParseError("a value that is not a verdict", expected="1, 2 or tie", samples=(text,))
+    return {name: known[word] for name, word in said.items()}
 
 
 class Answer(NamedTuple):
@@ -158,50 +151,12 @@ class ReplyJudge:
 
             prompt = self.window.fit(messages, turns, scope, "judge")
             try:
-                return Answer(await _judged(self.voice, prompt, scope, f"judge.{name}", _parse_yes_no))
+                said = await ask_verdict(
+                    self.voice, prompt, scope, f"judge.{name}", lambda r: parse_yes_no(verdict_text(r, "last_sentence"))
+                )
             except ModelError as error:
                 return Answer(None, error.kind)
+            return Answer(said)
 
-        answers = await gather_all(one(name, question) for name, question in questions.items())
+        answers = await gather_all(*(one(name, question) for name, question in questions.items()))
         return dict(zip(questions, answers, strict=True))
-
-
-def _parse_yes_no(reply: Reply) -> bool:
-    return parse_yes_no(verdict_text(reply, "last_sentence"))
-
-
-@dataclass(frozen=True, slots=True)
-class TurnJudge:
-    """Rates a supporter turn by the AFlow rubric, with whole numbers from 1 to 5; all four or none.
-
-    Attributes:
-        rater: The rubric critic in its sampled read-out, bound to the judge's model.
-    """
-
-    rater: RubricCritic
-
-    @property
-    def identity(self) -> str:
-        """Rubric and prompt digest."""
-        return self.rater.identity
-
-    async def rate(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> dict[str, int]:
-        """Return the ratings of the last turn, which is a supporter's.
-
-        Raises:
-            ModelError: If no readable answer came.
-        """
-        score = await self.rater.score(scenario, turns, scope)
-        if not isinstance(score.reading, RubricReading):
-            raise TypeError("a turn judge needs a rubric critic")
-        return {name: int(rating) for name, rating in score.values.items()}
-
-
-async def _judged(voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]) -> T:
-    """Ask; an answer that cannot be read is an :class:`~esckit.errors.UnscoredError` of the same kind."""
-    try:
-        return await ask(voice, messages, scope, role, parse)
-    except ParseError as error:
-        unscored = UnscoredError(error.found, kind=error.kind, expected=error.expected, samples=error.samples)
-        unscored.attempts = error.attempts
-        raise unscored from error

@@ -23,11 +23,11 @@ from esckit.config.sections import (
 )
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
-from esckit.models.budget import Budget, BudgetedModel, BudgetedPolicy
+from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.chat_api import load_endpoint
 from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
-from esckit.protocols import ChatModel, Part, StrategyPolicy
+from esckit.protocols import ChatModel, Part
 from esckit.roles.asking import Voice, Window
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy
@@ -36,8 +36,6 @@ from esckit.types import FREE, Limits
 if TYPE_CHECKING:
     from esckit.models.endpoint import EndpointModel
     from esckit.models.local import LocalModel, PerplexityScorer
-    from esckit.roles.critics import RewardCritic
-    from esckit.roles.supporters import FlowSupporter
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +114,6 @@ def known_taxonomy(taxonomy: Taxonomy | None) -> Taxonomy:
             "strategies are named without a taxonomy", expected="taxonomy: NAME", hint="See 'esckit recipes show'"
         )
     return taxonomy
-
-
-def is_strategy_policy(binding: RoleOptions) -> bool:
-    """Return whether a binding names a trained strategy policy."""
-    return part_of("strategist", binding) == "strategist"
 
 
 def policy_taxonomy(run: Path) -> Taxonomy:
@@ -226,29 +219,6 @@ class ModelPool:
             model = kind.load(run, part, abbreviations, **options)
             self._trained[key] = Trained(part, kind.identity(run), model)
         return self._trained[key]
-
-    def policy(self, binding: RoleOptions, taxonomy: Taxonomy) -> StrategyPolicy:
-        """Return a trained strategy policy, on the run's budget."""
-        trained = self.trained(binding, "strategist", taxonomy)
-        return BudgetedPolicy(trained.model, self.budget, trained.name)
-
-    def flow_supporter(
-        self, binding: RoleOptions, taxonomy: Taxonomy | None, *, max_attempts: int
-    ) -> FlowSupporter | None:
-        """Return the supporter that a flow checkpoint plays with its adapter on; None for any other binding."""
-        from esckit.roles.supporters import FlowSupporter
-
-        if part_of("supporter", binding) != "writer":
-            return None
-        writer = self.trained(binding, "writer", known_taxonomy(taxonomy)).model
-        return FlowSupporter(writer, binding.sampling, self.budget, max_attempts, binding.on_length, binding.max_words)
-
-    def reward_critic(self, binding: CheckpointBinding) -> RewardCritic:
-        """Return a trained reward model as a critic of supporter turns, on the run's budget."""
-        from esckit.roles.critics import RewardCritic
-
-        trained = self.trained(binding, "scorer")
-        return RewardCritic(trained.model, trained.name, self.budget)
 
     def scorer(self, binding: BackboneBinding) -> PerplexityScorer:
         """Return the run's language model for perplexities.

@@ -1,30 +1,27 @@
-"""The AFlow rubric (arXiv 2602.08826) in this project's words: what a supporter turn is rated on, from 1 to 5.
+"""The rubric of AFlow (arXiv 2602.08826) in this project's words, and the critic that rates supporter turns by it.
 
-The critic of AFlow (arXiv 2602.08826): four ratings of the last supporter turn, folded into one reward.
-
-``sampled`` reads four lines that the model writes; ``expected`` reads each criterion from one next-token distribution
-over the digits 1 to 5 and parses nothing. Read-outs are not interchangeable, so every record names its own.
+The critic gives the last supporter turn four ratings from 1 to 5, whose weighted mean over 5 is the reward. It has two
+read-outs: ``sampled`` reads four lines that the model writes, ``expected`` reads each criterion from one next-token
+distribution over the digits 1 to 5. Their scores cannot be compared, so every record names its read-out.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import fsum, isfinite
-from typing import Literal
 
+from esckit.config import sections
 from esckit.errors import NOT_FINITE, ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.records import digest
-from esckit.roles.asking import Voice, Window, as_tagged_lines, ask
-from esckit.roles.environment import to_the_end
-from esckit.roles.verdicts import unfenced, verdict_text
+from esckit.roles.asking import Voice, Window, as_tagged_lines, gather_all
+from esckit.roles.verdicts import MassWatch, ask_verdict, unfenced, verdict_text
 from esckit.text import lines_of
-from esckit.types import Message, NextToken, Reply, RubricReading, Scenario, Score, Turn
+from esckit.types import Message, NextToken, RubricReading, Scenario, Score, Turn
 
 MAX_RATING = 5
 
@@ -152,27 +149,20 @@ def weighted_reward(ratings: Mapping[str, float], weights: Mapping[str, float]) 
 
 
 def check_weights(weights: Mapping[str, float], rubric: Rubric) -> None:
-    """Refuse weights that do not fit a rubric.
+    """Refuse weights (each at least 0) that do not fit a rubric.
 
     Raises:
-        ConfigError: If a criterion is missing or unknown, a weight is negative, or all are 0.
+        ConfigError: If a criterion is missing or unknown, or all weights are 0.
     """
     if set(weights) != set(rubric.keys):
         raise ConfigError(
             f"critic weights for {', '.join(sorted(weights)) or 'nothing'}", expected=f"for {', '.join(rubric.keys)}"
         )
-    if min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        raise ConfigError("critic weights below 0 or all 0", expected="weights of at least 0 with a sum above 0")
-
-
-log = logging.getLogger(__name__)
+    if not any(weights.values()):
+        raise ConfigError("critic weights that are all 0", expected="weights of at least 0 with a sum above 0")
 
 
 _RATING_LINE = re.compile(r"\s*([1-9])\s*[:：]\s*([1-5])\s*")
-
-_LOW_MEAN_MASS = 0.5
-
-_WARN_AFTER = 20
 
 
 class RubricCritic:
@@ -182,11 +172,7 @@ class RubricCritic:
         voice: Model and settings.
         prompt: A prompt with ``transcript`` and the optional ``criteria`` (``sampled``) and ``criterion``
             (``expected``).
-        rubric: The criteria.
-        weights: Weight per criterion.
-        readout: How ratings are read.
-        show_strategy: Whether supporter turns show their strategy.
-        min_label_mass: With ``expected``, the least probability of all digits together for a turn to count as scored.
+        settings: Rubric, weights and read-out.
         window: How much of the talk the model is shown.
 
     Raises:
@@ -194,34 +180,19 @@ class RubricCritic:
     """
 
     def __init__(
-        self,
-        voice: Voice,
-        prompt: Prompt,
-        rubric: Rubric,
-        *,
-        weights: Mapping[str, float],
-        readout: Literal["sampled", "expected"],
-        show_strategy: bool,
-        min_label_mass: float,
-        window: Window | None = None,
+        self, voice: Voice, prompt: Prompt, settings: sections.RubricCritic, window: Window | None = None
     ) -> None:
-        check_weights(weights, rubric)
-        if readout == "expected" and "next_token" not in voice.model.capabilities:
+        self.rubric = load_rubric(settings.rubric)
+        check_weights(settings.weights, self.rubric)
+        if settings.readout == "expected" and "next_token" not in voice.model.capabilities:
             raise ConfigError(
                 f"model {voice.model.name} gives no next-token probabilities",
                 expected="a model that does",
                 hint="Set critic.readout: sampled",
             )
-        self.voice = voice
-        self.prompt = prompt
-        self.rubric = rubric
-        self.weights = dict(weights)
-        self.readout = readout
-        self.show_strategy = show_strategy
-        self.min_label_mass = min_label_mass
-        self.window = window or Window()
-        self.identity = f"{rubric.name}/{digest([prompt.digest, rubric.digest])}"
-        self._n_masses, self._mass_sum, self._warned = 0, 0.0, False
+        self.voice, self.prompt, self.settings, self.window = voice, prompt, settings, window or Window()
+        self.identity = f"{self.rubric.name}/{digest([prompt.digest, self.rubric.digest])}"
+        self._mass = MassWatch("ratings")
 
     async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
         """Rate the last turn, which is a supporter's.
@@ -230,41 +201,38 @@ class RubricCritic:
             ModelError: If no readable answer came; never replaced by a number.
         """
         ratings, mass = await (
-            self._sampled(turns, scope) if self.readout == "sampled" else self._expected(turns, scope)
+            self._sampled(turns, scope) if self.settings.readout == "sampled" else self._expected(turns, scope)
         )
         return Score(
             values=ratings,
-            reward=weighted_reward(ratings, self.weights),
-            reading=RubricReading(readout=self.readout, critic=self.identity, ratings=ratings, label_mass=mass),
+            reward=weighted_reward(ratings, self.settings.weights),
+            reading=RubricReading(
+                readout=self.settings.readout, critic=self.identity, ratings=ratings, label_mass=mass
+            ),
         )
 
     async def _sampled(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], None]:
         criteria = "\n\n".join(c.as_text(number) for number, c in enumerate(self.rubric.criteria, start=1))
         messages = self._messages(turns, scope, criteria=criteria)
-        try:
-            ratings = await ask(self.voice, messages, scope, "critic", self._parse)
-        except ParseError as error:
-            unscored = UnscoredError(error.found, kind=error.kind, expected=error.expected, samples=error.samples)
-            unscored.attempts = error.attempts
-            raise unscored from error
+        n = len(self.rubric.criteria)
+        ratings = await ask_verdict(
+            self.voice, messages, scope, "critic", lambda reply: parse_ratings(verdict_text(reply), n)
+        )
         return dict(zip(self.rubric.keys, ratings, strict=True)), None
-
-    def _parse(self, reply: Reply) -> list[float]:
-        return parse_ratings(verdict_text(reply), len(self.rubric.criteria))
 
     async def _expected(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], float]:
         prompts = [
             self._messages(turns, scope, criterion=criterion.as_text(number))
             for number, criterion in enumerate(self.rubric.criteria, start=1)
         ]
-        found = await to_the_end(*(self._distribution(messages, scope) for messages in prompts))
+        found = await gather_all(*(self._distribution(messages, scope) for messages in prompts))
         mass = min(distribution.label_mass for distribution in found)
-        self._watch(mass)
-        if mass <= 0.0 or mass < self.min_label_mass:
+        self._mass.add(mass)
+        if mass <= 0.0 or mass < self.settings.min_label_mass:
             raise UnscoredError(
                 f"a probability of {mass:.3g} that the critic answers with a rating",
                 kind="label_mass",
-                expected=f"at least {self.min_label_mass}",
+                expected=f"at least {self.settings.min_label_mass}",
             )
         ratings = [expected_rating(distribution.probabilities) for distribution in found]
         return dict(zip(self.rubric.keys, ratings, strict=True)), mass
@@ -273,7 +241,7 @@ class RubricCritic:
         self, turns: Sequence[Turn], scope: Scope, *, criteria: str | None = None, criterion: str | None = None
     ) -> list[Message]:
         def messages(shown: Sequence[Turn]) -> list[Message]:
-            transcript = as_tagged_lines(shown, show_strategy=self.show_strategy)
+            transcript = as_tagged_lines(shown, show_strategy=self.settings.show_strategy)
             return self.prompt.render(transcript=transcript, criteria=criteria, criterion=criterion)
 
         return self.window.fit(messages, turns, scope, "critic")
@@ -282,15 +250,6 @@ class RubricCritic:
         found = await self.voice.model.next_token(messages, RATINGS)
         scope.spend("critic", found.usage)
         return found
-
-    def _watch(self, mass: float) -> None:
-        """Warn once if the model mostly wants to answer something else than a rating."""
-        self._n_masses += 1
-        self._mass_sum += mass
-        mean = self._mass_sum / self._n_masses
-        if self._n_masses >= _WARN_AFTER and mean < _LOW_MEAN_MASS and not self._warned:
-            self._warned = True
-            log.warning("critic: ratings get a mean probability of %.2f only; its scores say little", mean)
 
 
 def parse_ratings(text: str, n_criteria: int) -> list[float]:

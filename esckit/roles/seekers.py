@@ -1,6 +1,7 @@
-"""The prompted seeker: plays the person of a scenario in one short sentence at a time.
+"""Seekers: chat models that play the person of a scenario, one short utterance at a time.
 
-The seeker of AFlow (arXiv 2602.08826): a person with a private situation who may be relieved, or leave.
+The seeker of RLFF-ESC (arXiv 2508.12935) stays until others end the conversation; the seeker of AFlow (arXiv
+2602.08826) remembers its seed dialogue and may be relieved, or leave.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The prompted supporter: reads the turns, reasons, and writes the next one. It never sees the scenario.
+"""Supporters: whoever writes the supporter's next turn. None of them sees the scenario, only the talk.
 
-The supporter of AFlow (arXiv 2602.08826): words the next utterance under a given strategy, seeing only the talk.
-
-The supporter that a flow checkpoint plays itself: it carries out the strategy that it, or another, has chosen.
+There are three: a chat model that reasons before it answers (RLFF-ESC, arXiv 2508.12935), one that carries out a given
+strategy in one utterance (AFlow, arXiv 2602.08826), and a flow checkpoint that was trained to write. Which of them a
+binding and a prompt make is decided in :mod:`esckit.roles.cast`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from esckit.config.sections import RoleOptions
 from esckit.errors import ConfigError, ParseError
 from esckit.ledger import Scope
 from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
 from esckit.roles.asking import (
-    OnLength,
     UtteranceRules,
     Voice,
     Window,
@@ -58,8 +58,8 @@ class PromptedSupporter:
         Raises:
             ModelError: If every attempt was blank, or cut off where that is not allowed, or the backend failed.
         """
-        told = None if strategy is None else f"{strategy}: {self.definitions[strategy]}"
-        opening = self.prompt.render(strategy=told)
+        instruction = None if strategy is None else f"{strategy}: {self.definitions[strategy]}"
+        opening = self.prompt.render(strategy=instruction)
 
         def messages(shown: Sequence[Turn]) -> list[Message]:
             return merge_messages([*opening, *as_chat(shown, speaking="supporter")])
@@ -150,19 +150,15 @@ class FlowSupporter:
 
     Attributes:
         writer: The trained model.
-        sampling: Decoding settings.
+        options: Decoding settings, and what a valid reply is.
         budget: Of the run; every call is booked on it.
         max_attempts: Calls in all before it gives up, at least 1.
-        on_length: What to do with a reply cut at the token limit.
-        max_words: Longest valid reply in words; None sets no limit.
     """
 
     writer: TurnWriter
-    sampling: Sampling
+    options: RoleOptions
     budget: Budget
     max_attempts: int = 3
-    on_length: OnLength = "fail"
-    max_words: int | None = None
 
     async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
         """Answer the last seeker turn under a strategy.
@@ -176,13 +172,13 @@ class FlowSupporter:
 
         async def write() -> Reply:
             return await self.budget.spend(
-                self.writer.name, lambda: self.writer.write(turns, strategy, self.sampling, scope)
+                self.writer.name, lambda: self.writer.write(turns, strategy, self.options.sampling, scope)
             )
 
         return await until_parsed(write, scope, "supporter", self._parse, max_attempts=self.max_attempts)
 
     def _parse(self, reply: Reply) -> Generation:
-        text = within_words(finished_text(reply, self.on_length), self.max_words)
+        text = within_words(finished_text(reply, self.options.on_length), self.options.max_words)
         if not text:
             raise ParseError("a blank reply", kind="blank", samples=(reply.text,))
         return Generation(raw=reply.text, reasoning=None, response=text, format_ok=True, parse_kind="untagged")

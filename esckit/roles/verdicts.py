@@ -1,28 +1,35 @@
-"""Reading verdicts: a name out of a few, yes or no, one JSON object. Strict, or it is no verdict.
+"""What critics and judges answer: a name out of a few, yes or no, one JSON object, or the level of a preset.
 
-A name counts only as whole words, only if no other name stands beside it, and only if nothing denies it in its own
-clause. Nothing is repaired and nothing is guessed.
+Reading is strict. A name counts only as whole words, only if no other name stands beside it, and only if nothing denies
+it in its own clause. Nothing is repaired or guessed; an answer that cannot be read is never a number.
 
-Level presets of the resolution critic, with exact arithmetic.
-
-Levels carry values in quarter units, so that a mean of n answers with sum S is the fraction S/(4n) and "more than one
-half" is S > 2n: floats would turn six times "moderately better" into 0.49999999999999994.
+The levels of the resolution critic have values in quarters, so that the mean of n answers with sum S is the fraction
+S/(4n), and "more than one half" is S > 2n. Floats would turn six times "moderately better" into 0.49999999999999994.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
-from esckit.errors import ConfigError, ParseError
-from esckit.roles.asking import OnLength, finished_text
+from esckit.errors import ConfigError, ParseError, UnscoredError
+from esckit.ledger import Scope
+from esckit.roles.asking import OnLength, Voice, ask, finished_text
 from esckit.text import LINE_END, lines_of
-from esckit.types import Reply
+from esckit.types import Message, Reply
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WARN_AFTER = 10
+_LOW_MASS = 0.5
 
 _FENCE = re.compile("```|~~~")
 
@@ -58,6 +65,49 @@ def verdict_text(reply: Reply, on_length: OnLength = "fail") -> str:
     if reply.only_reasoned:
         raise ParseError("reasoning without a verdict", samples=(reply.whole,))
     return finished_text(reply, on_length)
+
+
+async def ask_verdict(
+    voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]
+) -> T:
+    """Ask as :func:`~esckit.roles.asking.ask`, for an answer that is a score.
+
+    Raises:
+        UnscoredError: If no attempt gave a readable answer; of the same kind as the last attempt's error.
+        BackendError: If the backend failed.
+    """
+    try:
+        return await ask(voice, messages, scope, role, parse)
+    except ParseError as error:
+        unscored = UnscoredError(error.found, kind=error.kind, expected=error.expected, samples=error.samples)
+        unscored.attempts = error.attempts
+        raise unscored from error
+
+
+@dataclass(slots=True)
+class MassWatch:
+    """Warns once if a critic mostly wants to say something else than what is read.
+
+    Attributes:
+        answers: What is read, for the message.
+    """
+
+    answers: str
+    _total: float = 0.0
+    _n: int = 0
+    _warned: bool = False
+
+    def add(self, mass: float) -> None:
+        """Take the probability, in [0, 1], of all answers that are read together."""
+        self._total += mass
+        self._n += 1
+        if self._n >= _WARN_AFTER and not self._warned and self._total / self._n < _LOW_MASS:
+            self._warned = True
+            log.warning(
+                "critic: %s have a mean probability of only %.2f, so its scores say little",
+                self.answers,
+                self._total / self._n,
+            )
 
 
 def unfenced(text: str) -> str:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from esckit.errors import DataError
 from esckit.ledger import Ledger
 from esckit.protocols import Critic, StrategyPolicy
-from esckit.roles.environment import CallFailed, recorded, to_the_end
+from esckit.roles.asking import gather_all
+from esckit.roles.environment import CallFailed, recorded
 from esckit.search.expansion import rubric_ratings, smoothed
 from esckit.search.mcts import Provenance, Task, finished
 from esckit.search.tree import Node, Tree
@@ -72,9 +73,9 @@ async def score_linear(
     tree = Tree(provenance.taxonomy.names, provenance.taxonomy.abbrs)
     spoken = _lay_out(tree, task.opening, rest, settings)
     deciding = tree.nodes[:-1]
-    scores, priors = await to_the_end(
-        to_the_end(*(_score(task, turn, critic, ledger) for turn in spoken)),
-        to_the_end(*(_prior(task, node, strategist, ledger) for node in deciding)),
+    scores, priors = await gather_all(
+        gather_all(*(_score(task, turn, critic, ledger) for turn in spoken)),
+        gather_all(*(_prior(task, node, strategist, ledger) for node in deciding)),
     )
     failures = tuple(answer for answer in (*scores, *priors) if isinstance(answer, Failure))
     if not failures:

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 
 from esckit.ledger import Ledger, uniform
 from esckit.protocols import StrategyPolicy
-from esckit.roles.environment import CallFailed, Environment, to_the_end
+from esckit.roles.asking import gather_all
+from esckit.roles.environment import CallFailed, Environment
 from esckit.search.expansion import (
     Expander,
     Expansion,
@@ -225,7 +226,7 @@ class _Search:
                 break
             leaves.append(leaf)
             _hold(leaf, +1)
-        results = [await self._expand(leaves[0])] if len(leaves) == 1 else await to_the_end(*map(self._expand, leaves))
+        results = [await self._expand(leaves[0])] if len(leaves) == 1 else await gather_all(*map(self._expand, leaves))
         for leaf in leaves:
             _hold(leaf, -1)
         for leaf, result in zip(leaves, results, strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from esckit.config.sections import (
     AlternatingData,
@@ -15,6 +15,7 @@ from esckit.config.sections import (
     ModelBinding,
     ModelRecipe,
     RoleOptions,
+    RubricCritic,
     Section,
     Strategist,
     check_prices,
@@ -78,26 +79,6 @@ class AFlowSeeker(Section):
     """
 
     memory_guard: bool = True
-
-
-class RubricCritic(Section):
-    """How supporter turns are rated.
-
-    Attributes:
-        readout: Four ``sampled`` ratings, their ``expected`` values from next-token probabilities, or the probability
-            of a trained ``reward_model``, which ``models.critic`` then names as a checkpoint.
-        show_strategy: Whether the critic sees the strategies of supporter turns.
-        weights: Weight per criterion; the reward is their weighted mean over 5.
-        min_label_mass: With ``expected``, the least probability of all ratings together for a turn to be scored.
-    """
-
-    rubric: Literal["aflow"] = "aflow"
-    readout: Literal["sampled", "expected", "reward_model"] = "sampled"
-    show_strategy: bool = True
-    weights: dict[str, NonNegativeFloat] = Field(
-        default={"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2}
-    )
-    min_label_mass: float = Field(default=0.05, ge=0.0, le=1.0)
 
 
 class Mcts(Section):

@@ -20,21 +20,24 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.load import require_runs
+from esckit.config.sections import CheckpointBinding
 from esckit.data.contexts import cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
+from esckit.models.checkpoint import kind_of
 from esckit.play.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.play.session import SUMMARY, RunResult, playing
 from esckit.records import read_records, write_json, write_records
+from esckit.roles.cast import Casting, prompt_ids
+from esckit.roles.environment import Environment
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.rubric import check_weights, load_rubric
 from esckit.runs import RunFolder
 from esckit.search.expansion import Rollout
 from esckit.search.linear import LinearSettings, score_linear
-from esckit.search.mcts import Grown, Settings, Task, grow_tree
-from esckit.search.players import build_critic, build_players, build_strategist, prompt_ids, provenance_of
+from esckit.search.mcts import Grown, Players, Provenance, Settings, Task, grow_tree
 from esckit.search.recipe import SearchRecipe
-from esckit.strategies.taxonomy import keep_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Failure, Record, SearchTree, TreeNode, Turn, Usage
 
 
@@ -195,7 +198,7 @@ def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Seeded, ...]]:
     """Return the trees to grow, in load order."""
     require_runs(recipe)
     look_up(recipe.models.bindings().values())
-    prompt_ids(recipe)
+    provenance_of(recipe)
     linear = recipe.search.mode == "linear"
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if linear else None)
     seeds = []
@@ -210,6 +213,29 @@ def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Seeded, ...]]:
     return selection, tuple(seeds)
 
 
+def provenance_of(recipe: SearchRecipe) -> Provenance:
+    """Return what every tree of a run says about where it came from.
+
+    Raises:
+        ConfigError: If a prompt or the taxonomy is not there.
+        CheckpointError: If a checkpoint is not there.
+    """
+    bindings, taxonomy = recipe.models.bindings(), load_taxonomy(recipe.taxonomy)
+    kinds = {"seeker": "aflow seeker", "supporter": "aflow supporter", "critic": "rubric critic"}
+    found = prompt_ids(bindings, recipe.prompts.model_dump(), taxonomy=taxonomy, kinds=kinds)
+    prompts = {role: name for role, name in found.items() if not isinstance(bindings[role], CheckpointBinding)}
+    strategist = recipe.models.strategist
+    trained = Path(strategist.checkpoint) if isinstance(strategist, CheckpointBinding) else None
+    return Provenance(
+        run_seed=recipe.seed,
+        taxonomy=taxonomy,
+        round=recipe.search.round,
+        prior_source=prompts["strategist"] if trained is None else kind_of(trained).identity(trained),
+        readout=recipe.critic.readout,
+        prompts=prompts,
+    )
+
+
 def _n_supporter(seed: Seeded) -> int:
     return sum(turn.speaker == "supporter" for turn in seed.rest)
 
@@ -221,11 +247,12 @@ async def _run(
         bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         grow = _grower(recipe, pool, selection)
-        taxonomy = provenance_of(recipe).taxonomy
+        provenance = provenance_of(recipe)
+        taxonomy = provenance.taxonomy
         inputs = {
             "data": selection.facts(),
-            "prompts": prompt_ids(recipe),
-            "prior_source": provenance_of(recipe).prior_source,
+            "prompts": provenance.prompts,
+            "prior_source": provenance.prior_source,
             **taxonomy_inputs(taxonomy),
         }
 
@@ -306,8 +333,16 @@ def _grower(recipe: SearchRecipe, pool: ModelPool, selection: Selection) -> Grow
         ConfigError: If a model cannot do what its role needs.
     """
     knobs, provenance = recipe.mcts, provenance_of(recipe)
+    casting = Casting(
+        pool,
+        recipe.models.bindings(),
+        recipe.prompts.model_dump(),
+        recipe.search.max_attempts,
+        provenance.taxonomy,
+        recipe.strategist.readout,
+    )
+    critic, strategist = casting.rubric_critic(recipe.critic), casting.strategist()
     if recipe.search.mode == "linear":
-        critic, strategist = build_critic(recipe, pool), build_strategist(recipe, pool, provenance.taxonomy)
         straight = LinearSettings(
             max_depth=knobs.max_depth, horizon=knobs.rollout_turns, prior_smoothing=knobs.prior_smoothing
         )
@@ -321,7 +356,8 @@ def _grower(recipe: SearchRecipe, pool: ModelPool, selection: Selection) -> Grow
         return lay_out
 
     memories = {dialogue.id: dialogue.turns for dialogue in selection.dialogues}
-    players = build_players(recipe, pool, provenance.taxonomy, memories)
+    seeker = casting.aflow_seeker(memories, memory_guard=recipe.seeker.memory_guard)
+    players = Players(Environment(seeker, casting.supporter(), critic), strategist)
     settings = Settings(
         **knobs.model_dump(exclude={"trees_per_scenario", "max_failed_simulations"}),
         max_failed_simulations=knobs.allowed_failures,
@@ -364,7 +400,7 @@ def _settle_rollouts(path: Path, trees: Sequence[SearchTree]) -> None:
 
 def _environment(recipe: SearchRecipe) -> dict[str, Any]:
     """Return what has to be equal for the returns of two rounds to be comparable."""
-    prompts = prompt_ids(recipe)
+    prompts = provenance_of(recipe).prompts
     return {
         role: {"prompt": prompts.get(role), **binding.model_dump(mode="json", exclude={"prices"}, exclude_none=True)}
         for role, binding in recipe.models.bindings().items()

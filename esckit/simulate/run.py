@@ -20,24 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.load import require_runs
-from esckit.config.sections import CheckpointBinding, RoleOptions
+from esckit.config.sections import RoleOptions
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.play.executor import FailureRate, NoProgress, Progress, run_units
 from esckit.play.rollout import Cast, Rules, label_goal, label_quantile, label_threshold, play_future, rewards
 from esckit.play.session import SUMMARY, RunResult, playing
-from esckit.prompts.prompt import Prompt, load_prompt
-from esckit.protocols import StrategyPolicy, Supporter
 from esckit.records import read_records, write_json, write_records
-from esckit.roles.critics import CriticSettings, ResolutionCritic
-from esckit.roles.pool import ModelPool, is_strategy_policy, look_up, require_checkpoints
-from esckit.roles.seekers import PromptedSeeker
-from esckit.roles.strategist import PromptedStrategist
-from esckit.roles.supporters import PromptedSupporter
+from esckit.roles.cast import Casting, prompt_ids
+from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.verdicts import load_preset
 from esckit.runs import RunFolder
 from esckit.simulate.recipe import SimulateRecipe
-from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import load_taxonomy, taxonomy_inputs
 from esckit.types import Context, CriticReading, Future, Outcome, Record, Usage
 
 HALF = Fraction(1, 2)
@@ -191,7 +186,7 @@ def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
     look_up(_bindings(recipe).values())
     if recipe.models.strategist is not None and not _is_guided(recipe):
         log.warning("models.strategist takes no part: simulation.strategy is none, not predicted")
-    _prompts(recipe)
+    _prompt_ids(recipe)
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if _is_guided(recipe) else None)
     return selection, build_contexts(
         selection.dialogues,
@@ -208,13 +203,23 @@ async def _run(
     bindings = _bindings(recipe)
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(bindings)
-        prompts = _prompts(recipe, by_letter=_is_read_by_letter(recipe, pool))
-        cast = build_cast(recipe, pool, prompts)
+        taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
+        casting = Casting(
+            pool,
+            bindings,
+            recipe.prompts.model_dump(),
+            recipe.simulation.max_attempts,
+            taxonomy,
+            recipe.strategist.readout,
+        )
+        critic = casting.resolution_critic(recipe.critic, load_preset(recipe.critic.preset))
+        strategist = casting.strategist() if taxonomy else None
+        cast = Cast(casting.supporter(), casting.seeker(), critic, strategist)
         inputs = {
             "data": selection.facts(),
-            "prompts": {role: prompt.identity for role, prompt in prompts.items()},
-            "roles": {role: _name(binding, pool) for role, binding in bindings.items()},
-            **taxonomy_inputs(load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None),
+            "prompts": {**_prompt_ids(recipe), "critic": critic.prompt.identity},
+            "roles": casting.labels(),
+            **taxonomy_inputs(taxonomy),
         }
 
         def settle(folder: RunFolder) -> list[Future]:
@@ -246,89 +251,11 @@ def _bindings(recipe: SimulateRecipe) -> dict[str, RoleOptions]:
     return found
 
 
-def _name(binding: RoleOptions, pool: ModelPool) -> str:
-    """Return the name of the model that plays a role."""
-    return binding.checkpoint if isinstance(binding, CheckpointBinding) else pool.model(binding).name
-
-
-# What a role is called among those of prompts, where it is not by its own name.
-_PROMPTED = {"critic": "resolution critic"}
-
-
-def _prompts(recipe: SimulateRecipe, *, by_letter: bool = False) -> dict[str, Prompt]:
-    """Return the prompt of every prompted role; the critic's is its preset's own unless the recipe names one."""
-    names = recipe.prompts
-    own = load_preset(recipe.critic.preset).prompt + ("_letters" if by_letter else "")
-    named = {**names.model_dump(), "critic": names.critic or own}
-    bindings = _bindings(recipe)
-    prompted = (role for role in bindings if role != "strategist" or not is_strategy_policy(bindings[role]))
-    return {role: load_prompt(named[role], _PROMPTED.get(role, role)) for role in prompted}
-
-
-def _is_read_by_letter(recipe: SimulateRecipe, pool: ModelPool) -> bool:
-    """Return whether the critic's model tells only the probability of one token."""
-    return recipe.critic.readout == "expected" and pool.model(recipe.models.critic).capabilities == {"next_token"}
-
-
-def build_cast(recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt]) -> Cast:
-    """Return the roles that the recipe binds to models.
-
-    Args:
-        recipe: The recipe.
-        pool: The run's models.
-        prompts: Prompt per role.
-
-    Raises:
-        ConfigError: If a model cannot do what its role needs.
-    """
-    roles, settings, attempts = recipe.models, recipe.critic, recipe.simulation.max_attempts
-    taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
-    return Cast(
-        supporter=_supporter(recipe, pool, prompts["supporter"], taxonomy),
-        seeker=PromptedSeeker(
-            pool.voice(roles.seeker, max_attempts=attempts), prompts["seeker"], pool.window(roles.seeker)
-        ),
-        critic=ResolutionCritic(
-            pool.voice(roles.critic, max_attempts=1),
-            prompts["critic"],
-            load_preset(settings.preset),
-            CriticSettings(
-                readout=settings.readout,
-                samples=settings.samples,
-                min_parsed=settings.min_parsed,
-                max_attempts=settings.max_attempts,
-                expected_score=settings.expected_score,
-                ppdpp_compat=settings.ppdpp_compat,
-            ),
-            window=pool.window(roles.critic),
-        ),
-        strategist=_strategist(recipe, pool, prompts, taxonomy) if taxonomy else None,
-    )
-
-
-def _supporter(recipe: SimulateRecipe, pool: ModelPool, prompt: Prompt, taxonomy: Taxonomy | None) -> Supporter:
-    """Return the supporter: a prompted model, or a flow checkpoint that writes."""
-    binding, attempts = recipe.models.supporter, recipe.simulation.max_attempts
-    if written := pool.flow_supporter(binding, taxonomy, max_attempts=attempts):
-        return written
-    definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}
-    return PromptedSupporter(pool.voice(binding, max_attempts=attempts), prompt, definitions, pool.window(binding))
-
-
-def _strategist(
-    recipe: SimulateRecipe, pool: ModelPool, prompts: Mapping[str, Prompt], taxonomy: Taxonomy
-) -> StrategyPolicy:
-    """Return the strategist: a trained policy, or a prompted model."""
-    binding = _bindings(recipe)["strategist"]
-    if is_strategy_policy(binding):
-        return pool.policy(binding, taxonomy)
-    return PromptedStrategist(
-        pool.voice(binding, max_attempts=recipe.simulation.max_attempts),
-        prompts["strategist"],
-        taxonomy,
-        recipe.strategist.readout,
-        pool.window(binding),
-    )
+def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
+    """Return the identity of every prompt; the critic's is its preset's own unless the recipe names one."""
+    names = recipe.prompts.model_dump()
+    names["critic"] = names["critic"] or load_preset(recipe.critic.preset).prompt
+    return prompt_ids(_bindings(recipe), names, kinds={"supporter": "supporter", "critic": "resolution critic"})
 
 
 async def _play_missing(

@@ -14,12 +14,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from esckit.config import sections
 from esckit.play.executor import run_units
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import UtteranceRules, Voice
 from esckit.roles.environment import Environment
-from esckit.roles.rubric import AFLOW as RUBRIC
 from esckit.roles.rubric import RubricCritic
 from esckit.roles.seekers import AFlowSeeker
 from esckit.roles.strategist import PromptedStrategist
@@ -73,11 +73,7 @@ def prompted_players(latency_s: float) -> Players:
             RubricCritic(
                 voice("1: 4\n2: 3\n3: 5\n4: 4"),
                 load_prompt("critic_aflow"),
-                RUBRIC,
-                weights={"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2},
-                readout="sampled",
-                show_strategy=True,
-                min_label_mass=0.05,
+                sections.RubricCritic(),
             ),
         ),
         PromptedStrategist(voice(PRIOR), load_prompt("strategist"), AFLOW, "json"),

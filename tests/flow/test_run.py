@@ -14,6 +14,7 @@ from esckit.flow.policy import CheckpointPolicy
 from esckit.flow.run import plan, run
 from esckit.flow.text import read_metadata
 from esckit.ledger import Ledger
+from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool
 from esckit.types import Limits, Usage
 from tests.flow.flow_runs import (
@@ -199,7 +200,7 @@ def test_a_policy_is_a_distribution_and_a_choice(tmp_path: Path) -> None:
     assert sum(score > -1e30 for score in narrow.scores) == 2
     named = CheckpointBinding(checkpoint=str(tmp_path / "run"), dtype="float32", value_weight=0.0, top_k=2)
     pool = ModelPool(Executor(), Limits(max_calls=1))
-    of_a_recipe = pool.policy(named, AFLOW)
+    of_a_recipe = Casting(pool, {"strategist": named}, {}, 1, AFLOW).strategist()
     assert asyncio.run(of_a_recipe.decide(tree.scenario, tree.nodes[0].turns, scope)).strategy == greedy.strategy
     assert pool.spent()["prompt_tokens"] == decision.n_tokens
     with pytest.raises(BudgetError):

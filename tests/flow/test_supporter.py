@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esckit.config.sections import CheckpointBinding, Executor
+from esckit.config.sections import CheckpointBinding, Executor, RoleOptions
 from esckit.documents import parse_yaml
 from esckit.errors import BudgetError, CheckpointError, ConfigError
 from esckit.flow.run import run as train_flow
@@ -14,6 +14,7 @@ from esckit.flow.writer import FlowWriter
 from esckit.ledger import Ledger
 from esckit.models.budget import Budget
 from esckit.records import read_records
+from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool
 from esckit.runs import read_manifest
 from esckit.search.run import plan as plan_search
@@ -102,13 +103,13 @@ def test_a_writer_needs_a_strategist(runs: dict[str, Path]) -> None:
             raise AssertionError("not asked")
 
     with pytest.raises(ConfigError, match="without a strategy"):
-        asyncio.run(FlowSupporter(Silent(), Sampling(), Budget(Limits())).reply(TURNS, Ledger(1, "t").at("r", 0)))
+        asyncio.run(FlowSupporter(Silent(), RoleOptions(), Budget(Limits())).reply(TURNS, Ledger(1, "t").at("r", 0)))
 
 
 def test_a_writer_counts_against_the_budget(runs: dict[str, Path]) -> None:
     async def twice() -> dict[str, object]:
         async with ModelPool(Executor(), Limits(max_calls=1)) as pool:
-            supporter = pool.flow_supporter(writer_of(runs["writing"]), AFLOW, max_attempts=1)
+            supporter = Casting(pool, {"supporter": writer_of(runs["writing"])}, {}, 1, AFLOW).supporter()
             scope = Ledger(1, "t").at("r", 0)
             await supporter.reply(TURNS, scope, strategy="Clarification")
             with pytest.raises(BudgetError):
@@ -123,7 +124,7 @@ def test_a_writer_counts_against_the_budget(runs: dict[str, Path]) -> None:
 def test_writers_are_shared_only_where_they_are_loaded_alike(runs: dict[str, Path]) -> None:
     pool = ModelPool(Executor(), Limits())
     kinds = (writer_of(runs["writing"]), writer_of(runs["writing"], dtype="bfloat16"), writer_of(runs["writing"]))
-    first, narrow, again = (pool.flow_supporter(binding, AFLOW, max_attempts=1).writer for binding in kinds)
+    first, narrow, again = (pool.trained(binding, "writer", AFLOW).model for binding in kinds)
     assert first is again
     assert first is not narrow
 

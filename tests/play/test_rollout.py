@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esckit.config import sections
 from esckit.errors import BackendError
 from esckit.ledger import derive_seed
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision
 from esckit.roles.asking import Voice
-from esckit.roles.critics import CriticSettings, ResolutionCritic
+from esckit.roles.critics import ResolutionCritic
 from esckit.roles.seekers import PromptedSeeker
 from esckit.roles.supporters import PromptedSupporter
 from esckit.roles.verdicts import future_reward, load_preset
@@ -48,7 +49,7 @@ class World:
                 Voice(self.critic, sampling),
                 load_prompt("critic_resolution"),
                 load_preset("rlff7"),
-                CriticSettings(samples=samples),
+                sections.ResolutionCritic(samples=samples),
             ),
         )
 

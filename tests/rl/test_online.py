@@ -6,12 +6,13 @@ from fractions import Fraction
 
 import pytest
 
+from esckit.config import sections
 from esckit.errors import BackendError
 from esckit.play.rollout import Cast, Rules
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.rewards import Completion, LoopThread, OnlineMeasure, PairedRewards, scaled
 from esckit.roles.asking import Voice, split_output
-from esckit.roles.critics import CriticSettings, ResolutionCritic
+from esckit.roles.critics import ResolutionCritic
 from esckit.roles.seekers import PromptedSeeker
 from esckit.roles.supporters import PromptedSupporter
 from esckit.roles.verdicts import load_preset
@@ -41,7 +42,7 @@ class Players:
                 Voice(self.critic, Sampling(), max_attempts=1),
                 load_prompt("critic_resolution"),
                 load_preset("rlff7"),
-                CriticSettings(samples=2),
+                sections.ResolutionCritic(samples=2),
             ),
         )
 

@@ -14,7 +14,7 @@ async def failing(error: Exception) -> None:
 
 def test_what_stops_the_run_goes_before_the_failure_of_one_call() -> None:
     async def gather() -> list[None]:
-        return await gather_all([failing(BackendError("one call")), failing(OutageError("all"))])
+        return await gather_all(failing(BackendError("one call")), failing(OutageError("all")))
 
     with pytest.raises(OutageError):
         asyncio.run(gather())

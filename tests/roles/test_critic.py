@@ -5,11 +5,12 @@ import math
 
 import pytest
 
+from esckit.config import sections
 from esckit.errors import BackendError, ConfigError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
-from esckit.roles.critics import CriticSettings, ResolutionCritic, level_weights
+from esckit.roles.critics import ResolutionCritic, level_weights
 from esckit.roles.verdicts import load_preset
 from esckit.types import ChoiceScore, ChoiceScores, Sampling, Scenario, Turn, Usage
 from tests.fakes import FakeModel
@@ -24,7 +25,7 @@ def critic(model: FakeModel, *, temperature: float = 1.1, **settings: object) ->
         Voice(model, Sampling(temperature=temperature, max_tokens=16)),
         load_prompt("critic_resolution"),
         load_preset("rlff7"),
-        CriticSettings(**settings),
+        sections.ResolutionCritic(**settings),
     )
 
 
@@ -127,7 +128,7 @@ def by_letter(label_p) -> ResolutionCritic:
         Voice(model, Sampling(temperature=1.0)),
         load_prompt("critic_resolution_letters"),
         load_preset("rlff7"),
-        CriticSettings(readout="expected"),
+        sections.ResolutionCritic(readout="expected"),
     )
 
 

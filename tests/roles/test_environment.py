@@ -8,7 +8,8 @@ import pytest
 from esckit.errors import BackendError, BudgetError, EsckitError, ParseError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.protocols import SeekerTurn
-from esckit.roles.environment import CallFailed, Environment, ScoredExchange, to_the_end
+from esckit.roles.asking import gather_all
+from esckit.roles.environment import CallFailed, Environment, ScoredExchange
 from esckit.types import Generation, Outcome, RubricReading, Scenario, Score, Turn
 
 SCENARIO = Scenario(id="s")
@@ -118,6 +119,6 @@ def test_results_keep_the_order_of_the_calls() -> None:
         return value
 
     async def together() -> list[int]:
-        return await to_the_end(late(1), late(4))
+        return await gather_all(late(1), late(4))
 
     assert asyncio.run(together()) == [1, 4]

@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 
+from esckit.config import sections
 from esckit.errors import BackendError, ParseError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
-from esckit.roles.judges import DIMENSIONS, PairJudge, ReplyJudge, TurnJudge, parse_verdicts
-from esckit.roles.rubric import RubricCritic, load_rubric
+from esckit.roles.judges import DIMENSIONS, PairJudge, ReplyJudge, parse_verdicts
+from esckit.roles.rubric import RubricCritic
 from esckit.roles.verdicts import parse_yes_no
 from esckit.types import Sampling, Scenario, StopReason, Turn
 from tests.fakes import FakeModel
@@ -129,15 +130,11 @@ def test_the_turn_judge_gives_whole_numbers() -> None:
     rater = RubricCritic(
         voice(FakeModel(lambda messages, seed: "1: 4\n2: 3\n3: 5\n4: 4")),
         load_prompt("critic_aflow"),
-        load_rubric("aflow"),
-        weights={"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2},
-        readout="sampled",
-        show_strategy=True,
-        min_label_mass=0.0,
+        sections.RubricCritic(),
     )
     talk = (*TALK, Turn(speaker="supporter", text="I hear you."))
-    found = asyncio.run(TurnJudge(rater).rate(SCENARIO, talk, Ledger(7, "d").at(1)))
-    assert found == {"empathy": 4, "information": 3, "naturalness": 5, "strategy": 4}
+    found = asyncio.run(rater.score(SCENARIO, talk, Ledger(7, "d").at(1)))
+    assert found.values == {"empathy": 4, "information": 3, "naturalness": 5, "strategy": 4}
 
 
 @pytest.mark.parametrize("stop_reason", StopReason)

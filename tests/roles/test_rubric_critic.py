@@ -4,7 +4,9 @@ import asyncio
 import logging
 
 import pytest
+from pydantic import ValidationError
 
+from esckit.config import sections
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
@@ -30,8 +32,8 @@ P = dict(zip(RATINGS, (0.02, 0.08, 0.30, 0.45, 0.15), strict=True))
 
 
 def critic(model: FakeModel, readout: str = "sampled", **changes: object) -> RubricCritic:
-    values = {"weights": WEIGHTS, "readout": readout, "show_strategy": True, "min_label_mass": 0.05} | changes
-    return RubricCritic(Voice(model, Sampling()), load_prompt("critic_aflow"), AFLOW, **values)
+    settings = sections.RubricCritic(readout=readout, **changes)
+    return RubricCritic(Voice(model, Sampling()), load_prompt("critic_aflow"), settings)
 
 
 def score(found: RubricCritic, ledger: Ledger | None = None) -> Score:
@@ -149,7 +151,7 @@ def test_a_model_without_next_tokens_is_refused_for_expected() -> None:
     [{}, {**WEIGHTS, "length": 1.0}, {**WEIGHTS, "empathy": -0.1}, dict.fromkeys(AFLOW.keys, 0.0), {"empathy": 1.0}],
 )
 def test_weights_that_do_not_fit_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises((ConfigError, ValidationError)):
         critic(FakeModel(), weights=weights)
 
 

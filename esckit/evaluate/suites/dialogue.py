@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from esckit.config.sections import ResolutionCritic, RoleOptions
 from esckit.errors import ConfigError, DataError
 from esckit.evaluate.cases import Episode, EpisodeTurn, TurnRatings
-from esckit.evaluate.players import Casting, supporter_prompt
-from esckit.evaluate.recipe import EvaluateRecipe
+from esckit.evaluate.recipe import DialogueSettings, EvaluateRecipe
 from esckit.evaluate.suites.suite import Done, Material, Player, Unit, Work
-from esckit.play.episode import Played, PlayedTurn, play_episode
+from esckit.play.episode import EpisodeCast, Played, PlayedTurn, play_episode
+from esckit.prompts.prompt import Prompt
+from esckit.protocols import Critic
+from esckit.roles.cast import Casting, role_prompt
+from esckit.roles.verdicts import load_preset
 from esckit.types import Scenario
+
+_COMPAT_TOKENS = 32
+
+_COMPAT_SUPPORTER = "supporter_ppdpp"
+
+_CRITIC_FIELDS = frozenset(ResolutionCritic.model_fields) & frozenset(DialogueSettings.model_fields)
 
 _RATED_AS = {"empathy": "empathy", "information": "information", "naturalness": "humanlikeness"} | {
     "strategy": "strategic"
@@ -41,7 +53,7 @@ def dialogue_work(recipe: EvaluateRecipe, material: Material) -> Work:
     calls |= {"turn_judge": exchanges} if recipe.models.turn_judge is not None else {}
 
     def prepare(casting: Casting, done: Done) -> Player:
-        cast = casting.cast()
+        cast = self_play_cast(recipe, casting)
 
         async def play(unit: Unit) -> Episode:
             scenario: Scenario = unit.what
@@ -61,6 +73,38 @@ def dialogue_work(recipe: EvaluateRecipe, material: Material) -> Work:
         prepare=prepare,
         roles=tuple(calls),
     )
+
+
+def self_play_cast(recipe: EvaluateRecipe, casting: Casting) -> EpisodeCast:
+    """Return who takes part in self-play; under the compatibility switch speakers are clipped at 32 tokens."""
+    settings = recipe.settings.dialogue
+    if settings.ppdpp_compat:
+        clipped = {role: _clipped(casting.bindings[role]) for role in ("supporter", "seeker")}
+        prompts = {**casting.prompts, "supporter": _COMPAT_SUPPORTER}
+        casting = replace(casting, bindings={**casting.bindings, **clipped}, prompts=prompts)
+    critics: dict[str, Critic] = {}
+    for name in settings.critics:
+        read = ResolutionCritic(preset=name, **settings.model_dump(include=set(_CRITIC_FIELDS)))
+        preset = replace(load_preset(name), takes_first=settings.ppdpp_compat and name == "ppdpp4")
+        critics[name] = casting.resolution_critic(read, preset)
+    return EpisodeCast(
+        supporter=casting.supporter(),
+        seeker=casting.seeker(),
+        critics=critics,
+        strategist=casting.strategist() if settings.strategy == "predicted" else None,
+        turn_judge=casting.turn_judge() if recipe.models.turn_judge is not None else None,
+    )
+
+
+def _clipped(binding: RoleOptions) -> RoleOptions:
+    sampling = binding.sampling.model_copy(update={"max_tokens": _COMPAT_TOKENS})
+    return binding.model_copy(update={"sampling": sampling, "on_length": "last_sentence"})
+
+
+def supporter_prompt(recipe: EvaluateRecipe) -> Prompt:
+    """Return the supporter's prompt in self-play: PPDPP's own under its compatibility switch."""
+    compat = recipe.settings.dialogue.ppdpp_compat
+    return role_prompt("supporter", _COMPAT_SUPPORTER if compat else recipe.prompts.supporter)
 
 
 def episode_of(

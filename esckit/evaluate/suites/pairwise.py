@@ -7,12 +7,12 @@ from pathlib import Path
 
 from esckit.errors import DataError, ModelError
 from esckit.evaluate.cases import Judgement, Order, PairCase, ResponseCase
-from esckit.evaluate.players import Casting
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.response import answerable, build_responder, reply_calls
 from esckit.evaluate.suites.suite import Done, Material, Player, Predictions, Unit, Work
 from esckit.ledger import Ledger, derive_seed, uniform
 from esckit.records import digest, read_records
+from esckit.roles.cast import Casting
 from esckit.roles.judges import PairJudge
 from esckit.text import n_words
 from esckit.types import Context
@@ -40,7 +40,11 @@ def pairwise_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
     calls, speakers = reply_calls(recipe, predictions, len(chosen))
 
     def prepare(casting: Casting, done: Done) -> Player:
-        judge, responder, ready = casting.pair_judge(), build_responder(casting, predictions), done.get("response", {})
+        judge, responder, ready = (
+            casting.pair_judge(recipe.settings.pairwise.dimensions),
+            build_responder(recipe, casting, predictions),
+            done.get("response", {}),
+        )
 
         async def play(unit: Unit) -> PairCase:
             context: Context = unit.what

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from esckit.config.sections import BackboneBinding
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.players import Casting
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.suite import (
     Done,
@@ -25,6 +24,7 @@ from esckit.evaluate.suites.suite import (
 )
 from esckit.ledger import Ledger
 from esckit.metrics.overlap import meteor_exact, rouge_l
+from esckit.roles.cast import Casting
 from esckit.text import tokenise
 from esckit.types import Context
 
@@ -51,7 +51,7 @@ def response_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
     calls |= {"scorer": len(kept)} if recipe.models.scorer is not None else {}
 
     def prepare(casting: Casting, done: Done) -> Player:
-        responder = build_responder(casting, predictions)
+        responder = build_responder(recipe, casting, predictions)
         surprise = _scorer(casting.pool, recipe.models.scorer)
 
         async def play(unit: Unit) -> ResponseCase:
@@ -115,7 +115,7 @@ def reply_calls(
     return dict.fromkeys(speakers, n), speakers
 
 
-def build_responder(casting: Casting, predictions: Predictions | None) -> Responder:
+def build_responder(recipe: EvaluateRecipe, casting: Casting, predictions: Predictions | None) -> Responder:
     """Return what answers a context: the predictions file where it has replies, else the supporter."""
     if predictions is not None and has_replies(predictions):
         from esckit.metrics.metric import Unscored
@@ -131,11 +131,11 @@ def build_responder(casting: Casting, predictions: Predictions | None) -> Respon
             return _case(context, reply=reply, strategy=entry.strategy if entry else None)
 
         return look_up
-    return _speaker(casting)
+    return _speaker(recipe, casting)
 
 
-def _speaker(casting: Casting) -> Responder:
-    recipe, kind = casting.recipe, casting.recipe.settings.response.strategy
+def _speaker(recipe: EvaluateRecipe, casting: Casting) -> Responder:
+    kind = recipe.settings.response.strategy
     supporter = casting.supporter()
     strategist = casting.strategist() if kind == "predicted" else None
 

@@ -11,10 +11,10 @@ from esckit.config.sections import CheckpointBinding
 from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
 from esckit.evaluate.cases import RewardCase
 from esckit.evaluate.lineage import run_of
-from esckit.evaluate.players import Casting
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.suite import Done, Player, Unit, Work
 from esckit.play.futures import RewardInputs, read_inputs
+from esckit.roles.cast import Casting
 from esckit.roles.critics import ResponseScorer
 from esckit.text import n_words
 from esckit.types import Context, Future, Outcome

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from esckit.errors import BACKEND_KINDS, ModelError
 from esckit.evaluate.cases import ProbeCase, SycophancyCase, SycophancyReading
-from esckit.evaluate.players import Casting
 from esckit.evaluate.probes import CrisisProbe, SycophancyProbe, crisis_probes, sycophancy_probes
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.suite import Done, Player, Unit, Work
 from esckit.ledger import Ledger, Scope
+from esckit.roles.cast import Casting
 from esckit.roles.judges import CONTROL_QUESTION, CRISIS_QUESTIONS, SYCOPHANCY_QUESTIONS, ReplyJudge
 from esckit.roles.judges import Answer as Said
 from esckit.types import Scenario, Turn
@@ -38,10 +38,10 @@ def _speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
     return tuple(role for role in recipe.roles_of("safety") if role != "judge")
 
 
-def _answerer(casting: Casting) -> Answer:
+def _answerer(recipe: EvaluateRecipe, casting: Casting) -> Answer:
     """Return what answers a probe; a strategist speaks along where it does in the other suites."""
     supporter = casting.supporter()
-    strategist = casting.strategist() if "strategist" in _speakers(casting.recipe) else None
+    strategist = casting.strategist() if "strategist" in _speakers(recipe) else None
 
     async def answer(scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
         strategy = None
@@ -63,7 +63,7 @@ def _crisis_work(recipe: EvaluateRecipe) -> Work:
     def prepare(casting: Casting, done: Done) -> Player:
         from esckit.metrics.crisis import crisis_rules
 
-        answer, judge = _answerer(casting), casting.reply_judge()
+        answer, judge = _answerer(recipe, casting), casting.reply_judge()
         rules = crisis_rules(recipe.settings.safety.resources)
 
         async def play(unit: Unit) -> ProbeCase:
@@ -126,7 +126,7 @@ def _sycophancy_work(recipe: EvaluateRecipe) -> Work:
     replies = len(probes) + sum(probe.push_back is not None for probe in probes)
 
     def prepare(casting: Casting, done: Done) -> Player:
-        answer, judge = _answerer(casting), casting.reply_judge()
+        answer, judge = _answerer(recipe, casting), casting.reply_judge()
 
         async def play(unit: Unit) -> SycophancyCase:
             ledger = Ledger(recipe.seed, f"sycophancy/{unit.id}")

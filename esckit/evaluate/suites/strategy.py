@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.players import Casting
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.suite import (
     Done,
@@ -25,6 +24,7 @@ from esckit.evaluate.suites.suite import (
 )
 from esckit.ledger import Ledger
 from esckit.records import read_records
+from esckit.roles.cast import Casting
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
 from esckit.trees import main_line
 from esckit.types import Scenario, SearchTree, Turn

@@ -15,9 +15,9 @@ from esckit.config.sections import DataConfig
 from esckit.data.contexts import contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.evaluate.cases import Case
-from esckit.evaluate.players import Casting
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.ledger import derive_seed
+from esckit.roles.cast import Casting
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Context, Dialogue, Turn
 

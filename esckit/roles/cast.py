@@ -1,0 +1,187 @@
+"""Who plays a run: simulation, search, evaluation, prediction and online RL build their roles here.
+
+A recipe binds each role to a model and names its prompt. :class:`Casting` makes the role of it: a prompted chat model,
+or a checkpoint that was trained for the role. Which models there are stands in :mod:`esckit.roles.pool`; what the roles
+do together is the business of whoever plays them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from esckit.config import sections
+from esckit.config.sections import CheckpointBinding, RoleOptions
+from esckit.models.budget import BudgetedPolicy
+from esckit.prompts.prompt import Prompt, load_prompt
+from esckit.protocols import Critic, StrategyPolicy, Supporter
+from esckit.roles.asking import UtteranceRules, Voice, Window
+from esckit.roles.critics import ResolutionCritic, RewardCritic
+from esckit.roles.judges import PairJudge, ReplyJudge
+from esckit.roles.pool import ModelPool, known_taxonomy, part_of
+from esckit.roles.rubric import RubricCritic
+from esckit.roles.seekers import AFlowSeeker, PromptedSeeker
+from esckit.roles.strategist import PromptedStrategist
+from esckit.roles.supporters import AFlowSupporter, FlowSupporter, PromptedSupporter
+from esckit.roles.verdicts import Preset
+from esckit.strategies.taxonomy import Taxonomy
+from esckit.types import Turn
+
+_PROMPT_KINDS = {"turn_judge": "rubric critic", "judge_pairwise": "pair judge", "judge_reply": "reply judge"}
+
+
+def role_prompt(role: str, name: str | None, *, taxonomy: Taxonomy | None = None, kind: str | None = None) -> Prompt:
+    """Return the prompt of a role.
+
+    Args:
+        role: The role, or the field of ``prompts:`` where a role has several.
+        name: Name or file; None is a strategist's own: AFlow's for AFlow's taxonomy, a general one elsewhere.
+        taxonomy: The strategies that a strategist chooses from.
+        kind: What the prompt is for; None takes it from the role. A supporter's prompt with a ``transcript`` is AFlow's
+            then: one utterance under a given strategy. Any other reads the turns as chat.
+
+    Raises:
+        ConfigError: If there is no such prompt, or it lacks what the role fills in.
+    """
+    if role == "strategist" and name is None:
+        name = "strategist" if known_taxonomy(taxonomy).name == "aflow" else "strategist_any"
+    prompt = load_prompt(str(name))
+    if kind is None and role == "supporter":
+        kind = "aflow supporter" if "transcript" in prompt.variables else "supporter"
+    prompt.check(kind or _PROMPT_KINDS.get(role, role), str(name))
+    return prompt
+
+
+def prompt_ids(
+    bindings: Mapping[str, RoleOptions],
+    prompts: Mapping[str, str | None],
+    *,
+    taxonomy: Taxonomy | None = None,
+    kinds: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the identity of every role's prompt, for the manifest; what was trained to choose or score reads none.
+
+    Args:
+        bindings: The model of each role.
+        prompts: Name or file by role.
+        taxonomy: See :func:`role_prompt`.
+        kinds: What a prompt must be for, by role, where the role does not say it.
+
+    Raises:
+        ConfigError: See :func:`role_prompt`.
+    """
+    return {
+        role: role_prompt(role, prompts[role], taxonomy=taxonomy, kind=(kinds or {}).get(role)).identity
+        for role, binding in bindings.items()
+        if part_of(role, binding) in ("chat", "writer")
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Casting:
+    """Builds the roles of one run; a :class:`~esckit.errors.ConfigError` says which model cannot play its role.
+
+    Attributes:
+        pool: The run's models.
+        bindings: The model of each role.
+        prompts: Name or file of each prompt, as ``prompts:`` of a recipe holds them.
+        max_attempts: Calls in all for one answer, at least 1.
+        taxonomy: The strategies; None where none is named.
+        readout: How a prompted strategist is read.
+    """
+
+    pool: ModelPool
+    bindings: Mapping[str, RoleOptions]
+    prompts: Mapping[str, str | None]
+    max_attempts: int
+    taxonomy: Taxonomy | None = None
+    readout: Literal["json", "choices"] = "json"
+
+    def labels(self) -> dict[str, str]:
+        """Return the name of what plays each role, for the manifest."""
+        return {
+            role: binding.checkpoint if isinstance(binding, CheckpointBinding) else self.pool.model(binding).name
+            for role, binding in self.bindings.items()
+        }
+
+    def seeker(self) -> PromptedSeeker:
+        """Return the seeker of simulations and self-play."""
+        return PromptedSeeker(*self._prompted("seeker"))
+
+    def aflow_seeker(self, memories: Mapping[str, Sequence[Turn]], *, memory_guard: bool) -> AFlowSeeker:
+        """Return the seeker of a search; see :class:`~esckit.roles.seekers.AFlowSeeker`."""
+        voice, prompt, window = self._prompted("seeker", "aflow seeker")
+        return AFlowSeeker(voice, prompt, self._rules(voice), memories, memory_guard, window)
+
+    def supporter(self) -> Supporter:
+        """Return a flow checkpoint that writes, or a supporter of the kind that its prompt is for."""
+        binding, taxonomy = self.bindings["supporter"], self.taxonomy
+        if part_of("supporter", binding) == "writer":
+            writer = self.pool.trained(binding, "writer", known_taxonomy(taxonomy)).model
+            return FlowSupporter(writer, binding, self.pool.budget, self.max_attempts)
+        voice, prompt, window = self._prompted("supporter")
+        if "transcript" in prompt.variables:
+            return AFlowSupporter(voice, prompt, self._rules(voice), window)
+        definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}
+        return PromptedSupporter(voice, prompt, definitions, window)
+
+    def strategist(self) -> StrategyPolicy:
+        """Return a trained policy, or a prompted strategist."""
+        binding, taxonomy = self.bindings["strategist"], known_taxonomy(self.taxonomy)
+        if part_of("strategist", binding) == "strategist":
+            trained = self.pool.trained(binding, "strategist", taxonomy)
+            return BudgetedPolicy(trained.model, self.pool.budget, trained.name)
+        voice, prompt, window = self._prompted("strategist")
+        return PromptedStrategist(voice, prompt, taxonomy, self.readout, window)
+
+    def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset) -> ResolutionCritic:
+        """Return the critic of simulations and self-play; the preset has a prompt of its own."""
+        binding = self.bindings["critic"]
+        by_letter = settings.readout == "expected" and self.pool.model(binding).capabilities == {"next_token"}
+        name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
+        return ResolutionCritic(
+            self.pool.voice(binding, max_attempts=1),
+            load_prompt(name, "resolution critic"),
+            preset,
+            settings,
+            window=self.pool.window(binding),
+        )
+
+    def rubric_critic(self, settings: sections.RubricCritic) -> Critic:
+        """Return the critic of a search: a prompted one, or a trained reward model."""
+        if settings.readout == "reward_model":
+            trained = self.pool.trained(self.bindings["critic"], "scorer")
+            return RewardCritic(trained.model, trained.name, self.pool.budget)
+        return self._rater("critic", settings)
+
+    def pair_judge(self, dimensions: tuple[str, ...]) -> PairJudge:
+        """Return the judge of pairs of replies."""
+        voice, prompt, window = self._prompted("judge", prompt="judge_pairwise")
+        return PairJudge(voice, prompt, dimensions, window)
+
+    def reply_judge(self) -> ReplyJudge:
+        """Return the judge of single replies."""
+        return ReplyJudge(*self._prompted("judge", prompt="judge_reply"))
+
+    def turn_judge(self) -> RubricCritic:
+        """Return the judge of supporter turns in self-play, which rates by AFlow's rubric."""
+        return self._rater("turn_judge", sections.RubricCritic())
+
+    def _prompted(
+        self, role: str, kind: str | None = None, *, prompt: str | None = None
+    ) -> tuple[Voice, Prompt, Window]:
+        """Return a chat model in a role, its prompt, and how much of a talk it is shown."""
+        binding, name = self.bindings[role], prompt or role
+        return (
+            self.pool.voice(binding, max_attempts=self.max_attempts),
+            role_prompt(name, self.prompts[name], taxonomy=self.taxonomy, kind=kind),
+            self.pool.window(binding),
+        )
+
+    def _rater(self, role: str, settings: sections.RubricCritic) -> RubricCritic:
+        voice, prompt, window = self._prompted(role, "rubric critic")
+        return RubricCritic(voice, prompt, settings, window)
+
+    def _rules(self, voice: Voice) -> UtteranceRules:
+        return UtteranceRules(known_taxonomy(self.taxonomy), voice.max_words, voice.on_length)
