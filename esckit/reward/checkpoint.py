@@ -1,4 +1,4 @@
-"""Checkpoints of reward models, and how others find, check and load them; nothing heavy before a model is loaded.
+"""Checkpoints of reward models, as other rooms find, check and load them; nothing heavy before a model is loaded.
 
 ::
 
@@ -15,14 +15,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 from esckit.errors import CheckpointError
-from esckit.models.checkpoint import CheckpointMetadata, read_metadata
-from esckit.prompts.prompt import load_prompt, prompt_names
+from esckit.models.checkpoint import read_metadata
+from esckit.prompts.prompt import prompt_names
 from esckit.protocols import Part
-from esckit.reward.text import SLOTS, RewardTemplate
-from esckit.roles.asking import LABELS
+from esckit.reward.text import RewardMetadata, reward_template
 from esckit.runs import MANIFEST, read_manifest, stated
 
 if TYPE_CHECKING:
@@ -30,52 +29,6 @@ if TYPE_CHECKING:
     from esckit.reward.model import RewardModel
 
 log = logging.getLogger(__name__)
-
-HEAD = "head.safetensors"
-
-Kind = Literal["classifier", "pairwise", "rrhf"]
-
-Trainable = Literal["full", "head", "lora"]
-
-Pooling = Literal["last", "mean"]
-
-
-class RewardMetadata(CheckpointMetadata):
-    """What belongs to a trained reward model.
-
-    Attributes:
-        kind: What its output is, see :mod:`esckit.reward.model`.
-        trainable: What was trained.
-        pooling: Which state the head reads.
-        max_length: Longest input in tokens.
-        template: The prompt it was trained with.
-        label: The label rule, as the recipe says it.
-        delta: The threshold that the rule came to, as a fraction; None for ``goal``.
-        simulation: Preset, read-out, horizon, threshold and critic prompt of the futures.
-    """
-
-    SCHEMA: ClassVar[str] = "esckit.reward_model/1"
-    COMMAND: ClassVar[str] = "train-reward"
-
-    kind: Kind
-    trainable: Trainable
-    pooling: Pooling
-    max_length: int
-    template: RewardTemplate
-    label: dict[str, str]
-    delta: str | None
-    simulation: dict[str, str | int | bool]
-
-
-def reward_template(name: str) -> RewardTemplate:
-    """Return a reward model's prompt as it is today.
-
-    Raises:
-        ConfigError: If there is no such prompt, or it has not the right variables.
-    """
-    prompt = load_prompt(name, "reward model")
-    text = "\n\n".join(message.content for message in prompt.render(**SLOTS))
-    return RewardTemplate.of(text, prompt=prompt.identity, seeker=LABELS["seeker"], supporter=LABELS["supporter"])
 
 
 def reward_manifest(run: str | Path) -> dict[str, Any]:

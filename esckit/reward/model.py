@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -37,11 +36,14 @@ from esckit.models.loading import (
     pick_device,
 )
 from esckit.models.packing import PackedStates, States
-from esckit.reward.checkpoint import HEAD, Kind, Pooling, RewardMetadata, Trainable
-from esckit.reward.text import RewardInput, RewardText
+from esckit.reward.recipe import Kind, Pooling, RewardNetwork
+from esckit.reward.text import RewardInput, RewardMetadata, RewardText
 from esckit.training.checkpoint import adapter_config
-from esckit.training.sections import Lora
 from esckit.types import Turn
+
+HEAD = "head.safetensors"
+"""File of the head in a checkpoint (of a ranker with an untied LM head: that)."""
+
 
 # ---------------------------------------------------------------- the network
 
@@ -64,61 +66,39 @@ class RewardHead(nn.Module):
         return out
 
 
-def positions(attention_mask: Tensor) -> Tensor:
-    """Return each token's position in its own sequence (B, T); padding on either side counts for nothing."""
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def last_index(attention_mask: Tensor) -> Tensor:
-    """Return the column of the last real token of each row (B,), whichever side is padded."""
-    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (columns * attention_mask.long()).argmax(dim=1)
-
-
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     """Return one float32 state per row (B, d): that of the last real token, or the mean over real tokens.
 
     Args:
         hidden: States (B, T, d).
-        attention_mask: 1 for real tokens (B, T), padding on either side.
+        attention_mask: 1 for real tokens (B, T), which come first.
         pooling: Which of the two.
     """
     if pooling == "last":
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return hidden[rows, last_index(attention_mask)].float()
+        return hidden[rows, attention_mask.sum(dim=1) - 1].float()
     mask = attention_mask.unsqueeze(-1).float()
     # Where, not times: what stands at padding may be NaN.
     kept = torch.where(mask > 0, hidden.float(), 0.0)
     return kept.sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class RewardBatch:
-    """Padded inputs of one forward pass.
+def collate(inputs: Sequence[RewardInput]) -> dict[str, Tensor]:
+    """Return inputs as one batch, padded on the right; nothing reads what stands there.
 
-    Attributes:
-        input_ids: (B, T).
-        attention_mask: 1 for real tokens (B, T), padding on either side.
-        response_mask: True for the response's tokens, boolean (B, T).
+    Returns:
+        ``input_ids`` (B, T), ``attention_mask`` (B, T) with 1 for real tokens, and boolean ``response_mask`` (B, T),
+        True for the response's tokens.
     """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    response_mask: Tensor
-
-
-def collate(inputs: Sequence[RewardInput], *, side: Literal["left", "right"] = "right") -> RewardBatch:
-    """Return inputs as one batch, padded on a side with token 0 (whatever stands there is never looked at)."""
     longest = max(len(each.ids) for each in inputs)
     ids = torch.zeros(len(inputs), longest, dtype=torch.long)
     mask = torch.zeros(len(inputs), longest, dtype=torch.long)
     response = torch.zeros(len(inputs), longest, dtype=torch.bool)
     for row, each in enumerate(inputs):
-        shift = longest - len(each.ids) if side == "left" else 0
-        ids[row, shift : shift + len(each.ids)] = torch.tensor(each.ids)
-        mask[row, shift : shift + len(each.ids)] = 1
-        response[row, shift + each.response_start : shift + each.response_end] = True
-    return RewardBatch(ids, mask, response)
+        ids[row, : len(each.ids)] = torch.tensor(each.ids)
+        mask[row, : len(each.ids)] = 1
+        response[row, each.response_start : each.response_end] = True
+    return {"input_ids": ids, "attention_mask": mask, "response_mask": response}
 
 
 class RewardNet(nn.Module):
@@ -153,21 +133,17 @@ class RewardNet(nn.Module):
         if kind == "rrhf" and lm_head is None:
             raise ConfigError("objective rrhf on a backbone without LM head", expected="a causal language model")
 
-    def forward(self, batch: RewardBatch) -> Tensor:
-        """Return logits (B, 2) of a classifier, else scores s (B,)."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+        """Return logits (B, 2) of a classifier, else scores s (B,), of a batch from :func:`collate`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_backbone):
-            hidden = self.backbone(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=positions(batch.attention_mask),
-                use_cache=False,
-            ).last_hidden_state
+            out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        hidden = out.last_hidden_state
         if self.kind == "rrhf":
-            target = batch.response_mask[:, 1:]
-            log_p = self.token_log_p(hidden[:, :-1][target], batch.input_ids[:, 1:][target])
+            target = response_mask[:, 1:]
+            log_p = self.token_log_p(hidden[:, :-1][target], input_ids[:, 1:][target])
             spread = torch.zeros_like(target, dtype=log_p.dtype).masked_scatter(target, log_p)
             return spread.sum(dim=1) / target.sum(dim=1)
-        return self.read(pool(hidden, batch.attention_mask, self.pooling))
+        return self.read(pool(hidden, attention_mask, self.pooling))
 
     def read(self, pooled: Tensor) -> Tensor:
         """Return what the head says of pooled states (B, d): logits (B, 2), or scores (B,)."""
@@ -194,57 +170,38 @@ def probability(kind: Kind, out: Tensor) -> Tensor:
 # ---------------------------------------------------------------- built anew, or from a checkpoint
 
 
-def build_net(
-    ref: str,
-    kind: Kind,
-    *,
-    trainable: Trainable,
-    pooling: Pooling,
-    lora: Lora | None = None,
-    gradient_checkpointing: bool = False,
-) -> tuple[RewardNet, Any]:
+def build_net(model: RewardNetwork, kind: Kind, *, gradient_checkpointing: bool = False) -> tuple[RewardNet, Any]:
     """Return a net to train, in float32 and with dropout off, and its tokenizer.
 
     Args:
-        ref: NAME, FOLDER or HUB-ID of the backbone.
+        model: The recipe's section.
         kind: What the head gives.
-        trainable: Whether backbone and head are trained, the head alone, or head and adapter.
-        pooling: Which state the head reads.
-        lora: The adapter; needed with ``lora``.
         gradient_checkpointing: Save memory by computing states twice.
 
     Raises:
-        ConfigError: If there is no such backbone, or it cannot be loaded.
+        ConfigError: If there is no such backbone, or it cannot be loaded or adapted.
     """
-    source = resolve_backbone(ref)
+    if kind == "rrhf" and model.trainable == "head":
+        raise ConfigError("objective rrhf with a frozen backbone", expected="model.trainable: full or lora")
+    source = resolve_backbone(model.backbone)
     causal, tokenizer = load_causal(source)
-    decoder = causal.base_model
-    lm_head = causal.get_output_embeddings()
+    decoder, lm_head = causal.base_model, causal.get_output_embeddings()
     for module in decoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # rewards and comparisons of runs must not depend on it
-    if trainable != "full":
+    if model.trainable != "full":
         decoder.requires_grad_(False)
         lm_head.requires_grad_(False)
     if gradient_checkpointing:
         checkpoint_activations(decoder)
-        if trainable == "lora":
+    if model.trainable == "lora":
+        if gradient_checkpointing:
             decoder.enable_input_require_grads()
-    backbone = decoder
-    if trainable == "lora":
-        assert lora is not None
         usual = source.backbone.lora_targets if source.backbone else None
-        backbone = get_peft_model(decoder, adapter_config(lora, decoder, usual=usual, task_type="FEATURE_EXTRACTION"))
-    net = RewardNet(
-        backbone,
-        kind,
-        pooling=pooling,
-        lm_head=lm_head,
-        frozen_backbone=trainable == "head",
-    )
-    if kind == "rrhf" and trainable == "head":
-        raise ConfigError("objective rrhf with a frozen backbone", expected="model.trainable: full or lora")
-    return net, tokenizer
+        config = adapter_config(model.lora, decoder, usual=usual, task_type="FEATURE_EXTRACTION")
+        decoder = get_peft_model(decoder, config)
+    frozen = model.trainable == "head"
+    return RewardNet(decoder, kind, pooling=model.pooling, lm_head=lm_head, frozen_backbone=frozen), tokenizer
 
 
 def load_net(run: Path, metadata: RewardMetadata, *, dtype: torch.dtype) -> tuple[RewardNet, Any]:

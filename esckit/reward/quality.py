@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from esckit.metrics.calibration import accuracy, auc, brier, ece, log_loss, pair_accuracy, reliability
 from esckit.reward.examples import RewardExample
 from esckit.text import n_words
 
+Metrics = dict[str, float | int | None]
+
 MIN_AUC = 0.55
 """Below this dev AUC a reward is close to noise."""
 
 
-def dev_metrics(p: Sequence[float], examples: Sequence[RewardExample]) -> dict[str, float | int | None]:
+def dev_metrics(p: Sequence[float], examples: Sequence[RewardExample]) -> Metrics:
     """Return the metrics of p on dev examples, the one to read first at the head."""
     labels = [example.label for example in examples]
     order = pair_accuracy(p, [example.reward for example in examples], [example.group for example in examples])
@@ -94,16 +97,7 @@ def calibration(p: Sequence[float], examples: Sequence[RewardExample], *, step: 
     bins = []
     for each in reliability(p, labels):
         bounds = wilson(round(each.mean_y * each.n), each.n)
-        bins.append(
-            {
-                "low": each.low,
-                "high": each.high,
-                "n": each.n,
-                "mean_p": each.mean_p,
-                "mean_y": each.mean_y,
-                "y_interval": [bounds.low, bounds.high],
-            }
-        )
+        bins.append({**asdict(each), "y_interval": [bounds.low, bounds.high]})
     return {
         "schema": "esckit.calibration/1",
         "step": step,

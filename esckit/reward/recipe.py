@@ -12,6 +12,12 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, fiel
 from esckit.config.sections import DecimalText, Executor, Recipe, Section
 from esckit.training.sections import Lora, Optim, Precision, share_batch
 
+Kind = Literal["classifier", "pairwise", "rrhf"]
+
+Trainable = Literal["full", "head", "lora"]
+
+Pooling = Literal["last", "mean"]
+
 
 class ThresholdLabel(Section):
     """A future is good if its reward is strictly above ``delta``."""
@@ -81,8 +87,8 @@ class RewardNetwork(Section):
     """
 
     backbone: str = Field(min_length=1)
-    trainable: Literal["full", "head", "lora"] = "full"
-    pooling: Literal["last", "mean"] = "last"
+    trainable: Trainable = "full"
+    pooling: Pooling = "last"
     max_length: int = Field(default=2048, ge=64)
     lora: RewardLora = RewardLora()
 
@@ -96,7 +102,7 @@ class Objective(Section):
         margin: Pairs of candidates count if their rewards differ by more.
     """
 
-    kind: Literal["classifier", "pairwise", "rrhf"] = "classifier"
+    kind: Kind = "classifier"
     class_weight: Literal["none", "balanced"] = "none"
     margin: DecimalText = "0"
 

@@ -19,9 +19,9 @@ from esckit.play.executor import Progress
 from esckit.play.futures import RewardInputs, read_inputs
 from esckit.play.session import RunResult, StepsInPlace, finished, training
 from esckit.processes import this_process
-from esckit.reward.checkpoint import reward_template
 from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
+from esckit.reward.text import reward_template
 from esckit.training.sections import check_trackers
 
 log = logging.getLogger(__name__)
@@ -112,13 +112,14 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
             return result
         for warning in warnings if process.is_main else ():
             log.warning("%s", warning)
-        from esckit.reward.training import finish, fit, prepare
+        from esckit.reward.report import finish
+        from esckit.reward.trainer import prepare, train
         from esckit.training.harness import TrainingRun
 
         steps = StepsInPlace(folder, progress)
         session = prepare(recipe, inputs, parts, TrainingRun.open(out, process, steps))
         try:
-            fit(session)
+            train(session)
         finally:
             steps.close()
         return RunResult(out, finish(session, warnings) if process.is_main else {})

@@ -1,4 +1,4 @@
-"""What a reward model reads, as token ids: instruction, labelled conversation, response.
+"""What a reward model reads, as token ids: instruction, labelled conversation, response; and what is stored of it.
 
 Every piece (the instruction, each turn, the response) is tokenised **by itself** and the ids are joined. So the
 candidates of one context begin with the same ids, and the oldest turns can be left out without touching the rest.
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from esckit.errors import ConfigError, DataError
+from esckit.models.checkpoint import CheckpointMetadata
+from esckit.prompts.prompt import load_prompt
+from esckit.reward.recipe import Kind, Pooling, Trainable
+from esckit.roles.asking import LABELS
 from esckit.text import Controls, as_turn, headings_of, starts_with_one_of
 from esckit.types import Record, Turn
 
@@ -54,6 +58,44 @@ class RewardTemplate(Record):
 
 SLOTS = {"conversation": _CONVERSATION, "response": _RESPONSE}
 """Values to render a reward prompt with, so that :meth:`RewardTemplate.of` finds its slots."""
+
+
+def reward_template(name: str) -> RewardTemplate:
+    """Return a reward model's prompt as it is today.
+
+    Raises:
+        ConfigError: If there is no such prompt, or it has not the right variables.
+    """
+    prompt = load_prompt(name, "reward model")
+    text = "\n\n".join(message.content for message in prompt.render(**SLOTS))
+    return RewardTemplate.of(text, prompt=prompt.identity, seeker=LABELS["seeker"], supporter=LABELS["supporter"])
+
+
+class RewardMetadata(CheckpointMetadata):
+    """What belongs to a trained reward model.
+
+    Attributes:
+        kind: What its output is, see :mod:`esckit.reward.model`.
+        trainable: What was trained.
+        pooling: Which state the head reads.
+        max_length: Longest input in tokens.
+        template: The prompt it was trained with.
+        label: The label rule, as the recipe says it.
+        delta: The threshold that the rule came to, as a fraction; None for ``goal``.
+        simulation: Preset, read-out, horizon, threshold and critic prompt of the futures.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.reward_model/1"
+    COMMAND: ClassVar[str] = "train-reward"
+
+    kind: Kind
+    trainable: Trainable
+    pooling: Pooling
+    max_length: int
+    template: RewardTemplate
+    label: dict[str, str]
+    delta: str | None
+    simulation: dict[str, str | int | bool]
 
 
 class RewardInput(NamedTuple):

@@ -1,38 +1,46 @@
-"""Losses of reward models as pure tensor functions (RLFF-ESC, arXiv 2508.12935; RRHF for the ranking ablation).
+"""One training of a reward model (RLFF-ESC, arXiv 2508.12935; RRHF for the ranking ablation): losses, net and examples.
 
-Training of reward models through the Hugging Face ``Trainer``: ours are the loss, the batches and what is kept.
-
-Not here: how labels come about (:mod:`esckit.reward.examples`), metrics (handed in), and scoring with what was trained
-(:mod:`esckit.reward.scorer`).
+Not here: the command and its run folder (:mod:`esckit.reward.run`), where labels come from
+(:mod:`esckit.reward.examples`), and how good the result is (:mod:`esckit.reward.quality`).
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments
 
-from esckit.errors import NotFiniteError
-from esckit.ledger import derive_seed
+from esckit.errors import DataError, NotFiniteError
+from esckit.models.checkpoint import FOLDER
 from esckit.models.decoder import layer_classes
-from esckit.processes import Process
-from esckit.reward.examples import RewardExample, preference_pairs
-from esckit.reward.model import RewardBatch, RewardNet, collate, probability
-from esckit.reward.recipe import StepPlan, TrainRewardRecipe, plan_steps
-from esckit.reward.text import RewardInput, RewardText
-from esckit.training.harness import Diverged, TrainingRun, fit, in_order, trainer_arguments
+from esckit.play.futures import RewardInputs
+from esckit.records import write_records
+from esckit.reward.batches import Encoded, Item, MicroBatches, collate_items, encode_examples, group_items, single_items
+from esckit.reward.examples import Parts, build_examples
+from esckit.reward.model import HEAD, RewardNet, build_net, probability
+from esckit.reward.quality import Metrics, dev_metrics
+from esckit.reward.recipe import TrainRewardRecipe, plan_steps
+from esckit.reward.text import RewardMetadata, RewardText, reward_template
+from esckit.training.checkpoint import save_checkpoint
+from esckit.training.harness import Diverged, TrainingRun, fit, in_order, set_up, trainer_arguments
 from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best
-from esckit.training.sharding import EngineGuard, gathered_state
+from esckit.training.sharding import EngineGuard, gathered_state, store_trained_only
+from esckit.types import Record
+
+PREDICTIONS = "dev_predictions.jsonl"
+
+_WATCHED = ("loss", "grad_norm")
+"""What must be finite at every step, and is written."""
+
+# ---------------------------------------------------------------- losses
 
 
 def classifier_loss(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -73,124 +81,60 @@ def rrhf_loss(score: Tensor, pairs: Tensor, best: Tensor, n_tokens: Tensor) -> T
     return (rank - likelihood) / len(best)
 
 
-Metrics = Mapping[str, float | int | None]
-
-_WATCHED = ("loss", "grad_norm")
-"""What must be finite at every step, and is written."""
+# ---------------------------------------------------------------- before the first step
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What the data loader draws: one example of a classifier, or all candidates of a context of a ranker.
+class Session:
+    """Everything that training and its report need."""
 
-    Attributes:
-        ids: Ids of the examples.
-        inputs: Their tokens.
-        labels: 1 for good futures.
-        pairs: Index pairs (better, worse).
-        best: Index of the highest reward.
+    recipe: TrainRewardRecipe
+    inputs: RewardInputs
+    parts: Parts
+    run: TrainingRun
+    net: RewardNet
+    tokenizer: Any
+    train: Encoded
+    dev: Encoded
+    items: list[Item]
+    n_without_pairs: int
+
+
+def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, run: TrainingRun) -> Session:
+    """Seed the generators, then build the net and the examples.
+
+    Raises:
+        DataError: If too few examples fit.
     """
-
-    ids: tuple[str, ...]
-    inputs: tuple[RewardInput, ...]
-    labels: tuple[int, ...]
-    pairs: tuple[tuple[int, int], ...] = ()
-    best: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Examples as tokens; those whose response does not fit are left out.
-
-    Attributes:
-        examples: What is left, in order.
-        inputs: Their tokens.
-        n_too_long: How many were left out.
-        n_cut: How many lost oldest turns.
-    """
-
-    examples: tuple[RewardExample, ...]
-    inputs: tuple[RewardInput, ...]
-    n_too_long: int
-    n_cut: int
-
-
-def encode_examples(examples: Sequence[RewardExample], text: RewardText) -> Encoded:
-    """Return examples as tokens."""
-    pairs = [(example, text.encode(example.turns, example.response)) for example in examples]
-    kept = [(example, tokens) for example, tokens in pairs if tokens is not None]
-    return Encoded(
-        examples=tuple(example for example, _ in kept),
-        inputs=tuple(tokens for _, tokens in kept),
-        n_too_long=len(pairs) - len(kept),
-        n_cut=sum(tokens.n_dropped_turns > 0 for _, tokens in kept),
+    set_up(run.process, seed=recipe.seed, threads=recipe.executor.threads)
+    net, tokenizer = build_net(
+        recipe.model, recipe.objective.kind, gradient_checkpointing=recipe.optim.gradient_checkpointing
     )
-
-
-def single_items(encoded: Encoded) -> list[Item]:
-    """Return one item for each example."""
-    return [
-        Item((example.id,), (tokens,), (int(example.label),))
-        for example, tokens in zip(encoded.examples, encoded.inputs, strict=True)
-    ]
-
-
-def group_items(encoded: Encoded, *, margin: Fraction) -> tuple[list[Item], int]:
-    """Return one item for each context whose candidates differ, and the number of contexts that give no pair."""
-    groups: dict[str, list[int]] = {}
-    for index, example in enumerate(encoded.examples):
-        groups.setdefault(example.group, []).append(index)
-    items = []
-    for members in groups.values():
-        values = [encoded.examples[index].reward for index in members]
-        pairs = preference_pairs(values, margin)
-        if pairs:
-            items.append(
-                Item(
-                    ids=tuple(encoded.examples[index].id for index in members),
-                    inputs=tuple(encoded.inputs[index] for index in members),
-                    labels=tuple(int(encoded.examples[index].label) for index in members),
-                    pairs=pairs,
-                    best=values.index(max(values)),
-                )
+    text = RewardText(tokenizer, reward_template(recipe.prompt), max_length=recipe.model.max_length)
+    train = encode_examples(build_examples(parts.train, inputs.contexts), text)
+    dev = encode_examples(build_examples(parts.dev, inputs.contexts), text)
+    n_without_pairs = 0
+    if recipe.objective.kind == "classifier":
+        items = single_items(train)
+    else:
+        items, n_without_pairs = group_items(train, margin=Fraction(recipe.objective.margin))
+    for name, part in (("training", train), ("dev", dev)):
+        if part.n_too_long and len({example.label for example in part.examples}) < 2:
+            raise DataError(
+                f"one class only in the {name} part, once {part.n_too_long} responses that are too long are left out",
+                expected="both classes",
+                hint="Raise model.max_length",
             )
-    return items, len(groups) - len(items)
+    if not items or not dev.examples:
+        raise DataError(
+            "nothing to train or to select on is left",
+            expected="responses that fit, and for rankers contexts whose candidates differ",
+            hint="See model.max_length and objective.margin, and simulate more candidates or dialogues",
+        )
+    return Session(recipe, inputs, parts, run, net, tokenizer, train, dev, items, n_without_pairs)
 
 
-class Collator:
-    """Puts items into tensors, and remembers whose they were.
-
-    Args:
-        remembered: Ids to remember: those of the training part, since the Trainer evaluates through the same collator.
-        n_remembered: How many of them, the latest.
-    """
-
-    def __init__(self, remembered: Container[str], *, n_remembered: int = 64) -> None:
-        self._remembered = remembered
-        self.recent: deque[str] = deque(maxlen=n_remembered)
-
-    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Return one batch; ``pairs`` and ``best`` index its rows."""
-        batch = collate([tokens for item in items for tokens in item.inputs])
-        pairs: list[tuple[int, int]] = []
-        weights: list[float] = []
-        best: list[int] = []
-        start = 0
-        for item in items:
-            self.recent.extend(name for name in item.ids if name in self._remembered)
-            pairs += [(start + better, start + worse) for better, worse in item.pairs]
-            weights += [1.0 / (len(item.pairs) * len(items)) for _ in item.pairs]
-            best.append(start + item.best)
-            start += len(item.inputs)
-        return {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "response_mask": batch.response_mask,
-            "labels": torch.tensor([label for item in items for label in item.labels]),
-            "pairs": torch.tensor(pairs, dtype=torch.long).view(-1, 2),
-            "pair_weights": torch.tensor(weights),
-            "best": torch.tensor(best),
-        }
+# ---------------------------------------------------------------- training
 
 
 class RewardTask(nn.Module):
@@ -203,9 +147,7 @@ class RewardTask(nn.Module):
         super().__init__()
         self.net = net
         self.register_buffer("class_weight", class_weight, persistent=False)
-        self._trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
-        self.register_state_dict_post_hook(_keep_trained)
-        self.register_load_state_dict_post_hook(_expect_trained)
+        store_trained_only(self)
         self._no_split_modules = layer_classes(net)  # what FSDP shards as one piece
 
     def forward(
@@ -219,8 +161,11 @@ class RewardTask(nn.Module):
         best: Tensor,
         weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return loss and p (B,) of a batch from :class:`Collator`; ``weight`` is the batch's in its step."""
-        out = self.net(RewardBatch(input_ids, attention_mask, response_mask))
+        """Return loss and p (B,) of a batch from :func:`~esckit.reward.batches.collate_items`.
+
+        ``weight`` is that of a training batch in its step.
+        """
+        out = self.net(input_ids, attention_mask, response_mask)
         if self.net.kind == "classifier":
             class_weight: Tensor | None = self.class_weight  # type: ignore[assignment]
             loss = classifier_loss(out, labels, class_weight)
@@ -231,67 +176,6 @@ class RewardTask(nn.Module):
         if weight is not None:
             loss = loss * weight
         return {"loss": loss, "p": probability(self.net.kind, out.detach())}
-
-
-def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Leave what is frozen, and second names of tied weights, out of a state."""
-    assert isinstance(module, RewardTask)
-    for name in [name for name in state if name.removeprefix(prefix) not in module._trained]:
-        del state[name]
-
-
-def _expect_trained(module: nn.Module, found: Any) -> None:
-    """Miss nothing in a state but what is trained: an engine loads it strictly."""
-    assert isinstance(module, RewardTask)
-    found.missing_keys[:] = [name for name in found.missing_keys if name in module._trained]
-
-
-class MicroBatches(Dataset[dict[str, Tensor]]):
-    """All forward passes of one process, in the order of training, each epoch shuffled by a seed of its own.
-
-    A step's items are the same whatever the number of processes, and its loss is the mean over them. So a pass carries
-    the weight of its items in the step, and where a step has too few items for all processes, an idle pass weighs 0.
-
-    Args:
-        items: What to learn from.
-        collate: Puts items into tensors.
-        plan: How they come into steps.
-        epochs: Passes over the items.
-        seed: The run's.
-        process: This process.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        collate: Callable[[Sequence[Item]], dict[str, Tensor]],
-        *,
-        plan: StepPlan,
-        epochs: int,
-        seed: int,
-        process: Process,
-    ) -> None:
-        self._items, self._collate = items, collate
-        self._passes: list[tuple[list[int], float]] = []
-        n_passes = plan.accumulate * process.count
-        batch = plan.micro_batch * n_passes
-        for epoch in range(epochs):
-            order = list(range(len(items)))
-            random.Random(derive_seed(seed, "reward-epoch", epoch)).shuffle(order)
-            for start in range(0, len(order), batch):
-                step = order[start : start + batch]
-                for first in range(process.rank * plan.micro_batch, batch, process.count * plan.micro_batch):
-                    own = step[first : first + plan.micro_batch]
-                    self._passes.append((own or step[:1], len(own) * n_passes / len(step)))
-
-    def __len__(self) -> int:
-        """Return the number of forward passes."""
-        return len(self._passes)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return one forward pass."""
-        own, weight = self._passes[index]
-        return {**self._collate([self._items[item] for item in own]), "weight": torch.tensor(weight)}
 
 
 class RewardTrainer(Trainer):
@@ -306,8 +190,7 @@ class DevScores:
     """What the net says of the dev examples, and how good that is.
 
     Args:
-        ids: Ids of the dev examples.
-        judge: Returns the dev metrics of their p.
+        dev: The dev examples.
 
     Attributes:
         p: Of the dev examples in order, at the latest evaluation.
@@ -315,8 +198,8 @@ class DevScores:
         broken: Ids of the dev examples whose p is not finite.
     """
 
-    def __init__(self, ids: Sequence[str], judge: Callable[[Sequence[float]], Metrics]) -> None:
-        self._ids, self._judge = ids, judge
+    def __init__(self, dev: Encoded) -> None:
+        self._examples = dev.examples
         self.p: tuple[float, ...] = ()
         self.metrics: Metrics = {}
         self.broken: list[str] = []
@@ -328,53 +211,36 @@ class DevScores:
             NotFiniteError: If the net gives a number that is not finite: after the last step no loss shows it.
         """
         self.p = tuple(float(value) for value in prediction.predictions)
-        broken = {name: p for name, p in zip(self._ids, self.p, strict=True) if not math.isfinite(p)}
+        broken = {example.id: p for example, p in zip(self._examples, self.p, strict=True) if not math.isfinite(p)}
         if broken:
             self.broken = list(broken)
             raise NotFiniteError("p of a dev example", next(iter(broken.values())))
-        self.metrics = self._judge(self.p)
+        self.metrics = dev_metrics(self.p, self._examples)
         return {name: float(value) for name, value in self.metrics.items() if value is not None}
 
 
-def train_reward(
-    task: RewardTask,
-    train: Sequence[Item],
-    dev: Sequence[Item],
-    *,
-    recipe: TrainRewardRecipe,
-    run: TrainingRun,
-    judge: Callable[[Sequence[float]], Metrics],
-    keep: Callable[[int, DevScores, Mapping[str, Tensor]], None],
-) -> None:
-    """Train, evaluating before the first step and after each epoch, and hand over each best state so far.
+def train(session: Session) -> None:
+    """Train from the run's state on, evaluating before the first step and after each epoch.
 
-    Args:
-        task: The net with its loss.
-        train: Items to draw from.
-        dev: Items to evaluate on, one example each.
-        recipe: Its sections ``optim``, ``dev`` and ``logging``.
-        run: Where to train, and from which state on.
-        judge: Returns the dev metrics of p in the order of ``dev``.
-        keep: Called in the main process after an evaluation that is best so far, with the step, what the net says of
-            dev, and the trained tensors. The evaluation before the first step gives way to any later one.
+    Each best state so far is kept in the run folder; that before the first step gives way to any later one.
 
     Raises:
         TrainingError: If a loss, a gradient or p of dev is not finite; what was kept stays.
         ConfigError: If the processes cannot share a step evenly.
     """
-    optim, select_by = recipe.optim, recipe.dev.select_by
-    plan = plan_steps(optim, n_items=len(train), n_processes=run.process.count)
-    collator = Collator({name for item in train for name in item.ids})
-    scores = DevScores([name for item in dev for name in item.ids], judge)
-    diverged = Diverged(run, lambda: scores.broken or list(collator.recent))
+    recipe, run, optim = session.recipe, session.run, session.recipe.optim
+    plan = plan_steps(optim, n_items=len(session.items), n_processes=run.process.count)
+    passes = MicroBatches(session.items, plan=plan, epochs=optim.epochs, seed=recipe.seed, process=run.process)
+    scores = DevScores(session.dev)
+    diverged = Diverged(run, lambda: scores.broken or list(passes.recent))
+    better = {"auc": True, "log_loss": False, "last": None}[recipe.dev.select_by]
 
     def evaluated(state: TrainerState, logs: Logs) -> None:
         monitor.row(state.global_step, {"dev": scores.metrics})
-        greater = {"auc": True, "log_loss": False, "last": None}[select_by]
-        if is_best(state, scores.metrics.get(select_by), greater_is_better=greater):
+        if is_best(state, scores.metrics.get(recipe.dev.select_by), greater_is_better=better):
             trained = gathered_state(trainer, trained_only=True)
             if run.process.is_main:
-                keep(state.global_step, scores, {name.removeprefix("net."): t for name, t in trained.items()})
+                _keep(session, state.global_step, scores, trained)
 
     monitor = Monitor(
         run,
@@ -386,7 +252,7 @@ def train_reward(
         evaluated=evaluated,
     )
     trainer = RewardTrainer(
-        model=task,
+        model=RewardTask(session.net, class_weight=_class_weight(session)),
         args=trainer_arguments(
             TrainingArguments,
             optim,
@@ -401,11 +267,9 @@ def train_reward(
             eval_on_start=run.state is None,
             label_names=["labels"],
         ),
-        train_dataset=MicroBatches(
-            train, collator, plan=plan, epochs=optim.epochs, seed=recipe.seed, process=run.process
-        ),
-        eval_dataset=list(dev),
-        data_collator=collator,
+        train_dataset=passes,
+        eval_dataset=single_items(session.dev),
+        data_collator=collate_items,
         compute_metrics=scores,
         callbacks=[
             monitor,
@@ -416,6 +280,15 @@ def train_reward(
     fit(trainer, run, diverged)
 
 
+def _class_weight(session: Session) -> Tensor | None:
+    """Return N / (2 N_c) of each class where the recipe asks for it."""
+    if session.recipe.objective.class_weight == "none":
+        return None
+    n = len(session.train.examples)
+    n_positive = sum(example.label for example in session.train.examples)
+    return torch.tensor([n / (2 * (n - n_positive)), n / (2 * n_positive)])
+
+
 def _means(window: Sequence[Logs]) -> dict[str, float]:
     """Return the row of ``metrics.jsonl`` for a window of steps."""
     means = {
@@ -424,3 +297,62 @@ def _means(window: Sequence[Logs]) -> dict[str, float]:
         if all(name in logs for logs in window)
     }
     return {**means, "lr": window[-1]["learning_rate"]}
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+class DevPrediction(Record):
+    """A line of ``dev_predictions.jsonl``; ``step`` is that of the checkpoint that gave p."""
+
+    SCHEMA: ClassVar[str] = "esckit.dev_prediction/1"
+
+    id: str
+    dialogue_id: str
+    p: float
+    label: bool
+    reward_num: int
+    reward_den: int
+    step: int
+
+
+def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Tensor]) -> None:
+    """Write the best state so far, and what it says about dev."""
+    recipe, delta, inputs = session.recipe, session.parts.train.labelling.delta, session.inputs
+    write_records(
+        session.run.out / PREDICTIONS,
+        [
+            DevPrediction(
+                id=example.id,
+                dialogue_id=example.dialogue_id,
+                p=p,
+                label=example.label,
+                reward_num=example.reward.numerator,
+                reward_den=example.reward.denominator,
+                step=step,
+            )
+            for example, p in zip(session.dev.examples, scores.p, strict=True)
+        ],
+    )
+    metadata = RewardMetadata(
+        **recipe.model.model_dump(exclude={"lora"}),
+        kind=recipe.objective.kind,
+        template=reward_template(recipe.prompt),
+        label={name: str(value) for name, value in recipe.label.model_dump().items()},
+        delta=None if delta is None else str(delta),
+        simulation=inputs.simulation,
+        inputs=inputs.digests,
+        dialogue_ids=inputs.dialogue_ids,
+        dev_ids=tuple(dict.fromkeys(example.dialogue_id for example in session.dev.examples)),
+        selected_by=recipe.dev.select_by,
+        step=step,
+        metrics=dict(scores.metrics),
+    )
+    save_checkpoint(
+        session.run.out / FOLDER,
+        metadata,
+        backbone=session.net.backbone,
+        tokenizer=session.tokenizer,
+        state={name.removeprefix("net."): tensor for name, tensor in state.items()},
+        heads_file=HEAD,
+    )

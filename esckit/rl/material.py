@@ -15,7 +15,8 @@ from esckit.errors import CheckpointError, DataError
 from esckit.play.futures import read_inputs
 from esckit.prompts.prompt import load_prompt
 from esckit.records import file_sha256
-from esckit.reward.checkpoint import reward_manifest, reward_template
+from esckit.reward.checkpoint import reward_manifest
+from esckit.reward.text import reward_template
 from esckit.rl.recipe import TrainRlRecipe
 from esckit.roles.verdicts import load_preset
 from esckit.runs import MANIFEST, stated

@@ -12,7 +12,8 @@ from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone
 from esckit.play.rollout import Cast, Rules
 from esckit.registry import load_attr, own_code
-from esckit.reward.checkpoint import load_reward_model, reward_template
+from esckit.reward.checkpoint import load_reward_model
+from esckit.reward.text import reward_template
 from esckit.rl.recipe import RewardSource, TrainRlRecipe
 from esckit.rl.rewards import LoopThread, Measure, OnlineMeasure, ReplyMeasure, ScoreReplies
 from esckit.roles.cast import Casting, prompt_ids
@@ -109,10 +110,11 @@ def _untrained(recipe: TrainRlRecipe, source: RewardSource) -> ScoreReplies:
 
     from esckit.models.loading import exact_dtype, pick_device
     from esckit.reward.model import RewardModel, build_net
+    from esckit.reward.recipe import RewardNetwork
     from esckit.reward.text import RewardText
 
     torch.manual_seed(recipe.seed)
-    net, tokenizer = build_net(str(source.backbone), "classifier", trainable="head", pooling="last")
+    net, tokenizer = build_net(RewardNetwork(backbone=str(source.backbone), trainable="head"), "classifier")
     text = RewardText(tokenizer, reward_template(recipe.reward.prompt), max_length=source.max_length)
     place = pick_device(source.device)
     net.backbone.to(exact_dtype(source.dtype, place))

@@ -74,6 +74,24 @@ def _deepspeed_whole(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
 
+def store_trained_only(module: nn.Module) -> None:
+    """Let the state of a module hold what is trained and nothing else, and miss nothing else when it is loaded.
+
+    Frozen weights and second names of tied ones are left out. An engine would load a state strictly.
+    """
+    trained = frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+    def keep(_: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        for name in [name for name in state if name.removeprefix(prefix) not in trained]:
+            del state[name]
+
+    def expect(_: nn.Module, found: Any) -> None:
+        found.missing_keys[:] = [name for name in found.missing_keys if name in trained]
+
+    module.register_state_dict_post_hook(keep)
+    module.register_load_state_dict_post_hook(expect)
+
+
 # ---------------------------------------------------------------- one device for each process
 
 

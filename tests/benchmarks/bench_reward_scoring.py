@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import torch
 
-from esckit.reward.checkpoint import reward_template
 from esckit.reward.model import RewardModel, RewardNet, build_net, collate, probability
-from esckit.reward.text import RewardInput, RewardText
+from esckit.reward.recipe import RewardNetwork
+from esckit.reward.text import RewardInput, RewardText, reward_template
 from esckit.types import Turn
 
 WORDS = (  # noqa: SIM905 - a list of them is no easier to read
@@ -59,10 +59,9 @@ def arrival_batches(net: RewardNet, inputs: list[RewardInput]) -> list[float]:
 
 @torch.inference_mode()
 def forward(net: RewardNet, inputs: list[RewardInput]) -> list[float]:
-    batch = collate(inputs)
     device = next(net.parameters()).device
-    moved = type(batch)(*(t.to(device) for t in (batch.input_ids, batch.attention_mask, batch.response_mask)))
-    return probability(net.kind, net(moved)).tolist()
+    batch = {name: tensor.to(device) for name, tensor in collate(inputs).items()}
+    return probability(net.kind, net(**batch)).tolist()
 
 
 def timed(work: Callable[[], list[float]]) -> tuple[float, list[float]]:
@@ -80,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(7)
-    net, tokenizer = build_net(options.backbone, "classifier", trainable="head", pooling="last")
+    net, tokenizer = build_net(RewardNetwork(backbone=options.backbone, trainable="head"), "classifier")
     net.eval().to(device)
     if device.type == "cuda":
         net.backbone.to(torch.bfloat16)

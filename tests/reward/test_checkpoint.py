@@ -8,8 +8,8 @@ import pytest
 
 from esckit.errors import CheckpointError
 from esckit.models.checkpoint import read_metadata
-from esckit.reward.checkpoint import HEAD, RewardMetadata
-from esckit.reward.model import RewardModel
+from esckit.reward.model import HEAD, RewardModel
+from esckit.reward.text import RewardMetadata
 from esckit.training.checkpoint import save_checkpoint
 from tests.reward.reward_fakes import grouped_inputs, template, tiny_net, tiny_reward
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from esckit.reward.model import RewardHead, last_index, pool, positions, probability
+from esckit.reward.model import RewardHead, pool, probability
 from esckit.reward.trainer import classifier_loss, pairwise_loss, rrhf_loss
 
 
@@ -40,14 +40,12 @@ def test_a_batch_of_contexts_is_the_mean_of_contexts():
     assert float(both) == pytest.approx(float(first + second) / 2)
 
 
-def test_pooling_finds_the_last_token_and_the_mean_on_either_side():
-    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
-    assert last_index(mask).tolist() == [1, 3, 3]
-    assert positions(mask).tolist() == [[0, 1, 1, 1], [0, 0, 0, 1], [0, 1, 2, 3]]
-    hidden = torch.arange(12.0).view(3, 4, 1)
+def test_pooling_reads_real_tokens_only():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    hidden = torch.arange(8.0).view(2, 4, 1)
     hidden[0, 2:] = torch.nan
-    assert pool(hidden, mask, "last").flatten().tolist() == [1.0, 7.0, 11.0]
-    assert pool(hidden, mask, "mean").flatten().tolist() == [0.5, 6.5, 9.5]
+    assert pool(hidden, mask, "last").flatten().tolist() == [1.0, 7.0]
+    assert pool(hidden, mask, "mean").flatten().tolist() == [0.5, 5.5]
 
 
 def test_the_head_stays_in_float32():

@@ -15,8 +15,7 @@ from esckit.records import read_records
 from esckit.reward.checkpoint import load_reward_model
 from esckit.reward.quality import dev_metrics
 from esckit.reward.run import plan, run
-from esckit.reward.trainer import classifier_loss
-from esckit.reward.training import DevPrediction
+from esckit.reward.trainer import DevPrediction, classifier_loss
 from esckit.types import Context, Future
 from tests.reward.reward_runs import reward_recipe, simulated
 
@@ -111,7 +110,7 @@ def test_a_run_cut_inside_an_evaluation_makes_it_again(
         return dev_metrics(p, examples)
 
     with monkeypatch.context() as patched:
-        patched.setattr("esckit.reward.training.dev_metrics", cut)
+        patched.setattr("esckit.reward.trainer.dev_metrics", cut)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, out=tmp_path / "cut")
     run(recipe, out=tmp_path / "cut")
@@ -134,7 +133,7 @@ def test_a_run_killed_inside_an_evaluation_makes_it_again(
         return dev_metrics(p, examples)
 
     with monkeypatch.context() as patched:
-        patched.setattr("esckit.reward.training.dev_metrics", copied)
+        patched.setattr("esckit.reward.trainer.dev_metrics", copied)
         run(recipe, out=tmp_path / "whole")
     assert len(killed) > 2
     for cut in killed:

@@ -13,7 +13,7 @@ def alone(model, turns, response):
     with torch.no_grad():
         net, _ = tiny_net(model.net.kind, pooling=model.net.pooling)
         net.load_state_dict(model.net.state_dict())
-        return float(probability(net.kind, net(batch))[0])
+        return float(probability(net.kind, net(**batch))[0])
 
 
 @pytest.mark.parametrize("kind", ["classifier", "pairwise", "rrhf"])

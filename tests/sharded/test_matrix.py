@@ -138,7 +138,8 @@ def _load_policy(run: Path) -> None:
 
 def _load_reward(run: Path) -> None:
     from esckit.models.checkpoint import read_metadata
-    from esckit.reward.checkpoint import RewardMetadata, load_net
+    from esckit.reward.model import load_net
+    from esckit.reward.text import RewardMetadata
 
     load_net(run, read_metadata(RewardMetadata, run), dtype=torch.float32)
 

@@ -9,10 +9,7 @@ import torch
 
 from esckit.errors import ConfigError, ModelError
 from esckit.flow.objectives import OBJECTIVES, TERMS, potentials, without_terminal
-from esckit.processes import Process, gathered, together
-from esckit.reward.recipe import RewardOptim, plan_steps
-from esckit.reward.text import RewardInput
-from esckit.reward.trainer import Item, MicroBatches
+from esckit.processes import gathered, together
 from esckit.training.sections import share_batch
 from esckit.training.sharding import one_device
 
@@ -49,33 +46,6 @@ def test_a_failure_of_one_process_is_raised() -> None:
     assert together(lambda: 3) == 3
     with pytest.raises(ModelError, match="no number"):
         together(fails)
-
-
-@pytest.mark.parametrize("n_items", [5, 8, 13])
-@pytest.mark.parametrize("n_processes", [1, 2, 4])
-def test_a_step_is_the_mean_over_its_items_for_any_processes(n_items: int, n_processes: int) -> None:
-    items = [Item((str(i),), (RewardInput((i + 1,), 0, 1, 0),), (i % 2,)) for i in range(n_items)]
-    plan = plan_steps(RewardOptim(batch_size=2, accumulate=4), n_items=n_items, n_processes=n_processes)
-
-    def collate(own):
-        return {"ids": torch.tensor([int(item.ids[0]) for item in own])}
-
-    shares = [
-        MicroBatches(items, collate, plan=plan, epochs=2, seed=7, process=Process(rank, n_processes))
-        for rank in range(n_processes)
-    ]
-    assert {len(share) for share in shares} == {plan.steps * plan.accumulate}
-    for step in range(plan.steps):
-        parts = [share[step * plan.accumulate + k] for share in shares for k in range(plan.accumulate)]
-        # What data parallelism and accumulation make of it: the mean over passes of weight times the mean of a pass.
-        mean = sum(float(p["weight"]) * float(p["ids"].float().mean()) for p in parts) / len(parts)
-        seen = [i for p in parts if float(p["weight"]) for i in p["ids"].tolist()]
-        assert len(seen) == len(set(seen))
-        assert mean == pytest.approx(sum(seen) / len(seen))
-    epoch = [
-        i for share in shares for p in list(share)[: len(share) // 2] if float(p["weight"]) for i in p["ids"].tolist()
-    ]
-    assert sorted(epoch) == list(range(n_items))
 
 
 @pytest.mark.parametrize("name", ["subtb", "tb", "db"])

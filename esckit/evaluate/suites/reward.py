@@ -94,10 +94,12 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
     from transformers import set_seed
 
     from esckit.reward.model import RewardModel, build_net
+    from esckit.reward.recipe import RewardNetwork
 
     assert model.metadata is not None
     set_seed(seed % 2**32)
-    net, _ = build_net(model.metadata.backbone, model.metadata.kind, trainable="full", pooling=model.metadata.pooling)
+    network = RewardNetwork(backbone=model.metadata.backbone, pooling=model.metadata.pooling)
+    net, _ = build_net(network, model.metadata.kind)
     return RewardModel(net.eval().to(next(model.net.parameters()).device), model.text)
 
 
