@@ -1,4 +1,4 @@
-"""AFlow's supporter: told one strategy, shown only the talk."""
+"""Supporters: AFlow's is told one strategy and shown only the talk; the prompted one may reason."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from esckit.errors import ConfigError, ParseError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import UtteranceRules, Voice
-from esckit.roles.supporters import AFlowSupporter
+from esckit.roles.supporters import AFlowSupporter, PromptedSupporter
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Generation, Sampling, Turn
 from tests.fakes import FakeModel
@@ -59,3 +59,21 @@ def test_what_a_reasoning_policy_thinks_is_no_part_of_its_reply() -> None:
     assert (found.response, found.reasoning, found.raw) == ("What happened?", "They are\n tired.", said)
     with pytest.raises(ParseError, match="reasoning without an answer"):
         reply(FakeModel(lambda messages, seed: "<think>They are tired."))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "format_ok"),
+    [
+        ("supporter_rlff", "<think>a</think> <response>Hi.</response>", True),
+        ("supporter_rlff", "Hi.", False),
+        ("supporter_ppdpp", "Hi.", True),
+        ("supporter_ppdpp", "<response>Hi.", False),
+    ],
+)
+def test_plain_text_is_the_agreed_form_where_the_prompt_asks_for_no_tags(
+    prompt: str, text: str, format_ok: bool
+) -> None:
+    voice = Voice(FakeModel(lambda messages, seed: text), Sampling(temperature=0.0))
+    talk = [Turn(speaker="seeker", text="I am low.")]
+    found = asyncio.run(PromptedSupporter(voice, load_prompt(prompt)).reply(talk, Ledger(7, "d").at(1)))
+    assert (found.response, found.format_ok) == ("Hi.", format_ok)
