@@ -107,6 +107,10 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""Several names; a lone one may stand without brackets."""
+
+
 def _sum_to_one(ratios: tuple[float, float, float]) -> tuple[float, float, float]:
     if not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
         raise ValueError(f"the three ratios must sum to 1, not {sum(ratios):g}")

@@ -1,37 +1,41 @@
-"""What ``esckit train-flow`` learns from: search trees of earlier runs, or the gold strategies of a corpus."""
+"""What ``esckit train-flow`` learns from: search trees of earlier runs, or corpus dialogues with gold strategies.
+
+:func:`collect` reads what a recipe's ``data:`` section names. :func:`flow_trees` makes token ids of it, in one form for
+both: a :class:`FlowTree` of nodes and of paths through them. Inner nodes on a kept path are *states*: a decision is
+taken there, and the model is read at their last token. A leaf is never read: its flow is its search value, and only the
+response term needs its text.
+
+A corpus dialogue becomes a tree of one path: one causal sequence in which every decision is read in one pass. A state
+ends at the last token before a labelled supporter utterance, whoever spoke before; an opening is decided at the
+header's last token. Search values are unknown here, so only ``bc`` can learn from such trees.
+
+Not here: how nodes share rows (:mod:`esckit.flow.batch`). Nothing in this module loads torch.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from esckit.config.sections import DataConfig
-from esckit.data.selection import Selection, select_dialogues
+from esckit.data.selection import select_dialogues
 from esckit.errors import ConfigError, DataError
 from esckit.flow.recipe import FlowData, GoldData, TrainFlowRecipe
+from esckit.flow.text import FlowText, drop_oldest
 from esckit.records import file_sha256, read_records
 from esckit.runs import refuse_links
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
-from esckit.trees import trajectories
-from esckit.types import Dialogue, SearchTree
-
-if TYPE_CHECKING:
-    from esckit.flow.text import FlowText
-    from esckit.flow.trees import FlowTree
-
+from esckit.trees import Trajectory, child_values, children_of, trajectories
+from esckit.types import Dialogue, Outcome, SearchTree, TreeNode
 
 TREES = "trees.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One split of the material: search trees or dialogues."""
-
-    trees: tuple[SearchTree, ...] = ()
-    dialogues: tuple[Dialogue, ...] = ()
+# ---------------------------------------------------------------- what a recipe names
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +44,17 @@ class Material:
 
     Attributes:
         labels: The taxonomy.
-        parts: By use: ``train``, ``valid``, ``test``.
+        parts: Search trees or dialogues by use: ``train``, ``valid``, ``test``.
         inputs: Digest per input file.
         round: Of the trees; 0 for a corpus.
         facts: For the manifest.
     """
 
     labels: Taxonomy
-    parts: dict[str, Part]
+    parts: dict[str, tuple[SearchTree | Dialogue, ...]]
     inputs: dict[str, str]
     round: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def taxonomy(self) -> str:
-        """Name of the taxonomy."""
-        return self.labels.name
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        """Names of the strategies in order."""
-        return self.labels.names
-
-    @property
-    def abbreviations(self) -> dict[str, str]:
-        """Strategy name to abbreviation."""
-        return dict(zip(self.labels.names, self.labels.abbrs, strict=True))
 
 
 def collect(data: FlowData) -> Material:
@@ -74,102 +63,54 @@ def collect(data: FlowData) -> Material:
     Raises:
         DataError: If trees or corpus cannot be read, do not fit together, or leave nothing to learn from.
     """
-    return _gold_material(data.gold) if data.gold is not None else _tree_material(data)
+    return _of_corpus(data.gold) if data.gold is not None else _of_trees(data)
 
 
-def counts(material: Material, recipe: TrainFlowRecipe) -> dict[str, Any]:
-    """Return how much there is of everything."""
-    data = recipe.data
-    found: dict[str, Any] = {"taxonomy": material.taxonomy}
+def counts(material: Material, data: FlowData) -> dict[str, Any]:
+    """Return how many dialogues or trees, paths and decisions there are of each use.
+
+    Raises:
+        DataError: If no path of a use is long enough.
+    """
+    found: dict[str, Any] = {"taxonomy": material.labels.name}
     for use, part in material.parts.items():
         if data.gold is not None:
-            decisions = sum(turn.strategy is not None for one in part.dialogues for turn in one.turns)
-            found[use] = {"dialogues": len(part.dialogues), "decisions": decisions}
+            turns = [turn for one in part if isinstance(one, Dialogue) for turn in one.turns]
+            found[use] = {"dialogues": len(part), "decisions": sum(turn.strategy is not None for turn in turns)}
             continue
-        paths = [path for tree in part.trees for path in trajectories(tree, min_actions=data.min_actions)]
+        trees = [tree for tree in part if isinstance(tree, SearchTree)]
+        paths = [path for tree in trees for path in trajectories(tree, min_actions=data.min_actions)]
         if not paths:
             raise DataError(
                 f"no path in {use}", expected=f"at least data.min_actions: {data.min_actions} actions on some path"
             )
-        decisions = sum(len(path.steps) for path in paths)
-        found[use] = {"trees": len(part.trees), "paths": len(paths), "decisions": decisions}
+        found[use] = {"trees": len(trees), "paths": len(paths), "decisions": sum(len(path.steps) for path in paths)}
     return found
 
 
-def flow_trees(material: Material, use: str, recipe: TrainFlowRecipe, text: FlowText) -> list[FlowTree]:
-    """Return one part of the material as token ids.
-
-    Raises:
-        DataError: If nothing is left of it.
-    """
-    from esckit.flow.trees import flow_tree, gold_trees
-
-    part, limit = material.parts[use], recipe.encoding.max_path_tokens
-    if recipe.data.gold is not None:
-        found = [
-            tree
-            for dialogue in part.dialogues
-            for tree in gold_trees(dialogue, text, material.strategies, max_tokens=limit, window=use != "train")
-        ]
-    else:
-        made = (
-            flow_tree(
-                tree,
-                text,
-                min_actions=recipe.data.min_actions,
-                max_path_tokens=limit,
-                responses=recipe.response_weight > 0,
-            )
-            for tree in part.trees
+def _of_corpus(gold: GoldData) -> Material:
+    shared = gold.model_dump(exclude={"split", "valid_split", "test_split", "unit", "taxonomy"})
+    splits = {"train": gold.split, "valid": gold.valid_split, "test": gold.test_split}
+    selections = {
+        use: select_dialogues(
+            DataConfig.model_validate({**shared, "split": split, "merge": gold.unit == "turn"}), taxonomy=gold.taxonomy
         )
-        found = _told_apart(tree for tree in made if tree is not None)
-    if not found:
-        raise DataError(
-            f"nothing to learn from in {use}",
-            expected="paths of at least data.min_actions actions within encoding.max_path_tokens",
-        )
-    return found
-
-
-def _told_apart(trees: Iterable[FlowTree]) -> list[FlowTree]:
-    """Number trees of one id: two rounds of search may grow the same seed dialogue under the same seed."""
-    seen: Counter[str] = Counter()
-    found = []
-    for tree in trees:
-        seen[tree.id] += 1
-        again = seen[tree.id]
-        found.append(tree if again == 1 else replace(tree, id=f"{tree.id}~{again}"))
-    return found
-
-
-# ---------------------------------------------------------------- a corpus
-
-
-def _gold_material(gold: GoldData) -> Material:
-    uses = {"train": gold.split, "valid": gold.valid_split, "test": gold.test_split}
-    selections = {use: _select(gold, split) for use, split in uses.items() if split is not None}
+        for use, split in splits.items()
+        if split is not None
+    }
     first = selections["train"]
     if first.taxonomy is None:
         raise DataError("no strategy label", path=gold.path, expected="dialogues with strategies")
     return Material(
         labels=first.strategies or load_taxonomy(first.taxonomy),
-        parts={use: Part(dialogues=selection.dialogues) for use, selection in selections.items()},
+        parts={use: selection.dialogues for use, selection in selections.items()},
         inputs=first.files,
         # With all ids: whoever evaluates the policy must know what it has seen.
         facts={use: selection.facts() for use, selection in selections.items()},
     )
 
 
-def _select(gold: GoldData, split: str) -> Selection:
-    wanted = gold.model_dump(exclude={"split", "valid_split", "test_split", "unit", "taxonomy"})
-    data = DataConfig.model_validate({**wanted, "split": split, "merge": gold.unit == "turn"})
-    return select_dialogues(data, taxonomy=gold.taxonomy)
-
-
-# ---------------------------------------------------------------- search trees
-
-
-def _tree_material(data: FlowData) -> Material:
+def _of_trees(data: FlowData) -> Material:
     files = [_tree_file(Path(name)) for name in data.trees]
     if len({file.resolve() for file in files}) < len(files):
         raise DataError("the same trees twice in data.trees", expected="every run once")
@@ -177,23 +118,29 @@ def _tree_material(data: FlowData) -> Material:
     usable = [tree for tree in trees if tree.status != "failed"]
     if not usable:
         raise DataError("no finished tree", path=", ".join(map(str, files)), expected="at least one")
-    _check_alike(usable)
-    _check_splits(trees)
-    uses = {"train": data.split} | ({"valid": data.valid_split} if data.valid_split else {})
-    parts = {use: Part(trees=tuple(t for t in usable if t.split == split)) for use, split in uses.items()}
-    for use, part in parts.items():
-        if not part.trees:
-            found = Counter(str(tree.split) for tree in usable)
-            shown = ", ".join(f"{name} {n}" for name, n in sorted(found.items()))
+    _check_together(usable, trees)
+    parts: dict[str, tuple[SearchTree, ...]] = {}
+    for use, split in (("train", data.split), ("valid", data.valid_split)):
+        if split is None:
+            continue
+        parts[use] = tuple(tree for tree in usable if tree.split == split)
+        if not parts[use]:
+            found = ", ".join(f"{name} {n}" for name, n in sorted(Counter(str(t.split) for t in usable).items()))
             raise DataError(
-                f"no tree in split {uses[use]!r} (found: {shown})",
+                f"no tree in split {split!r} (found: {found})",
                 expected="trees of both splits",
                 hint="Search both (data.split: [train, valid]), or set data.split and data.valid_split",
             )
     first = usable[0]
+    taxonomy = kept_taxonomy(first.taxonomy, *(file.parent for file in files))
+    if taxonomy.names != first.strategies:
+        raise ConfigError(
+            f"taxonomy {first.taxonomy} has changed since tree {first.id} was grown",
+            expected=", ".join(first.strategies),
+        )
     return Material(
-        labels=_labels(first, files),
-        parts=parts,
+        labels=taxonomy,
+        parts=dict(parts),
         inputs={str(file): file_sha256(file) for file in files},
         round=max(tree.round for tree in usable),
         facts={
@@ -217,37 +164,37 @@ def _tree_file(path: Path) -> Path:
     return file
 
 
-def _read_trees(file: Path) -> Iterable[SearchTree]:
+def _read_trees(file: Path) -> Iterator[SearchTree]:
     """Read a file of trees, refusing one whose last line was cut by a crash."""
     with file.open("rb") as lines:
         size = lines.seek(0, 2)
         lines.seek(max(0, size - 1))
-        is_cut = size > 0 and lines.read(1) != b"\n"
-    if is_cut:
-        raise DataError(
-            "an unfinished last line", path=str(file), hint="The search was cut off: run it again, it will go on"
-        )
-    return read_records(SearchTree, file)
+        if size and lines.read(1) != b"\n":
+            raise DataError(
+                "an unfinished last line",
+                path=str(file),
+                hint="The search was stopped: rerun the same command, it resumes",
+            )
+    yield from read_records(SearchTree, file)
 
 
-def _check_alike(trees: Sequence[SearchTree]) -> None:
-    """Refuse trees whose values or strategies do not mean the same."""
+def _check_together(usable: Sequence[SearchTree], trees: Sequence[SearchTree]) -> None:
+    """Refuse trees whose values or strategies mean different things, and a scenario in two splits.
+
+    The prefixes of such a scenario would be trained on and validated on.
+    """
     for what, kinds in (
-        ("read-outs", {tree.readout for tree in trees}),
-        ("taxonomies", {f"{tree.taxonomy} ({', '.join(tree.strategies)})" for tree in trees}),
+        ("read-outs", {tree.readout for tree in usable}),
+        ("taxonomies", {f"{tree.taxonomy} ({', '.join(tree.strategies)})" for tree in usable}),
     ):
         if len(kinds) > 1:
             raise DataError(f"trees of different {what}: {'; '.join(sorted(kinds))}", expected="one for all of them")
-
-
-def _check_splits(trees: Sequence[SearchTree]) -> None:
-    """Refuse a scenario in two splits: its prefixes would be on both sides."""
     splits: dict[str, set[str]] = {}
     for tree in trees:
         splits.setdefault(tree.scenario.id, set()).add(str(tree.split))
-    torn = {scenario: found for scenario, found in splits.items() if len(found) > 1}
+    torn = sorted((scenario, found) for scenario, found in splits.items() if len(found) > 1)
     if torn:
-        scenario, found = sorted(torn.items())[0]
+        scenario, found = torn[0]
         raise DataError(
             f"{len(torn)} scenarios in more than one split, the first {scenario} in {', '.join(sorted(found))}",
             expected="every scenario in one split",
@@ -255,12 +202,284 @@ def _check_splits(trees: Sequence[SearchTree]) -> None:
         )
 
 
-def _labels(tree: SearchTree, files: Sequence[Path]) -> Taxonomy:
-    """Return the taxonomy that the trees were grown with."""
-    taxonomy = kept_taxonomy(tree.taxonomy, *(file.parent for file in files))
-    if taxonomy.names != tree.strategies:
-        raise ConfigError(
-            f"taxonomy {tree.taxonomy} has changed since tree {tree.id} was grown",
-            expected=", ".join(tree.strategies),
+# ---------------------------------------------------------------- token ids
+
+
+@dataclass(frozen=True, slots=True)
+class StateFacts:
+    """What the search knows about a state.
+
+    Attributes:
+        value: Search value Q_hat of the state, in [0, 1].
+        prior: Recorded prior in taxonomy order, positive.
+        child_values: Q(s, a) in taxonomy order, None where never tried.
+    """
+
+    value: float
+    prior: tuple[float, ...]
+    child_values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowNode:
+    """One node's text.
+
+    Attributes:
+        key: Node id, unique in the tree.
+        parent: Index of the parent, -1 at the root.
+        tokens: The node's own token ids.
+        facts: None for a leaf, which is text only.
+        words: Range in ``tokens`` of the words that the response term predicts, the closing line end included; None
+            without a response term or a supporter turn.
+    """
+
+    key: str
+    parent: int
+    tokens: tuple[int, ...]
+    facts: StateFacts | None
+    words: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPath:
+    """One trajectory through a tree.
+
+    Attributes:
+        id: Path id.
+        states: Indices of the T states, root first.
+        actions: The T strategies taken, by index.
+        leaf_value: Search value of the leaf.
+        leaf: Index of the leaf's text node, None if it is not kept.
+        response_weight: Weight of its supporter turns in the response term, in [0, 1].
+    """
+
+    id: str
+    states: tuple[int, ...]
+    actions: tuple[int, ...]
+    leaf_value: float
+    leaf: int | None = None
+    response_weight: float = 0.0
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Indices of all its text nodes."""
+        return self.states if self.leaf is None else (*self.states, self.leaf)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTree:
+    """A tree ready for packing.
+
+    Attributes:
+        id: Tree id with its run seed, unique over runs.
+        scenario_id: The seed dialogue.
+        n_header: Tokens of the root before its first turn.
+        nodes: Depth-first preorder, children in taxonomy order.
+        paths: In the same order.
+        n_dropped: Paths left out because they are too long.
+    """
+
+    id: str
+    scenario_id: str
+    n_header: int
+    nodes: tuple[FlowNode, ...]
+    paths: tuple[FlowPath, ...]
+    n_dropped: int = 0
+
+    def facts(self, state: int) -> StateFacts:
+        """Return the facts of a state."""
+        facts = self.nodes[state].facts
+        if facts is None:
+            raise ValueError(f"node {self.nodes[state].key} is not a state")
+        return facts
+
+    def lineage(self, index: int) -> tuple[int, ...]:
+        """Return the indices from the root down to a node."""
+        found = [index]
+        while self.nodes[found[0]].parent >= 0:
+            found.insert(0, self.nodes[found[0]].parent)
+        return tuple(found)
+
+    def prefix_length(self, index: int) -> int:
+        """Return the tokens from the root to the end of a node."""
+        return sum(len(self.nodes[above].tokens) for above in self.lineage(index))
+
+
+def flow_trees(material: Material, use: str, recipe: TrainFlowRecipe, text: FlowText) -> list[FlowTree]:
+    """Return one part of the material as token ids.
+
+    Raises:
+        DataError: If nothing is left of it.
+    """
+    limit = recipe.encoding.max_path_tokens
+    responses = recipe.response_weight > 0
+    found: list[FlowTree] = []
+    seen: Counter[str] = Counter()
+    for one in material.parts[use]:
+        if isinstance(one, Dialogue):
+            found += gold_trees(one, text, material.labels.names, max_tokens=limit, window=use != "train")
+            continue
+        tree = flow_tree(one, text, min_actions=recipe.data.min_actions, max_path_tokens=limit, responses=responses)
+        if tree is not None:
+            seen[tree.id] += 1
+            # Two rounds of search may grow the same seed dialogue under the same seed.
+            found.append(tree if seen[tree.id] == 1 else replace(tree, id=f"{tree.id}~{seen[tree.id]}"))
+    if not found:
+        raise DataError(
+            f"nothing to learn from in {use}",
+            expected="paths of at least data.min_actions actions within encoding.max_path_tokens",
         )
-    return taxonomy
+    return found
+
+
+def flow_tree(
+    tree: SearchTree, text: FlowText, *, min_actions: int, max_path_tokens: int, responses: bool = False
+) -> FlowTree | None:
+    """Return a search tree for training, None if no path of it is kept.
+
+    Args:
+        tree: A complete or linear tree.
+        text: How turns become token ids.
+        min_actions: Least number of actions of a path.
+        max_path_tokens: A longer path is dropped and counted.
+        responses: Keep the text of leaves up to the end of their supporter turn, for the response term.
+    """
+    children = children_of(tree)
+    texts = {node.id: _node_text(node, text, tree) for node in tree.nodes}
+    found = trajectories(tree, min_actions=min_actions)
+    kept: list[Trajectory] = []
+    for path in found:
+        read = [step.state for step in path.steps] + ([path.leaf] if responses else [])
+        if sum(len(texts[node.id][0]) for node in read) <= max_path_tokens:
+            kept.append(path)
+    if not kept:
+        return None
+    place: dict[str, int] = {}
+    nodes: list[FlowNode] = []
+    paths: list[FlowPath] = []
+    for path, weight in zip(kept, _response_weights(kept), strict=True):
+        for state in (step.state for step in path.steps):
+            if state.id not in place:
+                ids, words = texts[state.id]
+                facts = StateFacts(state.mean_return, state.prior or (), child_values(tree, state, children))
+                parent = place.get(state.parent or "", -1)
+                place[state.id] = len(nodes)
+                nodes.append(FlowNode(state.id, parent, ids, facts, words if responses else None))
+        states = tuple(place[step.state.id] for step in path.steps)
+        leaf = None
+        if responses:
+            ids, words = texts[path.leaf.id]
+            leaf = len(nodes)
+            nodes.append(FlowNode(path.leaf.id, states[-1], ids if words is None else ids[: words[1]], None, words))
+        actions = tuple(step.action for step in path.steps)
+        paths.append(FlowPath(path.id, states, actions, path.leaf_value, leaf, weight))
+    return FlowTree(
+        id=f"{tree.run_seed}/{tree.id}",
+        scenario_id=tree.scenario.id,
+        n_header=len(text.header(tree.scenario)),
+        nodes=tuple(nodes),
+        paths=tuple(paths),
+        n_dropped=len(found) - len(kept),
+    )
+
+
+def _node_text(node: TreeNode, text: FlowText, tree: SearchTree) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+    """Return a node's ids and the range of its supporter's words."""
+    ids = list(text.header(tree.scenario)) if node.parent is None else []
+    words: tuple[int, int] | None = None
+    for turn in node.turns:
+        pieces = text.turn(turn, strategy=node.strategy)
+        start = len(ids) + len(pieces.marker)
+        ids += pieces.ids
+        # The root's opening is the corpus's, not an action's; only supporter turns under an edge are imitated.
+        if turn.speaker == "supporter" and node.parent is not None:
+            words = (start, len(ids))
+    return tuple(ids), words
+
+
+def _response_weights(paths: Sequence[Trajectory]) -> list[float]:
+    """Return the weight of each path: its mean own-turn reward, 0 if the seeker left, scaled to a maximum of 1."""
+    values = []
+    for path in paths:
+        nodes = [*(step.state for step in path.steps[1:]), path.leaf]
+        rewards = [node.reward for node in nodes if node.reward is not None]
+        lost = path.outcome is Outcome.DISENGAGED or not rewards
+        values.append(0.0 if lost else sum(rewards) / len(rewards))
+    best = max(values)
+    return [value / best if best > 0 else 0.0 for value in values]
+
+
+def gold_trees(
+    dialogue: Dialogue, text: FlowText, strategies: tuple[str, ...], *, max_tokens: int, window: bool
+) -> list[FlowTree]:
+    """Return a dialogue as trees of one path.
+
+    Args:
+        dialogue: The dialogue, its utterances merged or not.
+        text: How turns become token ids.
+        strategies: The taxonomy in order.
+        max_tokens: Longest sequence.
+        window: Every decision is kept: those that come later than ``max_tokens`` are read behind the newest turns
+            before them, in a tree of their own each. Otherwise the end of a long dialogue is cut.
+
+    Returns:
+        The tree of the dialogue if it has a decision; with ``window``, also those of its late decisions.
+    """
+    header = text.header(dialogue.scenario)
+    pieces: list[tuple[int, ...]] = []  # what stands between two decisions
+    actions: list[int] = []
+    ids = list(header)
+    for turn in dialogue.turns:
+        if turn.speaker == "supporter" and turn.strategy is not None:
+            pieces.append(tuple(ids))
+            actions.append(strategies.index(turn.strategy))
+            ids = []
+        ids += text.turn(turn).ids
+    unknown = StateFacts(1.0, (1.0 / len(strategies),) * len(strategies), (None,) * len(strategies))
+
+    def tree(pieces: Sequence[tuple[int, ...]], actions: Sequence[int], suffix: str = "") -> FlowTree:
+        nodes = tuple(FlowNode(str(at), at - 1, piece, unknown) for at, piece in enumerate(pieces))
+        name = f"{dialogue.id}{suffix}"
+        path = FlowPath(name, tuple(range(len(nodes))), tuple(actions), leaf_value=1.0)
+        return FlowTree(name, dialogue.id, len(header), nodes, (path,))
+
+    n_fitting = sum(end <= max_tokens for end in accumulate(map(len, pieces)))
+    trees = [tree(pieces[:n_fitting], actions[:n_fitting])] if n_fitting else []
+    for late in range(n_fitting, len(pieces)) if window else ():
+        newest = drop_oldest([pieces[0][len(header) :], *pieces[1 : late + 1]], max_tokens - len(header))
+        trees.append(tree([header + tuple(token for piece in newest for token in piece)], [actions[late]], f"@{late}"))
+    return trees
+
+
+# ---------------------------------------------------------------- what is counted
+
+
+def token_counts(trees: Iterable[FlowTree], *, padded_length: int = 512) -> dict[str, int]:
+    """Return how many tokens each encoding would read of the states; leaf texts are not counted.
+
+    Returns:
+        ``padded``: one row per step, padded to a fixed length (as first released); ``steps``: one row per step;
+        ``prefixes``: one per distinct prefix; ``paths``: one per path; ``tree``: every node once.
+    """
+    found = dict.fromkeys(("padded", "steps", "prefixes", "paths", "tree"), 0)
+    for tree in trees:
+        lengths = {at: tree.prefix_length(at) for at, node in enumerate(tree.nodes) if node.facts is not None}
+        found["padded"] += padded_length * sum(len(path.states) for path in tree.paths)
+        found["steps"] += sum(lengths[state] for path in tree.paths for state in path.states)
+        found["prefixes"] += sum(lengths.values())
+        found["paths"] += sum(lengths[path.states[-1]] for path in tree.paths)
+        found["tree"] += sum(len(tree.nodes[state].tokens) for state in lengths)
+    return found
+
+
+def class_counts(trees: Iterable[FlowTree], n_strategies: int) -> tuple[int, ...]:
+    """Return how often each strategy is taken."""
+    found = Counter(action for tree in trees for path in tree.paths for action in path.actions)
+    return tuple(found[strategy] for strategy in range(n_strategies))
+
+
+def class_weights(counts: Sequence[int], *, power: float) -> tuple[float, ...]:
+    """Return weights proportional to count^−power whose mean over the data is 1; 0 for a class that never occurs."""
+    raw = [count**-power if count else 0.0 for count in counts]
+    mean = sum(weight * count for weight, count in zip(raw, counts, strict=True)) / sum(counts)
+    return tuple(weight / mean for weight in raw)

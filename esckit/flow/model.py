@@ -1,67 +1,100 @@
-"""The flow model of AFlow (arXiv 2602.08826): a backbone with a strategy head and a flow head.
+"""The flow model of AFlow (arXiv 2602.08826): a backbone, a strategy head, a flow head, and its checkpoints.
 
 One backbone and one adapter serve both heads. The model reads packed rows (:mod:`esckit.models.packing`) and gives
-log π and log V of every state in them. Not here: losses, and how checkpoints are stored
-(:mod:`esckit.flow.model`).
-
-Checkpoints of flow models: an adapter (or a whole backbone), two heads, and what one must know to use them.
-
-::
+log π and log V of every state in them. A model is built anew on a backbone (:func:`build_model`) or read from a
+checkpoint of ``train-flow`` (:func:`load_flow_model`)::
 
     checkpoint/flow.json              metadata: taxonomy, text form, objective, inputs, round
     checkpoint/heads.safetensors      strategy head and flow head, float32
     checkpoint/adapter/ or backbone/  as peft or transformers write them (safetensors)
     checkpoint/tokenizer/             as transformers writes it
 
-Building flow models: anew on a backbone, or from a checkpoint of ``train-flow``.
+Not here: the losses (:mod:`esckit.flow.trainer`), and the metadata (:mod:`esckit.flow.text`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from esckit.errors import CheckpointError, ConfigError
-from esckit.flow.heads import FlowHead, StrategyHead
-from esckit.flow.text import HEADS, METADATA, FlowMetadata, read_metadata
-from esckit.models.backbones import fetch_backbone, find_backbone, resolve_backbone, tiny_tokenizer
-from esckit.models.checkpoint import checkpoint_folder
-from esckit.models.decoder import base_decoder, layer_classes
+from esckit.flow.recipe import TrainFlowRecipe
+from esckit.flow.text import HEADS, FlowMetadata, read_metadata
+from esckit.models.backbones import resolve_backbone
+from esckit.models.capabilities import checkpoint_activations
+from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, checkpoint_folder
+from esckit.models.decoder import Float32Linear, base_decoder, layer_classes
 from esckit.models.loading import (
-    check_lora_targets,
-    check_stored,
     check_whole,
     load_adapter,
     load_base,
     load_causal,
     load_tensors,
-    tidy_adapter,
+    load_tokenizer,
 )
-from esckit.models.loading import load_tokenizer as load_tokenizer_of
 from esckit.models.packing import (
     PATH_MODE,
     TREE_ATTENTION,
     NodeSpan,
     PackedRows,
     additive_mask,
+    check_packable,
     tree_layout,
     use_attention,
 )
-from esckit.records import dump_line, fresh_folder, write_atomic
+from esckit.training.checkpoint import adapter_config
 
 Attention = Literal["sdpa", "eager", "flex", "tree"]
 
+_UNDERFLOW = -15.0
+
+_HEADS = ("strategy_head.", "flow_head.")
 
 _TRANSFORMERS_NAME = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "tree": TREE_ATTENTION}
+
+
+# ---------------------------------------------------------------- the heads
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    """Return log(softplus(x)), elementwise; far below zero this is x itself, so that nothing underflows."""
+    low = x < _UNDERFLOW
+    # The clamp keeps the branch that is not taken finite: its gradient is multiplied by 0, and 0 · inf is NaN.
+    return torch.where(low, x, F.softplus(x.clamp(min=_UNDERFLOW)).log())
+
+
+class StrategyHead(nn.Module):
+    """A linear layer to the strategies: log π(a|s), always in float32."""
+
+    def __init__(self, hidden_size: int, n_strategies: int) -> None:
+        super().__init__()
+        self.out = Float32Linear(hidden_size, n_strategies)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return log π (S, A) of hidden states (S, d)."""
+        return F.log_softmax(self.out(hidden), dim=-1)
+
+
+class FlowHead(nn.Module):
+    """Linear, GELU, linear, softplus: V(s,a) > 0, given as its logarithm, always in float32."""
+
+    def __init__(self, hidden_size: int, n_strategies: int) -> None:
+        super().__init__()
+        self.inner = Float32Linear(hidden_size, hidden_size)
+        self.out = Float32Linear(hidden_size, n_strategies)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return log V (S, A) of hidden states (S, d)."""
+        return log_softplus(self.out(F.gelu(self.inner(hidden))))
+
+
+# ---------------------------------------------------------------- the network
 
 
 @dataclass(frozen=True)  # no slots: ZeRO-3 looks for tensors in vars()
@@ -89,7 +122,7 @@ class FlowModel(nn.Module):
         strategies: Names in taxonomy order.
         attention: ``sdpa`` and ``eager`` take a dense mask, ``flex`` a block mask (CUDA), ``tree`` computes only what
             the tree allows. Soft-capped scores (Gemma 2), which SDPA would silently leave uncapped, are ``eager``.
-        lm_head: Frozen projection to the vocabulary, for the response term.
+        lm_head: Frozen projection to the vocabulary, for the response term; None goes without that term.
     """
 
     def __init__(
@@ -155,11 +188,9 @@ class FlowModel(nn.Module):
         return base_decoder(self.backbone).get_input_embeddings().weight.dtype
 
     def _target_log_p(self, hidden: Tensor, rows: PackedRows) -> Tensor | None:
-        """Return the log-probability of each target token (N,)."""
-        if rows.target_row is None or rows.target_column is None or rows.target_ids is None:
+        """Return the log-probability of each target token (N,); None without an LM head or in causal rows."""
+        if self.lm_head is None or rows.target_row is None or rows.target_column is None or rows.target_ids is None:
             return None
-        if self.lm_head is None:
-            raise ConfigError("a response term without the backbone's LM head", hint="Set response_weight: 0")
         logits = self.lm_head(hidden[rows.target_row, rows.target_column]).float()
         return -F.cross_entropy(logits, rows.target_ids, reduction="none")
 
@@ -217,50 +248,57 @@ def check_exact(model: FlowModel, *, tolerance: float = 1e-2) -> None:
         )
 
 
-ADAPTER = "adapter"
-
-BACKBONE = "backbone"
-
-TOKENIZER = "tokenizer"
+# ---------------------------------------------------------------- a model to train
 
 
-def save_flow_model(
-    model: FlowModel,
-    metadata: FlowMetadata,
-    folder: Path,
-    *,
-    tokenizer: Any = None,
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a checkpoint in place of the last one; a folder that is there is whole.
+def build_model(recipe: TrainFlowRecipe, strategies: tuple[str, ...], *, longest_path: int) -> FlowModel:
+    """Return the model to train, on the processor; every process draws the same from its seeded generators.
 
     Args:
-        model: The model.
-        metadata: What to know of it.
-        folder: Where to; replaced as a whole.
-        tokenizer: The backbone's; None leaves it out.
-        state: The model's tensors by name where they had to be gathered from several devices; None takes its own.
+        recipe: The recipe.
+        strategies: The taxonomy in order.
+        longest_path: Tokens of the longest path.
+
+    Raises:
+        ConfigError: If the backbone cannot be packed or adapted as asked for, or cannot be reached.
+        CheckpointError: If ``model.init`` does not fit; an adapter keeps its own shape.
     """
-    tensors = model.state_dict() if state is None else state
-    backbone, is_adapted = model.backbone, isinstance(model.backbone, PeftModel)
-    inner = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name.startswith("backbone.") and (".lora_" in name or not is_adapted)
-    }
-    heads = {name: tensors[name].detach().cpu().contiguous() for name in heads_state(model)}
-    plain = {name.removeprefix("backbone."): tensor for name, tensor in inner.items()}
-    with fresh_folder(folder) as fresh:
-        if isinstance(backbone, PeftModel):
-            backbone.save_pretrained(str(fresh / ADAPTER), state_dict=plain, save_embedding_layers=False)
-            tidy_adapter(fresh / ADAPTER, metadata.backbone)
-        else:
-            base_decoder(backbone).save_pretrained(str(fresh / BACKBONE), state_dict=plain)
-        save_file(heads, str(fresh / HEADS))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(fresh / TOKENIZER))
-        check_stored({**inner, **heads}, fresh)
-        write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
+    attention, with_lm_head = recipe.encoding.attention, recipe.response_weight > 0
+    if recipe.model.init:
+        init = Path(recipe.model.init)
+        model = load_flow_model(
+            init, attention=attention, strategies=strategies, with_lm_head=with_lm_head, trainable=True
+        ).model
+    else:
+        causal, _ = load_causal(resolve_backbone(recipe.model.backbone), dtype=torch.float32)
+        backbone = causal.get_decoder()
+        if recipe.model.trainable == "lora":
+            backbone = get_peft_model(backbone, adapter_config(recipe.lora, backbone))
+        lm_head = causal.get_output_embeddings() if with_lm_head else None
+        model = FlowModel(backbone, strategies, attention=attention, lm_head=lm_head)
+    decoder = base_decoder(model.backbone)
+    if recipe.model.frozen_layers:
+        _freeze_layers(decoder, recipe.model.frozen_layers)
+    if recipe.encoding.mode == "tree":
+        check_packable(decoder.config.to_dict(), longest_path=longest_path)
+        if attention != "flex":  # which runs on a GPU only
+            check_exact(model)
+    if recipe.model.gradient_checkpointing:
+        checkpoint_activations(decoder)
+    return model.train()
+
+
+def _freeze_layers(decoder: Any, n_layers: int) -> None:
+    """Keep the lowest layers of a backbone, and its embeddings, as they are."""
+    layers = decoder.layers
+    if n_layers > len(layers):
+        raise ConfigError(f"model.frozen_layers: {n_layers}", expected=f"at most {len(layers)}, as many as there are")
+    decoder.get_input_embeddings().requires_grad_(False)
+    for layer in layers[:n_layers]:
+        layer.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- checkpoints
 
 
 def load_heads(model: FlowModel, folder: Path) -> None:
@@ -270,117 +308,10 @@ def load_heads(model: FlowModel, folder: Path) -> None:
         CheckpointError: If they do not fit the model.
     """
     stored = load_tensors(folder / HEADS)
-    wanted = heads_state(model)
-    if {name: tensor.shape for name, tensor in stored.items()} != {name: t.shape for name, t in wanted.items()}:
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(_HEADS)}
+    if {name: tensor.shape for name, tensor in stored.items()} != wanted:
         raise CheckpointError(f"the heads in {folder} do not fit this backbone and taxonomy")
-    for prefix, head in _heads(model).items():
-        head.load_state_dict({name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)})
-
-
-def heads_state(model: FlowModel) -> dict[str, Tensor]:
-    """Return the heads' tensors by name."""
-    return {
-        prefix + name: tensor.detach().contiguous()
-        for prefix, head in _heads(model).items()
-        for name, tensor in head.state_dict().items()
-    }
-
-
-def _heads(model: FlowModel) -> dict[str, nn.Module]:
-    return {"strategy_head.": model.strategy_head, "flow_head.": model.flow_head}
-
-
-class LoraSettings(NamedTuple):
-    """An adapter to make."""
-
-    rank: int
-    alpha: int
-    dropout: float
-    targets: tuple[str, ...]
-
-
-class Loaded(NamedTuple):
-    """A backbone without its LM head, the head, and the tokenizer."""
-
-    decoder: PreTrainedModel
-    lm_head: nn.Module
-    tokenizer: Any
-
-
-def load_tokenizer(ref: str) -> Any:
-    """Return the tokenizer of a backbone.
-
-    Raises:
-        ConfigError: If there is no such backbone, or it cannot be reached.
-        CheckpointError: If it holds no tokenizer that transformers can load.
-    """
-    if find_backbone(ref).kind == "memory":
-        return tiny_tokenizer()
-    return load_tokenizer_of(fetch_backbone(ref))
-
-
-def load_decoder(ref: str, *, dtype: torch.dtype) -> Loaded:
-    """Return a backbone ready for heads.
-
-    Args:
-        ref: NAME, FOLDER or HUB-ID.
-        dtype: Type of its weights.
-
-    Raises:
-        ConfigError: If there is no such backbone, or it cannot be reached or loaded.
-    """
-    model, tokenizer = load_causal(resolve_backbone(ref), dtype=dtype)
-    return Loaded(model.get_decoder(), model.get_output_embeddings(), tokenizer)
-
-
-def new_flow_model(
-    loaded: Loaded,
-    strategies: tuple[str, ...],
-    *,
-    attention: Attention,
-    lora: LoraSettings | None,
-    frozen_layers: int = 0,
-    with_lm_head: bool = False,
-) -> FlowModel:
-    """Return a flow model with fresh heads.
-
-    Args:
-        loaded: The backbone.
-        strategies: The taxonomy in order.
-        attention: How packed rows are attended.
-        lora: The adapter to train; None trains the backbone itself.
-        frozen_layers: Without an adapter: so many lowest layers and the embeddings are not trained.
-        with_lm_head: Keep the projection to the vocabulary, for the response term.
-    """
-    decoder = loaded.decoder
-    if lora is not None:
-        decoder = _adapted(decoder, lora)
-    elif frozen_layers:
-        freeze_layers(decoder, frozen_layers)
-    return FlowModel(decoder, strategies, attention=attention, lm_head=loaded.lm_head if with_lm_head else None)
-
-
-def _adapted(decoder: nn.Module, lora: LoraSettings) -> nn.Module:
-    settings = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
-    )
-    check_lora_targets(decoder, lora.targets)
-    return get_peft_model(decoder, settings)
-
-
-def freeze_layers(decoder: nn.Module, n_layers: int) -> None:
-    """Keep the lowest layers of a backbone, and its embeddings, as they are.
-
-    Raises:
-        ConfigError: If it has fewer layers.
-    """
-    base = base_decoder(decoder)
-    layers: Sequence[nn.Module] = base.layers
-    if n_layers > len(layers):
-        raise ConfigError(f"model.frozen_layers: {n_layers}", expected=f"at most {len(layers)}, as many as there are")
-    base.get_input_embeddings().requires_grad_(False)
-    for layer in layers[:n_layers]:
-        layer.requires_grad_(False)
+    model.load_state_dict(stored, strict=False)
 
 
 class FlowCheckpoint(NamedTuple):
@@ -421,14 +352,12 @@ def load_flow_model(
         raise CheckpointError(f"{folder} lacks {part.name}", expected="a whole checkpoint of train-flow")
     check_whole(folder)
     if full:
-        decoder = load_base(part, dtype=dtype)
-        lm_head, tokenizer = None, load_tokenizer_of(folder / TOKENIZER)
-    else:
-        loaded = load_decoder(metadata.backbone, dtype=dtype)
-        decoder = load_adapter(loaded.decoder, part, trainable=trainable)
-        lm_head, tokenizer = loaded.lm_head, loaded.tokenizer
-    if with_lm_head and lm_head is None:
-        lm_head = load_decoder(metadata.backbone, dtype=dtype).lm_head
-    model = FlowModel(decoder, metadata.strategies, attention=attention, lm_head=lm_head if with_lm_head else None)
+        decoder, tokenizer = load_base(part, dtype=dtype), load_tokenizer(folder / TOKENIZER)
+    if with_lm_head or not full:
+        causal, own_tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
+    if not full:
+        decoder, tokenizer = load_adapter(causal.get_decoder(), part, trainable=trainable), own_tokenizer
+    lm_head = causal.get_output_embeddings() if with_lm_head else None
+    model = FlowModel(decoder, metadata.strategies, attention=attention, lm_head=lm_head)
     load_heads(model, folder)
     return FlowCheckpoint(model.train(trainable), tokenizer, metadata)

@@ -1,34 +1,35 @@
-"""Flow objectives of AFlow (arXiv 2602.08826) as pure tensor functions.
+"""The losses of AFlow (arXiv 2602.08826) as pure tensor functions: flow objectives, ranking, KL.
 
-A path s_0, a_0, …, s_T has K = T + 1 nodes with log-flows and T actions with log-probabilities. Prefixes of a dialogue
-form a tree: every state has one parent, so the backward policy is 1 (``log_pb = 0``) and F(s_0) is the partition
-function. With φ_t = log F(s_t) − Σ_{i<t} log π(a_i|s_i) the residual of the subpath from m to n is φ_n − φ_m.
+**Flow** (:func:`subtb`, :func:`tb`, :func:`db`). A path s_0, a_0, …, s_T has K = T + 1 nodes with log-flows and T
+actions with log-probabilities. Prefixes of a dialogue form a tree: every state has one parent, so the backward policy
+is 1 (``log_pb = 0``) and F(s_0) is the partition function. With φ_t = log F(s_t) − Σ_{i<t} log π(a_i|s_i) the residual
+of the subpath from m to n is φ_n − φ_m. All objectives share ``(log_pf (B, T), log_flow (B, T+1), mask (B, T)) ->
+(B,)``: one loss per path, no reduction. ``mask`` marks the real actions, which stand first; a path without any gives 0.
+Entries outside the mask influence neither value nor gradient, whatever they hold.
 
-All objectives share ``(log_pf (B, T), log_flow (B, T+1), mask (B, T)) -> (B,)``: one loss per path, no reduction.
-``mask`` marks the real actions, which stand first; a path without any gives 0. Entries outside the mask influence
-neither value nor gradient, whatever they hold. Not here: where flows come from, and how paths are weighted
-(:mod:`esckit.flow.trainer`).
+**Ranking** ("process supervision"). The learned values V(s,·) must order strategies as the search did. A pair table is
+a boolean (S, A, A): entry [s, a, b] says that strategy ``a`` should beat strategy ``b`` at state s. Few states have two
+visited children, so pairs may also come from the recorded prior.
 
-Which strategies should rank above which at a state, and the losses that say so.
+**KL**. How far the policy has moved from the policy that made the data, in two forms.
 
-The learned values V(s,·) must order strategies as the search did ("process supervision", arXiv 2602.08826). A pair
-table is a boolean (S, A, A): entry [s, a, b] says that strategy ``a`` should beat strategy ``b`` at state s. Few states
-have two visited children, so pairs may also come from the recorded prior.
-
-How far the policy has moved from the policy that made the data: two forms of the KL term (arXiv 2602.08826).
+Not here: where flows come from, and how paths are weighted (:mod:`esckit.flow.trainer`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from esckit.flow.recipe import Negatives
 from esckit.registry import Registry
+
+# ---------------------------------------------------------------- flow
 
 
 class Objective(Protocol):
@@ -39,12 +40,29 @@ class Objective(Protocol):
         ...
 
 
-class PathTerms(Protocol):
-    """The squared residuals of an objective, gathered by the upper end of their subpaths."""
+def subtb(log_pf: Tensor, log_flow: Tensor, mask: Tensor, *, subtb_lambda: float = 1.0) -> Tensor:
+    r"""Return the subpath loss Σ_{m<n} λ^{n−m}(φ_n − φ_m)² / Σ_{m<n} λ^{n−m} of each path (B,).
 
-    def __call__(self, phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return, per action, summed weighted squares (B, T) and summed weights (B, T) of subpaths ending after it."""
-        ...
+    With λ = 1 this is twice the unbiased variance of φ, ``2/(K−1) · Σ_t (φ_t − mean φ)²``, because
+    Σ_{m<n}(φ_n − φ_m)² = K Σ_t (φ_t − mean φ)²; the centred form keeps float32 exact enough.
+    """
+    phi = potentials(log_pf, log_flow, mask)
+    if subtb_lambda != 1.0:
+        return _per_path(*subtb_terms(phi, mask, subtb_lambda=subtb_lambda))
+    nodes = _nodes(mask)
+    n_nodes = nodes.sum(dim=1)
+    centred = torch.where(nodes, phi - (phi.sum(dim=1) / n_nodes).unsqueeze(1), 0.0)
+    return 2.0 * centred.square().sum(dim=1) / (n_nodes - 1).clamp(min=1)
+
+
+def tb(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    """Return the trajectory balance loss (φ_{K−1} − φ_0)² of each path (B,), with log Z = log F(s_0)."""
+    return _per_path(*tb_terms(potentials(log_pf, log_flow, mask), mask))
+
+
+def db(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    """Return the detailed balance loss of each path (B,): the mean of (φ_{t+1} − φ_t)²."""
+    return _per_path(*db_terms(potentials(log_pf, log_flow, mask), mask))
 
 
 def potentials(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
@@ -64,6 +82,14 @@ def _nodes(mask: Tensor) -> Tensor:
 def without_terminal(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Drop the last action and the last flow of every path, so that the leaf leaves the sum."""
     return log_pf[:, :-1], log_flow[:, :-1], mask[:, 1:]
+
+
+class PathTerms(Protocol):
+    """The squared residuals of an objective, gathered by the upper end of their subpaths."""
+
+    def __call__(self, phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, per action, summed weighted squares (B, T) and summed weights (B, T) of subpaths ending after it."""
+        ...
 
 
 def subtb_terms(phi: Tensor, mask: Tensor, *, subtb_lambda: float) -> tuple[Tensor, Tensor]:
@@ -90,40 +116,15 @@ def subtb_terms(phi: Tensor, mask: Tensor, *, subtb_lambda: float) -> tuple[Tens
     return torch.where(mask, total, 0.0), mask * phi.new_tensor(weights)
 
 
-def db_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (φ_n − φ_{n−1})² and 1 for every n ≥ 1, each (B, T): detailed balance, single steps only."""
-    return torch.where(mask, (phi[:, 1:] - phi[:, :-1]).square(), 0.0), mask.to(phi.dtype)
-
-
 def tb_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return (φ_n − φ_0)² and 1 where n is a path's last node, 0 elsewhere, each (B, T): trajectory balance."""
     last = mask & ~F.pad(mask[:, 1:], (0, min(1, mask.shape[1])))
     return torch.where(last, (phi[:, 1:] - phi[:, :1]).square(), 0.0), last.to(phi.dtype)
 
 
-def subtb(log_pf: Tensor, log_flow: Tensor, mask: Tensor, *, subtb_lambda: float = 1.0) -> Tensor:
-    r"""Return the subpath loss Σ_{m<n} λ^{n−m}(φ_n − φ_m)² / Σ_{m<n} λ^{n−m} of each path (B,).
-
-    With λ = 1 this is twice the unbiased variance of φ, ``2/(K−1) · Σ_t (φ_t − mean φ)²``, because
-    Σ_{m<n}(φ_n − φ_m)² = K Σ_t (φ_t − mean φ)²; the centred form keeps float32 exact enough.
-    """
-    phi = potentials(log_pf, log_flow, mask)
-    if subtb_lambda != 1.0:
-        return _per_path(*subtb_terms(phi, mask, subtb_lambda=subtb_lambda))
-    nodes = _nodes(mask)
-    n_nodes = nodes.sum(dim=1)
-    centred = torch.where(nodes, phi - (phi.sum(dim=1) / n_nodes).unsqueeze(1), 0.0)
-    return 2.0 * centred.square().sum(dim=1) / (n_nodes - 1).clamp(min=1)
-
-
-def tb(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
-    """Return the trajectory balance loss (φ_{K−1} − φ_0)² of each path (B,), with log Z = log F(s_0)."""
-    return _per_path(*tb_terms(potentials(log_pf, log_flow, mask), mask))
-
-
-def db(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
-    """Return the detailed balance loss of each path (B,): the mean of (φ_{t+1} − φ_t)²."""
-    return _per_path(*db_terms(potentials(log_pf, log_flow, mask), mask))
+def db_terms(phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (φ_n − φ_{n−1})² and 1 for every n ≥ 1, each (B, T): detailed balance, single steps only."""
+    return torch.where(mask, (phi[:, 1:] - phi[:, :-1]).square(), 0.0), mask.to(phi.dtype)
 
 
 def _per_path(sums: Tensor, weights: Tensor) -> Tensor:
@@ -162,8 +163,7 @@ def policy_value(log_pi: Tensor, log_value: Tensor) -> Tensor:
     return torch.logsumexp(log_pi.detach() + log_value, dim=-1)
 
 
-Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
-
+# ---------------------------------------------------------------- ranking
 
 N_LOW_PRIOR = 3
 """How many strategies of lowest prior serve as losers."""
@@ -273,6 +273,9 @@ def _state_means(losses: Tensor, pairs: RankPairs) -> Tensor:
 
 def _winner_means(losses: Tensor, pairs: RankPairs) -> Tensor:
     return torch.where(pairs.by_winner, losses, 0.0).sum(dim=2) / pairs.by_winner.sum(dim=2).clamp(min=1)
+
+
+# ---------------------------------------------------------------- KL
 
 
 def kl_taken(log_pi: Tensor, log_ref: Tensor, mask: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
-"""Last states of dialogue prefixes: what a prefix shares with one read before is not read again.
+"""A trained strategy policy in use: prior of a search, chooser, and writer of replies (AFlow, arXiv 2602.08826).
 
-A prefix comes as pieces, the header and one per turn. Each piece is read by itself behind the pieces before it, whether
-those were held or are read now, so that a state is the same to the last bit whatever was asked before.
+:class:`CheckpointPolicy` scores strategies: score(a|s) = log π(a|s) + w · V(s, a) over the ``top_k`` strategies of
+highest π, and takes the best one. One reading of the dialogue, no search, no draw. Its prompted counterpart is
+:class:`esckit.roles.strategist.PromptedStrategist`.
 
-A trained strategy policy in use: prior of a search, chooser in simulation and evaluation (arXiv 2602.08826).
+:class:`FlowWriter` writes the reply itself. With ``response_weight`` above 0, ``train-flow`` also teaches the adapter
+the supporter turns of good paths: the dialogue as ``flow_text/1``, then the marker of a supporter turn with its
+strategy, then its words up to the line end. With the adapter off, the plain backbone is an ordinary chat model.
 
-score(a|s) = log π(a|s) + w · V(s, a) over the ``top_k`` strategies of highest π; the best one is taken. One reading of
-the dialogue, no search, no draw. Prompted counterpart: :class:`esckit.roles.strategist.PromptedStrategist`.
+:class:`PrefixReader` reads only what a prefix does not share with one read before.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,22 +27,28 @@ from transformers.cache_utils import DynamicCache
 
 from esckit.errors import NOT_FINITE, BackendError
 from esckit.flow.model import FlowModel, load_flow_model
-from esckit.flow.text import FlowMetadata, FlowText, policy_id
+from esckit.flow.text import FlowText, drop_oldest, policy_id, writer_metadata
 from esckit.ledger import Scope
+from esckit.models.backbones import resolve_backbone
 from esckit.models.capabilities import cache_parameter
+from esckit.models.checkpoint import ADAPTER, checkpoint_folder
 from esckit.models.decoder import base_decoder
 from esckit.models.kvcache import PrefixKV, PrefixStore
-from esckit.models.loading import Dtype, exact_dtype, pick_device
+from esckit.models.loading import Dtype, exact_dtype, load_adapter, load_causal, pick_device, pick_dtype
+from esckit.models.local import LocalModel
 from esckit.models.packing import only_attends
 from esckit.protocols import Decision
-from esckit.types import Scenario, Turn, Usage
+from esckit.types import Reply, Sampling, Scenario, Turn, Usage
 
 HELD_BYTES = 512 * 2**20
 """Memory for keys and values: about ten thousand tokens of a 135M model in float32."""
 
 
 class PrefixReader:
-    """Reads last states from the backbone of a flow model.
+    """Reads last states of dialogue prefixes from the backbone of a flow model.
+
+    A prefix comes as pieces, the header and one per turn. Each piece is read by itself behind the pieces before it,
+    whether those were held or are read now, so that a state is the same to the last bit whatever was asked before.
 
     Args:
         model: In eval mode on its device.
@@ -68,7 +76,11 @@ class PrefixReader:
         held = self._store.longest(ids)
         ends = list(accumulate(len(piece) for piece in pieces))
         n_done = max((at for at, end in enumerate(ends[:-1], start=1) if end <= held.length), default=0)
-        cache = _cache(held.head(ends[n_done - 1])) if n_done else DynamicCache()
+        cache = DynamicCache()
+        if n_done:
+            shared = held.head(ends[n_done - 1])
+            pairs = zip(shared.keys, shared.values, strict=True)
+            cache = DynamicCache([(keys[None], values[None]) for keys, values in pairs])
         for piece, end in zip(pieces[n_done:], ends[n_done:], strict=True):
             state = self._forward(piece, end - len(piece), cache)
         if held.length < len(ids):
@@ -85,10 +97,6 @@ class PrefixReader:
             **{self._cache_parameter: cache},
         ).last_hidden_state
         return states[:, -1]
-
-
-def _cache(prefix: PrefixKV) -> DynamicCache:
-    return DynamicCache([(keys[None], values[None]) for keys, values in zip(prefix.keys, prefix.values, strict=True)])
 
 
 DEFAULT_MAX_TOKENS = 4096
@@ -147,8 +155,7 @@ class CheckpointPolicy:
         cls,
         run: Path,
         *,
-        abbreviations: dict[str, str],
-        strategies: tuple[str, ...] | None = None,
+        abbreviations: Mapping[str, str],
         dtype: Dtype = "auto",
         device: str = "auto",
         value_weight: float | None = None,
@@ -159,8 +166,7 @@ class CheckpointPolicy:
 
         Args:
             run: The run folder of ``train-flow``, or the checkpoint in it.
-            abbreviations: Strategy name to abbreviation, of the checkpoint's taxonomy.
-            strategies: The taxonomy it is wanted for; None takes its own.
+            abbreviations: Strategy name to abbreviation of the taxonomy it is wanted for, in its order.
             dtype: Type of the backbone's weights; ``auto`` is float32, on a GPU bfloat16.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             value_weight: None is 1, or 0 where the checkpoint's values were not trained.
@@ -172,21 +178,19 @@ class CheckpointPolicy:
             ConfigError: If its backbone cannot be reached, or there is no such device.
         """
         place = pick_device(device)
-        model, tokenizer, metadata = load_flow_model(run, dtype=exact_dtype(dtype, place), strategies=strategies)
+        model, tokenizer, metadata = load_flow_model(
+            run, dtype=exact_dtype(dtype, place), strategies=tuple(abbreviations)
+        )
         text = FlowText(
             tokenizer,
             situation=metadata.situation,
             strategy_tags=metadata.strategy_tags,
             abbreviations=abbreviations,
         )
-        weight = default_value_weight(metadata) if value_weight is None else value_weight
+        if value_weight is None:
+            value_weight = 0.0 if metadata.objective.get("name") == "bc" else 1.0
         return cls(
-            model.to(place),
-            text,
-            name=policy_id(run),
-            value_weight=weight,
-            top_k=top_k,
-            max_tokens=max_tokens,
+            model.to(place), text, name=policy_id(run), value_weight=value_weight, top_k=top_k, max_tokens=max_tokens
         )
 
     @property
@@ -237,6 +241,54 @@ class CheckpointPolicy:
         self._thread.shutdown(wait=True)
 
 
-def default_value_weight(metadata: FlowMetadata) -> float:
-    """Return w of a checkpoint: 0 after behaviour cloning, which does not train the values."""
-    return 0.0 if metadata.objective.get("name") == "bc" else 1.0
+class FlowWriter:
+    """Writes supporter turns in the text form of flow training.
+
+    Args:
+        model: The backbone with the adapter merged.
+        text: The text form; it holds no situation, which a supporter does not know.
+    """
+
+    def __init__(self, model: LocalModel, text: FlowText) -> None:
+        self._model = model
+        self._text = text
+
+    @classmethod
+    def load(cls, run: Path, *, abbreviations: Mapping[str, str], dtype: Dtype = "auto", device: str = "auto") -> Self:
+        """Load a checkpoint that was trained to write.
+
+        Args:
+            run: The run folder of ``train-flow``.
+            abbreviations: Strategy name to abbreviation, of the checkpoint's taxonomy.
+            dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+        Raises:
+            CheckpointError: If it was not trained to write, or its text form holds what a supporter does not know.
+            ConfigError: If its backbone cannot be had.
+        """
+        metadata, place = writer_metadata(run), pick_device(device)
+        # Merged in float32: in a narrow type the sum of weight and update would round the update away.
+        causal, tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
+        load_adapter(causal.get_decoder(), checkpoint_folder(run) / ADAPTER).merge_and_unload()
+        model = LocalModel(causal.to(place, pick_dtype(dtype, place)), tokenizer, name=policy_id(run))
+        return cls(model, FlowText(tokenizer, situation=False, strategy_tags=True, abbreviations=abbreviations))
+
+    @property
+    def name(self) -> str:
+        """The checkpoint, for provenance."""
+        return self._model.name
+
+    async def write(self, turns: Sequence[Turn], strategy: str, sampling: Sampling, scope: Scope) -> Reply:
+        """Write the next supporter turn under a strategy; whole oldest turns go where the talk is too long."""
+        header = self._text.header(Scenario(id="unknown"))  # the seeker's situation is private
+        marker = self._text.turn(Turn(speaker="supporter", text=""), strategy=strategy).marker
+        room = self._model.context_length - len(header) - len(marker) - sampling.max_tokens
+        pieces = drop_oldest([self._text.turn(turn).ids for turn in turns], room)
+        prompt = header + tuple(token for piece in pieces for token in piece) + marker
+        one_line = sampling.model_copy(update={"stop": (*sampling.stop, "\n")})
+        return await self._model.continue_tokens(prompt, one_line, seed=scope.seed("supporter"))
+
+    async def aclose(self) -> None:
+        """Stop the model."""
+        await self._model.aclose()

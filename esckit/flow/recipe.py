@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -14,12 +13,10 @@ from pydantic import (
     model_validator,
 )
 
-from esckit.config.sections import Executor, Format, Ratios, Recipe, Scheme, Section, Split
+from esckit.config.sections import Executor, Format, Names, Ratios, Recipe, Scheme, Section, Split
+from esckit.training.sections import Lora, Optim, Precision
 
-
-def _as_tuple(value: object) -> object:
-    """Return a lone name as a tuple of one."""
-    return (value,) if isinstance(value, str) else value
+Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
 
 
 class GoldData(Section):
@@ -66,7 +63,7 @@ class FlowData(Section):
         gold: Corpus dialogues instead of trees; needs ``objective.name: bc``.
     """
 
-    trees: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    trees: Names = ()
     split: Split = "train"
     valid_split: Split | None = "valid"
     min_actions: PositiveInt = 2
@@ -98,11 +95,11 @@ class FlowBackbone(Section):
     init: str | None = None
     trainable: Literal["lora", "full"] = "lora"
     frozen_layers: NonNegativeInt = 0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    precision: Precision = "auto"
     gradient_checkpointing: bool = True
 
 
-class Lora(Section):
+class FlowLora(Lora):
     """The adapter. ``targets``: names of modules. With ``model.init`` it has the shape of that run's, not this one."""
 
     rank: PositiveInt = 32
@@ -180,7 +177,7 @@ class Rank(Section):
 
     weight: NonNegativeFloat = 1.0
     margin: PositiveFloat = 1.0
-    negatives: Literal["visited", "low_prior", "visited_then_low_prior"] = "visited_then_low_prior"
+    negatives: Negatives = "visited_then_low_prior"
     min_gap: NonNegativeFloat = 0.0
 
 
@@ -192,7 +189,7 @@ class Kl(Section):
     reference: Literal["prior", "uniform", "none"] = "prior"
 
 
-class FlowOptim(Section):
+class FlowOptim(Optim):
     """The optimiser and how long it runs.
 
     Attributes:
@@ -200,6 +197,7 @@ class FlowOptim(Section):
         head_lr: The same for the two heads; None is ``lr``.
         paths_per_update: An update takes trees until it has so many paths (dialogues, with gold data).
         warmup_share: Share of all updates in which the rate rises.
+        max_grad_norm: Longer gradients are shortened to this length; 0 never does.
         select: Keep the checkpoint that is best on valid, or the last.
     """
 
@@ -208,8 +206,6 @@ class FlowOptim(Section):
     weight_decay: NonNegativeFloat = 0.01
     epochs: PositiveInt = 3
     paths_per_update: PositiveInt = 32
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     max_grad_norm: NonNegativeFloat = 1.0
     select: Literal["best_valid", "last"] = "best_valid"
 
@@ -232,7 +228,7 @@ class TrainFlowRecipe(Recipe):
     command: Literal["train-flow"]
     data: FlowData
     model: FlowBackbone
-    lora: Lora = Lora()
+    lora: FlowLora = FlowLora()
     encoding: FlowEncoding = FlowEncoding()
     objective: FlowObjective = FlowObjective()
     rank: Rank = Rank()

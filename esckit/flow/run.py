@@ -2,27 +2,44 @@
 
 The run folder holds ``checkpoint/`` (the best state so far with its card, whole whenever it is there; later recipes
 name it by the run), ``metrics.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run
-goes on.
+resumes. Everything heavy is imported where it is used, so that a dry run stays light.
 """
 
 from __future__ import annotations
 
-import shutil
+import logging
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import esckit
 from esckit.config.load import require_runs
 from esckit.errors import ConfigError
-from esckit.flow.data import Material, collect, counts
+from esckit.flow.data import Material, class_counts, class_weights, collect, counts, flow_trees, token_counts
 from esckit.flow.recipe import TrainFlowRecipe
-from esckit.flow.text import policy_id, read_metadata
-from esckit.models.backbones import find_backbone
+from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata
+from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
+from esckit.models.checkpoint import FOLDER
 from esckit.play.executor import Progress
-from esckit.play.session import STATES, RunResult, StepsInPlace, finished, training
+from esckit.play.session import STATES, SUMMARY, RunResult, StepsInPlace, finished, training
 from esckit.processes import Process, this_process
+from esckit.records import write_atomic, write_json
 from esckit.strategies.taxonomy import keep_taxonomy
 from esckit.training.sections import check_trackers
+
+if TYPE_CHECKING:
+    from esckit.flow.batch import FlowBatch, LossTerms, Updates
+    from esckit.flow.data import FlowTree
+    from esckit.training.harness import TrainingRun
+
+log = logging.getLogger(__name__)
+
+LOW_ENTROPY = 0.3
+"""Nats of π below which training warns: eight equal strategies have 2.08, two have 0.69."""
+
+_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 
 
 def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
@@ -35,11 +52,11 @@ def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
     material = collect(recipe.data)
     _check(recipe, material)
     check_trackers(recipe.trackers)
-    return counts(material, recipe)
+    return counts(material, recipe.data)
 
 
 def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
-    """Train a policy, or go on where an earlier go stopped.
+    """Train a policy, or resume a training that was stopped.
 
     Args:
         recipe: The recipe.
@@ -53,31 +70,35 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     material = collect(recipe.data)
     _check(recipe, material)
     process = this_process()
-    with training(recipe, out, process, inputs=_inputs(recipe, material)) as folder:
-        if (result := finished(out)) is not None:
-            _forget_states(out, process)
-            return result
-        if folder is not None:
-            keep_taxonomy(material.labels, out)
-        from esckit.flow.report import finish
-        from esckit.flow.training import fit, prepare
+    inputs: dict[str, Any] = {"data": material.facts, "inputs": material.inputs}
+    if recipe.model.init is not None:
+        inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
+    with training(recipe, out, process, inputs=inputs) as folder:
+        result = finished(out)
+        if result is None:
+            if folder is not None:
+                keep_taxonomy(material.labels, out)
+            from esckit.training.harness import TrainingRun
 
-        began = time.perf_counter()
-        session, steps = prepare(recipe, material, out, process), StepsInPlace(folder, progress)
-        try:
-            fit(session, steps)
-        finally:
-            steps.close()
-        if folder is None:
-            return RunResult(out, {})
-        folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
-        summary = finish(session)
-        _forget_states(out, process)
-    return RunResult(out, summary)
+            began, steps = time.perf_counter(), StepsInPlace(folder, progress)
+            session = _prepare(recipe, material, TrainingRun.open(out, process, steps))
+            try:
+                _fit(session)
+            finally:
+                steps.close()
+            if folder is None:
+                return RunResult(out, {})
+            folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
+            result = RunResult(out, _finish(session))
+        if (out / STATES).is_dir():
+            from esckit.training.harness import TrainingRun
+
+            TrainingRun(out, process).forget_states(recipe.trackers)
+    return result
 
 
 def _check(recipe: TrainFlowRecipe, material: Material) -> None:
-    """Refuse a backbone that nobody knows and a checkpoint to go on from that does not fit.
+    """Refuse an unknown backbone, and a checkpoint to start from that does not fit.
 
     Raises:
         ConfigError: If there is no such backbone, or recipe and checkpoint read dialogues differently.
@@ -86,28 +107,264 @@ def _check(recipe: TrainFlowRecipe, material: Material) -> None:
     find_backbone(recipe.model.backbone)
     if recipe.model.init is None:
         return
-    metadata = read_metadata(Path(recipe.model.init), strategies=material.strategies)
-    wanted = {
-        "model.backbone": (recipe.model.backbone, metadata.backbone),
-        "model.trainable": (recipe.model.trainable, metadata.trainable),
-        "encoding.strategy_tags": (recipe.encoding.strategy_tags, metadata.strategy_tags),
-        "encoding.situation": (recipe.encoding.situation, metadata.situation),
-    }
-    for field, (ours, theirs) in wanted.items():
+    metadata = read_metadata(Path(recipe.model.init), strategies=material.labels.names)
+    for field, ours, theirs in (
+        ("model.backbone", recipe.model.backbone, metadata.backbone),
+        ("model.trainable", recipe.model.trainable, metadata.trainable),
+        ("encoding.strategy_tags", recipe.encoding.strategy_tags, metadata.strategy_tags),
+        ("encoding.situation", recipe.encoding.situation, metadata.situation),
+    ):
         if ours != theirs:
             raise ConfigError(
                 f"{field}: {ours}, but model.init was trained with {theirs}", hint=f"Set {field} to {theirs}"
             )
 
 
-def _inputs(recipe: TrainFlowRecipe, material: Material) -> dict[str, Any]:
-    inputs = {"data": material.facts, "inputs": material.inputs}
-    if recipe.model.init is not None:
-        inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
-    return inputs
+# ---------------------------------------------------------------- the training
 
 
-def _forget_states(out: Path, process: Process) -> None:
-    """Delete the states of a training that is over."""
-    if process.is_main:
-        shutil.rmtree(out / STATES, ignore_errors=True)
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """Everything that a training is made of, before it starts.
+
+    Attributes:
+        trees: The material as token ids, by use.
+        counts: How often each strategy is taken in training.
+    """
+
+    recipe: TrainFlowRecipe
+    material: Material
+    run: TrainingRun
+    tokenizer: Any
+    trees: dict[str, list[FlowTree]]
+    counts: tuple[int, ...]
+    terms: LossTerms
+    updates: Updates
+
+    def passes(self, use: str, process: Process) -> list[FlowBatch]:
+        """Return a process's forward passes over a part, all of it as one update; none without that part."""
+        from esckit.flow.batch import chunks, make_update
+
+        encoding, trees = self.recipe.encoding, self.trees.get(use, ())
+        found = [chunk for tree in trees for chunk in chunks(tree, encoding)]
+        return make_update(found, encoding, self.terms, process) if found else []
+
+
+def _prepare(recipe: TrainFlowRecipe, material: Material, run: TrainingRun) -> _Session:
+    """Seed the generators, tokenise the material and lay out the updates."""
+    from esckit.flow.batch import LossTerms, Updates
+    from esckit.models.loading import load_tokenizer
+    from esckit.training.harness import set_up
+
+    set_up(run.process, seed=recipe.seed, threads=recipe.executor.threads)
+    backbone, encoding, objective = recipe.model.backbone, recipe.encoding, recipe.objective
+    in_memory = find_backbone(backbone).kind == "memory"
+    tokenizer = tiny_tokenizer() if in_memory else load_tokenizer(fetch_backbone(backbone))
+    text = FlowText(
+        tokenizer,
+        situation=encoding.situation,
+        strategy_tags=encoding.strategy_tags,
+        abbreviations=dict(zip(material.labels.names, material.labels.abbrs, strict=True)),
+    )
+    trees = {use: flow_trees(material, use, recipe, text) for use in material.parts}
+    taken = class_counts(trees["train"], len(material.labels.names))
+    is_weighted = objective.name == "bc" and objective.class_weight != "none"
+    # A corpus has no search values to rank by, and no recorded prior.
+    nothing = {"weight": 0.0} if recipe.data.gold is not None else {}
+    terms = LossTerms(
+        objective=objective,
+        rank=recipe.rank.model_copy(update=nothing),
+        kl=recipe.kl.model_copy(update=nothing),
+        response_weight=recipe.response_weight,
+        class_weights=class_weights(taken, power=_POWER[objective.class_weight]) if is_weighted else None,
+    )
+    updates = Updates(trees["train"], encoding, terms, recipe.optim, seed=recipe.seed, process=run.process)
+    return _Session(recipe, material, run, tokenizer, trees, taken, terms, updates)
+
+
+def _fit(session: _Session) -> None:
+    """Train, keeping the best state so far in the run folder; a stopped training resumes from its last state.
+
+    Raises:
+        TrainingError: If a loss or gradient is not finite; what was kept stays.
+    """
+    from transformers import TrainerState, TrainingArguments
+
+    from esckit.flow.model import build_model
+    from esckit.flow.trainer import FlowTrainer, GoldValidation, TreeValidation
+    from esckit.training.checkpoint import save_checkpoint
+    from esckit.training.harness import Diverged, fit, trainer_arguments
+    from esckit.training.monitor import EpochEnds, Monitor, is_best
+    from esckit.training.sharding import EngineGuard, gathered_state
+
+    recipe, run, updates, optim = session.recipe, session.run, session.updates, session.recipe.optim
+    # Before the arguments: they tell transformers of ZeRO-3, which would split the model before its heads are on it.
+    longest = max(
+        tree.prefix_length(path.nodes[-1]) for part in session.trees.values() for tree in part for path in tree.paths
+    )
+    model = build_model(recipe, session.material.labels.names, longest_path=longest)
+    passes = session.passes("valid", run.process)
+    validation: TreeValidation | GoldValidation = TreeValidation(passes, session.terms)
+    if recipe.data.gold is not None:
+        validation = GoldValidation(passes, taus=recipe.objective.logit_adjust, train_counts=session.counts)
+    selects = optim.select == "best_valid"
+    watched = ("train/loss", "train/grad_norm", *([validation.key] if selects else []))
+    tokens = {f"tokens/{name}": count for name, count in token_counts(session.trees["train"]).items()}
+    is_sharp = False
+
+    def row(window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the row of an update; the last of an epoch also has token counts."""
+        nonlocal is_sharp
+        (values,) = ({name: value for name, value in logs.items() if "/" in name} for logs in window)
+        if values["train/policy_entropy"] < LOW_ENTROPY and not is_sharp:
+            is_sharp = True
+            log.warning(
+                "the policy's entropy is %.2f nats at update %d: it is close to always choosing the same",
+                values["train/policy_entropy"],
+                trainer.state.global_step,
+            )
+        return values | (tokens if trainer.state.global_step in updates.epoch_ends else {})
+
+    def evaluated(state: TrainerState, metrics: Mapping[str, Any]) -> None:
+        """Write a row and keep the model if it is the best so far; called in every process."""
+        if metrics:
+            monitor.row(state.global_step, metrics)
+        better = validation.greater_is_better if selects else None
+        if not is_best(state, metrics.get(validation.key), greater_is_better=better):
+            return
+        trained = gathered_state(trainer, trained_only=recipe.model.trainable == "lora")
+        if run.process.is_main:
+            # A chosen shift of the logits becomes part of the head's bias.
+            offset, bias = validation.offset(metrics), "strategy_head.out.bias"
+            if offset is not None:
+                trained[bias] = trained[bias] + offset.to(trained[bias].device)
+            save_checkpoint(
+                run.out / FOLDER,
+                _metadata(session, state.global_step, metrics),
+                backbone=model.backbone,
+                tokenizer=session.tokenizer,
+                state={name: tensor for name, tensor in trained.items() if not name.startswith("lm_head.")},
+                heads_file=HEADS,
+            )
+
+    diverged = Diverged(run, lambda: updates.tree_ids(trainer.state.global_step - 1))
+    monitor = Monitor(
+        run,
+        diverged,
+        watched=lambda logs: watched,
+        means=row,
+        epoch=lambda step: 1 + sum(end < step for end in updates.epoch_ends),
+        evaluated=evaluated,
+        step_key="update",
+    )
+    trainer = FlowTrainer(
+        model,
+        # To the Trainer an item is an update, and the whole training is one epoch.
+        trainer_arguments(
+            TrainingArguments,
+            optim,
+            run=run,
+            seed=recipe.seed,
+            n_steps=len(updates),
+            precision=recipe.model.precision,
+            trackers=recipe.trackers,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=1,
+            label_names=["labels"],
+        ),
+        updates=updates,
+        terms=session.terms,
+        validation=validation,
+        head_lr=optim.head_lr,
+        callbacks=[
+            monitor,
+            EngineGuard(lambda: trainer, diverged.stop),
+            EpochEnds(updates.epoch_ends, recipe.checkpoints.every),
+        ],
+    )
+    fit(trainer, run, diverged)
+
+
+def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowMetadata:
+    """Return what a checkpoint of this training says about itself."""
+    recipe, material = session.recipe, session.material
+    ids = {use: tuple(dict.fromkeys(t.scenario_id for t in session.trees.get(use, ()))) for use in ("train", "valid")}
+    before = read_metadata(Path(recipe.model.init)).dialogue_ids if recipe.model.init else ()
+    objective = recipe.objective.model_dump(exclude={"logit_adjust"})
+    return FlowMetadata(
+        taxonomy=material.labels.name,
+        strategies=material.labels.names,
+        flow_text=FLOW_TEXT,
+        strategy_tags=recipe.encoding.strategy_tags,
+        situation=recipe.encoding.situation,
+        backbone=recipe.model.backbone,
+        trainable=recipe.model.trainable,
+        objective=objective,
+        inputs=material.inputs,
+        round=material.round,
+        selected_by=recipe.optim.select,
+        dialogue_ids=tuple(dict.fromkeys((*before, *ids["train"], *ids["valid"]))),
+        dev_ids=ids["valid"],
+        step=step,
+        metrics=dict(metrics),
+    )
+
+
+# ---------------------------------------------------------------- what is said about it
+
+
+def _finish(session: _Session) -> dict[str, Any]:
+    """Measure the kept checkpoint on test, where there is one, and write summary and card; return the summary."""
+    from esckit.training.checkpoint import metrics_table, render_card
+
+    metadata = read_metadata(session.run.out)
+    valid = {name.removeprefix("valid/"): value for name, value in metadata.metrics.items() if "@" not in name}
+    summary: dict[str, Any] = {
+        "material": counts(session.material, session.recipe.data),
+        "dropped_paths": sum(tree.n_dropped for part in session.trees.values() for tree in part),
+        "tokens_per_epoch": token_counts(session.trees["train"]),
+        "updates": len(session.updates),
+        "best_update": metadata.step,
+        "valid": valid,
+    }
+    columns: dict[str, Any] = {"valid": valid}
+    if "test" in session.trees:
+        test = summary["test"] = _test(session)
+        columns |= {"test": test, "majority": test["majority"], "frequencies": test["frequency_guessing"]}
+    card = render_card(
+        "flow_policy",
+        version=esckit.__version__,
+        backbone=metadata.backbone,
+        trainable=metadata.trainable,
+        objective=metadata.objective["name"],
+        taxonomy=f"{metadata.taxonomy}: {', '.join(metadata.strategies)}",
+        flow_text=metadata.flow_text,
+        strategy_tags=metadata.strategy_tags,
+        situation=metadata.situation,
+        round=metadata.round,
+        n_train=len(metadata.dialogue_ids) - len(metadata.dev_ids),
+        n_valid=len(metadata.dev_ids),
+        selected_by=metadata.selected_by,
+        step=metadata.step,
+        steps=summary["updates"],
+        metrics=metrics_table(columns, [name for name in valid if name != "loss"]),
+    )
+    write_atomic(session.run.out / FOLDER / "README.md", card)
+    write_json(session.run.out / SUMMARY, summary)
+    return summary
+
+
+def _test(session: _Session) -> dict[str, Any]:
+    """Return how well the kept checkpoint predicts the gold strategies of the test part."""
+    import torch
+
+    from esckit.flow.model import load_flow_model
+    from esckit.flow.trainer import confusions, test_report
+    from esckit.training.harness import uses_bf16
+
+    recipe, strategies = session.recipe, session.material.labels.names
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_flow_model(session.run.out, attention=recipe.encoding.attention).model.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(recipe.model.precision)):
+        found = confusions(model, session.passes("test", Process()), torch.zeros(1, len(strategies)), device)
+    return test_report(found[0], strategies, session.counts)

@@ -1,6 +1,6 @@
-r"""The text form ``flow_text/1`` in which a strategy policy reads a dialogue, in training and in use alike.
+r"""How a strategy policy reads a dialogue, in training and in use alike, and what is known of a trained one.
 
-::
+The text form ``flow_text/1``::
 
     Scene: {scene}\nSituation: {situation}\nTask: choose the next support strategy.\n      the header
     Seeker: {text}\n                                                                       a turn
@@ -10,7 +10,8 @@ Every piece is tokenised **by itself** and the token ids are joined. So the ids 
 ids of every dialogue through it, which tokenising whole strings would break at the borders. The policy is read at the
 last token. Control strings of the tokenizer and lines that start with a speaker's label stay text of their turn.
 
-What must be known of a trained flow model; reading it loads nothing heavy. Layout: ``flow_checkpoint``.
+:class:`FlowMetadata` says how a checkpoint reads dialogues and what it was trained on; :class:`FlowKind` says as what
+it can be used. Nothing here loads torch. The weights are in :mod:`esckit.flow.model`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from esckit.errors import CheckpointError
 from esckit.models import checkpoint as checkpoints
 from esckit.models.checkpoint import CheckpointMetadata, checkpoint_folder
+from esckit.protocols import Part
 from esckit.records import digest, file_sha256
+from esckit.runs import read_manifest
 from esckit.text import Controls, as_turn
 from esckit.types import Scenario, Turn
 
@@ -221,3 +224,52 @@ def policy_id(run: Path) -> str:
     read_metadata(run)
     folder = checkpoint_folder(run)
     return f"flow/{digest([file_sha256(folder / name) for name in (METADATA, HEADS)])}"
+
+
+def writer_metadata(run: Path) -> FlowMetadata:
+    """Return the metadata of a checkpoint that was trained to write; loads nothing heavy.
+
+    Raises:
+        CheckpointError: If it was not, or its text form holds what a supporter does not know.
+    """
+    metadata = read_metadata(run)
+    if not read_manifest(run)["recipe"].get("response_weight"):
+        raise CheckpointError(
+            f"{run} was not trained to write replies",
+            expected="a run with response_weight above 0",
+            hint="Use adapter: off, or name another supporter",
+        )
+    if metadata.situation:
+        raise CheckpointError(f"{run} reads the seeker's situation", expected="a run with encoding.situation: false")
+    return metadata
+
+
+class FlowKind:
+    """Checkpoints of ``train-flow``: they choose strategies, may write, and talk as their plain backbone."""
+
+    parts: frozenset[Part] = frozenset({"chat", "strategist", "writer"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a checkpoint of another taxonomy, or as writer one that was not trained to write."""
+        read_metadata(run, strategies=None if part == "chat" else strategies)
+        if part == "writer":
+            writer_metadata(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``flow/<digest>``."""
+        return policy_id(run)
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return the name of its taxonomy."""
+        return read_metadata(run).taxonomy
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
+        """Return the policy, the writer, or the plain backbone."""
+        if part == "chat":
+            from esckit.models.local import LocalModel
+
+            return LocalModel.load(read_metadata(run).backbone, **options)
+        from esckit.flow.policy import CheckpointPolicy, FlowWriter
+
+        load = FlowWriter.load if part == "writer" else CheckpointPolicy.load
+        return load(run, abbreviations=abbreviations, **options)

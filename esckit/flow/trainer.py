@@ -1,40 +1,33 @@
-"""The losses of AFlow (arXiv 2602.08826) over one forward pass.
+"""Flow training (AFlow, arXiv 2602.08826) on the Hugging Face Trainer: only the batches and the loss are ours.
 
-L = L_flow + w_rank · L_rank + β · KL + w_resp · L_resp. Every term is a sum over the pass divided by the denominators
-of the whole update, so the passes of an update add up to its loss.
-
-What training watches beside its loss (arXiv 2602.08826): how sharp the policy is, and where its flows lie.
-
-Flow training on the Hugging Face Trainer: only the batches and the loss are ours.
+L = L_flow + w_rank · L_rank + β · KL + w_resp · L_resp. Every term is a sum over a forward pass divided by the
+denominators of the whole update, so the passes of an update add up to its loss (:func:`flow_loss`).
 
 One item of the data loader is one optimiser step: all forward passes of one process, which carry what the losses divide
-by (:mod:`esckit.flow.batch`). So the update is the same whatever the number of processes and the size of the
-passes, and accelerate, DeepSpeed, FSDP, mixed precision, checkpoints and trackers come with the Trainer.
+by (:mod:`esckit.flow.batch`). So the update is the same whatever the number of processes and the size of the passes,
+and accelerate, DeepSpeed, FSDP, mixed precision, checkpoints and trackers come with the Trainer (:class:`FlowTrainer`).
 
-What happens between the optimiser steps of flow training: keep the best, write rows.
-
-Validation of a flow model on trees from seed dialogues that training never saw (arXiv 2602.08826).
+Validation reads trees from seed dialogues that training never saw (:class:`TreeValidation`), or gold strategies of a
+corpus (:class:`GoldValidation`). Not here: the objectives themselves (:mod:`esckit.flow.objectives`), and the run
+(:mod:`esckit.flow.run`).
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from esckit.errors import TrainingError
-from esckit.flow.batch import Chunk, Encoding, FlowBatch, FlowSettings, make_update, n_tokens
+from esckit.flow.batch import FlowBatch, LossTerms, Updates, first_ends
 from esckit.flow.model import FlowModel, FlowOutputs
 from esckit.flow.objectives import (
     RankPairs,
@@ -51,9 +44,19 @@ from esckit.flow.objectives import (
     state_losses,
     without_terminal,
 )
-from esckit.ledger import derive_seed
-from esckit.records import JsonlAppender
-from esckit.training.monitor import finite_or_none
+from esckit.metrics.confusion import accuracy, f1_by_class, macro_f1, weighted_f1
+from esckit.training.harness import in_order
+
+Metrics = dict[str, float]
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over processes."""
+
+TERMS = ("loss", "flow", "rank", "kl", "resp")
+
+MONITORED = ("entropy", "states", "log_flow", "at_eps", "nodes", "tokens")
+
+# ---------------------------------------------------------------- the loss
 
 
 class FlowPaths(NamedTuple):
@@ -64,117 +67,79 @@ class FlowPaths(NamedTuple):
     mask: Tensor
 
 
-def flow_loss(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings) -> dict[str, Tensor]:
+def flow_loss(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> dict[str, Tensor]:
     """Return the terms of the loss and their weighted sum, each divided by the update's denominator.
 
     Returns:
         Scalars ``loss``, ``flow``, ``rank``, ``kl`` and ``resp``. With ``dpo`` or ``bc`` the term ``flow`` is theirs.
     """
     nothing = outputs.log_pi.new_zeros(())
-    pairs = _pairs(batch, settings)
-    terms = {
-        "flow": main_term(outputs, batch, settings, pairs),
-        "rank": _rank_term(outputs, batch, settings, pairs) if settings.rank_weight > 0 else nothing,
-        "kl": _kl_term(outputs, batch, settings) if _has_kl(settings) else nothing,
-        "resp": _response_term(outputs, batch) if settings.response_weight > 0 else nothing,
+    has_kl = terms.kl.weight > 0 and terms.kl.reference != "none"
+    found = {
+        "flow": _flow_term(outputs, batch, terms),
+        "rank": _rank_term(outputs, batch, terms) if terms.rank.weight > 0 else nothing,
+        "kl": _kl_term(outputs, batch, terms) if has_kl else nothing,
+        "resp": _response_term(outputs, batch) if terms.response_weight > 0 else nothing,
     }
-    # Heads without any term still take part in the graph: data-parallel training waits for their gradients.
-    touch = 0.0 * (outputs.log_pi.sum() + outputs.log_value.sum())
     loss = (
-        terms["flow"]
-        + settings.rank_weight * terms["rank"]
-        + settings.kl_weight * terms["kl"]
-        + settings.response_weight * terms["resp"]
-        + touch
+        found["flow"]
+        + terms.rank.weight * found["rank"]
+        + terms.kl.weight * found["kl"]
+        + terms.response_weight * found["resp"]
+        # Heads without any term still take part in the graph: data-parallel training waits for their gradients.
+        + 0.0 * (outputs.log_pi.sum() + outputs.log_value.sum())
     )
-    return {"loss": loss, **terms}
+    return {"loss": loss, **found}
 
 
-def gather_paths(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings) -> FlowPaths:
+def gather_paths(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> FlowPaths:
     """Return the paths of a pass: head outputs, computed once per state, gathered along them.
 
     log F(s_t) = log max(ε, Q_hat(s_t)) + log V(s_t) before the leaf; at the leaf the search value alone.
     """
     log_pf = outputs.log_pi[batch.state, batch.action]
-    if settings.state_value == "taken":
+    if terms.objective.state_value == "taken":
         log_value = outputs.log_value[batch.state, batch.action]
     else:
         log_value = policy_value(outputs.log_pi, outputs.log_value)[batch.state]
     log_value = F.pad(torch.where(batch.mask, log_value, 0.0), (0, 1))
-    return FlowPaths(log_pf, batch.value.clamp(min=settings.flow_eps).log() + log_value, batch.mask)
+    return FlowPaths(log_pf, batch.value.clamp(min=terms.objective.flow_eps).log() + log_value, batch.mask)
 
 
-def main_term(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings, pairs: RankPairs) -> Tensor:
+def _flow_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
     """Return the flow loss, or what stands in its place."""
-    if settings.objective == "bc":
-        return _cloning_sum(outputs, batch, settings) / batch.denominators.flow
-    if settings.objective == "dpo":
-        losses = preference(outputs.log_pi, log_reference(batch, settings))
-        return _by_decision(losses, pairs, batch, settings) / batch.denominators.flow
-    paths = gather_paths(outputs, batch, settings)
-    if not settings.terminal_boundary:
+    wanted = terms.objective
+    if wanted.name == "bc":
+        losses = torch.where(batch.mask, -outputs.log_pi[batch.state, batch.action], 0.0)
+        if terms.class_weights is not None:
+            losses = losses * losses.new_tensor(terms.class_weights)[batch.action]
+        return losses.sum() / batch.denominators.flow
+    if wanted.name == "dpo":
+        losses = preference(outputs.log_pi, _log_reference(batch, terms))
+        return _sum_of_pairs(losses, batch, terms) / batch.denominators.flow
+    paths = gather_paths(outputs, batch, terms)
+    if not wanted.terminal_boundary:
         paths = FlowPaths(*without_terminal(*paths))
-    if settings.weighting == "paths":
-        per_path = objective(settings.objective, subtb_lambda=settings.subtb_lambda)
-        return per_path(*paths).sum() / batch.denominators.flow
-    first = batch.first_node if settings.state_value == "policy_mean" else batch.first_edge
-    squares, _ = path_terms(settings.objective, subtb_lambda=settings.subtb_lambda)(potentials(*paths), paths.mask)
-    return (squares * first[:, 1 : squares.shape[1] + 1]).sum() / batch.denominators.flow
+    if wanted.weighting == "paths":
+        losses = objective(wanted.name, subtb_lambda=wanted.subtb_lambda)(*paths)
+    else:
+        squares, _ = path_terms(wanted.name, subtb_lambda=wanted.subtb_lambda)(potentials(*paths), paths.mask)
+        losses = squares * first_ends(batch, wanted)[:, 1 : squares.shape[1] + 1]
+    return losses.sum() / batch.denominators.flow
 
 
-def _cloning_sum(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings) -> Tensor:
-    """Return the summed −log π of the strategies taken, weighted by class if asked for."""
-    losses = torch.where(batch.mask, -outputs.log_pi[batch.state, batch.action], 0.0)
-    if settings.class_weights is not None:
-        losses = losses * losses.new_tensor(settings.class_weights)[batch.action]
-    return losses.sum()
+def _rank_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
+    losses = hinge(outputs.log_value.exp(), margin=terms.rank.margin)
+    return _sum_of_pairs(losses, batch, terms) / batch.denominators.rank
 
 
-def log_reference(batch: FlowBatch, settings: FlowSettings) -> Tensor:
-    """Return log π_ref of every state (S, A): the recorded prior (it made the data) or uniform."""
-    if settings.kl_reference == "uniform":
-        return torch.full_like(batch.prior, 1.0 / batch.prior.shape[1]).log()
-    return batch.prior.log()
-
-
-def _pairs(batch: FlowBatch, settings: FlowSettings) -> RankPairs:
-    return rank_pairs(
-        batch.child_value,
-        batch.visited,
-        batch.prior,
-        batch.root_value,
-        negatives=settings.rank_negatives,
-        min_gap=settings.rank_min_gap,
-    )
-
-
-def _rank_term(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings, pairs: RankPairs) -> Tensor:
-    losses = hinge(outputs.log_value.exp(), margin=settings.rank_margin)
-    return _by_decision(losses, pairs, batch, settings) / batch.denominators.rank
-
-
-def _by_decision(losses: Tensor, pairs: RankPairs, batch: FlowBatch, settings: FlowSettings) -> Tensor:
-    """Return the sum over paths of their mean decision, or over the update's distinct states."""
-    if settings.weighting == "unique":
-        return torch.where(batch.first_state, state_losses(losses, pairs, batch.visited), 0.0).sum()
-    of_decisions = torch.where(batch.mask, decision_losses(losses, pairs, batch.state, batch.action), 0.0)
-    return (of_decisions.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)).sum()
-
-
-def _has_kl(settings: FlowSettings) -> bool:
-    return settings.kl_weight > 0 and settings.kl_reference != "none"
-
-
-def _kl_term(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings) -> Tensor:
-    log_ref = log_reference(batch, settings)
-    if settings.kl_form == "taken":
+def _kl_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
+    log_ref = _log_reference(batch, terms)
+    if terms.kl.form == "taken":
         taken = kl_taken(outputs.log_pi[batch.state, batch.action], log_ref[batch.state, batch.action], batch.mask)
         return taken.sum() / batch.denominators.kl
     of_states = kl_full(outputs.log_pi, log_ref)
-    if settings.weighting == "unique":
-        return torch.where(batch.first_state, of_states, 0.0).sum() / batch.denominators.kl
-    of_decisions = torch.where(batch.mask, of_states[batch.state], 0.0)
-    return (of_decisions.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)).sum() / batch.denominators.kl
+    return _sum_over(of_states, of_states[batch.state], batch, terms) / batch.denominators.kl
 
 
 def _response_term(outputs: FlowOutputs, batch: FlowBatch) -> Tensor:
@@ -184,116 +149,212 @@ def _response_term(outputs: FlowOutputs, batch: FlowBatch) -> Tensor:
     return -(outputs.target_log_p * batch.target_weight).sum() / batch.denominators.response
 
 
-class _Monitored:
-    """Sums over a pass, in order, and what they are divided by."""
-
-    names = ("entropy", "states", "log_flow", "at_eps", "nodes", "tokens")
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def means(self, sums: Tensor) -> dict[str, float]:
-        """Return the values by name from summed up passes."""
-        entropy, states, log_flow, at_eps, nodes, tokens = sums.tolist()
-        return {
-            "train/policy_entropy": entropy / max(states, 1.0),
-            "train/log_flow_mean": log_flow / max(nodes, 1.0),
-            "train/share_at_eps": at_eps / max(nodes, 1.0),
-            "train/tokens": tokens,
-        }
+def _log_reference(batch: FlowBatch, terms: LossTerms) -> Tensor:
+    """Return log π_ref of every state (S, A): the recorded prior (it made the data) or uniform."""
+    if terms.kl.reference == "uniform":
+        return torch.full_like(batch.prior, 1.0 / batch.prior.shape[1]).log()
+    return batch.prior.log()
 
 
-MONITORED = _Monitored()
+def _sum_of_pairs(losses: Tensor, batch: FlowBatch, terms: LossTerms) -> Tensor:
+    """Return the sum of pair losses (S, A, A), see :func:`_sum_over`."""
+    pairs: RankPairs = rank_pairs(
+        batch.child_value,
+        batch.visited,
+        batch.prior,
+        batch.root_value,
+        negatives=terms.rank.negatives,
+        min_gap=terms.rank.min_gap,
+    )
+    of_states = state_losses(losses, pairs, batch.visited)
+    return _sum_over(of_states, decision_losses(losses, pairs, batch.state, batch.action), batch, terms)
+
+
+def _sum_over(of_states: Tensor, of_decisions: Tensor, batch: FlowBatch, terms: LossTerms) -> Tensor:
+    """Return the sum over the update's distinct states (S,), or over paths of their mean decision (P, T)."""
+    if terms.objective.weighting == "unique":
+        return torch.where(batch.first_state, of_states, 0.0).sum()
+    return (torch.where(batch.mask, of_decisions, 0.0).sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)).sum()
 
 
 @torch.no_grad()
-def monitor(outputs: FlowOutputs, batch: FlowBatch, settings: FlowSettings) -> Tensor:
+def monitor(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
     """Return one pass's sums, see :data:`MONITORED`: entropy of π in nats, log F of all nodes of all paths, tokens."""
     log_pi = outputs.log_pi
-    if not batch.n_paths:
+    if not batch.mask.shape[0]:
         return log_pi.new_zeros(len(MONITORED))
-    paths = gather_paths(outputs, batch, settings)
-    nodes = torch.cat([torch.ones_like(batch.mask[:, :1]), batch.mask], dim=1)
+    paths = gather_paths(outputs, batch, terms)
+    nodes = F.pad(batch.mask, (1, 0), value=True)
     return torch.stack(
         [
             -(log_pi.exp() * log_pi).sum(),
             log_pi.new_tensor(float(log_pi.shape[0])),
             torch.where(nodes, paths.log_flow, 0.0).sum(),
-            (nodes & (batch.value <= settings.flow_eps)).sum().to(log_pi.dtype),
+            (nodes & (batch.value <= terms.objective.flow_eps)).sum().to(log_pi.dtype),
             nodes.sum().to(log_pi.dtype),
             log_pi.new_tensor(float(batch.rows.n_tokens)),
         ]
     )
 
 
-Metrics = dict[str, float]
+# ---------------------------------------------------------------- validation
 
 
-TERMS = ("loss", "flow", "rank", "kl", "resp")
-
-
-class Updates(Dataset[list[FlowBatch]]):
-    """Every optimiser step of a training, in order, as one process sees it.
+class TreeValidation:
+    """The terms of the loss on all valid trees at once, and how often the policy takes the best known strategy.
 
     Args:
-        chunks: Everything to learn from.
-        encoding: How it becomes rows.
-        settings: What is counted.
-        epochs: How often everything is seen; each time in another order.
-        paths_per_update: Chunks are taken until there are so many paths.
-        seed: Fixes the orders.
-        rank: This process.
-        n_ranks: Number of processes.
+        passes: Forward passes of this process over all valid trees, as one update; none measures nothing.
+        terms: The loss; ``valid/loss`` is its flow and ranking terms, without the pull to the reference.
     """
 
-    def __init__(
-        self,
-        chunks: Sequence[Chunk],
-        encoding: Encoding,
-        settings: FlowSettings,
-        *,
-        epochs: int,
-        paths_per_update: int,
-        seed: int,
-        rank: int = 0,
-        n_ranks: int = 1,
-    ) -> None:
-        self._encoding, self._settings = encoding, settings
-        self._rank, self._n_ranks = rank, n_ranks
-        self._updates: list[list[Chunk]] = []
-        self.epoch_ends: list[int] = []
-        for epoch in range(epochs):
-            order = list(chunks)
-            random.Random(derive_seed(seed, "flow-updates", str(epoch))).shuffle(order)
-            self._updates += _collect(order, paths_per_update)
-            self.epoch_ends.append(len(self._updates))
+    key: ClassVar[str] = "valid/loss"
+    greater_is_better: ClassVar[bool] = False
 
-    def __len__(self) -> int:
-        """Return the number of optimiser steps."""
-        return len(self._updates)
+    def __init__(self, passes: Sequence[FlowBatch], terms: LossTerms) -> None:
+        self._passes, self._terms = passes, terms
 
-    def tree_ids(self, index: int) -> list[str]:
-        """Return the ids of the trees in an optimiser step."""
-        return [chunk.tree.id for chunk in self._updates[index]]
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, device: torch.device, reduce: Reduce) -> Metrics:
+        """Return the values of a model in eval mode, given as the Trainer wraps it."""
+        if not self._passes:
+            return {}
+        sums = torch.zeros(len(TERMS) + 4, device=device)
+        for batch in self._passes:
+            here = batch.to(device)
+            outputs = model(here.rows)
+            terms = flow_loss(outputs, here, self._terms)
+            sums += torch.stack([*(terms[name].float() for name in TERMS), *best_actions(outputs, here)])
+        *found, n_right, n_compared, entropy, n_states = reduce(sums).tolist()
+        values = dict(zip(TERMS, found, strict=True))
+        metrics = {f"valid/{name}": values[name] for name in ("flow", "rank", "kl")}
+        metrics[self.key] = values["flow"] + self._terms.rank.weight * values["rank"]
+        metrics["valid/policy_entropy"] = entropy / n_states
+        if n_compared:
+            metrics["valid/best_action"] = n_right / n_compared
+        return metrics
 
-    def __getitem__(self, index: int) -> list[FlowBatch]:
-        """Return the forward passes of an optimiser step."""
-        # Rows of like length share a pass, so that little is padded.
-        chunks = sorted(self._updates[index], key=lambda chunk: n_tokens([chunk], self._encoding))
-        return make_update(chunks, self._encoding, self._settings, rank=self._rank, n_ranks=self._n_ranks)
+    def offset(self, metrics: Mapping[str, Any]) -> None:
+        """Nothing is added to the strategy head's bias."""
 
 
-def _collect(chunks: Sequence[Chunk], paths_per_update: int) -> list[list[Chunk]]:
-    """Return the chunks in updates of at least so many paths; the last one takes what is left."""
-    found: list[list[Chunk]] = []
-    n_paths = paths_per_update
-    for chunk in chunks:
-        if n_paths >= paths_per_update:
-            found.append([])
-            n_paths = 0
-        found[-1].append(chunk)
-        n_paths += len(chunk.paths)
-    return found
+def best_actions(outputs: FlowOutputs, batch: FlowBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return how often the policy decides for a child of highest search value, out of how many states, and its entropy.
+
+    The decision is argmax(log π + V) over all strategies; states with at least two visited children are compared. The
+    last two values are the summed entropy of π in nats and the number of states. Every state of the update counts once.
+    """
+    first = batch.first_state
+    compared = first & (batch.visited.sum(dim=1) >= 2)
+    chosen = (outputs.log_pi + outputs.log_value.exp()).argmax(dim=1, keepdim=True)
+    known = torch.where(batch.visited, batch.child_value, -torch.inf)
+    right = known.gather(1, chosen).squeeze(1) == known.max(dim=1).values
+    entropy = -(outputs.log_pi.exp() * outputs.log_pi).sum(dim=1)
+    return (
+        (right & compared).sum().float(),
+        compared.sum().float(),
+        torch.where(first, entropy, 0.0).sum(),
+        first.sum().float(),
+    )
+
+
+class GoldValidation:
+    """How well the policy predicts the gold strategies of a corpus, and how far its logits move towards rare ones.
+
+    Args:
+        passes: Forward passes of this process over the valid part.
+        taus: Values of τ to try; −τ·log(share in training) is added to the logits.
+        train_counts: How often each strategy occurs in training (A,); one imaginary decision is added to each.
+    """
+
+    key: ClassVar[str] = "valid/macro_f1"
+    greater_is_better: ClassVar[bool] = True
+
+    def __init__(self, passes: Sequence[FlowBatch], *, taus: Sequence[float], train_counts: Sequence[int]) -> None:
+        self._passes, self._taus = passes, tuple(taus)
+        smoothed = torch.tensor(train_counts, dtype=torch.float32) + 1.0
+        self._offsets = -torch.tensor(self._taus).unsqueeze(1) * (smoothed / smoothed.sum()).log()
+
+    def __call__(self, model: nn.Module, device: torch.device, reduce: Reduce) -> Metrics:
+        """Return the scores at the τ of the best macro-F1, the smallest of equals, and macro-F1 and accuracy of all."""
+        counts = reduce(confusions(model, self._passes, self._offsets, device)).cpu().numpy()
+        found = [_scores(matrix) for matrix in counts]
+        best = max(range(len(found)), key=lambda way: (found[way]["macro_f1"], -abs(self._taus[way])))
+        metrics = {f"valid/{name}": value for name, value in found[best].items()}
+        metrics["valid/tau"] = self._taus[best]
+        for tau, values in zip(self._taus, found, strict=True):
+            metrics |= {f"valid/{name}@{tau:g}": value for name, value in values.items()}
+        return metrics
+
+    def offset(self, metrics: Mapping[str, Any]) -> Tensor:
+        """Return what to add to the strategy head's bias (A,), for the τ that was chosen."""
+        return self._offsets[self._taus.index(metrics["valid/tau"])]
+
+
+@torch.no_grad()
+def confusions(model: nn.Module, passes: Sequence[FlowBatch], offsets: Tensor, device: torch.device) -> Tensor:
+    """Return how often each strategy was chosen (rows) where another one was taken (columns): (O, A, A).
+
+    Args:
+        model: The model in eval mode.
+        passes: Forward passes over labelled decisions.
+        offsets: What is added to log π before the argmax, one row for each way of choosing (O, A).
+        device: Where to compute.
+    """
+    n_ways, n_strategies = offsets.shape
+    counts = torch.zeros(n_ways, n_strategies, n_strategies, dtype=torch.long, device=device)
+    for one in passes:
+        batch = one.to(device)
+        outputs: FlowOutputs = model(batch.rows)
+        chosen = (outputs.log_pi.unsqueeze(0) + offsets.to(device).unsqueeze(1)).argmax(dim=2)
+        taken = batch.action[batch.mask]
+        for way in range(n_ways):
+            cells = chosen[way][batch.state[batch.mask]] * n_strategies + taken
+            counts[way] += torch.bincount(cells, minlength=n_strategies**2).view(n_strategies, n_strategies)
+    return counts
+
+
+def test_report(confusion: Tensor, strategies: Sequence[str], train_counts: Sequence[int]) -> dict[str, Any]:
+    """Return the scores on test, by class, and beside guessing.
+
+    Args:
+        confusion: Predicted rows, gold columns (A, A).
+        strategies: The taxonomy in order.
+        train_counts: How often each strategy occurs in training, from which guesses are made.
+    """
+    matrix = confusion.double().cpu().numpy()
+    gold = matrix.sum(axis=0)
+    majority = np.zeros_like(matrix)
+    majority[int(np.argmax(train_counts))] = gold
+    shares = np.asarray(train_counts, dtype=np.float64) / sum(train_counts)
+    by_class = f1_by_class(matrix[None])[0]
+    return {
+        "n": int(gold.sum()),
+        **_scores(matrix),
+        "by_class": {
+            name: {
+                "f1": None if np.isnan(by_class[index]) else float(by_class[index]),
+                "gold": int(gold[index]),
+                "predicted": int(matrix[index].sum()),
+                "right": int(matrix[index, index]),
+            }
+            for index, name in enumerate(strategies)
+        },
+        "majority": _scores(majority),
+        # In expectation over guesses drawn with the frequencies of training.
+        "frequency_guessing": _scores(shares[:, None] * gold[None, :]),
+        "confusion": {"predicted_rows_gold_columns": matrix.astype(int).tolist()},
+    }
+
+
+def _scores(confusion: Any) -> Metrics:
+    """Return accuracy, macro-F1 and weighted F1, in [0, 1], of a matrix of predicted rows and gold columns."""
+    matrix = np.asarray(confusion, dtype=np.float64)[None]
+    kinds = {"accuracy": accuracy, "macro_f1": macro_f1, "weighted_f1": weighted_f1}
+    return {name: float(score(matrix)[0]) for name, score in kinds.items()}
+
+
+# ---------------------------------------------------------------- the Trainer
 
 
 class FlowTrainer(Trainer):
@@ -303,8 +364,8 @@ class FlowTrainer(Trainer):
         model: The flow model.
         args: Its batch size and accumulation are 1: an item is an update.
         updates: The optimiser steps.
-        settings: The loss.
-        validate: Returns the values on valid, given the model as the Trainer wraps it; called on every process.
+        terms: The loss.
+        validation: Measures the model as the Trainer wraps it, on every process.
         head_lr: Learning rate of the two heads; None is that of the rest.
         callbacks: More of them.
     """
@@ -315,19 +376,19 @@ class FlowTrainer(Trainer):
         args: TrainingArguments,
         *,
         updates: Updates,
-        settings: FlowSettings,
-        validate: Callable[[nn.Module], Metrics],
+        terms: LossTerms,
+        validation: TreeValidation | GoldValidation,
         head_lr: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         super().__init__(model, args, train_dataset=updates, callbacks=list(callbacks))
-        self._settings, self._validate, self._head_lr = settings, validate, head_lr
+        self._terms, self._validation, self._head_lr = terms, validation, head_lr
         self._sums: Tensor | None = None
         self._n_summed = 0
 
     def get_train_dataloader(self) -> DataLoader[list[FlowBatch]]:
         """Return the updates; they are shared out to the processes already."""
-        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+        return in_order(self.train_dataset)
 
     def training_step(
         self, model: nn.Module, inputs: Sequence[FlowBatch], num_items_in_batch: Tensor | int | None = None
@@ -343,10 +404,11 @@ class FlowTrainer(Trainer):
                 here = batch.to(self.args.device)
                 with self.compute_loss_context_manager():
                     outputs = model(here.rows)
-                    terms = flow_loss(outputs, here, self._settings)
+                    found = flow_loss(outputs, here, self._terms)
                 # Data parallelism averages over processes; the denominators are those of all of them together.
-                self.accelerator.backward(terms["loss"] * self.args.world_size)
-            total += torch.cat([_stacked(terms), monitor(outputs, here, self._settings)]).detach()
+                self.accelerator.backward(found["loss"] * self.args.world_size)
+            losses = torch.stack([found[name].detach().float() for name in TERMS])
+            total += torch.cat([losses, monitor(outputs, here, self._terms)]).detach()
         total = self.accelerator.reduce(total)
         self._sums = total if self._sums is None else self._sums + total
         self._n_summed += 1
@@ -358,16 +420,25 @@ class FlowTrainer(Trainer):
         """Return and log the values on valid."""
         self.model_wrapped.eval()
         with torch.no_grad():
-            metrics = self._validate(self.model_wrapped)
+            metrics = self._validation(self.model_wrapped, self.args.device, self.accelerator.reduce)
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the terms of the loss in place of the Trainer's own."""
+        """Log the terms of the loss, averaged over the updates since the last log, in place of the Trainer's own."""
         if "learning_rate" in logs and self._sums is not None:
-            norm = {"train/grad_norm": logs["grad_norm"]} if "grad_norm" in logs else {}
-            logs = {**_means(self._sums, self._n_summed), **norm, "train/lr": logs["learning_rate"]}
+            sums = dict(zip((*TERMS, *MONITORED), self._sums.tolist(), strict=True))
+            n_nodes = max(sums["nodes"], 1.0)
+            found = {f"train/{name}": sums[name] / self._n_summed for name in TERMS} | {
+                "train/policy_entropy": sums["entropy"] / max(sums["states"], 1.0),
+                "train/log_flow_mean": sums["log_flow"] / n_nodes,
+                "train/share_at_eps": sums["at_eps"] / n_nodes,
+                "train/tokens": sums["tokens"],
+            }
+            if "grad_norm" in logs:
+                found["train/grad_norm"] = logs["grad_norm"]
+            logs = {**found, "train/lr": logs["learning_rate"]}
             self._sums, self._n_summed = None, 0
         super().log(logs)
 
@@ -405,173 +476,5 @@ class FlowTrainer(Trainer):
         """Say nothing: the frozen rest of the backbone is missing on purpose."""
 
 
-def _only(items: list[list[FlowBatch]]) -> list[FlowBatch]:
-    (item,) = items
-    return item
-
-
 def _is_head(name: str) -> bool:
     return "strategy_head." in name or "flow_head." in name
-
-
-def _stacked(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([terms[name].detach().float() for name in TERMS])
-
-
-def _means(sums: Tensor, n_updates: int) -> Metrics:
-    """Return the monitored values by name, averaged over updates."""
-    terms, monitored = sums[: len(TERMS)] / n_updates, sums[len(TERMS) :]
-    found = {f"train/{name}": value for name, value in zip(TERMS, terms.tolist(), strict=True)}
-    return found | MONITORED.means(monitored)
-
-
-@torch.no_grad()
-def confusions(model: nn.Module, passes: Sequence[FlowBatch], offsets: Tensor, device: torch.device) -> Tensor:
-    """Return how often each strategy was chosen (rows) where another one was taken (columns): (O, A, A).
-
-    Args:
-        model: The model in eval mode.
-        passes: Forward passes over labelled decisions.
-        offsets: What is added to log π before the argmax, one row for each way of choosing (O, A).
-        device: Where to compute.
-    """
-    n_ways, n_strategies = offsets.shape
-    counts = torch.zeros(n_ways, n_strategies, n_strategies, dtype=torch.long, device=device)
-    for one in passes:
-        batch = one.to(device)
-        outputs: FlowOutputs = model(batch.rows)
-        chosen = (outputs.log_pi.unsqueeze(0) + offsets.to(device).unsqueeze(1)).argmax(dim=2)
-        taken = batch.action[batch.mask]
-        for way in range(n_ways):
-            cells = chosen[way][batch.state[batch.mask]] * n_strategies + taken
-            counts[way] += torch.bincount(cells, minlength=n_strategies**2).view(n_strategies, n_strategies)
-    return counts
-
-
-log = logging.getLogger(__name__)
-
-
-LOW_ENTROPY = 0.3
-"""Nats of π below which training warns: eight equal strategies have 2.08, two have 0.69."""
-
-
-class Keep(TrainerCallback):
-    """Hands the model over after every evaluation that is better than all before; equals keep the earlier.
-
-    Args:
-        key: Name of the deciding value; None hands it over after every evaluation.
-        greater_is_better: Its direction.
-        keep: Called on every process with step and values.
-    """
-
-    def __init__(self, key: str | None, *, greater_is_better: bool, keep: Callable[[int, Metrics], None]) -> None:
-        self._key, self._sign, self._keep = key, 1.0 if greater_is_better else -1.0, keep
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Metrics, **_: Any
-    ) -> None:
-        """Compare and keep."""
-        value = metrics[self._key] if self._key is not None else float(state.global_step)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{self._key} is {value} after update {state.global_step}", hint="A lower optim.lr may help"
-            )
-        sign = self._sign if self._key is not None else 1.0
-        if state.best_metric is None or sign * value > sign * state.best_metric:
-            # In the Trainer's own state, so that a resumed training knows it.
-            state.best_metric, state.best_global_step = value, state.global_step
-            self._keep(state.global_step, metrics)
-
-
-class Rows(TrainerCallback):
-    """Writes what is logged to ``metrics.jsonl``; only in the process that writes.
-
-    Args:
-        metrics: The open file.
-        epoch_ends: Number of updates at the end of each epoch.
-        tokens: Token counts per epoch, written with its last update.
-    """
-
-    def __init__(self, metrics: JsonlAppender, epoch_ends: Sequence[int], tokens: Mapping[str, int]) -> None:
-        self._metrics, self._ends, self._tokens = metrics, epoch_ends, tokens
-        self._warned = False
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Metrics, **_: Any) -> None:
-        """Write a row."""
-        values = {name: value for name, value in logs.items() if "/" in name}
-        if not values:
-            return
-        epoch = 1 + sum(end < state.global_step for end in self._ends)
-        if "train/loss" in values and state.global_step in self._ends:
-            values |= {f"tokens/{name}": count for name, count in self._tokens.items()}
-        self._metrics.append({"update": state.global_step, "epoch": epoch, **finite_or_none(values)})
-        entropy = values.get("train/policy_entropy", math.inf)
-        if entropy < LOW_ENTROPY and not self._warned:
-            self._warned = True
-            log.warning(
-                "the policy's entropy is %.2f nats at update %d: it is close to always choosing the same",
-                entropy,
-                state.global_step,
-            )
-
-
-SELECTS = "valid/loss"
-
-
-class FlowValidation:
-    """The terms of the loss on all valid trees at once, and how often the policy takes the best known strategy.
-
-    Args:
-        passes: Forward passes of this process over all valid trees, as one update.
-        settings: The loss; ``valid/loss`` is its flow and ranking terms, without the pull to the reference.
-        device: Where to compute.
-        reduce: Sums a tensor over processes.
-    """
-
-    def __init__(
-        self,
-        passes: Sequence[FlowBatch],
-        settings: FlowSettings,
-        *,
-        device: torch.device,
-        reduce: Callable[[Tensor], Tensor],
-    ) -> None:
-        self._passes, self._settings, self._device, self._reduce = passes, settings, device, reduce
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> Metrics:
-        """Return the values of a model in eval mode, given as the Trainer wraps it."""
-        sums = torch.zeros(len(TERMS) + 4, device=self._device)
-        for batch in self._passes:
-            here = batch.to(self._device)
-            outputs = model(here.rows)
-            terms = flow_loss(outputs, here, self._settings)
-            sums += torch.stack([*(terms[name].float() for name in TERMS), *best_actions(outputs, here)])
-        *found, n_right, n_compared, entropy, n_states = self._reduce(sums).tolist()
-        values = dict(zip(TERMS, found, strict=True))
-        metrics = {f"valid/{name}": values[name] for name in ("flow", "rank", "kl")}
-        metrics[SELECTS] = values["flow"] + self._settings.rank_weight * values["rank"]
-        metrics["valid/policy_entropy"] = entropy / n_states
-        if n_compared:
-            metrics["valid/best_action"] = n_right / n_compared
-        return metrics
-
-
-def best_actions(outputs: FlowOutputs, batch: FlowBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return how often the policy decides for a child of highest search value, out of how many states, and its entropy.
-
-    The decision is argmax(log π + V) over all strategies; states with at least two visited children are compared. The
-    last two values are the summed entropy of π in nats and the number of states. Every state of the update counts once.
-    """
-    first = batch.first_state
-    compared = first & (batch.visited.sum(dim=1) >= 2)
-    chosen = (outputs.log_pi + outputs.log_value.exp()).argmax(dim=1, keepdim=True)
-    known = torch.where(batch.visited, batch.child_value, -torch.inf)
-    right = known.gather(1, chosen).squeeze(1) == known.max(dim=1).values
-    entropy = -(outputs.log_pi.exp() * outputs.log_pi).sum(dim=1)
-    return (
-        (right & compared).sum().float(),
-        compared.sum().float(),
-        torch.where(first, entropy, 0.0).sum(),
-        first.sum().float(),
-    )

@@ -23,10 +23,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, LlamaConfig, LlamaModel, PreTrainedModel
 
-from esckit.flow.batch import Encoding, FlowBatch, chunks, make_update
+from esckit.flow.batch import FlowBatch, chunks, make_update
+from esckit.flow.data import FlowNode, FlowPath, FlowTree, StateFacts, token_counts
 from esckit.flow.model import Attention, FlowModel
+from esckit.flow.recipe import FlowEncoding
 from esckit.flow.trainer import flow_loss
-from esckit.flow.trees import FlowNode, FlowPath, FlowTree, StateFacts, TokenCounts, token_counts
 from esckit.models.packing import PackedRows
 from tests.flow.flow_fakes import NAMES, PAPER
 
@@ -105,14 +106,13 @@ def synthetic_tree(seed: int) -> FlowTree:
     return FlowTree(f"{seed}/bench#0", f"bench-{seed}", ROOT_TOKENS, tuple(nodes), tuple(paths))
 
 
-def typical_tree(n_trees: int = 200) -> tuple[FlowTree, TokenCounts]:
+def typical_tree(n_trees: int = 200) -> tuple[FlowTree, dict[str, int]]:
     """Return the tree closest to the mean token counts of many, and those means."""
-    counted = [(tree, token_counts(tree)) for tree in map(synthetic_tree, range(n_trees))]
-    names = ("padded", "steps", "prefixes", "paths", "tree")
-    means = TokenCounts(**{name: round(statistics.fmean(getattr(c, name) for _, c in counted)) for name in names})
+    counted = [(tree, token_counts([tree])) for tree in map(synthetic_tree, range(n_trees))]
+    means = {name: round(statistics.fmean(counts[name] for _, counts in counted)) for name in counted[0][1]}
 
-    def distance(counts: TokenCounts) -> float:
-        return sum(abs(math.log(getattr(counts, name) / getattr(means, name))) for name in names)
+    def distance(counts: dict[str, int]) -> float:
+        return sum(abs(math.log(counts[name] / means[name])) for name in means)
 
     return min(counted, key=lambda entry: distance(entry[1]))[0], means
 
@@ -133,24 +133,24 @@ class Case:
 
 def cases(tree: FlowTree, share: float) -> list[Case]:
     """Return all encodings of a tree."""
-    packed = Encoding(mode="tree", max_tokens=8192, pad_id=0)
-    by_path = replace(packed, mode="path", max_tokens=1)
+    packed = FlowEncoding(mode="tree", max_tokens=8192)
+    by_path = packed.model_copy(update={"mode": "path", "max_tokens": 1})
     (whole,) = make_update(list(chunks(tree, packed)), packed, PAPER)
-    counts = token_counts(tree)
+    counts = token_counts([tree])
     rows = make_update(list(chunks(tree, by_path)), by_path, PAPER)
     steps = padded_steps(tree)[: max(1, round(share * sum(len(path.states) for path in tree.paths) / 4))]
     n_steps = sum(len(path.states) for path in tree.paths)
     return [
-        Case("one row per step, padded to 512", "sdpa", steps, counts.padded, 4 * len(steps) / n_steps),
-        Case("one row per path", "sdpa", rows, counts.paths),
-        Case("tree, dense mask", "sdpa", [whole], counts.tree),
-        Case("tree, tree attention", "tree", [whole], counts.tree),
+        Case("one row per step, padded to 512", "sdpa", steps, counts["padded"], 4 * len(steps) / n_steps),
+        Case("one row per path", "sdpa", rows, counts["paths"]),
+        Case("tree, dense mask", "sdpa", [whole], counts["tree"]),
+        Case("tree, tree attention", "tree", [whole], counts["tree"]),
     ]
 
 
 def padded_steps(tree: FlowTree) -> list[FlowBatch]:
     """Return the passes of one row per step, padded or cut to 512 tokens, four rows each; the loss is over rows."""
-    encoding = Encoding(mode="prefix", max_tokens=10**9, pad_id=0)
+    encoding = FlowEncoding(mode="prefix", max_tokens=10**9)
     template = make_update(list(chunks(tree, encoding)), encoding, PAPER)[0]
     steps = [state for path in tree.paths for state in path.states]
     found = []

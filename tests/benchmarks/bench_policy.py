@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import torch
 
-from esckit.flow.model import FlowModel, load_decoder
+from esckit.flow.model import FlowModel
 from esckit.flow.policy import PrefixReader
 from esckit.flow.text import FlowText
+from esckit.models.backbones import resolve_backbone
+from esckit.models.loading import load_causal
 from esckit.types import Scenario, Turn
 from tests.benchmarks.bench_reward_scoring import sentence
 
@@ -46,9 +48,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="smollm2-135m-instruct")
     parser.add_argument("--dialogues", type=int, default=6)
     options = parser.parse_args()
-    loaded = load_decoder(options.backbone, dtype=torch.float32)
-    model = FlowModel(loaded.decoder, ("a", "b"), attention="sdpa").eval()
-    asked = prefixes(FlowText(loaded.tokenizer, situation=True), options.dialogues)
+    causal, tokenizer = load_causal(resolve_backbone(options.backbone), dtype=torch.float32)
+    model = FlowModel(causal.get_decoder(), ("a", "b"), attention="sdpa").eval()
+    asked = prefixes(FlowText(tokenizer, situation=True), options.dialogues)
     reader = PrefixReader(model)
 
     @torch.no_grad()

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import random
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from transformers import Gemma2Config, Gemma2Model, LlamaConfig, LlamaModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
-from esckit.flow.batch import FlowSettings
+from esckit.flow.batch import LossTerms
+from esckit.flow.data import FlowNode, FlowPath, FlowTree, StateFacts, flow_tree
 from esckit.flow.model import Attention, FlowModel
+from esckit.flow.recipe import FlowObjective, Kl, Rank
 from esckit.flow.text import FlowText
-from esckit.flow.trees import FlowNode, FlowPath, FlowTree, StateFacts, flow_tree
 from esckit.types import Outcome, Scenario, SearchTree, TreeNode, Turn
 
 NAMES = ("Reflect", "Clarify", "Validate", "Empathise", "Affirm", "Plan", "Suggest", "Inform")
 ABBREVIATIONS = dict(zip(NAMES, ("RS", "Cla", "EV", "ES", "Aff", "CP", "SO", "SI"), strict=True))
 WORDS = ("well", "I", "do", "not", "know", "today", "it", "hurts", "maybe", "so", "and", "you", "see", "ça va", "🙂")
 
-PAPER = FlowSettings(
-    objective="subtb",
-    subtb_lambda=1.0,
-    terminal_boundary=True,
-    flow_eps=1e-3,
-    state_value="taken",
-    weighting="paths",
-    rank_weight=1.0,
-    rank_margin=1.0,
-    rank_negatives="visited_then_low_prior",
-    rank_min_gap=0.0,
-    kl_weight=0.1,
-    kl_form="taken",
-    kl_reference="prior",
-    response_weight=0.0,
-)
+PAPER = LossTerms(FlowObjective(), Rank(), Kl())
+
+
+def changed(
+    terms: LossTerms,
+    *,
+    objective: dict[str, Any] | None = None,
+    rank: dict[str, Any] | None = None,
+    kl: dict[str, Any] | None = None,
+    **more: Any,
+) -> LossTerms:
+    """Return a loss with some fields of its sections changed."""
+    return replace(
+        terms,
+        objective=terms.objective.model_copy(update=objective or {}),
+        rank=terms.rank.model_copy(update=rank or {}),
+        kl=terms.kl.model_copy(update=kl or {}),
+        **more,
+    )
 
 
 class ByteTokenizer:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from esckit.flow.policy import CheckpointPolicy
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.records import write_records
-from esckit.strategies.taxonomy import load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Scenario, SearchTree, TreeNode, Turn
 
 AFLOW = load_taxonomy("aflow")
@@ -112,15 +112,12 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-ABBREVIATIONS = dict(zip(AFLOW.names, AFLOW.abbrs, strict=True))
-
-
 def some_trees(n: int = 6) -> list[SearchTree]:
     return [sparse_tree(f"s{index}", "valid" if index >= n - 2 else "train", index) for index in range(n)]
 
 
-def policy_of(out: Path, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.load(out, abbreviations=ABBREVIATIONS, **options)
+def policy_of(out: Path, taxonomy: Taxonomy = AFLOW, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.load(out, abbreviations=dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)), **options)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

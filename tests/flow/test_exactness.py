@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from esckit.flow.batch import Chunk, Encoding, FlowSettings, chunks, make_update, pack
+from esckit.flow.batch import Chunk, LossTerms, chunks, make_update, pack
+from esckit.flow.data import FlowTree, flow_tree
 from esckit.flow.model import Attention, FlowModel, check_exact
+from esckit.flow.recipe import FlowEncoding
 from esckit.flow.text import FlowText
 from esckit.flow.trainer import flow_loss
-from esckit.flow.trees import FlowTree, flow_tree
 from esckit.models.packing import PackedRows
-from tests.flow.flow_fakes import PAPER, ByteTokenizer, search_tree, some_flow_tree, tiny_model
+from esckit.processes import Process
+from tests.flow.flow_fakes import PAPER, ByteTokenizer, changed, search_tree, some_flow_tree, tiny_model
 
-TREE = Encoding(mode="tree", max_tokens=100_000, pad_id=0)
+TREE = FlowEncoding(mode="tree", max_tokens=100_000)
 BACKBONES = [
     ("llama", "sdpa"),
     ("llama", "eager"),
@@ -27,18 +29,20 @@ BACKBONES = [
 ]
 VARIANTS = {
     "paper": PAPER,
-    "unique": replace(PAPER, weighting="unique", state_value="policy_mean", kl_form="full", subtb_lambda=0.9),
-    "unique_taken": replace(PAPER, weighting="unique", terminal_boundary=False),
-    "dpo": replace(PAPER, objective="dpo", kl_weight=0.0),
+    "unique": changed(
+        PAPER, objective={"weighting": "unique", "state_value": "policy_mean", "subtb_lambda": 0.9}, kl={"form": "full"}
+    ),
+    "unique_taken": changed(PAPER, objective={"weighting": "unique", "terminal_boundary": False}),
+    "dpo": changed(PAPER, objective={"name": "dpo"}, kl={"weight": 0.0}),
 }
 
 
-def all_chunks(trees: Sequence[FlowTree], encoding: Encoding) -> list[Chunk]:
+def all_chunks(trees: Sequence[FlowTree], encoding: FlowEncoding) -> list[Chunk]:
     return [chunk for tree in trees for chunk in chunks(tree, encoding)]
 
 
 def loss_and_gradient(
-    model: FlowModel, trees: Sequence[FlowTree], encoding: Encoding, settings: FlowSettings
+    model: FlowModel, trees: Sequence[FlowTree], encoding: FlowEncoding, settings: LossTerms
 ) -> tuple[float, torch.Tensor]:
     model.zero_grad()
     total = 0.0
@@ -63,7 +67,7 @@ def test_states_and_heads_are_those_of_every_prefix_alone(family: str, attention
     outputs = {}
     with torch.no_grad():
         for mode in ("tree", "path", "prefix"):
-            encoding = replace(TREE, mode=mode)
+            encoding = TREE.model_copy(update={"mode": mode})
             outputs[mode] = model(pack(all_chunks(trees, encoding), encoding))
         tree = trees[0]
         for index in range(len(tree.nodes)):
@@ -89,11 +93,12 @@ def single_row(ids: Sequence[int]) -> PackedRows:
 def test_losses_and_gradients_are_the_same(family: str, attention: Attention) -> None:
     model = tiny_model(family, attention=attention)
     trees = [some_flow_tree(13)]
-    found = {
-        mode: loss_and_gradient(model, trees, replace(TREE, mode=mode), PAPER) for mode in ("tree", "path", "prefix")
-    }
-    assert_same(found["tree"], found["path"])
-    assert_same(found["tree"], found["prefix"])
+    packed, path, prefix = (
+        loss_and_gradient(model, trees, TREE.model_copy(update={"mode": mode}), PAPER)
+        for mode in ("tree", "path", "prefix")
+    )
+    assert_same(packed, path)
+    assert_same(packed, prefix)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -103,10 +108,10 @@ def test_neither_budget_nor_order_nor_shared_rows_change_the_loss(variant: str) 
     trees = [some_flow_tree(seed, n_nodes=25) for seed in (14, 15)]
     expected = loss_and_gradient(model, trees, TREE, settings)
     for encoding in (
-        replace(TREE, max_tokens=1),
-        replace(TREE, max_tokens=500),
-        replace(TREE, max_paths_per_chunk=2),
-        replace(TREE, mode="path", max_tokens=700),
+        TREE.model_copy(update={"max_tokens": 1}),
+        TREE.model_copy(update={"max_tokens": 500}),
+        TREE.model_copy(update={"max_paths_per_chunk": 2}),
+        TREE.model_copy(update={"mode": "path", "max_tokens": 700}),
     ):
         assert_same(loss_and_gradient(model, trees, encoding, settings), expected)
     assert_same(loss_and_gradient(model, trees[::-1], TREE, settings), expected)
@@ -115,11 +120,11 @@ def test_neither_budget_nor_order_nor_shared_rows_change_the_loss(variant: str) 
 @pytest.mark.parametrize("n_ranks", [2, 5])
 def test_the_ranks_of_an_update_add_up(n_ranks: int) -> None:
     model = tiny_model("llama", attention="tree")
-    encoding = replace(TREE, max_tokens=400)
+    encoding = TREE.model_copy(update={"max_tokens": 400})
     group = all_chunks([some_flow_tree(16)], encoding)
     settings = VARIANTS["unique"]
     expected = loss_and_gradient(model, [some_flow_tree(16)], TREE, settings)
-    shares = [make_update(group, encoding, settings, rank=rank, n_ranks=n_ranks) for rank in range(n_ranks)]
+    shares = [make_update(group, encoding, settings, Process(rank, n_ranks)) for rank in range(n_ranks)]
     assert len({len(share) for share in shares}) == 1
     model.zero_grad()
     total = torch.zeros(())
@@ -133,8 +138,8 @@ def test_the_ranks_of_an_update_add_up(n_ranks: int) -> None:
 def test_an_empty_pass_costs_nothing_and_touches_the_heads() -> None:
     model = tiny_model("llama", attention="tree")
     group = all_chunks([some_flow_tree(17)], TREE)
-    (batch,) = make_update(group, TREE, PAPER, rank=1, n_ranks=2)
-    assert batch.n_paths == 0
+    (batch,) = make_update(group, TREE, PAPER, Process(1, 2))
+    assert len(batch.mask) == 0
     loss = flow_loss(model(batch.rows), batch, PAPER)["loss"]
     loss.backward()
     assert loss.item() == 0.0
@@ -169,13 +174,13 @@ def test_response_term_is_the_same_in_chunks() -> None:
     text = FlowText(ByteTokenizer(), situation=True, strategy_tags=True, abbreviations={})
     tree = flow_tree(search_tree(19), text, min_actions=2, max_path_tokens=4096, responses=True)
     assert tree is not None
-    settings = replace(PAPER, response_weight=0.5)
-    whole = loss_and_gradient(model, [tree], replace(TREE, responses=True), settings)
+    settings = changed(PAPER, response_weight=0.5)
+    whole = loss_and_gradient(model, [tree], TREE, settings)
     for budget in (1, 600):
-        encoding = replace(TREE, responses=True, max_tokens=budget)
+        encoding = TREE.model_copy(update={"max_tokens": budget})
         assert_same(loss_and_gradient(model, [tree], encoding, settings), whole)
     reference = response_by_paths(model, tree)
-    (batch,) = make_update(all_chunks([tree], TREE), replace(TREE, responses=True), settings)
+    (batch,) = make_update(all_chunks([tree], TREE), TREE, settings)
     found = flow_loss(model(batch.rows), batch, settings)["resp"].item()
     assert found == pytest.approx(reference, rel=1e-5)
 

@@ -2,25 +2,29 @@
 
 import torch
 
-from esckit.flow.batch import Chunk, Encoding, FlowBatch, chunks, make_update
-from esckit.flow.trainer import FlowValidation, Updates, best_actions, confusions
+from esckit.flow.batch import Chunk, FlowBatch, Updates, chunks, make_update
+from esckit.flow.recipe import FlowEncoding, FlowOptim
+from esckit.flow.trainer import TreeValidation, best_actions, confusions
+from esckit.processes import Process
 from tests.flow.flow_fakes import PAPER, some_flow_tree, tiny_model
 
-ENCODING = Encoding("tree", 2048, 0)
+ENCODING = FlowEncoding(mode="tree", max_tokens=2048)
 
 
 def some_chunks(n: int = 6) -> list[Chunk]:
     return [chunk for seed in range(n) for chunk in chunks(some_flow_tree(seed, n_nodes=20), ENCODING)]
 
 
-def updates(seed: int = 1, **more: int) -> Updates:
-    return Updates(some_chunks(), ENCODING, PAPER, epochs=2, paths_per_update=12, seed=seed, **more)
+def updates(seed: int = 1, process: Process = Process()) -> Updates:
+    trees = [some_flow_tree(seed, n_nodes=20) for seed in range(6)]
+    optim = FlowOptim(epochs=2, paths_per_update=12)
+    return Updates(trees, ENCODING, PAPER, optim, seed=seed, process=process)
 
 
 def test_every_path_comes_once_an_epoch_and_epochs_differ() -> None:
     found = updates()
     n_paths = sum(len(chunk.paths) for chunk in some_chunks())
-    sizes = [sum(batch.n_paths for batch in found[index]) for index in range(len(found))]
+    sizes = [sum(len(batch.mask) for batch in found[index]) for index in range(len(found))]
     first, last = found.epoch_ends
     assert sum(sizes[:first]) == sum(sizes[first:last]) == n_paths
     assert all(size >= 12 for size in sizes[: first - 1])
@@ -32,11 +36,11 @@ def test_every_path_comes_once_an_epoch_and_epochs_differ() -> None:
 
 def test_processes_share_an_update_and_make_as_many_passes() -> None:
     alone = updates()
-    shares = [updates(rank=rank, n_ranks=2) for rank in range(2)]
+    shares = [updates(process=Process(rank, 2)) for rank in range(2)]
     for index in range(len(alone)):
         passes = [share[index] for share in shares]
         assert len(passes[0]) == len(passes[1])
-        assert sum(b.n_paths for part in passes for b in part) == sum(b.n_paths for b in alone[index])
+        assert sum(len(b.mask) for part in passes for b in part) == sum(len(b.mask) for b in alone[index])
         assert {b.denominators for part in passes for b in part} == {alone[index][0].denominators}
 
 
@@ -66,11 +70,11 @@ def test_the_best_action_is_counted_where_there_is_a_choice() -> None:
 
 def test_validation_adds_up_over_passes() -> None:
     model = tiny_model()
-    small = Encoding("tree", 120, 0)
+    small = FlowEncoding(mode="tree", max_tokens=120)
     parts = [chunk for seed in range(2) for chunk in chunks(some_flow_tree(seed, n_nodes=20), small)]
     device = torch.device("cpu")
-    one = FlowValidation(all_in_one(), PAPER, device=device, reduce=lambda x: x)(model)
-    many = FlowValidation(make_update(parts, small, PAPER), PAPER, device=device, reduce=lambda x: x)(model)
+    one = TreeValidation(all_in_one(), PAPER)(model, device, lambda x: x)
+    many = TreeValidation(make_update(parts, small, PAPER), PAPER)(model, device, lambda x: x)
     assert one.keys() == many.keys()
     assert all(abs(one[name] - many[name]) < 1e-4 for name in one)
 

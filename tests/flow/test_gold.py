@@ -2,8 +2,9 @@
 
 import pytest
 
-from esckit.flow.batch import Encoding, chunks, pack
-from esckit.flow.trees import class_counts, class_weights, gold_trees
+from esckit.flow.batch import chunks, pack
+from esckit.flow.data import class_counts, class_weights, gold_trees
+from esckit.flow.recipe import FlowEncoding
 from esckit.types import Dialogue, Scenario, Turn
 from tests.flow.flow_fakes import NAMES, flow_text
 
@@ -39,7 +40,7 @@ def test_every_decision_is_read_at_the_last_token_before_it() -> None:
 
 def test_one_row_reads_all_decisions_of_a_dialogue() -> None:
     (tree,) = gold_trees(OPENING, TEXT, NAMES, max_tokens=4096, window=False)
-    encoding = Encoding("path", 4096, 0)
+    encoding = FlowEncoding(mode="path", max_tokens=4096)
     rows = pack(list(chunks(tree, encoding)), encoding)
     assert rows.input_ids.shape == (1, tree.prefix_length(3))
     assert rows.readout_column.tolist() == [tree.prefix_length(state) - 1 for state in range(4)]

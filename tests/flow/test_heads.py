@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from esckit.flow.heads import FlowHead, StrategyHead, log_softplus
+from esckit.flow.model import FlowHead, StrategyHead, log_softplus
 
 
 def test_log_softplus_is_exact_in_the_middle_and_linear_far_below() -> None:

@@ -1,19 +1,18 @@
 """What the flow loss can and cannot teach, on small trees with exact flows."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from esckit.flow.batch import Encoding, FlowSettings, chunks, make_update
+from esckit.flow.batch import LossTerms, chunks, make_update
+from esckit.flow.data import FlowNode, FlowPath, FlowTree, StateFacts
 from esckit.flow.model import FlowOutputs
+from esckit.flow.recipe import FlowEncoding
 from esckit.flow.trainer import flow_loss
-from esckit.flow.trees import FlowNode, FlowPath, FlowTree, StateFacts
-from tests.flow.flow_fakes import PAPER
+from tests.flow.flow_fakes import PAPER, changed
 
-TREE = Encoding(mode="tree", max_tokens=1000, pad_id=0)
-TAKEN = replace(PAPER, rank_weight=0.0, kl_weight=0.0)
-MEAN = replace(TAKEN, state_value="policy_mean")
+TREE = FlowEncoding(mode="tree", max_tokens=1000)
+TAKEN = changed(PAPER, rank={"weight": 0.0}, kl={"weight": 0.0})
+MEAN = changed(TAKEN, objective={"state_value": "policy_mean"})
 LEAVES = (0.9, 0.3, 0.6, 0.2)
 Q_HAT = (0.5, 0.7, 0.4)
 
@@ -39,7 +38,7 @@ def chain() -> FlowTree:
     return FlowTree("7/chain#0", "chain", 1, nodes, (FlowPath("only", (0, 1, 2), (0, 0, 0), 0.9),))
 
 
-def loss_of(tree: FlowTree, pi: torch.Tensor, value: torch.Tensor, settings: FlowSettings) -> float:
+def loss_of(tree: FlowTree, pi: torch.Tensor, value: torch.Tensor, settings: LossTerms) -> float:
     (batch,) = make_update(list(chunks(tree, TREE)), TREE, settings)
     outputs = FlowOutputs(log_pi=pi.log(), log_value=value.log(), hidden=torch.zeros(len(pi), 1))
     return flow_loss(outputs, batch, settings)["loss"].item()
@@ -70,9 +69,9 @@ def conserved(root_policy: tuple[float, float]) -> tuple[torch.Tensor, torch.Ten
 def test_exact_flows_give_leaves_in_proportion_and_no_loss(weighting: str) -> None:
     pi, _, value = conserved((1.2 / 2.0, 0.8 / 2.0))
     for settings in (TAKEN, MEAN):
-        assert loss_of(complete_tree(), pi, value, replace(settings, weighting=weighting)) == pytest.approx(
-            0, abs=1e-10
-        )
+        assert loss_of(
+            complete_tree(), pi, value, changed(settings, objective={"weighting": weighting})
+        ) == pytest.approx(0, abs=1e-10)
     leaf_probabilities = [(pi[0, a] * pi[1 + a, b]).item() for a in range(2) for b in range(2)]
     assert leaf_probabilities == pytest.approx([leaf / sum(LEAVES) for leaf in LEAVES], abs=1e-6)
 
@@ -107,7 +106,7 @@ def scaled_root(value: torch.Tensor, scale: float) -> torch.Tensor:
 
 def test_only_the_boundary_sees_a_common_factor_of_the_value() -> None:
     pi, _, value = conserved((0.6, 0.4))
-    without = replace(TAKEN, terminal_boundary=False)
+    without = changed(TAKEN, objective={"terminal_boundary": False})
     assert loss_of(complete_tree(), pi, 3 * value, without) == pytest.approx(
         loss_of(complete_tree(), pi, value, without), abs=1e-9
     )

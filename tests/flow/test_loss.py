@@ -6,16 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from esckit.flow.batch import Encoding, FlowBatch, FlowSettings, chunks, make_update
+from esckit.flow.batch import FlowBatch, LossTerms, chunks, make_update
+from esckit.flow.data import FlowNode, FlowPath, FlowTree, StateFacts
 from esckit.flow.model import FlowOutputs
 from esckit.flow.objectives import potentials
+from esckit.flow.recipe import FlowEncoding
 from esckit.flow.trainer import flow_loss, gather_paths
-from esckit.flow.trees import FlowNode, FlowPath, FlowTree, StateFacts
-from tests.flow.flow_fakes import PAPER
+from tests.flow.flow_fakes import PAPER, changed
 
-TREE = Encoding(mode="tree", max_tokens=1000, pad_id=0)
-FLOW_ONLY = replace(PAPER, rank_weight=0.0, kl_weight=0.0)
-MEAN = replace(FLOW_ONLY, state_value="policy_mean")
+TREE = FlowEncoding(mode="tree", max_tokens=1000)
+FLOW_ONLY = changed(PAPER, rank={"weight": 0.0}, kl={"weight": 0.0})
+MEAN = changed(FLOW_ONLY, objective={"state_value": "policy_mean"})
 
 # One path of three actions and, at its last state, a second leaf; actions 0 and 1 of a taxonomy of three.
 POLICY = ((0.5, 0.2, 0.3), (0.25, 0.2, 0.55), (0.4, 0.2, 0.4))
@@ -37,7 +38,7 @@ def worked_tree() -> FlowTree:
     return FlowTree("7/worked#0", "worked", 1, nodes, paths)
 
 
-def worked_batch(settings: FlowSettings) -> FlowBatch:
+def worked_batch(settings: LossTerms) -> FlowBatch:
     (batch,) = make_update(list(chunks(worked_tree(), TREE)), TREE, settings)
     return batch
 
@@ -64,14 +65,14 @@ def test_potentials_of_the_two_paths() -> None:
     ("settings", "values", "expected"),
     [
         (MEAN, None, 3.874014),
-        (replace(MEAN, weighting="unique"), None, 4.244070),
-        (replace(MEAN, weighting="unique", subtb_lambda=0.9), None, 4.043487),
+        (changed(MEAN, objective={"weighting": "unique"}), None, 4.244070),
+        (changed(MEAN, objective={"weighting": "unique", "subtb_lambda": 0.9}), None, 4.043487),
         (FLOW_ONLY, TAKEN, 3.536990),
-        (replace(FLOW_ONLY, weighting="unique"), TAKEN, 3.857805),
+        (changed(FLOW_ONLY, objective={"weighting": "unique"}), TAKEN, 3.857805),
     ],
 )
 def test_flow_of_both_weightings(
-    settings: FlowSettings, values: tuple[tuple[float, ...], ...] | None, expected: float
+    settings: LossTerms, values: tuple[tuple[float, ...], ...] | None, expected: float
 ) -> None:
     found = flow_loss(outputs(values) if values else outputs(), worked_batch(settings), settings)
     assert found["flow"].item() == pytest.approx(expected, abs=2e-6)
@@ -79,15 +80,15 @@ def test_flow_of_both_weightings(
 
 
 @pytest.mark.parametrize(("settings", "n_pairs"), [(MEAN, 9), (FLOW_ONLY, 11)])
-def test_distinct_pairs_are_counted(settings: FlowSettings, n_pairs: int) -> None:
-    assert worked_batch(replace(settings, weighting="unique")).denominators.flow == n_pairs
+def test_distinct_pairs_are_counted(settings: LossTerms, n_pairs: int) -> None:
+    assert worked_batch(changed(settings, objective={"weighting": "unique"})).denominators.flow == n_pairs
 
 
 @pytest.mark.parametrize(
     ("settings", "values", "expected"), [(MEAN, None, (4.280582, 3.467445)), (FLOW_ONLY, TAKEN, (4.280582, 2.793398))]
 )
 def test_losses_of_single_paths(
-    settings: FlowSettings, values: tuple[tuple[float, ...], ...] | None, expected: tuple[float, float]
+    settings: LossTerms, values: tuple[tuple[float, ...], ...] | None, expected: tuple[float, float]
 ) -> None:
     for index, loss in enumerate(expected):
         tree = worked_tree()
@@ -106,10 +107,10 @@ def test_no_gradient_of_the_policy_mean_reaches_the_policy_through_the_value() -
 
 
 def test_the_leaf_has_no_gradient_without_boundary() -> None:
-    settings = replace(FLOW_ONLY, terminal_boundary=False)
+    settings = changed(FLOW_ONLY, objective={"terminal_boundary": False})
     found = flow_loss(outputs(), worked_batch(settings), settings)["flow"]
     assert found.item() == pytest.approx(2.763843, abs=2e-6)
-    unique = replace(MEAN, terminal_boundary=False, weighting="unique")
+    unique = changed(MEAN, objective={"terminal_boundary": False, "weighting": "unique"})
     assert worked_batch(unique).denominators.flow == 3
     assert flow_loss(outputs(), worked_batch(unique), unique)["flow"].item() == pytest.approx(2.763843, abs=2e-6)
 
@@ -127,15 +128,15 @@ def test_kl_of_the_worked_example() -> None:
     tree = replace(tree, paths=(tree.paths[0],))
     (batch,) = make_update(list(chunks(tree, TREE)), TREE, PAPER)
     assert flow_loss(outputs(), batch, PAPER)["kl"].item() == pytest.approx(0.305430, abs=2e-6)
-    full = replace(PAPER, kl_form="full")
+    full = changed(PAPER, kl={"form": "full"})
     by_state = [
         sum(p * math.log(p / q) for p, q in zip(*rows, strict=True)) for rows in zip(POLICY, PRIORS, strict=True)
     ]
     assert flow_loss(outputs(), batch, full)["kl"].item() == pytest.approx(sum(by_state) / 3, abs=1e-6)
-    uniform = replace(full, kl_reference="uniform")
+    uniform = changed(full, kl={"reference": "uniform"})
     entropies = [sum(p * math.log(p * 3) for p in row) for row in POLICY]
     assert flow_loss(outputs(), batch, uniform)["kl"].item() == pytest.approx(sum(entropies) / 3, abs=1e-6)
-    assert flow_loss(outputs(), batch, replace(PAPER, kl_reference="none"))["kl"].item() == 0.0
+    assert flow_loss(outputs(), batch, changed(PAPER, kl={"reference": "none"}))["kl"].item() == 0.0
 
 
 def test_ranking_of_both_weightings() -> None:
@@ -144,29 +145,29 @@ def test_ranking_of_both_weightings() -> None:
     second, third = ((1 - 0.6) + (1 - 0.4)) / 2, 0.5
     found = flow_loss(outputs(values), worked_batch(PAPER), PAPER)["rank"].item()
     assert found == pytest.approx((0.0 + second + third) / 3, abs=1e-6)
-    unique = replace(PAPER, weighting="unique")
+    unique = changed(PAPER, objective={"weighting": "unique"})
     assert flow_loss(outputs(values), worked_batch(unique), unique)["rank"].item() == pytest.approx(found, abs=1e-6)
 
 
 def test_dpo_takes_the_place_of_the_flow_loss() -> None:
-    settings = replace(PAPER, objective="dpo", kl_weight=0.0, rank_negatives="visited")
+    settings = changed(PAPER, objective={"name": "dpo"}, kl={"weight": 0.0}, rank={"negatives": "visited"})
     found = flow_loss(outputs(), worked_batch(settings), settings)["flow"].item()
     margin = math.log(0.4 / 0.40) - math.log(0.2 / 0.30)
     assert found == pytest.approx(math.log1p(math.exp(-margin)) / 3, abs=1e-6)
 
 
 def test_cloning_is_the_mean_over_decisions() -> None:
-    settings = replace(FLOW_ONLY, objective="bc")
+    settings = changed(FLOW_ONLY, objective={"name": "bc"})
     taken = [0.5, 0.25, 0.4, 0.5, 0.25, 0.2]
     found = flow_loss(outputs(), worked_batch(settings), settings)["flow"].item()
     assert found == pytest.approx(-sum(map(math.log, taken)) / 6, abs=1e-6)
-    weighted = replace(settings, class_weights=(1.0, 3.0, 1.0))
+    weighted = changed(settings, class_weights=(1.0, 3.0, 1.0))
     found = flow_loss(outputs(), worked_batch(weighted), weighted)["flow"].item()
     assert found == pytest.approx(-(sum(map(math.log, taken)) + 2 * math.log(0.2)) / 6, abs=1e-6)
 
 
 def test_terms_add_up_with_their_weights() -> None:
-    settings = replace(PAPER, rank_weight=0.5, kl_weight=0.2)
+    settings = changed(PAPER, rank={"weight": 0.5}, kl={"weight": 0.2})
     found = flow_loss(outputs(), worked_batch(settings), settings)
     expected = found["flow"] + 0.5 * found["rank"] + 0.2 * found["kl"]
     assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-6)

@@ -7,10 +7,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaModel, Qwen2Config
 
 from esckit.errors import CheckpointError, ConfigError
-from esckit.flow.model import ADAPTER, FlowModel, check_exact, load_heads, save_flow_model
-from esckit.flow.text import FLOW_TEXT, FlowMetadata, read_metadata
+from esckit.flow.model import FlowModel, check_exact, load_heads
+from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, read_metadata
+from esckit.models.backbones import tiny_tokenizer
+from esckit.models.checkpoint import ADAPTER
 from esckit.models.loading import load_adapter
 from esckit.models.packing import NodeSpan, PackedRows, check_packable
+from esckit.training.checkpoint import save_checkpoint
 from tests.flow.flow_fakes import NAMES, tiny_backbone, tiny_model
 
 
@@ -55,6 +58,13 @@ def metadata(**changes: Any) -> FlowMetadata:
         "selected_by": "best_valid",
     }
     return FlowMetadata(**(facts | changes))
+
+
+def save(model: FlowModel, metadata: FlowMetadata, folder: Path) -> None:
+    trained = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
+    save_checkpoint(
+        folder, metadata, backbone=model.backbone, tokenizer=tiny_tokenizer(), state=trained, heads_file=HEADS
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -151,7 +161,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = FlowModel(get_peft_model(tiny_backbone("llama"), lora), NAMES, attention="tree").eval()
-    save_flow_model(model, metadata(), tmp_path)
+    save(model, metadata(), tmp_path)
     assert read_metadata(tmp_path, strategies=NAMES) == metadata()
     again = FlowModel(load_adapter(tiny_backbone("llama"), tmp_path / ADAPTER), NAMES, attention="sdpa").eval()
     load_heads(again, tmp_path)
@@ -162,7 +172,7 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_taxonomy_is_refused(tmp_path: Path) -> None:
-    save_flow_model(tiny_model("llama"), metadata(trainable="full"), tmp_path)
+    save(tiny_model("llama"), metadata(trainable="full"), tmp_path)
     with pytest.raises(CheckpointError, match="taxonomy test"):
         read_metadata(tmp_path, strategies=NAMES[::-1])
     with pytest.raises(CheckpointError, match="do not fit"):
@@ -172,6 +182,6 @@ def test_a_checkpoint_of_another_taxonomy_is_refused(tmp_path: Path) -> None:
 def test_half_a_checkpoint_and_another_text_form_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no flow model"):
         read_metadata(tmp_path)
-    save_flow_model(tiny_model("llama"), metadata(flow_text="flow_text/0"), tmp_path)
+    save(tiny_model("llama"), metadata(flow_text="flow_text/0"), tmp_path)
     with pytest.raises(CheckpointError, match="flow_text/0"):
         read_metadata(tmp_path)

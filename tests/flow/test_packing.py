@@ -1,21 +1,23 @@
 import random
-from dataclasses import replace
 
 import pytest
 import torch
 
-from esckit.flow.batch import Encoding, chunks, groups, n_tokens, pack
-from esckit.flow.trees import TokenCounts, flow_tree, token_counts
+from esckit.flow.batch import chunks, groups, n_tokens, pack
+from esckit.flow.data import flow_tree, token_counts
+from esckit.flow.recipe import FlowEncoding
 from esckit.models.packing import additive_mask, allowed
 from tests.flow.flow_fakes import counting_tree, flow_text, search_tree, some_flow_tree
 
-TREE = Encoding(mode="tree", max_tokens=100_000, pad_id=0)
-PATH = replace(TREE, mode="path")
-PREFIX = replace(TREE, mode="prefix")
+TREE = FlowEncoding(mode="tree", max_tokens=100_000)
+PATH = TREE.model_copy(update={"mode": "path"})
+PREFIX = TREE.model_copy(update={"mode": "prefix"})
 
 
 def test_the_five_token_counts() -> None:
-    assert token_counts(counting_tree()) == TokenCounts(padded=5120, steps=1400, prefixes=600, paths=700, tree=250)
+    counts = {"padded": 5120, "steps": 1400, "prefixes": 600, "paths": 700, "tree": 250}
+    assert token_counts([counting_tree()]) == counts
+    assert token_counts([counting_tree()] * 2) == {name: 2 * n for name, n in counts.items()}
 
 
 def test_the_tree_with_its_leaves() -> None:
@@ -26,7 +28,7 @@ def test_the_tree_with_its_leaves() -> None:
 
 
 def test_a_budget_splits_the_tree_and_repeats_the_shared_prefix() -> None:
-    encoding = replace(TREE, max_tokens=200)
+    encoding = TREE.model_copy(update={"max_tokens": 200})
     found = list(chunks(counting_tree(), encoding))
     assert [[chunk.tree.nodes[node].key for node in chunk.nodes] for chunk in found] == [["r", "a", "c"], ["r", "b"]]
     assert [chunk.paths for chunk in found] == [(0, 1, 2), (3,)]
@@ -37,7 +39,7 @@ def test_a_budget_splits_the_tree_and_repeats_the_shared_prefix() -> None:
 @pytest.mark.parametrize("budget", [1, 300, 900, 10_000])
 def test_every_path_is_in_exactly_one_chunk(mode: str, budget: int) -> None:
     tree = some_flow_tree(1)
-    encoding = Encoding(mode=mode, max_tokens=budget, pad_id=0)
+    encoding = FlowEncoding(mode=mode, max_tokens=budget)
     found = list(chunks(tree, encoding))
     assert [path for chunk in found for path in chunk.paths] == list(range(len(tree.paths)))
     for chunk in found:
@@ -45,7 +47,7 @@ def test_every_path_is_in_exactly_one_chunk(mode: str, budget: int) -> None:
 
 
 def test_a_chunk_has_a_limit_of_paths() -> None:
-    found = list(chunks(some_flow_tree(2), replace(TREE, max_paths_per_chunk=3)))
+    found = list(chunks(some_flow_tree(2), TREE.model_copy(update={"max_paths_per_chunk": 3})))
     assert max(len(chunk.paths) for chunk in found) == 3
 
 
@@ -89,7 +91,7 @@ def test_readouts_stand_at_the_end_of_each_state() -> None:
 
 
 def test_chunks_share_a_forward_pass_within_the_budget() -> None:
-    encoding = replace(TREE, max_tokens=1500)
+    encoding = TREE.model_copy(update={"max_tokens": 1500})
     group = [chunk for seed in range(6) for chunk in chunks(some_flow_tree(seed, n_nodes=12), encoding)]
     found = groups(group, encoding)
     assert [chunk for part in found for chunk in part] == group
@@ -113,7 +115,7 @@ def test_long_prefixes_lose_their_oldest_exchanges_but_not_the_header() -> None:
     tree = some_flow_tree(7)
     state = max((path.states[-1] for path in tree.paths), key=tree.prefix_length)
     limit = tree.prefix_length(state) - 1
-    encoding = replace(PREFIX, max_prefix_tokens=limit)
+    encoding = PREFIX.model_copy(update={"max_prefix_tokens": limit})
     rows = pack(list(chunks(tree, encoding)), encoding)
     assert rows.input_ids.shape[1] <= limit
     header = tree.nodes[0].tokens[: tree.n_header]
@@ -121,7 +123,7 @@ def test_long_prefixes_lose_their_oldest_exchanges_but_not_the_header() -> None:
 
 
 def test_response_targets_are_the_supporters_words() -> None:
-    encoding = replace(TREE, responses=True)
+    encoding = TREE
     text = flow_text(strategy_tags=True)
     tree = flow_tree(search_tree(8), text, min_actions=2, max_path_tokens=4096, responses=True)
     assert tree is not None

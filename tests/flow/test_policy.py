@@ -12,8 +12,7 @@ from esckit.types import Scenario, Turn
 from tests.flow.flow_fakes import flow_text, tiny_model
 
 
-@pytest.mark.parametrize("call", ["prior", "choose"])
-def test_numbers_that_are_not_finite_fail_the_call(call: str) -> None:
+def test_numbers_that_are_not_finite_fail_the_call() -> None:
     model = tiny_model()
     with torch.no_grad():
         for weight in model.backbone.parameters():
@@ -21,5 +20,5 @@ def test_numbers_that_are_not_finite_fail_the_call(call: str) -> None:
     policy = CheckpointPolicy(model, flow_text(), name="broken")
     scope = Ledger(1, "t").at("r", 0)
     with pytest.raises(BackendError, match="of broken that are not finite") as caught:
-        asyncio.run(getattr(policy, call)(Scenario(id="s"), (Turn(speaker="seeker", text="Hi."),), scope))
+        asyncio.run(policy.decide(Scenario(id="s"), (Turn(speaker="seeker", text="Hi."),), scope))
     assert caught.value.kind == "not_finite"

@@ -10,12 +10,13 @@ import torch
 
 from esckit.config.sections import CheckpointBinding, Executor
 from esckit.errors import BudgetError, CheckpointError
-from esckit.flow.policy import CheckpointPolicy
+from esckit.flow.data import collect
 from esckit.flow.run import plan, run
 from esckit.flow.text import read_metadata
 from esckit.ledger import Ledger
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Limits, Usage
 from tests.flow.flow_runs import (
     AFLOW,
@@ -79,6 +80,14 @@ def test_metrics_hold_what_is_to_be_watched(tmp_path: Path) -> None:
     assert metadata.dev_ids == ("s4", "s5")
     assert not (out / "states").exists()
     assert "aflow" in (out / "checkpoint/README.md").read_text()
+
+
+def test_a_sharp_policy_is_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("esckit.flow.run.LOW_ENTROPY", 3.0)
+    run(recipe(write_trees(tmp_path, some_trees())), out=tmp_path / "run")
+    assert sum("close to always choosing the same" in message for message in caplog.messages) == 1
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -149,17 +158,11 @@ def test_gold_strategies_are_learnt_and_measured_on_test(tmp_path: Path, unit: s
 
 def test_the_policy_has_chosen_as_validation_did(tmp_path: Path) -> None:
     """The shift of the logits is in the checkpoint, so whoever loads it decides as was measured."""
-    from esckit.flow.data import collect
-    from esckit.strategies.taxonomy import load_taxonomy
-
     settings = gold()
     summary = run(settings, out=tmp_path / "run").summary
-    esconv = load_taxonomy("esconv")
-    policy = CheckpointPolicy.load(
-        tmp_path / "run", abbreviations=dict(zip(esconv.names, esconv.abbrs, strict=True)), dtype="float32"
-    )
+    policy = policy_of(tmp_path / "run", load_taxonomy("esconv"), dtype="float32")
     right = n = 0
-    for dialogue in collect(settings.data).parts["test"].dialogues:
+    for dialogue in collect(settings.data).parts["test"]:
         for index, turn in enumerate(dialogue.turns):
             if turn.speaker == "supporter" and turn.strategy is not None:
                 n += 1
@@ -207,7 +210,7 @@ def test_a_policy_is_a_distribution_and_a_choice(tmp_path: Path) -> None:
         asyncio.run(of_a_recipe.decide(tree.scenario, tree.nodes[0].turns, scope))
     asyncio.run(policy.aclose())
     with pytest.raises(CheckpointError, match="taxonomy"):
-        policy_of(tmp_path / "run", strategies=AFLOW.names[::-1])
+        policy_of(tmp_path / "run", AFLOW.model_copy(update={"strategies": AFLOW.strategies[::-1]}))
     shutil.rmtree(tmp_path / "run/checkpoint/adapter")
     with pytest.raises(CheckpointError, match="lacks adapter"):
         policy_of(tmp_path / "run")

@@ -14,7 +14,7 @@ from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.run import plan, run
 from esckit.flow.text import read_metadata
-from esckit.flow.training import Validation
+from esckit.flow.trainer import TreeValidation
 from esckit.models.backbones import tiny_tokenizer
 from tests.flow.flow_runs import (
     AFLOW,
@@ -73,15 +73,15 @@ def test_stopped_inside_a_validation_makes_it_again(
     run(settings, out=tmp_path / "whole")
     measured: list[int] = []
 
-    def cut(validation: Validation, model: Any) -> dict[str, float]:
+    def cut(validation: TreeValidation, *args: Any) -> dict[str, float]:
         measured.append(1)
         if len(measured) == number:
             raise Stopped
-        return measure(validation, model)
+        return measure(validation, *args)
 
-    measure = Validation.__call__
+    measure = TreeValidation.__call__
     with monkeypatch.context() as patched:
-        patched.setattr(Validation, "__call__", cut)
+        patched.setattr(TreeValidation, "__call__", cut)
         with pytest.raises(Stopped):
             run(settings, out=tmp_path / "cut")
     run(settings, out=tmp_path / "cut")

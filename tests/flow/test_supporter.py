@@ -9,8 +9,8 @@ import pytest
 from esckit.config.sections import CheckpointBinding, Executor, RoleOptions
 from esckit.documents import parse_yaml
 from esckit.errors import BudgetError, CheckpointError, ConfigError
+from esckit.flow.policy import FlowWriter
 from esckit.flow.run import run as train_flow
-from esckit.flow.writer import FlowWriter
 from esckit.ledger import Ledger
 from esckit.models.budget import Budget
 from esckit.records import read_records
