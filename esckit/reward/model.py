@@ -37,7 +37,7 @@ from esckit.models.loading import (
 )
 from esckit.models.packing import PackedStates, States
 from esckit.reward.recipe import Kind, Pooling, RewardNetwork
-from esckit.reward.text import RewardInput, RewardMetadata, RewardText
+from esckit.reward.text import RewardInput, RewardMetadata, RewardTemplate, RewardText
 from esckit.training.checkpoint import adapter_config
 from esckit.types import Turn
 
@@ -290,6 +290,26 @@ class RewardModel:
         net, tokenizer = load_net(run, metadata, dtype=exact_dtype(dtype, place))
         text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
         return cls(net.to(place), text, metadata=metadata, max_batch_tokens=max_batch_tokens)
+
+    @classmethod
+    def untrained(
+        cls, backbone: str, template: RewardTemplate, *, max_length: int, seed: int, dtype: Dtype, device: str
+    ) -> RewardModel:
+        """Return a classifier with a fresh head: the paper's random reward.
+
+        Args:
+            backbone: NAME, FOLDER or HUB-ID.
+            template: The prompt.
+            max_length: Longest input in tokens.
+            seed: Of the head; torch's generator is seeded with it.
+            dtype: See :func:`esckit.reward.checkpoint.load_reward_model`.
+            device: The same.
+        """
+        torch.manual_seed(seed)
+        net, tokenizer = build_net(RewardNetwork(backbone=backbone, trainable="head"), "classifier")
+        place = pick_device(device)
+        net.backbone.to(exact_dtype(dtype, place))
+        return cls(net.eval().to(place), RewardText(tokenizer, template, max_length=max_length))
 
     def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
         """Return R_fut in [0, 1] of each response.

@@ -97,7 +97,8 @@ class Monitor(TrainerCallback):
         metrics: Logs | None = None,
         **kwargs: Any,
     ) -> None:
-        """Hand the metrics over."""
+        """Write the steps that led to the evaluation, and hand its metrics over."""
+        self._flush(state.global_step)
         if self._evaluated is not None:
             self._evaluated(state, metrics or {})
 
@@ -112,19 +113,15 @@ class Monitor(TrainerCallback):
         self._flush(state.global_step)
 
     def row(self, step: int, values: Logs) -> None:
-        """Write a row of other values, such as those of an evaluation, behind the steps that led to them."""
-        self._flush(step)
-        self._append(step, values)
-
-    def _flush(self, step: int) -> None:
-        if self._window:
-            self._append(step, self._means(self._window))
-            self._window.clear()
-
-    def _append(self, step: int, values: Logs) -> None:
+        """Write a row of other values, such as those of an evaluation."""
         if self._run.process.is_main:
             with JsonlAppender(self._run.out / METRICS) as rows:
                 rows.append({self._step_key: step, "epoch": self._epoch(step), **finite_or_none(values)})
+
+    def _flush(self, step: int) -> None:
+        if self._window:
+            self.row(step, self._means(self._window))
+            self._window.clear()
 
 
 class EpochEnds(TrainerCallback):

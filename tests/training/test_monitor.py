@@ -43,6 +43,7 @@ def test_rows_are_means_of_windows_that_evaluations_and_saves_close(tmp_path: Pa
     rows = monitor(TrainingRun(tmp_path))
     for step, loss in ((1, 1.0), (2, 3.0), (3, 5.0)):
         log_step(rows, step, loss)
+    rows.on_evaluate(ARGS, state(3), TrainerControl())
     rows.row(3, {"dev": {"auc": 0.5, "brier": float("nan")}})
     rows.on_save(ARGS, state(3), TrainerControl())
     assert read_rows(tmp_path / "metrics.jsonl") == [
