@@ -236,10 +236,10 @@ def clean_reply(text: str, *, speaking: Speaker) -> str:
     kept: list[str] = []
     lines = lines_of(text)
     for line in lines:
-        said = without_label(line, speaking)
-        if said == line and starts_with_label(line):
+        words = without_label(line, speaking)
+        if words == line and starts_with_label(line):
             break
-        kept.append(said)
+        kept.append(words)
     return text if kept == lines else "\n".join(kept).strip()
 
 

@@ -1,4 +1,4 @@
-"""One exchange of a supporter who is told a strategy, a seeker who answers, and a critic who rates (AFlow, 2602.08826).
+"""One exchange: the supporter carries out a strategy, the seeker answers, the critic rates (AFlow, arXiv 2602.08826).
 
 The environment is a function of an immutable dialogue, so search, rollout and evaluation share it with no reset and no
 copy. The critic reads the dialogue up to and including the supporter's turn, not the seeker's answer to it, so both are
@@ -84,7 +84,7 @@ class Environment:
         Args:
             scenario: Private to the seeker and the critic's identity of the case.
             turns: The dialogue so far.
-            strategy: Name of the strategy that the supporter is told.
+            strategy: Name of the strategy that the supporter carries out.
             scope: Where seeds come from: (place, step).
 
         Raises:

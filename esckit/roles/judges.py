@@ -109,10 +109,10 @@ def parse_verdicts(text: str, dimensions: Sequence[str]) -> dict[str, Verdict]:
     """
     found = read_json(text, dimensions, what="dimensions")
     known: dict[str, Verdict] = {verdict: verdict for verdict in VERDICTS}
-    said = {name: "" if isinstance(found[name], bool) else str(found[name]).strip().casefold() for name in dimensions}
-    if not set(said.values()) <= known.keys():
+    given = {name: "" if isinstance(found[name], bool) else str(found[name]).strip().casefold() for name in dimensions}
+    if not set(given.values()) <= known.keys():
         raise ParseError("a value that is not a verdict", expected="1, 2 or tie", samples=(text,))
-    return {name: known[word] for name, word in said.items()}
+    return {name: known[word] for name, word in given.items()}
 
 
 class Answer(NamedTuple):
@@ -151,12 +151,12 @@ class ReplyJudge:
 
             prompt = self.window.fit(messages, turns, scope, "judge")
             try:
-                said = await ask_verdict(
+                is_yes = await ask_verdict(
                     self.voice, prompt, scope, f"judge.{name}", lambda r: parse_yes_no(verdict_text(r, "last_sentence"))
                 )
             except ModelError as error:
                 return Answer(None, error.kind)
-            return Answer(said)
+            return Answer(is_yes)
 
         answers = await gather_all(*(one(name, question) for name, question in questions.items()))
         return dict(zip(questions, answers, strict=True))

@@ -1,8 +1,8 @@
 """The models of a run: each is loaded once, however many roles name it, and counts against one budget.
 
-A binding names a backbone, an endpoint, a script or a checkpoint. What a checkpoint can be is told by its kind
-(:func:`esckit.models.checkpoint.kind_of`), which also loads it; so no training is imported here. Who uses a model as
-what, with which prompt, stands in :mod:`esckit.roles.cast`.
+A binding names a backbone, an endpoint, a script or a checkpoint. The kind of a checkpoint
+(:func:`esckit.models.checkpoint.kind_of`) says how it can be used and loads it, so that no training is imported here.
+Which role uses a model how, and with which prompt, stands in :mod:`esckit.roles.cast`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
     """Check that every model named in a recipe is known, before anything heavy is imported or loaded.
 
     Raises:
-        ConfigError: If a backbone, an endpoint or a script is unknown or faulty, or a folder is no model.
-        DataError: If a checkpoint is no run folder.
+        ConfigError: If a backbone, an endpoint or a script is unknown or faulty, or a folder is not a model.
+        DataError: If a checkpoint is not a run folder.
     """
     for binding in bindings:
         if isinstance(binding, BackboneBinding):
@@ -175,7 +175,7 @@ class ModelPool:
 
         Raises:
             ConfigError: If there is no such model, or its key is not set.
-            CheckpointError: If a checkpoint is no chat model.
+            CheckpointError: If a checkpoint is not a chat model.
         """
         prices = binding.prices if isinstance(binding, EndpointBinding) else FREE
         return BudgetedModel(self._chat(binding), self.budget, prices)

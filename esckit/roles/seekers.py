@@ -58,13 +58,14 @@ class PromptedSeeker:
             problem_type=scenario.problem_type or "None",
             situation=scenario.situation or None,
         )
-        told = scenario.situation and turns and turns[0].speaker == "seeker" and turns[0].text == scenario.situation
-        said = turns[1:] if told else turns
+        # The prompt states the situation already, so an opening that repeats it is not shown.
+        opening_text = turns[0].text if turns and turns[0].speaker == "seeker" else ""
+        talk = turns[1:] if scenario.situation and opening_text == scenario.situation else turns
 
         def messages(shown: Sequence[Turn]) -> list[Message]:
             return merge_messages([*opening, *as_chat(shown, speaking="seeker")])
 
-        text = await ask(self.voice, self.window.fit(messages, said, scope, "seeker"), scope, "seeker", self._parse)
+        text = await ask(self.voice, self.window.fit(messages, talk, scope, "seeker"), scope, "seeker", self._parse)
         return SeekerTurn(text)
 
     def _parse(self, reply: Reply) -> str:
@@ -154,7 +155,7 @@ def quotes(text: str, memory: Sequence[Turn]) -> bool:
     n = _QUOTE_CHARACTERS if spaceless else _QUOTE_WORDS
     remembered = [f" {' '.join(tokenise(_bare(turn.text)))} " for turn in memory]
     runs = (f" {' '.join(words[start : start + n])} " for start in range(len(words) - n + 1))
-    return any(run in said for run in runs for said in remembered)
+    return any(run in turn for run in runs for turn in remembered)
 
 
 def _bare(text: str) -> str:

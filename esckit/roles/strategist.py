@@ -128,7 +128,7 @@ def parse_probabilities(text: str, keys: Sequence[str]) -> tuple[float, ...]:
     found = read_json(text, keys, what="strategies")
     values = [found[key] for key in keys]
     if not all(_is_probability(value) for value in values):
-        raise ParseError("a value that is no probability", expected="numbers in [0, 1]", samples=(text,))
+        raise ParseError("a value that is not a probability", expected="numbers in [0, 1]", samples=(text,))
     total = sum(values)
     if not _SUM_RANGE[0] <= total <= _SUM_RANGE[1]:
         raise ParseError(f"probabilities that sum to {total:.3g}", expected="a sum of 1", samples=(text,))

@@ -132,22 +132,22 @@ def read_name(text: str, names: Sequence[str]) -> int:
             stands before the name in its clause.
     """
     # Not by IGNORECASE, to which a Turkish i is an i.
-    said = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", unfenced(text))).casefold()
-    said = _NOT_YET.sub(r"\1\2", said)
+    answer = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", unfenced(text))).casefold()
+    answer = _NOT_YET.sub(r"\1\2", answer)
     wanted = [name.casefold().split() for name in names]
     longest_first = sorted(wanted, key=lambda words: -len(" ".join(words)))
     pattern = "|".join(r"[\W_]+".join(map(re.escape, words)) for words in longest_first)
-    hits = list(re.finditer(rf"{_BEFORE}(?:{pattern}){_BEHIND}", said))
+    hits = list(re.finditer(rf"{_BEFORE}(?:{pattern}){_BEHIND}", answer))
     found = {tuple(re.split(r"[\W_]+", hit[0])) for hit in hits}
     if len(found) != 1:
         kind = "ambiguous" if found else "unparsed"
         raise ParseError(f"an answer that says {len(found)} of {len(names)} names", kind=kind, samples=(text,))
-    ends = [0, *(end.end() for end in _CLAUSE_END.finditer(said))]
+    ends = [0, *(end.end() for end in _CLAUSE_END.finditer(answer))]
     at, read = 0, 0
     for hit in hits:
         while at + 1 < len(ends) and ends[at + 1] <= hit.start():
             at += 1
-        if _NEGATION.search(said, max(ends[at], read), hit.start()):
+        if _NEGATION.search(answer, max(ends[at], read), hit.start()):
             raise ParseError("an answer that denies what it names", kind="negated", samples=(text,))
         read = hit.end()
     return wanted.index(list(found.pop()))
@@ -191,7 +191,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refused(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 @dataclass(frozen=True, slots=True)
