@@ -7,16 +7,17 @@ asked at the same time. How deep a conversation may go is its caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from esckit.errors import ModelError
 from esckit.ledger import Scope
-from esckit.protocols import Critic, Seeker, SeekerTurn, Supporter
+from esckit.protocols import Critic, Seeker, Supporter
 from esckit.roles.asking import gather_all
 from esckit.types import Failure, FailureStage, Outcome, Scenario, Score, Turn
+
+T = TypeVar("T")
 
 
 class ScoredExchange(NamedTuple):
@@ -41,19 +42,19 @@ class CallFailed(Exception):
         self.failure = failure
 
 
-@contextmanager
-def recorded(stage: FailureStage, scope: Scope) -> Iterator[None]:
-    """Turn a role's :class:`~esckit.errors.ModelError` into the failure to record.
+async def recorded(stage: FailureStage, scope: Scope, call: Awaitable[T]) -> T:
+    """Return what a role answers.
 
     Args:
         stage: The role, as failures name it.
         scope: Where it is asked: (place, step).
+        call: The call of the role.
 
     Raises:
-        CallFailed: If the role raised a model error.
+        CallFailed: If the role raised a model error; it carries the failure to record.
     """
     try:
-        yield
+        return await call
     except ModelError as error:
         place, step = scope.place
         raise CallFailed(
@@ -90,19 +91,13 @@ class Environment:
         Raises:
             CallFailed: If a role gave nothing usable; the critic's failure comes before the seeker's.
         """
-        with recorded("supporter", scope):
-            written = await self.supporter.reply(turns, scope, strategy=strategy)
+        written = await recorded("supporter", scope, self.supporter.reply(turns, scope, strategy=strategy))
         turn = Turn(speaker="supporter", text=written.response, strategy=strategy)
         shown = (*turns, turn)
-        score, answer = await gather_all(self._score(scenario, shown, scope), self._answer(scenario, shown, scope))
+        score, answer = await gather_all(
+            recorded("critic", scope, self.critic.score(scenario, shown, scope)),
+            recorded("seeker", scope, self.seeker.reply(scenario, shown, scope)),
+        )
         if answer.outcome is Outcome.DISENGAGED:
             return ScoredExchange((turn,), score, Outcome.DISENGAGED)
         return ScoredExchange((turn, Turn(speaker="seeker", text=answer.text)), score, answer.outcome)
-
-    async def _score(self, scenario: Scenario, turns: tuple[Turn, ...], scope: Scope) -> Score:
-        with recorded("critic", scope):
-            return await self.critic.score(scenario, turns, scope)
-
-    async def _answer(self, scenario: Scenario, turns: tuple[Turn, ...], scope: Scope) -> SeekerTurn:
-        with recorded("seeker", scope):
-            return await self.seeker.reply(scenario, turns, scope)

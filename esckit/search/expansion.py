@@ -178,8 +178,7 @@ class Expander:
             CallFailed: If the strategist gave nothing usable.
         """
         scope = self.ledger.at(place, step)
-        with recorded("strategist", scope):
-            decision = await self.strategist.decide(self.scenario, turns, scope)
+        decision = await recorded("strategist", scope, self.strategist.decide(self.scenario, turns, scope))
         return smoothed(decision.probabilities, self.prior_smoothing)
 
     async def expand(self, turns: tuple[Turn, ...], strategy: int, place: str, depth: int) -> Expansion:

@@ -147,8 +147,7 @@ def _mean(rewards: Sequence[float]) -> float:
 async def _score(task: Task, turn: _Spoken, critic: Critic, ledger: Ledger) -> Score | Failure:
     scope = ledger.at(turn.node.id, turn.step)
     try:
-        with recorded("critic", scope):
-            return await critic.score(task.scenario, turn.dialogue, scope)
+        return await recorded("critic", scope, critic.score(task.scenario, turn.dialogue, scope))
     except CallFailed as failed:
         return failed.failure
 
@@ -156,7 +155,7 @@ async def _score(task: Task, turn: _Spoken, critic: Critic, ledger: Ledger) -> S
 async def _prior(task: Task, node: Node, strategist: StrategyPolicy, ledger: Ledger) -> tuple[float, ...] | Failure:
     scope = ledger.at(node.id, 0)
     try:
-        with recorded("strategist", scope):
-            return (await strategist.decide(task.scenario, node.dialogue(), scope)).probabilities
+        decision = await recorded("strategist", scope, strategist.decide(task.scenario, node.dialogue(), scope))
     except CallFailed as failed:
         return failed.failure
+    return decision.probabilities
