@@ -25,7 +25,7 @@ from esckit.flow.objectives import path_terms
 from esckit.flow.recipe import FlowEncoding, FlowObjective, FlowOptim, Kl, Rank
 from esckit.flow.text import drop_oldest
 from esckit.ledger import derive_seed
-from esckit.models.packing import NodeSpan, PackedRows
+from esckit.models.packing import NodeSpan, PackedRows, TreeRow
 from esckit.processes import Process
 
 
@@ -146,39 +146,28 @@ def pack(group: Sequence[Chunk], encoding: FlowEncoding) -> PackedRows:
 
 def _pack_tree(group: Sequence[Chunk]) -> PackedRows:
     """Return one row with every node of the chunks once."""
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[NodeSpan] = []
-    readouts: list[int] = []
-    targets: list[int] = []
+    nodes: list[FlowNode] = []
+    parents: list[int] = []
     for chunk in group:
         place: dict[int, int] = {}
         for index in chunk.nodes:
-            node = chunk.tree.nodes[index]
-            parent = place.get(node.parent, -1)
-            start = len(ids)
-            offset = 0 if parent < 0 else positions[spans[parent].end - 1] + 1
-            ids += node.tokens
-            positions += range(offset, offset + len(node.tokens))
-            place[index] = len(spans)
-            spans.append(NodeSpan(start, len(ids), parent))
-            if node.facts is not None:
-                readouts.append(len(ids) - 1)
-            if node.words is not None:
-                targets += range(start + node.words[0], start + node.words[1])
-    ends = [span.end for span in spans]
-    for index, span in reversed(list(enumerate(spans))):
-        if span.parent >= 0:
-            ends[span.parent] = max(ends[span.parent], ends[index])
-    subtree_end = [end for span, end in zip(spans, ends, strict=True) for _ in range(span.end - span.start)]
-    row, column = torch.tensor([ids]), torch.tensor(targets, dtype=torch.long) - 1
+            place[index] = len(nodes)
+            nodes.append(chunk.tree.nodes[index])
+            parents.append(place.get(nodes[-1].parent, -1))
+    packed = TreeRow.of((node.tokens, parent) for node, parent in zip(nodes, parents, strict=True))
+    readouts = [span.end - 1 for span, node in zip(packed.spans, nodes, strict=True) if node.facts is not None]
+    targets: list[int] = []
+    for span, node in zip(packed.spans, nodes, strict=True):
+        if node.words is not None:
+            targets += range(span.start + node.words[0], span.start + node.words[1])
+    row, column = torch.tensor([packed.ids]), torch.tensor(targets, dtype=torch.long) - 1
     return PackedRows(
         input_ids=row,
-        position_ids=torch.tensor([positions]),
+        position_ids=torch.tensor([packed.positions]),
         readout_row=torch.zeros(len(readouts), dtype=torch.long),
         readout_column=torch.tensor(readouts, dtype=torch.long),
-        subtree_end=torch.tensor([subtree_end]),
-        spans=tuple(spans),
+        subtree_end=torch.tensor([packed.subtree_end()]),
+        spans=packed.spans,
         target_row=torch.zeros_like(column),
         target_column=column,
         target_ids=row[0, column + 1],

@@ -1,7 +1,7 @@
-"""Rows of tokens for one forward pass, and the mask that lets several prefixes share them.
+"""Packed rows: what several token sequences begin with in common is read once, in one forward pass without padding.
 
-In tree packing all nodes of a tree stand in one row in depth-first preorder and every token is read once. A token's
-position counts along its path, not along the row. Preorder makes subtrees contiguous, so
+The sequences are the paths of a tree, and all its nodes stand in one row in depth-first preorder. A token's position
+counts along its path, not along the row. Preorder makes subtrees contiguous, so
 
     query q may attend to key k  ⇔  k ≤ q and q < subtree_end[k]
 
@@ -9,24 +9,18 @@ which says "k's node is q's node or an ancestor, and causal inside the node". A 
 position and the allowed keys, and these are those of its prefix alone: by induction over the layers the hidden states
 are those of encoding every prefix by itself.
 
-Attention over a tree-packed row that computes only what the tree mask allows.
-
 A dense mask makes every query look at every key of the row and throws most of it away: about a quarter of the causal
-triangle is live in a 60-simulation tree. Here the row is cut into runs, a run being a node followed by first children
-(they stand next to each other in preorder); its queries see the keys of the run and of its ancestors, nothing else.
-The result is the same sum over the same keys, differentiable by the framework itself.
+triangle is live in a 60-simulation tree. So :func:`tree_attention` cuts the row into runs, a run being a node followed
+by first children (they stand next to each other in preorder); its queries see the keys of the run and of its
+ancestors, nothing else. The result is the same sum over the same keys, differentiable by the framework itself.
 
-Which backbones read a text alike in one piece, in several, and packed into a row with others.
-
-Hidden states of many token sequences at once, what they begin with in common read once.
-
-The sequences become the paths of a prefix tree, and the tree one row: no padding, one forward pass. Attention goes
-along the paths (:mod:`esckit.models.packing`), so a state is that of its sequence alone.
+Flow training packs search trees, the reward model packs inputs (:class:`PackedStates`). Where sequences come one after
+the other, as in generation, prefixes are shared by keeping keys and values instead (:mod:`esckit.models.kvcache`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -46,6 +40,52 @@ class NodeSpan(NamedTuple):
     start: int
     end: int
     parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRow:
+    """The nodes of one or more trees as one row.
+
+    Attributes:
+        spans: The nodes.
+        ids: Their tokens, as long as the row.
+        positions: Position of each token on its path.
+    """
+
+    spans: tuple[NodeSpan, ...]
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, nodes: Iterable[tuple[Sequence[int], int]]) -> Self:
+        """Lay out nodes in preorder, each given as its tokens and the index of its parent, -1 at a root."""
+        spans: list[NodeSpan] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        for tokens, parent in nodes:
+            first = positions[spans[parent].end - 1] + 1 if parent >= 0 else 0
+            spans.append(NodeSpan(len(ids), len(ids) + len(tokens), parent))
+            ids += tokens
+            positions += range(first, first + len(tokens))
+        return cls(tuple(spans), tuple(ids), tuple(positions))
+
+    def subtree_end(self) -> list[int]:
+        """Return for each token where the subtree of its node ends."""
+        ends = [span.end for span in self.spans]
+        for index in reversed(range(len(ends))):
+            parent = self.spans[index].parent
+            if parent >= 0:
+                ends[parent] = max(ends[parent], ends[index])
+        return [end for span, end in zip(self.spans, ends, strict=True) for _ in range(span.end - span.start)]
+
+    def tail(self, hidden: Tensor, leaf: int, n: int) -> Tensor:
+        """Return the states of the last ``n`` tokens of the path to a node (n, d), of those of the row (L, d)."""
+        pieces: list[Tensor] = []
+        while n > 0 and leaf >= 0:
+            span = self.spans[leaf]
+            pieces.insert(0, hidden[max(span.start, span.end - n) : span.end])
+            n, leaf = n - len(pieces[0]), span.parent
+        return torch.cat(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,36 +318,9 @@ _RECURRENT = frozenset(
 _ROW_BIASED = frozenset({"bloom", "mpt"})
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixTree:
-    """Sequences as one row of nodes in preorder.
-
-    Attributes:
-        spans: The nodes.
-        ids: Their tokens, as long as the row.
-        starts: Position of each node's first token in its sequences.
-        leaves: The node at which each sequence ends.
-    """
-
-    spans: tuple[NodeSpan, ...]
-    ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    leaves: tuple[int, ...]
-
-    def path(self, leaf: int) -> list[NodeSpan]:
-        """Return the nodes from the root to a node."""
-        found, node = [], leaf
-        while node >= 0:
-            found.append(self.spans[node])
-            node = self.spans[node].parent
-        return found[::-1]
-
-
-def prefix_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
-    """Return the tree of sequences, none empty, that are sorted."""
-    spans: list[NodeSpan] = []
-    ids: list[int] = []
-    starts: list[int] = []
+def prefix_tree(sequences: Sequence[tuple[int, ...]]) -> tuple[TreeRow, tuple[int, ...]]:
+    """Return the row of sequences, none empty, that are sorted, and the node at which each of them ends."""
+    nodes: list[tuple[tuple[int, ...], int]] = []
     leaves = [0] * len(sequences)
 
     def grow(low: int, high: int, start: int, parent: int) -> None:
@@ -315,10 +328,8 @@ def prefix_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
         end = n_common(sequences[low], sequences[high - 1])
         node = parent
         if end > start:
-            node = len(spans)
-            spans.append(NodeSpan(len(ids), len(ids) + end - start, parent))
-            starts.append(start)
-            ids.extend(sequences[low][start:end])
+            node = len(nodes)
+            nodes.append((sequences[low][start:end], parent))
         while low < high and len(sequences[low]) == end:
             leaves[low] = node
             low += 1
@@ -330,7 +341,7 @@ def prefix_tree(sequences: Sequence[tuple[int, ...]]) -> PrefixTree:
             low = cut
 
     grow(0, len(sequences), 0, -1)
-    return PrefixTree(tuple(spans), tuple(ids), tuple(starts), tuple(leaves))
+    return TreeRow.of(nodes), tuple(leaves)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -379,14 +390,14 @@ class PackedStates:
         """
         found: dict[int, States] = {}
         for chunk in self._chunks(sequences):
-            tree = prefix_tree([sequences[at] for at in chunk])
-            hidden = self._forward(tree)
+            row, leaves = prefix_tree([sequences[at] for at in chunk])
+            hidden = self._forward(row)
             totals: list[Tensor] = []
-            for span in tree.spans:
+            for span in row.spans:
                 own = hidden[span.start : span.end].float().sum(dim=0)
                 totals.append(own + totals[span.parent] if span.parent >= 0 else own)
-            for at, leaf in zip(chunk, tree.leaves, strict=True):
-                found[at] = States(totals[leaf], _tail(hidden, tree.path(leaf), n_tail[at]))
+            for at, leaf in zip(chunk, leaves, strict=True):
+                found[at] = States(totals[leaf], row.tail(hidden, leaf, n_tail[at]))
         return [found[at] for at in range(len(sequences))]
 
     def _chunks(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
@@ -404,28 +415,15 @@ class PackedStates:
         if chunk:
             yield chunk
 
-    def _forward(self, tree: PrefixTree) -> Tensor:
+    def _forward(self, row: TreeRow) -> Tensor:
         """Return the states of a row (L, d)."""
-        self.n_read += len(tree.ids)
-        placed = zip(tree.starts, tree.spans, strict=True)
-        position = torch.cat([torch.arange(start, start + span.end - span.start) for start, span in placed])
+        self.n_read += len(row.ids)
         dtype = self.decoder.get_input_embeddings().weight.dtype
-        layout = {"layout": tree_layout(tree.spans, dtype=dtype, device=self._device)} if self._packs else {}
+        layout = {"layout": tree_layout(row.spans, dtype=dtype, device=self._device)} if self._packs else {}
         states: Tensor = self.decoder(
-            input_ids=torch.tensor([tree.ids], device=self._device),
-            position_ids=position.to(self._device)[None],
+            input_ids=torch.tensor([row.ids], device=self._device),
+            position_ids=torch.tensor([row.positions], device=self._device),
             use_cache=False,
             **layout,
         ).last_hidden_state
         return states[0]
-
-
-def _tail(hidden: Tensor, path: Sequence[NodeSpan], n: int) -> Tensor:
-    """Return the states of the last tokens of a path (n, d)."""
-    pieces: list[Tensor] = []
-    for span in reversed(path):
-        pieces.insert(0, hidden[max(span.start, span.end - n) : span.end])
-        n -= len(pieces[0])
-        if n == 0:
-            break
-    return torch.cat(pieces)

@@ -14,12 +14,12 @@ SEQUENCES = [(5, 6, 7, 8), (5, 6, 7, 9, 10), (5, 6), (11, 12, 13), (5, 6, 7, 9, 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=12))
 def test_every_path_spells_its_sequence_and_no_beginning_stands_twice(sequences):
     ordered = sorted(sequences)
-    tree = prefix_tree(ordered)
-    for ids, leaf in zip(ordered, tree.leaves, strict=True):
-        path = tree.path(leaf)
-        assert tuple(token for span in path for token in tree.ids[span.start : span.end]) == ids
-        assert sum(span.end - span.start for span in path[:-1]) == tree.starts[leaf]
-    assert len(tree.ids) == len({ids[:end] for ids in ordered for end in range(1, len(ids) + 1)})
+    row, leaves = prefix_tree(ordered)
+    tokens, positions = torch.tensor(row.ids)[:, None], torch.tensor(row.positions)[:, None]
+    for ids, leaf in zip(ordered, leaves, strict=True):
+        assert row.tail(tokens, leaf, len(ids)).flatten().tolist() == list(ids)
+        assert row.tail(positions, leaf, len(ids)).flatten().tolist() == list(range(len(ids)))
+    assert len(row.ids) == len({ids[:end] for ids in ordered for end in range(1, len(ids) + 1)})
 
 
 def states_alone(decoder, ids):
