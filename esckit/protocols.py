@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from esckit.errors import DataError
 from esckit.ledger import Scope
@@ -34,6 +34,7 @@ Part = Literal["chat", "strategist", "writer", "scorer"]
 """As what a checkpoint can be used: it talks, chooses strategies, writes supporter turns, or scores them."""
 
 
+@runtime_checkable
 class ChatModel(Protocol):
     """A chat model that completes conversations and, where it can, scores fixed answers.
 

@@ -25,7 +25,7 @@ from esckit.flow.objectives import path_terms
 from esckit.flow.recipe import FlowEncoding, FlowObjective, FlowOptim, Kl, Rank
 from esckit.flow.text import drop_oldest
 from esckit.ledger import derive_seed
-from esckit.models.packing import NodeSpan, PackedRows, TreeRow
+from esckit.models.packing import PackedRows, TreeRow
 from esckit.processes import Process
 
 

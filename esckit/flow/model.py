@@ -29,9 +29,11 @@ from esckit.flow.text import HEADS, FlowMetadata, read_metadata
 from esckit.models.backbones import resolve_backbone
 from esckit.models.capabilities import checkpoint_activations
 from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, checkpoint_folder
-from esckit.models.decoder import Float32Linear, base_decoder, layer_classes
 from esckit.models.loading import (
+    Float32Linear,
+    base_decoder,
     check_whole,
+    layer_classes,
     load_adapter,
     load_base,
     load_causal,

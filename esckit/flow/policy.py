@@ -32,9 +32,8 @@ from esckit.ledger import Scope
 from esckit.models.backbones import resolve_backbone
 from esckit.models.capabilities import cache_parameter
 from esckit.models.checkpoint import ADAPTER, checkpoint_folder
-from esckit.models.decoder import base_decoder
 from esckit.models.kvcache import PrefixKV, PrefixStore
-from esckit.models.loading import Dtype, exact_dtype, load_adapter, load_causal, pick_device, pick_dtype
+from esckit.models.loading import Dtype, base_decoder, exact_dtype, load_adapter, load_causal, pick_device, pick_dtype
 from esckit.models.local import LocalModel
 from esckit.models.packing import only_attends
 from esckit.protocols import Decision

@@ -1,19 +1,18 @@
-"""From logits to the next token of each row, as pure tensor functions.
+"""The engine: many requests to one model, worked off together. Torch only; it knows nothing of asyncio or chat.
 
-A row's draw depends on its own logits, its own settings and its own uniform number only, never on the rows beside it.
+Prompts that share a beginning read one copy of its keys and values (:mod:`esckit.models.kvcache`). Rows join the
+running batch as soon as there is room for them and leave it when they are done, so a long reply holds nobody up.
 
-The engine: many requests to one model, worked off together. Torch only; it knows nothing of asyncio or chat.
-
-Prompts that share a beginning read one copy of its keys and values. Rows join the running batch as soon as there is
-room for them and leave it when they are done, so a long reply holds nobody up.
+The first part is the step from logits to the next token of each row, as pure tensor functions. A row's draw depends on
+its own logits, its own settings and its own uniform number only, never on the rows beside it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +25,11 @@ from esckit.models.kvcache import (
     Layout,
     PrefixKV,
     PrefixStore,
-    PrefixUse,
     SlotCache,
     length_batches,
     share_prefixes,
     use_shared_prefix_attention,
+    uses_of,
 )
 from esckit.types import Sampling, StopReason
 
@@ -43,8 +42,7 @@ def uniforms(seed: int, n: int) -> Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """Decoding settings of a batch, one number per row.
 
     Attributes:
@@ -71,7 +69,7 @@ class Settings:
 
     def rows(self, index: Tensor) -> Settings:
         """Return the settings of some rows."""
-        return Settings(self.temperature[index], self.top_p[index], self.top_k[index], self.penalty[index])
+        return Settings(*(numbers[index] for numbers in self))
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
@@ -106,18 +104,17 @@ def draw(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
     sampled = settings.temperature > 0
     if not bool(sampled.any()):
         return chosen
-    cut = (settings.top_k > 0) | (settings.top_p < 1)
-    for which, choose in ((sampled & ~cut, _draw_any), (sampled & cut, _draw_cut)):
+    is_cut = (settings.top_k > 0) | (settings.top_p < 1)
+    for which in (sampled & ~is_cut, sampled & is_cut):
         rows = which.nonzero().flatten()
         if len(rows):
             own = settings.rows(rows)
-            chosen[rows] = choose(logits[rows] / own.temperature[:, None], own, uniform[rows])
+            scaled = logits[rows] / own.temperature[:, None]
+            if bool(is_cut[rows[0]]):
+                chosen[rows] = _draw_cut(scaled, own, uniform[rows])
+            else:
+                chosen[rows] = _invert(torch.softmax(scaled, dim=-1).double(), uniform[rows])
     return chosen
-
-
-def _draw_any(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
-    """Draw from the whole vocabulary."""
-    return _invert(torch.softmax(logits, dim=-1).double(), uniform)
 
 
 def _draw_cut(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
@@ -167,12 +164,11 @@ _CHUNK = 1024
 """Prompt tokens of one forward pass; bounds the memory of a long prompt."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WriteJob:
-    """Write a reply.
+    """Write a reply. Equal jobs are still different jobs.
 
     Attributes:
-        id: Unique among the jobs in flight.
         prompt: Prompt tokens.
         sampling: Decoding settings; stop strings are found by ``is_stopped``.
         seed: Fixes the draws.
@@ -180,7 +176,6 @@ class WriteJob:
         is_stopped: True if the tokens written so far hold a stop string; None where there is none to look for.
     """
 
-    id: int
     prompt: tuple[int, ...]
     sampling: Sampling
     seed: int
@@ -188,18 +183,16 @@ class WriteJob:
     is_stopped: Callable[[list[int]], bool] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ReadJob:
     """Read the log-probability of fixed continuations of one prompt.
 
     Attributes:
-        id: Unique among the jobs in flight.
         prompt: Prompt tokens.
         continuations: Token sequences, none empty.
         temperature: Divides the logits.
     """
 
-    id: int
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
     temperature: float = 1.0
@@ -236,9 +229,15 @@ class _Row:
     seen: Tensor | None
     ids: list[int] = field(default_factory=list)
 
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why the reply has ended, None if it has not."""
+        if self.ids[-1] in self.job.stop_ids or (self.job.is_stopped is not None and self.job.is_stopped(self.ids)):
+            return StopReason.STOP
+        return StopReason.LENGTH if len(self.ids) == self.job.sampling.max_tokens else None
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+
+class _Piece(NamedTuple):
     """Tokens to run through the model behind a prefix."""
 
     prefix: PrefixKV
@@ -272,27 +271,31 @@ class Engine:
 
     @torch.inference_mode()
     def advance(
-        self, arrivals: Sequence[Job], dropped: Collection[int], interrupted: Callable[[], bool]
-    ) -> dict[int, Result]:
+        self, arrivals: Sequence[Job], dropped: Collection[Job], interrupted: Callable[[], bool]
+    ) -> dict[Job, Result]:
         """Take jobs in and work until one is done, or until interrupted (but one step at least).
 
         Args:
             arrivals: New jobs.
-            dropped: Ids of jobs that nobody waits for any more.
+            dropped: Jobs that nobody waits for any more.
             interrupted: Asked between steps whether the caller wants to be heard.
 
         Returns:
-            Results by job id; the rest stays in flight.
+            Results by job; the rest stays in flight.
         """
         self.reading += [job for job in arrivals if isinstance(job, ReadJob)]
         self.waiting += [job for job in arrivals if isinstance(job, WriteJob)]
         self.drop(dropped)
-        results: dict[int, Result] = {}
+        results: dict[Job, Result] = {}
         try:
             while self.reading:
-                results[self.reading[0].id] = self._read(self.reading[0])
+                results[self.reading[0]] = self._read(self.reading[0])
                 del self.reading[0]
-            self._write(results, interrupted)
+            self._admit(results)
+            while self.rows and not results:
+                self._step(results)
+                if interrupted():
+                    break
         except torch.OutOfMemoryError:
             if self._retreated:
                 raise
@@ -306,12 +309,12 @@ class Engine:
         """Whether rows are in flight or waiting."""
         return bool(self.rows or self.waiting or self.reading)
 
-    def drop(self, ids: Collection[int]) -> None:
+    def drop(self, jobs: Collection[Job]) -> None:
         """Forget jobs."""
-        if ids:
-            self.waiting = [job for job in self.waiting if job.id not in ids]
-            self.reading = [job for job in self.reading if job.id not in ids]
-            self._keep([i for i, row in enumerate(self.rows) if row.job.id not in ids])
+        if jobs:
+            self.waiting = [job for job in self.waiting if job not in jobs]
+            self.reading = [job for job in self.reading if job not in jobs]
+            self._keep([i for i, row in enumerate(self.rows) if row.job not in jobs])
 
     def clear(self) -> None:
         """Forget all jobs and stored prefixes."""
@@ -320,42 +323,23 @@ class Engine:
         self._keep([])
         self.store.clear()
 
-    # ------------------------------------------------------------ writing
-
-    def _write(self, results: dict[int, Result], interrupted: Callable[[], bool]) -> None:
-        """Write on until there is a result."""
-        self._admit(results)
-        while self.rows:
-            if results:
-                return
-            self._step(results)
-            if interrupted():
-                return
-
     def _retreat(self) -> None:
         """After running out of memory: start the rows over in a batch half as large."""
         # what was being admitted may stand in both lists
-        self.waiting = list({job.id: job for job in (*(row.job for row in self.rows), *self.waiting)}.values())
+        self.waiting = list(dict.fromkeys([*(row.job for row in self.rows), *self.waiting]))
         self._keep([])
         self.store.clear()
         self.max_batch_tokens //= 2
         self._retreated = True
         torch.cuda.empty_cache()
 
-    def _admit(self, results: dict[int, Result]) -> None:
-        """Start waiting jobs while there is room; one always starts when nothing else runs."""
+    def _admit(self, results: dict[Job, Result]) -> None:
+        """Start waiting jobs while there is room, oldest group of a common prefix first, none is passed over.
+
+        One job always starts when nothing else runs.
+        """
         jobs: list[WriteJob] = []
         pieces: list[_Piece] = []
-        for members, n_shared in self._chosen():
-            jobs += members
-            pieces += self._pieces([job.prompt for job in members], n_shared)
-        if jobs:
-            self._start(jobs, pieces, results)
-        started = {job.id for job in jobs}
-        self.waiting = [job for job in self.waiting if job.id not in started]
-
-    def _chosen(self) -> Iterator[tuple[list[WriteJob], int]]:
-        """Yield waiting jobs that fit, in groups that share so many tokens; oldest group first, none is passed over."""
         room = self.max_batch_tokens - self._tokens_in_flight()
         is_idle = not self.rows
         groups = share_prefixes([job.prompt for job in self.waiting])
@@ -368,9 +352,13 @@ class Engine:
                 members.append(job)
                 room, is_idle = room - need, False
             if members:
-                yield members, group.n_shared
+                jobs += members
+                pieces += self._pieces([job.prompt for job in members], group.n_shared)
             if len(members) < len(group.members):
-                return
+                break
+        if jobs:
+            self._start(jobs, pieces, results)
+        self.waiting = [job for job in self.waiting if job not in jobs]
 
     def _pieces(self, prompts: Sequence[tuple[int, ...]], n_shared: int) -> list[_Piece]:
         """Split prompts that share a beginning into prefixes whose keys are there, or are made now, and the rest."""
@@ -387,16 +375,16 @@ class Engine:
 
     def _known(self, prompt: tuple[int, ...]) -> PrefixKV:
         """Return the longest beginning of a prompt, the last token aside, that running rows or the store hold."""
-        used = {id(row.prefix): row.prefix for row in self.rows}.values()
+        used = dict.fromkeys(row.prefix for row in self.rows)
         fitting = [kv for kv in used if kv.length < len(prompt) and prompt[: kv.length] == kv.ids]
         best = max(fitting, key=lambda kv: kv.length, default=EMPTY_PREFIX)
         stored = self.store.longest(prompt[:-1])
         # reading what other rows read costs less than a copy, so a little more in the store does not pay
         return stored if stored.length >= best.length + MIN_SHARED else best
 
-    def _start(self, jobs: list[WriteJob], pieces: list[_Piece], results: dict[int, Result]) -> None:
+    def _start(self, jobs: list[WriteJob], pieces: list[_Piece], results: dict[Job, Result]) -> None:
         """Run the prompts and draw the first token of each."""
-        n_users = Counter(id(prefix) for prefix in (*(p.prefix for p in pieces), *(row.prefix for row in self.rows)))
+        n_users = Counter([*(piece.prefix for piece in pieces), *(row.prefix for row in self.rows)])
         first, last_logits = len(self.rows), []
         for batch in length_batches([len(piece.ids) for piece in pieces], 2 * _CHUNK):
             logits, cache = self._run([pieces[i] for i in batch], n_logits=1)
@@ -404,7 +392,7 @@ class Engine:
             for row, i in enumerate(batch):
                 prefix, ids = pieces[i].prefix, pieces[i].ids
                 keys, values = _own(cache, row, len(ids))
-                is_shared = prefix.length > 0 and n_users[id(prefix)] > 1
+                is_shared = prefix.length > 0 and n_users[prefix] > 1
                 if not is_shared or len(ids) >= MIN_SHARED:  # the next turn's prompt will begin with this one
                     whole = prefix.extended(ids, keys, values)
                     self.store.add(whole)
@@ -421,21 +409,17 @@ class Engine:
             seen[list(job.prompt)] = True
         return _Row(job, prefix, uniforms(job.seed, job.sampling.max_tokens), seen)
 
-    def _step(self, results: dict[int, Result]) -> None:
+    def _step(self, results: dict[Job, Result]) -> None:
         """Write one token in every row."""
         self.slots.begin_step()
-        starts = torch.tensor([row.prefix.length for row in self.rows], device=self.device)
-        position = starts + self.slots.ends
-        layout = Layout(
-            query_pos=position[:, None],
-            key_pos=self.slots.key_positions(starts),
-            uses=_uses([row.prefix for row in self.rows], self.device),
-            n_positions=max(row.prefix.length + n for row, n in zip(self.rows, self.slots.lengths, strict=True)),
-        )
+        prefixes = [row.prefix for row in self.rows]
+        starts = torch.tensor([prefix.length for prefix in prefixes], device=self.device)
+        query_pos = (starts + self.slots.ends)[:, None]
+        layout = Layout(query_pos, self.slots.key_positions(starts), uses_of(prefixes, self.device))
         tokens = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.device)
         self._take(self._forward(tokens, layout, self.slots, n_logits=1)[:, -1], self.rows, results)
 
-    def _take(self, logits: Tensor, rows: list[_Row], results: dict[int, Result]) -> None:
+    def _take(self, logits: Tensor, rows: list[_Row], results: dict[Job, Result]) -> None:
         """Draw a token for each of the rows from logits (B, V); move what is finished to the results."""
         settings = Settings.of([row.job.sampling for row in rows], self.device)
         penalised = [row for row in rows if row.seen is not None]
@@ -448,15 +432,14 @@ class Engine:
         finite = logits.amax(dim=-1).isfinite().tolist()
         for row, token, is_finite in zip(rows, draw(logits, settings, uniform).tolist(), finite, strict=True):
             if not is_finite:
-                results[row.job.id] = Broken(len(row.ids))
+                results[row.job] = Broken(len(row.ids))
                 continue
             row.ids.append(token)
             if row.seen is not None:
                 row.seen[token] = True
-            reason = _stop_reason(row)
-            if reason is not None:
-                results[row.job.id] = Written(tuple(row.ids), reason)
-        self._keep([i for i, row in enumerate(self.rows) if row.job.id not in results])
+            if (reason := row.stop_reason) is not None:
+                results[row.job] = Written(tuple(row.ids), reason)
+        self._keep([i for i, row in enumerate(self.rows) if row.job not in results])
         if not all(finite):
             self.slots.wipe()
 
@@ -466,9 +449,8 @@ class Engine:
             self.rows = [self.rows[i] for i in index]
 
     def _tokens_in_flight(self) -> int:
-        shared = {id(row.prefix): row.prefix.length for row in self.rows}
         own = (len(row.job.prompt) - row.prefix.length + row.job.sampling.max_tokens for row in self.rows)
-        return sum(shared.values()) + sum(own)
+        return sum(prefix.length for prefix in {row.prefix for row in self.rows}) + sum(own)
 
     # ------------------------------------------------------------ reading
 
@@ -511,10 +493,8 @@ class Engine:
         start = torch.tensor([[piece.prefix.length] for piece in pieces])
         pad = torch.tensor(pads)[:, None]
         position = torch.where(columns >= pad, columns - pad + start, -1).to(self.device)
-        uses = _uses([piece.prefix for piece in pieces], self.device)
-        n_positions = max(piece.prefix.length + len(piece.ids) for piece in pieces)
         cache = DynamicCache()
-        layout = Layout(query_pos=position, key_pos=position, uses=uses, n_positions=n_positions)
+        layout = Layout(position, position, uses_of([piece.prefix for piece in pieces], self.device))
         return self._forward(tokens.to(self.device), layout, cache, n_logits=n_logits), cache
 
     def _forward(self, tokens: Tensor, layout: Layout, cache: DynamicCache | SlotCache, *, n_logits: int) -> Tensor:
@@ -535,22 +515,3 @@ def _own(cache: DynamicCache, row: int, length: int) -> tuple[list[Tensor], list
     """Return the last ``length`` keys and values of a row, per layer (n_kv_heads, length, D)."""
     keys = [layer.keys[row, :, -length:] for layer in cache.layers]
     return keys, [layer.values[row, :, -length:] for layer in cache.layers]
-
-
-def _uses(prefixes: Sequence[PrefixKV], device: torch.device) -> tuple[PrefixUse, ...]:
-    """Return which rows use which prefix; rows without one are in none."""
-    rows: dict[int, list[int]] = {}
-    by_id = {id(kv): kv for kv in prefixes}
-    for row, kv in enumerate(prefixes):
-        if kv.length:
-            rows.setdefault(id(kv), []).append(row)
-    return tuple(
-        PrefixUse(None if len(index) == len(prefixes) else torch.tensor(index, device=device), by_id[key])
-        for key, index in rows.items()
-    )
-
-
-def _stop_reason(row: _Row) -> StopReason | None:
-    if row.ids[-1] in row.job.stop_ids or (row.job.is_stopped is not None and row.job.is_stopped(row.ids)):
-        return StopReason.STOP
-    return StopReason.LENGTH if len(row.ids) == row.job.sampling.max_tokens else None

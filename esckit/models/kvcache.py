@@ -1,15 +1,12 @@
-"""Which requests belong together: prompts that share a long beginning, rows of similar length. No tensors here.
-
-Keys and values: prefixes held once for all who share them, and one slot per row that is being written.
-
-Shapes per layer: a prefix is (n_kv_heads, P, D); the slots are (capacity, n_kv_heads, room, D), left-aligned, so that a
-row may join or leave without moving the others.
-
-Attention in which many rows read one copy of a shared prefix.
+"""Shared prefixes in generation: keys and values that many rows read, where sequences come one after the other.
 
 Keys and values of a prefix are held once, not once per row. All rows of a group ask it in a single matrix product, and
 one softmax runs over prefix and own tokens together, so the result is that of ordinary attention on the whole sequence.
 transformers hands the layout of a forward pass through to the attention function; the model code stays untouched.
+
+Shapes per layer: a prefix is (n_kv_heads, P, D); the slots of the rows that are being written are (capacity,
+n_kv_heads, room, D), left-aligned, so that a row may join or leave without moving the others. Where all sequences are
+known beforehand, they are packed into one row instead (:mod:`esckit.models.packing`).
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -292,34 +290,43 @@ def _grown(slots: Tensor, capacity: int, length: int) -> Tensor:
 ATTENTION = "esckit_shared_prefix"
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixUse:
-    """Rows of a batch that continue one prefix.
+class PrefixUse(NamedTuple):
+    """Rows of a batch that continue one prefix: their indices (n,), or all of them as a slice."""
 
-    Attributes:
-        rows: Row indices (n,); None where it is every row of the batch.
-        kv: The prefix's keys and values.
-    """
-
-    rows: Tensor | None
+    rows: Tensor | slice
     kv: PrefixKV
 
 
-@dataclass(frozen=True, slots=True)
+def uses_of(prefixes: Sequence[PrefixKV], device: torch.device) -> tuple[PrefixUse, ...]:
+    """Return which rows use which prefix; rows without one are in none."""
+    rows: dict[PrefixKV, list[int]] = {}
+    for row, kv in enumerate(prefixes):
+        if kv.length:
+            rows.setdefault(kv, []).append(row)
+    return tuple(
+        PrefixUse(slice(None) if len(index) == len(prefixes) else torch.tensor(index, device=device), kv)
+        for kv, index in rows.items()
+    )
+
+
+@dataclass(frozen=True)
 class Layout:
     """What belongs to what in one forward pass.
 
     Attributes:
-        query_pos: Position of each query token in its sequence, prefix included (B, T).
+        query_pos: Position of each query token in its sequence, prefix included (B, T); -1 for padding.
         key_pos: Position of each own key (B, S); -1 where there is no token.
         uses: Which rows continue which prefix.
-        n_positions: Length of the longest sequence.
     """
 
     query_pos: Tensor
     key_pos: Tensor
     uses: tuple[PrefixUse, ...]
-    n_positions: int
+
+    @cached_property
+    def n_positions(self) -> int:
+        """Length of the longest sequence."""
+        return int(self.query_pos.max()) + 1
 
     def own_mask(self) -> Tensor | None:
         """Return which own keys a query may see, bool (B, 1, T, S); None where plain causal attention will do.
@@ -370,25 +377,26 @@ def shared_prefix_attention(  # noqa: PLR0913 - transformers fixes the signature
     Returns:
         The attended values (B, T, n_heads, D), and None in place of weights.
     """
-    windowed = layout is not None and sliding_window is not None and layout.n_positions > sliding_window
+    window = sliding_window if layout is not None and sliding_window and layout.n_positions > sliding_window else None
     uses = layout.uses if layout is not None else ()
-    if not uses and not windowed and softcap is None:
+    if not uses and window is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     n_rows, n_heads, n_queries, width = query.shape
     n_kv_heads, n_own = key.shape[1], key.shape[2]
     n_prefix = max((use.kv.length for use in uses), default=0)
     # (B, n_kv_heads, heads per kv head * T, D): the heads that share a key become rows of one product
     grouped = _precise(query.reshape(n_rows, n_kv_heads, -1, width))
-    scores = _scores(grouped, key, uses, n_prefix, _layer(module)) * (scaling or width**-0.5)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # which transformers sets on each attention module
+    scores = _scores(grouped, key, uses, n_prefix, layer) * (scaling or width**-0.5)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     by_query = scores.view(n_rows, n_kv_heads, -1, n_queries, n_prefix + n_own)
     own_mask = attention_mask if attention_mask is not None else _causal(n_queries, n_own, query.device)
     by_query[..., n_prefix:].masked_fill_(~own_mask[:, :, None], -torch.inf)
-    if windowed and layout is not None and sliding_window is not None:
-        by_query.masked_fill_(_out_of_window(layout, n_prefix, sliding_window), -torch.inf)
+    if layout is not None and window is not None:
+        by_query.masked_fill_(_out_of_window(layout, n_prefix, window), -torch.inf)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(grouped.dtype)
-    attended = _mix(weights, value, uses, n_prefix, _layer(module)).to(query.dtype)
+    attended = _mix(weights, value, uses, n_prefix, layer).to(query.dtype)
     return attended.view(n_rows, n_heads, n_queries, width).transpose(1, 2).contiguous(), None
 
 
@@ -400,45 +408,34 @@ def _precise(part: Tensor) -> Tensor:
     return part.float() if part.device.type == "cpu" else part
 
 
-def _layer(module: nn.Module) -> int:
-    """Return the layer's number, which transformers sets on each attention module."""
-    return int(module.layer_idx)  # type: ignore[arg-type]
-
-
 def _scores(grouped: Tensor, key: Tensor, uses: tuple[PrefixUse, ...], n_prefix: int, layer: int) -> Tensor:
     """Return raw scores (B, n_kv_heads, Q, n_prefix + S); -inf where a row has a shorter prefix or none."""
     own = grouped @ _precise(key).transpose(-1, -2)
     if not uses:
         return own
-    if len(uses) == 1 and uses[0].rows is None:
-        return torch.cat([_ask_prefix(grouped, uses[0].kv.keys[layer]), own], dim=-1)
+    of_prefixes = [_times(grouped[use.rows], use.kv.keys[layer].transpose(-1, -2)) for use in uses]
+    if isinstance(uses[0].rows, slice):
+        return torch.cat([of_prefixes[0], own], dim=-1)
     scores = own.new_full((*own.shape[:-1], n_prefix + own.shape[-1]), -torch.inf)
     scores[..., n_prefix:] = own
-    for use in uses:
-        scores[use.rows, :, :, : use.kv.length] = _ask_prefix(grouped[use.rows], use.kv.keys[layer])
+    for use, of_prefix in zip(uses, of_prefixes, strict=True):
+        scores[use.rows, :, :, : use.kv.length] = of_prefix
     return scores
-
-
-def _ask_prefix(grouped: Tensor, keys: Tensor) -> Tensor:
-    """Multiply the queries (n, H, Q, D) of several rows with one prefix's keys (H, P, D) into (n, H, Q, P)."""
-    n_rows, n_kv_heads, n_queries, width = grouped.shape
-    flat = grouped.transpose(0, 1).reshape(n_kv_heads, n_rows * n_queries, width)
-    return (flat @ _precise(keys).transpose(-1, -2)).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
 
 
 def _mix(weights: Tensor, value: Tensor, uses: tuple[PrefixUse, ...], n_prefix: int, layer: int) -> Tensor:
     """Return the weighted values (B, n_kv_heads, Q, D)."""
     mixed = weights[..., n_prefix:] @ _precise(value)
     for use in uses:
-        share = weights[..., : use.kv.length] if use.rows is None else weights[use.rows, :, :, : use.kv.length]
-        n_rows, n_kv_heads, n_queries, _ = share.shape
-        flat = share.transpose(0, 1).reshape(n_kv_heads, n_rows * n_queries, use.kv.length)
-        part = (flat @ _precise(use.kv.values[layer])).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
-        if use.rows is None:
-            mixed = mixed + part
-        else:
-            mixed[use.rows] += part
+        mixed[use.rows] += _times(weights[use.rows, :, :, : use.kv.length], use.kv.values[layer])
     return mixed
+
+
+def _times(rows: Tensor, of_prefix: Tensor) -> Tensor:
+    """Multiply what several rows hold (n, H, Q, K) with what one prefix holds (H, K, P) into (n, H, Q, P)."""
+    n_rows, n_kv_heads, n_queries, width = rows.shape
+    flat = rows.transpose(0, 1).reshape(n_kv_heads, n_rows * n_queries, width)
+    return (flat @ _precise(of_prefix)).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
 
 
 def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:

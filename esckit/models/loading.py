@@ -1,6 +1,7 @@
-"""Whether a checkpoint on disk is whole: its tensors as they were trained, and none that is empty or cut.
+"""Backbones and checkpoints in memory: loading them, checking that they are whole, where and in which type they run.
 
-Loading of backbones, and where and in which number type they run; every model of this package goes through here.
+Every model of this package is loaded here, from safetensors and without code that lies beside the weights. Which
+backbones have names is in :mod:`esckit.models.backbones`; the heads on top of a backbone belong to their trainings.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from esckit.documents import read_json_object
@@ -320,3 +323,36 @@ def _processor_has_bf16() -> bool:
     """Return whether the processor multiplies in bfloat16 itself; emulated, it is slower than float32."""
     info = Path("/proc/cpuinfo")
     return info.is_file() and not _BF16_FLAGS.isdisjoint(info.read_text().split())
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever the type of its input and of its weights.
+
+    An engine may keep the weights of a whole model in bfloat16 (DeepSpeed does); a head's arithmetic must not depend on
+    it. The cast stands in ``forward``, since that is where an engine that shards weights gathers them.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, dtype=torch.float32)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the float32 outputs (…, out) of inputs (…, in)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), self.bias.float())
+
+
+def base_decoder(backbone: nn.Module) -> PreTrainedModel:
+    """Return the transformers decoder inside a backbone, with or without an adapter around it.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    for module in backbone.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise ConfigError(f"{type(backbone).__name__} holds no transformers model")
+
+
+def layer_classes(backbone: nn.Module) -> list[str]:
+    """Return the class names of a backbone's layers, which FSDP shards as one piece each."""
+    return sorted(base_decoder(backbone)._no_split_modules or ())

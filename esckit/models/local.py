@@ -17,12 +17,10 @@ and no system prompt in between. The text form is ``ppl_text/1``::
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,35 +51,33 @@ class Batcher:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._ids = itertools.count()
         self._arrivals: list[Job] = []
-        self._dropped: set[int] = set()
-        self._waiters: dict[int, asyncio.Future[Result]] = {}
+        self._dropped: set[Job] = set()
+        self._waiters: dict[Job, asyncio.Future[Result]] = {}
         self._wake = threading.Event()
         self._driver: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     async def run(self, job: Job) -> Result:
-        """Wait for the result of a job; its id is given here.
+        """Wait for the result of a job.
 
         Raises:
             BackendError: If the batch that held the job failed.
         """
         loop = asyncio.get_running_loop()
-        job = replace(job, id=next(self._ids))
         if self._driver is None or self._driver.done() or self._driver.get_loop() is not loop:
             self._driver = loop.create_task(self._drive())
             self._driver.add_done_callback(self._driver_ended)
         waiter: asyncio.Future[Result] = loop.create_future()
-        self._waiters[job.id] = waiter
+        self._waiters[job] = waiter
         self._arrivals.append(job)
         self._wake.set()
         try:
             return await waiter
         finally:
-            if self._waiters.pop(job.id, None) is not None:  # cancelled: nobody waits for it any more
-                self._arrivals = [other for other in self._arrivals if other.id != job.id]
-                self._dropped.add(job.id)
+            if self._waiters.pop(job, None) is not None:  # cancelled: nobody waits for it any more
+                self._arrivals = [other for other in self._arrivals if other is not job]
+                self._dropped.add(job)
                 self._wake.set()
 
     async def aclose(self) -> None:
@@ -107,8 +103,10 @@ class Batcher:
             results = await loop.run_in_executor(
                 self._thread, self._engine.advance, arrivals, dropped, self._wake.is_set
             )
-            for job_id, result in results.items():
-                self._settle(job_id, result)
+            for job, result in results.items():
+                waiter = self._waiters.pop(job, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(result)
 
     def _driver_ended(self, driver: asyncio.Task[None]) -> None:
         """After a failure or the end of the event loop: tell every waiter and empty the engine."""
@@ -131,11 +129,6 @@ class Batcher:
                 waiter.set_exception(failure)
             else:
                 waiter.set_exception(error)
-
-    def _settle(self, job_id: int, result: Result) -> None:
-        waiter = self._waiters.pop(job_id, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(result)
 
 
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
@@ -247,7 +240,6 @@ class LocalModel:
         stop = (*self._chat.stop, *(text for text in sampling.stop if text))
         room = self.context_length - len(prompt)
         job = WriteJob(
-            id=0,
             prompt=prompt,
             sampling=sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)}),
             seed=seed,
@@ -335,7 +327,7 @@ class LocalModel:
         longest = len(prompt) + max(map(len, continuations)) - 1
         if longest > self.context_length:
             raise BackendError(f"prompt and choice have {longest} tokens", kind="too_long")
-        log_p = await self._batcher.run(ReadJob(0, prompt, continuations, temperature))
+        log_p = await self._batcher.run(ReadJob(prompt, continuations, temperature))
         assert isinstance(log_p, tuple)
         return log_p
 

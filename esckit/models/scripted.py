@@ -1,4 +1,8 @@
-"""The script file of a scripted model: rules, replies and faults as data, checked whole before anything is asked.
+"""The scripted chat model that ships with esckit: no weights, no network, the same answer to the same question.
+
+An answer depends on the messages, the sampling and the seed of its call, and on nothing else. So a run with scripted
+models gives the same bytes for every schedule, and every command can be tried and tested without a model. A script is
+a YAML file; it is checked as a whole before the first question. A function may answer in place of a script.
 
 ::
 
@@ -14,12 +18,6 @@
         next_token: {"1": 1, "5": 3}             # weights for `next_token`; without it, those of the replies
         spread: 0.5                       # weights differ between prompts by factors up to exp(±spread)
         faults: [{kind: blank, p: 0.1}]   # blank | nonsense | length | backend; p = 1 without it
-
-The scripted chat model that ships with esckit: no weights, no network, the same answer to the same question.
-
-An answer depends on the messages, the sampling and the seed of its call, and on nothing else; so a run with scripted
-models gives the same bytes for every schedule, and every command can be tried and tested without a model. What a script
-may say is written down in :mod:`esckit.models.scripted`.
 """
 
 from __future__ import annotations
@@ -31,9 +29,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from esckit.documents import complaint, parse_yaml, read_text
@@ -46,16 +44,6 @@ from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Record, 
 
 _LABELLED_LINE = re.compile(r"^(?:patient|therapist|seeker|supporter|user|assistant)(?: \[[^\]]*\])?: ", re.I | re.M)
 
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"no regular expression ({error})") from error
-    return pattern
-
-
-Regex = Annotated[str, AfterValidator(_compiles)]
 
 Weight = Annotated[float, Field(gt=0.0)]
 
@@ -72,17 +60,17 @@ class When(Record):
         max_turns: Most turns.
     """
 
-    system: Regex | None = None
-    user: Regex | None = None
+    system: re.Pattern[str] | None = None
+    user: re.Pattern[str] | None = None
     min_turns: int = Field(default=0, ge=0)
     max_turns: int | None = Field(default=None, ge=0)
 
     def matches(self, messages: Sequence[Message]) -> bool:
         """Return whether a prompt is meant."""
         system = "\n".join(message.content for message in messages if message.role == "system")
-        if self.system is not None and not re.search(self.system, system):
+        if self.system is not None and not self.system.search(system):
             return False
-        if self.user is not None and not re.search(self.user, last_user_text(messages)):
+        if self.user is not None and not self.user.search(_last_user_text(messages)):
             return False
         n = n_turns(messages)
         return self.min_turns <= n and (self.max_turns is None or n <= self.max_turns)
@@ -95,32 +83,29 @@ class ScriptedReply(Record):
     weight: Weight = 1.0
 
 
-class Fault(Record):
+class ScriptedFault(Record):
     """Something that goes wrong, with a probability drawn from the seed."""
 
     kind: Literal["blank", "nonsense", "length", "backend"]
     p: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
-def _as_reply(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
+_AsReply = BeforeValidator(lambda value: {"text": value} if isinstance(value, str) else value)
 
-
-def _as_range(value: Any) -> Any:
-    return (value, value) if isinstance(value, int | float) else value
+_AsRange = BeforeValidator(lambda value: (value, value) if isinstance(value, int | float) else value)
 
 
 class Rule(Record):
     """What to answer to the prompts that it matches."""
 
     when: When = When()
-    replies: tuple[Annotated[ScriptedReply, BeforeValidator(_as_reply)], ...] = Field(min_length=1)
+    replies: tuple[Annotated[ScriptedReply, _AsReply], ...] = Field(min_length=1)
     choose: Literal["seed", "turns"] = "seed"
-    latency_s: Annotated[tuple[Seconds, Seconds], BeforeValidator(_as_range)] = (0.0, 0.0)
+    latency_s: Annotated[tuple[Seconds, Seconds], _AsRange] = (0.0, 0.0)
     scores: dict[str, Weight] | None = Field(default=None, min_length=1)
     next_token: dict[str, Weight] | None = Field(default=None, min_length=1)
     spread: float = Field(default=0.0, ge=0.0, le=10.0)
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[ScriptedFault, ...] = ()
 
     def weights(self, stated: dict[str, float] | None) -> dict[str, float]:
         """Return a copy of the stated weights, else those of the replies, by text."""
@@ -154,7 +139,7 @@ class Script(Record):
         return self
 
 
-def last_user_text(messages: Sequence[Message]) -> str:
+def _last_user_text(messages: Sequence[Message]) -> str:
     """Return the last user message, the empty string if there is none."""
     return next((message.content for message in reversed(messages) if message.role == "user"), "")
 
@@ -166,7 +151,7 @@ def n_turns(messages: Sequence[Message]) -> int:
     …``, ``Supporter [Clarification]: …``), whichever is more: who takes part may see messages, who judges sees lines.
     """
     n_messages = sum(message.role != "system" for message in messages)
-    return max(n_messages, len(_LABELLED_LINE.findall(last_user_text(messages))))
+    return max(n_messages, len(_LABELLED_LINE.findall(_last_user_text(messages))))
 
 
 def find_script(target: str) -> Path:
@@ -211,7 +196,7 @@ def _fault(details: ErrorDetails) -> str:
     path = ".".join(str(part) for part in place) or "the file"
     if details["type"] != "extra_forbidden":
         return f"{path}: {complaint(details)}"
-    known = {name for model in (Script, Rule, When, ScriptedReply, Fault) for name in model.model_fields}
+    known = {name for model in (Script, Rule, When, ScriptedReply, ScriptedFault) for name in model.model_fields}
     close = nearest(str(place[-1]), known)
     return f"{path}: unknown key" + (f", did you mean {close!r}?" if close else "")
 
@@ -244,61 +229,65 @@ def load_scripted(target: str) -> ChatModel:
     found = load_attr(target)
     if isinstance(found, type):
         raise ConfigError(f"{target!r} is a class", expected="a function, or an object made from the class")
-    if isinstance(found, _AnyChatModel):
+    if isinstance(found, ChatModel):
         return found
     if callable(found):
-        return CallableModel(found, name=f"scripted/{target}")
+        return ScriptedModel(found, name=f"scripted/{target}")
     raise ConfigError(
         f"{target!r} is a {type(found).__name__}",
         expected="a function (messages, sampling, seed) -> str, or a ChatModel",
     )
 
 
-@runtime_checkable
-class _AnyChatModel(ChatModel, Protocol):
-    """A chat model that can be told apart from a function at run time."""
-
-
 class ScriptedModel:
-    """Answers by the rules of a script.
+    """Answers by the rules of a script, or by a function.
 
-    Tokens are words. Temperature 0 makes every draw the same, as greedy decoding does; a reply longer than
+    Tokens are words. Temperature 0 makes every draw of a script the same, as greedy decoding does; a reply longer than
     ``max_tokens`` words is cut, and stop texts are obeyed.
 
     Args:
-        script: What to say.
+        source: What to say: a script, or a function of the messages, the sampling and the seed, which should depend on
+            nothing else. A function completes and offers no read-outs.
         name: Name for provenance.
     """
 
-    def __init__(self, script: Script, *, name: str) -> None:
-        self._script = script
+    def __init__(self, source: Script | Answerer, *, name: str) -> None:
+        self._source = source
         self._name = name
 
     @property
     def name(self) -> str:
-        """The script's name and digest."""
+        """The script's name and digest, or where the function was found."""
         return self._name
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the script claims."""
-        return self._script.capabilities
+        """What the script claims; none for a function."""
+        return self._source.capabilities if isinstance(self._source, Script) else frozenset()
 
     async def check(self) -> None:
         """Do nothing: the script was checked when it was read."""
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
-        """Answer by the first rule that matches.
+        """Answer by the first rule that matches, or ask the function.
 
         Raises:
             BackendError: If the script says so.
-            ConfigError: If no rule matches.
+            ConfigError: If no rule matches, or the function does not return a text.
         """
-        rule = self._rule(messages)
+        if not isinstance(self._source, Script):
+            with own_code(self.name):
+                said = self._source(messages, sampling, seed)
+            if not isinstance(said, str):
+                raise ConfigError(f"{self.name} returned a {type(said).__name__}", expected="a str")
+            return _reply(messages, said, sampling)
+        rule = self._rule(self._source, messages)
         if sampling.temperature == 0.0:
             seed = 0
         await _wait(rule, seed)
-        text = self._filled(_chosen(rule, messages, seed), seed)
+        pieces = self._source.pieces.items()
+        drawn = {name: texts[int(_draw(seed, "piece", name) * len(texts))] for name, texts in pieces}
+        text = Template(_chosen(rule, messages, seed)).substitute(drawn)
         fault = next(
             (fault.kind for i, fault in enumerate(rule.faults) if _draw(seed, "fault", i) < fault.p),
             None,
@@ -307,7 +296,7 @@ class ScriptedModel:
             raise BackendError(f"{self.name}: a scripted failure of the backend")
         if fault in ("blank", "nonsense"):
             text = "" if fault == "blank" else _NONSENSE
-        limit = max(1, _n_words(text) // 2) if fault == "length" else None
+        limit = max(1, len(text.split()) // 2) if fault == "length" else None
         return _reply(messages, text, sampling, limit)
 
     async def score(
@@ -320,14 +309,12 @@ class ScriptedModel:
         Raises:
             ConfigError: If the script does not offer scores, or no rule matches.
         """
-        self._need("score")
-        rule = self._rule(messages)
-        await _wait(rule, _digest(messages))
+        rule = await self._read_out("score", messages)
         weights = rule.weights(rule.scores)
         floor = _UNLISTED_WEIGHT * math.fsum(weights.values())
         weights |= {choice: floor for choice in choices if choice not in weights}
         log_p = _log_probabilities(weights, messages, rule.spread, temperature)
-        scores = tuple(ChoiceScore(log_p[choice], max(1, _n_words(choice))) for choice in choices)
+        scores = tuple(ChoiceScore(log_p[choice], max(1, len(choice.split()))) for choice in choices)
         return ChoiceScores(scores, _usage(messages, 0))
 
     async def next_token(
@@ -338,9 +325,7 @@ class ScriptedModel:
         Raises:
             ConfigError: If the script does not offer this, or no rule matches.
         """
-        self._need("next_token")
-        rule = self._rule(messages)
-        await _wait(rule, _digest(messages))
+        rule = await self._read_out("next_token", messages)
         log_p = _log_probabilities(rule.weights(rule.next_token), messages, rule.spread, temperature)
         found = tuple(math.exp(log_p[label]) if label in log_p else 0.0 for label in labels)
         return NextToken(found, min(1.0, math.fsum(found)), _usage(messages, 1))
@@ -348,8 +333,8 @@ class ScriptedModel:
     async def aclose(self) -> None:
         """Do nothing."""
 
-    def _rule(self, messages: Sequence[Message]) -> Rule:
-        for rule in self._script.rules:
+    def _rule(self, script: Script, messages: Sequence[Message]) -> Rule:
+        for rule in script.rules:
             if rule.when.matches(messages):
                 return rule
         raise ConfigError(
@@ -357,76 +342,13 @@ class ScriptedModel:
             hint="End the script with a rule without `when`.",
         )
 
-    def _need(self, capability: Capability) -> None:
-        if capability not in self.capabilities:
+    async def _read_out(self, capability: Capability, messages: Sequence[Message]) -> Rule:
+        """Return the rule that gives the weights of a read-out, after its latency."""
+        if not isinstance(self._source, Script) or capability not in self._source.capabilities:
             raise ConfigError(f"{self.name} does not offer {capability}", expected="readout: sampled")
-
-    def _filled(self, text: str, seed: int) -> str:
-        pieces = {
-            name: texts[int(_draw(seed, "piece", name) * len(texts))] for name, texts in self._script.pieces.items()
-        }
-        return Template(text).substitute(pieces)
-
-
-class CallableModel:
-    """A chat model made from a function; it completes and nothing else.
-
-    Args:
-        answer: Function of the messages, the sampling and the seed; it should depend on nothing else.
-        name: Name for provenance.
-    """
-
-    def __init__(self, answer: Answerer, *, name: str) -> None:
-        self._answer = answer
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """Where the function was found."""
-        return self._name
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """None."""
-        return frozenset()
-
-    async def check(self) -> None:
-        """Do nothing."""
-
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
-        """Ask the function.
-
-        Raises:
-            ConfigError: If it does not return a text.
-        """
-        with own_code(self.name):
-            text = self._answer(messages, sampling, seed)
-        if not isinstance(text, str):
-            raise ConfigError(f"{self.name} returned a {type(text).__name__}", expected="a str")
-        return _reply(messages, text, sampling)
-
-    async def score(
-        self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
-    ) -> ChoiceScores:
-        """Refuse.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError(f"{self.name} does not offer score", expected="readout: sampled")
-
-    async def next_token(
-        self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
-    ) -> NextToken:
-        """Refuse.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError(f"{self.name} does not offer next_token", expected="readout: sampled")
-
-    async def aclose(self) -> None:
-        """Do nothing."""
+        rule = self._rule(self._source, messages)
+        await _wait(rule, _digest(messages))
+        return rule
 
 
 def _draw(seed: int, *aspect: str | int) -> float:
@@ -487,9 +409,5 @@ def _reply(messages: Sequence[Message], text: str, sampling: Sampling, limit: in
 
 
 def _usage(messages: Sequence[Message], n_written: int) -> Usage:
-    n_read = sum(_n_words(message.content) for message in messages)
+    n_read = sum(len(message.content.split()) for message in messages)
     return Usage(calls=1, prompt_tokens=n_read, completion_tokens=n_written)
-
-
-def _n_words(text: str) -> int:
-    return len(text.split())

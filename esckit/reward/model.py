@@ -23,9 +23,10 @@ from esckit.errors import BackendError, CheckpointError, ConfigError, NotFiniteE
 from esckit.models.backbones import quiet_off_terminal, resolve_backbone
 from esckit.models.capabilities import checkpoint_activations
 from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, checkpoint_folder, read_metadata
-from esckit.models.decoder import Float32Linear, base_decoder
 from esckit.models.loading import (
     Dtype,
+    Float32Linear,
+    base_decoder,
     check_whole,
     exact_dtype,
     load_adapter,

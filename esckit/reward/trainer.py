@@ -20,7 +20,7 @@ from transformers import EvalPrediction, Trainer, TrainerState, TrainingArgument
 
 from esckit.errors import DataError, NotFiniteError
 from esckit.models.checkpoint import FOLDER
-from esckit.models.decoder import layer_classes
+from esckit.models.loading import layer_classes
 from esckit.play.futures import RewardInputs
 from esckit.records import write_records
 from esckit.reward.batches import Encoded, Item, MicroBatches, collate_items, encode_examples, group_items, single_items

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from esckit.errors import BackendError
-from esckit.models.engine import ReadJob, WriteJob, Written
+from esckit.models.engine import Job, ReadJob, WriteJob, Written
 from esckit.models.local import Batcher
 from esckit.types import Sampling, StopReason
 
@@ -15,8 +15,8 @@ class FakeEngine:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.waves: list[int] = []
-        self.dropped: list[int] = []
-        self.todo: list[int] = []
+        self.dropped: list[Job] = []
+        self.todo: list[Job] = []
         self.threads: set[str] = set()
         self.n_cleared = 0
         self.gate = threading.Event()
@@ -26,7 +26,7 @@ class FakeEngine:
         self.threads.add(threading.current_thread().name)
         self.waves.append(len(arrivals))
         self.dropped += dropped
-        self.todo = [number for number in [*self.todo, *(job.id for job in arrivals)] if number not in dropped]
+        self.todo = [job for job in [*self.todo, *arrivals] if job not in dropped]
         while not self.gate.wait(0.002):
             if interrupted():
                 return {}
@@ -40,7 +40,7 @@ class FakeEngine:
 
 
 def job() -> WriteJob:
-    return WriteJob(0, (1, 2), Sampling(), 0, frozenset())
+    return WriteJob((1, 2), Sampling(), 0, frozenset())
 
 
 def test_requests_of_one_turn_meet_in_one_wave():
@@ -77,12 +77,12 @@ def test_an_error_reaches_every_waiter_and_the_next_request_starts_afresh(error,
 
 
 def test_a_cancelled_request_does_not_break_the_batch():
-    engine = FakeEngine()
+    engine, jobs = FakeEngine(), [job() for _ in range(3)]
     engine.gate.clear()
 
     async def main():
         batcher = Batcher(engine)
-        tasks = [asyncio.create_task(batcher.run(job())) for _ in range(3)]
+        tasks = [asyncio.create_task(batcher.run(asked)) for asked in jobs]
         await asyncio.sleep(0.02)
         tasks[1].cancel()
         await asyncio.sleep(0.02)
@@ -95,7 +95,7 @@ def test_a_cancelled_request_does_not_break_the_batch():
     assert isinstance(second, asyncio.CancelledError)
     assert isinstance(first, Written)
     assert isinstance(third, Written)
-    assert engine.dropped == [1]
+    assert engine.dropped == [jobs[1]]
 
 
 def test_late_requests_interrupt_and_join():
@@ -145,7 +145,7 @@ def test_a_loop_that_ends_with_requests_in_flight_leaves_nothing_behind():
     batcher = Batcher(engine)
 
     async def abandoned():
-        task = asyncio.create_task(batcher.run(ReadJob(0, (1,), ((2,),))))
+        task = asyncio.create_task(batcher.run(ReadJob((1,), ((2,),))))
         await asyncio.sleep(0.01)
         return task
 

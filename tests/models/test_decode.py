@@ -14,14 +14,14 @@ def engine(max_batch_tokens: int = 4096, max_stored_bytes: int = 2**22) -> Engin
 
 
 def job(number: int, prompt: tuple[int, ...], max_tokens: int = 8, temperature: float = 0.0) -> WriteJob:
-    return WriteJob(number, prompt, Sampling(temperature=temperature, max_tokens=max_tokens), number, NEVER)
+    return WriteJob(prompt, Sampling(temperature=temperature, max_tokens=max_tokens), number, NEVER)
 
 
-def finish(worker: Engine, jobs: list[WriteJob]) -> dict[int, Written]:
+def finish(worker: Engine, jobs: list[WriteJob]) -> list[Written]:
     results = worker.advance(jobs, (), lambda: False)
     while worker.is_busy:
         results |= worker.advance([], (), lambda: False)
-    return results
+    return [results[job] for job in jobs]
 
 
 class Hungry:
@@ -59,12 +59,10 @@ def test_the_next_turn_reads_on_from_the_last():
 
 def test_finished_rows_leave_and_late_ones_join():
     worker = engine()
-    first = worker.advance([job(0, ASKED[0], max_tokens=2), job(1, ASKED[1], max_tokens=30)], (), lambda: False)
-    assert set(first) == {0}
-    second = worker.advance([job(2, ASKED[6], max_tokens=2)], (), lambda: False)
-    assert set(second) == {2}
-    alone = finish(engine(), [job(1, ASKED[1], max_tokens=30)])
-    assert worker.advance([], (), lambda: False) == alone
+    short, long, late = job(0, ASKED[0], max_tokens=2), job(1, ASKED[1], max_tokens=30), job(2, ASKED[6], max_tokens=2)
+    assert set(worker.advance([short, long], (), lambda: False)) == {short}
+    assert set(worker.advance([late], (), lambda: False)) == {late}
+    assert list(worker.advance([], (), lambda: False).values()) == finish(engine(), [long])
 
 
 def test_an_interruption_is_heard_after_one_step():
@@ -74,10 +72,10 @@ def test_an_interruption_is_heard_after_one_step():
 
 
 def test_dropped_jobs_free_their_place():
-    worker = engine()
-    worker.advance([job(0, ASKED[0], max_tokens=50), job(1, ASKED[1], max_tokens=5)], (), lambda: True)
-    results = worker.advance([], {0}, lambda: False)
-    assert results == finish(engine(), [job(1, ASKED[1], max_tokens=5)])
+    worker, long, short = engine(), job(0, ASKED[0], max_tokens=50), job(1, ASKED[1], max_tokens=5)
+    worker.advance([long, short], (), lambda: True)
+    results = worker.advance([], {long}, lambda: False)
+    assert list(results.values()) == finish(engine(), [short])
     assert not worker.is_busy
     assert worker.slots.layers[0].keys is None
 
@@ -129,7 +127,8 @@ def test_a_long_prompt_runs_in_pieces():
 def test_continuations_that_differ_in_the_last_token_are_one_row():
     worker, seen = engine(), []
     worker.model.register_forward_pre_hook(lambda m, a, k: seen.append(tuple(k["input_ids"].shape)), with_kwargs=True)
-    read = worker.advance([ReadJob(0, (5, 6, 7), ((8,), (9,), (8, 9)), 1.0)], (), lambda: False)[0]
+    asked = ReadJob((5, 6, 7), ((8,), (9,), (8, 9)), 1.0)
+    read = worker.advance([asked], (), lambda: False)[asked]
     expected = Naive().log_probs((5, 6, 7, 8))
     wanted = [expected[2, 8], expected[2, 9], expected[2, 8] + expected[3, 9]]
     assert seen == [(1, 2), (2, 2)]

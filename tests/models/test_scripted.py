@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import BackendError, ConfigError
-from esckit.models.scripted import CallableModel, Script, ScriptedModel, load_scripted, n_turns
+from esckit.models.scripted import Script, ScriptedModel, load_scripted, n_turns
 from esckit.protocols import ChatModel
 from esckit.registry import shipped_dir
 from esckit.types import Message, Reply, Sampling, StopReason
@@ -256,7 +256,7 @@ def test_functions_and_chat_models_are_plugged_in_by_module_and_name() -> None:
         asyncio.run(function.score(HELLO, ["x"]))
     assert load_scripted(f"{__name__}:OBJECT") is OBJECT
     with pytest.raises(ConfigError, match="is a class"):
-        load_scripted(f"{__name__}:CallableModel")
+        load_scripted(f"{__name__}:ScriptedModel")
     with pytest.raises(ConfigError, match="is a list"):
         load_scripted(f"{__name__}:HELLO")
     with pytest.raises(ConfigError, match="returned a int"):
@@ -325,4 +325,4 @@ def test_the_shipped_strategist_gives_probabilities_of_all_eight() -> None:
 
 def test_what_is_loaded_is_a_chat_model() -> None:
     assert isinstance(load_scripted("seeker"), ScriptedModel)
-    assert isinstance(load_scripted(f"{__name__}:answer_in_capitals"), CallableModel)
+    assert isinstance(load_scripted(f"{__name__}:answer_in_capitals"), ScriptedModel)
