@@ -1,15 +1,12 @@
-"""The backbone registry: which base language models esckit knows by name, and where a named one lies.
+"""Backbones: the base language models that a recipe may name, and where each of them lies.
 
-A backbone is named by its registry NAME, by a local FOLDER in Hugging Face layout, or by a HUB-ID ``owner/model``.
-Nothing here loads torch; the table itself needs no more than YAML.
+A backbone is named by its registry NAME, by a local FOLDER in Hugging Face layout, or by a HUB-ID ``owner/model``. Two
+names need no network: the embedded model, whose weights an installed Python package ships as GGUF (they are converted
+once into a cache folder; the package itself is never imported), and ``tiny-random``, some ten thousand random weights
+that are built in memory for tests and trials. What ``tiny-random`` writes has no meaning.
 
-``tiny-random``: a language model of some ten thousand random weights, built in memory for tests and dry plumbing.
-
-What it writes has no meaning. Its byte-level tokenizer gives back any text unchanged, emoji and accents included.
-
-The embedded model: weights that an installed Python package ships as GGUF, converted once into a cache folder.
-
-The package is never imported (it wants libraries that are not needed to read its weights); only its file is read.
+Nothing here loads torch before a model is built or converted. How weights get into memory is in
+:mod:`esckit.models.loading`.
 """
 
 from __future__ import annotations
@@ -19,9 +16,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -126,7 +121,7 @@ def load_backbones() -> dict[str, Backbone]:
 
 
 def find_backbone(ref: str) -> BackboneSource:
-    """Say what a reference names, without a look at network or caches.
+    """Return what a reference names, without a look at network or caches.
 
     Args:
         ref: NAME, FOLDER or HUB-ID.
@@ -142,9 +137,12 @@ def find_backbone(ref: str) -> BackboneSource:
     if folder.exists():
         require_model(folder)
         return BackboneSource(folder.resolve().name, "folder", folder=folder.resolve())
-    siblings = _siblings(folder)
+    siblings: set[str] = set()
+    if folder.parent != Path() and folder.parent.is_dir():
+        siblings = {path.name for path in folder.parent.iterdir() if path.is_dir()}
     close = nearest(folder.name, siblings)
-    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or (siblings and (close or _are_runs(siblings))):
+    has_run_beside = any((folder.parent / name / "manifest.json").is_file() for name in siblings)
+    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or close or has_run_beside:
         raise ConfigError(
             f"there is no folder {ref!r}",
             expected="a folder that holds a model, or a run folder",
@@ -161,19 +159,8 @@ def find_backbone(ref: str) -> BackboneSource:
     )
 
 
-def _siblings(folder: Path) -> dict[str, Path]:
-    """Return the folders beside a path that is written with a folder before it, by name."""
-    if folder.parent in (Path(), Path(".")) or not folder.parent.is_dir():
-        return {}
-    return {path.name: path for path in folder.parent.iterdir() if path.is_dir()}
-
-
-def _are_runs(folders: Mapping[str, Path]) -> bool:
-    return any((path / "manifest.json").is_file() for path in folders.values())
-
-
 def resolve_backbone(ref: str) -> BackboneSource:
-    """Say what a reference names and where it lies on this machine.
+    """Return what a reference names and where it lies on this machine.
 
     Returns:
         A source with its folder set; on the hub and not yet downloaded, it has none (:func:`fetch_backbone` gets it).
@@ -184,10 +171,14 @@ def resolve_backbone(ref: str) -> BackboneSource:
     source = find_backbone(ref)
     if source.kind != "hub" or source.hub is None:
         return source
-    folder = _shipped_folder(source) or _downloaded(source.hub)
-    if folder is None and _is_offline():
+    from huggingface_hub import is_offline_mode
+
+    entry = source.backbone
+    shipped = embedded_folder(entry.name, entry.package) if entry is not None and entry.package is not None else None
+    folder = shipped or _downloaded(source.hub)
+    if folder is None and is_offline_mode():
         raise _unreachable(source, "HF_HUB_OFFLINE is set")
-    return BackboneSource(source.name, source.kind, folder, source.hub, source.backbone)
+    return replace(source, folder=folder)
 
 
 def fetch_backbone(ref: str) -> Path:
@@ -211,7 +202,7 @@ def require_model(folder: Path) -> None:
         ConfigError: If it does not; the message says what is missing.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder", expected="a folder in Hugging Face layout")
+        raise ConfigError(f"{folder} is not a folder", expected="a folder in Hugging Face layout")
     missing = _missing_parts(folder)
     if not missing:
         return
@@ -219,7 +210,7 @@ def require_model(folder: Path) -> None:
     raise ConfigError(
         f"{folder} holds no model: {', '.join(missing)} missing",
         expected="a folder in Hugging Face layout (config.json, weights, tokenizer)",
-        hint="It holds an adapter, which is no model of its own: name the run that trained it." if is_adapter else None,
+        hint="It holds an adapter, which is not a whole model: name the run that trained it." if is_adapter else None,
     )
 
 
@@ -230,21 +221,6 @@ def _missing_parts(folder: Path) -> list[str]:
         "tokenizer (tokenizer.json)": any((folder / name).is_file() for name in _TOKENIZER),
     }
     return [part for part, found in parts.items() if not found]
-
-
-def _shipped_folder(source: BackboneSource) -> Path | None:
-    """Return the converted weights that a Python package ships, None without such a package."""
-    if source.backbone is None or source.backbone.package is None:
-        return None
-    pass
-
-    return embedded_folder(source.backbone.name, source.backbone.package)
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import is_offline_mode
-
-    return bool(is_offline_mode())
 
 
 def _downloaded(hub: str) -> Path | None:
@@ -354,17 +330,12 @@ def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, An
         seed: Fixes the weights.
     """
     import torch
-    from transformers import (
-        Gemma2Config,
-        Gemma2ForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from esckit.models.capabilities import keep_soft_caps
 
     tokenizer = tiny_tokenizer(family)
-    common: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -377,17 +348,11 @@ def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, An
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    from esckit.models.capabilities import keep_soft_caps
-
+    if family == "gemma2":
+        settings |= {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if family == "llama":
-            model = LlamaForCausalLM(LlamaConfig(**common))
-        elif family == "gemma2":
-            window = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64}
-            model = Gemma2ForCausalLM(Gemma2Config(**common, **window))
-        else:
-            model = Qwen2ForCausalLM(Qwen2Config(**common))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     keep_soft_caps(model)
     return model.eval(), tokenizer
 
@@ -395,16 +360,13 @@ def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, An
 _log = logging.getLogger(__name__)
 
 _LAYOUT = 1
-"""Goes up when the conversion changes, so that old folders are not taken for new ones."""
+"""Raised when the conversion changes, so that folders of older versions are not used."""
 
 
 def cache_dir() -> Path:
     """Return esckit's cache folder: ``$ESCKIT_CACHE``, else ``$XDG_CACHE_HOME/esckit``, else ``~/.cache/esckit``."""
-    own = os.environ.get("ESCKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "esckit"
+    own, base = os.environ.get("ESCKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own).expanduser() if own else Path(base or "~/.cache").expanduser() / "esckit"
 
 
 def shipped_gguf(package: str) -> Path | None:
@@ -436,7 +398,8 @@ def embedded_folder(name: str, package: str) -> Path | None:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees it when this process closes the file or dies
             if not folder.is_dir():  # another process may have made it meanwhile
                 _convert(gguf, folder)
     except OSError as error:
@@ -445,14 +408,6 @@ def embedded_folder(name: str, package: str) -> Path | None:
             hint="Set ESCKIT_CACHE to a folder with 300 MB of room.",
         ) from error
     return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for; the system frees it if this process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -474,7 +429,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def quiet_off_terminal() -> None:
-    """Turn off the progress bars of transformers where nobody would see them move."""
+    """Turn off the progress bars of transformers where standard error is not a terminal."""
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():

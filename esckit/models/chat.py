@@ -1,16 +1,14 @@
-"""Reasoning and answer of what a model wrote, told apart once for every role and every backend.
+"""Between messages and text: chat formats, and the reasoning in what a model wrote. Every backend comes through here.
+
+Messages become prompt tokens by one :class:`ChatFormat` per tokenizer, found out by rendering with it. What is rendered
+is what the caller said and nothing else: templates that slip in a system prompt of their own (Qwen 2.5, SmolLM2) are
+replaced by plain ChatML, which renders the same text where a system message is given. Models whose template refuses
+system messages (Gemma 2) get them at the head of the first user message. Base models get :data:`PLAIN`.
 
 Models that reason put it into the text between two marks (``<think>…</think>`` and its kin), into a channel of its own
 (``<|channel|>analysis<|message|>…``), or a server returns it in a field of its own. The opening mark may be missing,
 since some chat templates write it into the prompt. Inside reasoning nothing is an utterance or a verdict; a text that
 ends inside its reasoning has no answer. Each function is linear in the length of the text.
-
-How messages become prompt tokens: one chat format per tokenizer, found out by rendering with it.
-
-What is rendered is what the caller said and nothing else: templates that slip in a system prompt of their own
-(Qwen 2.5, SmolLM2) are replaced by plain ChatML, which renders the same text where a system message is given. Models
-whose template refuses system messages (Gemma 2) get them at the head of the first user message. Base models get
-:data:`PLAIN`.
 """
 
 from __future__ import annotations
@@ -66,6 +64,8 @@ _MARK = re.compile(
     ),
     re.IGNORECASE,
 )
+
+_ALL_MARKS = {*CHANNEL_MARKS, *(mark for pair in MARKS for mark in pair)}
 
 _OPENING = MARKS[0][0]
 
@@ -161,11 +161,6 @@ def _bare(mark: str) -> str:
     """Return a mark as the table names it, in lower case and without attributes."""
     name = mark.casefold().split(maxsplit=1)[0]
     return name if name == mark.casefold() else f"{name.removesuffix('>')}>"
-
-
-def closing_mark(opening: str) -> str:
-    """Return the mark that closes reasoning behind an opening one."""
-    return _CLOSING[_bare(opening)]
 
 
 def with_reasoning_apart(reply: Reply, max_tokens: int) -> Reply:
@@ -284,9 +279,9 @@ class ChatFormat:
         end = chat._end_of_turn()
         stop_ids = {end, *extra_stop_ids} | ({tokenizer.eos_token_id} - {None})
         opening = opened_by(chat.render([Message("user", _PROBE)]).rpartition(_PROBE)[2])
-        return replace(
-            chat, end_of_turn=end, stop_ids=frozenset(stop_ids), opening=opening, marks=_special_marks(tokenizer)
-        )
+        special = {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        marks = {token: text for token, text in special.items() if text in _ALL_MARKS}
+        return replace(chat, end_of_turn=end, stop_ids=frozenset(stop_ids), opening=opening, marks=marks)
 
     @cached_property
     def guard(self) -> MessageGuard:
@@ -324,7 +319,7 @@ class ChatFormat:
 
     def _content(self, message: Message) -> str:
         content = self.guard(message).content
-        return as_turn(content, _starts_a_plain_turn) if self.template == PLAIN else content
+        return as_turn(content, lambda line: bool(_PLAIN_LABEL.match(line))) if self.template == PLAIN else content
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the prompt as tokens, ready for the assistant's answer.
@@ -348,7 +343,7 @@ class ChatFormat:
         """Return the tokens that close reasoning which the template opened, or skip it: the answer follows them."""
         if "<|channel|>" in self.template:
             return self.tokens("<|channel|>final<|message|>")
-        return self.tokens(f"\n{closing_mark(self.opening)}\n\n") if self.opening else ()
+        return self.tokens(f"\n{_CLOSING[_bare(self.opening)]}\n\n") if self.opening else ()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens without special ones, except those that tell reasoning from answer."""
@@ -387,20 +382,6 @@ class ChatFormat:
                 "the tokenizer names no end-of-turn token", expected="an eos_token in tokenizer_config.json"
             )
         return int(self.tokenizer.eos_token_id)
-
-
-def _special_marks(tokenizer: Any) -> dict[int, str]:
-    """Return the special tokens of a tokenizer that are marks of reasoning, which decoding would leave out."""
-    wanted = {*CHANNEL_MARKS, *(mark for pair in MARKS for mark in pair)}
-    return {
-        token: str(added)
-        for token, added in tokenizer.added_tokens_decoder.items()
-        if added.special and str(added) in wanted
-    }
-
-
-def _starts_a_plain_turn(line: str) -> bool:
-    return bool(_PLAIN_LABEL.match(line))
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:

@@ -119,7 +119,7 @@ class Answer(BaseModel):
         that is listed without a number.
 
         Raises:
-            BackendError: ``not_finite`` if a number is no log-probability.
+            BackendError: ``not_finite`` if a number cannot be a log-probability.
         """
         listed: dict[str, float | None] = {}
         for token, log_p in _listed(self.choices[0].logprobs):
@@ -138,7 +138,7 @@ class Answer(BaseModel):
             BackendError: If a filter cut the answer, the model refused, there is no text or far too much of it.
         """
         choice = self.choices[0]
-        text, thoughts, refusal = _said(choice.message)
+        text, thoughts, refusal = _message_parts(choice.message)
         if refusal:
             raise BackendError("a refusal in place of an answer", kind="refusal", samples=(refusal,))
         stop_reason = self._stop_reason(max_tokens)
@@ -171,7 +171,7 @@ def parse_answer(text: str) -> Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
         raise BackendError(
-            f"an answer that is no chat completion ({place}: {complaint(first)})",
+            f"an answer that is not a chat completion ({place}: {complaint(first)})",
             kind="unreadable",
             samples=(text[:200],),
         ) from None
@@ -184,10 +184,7 @@ def _count(value: object) -> int | None:
     return int(value) if value == int(value) else None
 
 
-# ---------------------------------------------------------------- what was said
-
-
-def _said(message: Mapping[str, Any]) -> tuple[str | None, str, str]:
+def _message_parts(message: Mapping[str, Any]) -> tuple[str | None, str, str]:
     """Return what a message says, what the model thought before it, and how it refused, "" if it did not.
 
     Raises:
@@ -230,9 +227,6 @@ def _text_of(part: Any) -> str:
     return ""
 
 
-# ---------------------------------------------------------------- log-probabilities
-
-
 def _listed(log_probs: Any) -> Iterator[tuple[str, Any]]:
     """Yield the alternatives of the first token: tokens and what is said to be their log-probability."""
     if not isinstance(log_probs, Mapping):
@@ -253,7 +247,7 @@ def _listed(log_probs: Any) -> Iterator[tuple[str, Any]]:
 def _probability(log_p: object) -> float:
     """Return the probability of a log-probability."""
     if isinstance(log_p, int | float) and not isinstance(log_p, bool) and -math.inf < log_p <= _ROUNDING:
-        # Bounded on both sides: JSON knows integers that are no floats.
+        # Bounded on both sides: JSON has integers that fit no float.
         return math.exp(max(min(log_p, 0.0), _LEAST_LOG_P))
     raise BackendError(f"a log-probability of {log_p!r}", kind=NOT_FINITE, expected="a finite number of at most 0")
 
@@ -335,7 +329,7 @@ _LAYOUTS: tuple[Callable[[Sequence[Message]], list[Message]], ...] = (
 def sampling_fields(sampling: Sampling, seed: int) -> dict[str, Any]:
     """Return the request fields of a role's sampling.
 
-    Neutral values are said too, since a server may have other defaults of its own (vLLM takes them from the model).
+    Neutral values are sent too, since a server may have other defaults (vLLM takes them from the model).
     Many servers keep seeds in 32 signed bits, so only the low 31 bits of a seed are sent.
     """
     fields: dict[str, Any] = {
@@ -352,7 +346,7 @@ def sampling_fields(sampling: Sampling, seed: int) -> dict[str, Any]:
 
 
 class AcceptedFields:
-    """What one server takes, learnt from what it refuses.
+    """The request fields that one server accepts, learnt from what it refuses.
 
     Args:
         lacks: Sampling fields known from the start to be refused.
@@ -371,7 +365,7 @@ class AcceptedFields:
     def body(
         self, model: str, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool = False
     ) -> dict[str, Any]:
-        """Return a request body with those fields that the server takes."""
+        """Return a request body with those fields that the server accepts."""
         sent: dict[str, Any] = {"model": model, "messages": _laid_out(messages, self._layout)}
         for field, value in fields.items():
             if field == "max_tokens":
@@ -383,7 +377,7 @@ class AcceptedFields:
         return sent
 
     def left_out(self, fields: Mapping[str, Any]) -> list[str]:
-        """Return the fields of a request that mean something and that the server does not take."""
+        """Return the fields of a request that are not neutral and that the server does not accept."""
         return [field for field, value in fields.items() if field in self._lacks and not _is_neutral(field, value)]
 
     @property
@@ -392,11 +386,11 @@ class AcceptedFields:
         return self._layout == len(_LAYOUTS) - 1
 
     def learn(self, body: Mapping[str, Any], messages: Sequence[Message], text: str, param: str | None) -> bool:
-        """Take in a refusal and return whether the next body for the same request will be another one.
+        """Learn from a refusal; return whether the next body for the same request will be different.
 
         Args:
             body: The refused body.
-            messages: What it was made of.
+            messages: The messages that it was made from.
             text: The server's reason.
             param: The field that the answer names as its ``param``, if it does.
         """
@@ -425,7 +419,7 @@ class AcceptedFields:
         return True
 
     def _ask_for_fewer(self, n_asked: int, text: str) -> bool:
-        """Ask for the largest smaller number that a refusal names; without one for fewer, or for none at all."""
+        """Ask for the largest smaller number that a refusal names; if it names none, for fewer, at last for none."""
         if self.n_alternatives != n_asked:
             # Another call has learnt it meanwhile.
             return True

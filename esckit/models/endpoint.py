@@ -73,7 +73,7 @@ class EndpointModel:
     ) -> None:
         self._transport = Transport(base_url, api_key_env, timeouts or Timeouts())
         self._model = model
-        self._label = label or self._transport.base_url.partition("://")[2]
+        self.name = f"{label or self._transport.base_url.partition('://')[2]}/{model}"
         self._key_env = api_key_env
         self._probes_log_probs = log_probs == "auto"
         self._offers_log_probs = log_probs is True
@@ -85,11 +85,6 @@ class EndpointModel:
     def __repr__(self) -> str:
         """Return the name; never the key."""
         return f"EndpointModel({self.name!r})"
-
-    @property
-    def name(self) -> str:
-        """Endpoint and model id."""
-        return f"{self._label}/{self._model}"
 
     @property
     def capabilities(self) -> frozenset[Capability]:

@@ -47,9 +47,9 @@ class Settings(NamedTuple):
 
     Attributes:
         temperature: float32 (B,); 0 is greedy.
-        top_p: float64 (B,); 1 is no cut.
-        top_k: int64 (B,); 0 is no cut.
-        penalty: float32 (B,); 1 is none.
+        top_p: float64 (B,); 1 keeps all tokens.
+        top_k: int64 (B,); 0 keeps all tokens.
+        penalty: float32 (B,); 1 changes nothing.
     """
 
     temperature: Tensor

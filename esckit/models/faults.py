@@ -127,7 +127,7 @@ _TEMPLATE = re.compile(
 
 _FILTERED = re.compile(r"content[\s_-]?(?:filter|management|policy)|data_inspection|moderation", re.IGNORECASE)
 
-# What the words of an error without a status stand for; the first that matches counts.
+# Which status the words of an error without one stand for; the first match counts.
 _BY_WORDS = tuple(
     (status, re.compile(pattern, re.IGNORECASE))
     for status, pattern in (
@@ -155,7 +155,7 @@ class Fault:
         reason: The server's words on one line.
         code: The word under which the server keeps such errors, if it has one.
         param: The request field that it names, if it does.
-        is_answer: False where the body is no error of a server's own, but nothing that can be read at all.
+        is_answer: False if the body cannot be read at all, not even as an error of the server.
     """
 
     status: int
@@ -253,7 +253,7 @@ def _object_fault(data: Mapping[str, Any]) -> Fault | None:
 
 
 def _status_of(words: str) -> int | None:
-    """Return the status that the words of an error stand for, None if they are no known ones."""
+    """Return the status that the words of an error stand for, None if they are unknown."""
     return next((status for status, known in _BY_WORDS if known.search(words)), None)
 
 

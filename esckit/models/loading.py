@@ -61,7 +61,7 @@ def _tensors(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
     """Yield name and a function that reads it for every tensor below a folder."""
     for path in sorted(folder.rglob("*.safetensors")):
         file = stack.enter_context(safe_open(path, framework="pt"))
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
+        for name in file.keys():  # noqa: SIM118 - not a mapping
             yield name, lambda file=file, name=name: file.get_tensor(name)
 
 
@@ -235,7 +235,7 @@ def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
 def _foreign(
     path: Path, kind: type[EsckitError] = CheckpointError, expected: str = "a whole checkpoint in safetensors"
 ) -> Iterator[None]:
-    """Turn what damaged or hostile files lead to into an error of ours: libraries raise whatever they run into."""
+    """Turn what a library raises for damaged or hostile files into one of esckit's errors."""
     try:
         yield
     except EsckitError:
@@ -264,7 +264,7 @@ def check_lora_targets(model: nn.Module, targets: Iterable[str]) -> None:
 
 
 def tidy_adapter(folder: Path, backbone: str) -> None:
-    """Make what peft wrote a function of the adapter alone, so that equal trainings leave equal bytes.
+    """Make the files that peft wrote depend on the adapter alone, so that equal trainings leave equal bytes.
 
     Args:
         folder: The adapter's.
@@ -276,7 +276,7 @@ def tidy_adapter(folder: Path, backbone: str) -> None:
     # A set to peft, so every process would write it in another order.
     ordered = sorted(targets) if isinstance(targets, list) else targets
     write_json(config, {**settings, "base_model_name_or_path": backbone, "target_modules": ordered})
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the model card is written by esckit
 
 
 def pick_device(device: str) -> torch.device:

@@ -1,14 +1,12 @@
-r"""Where concurrent requests meet: the asyncio side of the local model.
+r"""Models of this machine: the local chat model, the batcher in front of its engine, and the perplexity scorer.
 
+:class:`LocalModel` is a transformers model in this process behind the :class:`~esckit.protocols.ChatModel` seam.
 Requests made in the same turn of the event loop reach the engine together; those that come later join the running batch
 between two steps. The engine works in one thread of its own, so the event loop stays free.
 
-The local chat model: a transformers model in this process behind the :class:`~esckit.protocols.ChatModel` seam.
-
-How surprising a reply is to a language model of this machine, given the conversation before it.
-
-Beside the chat seam on purpose: a perplexity is of plain text under the scorer's own tokenizer, with no chat template
-and no system prompt in between. The text form is ``ppl_text/1``::
+:class:`PerplexityScorer` tells how surprising a reply is to a language model, given the conversation before it. It
+stands beside the chat seam on purpose: a perplexity is of plain text under the scorer's own tokenizer, with no chat
+template and no system prompt in between. The text form is ``ppl_text/1``::
 
     Seeker: {text}\nSupporter: {text}\n … Supporter:      the context, which is not counted
      {reply}                                               what is counted, from its first token to its last
@@ -143,16 +141,18 @@ class LocalModel:
     flight; the logits themselves may differ in the last bits with the shape of the batch.
 
     Args:
-        model: A causal language model of transformers, where it shall run and in the dtype it shall run in.
+        model: A causal language model of transformers, on its device and in its number type.
         tokenizer: Its tokenizer.
-        name: Name for provenance.
+        name: Name for provenance: registry name, folder name or hub id.
         max_batch_tokens: Tokens in flight together; None takes a default for the device.
     """
+
+    capabilities: frozenset[Capability] = frozenset(("score", "next_token"))
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, max_batch_tokens: int | None = None) -> None:
         model.eval()
         device = next(model.parameters()).device
-        self._name = name
+        self.name = name
         self._engine = Engine(
             model,
             max_batch_tokens=max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"]),
@@ -190,16 +190,6 @@ class LocalModel:
         return _load(resolve_backbone(ref), pick_dtype(dtype, place), place, max_batch_tokens)
 
     @property
-    def name(self) -> str:
-        """Registry name, folder name or hub id."""
-        return self._name
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """Everything."""
-        return frozenset(("score", "next_token"))
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What a manifest should say about this model."""
         n = self._chat.guard.n_broken
@@ -224,7 +214,7 @@ class LocalModel:
     async def continue_tokens(
         self, prompt: tuple[int, ...], sampling: Sampling, *, seed: int, opening: str = ""
     ) -> Reply:
-        """Write on from token ids, for text forms that are no chat.
+        """Write on from token ids, for text forms that are not a chat.
 
         Args:
             prompt: Token ids to write on from.
@@ -375,7 +365,7 @@ class PerplexityScorer:
     """Scores replies with a causal language model.
 
     Args:
-        model: A causal language model of transformers, in evaluation mode, where it shall run.
+        model: A causal language model of transformers, on its device.
         tokenizer: Its tokenizer.
         name: Name and revision, for provenance.
     """

@@ -155,15 +155,11 @@ class Run:
     """Consecutive nodes of a row whose queries are computed together.
 
     Attributes:
-        ancestors: Indices of the nodes above the first one, root first.
-        first: Index of its first node.
-        last: Index after its last node.
+        nodes: Indices of the nodes above its first one, root first, and of its own.
         mask: Additive mask (queries, keys).
     """
 
-    ancestors: tuple[int, ...]
-    first: int
-    last: int
+    nodes: tuple[int, ...]
     mask: Tensor
 
 
@@ -197,7 +193,7 @@ def tree_layout(spans: Sequence[NodeSpan], *, dtype: torch.dtype, device: torch.
         n_queries = sum(sizes[first:last])
         n_above = sum(sizes[node] for node in ancestors[first])
         mask = torch.full((n_queries, n_queries), torch.finfo(dtype).min, dtype=dtype, device=device).triu(1)
-        runs.append(Run(ancestors[first], first, last, F.pad(mask, (n_above, 0))))
+        runs.append(Run((*ancestors[first], *range(first, last)), F.pad(mask, (n_above, 0))))
     return TreeLayout(sizes, [run.mask.shape[0] for run in runs], tuple(runs))
 
 
@@ -230,9 +226,8 @@ def tree_attention(
     values = repeat_kv(value, n_groups).split(layout.node_sizes, dim=2)
     outputs = []
     for run, queries in zip(layout.runs, query.split(layout.run_sizes, dim=2), strict=True):
-        nodes = (*run.ancestors, *range(run.first, run.last))
-        run_keys = torch.cat([keys[node] for node in nodes], dim=2)
-        run_values = torch.cat([values[node] for node in nodes], dim=2)
+        run_keys = torch.cat([keys[node] for node in run.nodes], dim=2)
+        run_values = torch.cat([values[node] for node in run.nodes], dim=2)
         outputs.append(_attend(queries, run_keys, run_values, run.mask, **kwargs))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
@@ -344,8 +339,7 @@ def prefix_tree(sequences: Sequence[tuple[int, ...]]) -> tuple[TreeRow, tuple[in
     return TreeRow.of(nodes), tuple(leaves)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class States:
+class States(NamedTuple):
     """What was read of one sequence.
 
     Attributes:

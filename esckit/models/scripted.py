@@ -253,17 +253,8 @@ class ScriptedModel:
 
     def __init__(self, source: Script | Answerer, *, name: str) -> None:
         self._source = source
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """The script's name and digest, or where the function was found."""
-        return self._name
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """What the script claims; none for a function."""
-        return self._source.capabilities if isinstance(self._source, Script) else frozenset()
+        self.name = name
+        self.capabilities: frozenset[Capability] = source.capabilities if isinstance(source, Script) else frozenset()
 
     async def check(self) -> None:
         """Do nothing: the script was checked when it was read."""
@@ -344,7 +335,7 @@ class ScriptedModel:
 
     async def _read_out(self, capability: Capability, messages: Sequence[Message]) -> Rule:
         """Return the rule that gives the weights of a read-out, after its latency."""
-        if not isinstance(self._source, Script) or capability not in self._source.capabilities:
+        if not isinstance(self._source, Script) or capability not in self.capabilities:
             raise ConfigError(f"{self.name} does not offer {capability}", expected="readout: sampled")
         rule = self._rule(self._source, messages)
         await _wait(rule, _digest(messages))

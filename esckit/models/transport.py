@@ -338,7 +338,7 @@ class Transport:
 
 
 def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
-    """Return whether a request met nobody: not the server, or not the one behind a gateway."""
+    """Return whether nobody answered: not the server, or not the one behind a gateway."""
     if isinstance(outcome, BackendError):
         return outcome.kind != "unreadable"
     return isinstance(outcome, HttpFailure) and outcome.is_silence

@@ -66,7 +66,7 @@ def test_a_folder_that_does_not_exist(ref):
 def test_a_file_is_no_model(tmp_path):
     file = tmp_path / "weights.bin"
     file.touch()
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         find_backbone(str(file))
 
 

@@ -137,7 +137,11 @@ def test_all_tokens_and_no_word_for_the_end_is_a_cut(server: FakeServer) -> None
 @pytest.mark.parametrize(
     ("answer", "kind", "expected"),
     [
-        (Canned('{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"stop"}]}'), "unreadable", "no chat"),
+        (
+            Canned('{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"stop"}]}'),
+            "unreadable",
+            "not a chat completion",
+        ),
         (Canned({"choices": [{"message": "hello"}]}), "unreadable", "choices.0.message"),
         (completion({"text": "hello"}), "unreadable", "content is a dict"),
         (completion(None), "no_text", "without text"),
