@@ -352,7 +352,7 @@ def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, An
         settings |= {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), trust_remote_code=False)
     keep_soft_caps(model)
     return model.eval(), tokenizer
 

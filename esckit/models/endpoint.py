@@ -52,7 +52,8 @@ class EndpointModel:
         model: The server's id of the model.
         label: Name of the endpoint for provenance; the address if None.
         api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
-        log_probs: Whether the server returns log-probabilities; ``auto`` finds out in :meth:`check`.
+        log_probs: Whether the server returns log-probabilities, so that it offers ``next_token``; ``auto`` finds out in
+            :meth:`check`.
         lacks: Sampling fields that the server is known to refuse.
         timeouts: Time limits, retries and concurrency; None takes the defaults.
 
@@ -76,20 +77,11 @@ class EndpointModel:
         self.name = f"{label or self._transport.base_url.partition('://')[2]}/{model}"
         self._key_env = api_key_env
         self._probes_log_probs = log_probs == "auto"
-        self._offers_log_probs = log_probs is True
+        self.capabilities: frozenset[Capability] = frozenset({"next_token"} if log_probs is True else ())
         self._accepted = AcceptedFields(lacks)
         self._guard = MessageGuard.of_any_format()
         self._notes: dict[str, str] = {}
         self._kinds_logged: set[str] = set()
-
-    def __repr__(self) -> str:
-        """Return the name; never the key."""
-        return f"EndpointModel({self.name!r})"
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        """``next_token`` where log-probabilities are configured, or were found by :meth:`check`."""
-        return frozenset({"next_token"}) if self._offers_log_probs else frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -101,9 +93,9 @@ class EndpointModel:
     async def check(self) -> None:
         """Find out, in bounded time, whether the server can be used as configured.
 
-        The server's list of models answers where it has one. Without it, or to learn whether there are
-        log-probabilities, one token is asked for. A server that was just started may take long for that: it is waited
-        for, with a warning, and where it lists the model it is enough that it does.
+        Where the server has a list of models, that answers. Where it has none, or to learn whether it returns
+        log-probabilities, one token is requested. A server that was just started may take long for that: esckit waits,
+        with a warning. If such a server lists the model, the check passes even without an answer.
 
         Raises:
             ConfigError: If the server does not know the key or the model.
@@ -157,7 +149,7 @@ class EndpointModel:
             ConfigError: If the server offers no log-probabilities, or the temperature is not positive.
             BackendError: If no answer with log-probabilities came.
         """
-        if not self._offers_log_probs:
+        if "next_token" not in self.capabilities:
             raise ConfigError(f"{self.name} returns no log-probabilities", expected="readout: sampled")
         if temperature <= 0.0:
             raise ConfigError(f"temperature {temperature} for next_token", expected="a positive temperature")
@@ -174,8 +166,6 @@ class EndpointModel:
         """Close the connections."""
         await self._transport.aclose()
 
-    # ------------------------------------------------------------ inside
-
     async def _listed_models(self) -> tuple[str, ...]:
         """Return the ids that the server lists; none if it has no list or does not show it to this key."""
         try:
@@ -191,11 +181,23 @@ class EndpointModel:
     async def _probe(self, listed: Sequence[str]) -> None:
         """Ask for one token, with log-probabilities if it is open whether there are any."""
         fields = sampling_fields(Sampling(max_tokens=1), 0)
+        limits = self._transport.timeouts
         asking = asyncio.create_task(
             self._negotiate([Message("user", "Hello")], fields, log_probs=self._probes_log_probs)
         )
         try:
-            answer = await self._first_answer(asking)
+            # The first answer of a server may take longer than all others.
+            if not (await asyncio.wait({asking}, timeout=limits.check_s))[0]:
+                log.warning(
+                    "%s has not answered within %g s; waiting for up to %g s: "
+                    "after its start a server may load or compile",
+                    self.name,
+                    limits.check_s,
+                    limits.timeout_s,
+                )
+            answer = await asyncio.wait_for(asking, limits.timeout_s)
+        except TimeoutError:
+            raise self._transport.silent(limits.timeout_s) from None
         except HttpFailure as failure:
             # Some models refuse to stop after one token; being listed shows well enough that they are there.
             if failure.fault.status in _REFUSALS and self._model in listed:
@@ -204,22 +206,7 @@ class EndpointModel:
         finally:
             asking.cancel()
         if self._probes_log_probs:
-            self._offers_log_probs = bool(answer.alternatives)
-
-    async def _first_answer(self, asking: asyncio.Task[Answer]) -> Answer:
-        """Return the first answer of a server, which may take longer than all others."""
-        limits = self._transport.timeouts
-        if not (await asyncio.wait({asking}, timeout=limits.check_s))[0]:
-            log.warning(
-                "%s has not answered within %g s; waiting for up to %g s: after its start a server may load or compile",
-                self.name,
-                limits.check_s,
-                limits.timeout_s,
-            )
-        try:
-            return await asyncio.wait_for(asking, limits.timeout_s)
-        except TimeoutError:
-            raise self._transport.silent(limits.timeout_s) from None
+            self.capabilities = frozenset({"next_token"} if answer.alternatives else ())
 
     async def _ask(
         self,
