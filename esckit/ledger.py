@@ -7,9 +7,10 @@ attempt. Nothing else enters: not time, worker, batch position or ``hash()``. So
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from esckit.types import Reply, Thought, Usage
 
@@ -31,6 +32,15 @@ def uniform(seed: int) -> float:
     """Return the uniform number in [0, 1) that belongs to a seed."""
     # The largest seeds would round to 1.0, and an index drawn with that is out of range.
     return min(seed / _SEED_SPACE, _BELOW_ONE)
+
+
+def usage_facts(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Any]:
+    """Return the calls and tokens of several units together, by role, for a summary."""
+    total: dict[str, Usage] = {}
+    for usage in usages:
+        for role, used in usage.items():
+            total[role] = total.get(role, Usage()) + used
+    return {role: used.facts() for role, used in sorted(total.items())}
 
 
 class Ledger:

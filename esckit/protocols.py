@@ -7,9 +7,9 @@ waits on a model is ``async``; what computes is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from esckit.errors import DataError
 from esckit.ledger import Scope
@@ -27,6 +27,9 @@ from esckit.types import (
     Turn,
     Usage,
 )
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 Capability = Literal["score", "next_token"]
 
@@ -194,6 +197,41 @@ class CheckpointKind(Protocol):
         Raises:
             CheckpointError: If its files are not whole.
             ConfigError: If its backbone cannot be had.
+        """
+        ...
+
+
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def start(self, total: int, done: int = 0) -> None:
+        """Begin a run of ``total`` units, of which ``done`` are there already."""
+        ...
+
+    def advance(self, n: int = 1, **counts: int) -> None:
+        """Count finished units; ``counts`` are running totals to show beside them."""
+        ...
+
+    def close(self) -> None:
+        """End the display."""
+        ...
+
+
+class Executor(Protocol):
+    """Plays units, wherever it likes: in this process, or on the machines of a cluster."""
+
+    async def run(
+        self, units: Iterable[Unit], play: Callable[[Unit], Awaitable[Result]], take: Callable[[Result], None]
+    ) -> None:
+        """Play all units, in any order.
+
+        Args:
+            units: What is to be played, taken lazily.
+            play: Plays one unit.
+            take: Takes each result as soon as it is there; never called twice at a time.
+
+        Raises:
+            Exception: The first error of ``play`` or ``take``; units in flight are given up.
         """
         ...
 

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +40,7 @@ _Facts = dict[str, Any] | None
 
 
 class _Shape(BaseModel):
-    """Part of a manifest: what whoever reads one may rely on; all else is as the command wrote it."""
+    """Part of a manifest: what a reader may rely on; all else is as the command wrote it."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -67,8 +67,6 @@ class _Recipe(_Shape):
 
 class _Attempt(_Shape):
     status: str
-    began: str | None = None
-    ended: str | None = None
     versions: _Facts = None
     spent: _Facts = None
 
@@ -91,15 +89,10 @@ def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
     kept = json.loads(json.dumps(recipe))
     for path in paths:
         head, _, tail = path.partition(".")
-        if head == "*":
-            for section in kept.values():
-                if isinstance(section, dict):
-                    section.pop(tail, None)
-        elif tail:
-            if isinstance(kept.get(head), dict):
-                kept[head].pop(tail, None)
-        else:
-            kept.pop(head, None)
+        holders = kept.values() if head == "*" else [kept.get(head)] if tail else [kept]
+        for section in holders:
+            if isinstance(section, dict):
+                section.pop(tail or head, None)
     return dict(kept)
 
 
@@ -109,10 +102,12 @@ def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     A field that one of them lacks counts as null: an earlier version did not know every field, and null is "as before".
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        found: list[str] = []
-        for key in sorted({*ours, *theirs}):
-            found += differing_fields(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return found
+        start = f"{prefix}." if prefix else ""
+        return [
+            path
+            for key in sorted({*ours, *theirs})
+            for path in differing_fields(ours.get(key), theirs.get(key), f"{start}{key}")
+        ]
     return [] if ours == theirs else [prefix]
 
 
@@ -172,7 +167,13 @@ class RunFolder:
             # Again: between the first look and the lock another process may have made the folder its own.
             manifest = _own_manifest(path, command, identity, operational, given)
             clear_leftovers(path)
-            run = cls(path, manifest or _new_manifest(command, identity), lock_fd)
+            new = {
+                "schema": MANIFEST_SCHEMA,
+                "command": command,
+                "recipe_digest": digest(identity),
+                "created": _now(),
+            }
+            run = cls(path, manifest or new, lock_fd)
             run.update_manifest(recipe=dict(recipe), **given)
             if run.manifest.get("status") != "complete":
                 run.begin_attempt()
@@ -359,8 +360,22 @@ def _own_manifest(
     refuse_links(path.glob("*"))
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path)
-        _check_owner(path, manifest, command, without(manifest["recipe"], operational), identity)
-        _check_inputs(path, manifest, inputs)
+        if manifest["command"] != command:
+            raise ConfigError(
+                f"{path} belongs to a run of {manifest['command']!r}",
+                expected=f"one of {command!r}",
+                hint="Choose another folder with --out",
+            )
+        if fields := differing_fields(identity, without(manifest["recipe"], operational)):
+            raise ConfigError(
+                f"{path} belongs to another recipe: {_differ(fields)}",
+                hint="Choose another folder with --out, or undo the change to resume",
+            )
+        if fields := differing_fields(inputs, {name: manifest.get(name, inputs[name]) for name in inputs}):
+            raise ConfigError(
+                f"{path} was begun with other inputs: {_differ(fields)}",
+                hint="Choose another folder with --out, or bring the old inputs back to resume",
+            )
         return manifest
     if path.is_dir():
         # The lock, or a manifest that was not finished, is what a run leaves that died at once.
@@ -377,40 +392,8 @@ def _own_manifest(
     return None
 
 
-def _check_owner(
-    path: Path, manifest: Mapping[str, Any], command: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
-) -> None:
-    """Refuse a folder that belongs to another command or recipe."""
-    if manifest["command"] != command:
-        raise ConfigError(
-            f"{path} belongs to a run of {manifest['command']!r}",
-            expected=f"one of {command!r}",
-            hint="Choose another folder with --out",
-        )
-    if fields := differing_fields(ours, theirs):
-        raise ConfigError(
-            f"{path} belongs to another recipe: {', '.join(fields)} differ{'s' if len(fields) == 1 else ''}",
-            hint="Choose another folder with --out, or undo the change to resume",
-        )
-
-
-def _check_inputs(path: Path, manifest: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Refuse to go on where the recipe is the same, but not what it names."""
-    fields = differing_fields(inputs, {name: manifest.get(name, inputs[name]) for name in inputs})
-    if fields:
-        raise ConfigError(
-            f"{path} was begun with other inputs: {', '.join(fields)} differ{'s' if len(fields) == 1 else ''}",
-            hint="Choose another folder with --out, or bring the old inputs back to resume",
-        )
-
-
-def _new_manifest(command: str, identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": MANIFEST_SCHEMA,
-        "command": command,
-        "recipe_digest": digest(identity),
-        "created": _now(),
-    }
+def _differ(fields: Sequence[str]) -> str:
+    return f"{', '.join(fields)} differ{'s' if len(fields) == 1 else ''}"
 
 
 def _now() -> str:

@@ -1,6 +1,6 @@
 """How far a run is, on stderr: a bar on a terminal, a line now and then elsewhere.
 
-Implements :class:`esckit.play.executor.Progress`.
+Implements :class:`esckit.protocols.Progress`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from esckit.play.executor import NoProgress, Progress
+from esckit.play.runner import NoProgress
+from esckit.protocols import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBar

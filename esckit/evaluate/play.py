@@ -5,10 +5,8 @@ Playing the cases of an evaluation that are not on disk yet, file after file, ea
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -16,9 +14,10 @@ from pydantic import Field
 
 from esckit.evaluate.cases import Case, Episode, PairCase, ProbeCase, ResponseCase, SycophancyCase
 from esckit.evaluate.setup import Setup
-from esckit.evaluate.suites.suite import Player, Unit, Work
-from esckit.play.executor import HOPELESS, FailureRate, Progress, run_units
-from esckit.records import read_records, write_records
+from esckit.evaluate.suites.suite import Unit, Work
+from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, UnitFile, latest, play_units
+from esckit.protocols import Progress
+from esckit.records import write_records
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool
 from esckit.runs import RunFolder
@@ -35,6 +34,8 @@ MISSING = "missing"
 
 
 K = TypeVar("K", bound=Case)
+
+CaseFile = UnitFile[Unit, Case]
 
 
 class FailedCase(Record):
@@ -73,29 +74,7 @@ def case_file(file: str) -> str:
 
 def read_cases(folder: Path, file: str, kind: type[K]) -> dict[str, K]:
     """Return the cases on disk by id; a case that was played again counts as its latest self."""
-    path = folder / case_file(file)
-    if not path.is_file():
-        return {}
-    return {case.id: case for case in read_records(kind, path, allow_cut=True)}
-
-
-def settle(folder: Path, works: Sequence[Work]) -> int:
-    """Sort every file of cases by its plan, and write what follows from them; return how many cases there are."""
-    failed: list[FailedCase] = []
-    n_cases = 0
-    for work in works:
-        found = read_cases(folder, work.file, work.kind)
-        cases = [found[unit.id] for unit in work.units if unit.id in found]
-        if not cases:
-            continue
-        n_cases += len(cases)
-        write_records(folder / case_file(work.file), cases)
-        failed += [entry for case in cases for entry in _failures(work, case)]
-        if work.kind is Episode:
-            examples = [_example(case) for case in cases if isinstance(case, Episode)]
-            write_records(folder / EXAMPLES / f"{work.file}.jsonl", examples)
-    write_records(folder / "failures.jsonl", failed)
-    return n_cases
+    return latest(folder / case_file(file), kind)
 
 
 def _example(episode: Episode) -> DialogueExample:
@@ -163,73 +142,33 @@ MIN_CASES_FOR_RATE = 20
 _NOT_CHAT = ("scorer", "reward")
 
 
-@dataclass(frozen=True, slots=True)
-class Stock:
-    """What there is of an evaluation.
-
-    Attributes:
-        done: Cases by file and id; those that are played join them.
-        missing: Cases to be played, by file.
-    """
-
-    done: dict[str, dict[str, Case]]
-    missing: dict[str, list[Unit]]
-
-    @classmethod
-    def of(cls, setup: Setup, folder: Path) -> Stock:
-        """Return what is on disk, and what is not or failed and is to be tried again."""
-        again = setup.recipe.resume.retry_failed
-        done: dict[str, dict[str, Case]] = {}
-        missing: dict[str, list[Unit]] = {}
-        for work in setup.works:
-            found: dict[str, Case] = {**read_cases(folder, work.file, work.kind)}
-            done[work.file] = found
-            missing[work.file] = [
-                unit for unit in work.units if (case := found.get(unit.id)) is None or (again and is_failed(case))
-            ]
-        return cls(done, missing)
-
-    @property
-    def n_missing(self) -> int:
-        """Cases to be played."""
-        return sum(map(len, self.missing.values()))
-
-    def rate(self, allowed: float) -> FailureRate:
-        """Return the failure rate of what stays as it is."""
-        waiting = {(file, unit.id) for file, units in self.missing.items() for unit in units}
-        kept = [
-            case for file, cases in self.done.items() for name, case in cases.items() if (file, name) not in waiting
-        ]
-        return FailureRate(
-            allowed,
-            MIN_CASES_FOR_RATE,
-            "cases",
-            "resume.retry_failed",
-            len(kept),
-            sum(map(is_failed, kept)),
-            failed="failed or are unscored",
-            hopeless=HOPELESS,
+def case_files(setup: Setup) -> list[CaseFile]:
+    """Return the files of cases in the order in which they are played; they are not read yet."""
+    return [
+        UnitFile(
+            case_file(work.file),
+            work.kind,
+            [(unit.id, unit) for unit in work.units],
+            is_failed=is_failed,
+            is_retried=is_failed if setup.recipe.resume.retry_failed else None,
+            timed_as="case",
+            timed_in={"file": work.file},
+            asks_models=bool(work.roles),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The models of an evaluation, and what plays the cases of each file."""
-
-    pool: ModelPool
-    players: dict[str, Player]
+        for work in setup.works
+    ]
 
 
 @asynccontextmanager
-async def staged(setup: Setup, stock: Stock) -> AsyncIterator[Stage]:
-    """Load the models that missing cases need, and let them go at the end.
+async def staged(setup: Setup, files: Sequence[CaseFile]) -> AsyncIterator[ModelPool]:
+    """Load the models that missing cases need, tell the files what plays them, and let the models go at the end.
 
     Raises:
         EsckitError: If a model cannot be had, or cannot do what its role needs.
     """
     recipe = setup.recipe
-    works = [work for work in setup.works if stock.missing[work.file]]
-    roles = {role for work in works for role in work.roles}
+    missing = [(work, file) for work, file in zip(setup.works, files, strict=True) if file.missing]
+    roles = {role for work, _ in missing for role in work.roles}
     chat = {role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(chat)
@@ -241,11 +180,14 @@ async def staged(setup: Setup, stock: Stock) -> AsyncIterator[Stage]:
             setup.taxonomy,
             recipe.strategist.readout,
         )
-        yield Stage(pool, {work.file: work.prepare(casting, stock.done) for work in works})
+        done = {work.file: file.done for work, file in zip(setup.works, files, strict=True)}
+        for work, file in missing:
+            file.play = work.prepare(casting, done)
+        yield pool
 
 
 async def play_missing(
-    setup: Setup, stock: Stock, stage: Stage | None, folder: RunFolder, progress: Progress
+    setup: Setup, files: Sequence[CaseFile], pool: ModelPool | None, folder: RunFolder, progress: Progress
 ) -> FailureRate:
     """Play what is missing; every file is sorted at the end, whatever happens.
 
@@ -257,54 +199,41 @@ async def play_missing(
         BudgetError: If the budget is used up.
         StorageError: If the folder was moved or deleted, or cases are gone from it.
     """
-    rate = stock.rate(setup.recipe.max_failure_rate)
-    # Where no model is to be asked any more, going on costs nothing and brings the metrics.
-    if any(work.roles and stock.missing[work.file] for work in setup.works):
-        rate.watch()
-    if stock.n_missing:
-        folder.begin_attempt()
-    total = sum(len(work.units) for work in setup.works)
-    progress.start(total, total - stock.n_missing)
+    rate = FailureRate(
+        setup.recipe.max_failure_rate,
+        MIN_CASES_FOR_RATE,
+        "cases",
+        "resume.retry_failed",
+        failed="failed or are unscored",
+        hopeless=HOPELESS,
+    )
     try:
-        if stage is not None:
-            for work in setup.works:
-                if work.file in stage.players:
-                    await _play_file(setup, work, stock, stage.players[work.file], folder, rate, progress)
+        await play_units(
+            files,
+            folder,
+            executor=AsyncioExecutor(setup.recipe.concurrency.cases),
+            rate=rate,
+            progress=progress,
+            settled=lambda: _write_beside(folder.path, setup.works, files),
+        )
     finally:
-        progress.close()
-        folder.require_present()
-        n_settled = settle(folder.path, setup.works)
-        if stage is not None:
-            pool = stage.pool
+        if pool is not None:
             folder.book(pool.spent())
             folder.update_manifest(determinism=pool.determinism(), **pool.facts())
-    folder.require_whole(n_settled, total, "cases")
     return rate
+
+
+def _write_beside(folder: Path, works: Sequence[Work], files: Sequence[CaseFile]) -> None:
+    """Write what follows from the cases: why some have no value, and what critics made of the dialogues."""
+    failed: list[FailedCase] = []
+    for work, file in zip(works, files, strict=True):
+        failed += [entry for case in file.records for entry in _failures(work, case)]
+        if work.kind is Episode and file.records:
+            examples = [_example(case) for case in file.records if isinstance(case, Episode)]
+            write_records(folder / EXAMPLES / f"{work.file}.jsonl", examples)
+    write_records(folder / "failures.jsonl", failed)
 
 
 def is_failed(case: Case) -> bool:
     """Return whether a case counts for ``max_failure_rate``; what a file of predictions lacks was not asked for."""
     return bool(set(failure_kinds(case)) - {MISSING})
-
-
-async def _play_file(
-    setup: Setup, work: Work, stock: Stock, play: Player, folder: RunFolder, rate: FailureRate, progress: Progress
-) -> None:
-    units: Sequence[Unit] = stock.missing[work.file]
-    with folder.appender(case_file(work.file)) as cases, folder.appender("metrics.jsonl") as timings:
-
-        async def timed(unit: Unit) -> tuple[Case, float]:
-            began = time.perf_counter()
-            return await play(unit), time.perf_counter() - began
-
-        def take(result: tuple[Case, float]) -> None:
-            case, seconds = result
-            cases.append(case)
-            timings.append({"file": work.file, "case": case.id, "seconds": round(seconds, 3)})
-            stock.done[work.file][case.id] = case
-            rate.count(failed=is_failed(case))
-            if work.roles:
-                rate.watch()
-            progress.advance(failed=rate.n_failed)
-
-        await run_units(units, timed, limit=setup.recipe.concurrency.cases, on_result=take)

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from esckit.config.load import require_runs
 from esckit.errors import DataError
 from esckit.evaluate.conditions import critic_prompts
-from esckit.evaluate.play import Stock, failure_kinds, play_missing, read_cases, staged
+from esckit.evaluate.play import case_files, failure_kinds, play_missing, read_cases, staged
 from esckit.evaluate.recipe import EvaluateRecipe, EvaluateSettings
 from esckit.evaluate.setup import Setup, playing, set_up
 from esckit.evaluate.suites.dialogue import supporter_prompt
-from esckit.play.executor import FailureRate, NoProgress, Progress
+from esckit.play.runner import FailureRate, NoProgress
 from esckit.prompts.prompt import load_prompt
+from esckit.protocols import Progress
 from esckit.roles.cast import role_prompt
 from esckit.roles.pool import part_of, require_checkpoints
 from esckit.runs import MANIFEST, RunFolder, read_manifest
@@ -150,29 +151,32 @@ async def _run(
     setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Progress
 ) -> tuple[MetricsFile, FailureRate]:
     recipe = setup.recipe
+    files, is_new = case_files(setup), not (out / MANIFEST).is_file()
     async with AsyncExitStack() as stack:
-        stock, stage = None, None
-        if not (out / MANIFEST).is_file():
+        pool = None
+        for file in files:
+            file.read(out)
+        if is_new:
             # Models come first, so that a recipe that cannot be played leaves no folder behind.
-            stock = Stock.of(setup, out)
-            stage = await stack.enter_async_context(staged(setup, stock))
-        with RunFolder.open(
-            out,
-            command=COMMAND,
-            recipe=recipe.resolved(),
-            operational=recipe.OPERATIONAL,
-            inputs=_inputs(setup),
-        ) as folder:
-            folder.file(METRICS).unlink(missing_ok=True)
-            folder.update_manifest(**_facts(setup))
-            if stock is None:
-                stock = Stock.of(setup, out)
-                stage = await stack.enter_async_context(staged(setup, stock)) if stock.n_missing else None
-            rate = await play_missing(setup, stock, stage, folder, progress)
-            metrics = _compute(setup, folder, gates)
-            if rate.is_passed:
-                folder.close("stopped")
-            return metrics, rate
+            pool = await stack.enter_async_context(staged(setup, files))
+        folder = stack.enter_context(
+            RunFolder.open(
+                out,
+                command=COMMAND,
+                recipe=recipe.resolved(),
+                operational=recipe.OPERATIONAL,
+                inputs=_inputs(setup),
+            )
+        )
+        folder.file(METRICS).unlink(missing_ok=True)
+        folder.update_manifest(**_facts(setup))
+        if not is_new and any(file.missing for file in files):
+            pool = await stack.enter_async_context(staged(setup, files))
+        rate = await play_missing(setup, files, pool, folder, progress)
+        metrics = _compute(setup, folder, gates)
+        if rate.is_passed:
+            folder.close("stopped")
+        return metrics, rate
 
 
 # ---------------------------------------------------------------- checks

@@ -22,9 +22,9 @@ from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
 from esckit.models.checkpoint import FOLDER
-from esckit.play.executor import Progress
 from esckit.play.session import STATES, SUMMARY, RunResult, StepsInPlace, finished, training
 from esckit.processes import Process, this_process
+from esckit.protocols import Progress
 from esckit.records import write_atomic, write_json
 from esckit.strategies.taxonomy import keep_taxonomy
 from esckit.training.sections import check_trackers

@@ -14,9 +14,10 @@ from fractions import Fraction
 
 from esckit.errors import ModelError
 from esckit.ledger import Ledger
+from esckit.play.rollout import Conversation, failure_of
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.asking import gather_all
-from esckit.types import CriticReading, Failure, FailureStage, Generation, Scenario, Thought, Turn, Usage
+from esckit.types import CriticReading, Failure, Generation, Scenario, Thought, Turn, Usage
 
 SUCCESS = Fraction(1, 2)
 """A critic is satisfied once its value lies strictly above this."""
@@ -80,13 +81,6 @@ class Played:
     reasoning: tuple[Thought, ...] = ()
 
 
-@dataclass(slots=True)
-class _Stage:
-    """What is being asked, for the record of a failure."""
-
-    name: FailureStage = "supporter"
-
-
 async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int, run_seed: int) -> Played:
     """Return the conversation that starts from a scenario.
 
@@ -98,21 +92,26 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
     """
     ledger, rated = Ledger(run_seed, scenario.id), Ledger(run_seed, scenario.id)
     played = Played()
-    talk = [Turn(speaker="seeker", text=scenario.situation)]
+    talk = Conversation(scenario, [Turn(speaker="seeker", text=scenario.situation)])
     waiting = dict(cast.critics)
     for t in range(1, max_turns + 1):
-        stage = _Stage()
+        scope = ledger.at(t)
         try:
-            await _exchange(scenario, talk, t, cast, ledger, stage, played)
+            turn = PlayedTurn(t, *await talk.ask_supporter(cast.supporter, cast.strategist, scope))
+            played.turns.append(turn)
+            turn.seeker = await talk.ask_seeker(cast.seeker, scope)
         except ModelError as error:
-            played.failure = _failure(stage.name, t, error)
+            played.failure = failure_of(error, talk.stage, t)
             break
-        turn = played.turns[-1]
         await gather_all(
-            *(_read(name, critic, scenario, talk, turn, ledger, played) for name, critic in waiting.items()),
-            *([_rate(cast.turn_judge, scenario, talk, turn, rated)] if cast.turn_judge else []),
+            *(_read(name, critic, talk, turn, ledger, played) for name, critic in waiting.items()),
+            *([_rate(cast.turn_judge, talk, turn, rated)] if cast.turn_judge else []),
         )
-        waiting = {name: critic for name, critic in waiting.items() if _goes_on(name, turn, played)}
+        waiting = {
+            name: critic
+            for name, critic in waiting.items()
+            if name not in played.critic_failures and turn.readings[name].fraction <= SUCCESS
+        }
         if not waiting:
             break
     # The rubric critic books on "critic"; here it is the turn judge who spoke.
@@ -123,52 +122,25 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
     return played
 
 
-async def _exchange(
-    scenario: Scenario, talk: list[Turn], t: int, cast: EpisodeCast, ledger: Ledger, stage: _Stage, played: Played
-) -> None:
-    """Play one exchange onto the talk; what is reached before a failure stays on record."""
-    scope = ledger.at(t)
-    strategy = None
-    if cast.strategist is not None:
-        stage.name = "strategist"
-        strategy = (await cast.strategist.decide(scenario, talk, scope)).strategy
-    stage.name = "supporter"
-    generation = await cast.supporter.reply(talk, scope, strategy=strategy)
-    talk.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))
-    played.turns.append(PlayedTurn(t, generation, strategy))
-    stage.name = "seeker"
-    answer = await cast.seeker.reply(scenario, talk, scope)
-    talk.append(Turn(speaker="seeker", text=answer.text))
-    played.turns[-1].seeker = answer.text
-
-
 async def _read(
-    name: str, critic: Critic, scenario: Scenario, talk: list[Turn], turn: PlayedTurn, ledger: Ledger, played: Played
+    name: str, critic: Critic, talk: Conversation, turn: PlayedTurn, ledger: Ledger, played: Played
 ) -> None:
-    """Ask one critic about the whole conversation; its seeds know its name, so that others do not move them."""
+    """Ask one critic about the whole conversation; its seeds depend on its name, so that others do not move them."""
     try:
-        score = await critic.score(scenario, tuple(talk), ledger.at(turn.t, name))
+        score = await critic.score(talk.scenario, tuple(talk.turns), ledger.at(turn.t, name))
     except ModelError as error:
-        played.critic_failures[name] = _failure("critic", turn.t, error)
+        played.critic_failures[name] = failure_of(error, "critic", turn.t)
         return
     if not isinstance(score.reading, CriticReading):
         raise TypeError("self-play needs resolution critics")
     turn.readings[name] = score.reading
 
 
-async def _rate(judge: Critic, scenario: Scenario, talk: list[Turn], turn: PlayedTurn, ledger: Ledger) -> None:
+async def _rate(judge: Critic, talk: Conversation, turn: PlayedTurn, ledger: Ledger) -> None:
     """Ask the turn judge about the supporter's turn, which the seeker's answer follows."""
     try:
-        score = await judge.score(scenario, tuple(talk[:-1]), ledger.at(turn.t, _RATER))
+        score = await judge.score(talk.scenario, tuple(talk.turns[:-1]), ledger.at(turn.t, _RATER))
     except ModelError as error:
         turn.ratings_unscored = error.kind
         return
     turn.ratings = {name: int(rating) for name, rating in score.values.items()}
-
-
-def _goes_on(name: str, turn: PlayedTurn, played: Played) -> bool:
-    return name not in played.critic_failures and turn.readings[name].fraction <= SUCCESS
-
-
-def _failure(stage: FailureStage, t: int, error: ModelError) -> Failure:
-    return Failure(stage=stage, turn=t, kind=error.kind, attempts=error.attempts, message=str(error))

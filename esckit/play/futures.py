@@ -98,9 +98,16 @@ def _manifest(folder: str) -> dict[str, Any]:
 
 
 def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int | bool]:
-    """Return how the futures were made; refuse to mix what cannot be compared."""
+    """Return how the futures were made; refuse to mix what cannot be compared.
+
+    Futures whose seeker or supporter was prompted differently still compare, but mix two populations: a warning.
+    """
+    for role in ("seeker", "supporter"):
+        named = {str((manifest.get("prompts") or {}).get(role)) for manifest in manifests.values()}
+        if len(named) > 1:
+            prompts = ", ".join(sorted(named))
+            log.warning("the inputs were simulated with different prompts of the %s: %s", role, prompts)
     first: dict[str, str | int | bool] = {}
-    _warn_of_other_players(manifests)
     for folder, manifest in manifests.items():
         facts = _simulation(folder, manifest)
         first = first or facts
@@ -114,16 +121,6 @@ def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int |
                 hint="Rewards of different critics do not compare: train one reward model on each",
             )
     return first
-
-
-def _warn_of_other_players(manifests: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say so if seeker or supporter were prompted differently: the futures still compare, but mix two populations."""
-    for role in ("seeker", "supporter"):
-        named = {str((manifest.get("prompts") or {}).get(role)) for manifest in manifests.values()}
-        if len(named) > 1:
-            log.warning(
-                "the inputs were simulated with different prompts of the %s: %s", role, ", ".join(sorted(named))
-            )
 
 
 def _simulation(folder: str, manifest: Mapping[str, Any]) -> dict[str, str | int | bool]:

@@ -1,12 +1,12 @@
-"""Playing one future: a candidate reply, and what the conversation becomes after it (RLFF-ESC, arXiv 2508.12935).
+"""Playing one future, and labelling futures as good or not (RLFF-ESC, arXiv 2508.12935).
 
-Exchange 0 holds the candidate and the seeker's answer to it; exchanges 1 … T are played and scored. The future is
-resolved as soon as the critic's value exceeds the threshold, and its reward is (last value + 1/(k+1)) / 2. A model
-failure ends the future with a record in place of a number.
+A future is a candidate reply and what the conversation becomes after it. Exchange 0 holds the candidate and the
+seeker's answer to it; exchanges 1 … T are played and scored. The future is resolved as soon as the critic's value
+exceeds the threshold, and its reward is (last value + 1/(k+1)) / 2. A model failure ends the future with a record in
+place of a number. Episodes for evaluation are played in :mod:`esckit.play.episode`.
 
-Label rules: which simulated futures count as good (RLFF-ESC, arXiv 2508.12935). All comparisons are exact.
-
-The paper turns rewards into labels, y = 1 iff reward > δ, and does not report δ; so a rule is always the user's choice.
+The paper turns rewards into labels, y = 1 iff reward > δ, but does not report δ; so the rule is always the user's
+choice. All comparisons are exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from esckit.errors import ModelError
 from esckit.ledger import Ledger, Scope
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.verdicts import future_reward
-from esckit.types import Context, CriticReading, Exchange, Failure, FailureStage, Future, Outcome, Scenario, Turn
+from esckit.types import (
+    Context,
+    CriticReading,
+    Exchange,
+    Failure,
+    FailureStage,
+    Future,
+    Generation,
+    Outcome,
+    Scenario,
+    Turn,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +60,57 @@ class Rules:
 
 
 @dataclass(slots=True)
-class _Play:
-    """The state of one future while it is played."""
+class Conversation:
+    """A conversation while it is played. What was reached before a failure stays in it.
+
+    Attributes:
+        stage: Who is being asked, for the record of a failure.
+    """
 
     scenario: Scenario
     turns: list[Turn]
-    exchanges: list[Exchange]
-    stage: FailureStage = "candidate"
+    stage: FailureStage = "supporter"
+
+    async def ask_supporter(
+        self,
+        supporter: Supporter,
+        strategist: StrategyPolicy | None,
+        scope: Scope,
+        *,
+        stage: FailureStage = "supporter",
+    ) -> tuple[Generation, str | None]:
+        """Add the supporter's turn; return its generation, and its strategy where a strategist names one.
+
+        Raises:
+            ModelError: If one of them gave nothing usable.
+        """
+        strategy = None
+        if strategist is not None:
+            self.stage = "strategist"
+            strategy = (await strategist.decide(self.scenario, self.turns, scope)).strategy
+        self.stage = stage
+        generation = await supporter.reply(self.turns, scope, strategy=strategy)
+        self.turns.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))
+        return generation, strategy
+
+    async def ask_seeker(self, seeker: Seeker, scope: Scope) -> str:
+        """Add the seeker's turn and return its text.
+
+        Raises:
+            ModelError: If the seeker gave nothing usable.
+        """
+        self.stage = "seeker"
+        answer = await seeker.reply(self.scenario, self.turns, scope)
+        self.turns.append(Turn(speaker="seeker", text=answer.text))
+        return answer.text
 
 
-async def play_future(
-    context: Context,
-    candidate: int,
-    *,
-    cast: Cast,
-    rules: Rules,
-    run_seed: int,
-) -> Future:
+def failure_of(error: ModelError, stage: FailureStage, turn: int) -> Failure:
+    """Return the record of a failed call."""
+    return Failure(stage=stage, turn=turn, kind=error.kind, attempts=error.attempts, message=str(error))
+
+
+async def play_future(context: Context, candidate: int, *, cast: Cast, rules: Rules, run_seed: int) -> Future:
     """Return the simulated future of one candidate.
 
     Args:
@@ -76,21 +121,32 @@ async def play_future(
         run_seed: Seed of the run.
     """
     ledger = Ledger(run_seed, context.id)
-    play = _Play(context.scenario, list(context.turns), [])
+    talk = Conversation(context.scenario, list(context.turns))
+    exchanges: list[Exchange] = []
     failure: Failure | None = None
-    resolved = False
-    k = 0
+    value: Fraction | None = None
+    resolved, k = False, 0
     try:
         for k in range(rules.horizon + 1):
-            scored = k > 0 or rules.score_first_exchange
-            reading = await _exchange(play, k, cast, ledger.at(candidate, k), scored=scored)
-            if reading is not None and reading.fraction > rules.threshold:
-                resolved = True
+            scope = ledger.at(candidate, k)
+            stage: FailureStage = "supporter" if k else "candidate"
+            generation, strategy = await talk.ask_supporter(cast.supporter, cast.strategist, scope, stage=stage)
+            exchanges.append(Exchange(k=k, supporter=generation, strategy=strategy))
+            seeker = await talk.ask_seeker(cast.seeker, scope)
+            exchanges[k] = exchanges[k].model_copy(update={"seeker": seeker})
+            if k == 0 and not rules.score_first_exchange:
+                continue
+            talk.stage = "critic"
+            reading = (await cast.critic.score(talk.scenario, talk.turns, scope)).reading
+            if not isinstance(reading, CriticReading):
+                raise TypeError("a future needs a resolution critic")
+            exchanges[k] = exchanges[k].model_copy(update={"reading": reading})
+            value = reading.fraction
+            if resolved := value > rules.threshold:
                 break
     except ModelError as error:
-        failure = Failure(stage=play.stage, turn=k, kind=error.kind, attempts=error.attempts, message=str(error))
-    value = None if failure else _last_value(play.exchanges)
-    reward = None if value is None else future_reward(value, k)
+        failure = failure_of(error, talk.stage, k)
+    reward = None if failure or value is None else future_reward(value, k)
     return Future(
         id=f"{context.id}:c{candidate}",
         context_id=context.id,
@@ -102,43 +158,11 @@ async def play_future(
         reward_num=None if reward is None else reward.numerator,
         reward_den=None if reward is None else reward.denominator,
         reward=None if reward is None else float(reward),
-        exchanges=tuple(play.exchanges),
+        exchanges=tuple(exchanges),
         failure=failure,
         usage=dict(sorted(ledger.usage.items())),
-        reasoning=ledger.thoughts(kept={exchange.supporter.reasoning for exchange in play.exchanges}),
+        reasoning=ledger.thoughts(kept={exchange.supporter.reasoning for exchange in exchanges}),
     )
-
-
-async def _exchange(play: _Play, k: int, cast: Cast, scope: Scope, *, scored: bool) -> CriticReading | None:
-    """Play exchange k onto the state; what is reached before a failure stays on it."""
-    strategy = None
-    if cast.strategist is not None:
-        play.stage = "strategist"
-        strategy = (await cast.strategist.decide(play.scenario, play.turns, scope)).strategy
-    play.stage = "candidate" if k == 0 else "supporter"
-    generation = await cast.supporter.reply(play.turns, scope, strategy=strategy)
-    play.turns.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))
-    exchange = Exchange(k=k, supporter=generation, strategy=strategy)
-    play.exchanges.append(exchange)
-    play.stage = "seeker"
-    answer = await cast.seeker.reply(play.scenario, play.turns, scope)
-    play.turns.append(Turn(speaker="seeker", text=answer.text))
-    play.exchanges[-1] = exchange = exchange.model_copy(update={"seeker": answer.text})
-    if not scored:
-        return None
-    play.stage = "critic"
-    score = await cast.critic.score(play.scenario, play.turns, scope)
-    if not isinstance(score.reading, CriticReading):
-        raise TypeError("a future needs a resolution critic")
-    play.exchanges[-1] = exchange.model_copy(update={"reading": score.reading})
-    return score.reading
-
-
-def _last_value(exchanges: Sequence[Exchange]) -> Fraction:
-    """Return the last critic value of a future that was played to its end."""
-    reading = exchanges[-1].reading
-    assert reading is not None
-    return reading.fraction
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import Any
 
 from esckit.config.sections import Recipe, RoleOptions
 from esckit.documents import read_json_object
-from esckit.errors import EsckitError, StorageError
+from esckit.errors import StorageError
 from esckit.models.checkpoint import FOLDER
-from esckit.play.executor import NoProgress, Progress
+from esckit.play.runner import NoProgress
 from esckit.processes import Process, ending_group
+from esckit.protocols import Progress
 from esckit.roles.pool import ModelPool, checkpoint_ids
 from esckit.runs import RunFolder
 
@@ -36,11 +37,9 @@ def playing(
     recipe: Recipe,
     out: Path,
     pool: ModelPool,
-    progress: Progress,
     *,
     bindings: Iterable[RoleOptions],
     inputs: Mapping[str, Any],
-    settle: Callable[[RunFolder], object],
 ) -> Iterator[RunFolder]:
     """Hold the folder of a run that plays with models.
 
@@ -48,10 +47,8 @@ def playing(
         recipe: The recipe.
         out: The run folder; it is created, or resumed if it belongs to this recipe.
         pool: The run's models.
-        progress: Closed at the end.
         bindings: Who plays; a run does not go on with another checkpoint under the same name.
         inputs: What else the run is known by beside its recipe.
-        settle: Sorts what was played, when the run is stopped by an error of ours.
 
     Raises:
         StorageError: If the folder is moved or deleted meanwhile.
@@ -64,11 +61,7 @@ def playing(
         folder.update_manifest(determinism=pool.determinism(), **pool.facts())
         try:
             yield folder
-        except EsckitError:
-            settle(folder)
-            raise
         finally:
-            progress.close()
             folder.book(pool.spent())
             folder.update_manifest(**pool.facts())
 

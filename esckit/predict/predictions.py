@@ -1,19 +1,23 @@
-"""Predictions files: what any system says to the cases, keyed by case id."""
+"""The predictions file: what any system says to the cases of an evaluation, keyed by case id.
+
+A line is ``{"schema": "esckit.prediction/1", "id": "esconv-9b1f37be6d7e#m5", "strategy": "Question", "probabilities":
+null, "reply": "…"}``. ``esckit predict`` writes such files, and anybody else may; ``esckit evaluate`` reads them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar
 
 from esckit.errors import DataError
-from esckit.metrics.metric import Unscored
 from esckit.models.chat import split_reasoning
 from esckit.records import read_records
 from esckit.text import listed
 from esckit.types import Record
+
+if TYPE_CHECKING:
+    from esckit.metrics.metric import Unscored
 
 
 class Prediction(Record):
@@ -30,7 +34,7 @@ class Prediction(Record):
 
     id: str
     strategy: str | None = None
-    probabilities: tuple[float, ...] | None = Field(default=None)
+    probabilities: tuple[float, ...] | None = None
     reply: str | None = None
 
 
@@ -42,18 +46,15 @@ def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Predict
     Raises:
         DataError: If there is no line, or an id stands there twice or belongs to no case.
     """
-    known = set(case_ids)
     found: dict[str, Prediction] = {}
-    unknown = []
     for prediction in read_records(Prediction, path):
         if prediction.id in found:
             raise DataError(f"id {prediction.id!r} twice", path=str(path), expected="one line for each case")
         found[prediction.id] = _answer_alone(prediction)
-        if prediction.id not in known:
-            unknown.append(prediction.id)
     if not found:
         raise DataError("no prediction", path=str(path), expected="one line for each case")
-    if unknown:
+    known = set(case_ids)
+    if unknown := [name for name in found if name not in known]:
         raise DataError(
             f"{len(unknown)} unknown {'id' if len(unknown) == 1 else 'ids'}: {listed(unknown, limit=3)}",
             path=str(path),
@@ -69,13 +70,17 @@ def _answer_alone(prediction: Prediction) -> Prediction:
 
 def predicted_reply(prediction: Prediction | None) -> str | Unscored:
     """Return the reply of a case's prediction, or why it has none."""
-    if prediction is None or prediction.reply is None:
-        return Unscored("missing")
-    return prediction.reply if prediction.reply.strip() else Unscored("blank")
+    return _given(prediction.reply if prediction else None)
 
 
 def predicted_label(prediction: Prediction | None) -> str | Unscored:
     """Return the strategy label of a case's prediction as it stands there, or why it has none."""
-    if prediction is None or prediction.strategy is None:
+    return _given(prediction.strategy if prediction else None)
+
+
+def _given(text: str | None) -> str | Unscored:
+    from esckit.metrics.metric import Unscored
+
+    if text is None:
         return Unscored("missing")
-    return prediction.strategy if prediction.strategy.strip() else Unscored("blank")
+    return text if text.strip() else Unscored("blank")

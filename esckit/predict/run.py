@@ -7,10 +7,11 @@ reads, and ``failures.jsonl``. A place where a model gave nothing usable has a l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from esckit.config.load import require_runs
 from esckit.config.sections import CheckpointBinding
@@ -19,19 +20,16 @@ from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.suites.suite import after_opening
 from esckit.ledger import Ledger
-from esckit.play.executor import HOPELESS, FailureRate, NoProgress, Progress, run_units
+from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, NoProgress, UnitFile, latest, play_units
 from esckit.play.session import RunResult, playing
+from esckit.predict.predictions import Prediction
 from esckit.predict.recipe import PredictRecipe
-from esckit.records import JsonlAppender, read_records, write_records
+from esckit.protocols import Progress
+from esckit.records import write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, part_of, policy_taxonomy, require_checkpoints
-from esckit.runs import RunFolder
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Context, Record
-
-if TYPE_CHECKING:
-    from esckit.predict.predictions import Prediction
-
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -48,13 +46,6 @@ class FailedPrediction(Record):
     kind: str
     attempts: int
     message: str
-
-
-class Predicted(NamedTuple):
-    """What was said at one place, and what went wrong there."""
-
-    line: Prediction
-    failure: FailedPrediction | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +136,37 @@ async def _run(
         speak = _speaker(recipe, pool, taxonomy)
         inputs = {"data": selection.facts(), "prompts": _prompt_ids(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
 
-        def settle(folder: RunFolder) -> tuple[list[Prediction], list[FailedPrediction]]:
-            return _settle(folder, places)
-
-        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
-            await _predict_missing(recipe, places, speak, folder, progress)
-            lines, failures = settle(folder)
-            folder.require_whole(len(lines), len(places), "places")
-            _rate_of(recipe, lines, failures).judge()
+        is_failed = partial(_is_failed, recipe)
+        file = UnitFile(
+            PREDICTIONS,
+            Prediction,
+            [(place.id, place) for place in places],
+            is_failed=is_failed,
+            is_retried=is_failed if recipe.resume.retry_failed else None,
+            play=speak,
+            beside={FailedPrediction: FAILURES},
+        )
+        with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
+            file.read(out)
+            rate = FailureRate(
+                recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS
+            )
+            await play_units(
+                [file],
+                folder,
+                executor=AsyncioExecutor(recipe.concurrency.cases),
+                rate=rate,
+                progress=progress,
+                settled=lambda: _sort_failures(out, file.records, is_failed),
+            )
+            rate.judge()
+    lines = file.records
     summary = {
         "predictions": str(out / PREDICTIONS),
         "places": len(lines),
         "strategies": sum(line.strategy is not None for line in lines),
         "replies": sum(line.reply is not None for line in lines),
-        "failed": len(failures),
+        "failed": rate.n_failed,
     }
     return RunResult(out, summary)
 
@@ -167,34 +175,17 @@ def _prompt_ids(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, s
     return prompt_ids(recipe.models.bindings(), recipe.prompts.model_dump(), taxonomy=taxonomy)
 
 
-def _rate_of(
-    recipe: PredictRecipe, lines: Collection[Prediction], failures: Collection[FailedPrediction]
-) -> FailureRate:
-    """Return the failure rate so far; at the end it is judged however few places there are."""
-    return FailureRate(
-        recipe.max_failure_rate,
-        MIN_PLACES_FOR_RATE,
-        "places",
-        "resume.retry_failed",
-        len(lines),
-        len(failures),
-        hopeless=HOPELESS,
-    )
-
-
 def _speaker(
     recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None
-) -> Callable[[Context], Awaitable[Predicted]]:
+) -> Callable[[Context], Awaitable[tuple[Record, ...]]]:
     """Return what predicts at one place."""
-    from esckit.predict.predictions import Prediction
-
     options = recipe.predict
     roles, names = recipe.models.bindings(), recipe.prompts.model_dump()
     casting = Casting(pool, roles, names, options.max_attempts, taxonomy, recipe.strategist.readout)
     strategist = casting.strategist() if "strategist" in roles else None
     supporter = casting.supporter() if "supporter" in roles else None
 
-    async def speak(context: Context) -> Predicted:
+    async def speak(context: Context) -> tuple[Record, ...]:
         ledger = Ledger(recipe.seed, context.id)
         found: dict[str, Any] = {"id": context.id}
         told = context.reference.strategy if options.strategy == "gold" and context.reference else None
@@ -213,65 +204,22 @@ def _speaker(
             failure = FailedPrediction(
                 id=context.id, stage=stage, kind=error.kind, attempts=error.attempts, message=str(error)
             )
-            return Predicted(Prediction(**found), failure)
-        return Predicted(Prediction(**found), None)
+            return failure, Prediction(**found)
+        return (Prediction(**found),)
 
     return speak
 
 
-async def _predict_missing(
-    recipe: PredictRecipe,
-    places: Sequence[Context],
-    speak: Callable[[Context], Awaitable[Predicted]],
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
-    """Predict what is not in ``predictions.jsonl`` yet, appending each line as it comes."""
-    done, failures = _on_disk(folder)
-    again = set(failures) if recipe.resume.retry_failed else set()
-    kept = [line for name, line in done.items() if name not in again]
-    rate = _rate_of(recipe, kept, [one for name, one in failures.items() if name not in again])
-    rate.watch()
-    missing = [context for context in places if context.id not in done or context.id in again]
-    if missing:
-        folder.begin_attempt()
-    progress.start(len(places), len(places) - len(missing))
-    with JsonlAppender(folder.file(PREDICTIONS)) as lines, JsonlAppender(folder.file(FAILURES)) as failed:
-
-        def take(result: Predicted) -> None:
-            # The line comes last: once it is there, so is its failure.
-            if result.failure is not None:
-                failed.append(result.failure)
-            lines.append(result.line)
-            rate.add(failed=result.failure is not None)
-            progress.advance(failed=rate.n_failed)
-
-        await run_units(missing, speak, limit=recipe.concurrency.cases, on_result=take)
+def _is_failed(recipe: PredictRecipe, line: Prediction) -> bool:
+    """Return whether somebody whom the recipe names gave no answer."""
+    named = recipe.models
+    return (named.strategist is not None and line.strategy is None) or (
+        named.supporter is not None and line.reply is None
+    )
 
 
-def _on_disk(folder: RunFolder) -> tuple[dict[str, Prediction], dict[str, FailedPrediction]]:
-    """Return predictions and failures by place, the latest of each; a failure that was mended is none."""
-    from esckit.predict.predictions import Prediction
-
-    lines: dict[str, Prediction] = {}
-    if folder.file(PREDICTIONS).is_file():
-        lines = {line.id: line for line in read_records(Prediction, folder.file(PREDICTIONS), allow_cut=True)}
-    failures: dict[str, FailedPrediction] = {}
-    if folder.file(FAILURES).is_file():
-        failures = {one.id: one for one in read_records(FailedPrediction, folder.file(FAILURES), allow_cut=True)}
-    kept = {
-        name: one
-        for name, one in failures.items()
-        if name in lines and (lines[name].strategy if one.stage == "strategist" else lines[name].reply) is None
-    }
-    return lines, kept
-
-
-def _settle(folder: RunFolder, places: Sequence[Context]) -> tuple[list[Prediction], list[FailedPrediction]]:
-    """Sort both files by place."""
-    lines, failures = _on_disk(folder)
-    kept = [lines[context.id] for context in places if context.id in lines]
-    failed = [failures[context.id] for context in places if context.id in failures]
-    write_records(folder.file(PREDICTIONS), kept)
-    write_records(folder.file(FAILURES), failed)
-    return kept, failed
+def _sort_failures(out: Path, lines: Iterable[Prediction], is_failed: Callable[[Prediction], bool]) -> None:
+    """Sort the failures by place, without those that were mended."""
+    found = latest(out / FAILURES, FailedPrediction)
+    failures = [found[line.id] for line in lines if is_failed(line) and line.id in found]
+    write_records(out / FAILURES, failures)

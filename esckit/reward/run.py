@@ -15,10 +15,10 @@ from typing import Any
 from esckit.config.load import require_runs
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
-from esckit.play.executor import Progress
 from esckit.play.futures import RewardInputs, read_inputs
 from esckit.play.session import RunResult, StepsInPlace, finished, training
 from esckit.processes import this_process
+from esckit.protocols import Progress
 from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import reward_template

@@ -14,10 +14,10 @@ from typing import Any
 
 from esckit.config.load import require_runs
 from esckit.models.backbones import find_backbone
-from esckit.play.executor import Progress
 from esckit.play.session import RunResult, StepsInPlace, finished, training
 from esckit.processes import this_process
 from esckit.prompts.prompt import load_prompt
+from esckit.protocols import Progress
 from esckit.rl.material import RlMaterial, collect, reward_prompts
 from esckit.rl.recipe import TrainRlRecipe, dpo_settings, grpo_settings, plan_dpo, plan_grpo, policy_optim
 from esckit.rl.rows import best_and_worst, by_context

@@ -19,10 +19,10 @@ import esckit
 from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
 from esckit.models.checkpoint import FOLDER
-from esckit.play.executor import Progress
 from esckit.play.session import STATES, SUMMARY
 from esckit.processes import Process, gathered
 from esckit.prompts.prompt import load_prompt
+from esckit.protocols import Progress
 from esckit.records import write_atomic, write_json
 from esckit.rl.material import RlMaterial
 from esckit.rl.monitor import DevEvaluation, DevMetrics, DevSet, GreedyWriter, Samples, Watch

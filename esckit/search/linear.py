@@ -9,7 +9,6 @@ strategy stay in the text, are scored, and are no decisions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from esckit.errors import DataError
@@ -18,24 +17,9 @@ from esckit.protocols import Critic, StrategyPolicy
 from esckit.roles.asking import gather_all
 from esckit.roles.environment import CallFailed, recorded
 from esckit.search.expansion import rubric_ratings, smoothed
-from esckit.search.mcts import Provenance, Task, finished
-from esckit.search.tree import Node, Tree
+from esckit.search.recipe import Mcts
+from esckit.search.tree import Node, Provenance, Task, Tree, tree_record
 from esckit.types import Failure, Score, SearchTree, Turn
-
-
-@dataclass(frozen=True, slots=True)
-class LinearSettings:
-    """How a dialogue becomes a path.
-
-    Attributes:
-        max_depth: Most decisions taken from a dialogue.
-        horizon: Supporter turns L after a decision whose scores enter its value.
-        prior_smoothing: Uniform part mixed into every prior.
-    """
-
-    max_depth: int
-    horizon: int
-    prior_smoothing: float
 
 
 class _Spoken(NamedTuple):
@@ -48,62 +32,55 @@ class _Spoken(NamedTuple):
 
 
 async def score_linear(
-    task: Task,
-    rest: Sequence[Turn],
-    *,
-    critic: Critic,
-    strategist: StrategyPolicy,
-    settings: LinearSettings,
-    provenance: Provenance,
+    task: Task, *, critic: Critic, strategist: StrategyPolicy, knobs: Mcts, provenance: Provenance
 ) -> SearchTree:
     """Return a dialogue as a tree of one path, status ``linear``, or ``failed`` if any call gave nothing usable.
 
     Args:
-        task: The dialogue's opening and ids.
-        rest: What follows the opening, runs of one speaker merged; starts with a supporter turn.
+        task: The dialogue.
         critic: Scores each supporter turn, given the dialogue up to it.
         strategist: Gives the priors of the decisions.
-        settings: The knobs.
+        knobs: Most decisions taken from a dialogue (``max_depth``), supporter turns L after a decision whose scores
+            enter its value (``rollout_turns``), and the smoothing of priors.
         provenance: What the record says about its origin.
 
     Raises:
         DataError: If a turn has a strategy of another taxonomy.
     """
     ledger = Ledger(provenance.run_seed, task.tree_id)
-    tree = Tree(provenance.taxonomy.names, provenance.taxonomy.abbrs)
-    spoken = _lay_out(tree, task.opening, rest, settings)
+    tree = Tree(provenance.taxonomy)
+    spoken = _lay_out(tree, task, knobs)
     deciding = tree.nodes[:-1]
     scores, priors = await gather_all(
         gather_all(*(_score(task, turn, critic, ledger) for turn in spoken)),
         gather_all(*(_prior(task, node, strategist, ledger) for node in deciding)),
     )
-    failures = tuple(answer for answer in (*scores, *priors) if isinstance(answer, Failure))
+    failures = [answer for answer in (*scores, *priors) if isinstance(answer, Failure)]
     if not failures:
         for node, prior in zip(deciding, priors, strict=True):
-            node.prior = smoothed(prior, settings.prior_smoothing)
-        _set_values(tree, spoken, scores, settings.horizon)
-    return finished(
+            node.prior = smoothed(prior, knobs.prior_smoothing)
+        _set_values(tree, spoken, scores, knobs.rollout_turns)
+    return tree_record(
         task,
         provenance,
         tree,
-        mcts={"max_depth": settings.max_depth, "rollout_turns": settings.horizon}
-        | {"prior_smoothing": settings.prior_smoothing},
+        mcts=knobs.model_dump(include={"max_depth", "rollout_turns", "prior_smoothing"}),
         status="failed" if failures else "linear",
         failures=failures,
         ledger=ledger,
     )
 
 
-def _lay_out(tree: Tree, opening: tuple[Turn, ...], rest: Sequence[Turn], settings: LinearSettings) -> list[_Spoken]:
+def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_Spoken]:
     """Make the nodes; return the supporter turns to score."""
-    node = tree.plant(opening)
-    dialogue = opening
+    node = tree.plant(task.opening)
+    dialogue = task.opening
     spoken: list[_Spoken] = []
     on_path = True
-    for turn in rest:
+    for turn in task.rest:
         dialogue = (*dialogue, turn)
         if turn.speaker == "supporter":
-            if turn.strategy is not None and node.depth == settings.max_depth:
+            if turn.strategy is not None and node.depth == knobs.max_depth:
                 on_path = False
             elif turn.strategy is not None:
                 node = tree.attach(node, _index(tree, turn.strategy), (), None)
@@ -113,35 +90,32 @@ def _lay_out(tree: Tree, opening: tuple[Turn, ...], rest: Sequence[Turn], settin
         if on_path:
             node.turns = (*node.turns, turn)
     last = max((number for number, turn in enumerate(spoken) if turn.step == 0), default=-1)
-    return [turn for number, turn in enumerate(spoken) if turn.on_path or number <= last + settings.horizon]
+    return [turn for number, turn in enumerate(spoken) if turn.on_path or number <= last + knobs.rollout_turns]
 
 
 def _index(tree: Tree, strategy: str) -> int:
-    if strategy not in tree.strategies:
+    names = tree.taxonomy.names
+    if strategy not in names:
         raise DataError(
             f"strategy {strategy!r}",
             field="strategy",
-            expected=f"one of {', '.join(tree.strategies)}",
+            expected=f"one of {', '.join(names)}",
             hint="Set data.mapping to one that leads to the search's taxonomy",
         )
-    return tree.strategies.index(strategy)
+    return names.index(strategy)
 
 
 def _set_values(tree: Tree, spoken: Sequence[_Spoken], scores: Sequence[Score], horizon: int) -> None:
     rewards = [score.reward for score in scores]
     for number, (turn, score) in enumerate(zip(spoken, scores, strict=True)):
         if turn.step == 0:
-            node = turn.node
-            node.reward, node.ratings = score.reward, rubric_ratings(score)
-            node.visits, node.value = 1, _mean(rewards[number : number + horizon + 1])
-            node.first_return = node.value
+            ahead = rewards[number : number + horizon + 1]
+            turn.node.reward, turn.node.ratings = score.reward, rubric_ratings(score)
+            turn.node.visits, turn.node.value = 1, sum(ahead) / len(ahead)
+            turn.node.first_return = turn.node.value
     if spoken:
         on_path = [reward for turn, reward in zip(spoken, rewards, strict=True) if turn.on_path]
-        tree.root.visits, tree.root.value = 1, _mean(on_path)
-
-
-def _mean(rewards: Sequence[float]) -> float:
-    return sum(rewards) / len(rewards)
+        tree.root.visits, tree.root.value = 1, sum(on_path) / len(on_path)
 
 
 async def _score(task: Task, turn: _Spoken, critic: Critic, ledger: Ledger) -> Score | Failure:

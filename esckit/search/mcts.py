@@ -1,82 +1,98 @@
-"""Monte Carlo tree search over support strategies: one tree per seed dialogue (AFlow, arXiv 2602.08826).
+r"""Monte Carlo tree search over support strategies: one tree per seed dialogue (AFlow, arXiv 2602.08826).
 
 One simulation draws strategies down the tree, expands one new node, rolls out, and backs the same undiscounted return
-up along every edge of its path. Several leaves may be expanded at once (a *wave*); virtual visits keep them apart and
-are taken back before the true returns are backed up in the order of selection, so a tree is a function of its seed, the
-recipe, the models and the size of a wave, not of scheduling. A failed call ends its simulation: nothing is attached and
-nothing is backed up.
+up along every edge of its path. Which strategy it draws at a node depends on that node's numbers only. With prior
+:math:`\pi`, counts N(s,a), mean returns Q(s,a) and N(s) = Σ_a N(s,a)::
+
+    u(s,a) = Q(s,a) + λ · π(a|s) · sqrt( N(s) / (1 + N(s,a)) )
+    ρ(s)   = κ / (κ + ln(N(s) + 1))
+    μ(a|s) = (1 − ρ(s)) · softmax_a( u(s,·) / τ ) + ρ(s) / |A|
+
+A strategy is *sampled* from μ, never taken by argmax. At a node without visits it is sampled from π: μ is uniform there
+and the prior would not act where it matters most. The paper's softmax has no temperature (τ = 1).
+
+Several leaves may be expanded at once (a *wave*). Virtual visits keep them apart and are taken back before the true
+returns are backed up in the order of selection, so a tree depends on its seed, the recipe, the models and the size of a
+wave, but not on scheduling. A failed call ends its simulation: nothing is attached and nothing is backed up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
 from typing import Literal, NamedTuple
 
 from esckit.ledger import Ledger, uniform
 from esckit.protocols import StrategyPolicy
 from esckit.roles.asking import gather_all
 from esckit.roles.environment import CallFailed, Environment
-from esckit.search.expansion import (
-    Expander,
-    Expansion,
-    Rollout,
-    draw,
-    rollout_record,
-    rubric_ratings,
-    selection_distribution,
-    without,
-)
-from esckit.search.tree import ROOT, Node, Tree, freeze
-from esckit.strategies.taxonomy import Taxonomy
-from esckit.types import Failure, Scenario, SearchTree, Turn
+from esckit.search.expansion import Expander, Expansion, Rollout, rubric_ratings
+from esckit.search.recipe import Mcts
+from esckit.search.tree import ROOT, Node, Provenance, Task, Tree, tree_record
+from esckit.types import Failure, SearchTree
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The knobs of the search; what they mean stands in :mod:`esckit.search.expansion` and in the recipe class.
+def edge_scores(
+    prior: Sequence[float], visits: Sequence[int], values: Sequence[float], *, exploration: float
+) -> list[float]:
+    """Return u(s,·); the square root covers the whole fraction, and unvisited strategies keep Q = 0."""
+    total = sum(visits)
+    return [
+        value + exploration * p * sqrt(total / (1 + count))
+        for p, count, value in zip(prior, visits, values, strict=True)
+    ]
 
-    Attributes:
-        n_simulations: Simulations per tree; those that end at a known terminal, and failed ones, count.
-        max_depth: Depth at which a conversation ends.
-        rollout_turns: Longest rollout.
-        exploration: Weight λ of the prior term.
-        uniform_kappa: Weight κ of the uniform part.
-        selection_temperature: Temperature τ of the softmax over scores.
-        prior_smoothing: Uniform part mixed into every prior.
-        leaf_parallelism: Leaves of one wave; 1 is exact sequential search.
-        virtual_value: Return of a virtual visit.
-        max_failed_simulations: More failures than this fail the tree.
-        keep_rollouts: Whether rollouts are handed back beside the tree.
+
+def uniform_share(n_visits: int, kappa: float) -> float:
+    """Return ρ(s) for a node with at least one visit; 0 if ``kappa`` is 0."""
+    return kappa / (kappa + log(n_visits + 1))
+
+
+def selection_distribution(
+    prior: Sequence[float], visits: Sequence[int], values: Sequence[float], knobs: Mcts
+) -> list[float]:
+    """Return μ(·|s), or the prior itself at a node without visits.
+
+    Args:
+        prior: π(·|s) in taxonomy order, sum 1.
+        visits: N(s,a) per strategy.
+        values: Q(s,a) per strategy in [0, 1]; 0 where unvisited.
+        knobs: λ, κ and τ.
     """
-
-    n_simulations: int
-    max_depth: int
-    rollout_turns: int
-    exploration: float
-    uniform_kappa: float
-    selection_temperature: float
-    prior_smoothing: float
-    leaf_parallelism: int
-    virtual_value: float
-    max_failed_simulations: int
-    keep_rollouts: bool
+    total = sum(visits)
+    if total == 0:
+        return list(prior)
+    scores = edge_scores(prior, visits, values, exploration=knobs.exploration)
+    best = max(scores)
+    weights = [exp((score - best) / knobs.selection_temperature) for score in scores]
+    rho = uniform_share(total, knobs.uniform_kappa)
+    scale, floor = (1.0 - rho) / sum(weights), rho / len(weights)
+    return [scale * weight + floor for weight in weights]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One tree to grow.
+def without(distribution: Sequence[float], blocked: Collection[int]) -> list[float]:
+    """Return a distribution over the strategies that are not blocked, renormalised; at least one must be left."""
+    kept = [0.0 if index in blocked else p for index, p in enumerate(distribution)]
+    total = sum(kept)
+    if total > 0.0:
+        return [p / total for p in kept]
+    # The rest can underflow at a tiny temperature without a uniform part.
+    share = 1.0 / (len(kept) - len(set(blocked)))
+    return [0.0 if index in blocked else share for index in range(len(kept))]
 
-    Attributes:
-        tree_id: ``{scenario id}#{k}``.
-        opening: The root's turns; ends with a seeker turn.
-        split: The split that the seed dialogue belongs to.
-    """
 
-    tree_id: str
-    scenario: Scenario
-    opening: tuple[Turn, ...]
-    split: str | None = None
+def draw(distribution: Sequence[float], uniform: float) -> int:
+    """Return the index that a uniform number in [0, 1) falls on in the cumulative sum."""
+    cumulative = 0.0
+    last = 0
+    for index, p in enumerate(distribution):
+        if p > 0.0:
+            cumulative += p
+            last = index
+            if uniform < cumulative:
+                return index
+    return last
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +101,6 @@ class Players:
 
     environment: Environment
     strategist: StrategyPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """What every tree of a run says about where it came from.
-
-    Attributes:
-        run_seed: Seed of the run.
-        taxonomy: The strategies, and the abbreviations that node ids are made of.
-        round: 0 for the first search; r if the strategist was trained on round r - 1.
-        prior_source: Digest of the prompt or checkpoint behind the priors.
-        readout: How the critic is read.
-        prompts: Role to prompt digest.
-    """
-
-    run_seed: int
-    taxonomy: Taxonomy
-    round: int
-    prior_source: str
-    readout: str
-    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Grown(NamedTuple):
@@ -122,111 +117,58 @@ class _Leaf(NamedTuple):
     terminal: Node | None
 
 
-async def grow_tree(task: Task, players: Players, settings: Settings, provenance: Provenance) -> Grown:
-    """Grow one tree.
-
-    Failures of roles end up on the tree, never as an exception.
-
-    Args:
-        task: The seed.
-        players: The roles.
-        settings: The knobs.
-        provenance: What the record says about its origin.
-    """
-    return await _Search(task, players, settings, provenance).run()
-
-
-def finished(
-    task: Task,
-    provenance: Provenance,
-    tree: Tree,
-    *,
-    mcts: Mapping[str, float | int | bool],
-    status: Literal["complete", "failed", "linear"],
-    failures: tuple[Failure, ...],
-    ledger: Ledger,
-) -> SearchTree:
-    """Return the record of a tree."""
-    return SearchTree(
-        id=task.tree_id,
-        scenario=task.scenario,
-        split=task.split,
-        run_seed=provenance.run_seed,
-        taxonomy=provenance.taxonomy.name,
-        strategies=tree.strategies,
-        round=provenance.round,
-        prior_source=provenance.prior_source,
-        readout=provenance.readout,
-        prompts=dict(provenance.prompts),
-        mcts=dict(mcts),
-        status=status,
-        nodes=freeze(tree),
-        failures=failures,
-        usage=dict(sorted(ledger.usage.items())),
-        reasoning=ledger.thoughts(),
-    )
-
-
 class _Search:
     """The state of one growing tree."""
 
-    def __init__(self, task: Task, players: Players, settings: Settings, provenance: Provenance) -> None:
+    def __init__(self, task: Task, players: Players, knobs: Mcts, provenance: Provenance) -> None:
         self.task = task
-        self.settings = settings
+        self.knobs = knobs
         self.provenance = provenance
         self.ledger = Ledger(provenance.run_seed, task.tree_id)
-        self.tree = Tree(provenance.taxonomy.names, provenance.taxonomy.abbrs)
+        self.tree = Tree(provenance.taxonomy)
         self.failures: list[Failure] = []
         self.rollouts: list[Rollout] = []
         self.expander = Expander(
-            scenario=task.scenario,
-            environment=players.environment,
-            strategist=players.strategist,
-            ledger=self.ledger,
-            strategies=self.tree.strategies,
-            max_depth=settings.max_depth,
-            rollout_turns=settings.rollout_turns,
-            prior_smoothing=settings.prior_smoothing,
+            task.scenario, players.environment, players.strategist, self.ledger, provenance.taxonomy.names, knobs
         )
 
     async def run(self) -> Grown:
         """Grow the tree to its budget, or until too many simulations failed; it fails too if all of them did."""
+        status = await self._status()
+        mcts = self.knobs.model_dump(exclude={"trees_per_scenario"})
+        tree = tree_record(
+            self.task,
+            self.provenance,
+            self.tree,
+            mcts=mcts | {"max_failed_simulations": self.knobs.allowed_failures},
+            status=status,
+            failures=self.failures,
+            ledger=self.ledger,
+        )
+        return Grown(tree, tuple(self.rollouts))
+
+    async def _status(self) -> Literal["complete", "failed"]:
         root = self.tree.plant(self.task.opening)
         try:
             root.prior = await self.expander.prior(root.turns, ROOT, 0)
         except CallFailed as failed:
             self.failures.append(failed.failure)
-            return self._grown("failed")
-        left = self.settings.n_simulations
+            return "failed"
+        left = self.knobs.n_simulations
         while left > 0:
-            left -= await self._wave(min(self.settings.leaf_parallelism, left))
-            if len(self.failures) > self.settings.max_failed_simulations:
-                return self._grown("failed")
+            left -= await self._wave(min(self.knobs.leaf_parallelism, left))
+            if len(self.failures) > self.knobs.allowed_failures:
+                return "failed"
         # Without any return there is no tree to learn from, however many failures are allowed.
-        return self._grown("complete" if root.visits else "failed")
-
-    def _grown(self, status: Literal["complete", "failed"]) -> Grown:
-        tree = finished(
-            self.task,
-            self.provenance,
-            self.tree,
-            mcts=asdict(self.settings),
-            status=status,
-            failures=tuple(self.failures),
-            ledger=self.ledger,
-        )
-        return Grown(tree, tuple(self.rollouts))
+        return "complete" if root.visits else "failed"
 
     async def _wave(self, size: int) -> int:
         """Run up to ``size`` simulations at once; return how many."""
         leaves: list[_Leaf] = []
-        while len(leaves) < size:
-            leaf = self._descend()
-            if leaf is None:
-                break
+        while len(leaves) < size and (leaf := self._descend()) is not None:
             leaves.append(leaf)
             _hold(leaf, +1)
-        results = [await self._expand(leaves[0])] if len(leaves) == 1 else await gather_all(*map(self._expand, leaves))
+        results = await gather_all(*map(self._expand, leaves))
         for leaf in leaves:
             _hold(leaf, -1)
         for leaf, result in zip(leaves, results, strict=True):
@@ -265,21 +207,15 @@ class _Search:
     def _distribution(self, node: Node) -> list[float]:
         """Return the selection distribution at a node, virtual visits included."""
         assert node.prior is not None
-        visits, values = node.edge_visits(), node.edge_values()
-        if self.settings.leaf_parallelism > 1:
+        visits = [child.visits if child else 0 for child in node.children]
+        values = [child.value if child else 0.0 for child in node.children]
+        if self.knobs.leaf_parallelism > 1:
             for strategy, virtual in enumerate(node.in_flight):
                 if virtual:
                     total = visits[strategy] + virtual
-                    returns = visits[strategy] * values[strategy] + virtual * self.settings.virtual_value
+                    returns = visits[strategy] * values[strategy] + virtual * self.knobs.virtual_value
                     visits[strategy], values[strategy] = total, returns / total
-        return selection_distribution(
-            node.prior,
-            visits,
-            values,
-            exploration=self.settings.exploration,
-            uniform_kappa=self.settings.uniform_kappa,
-            temperature=self.settings.selection_temperature,
-        )
+        return selection_distribution(node.prior, visits, values, self.knobs)
 
     async def _expand(self, leaf: _Leaf) -> Expansion | Failure | None:
         """Expand a leaf; None if it is a terminal, whose return is known."""
@@ -298,31 +234,39 @@ class _Search:
         if isinstance(result, Failure):
             self.failures.append(result)
             return
-        if result is None:
-            assert leaf.terminal is not None
-            assert leaf.terminal.first_return is not None
-            value = leaf.terminal.first_return
-        else:
-            self._attach(leaf, result)
-            value = result.value
-        self.tree.root.back_up(value)
+        end = leaf.terminal if result is None else self._attach(*leaf.path[-1], result)
+        assert end is not None
+        assert end.first_return is not None
+        self.tree.root.back_up(end.first_return)
         for node, strategy in leaf.path:
             child = node.children[strategy]
             assert child is not None
-            child.back_up(value)
+            child.back_up(end.first_return)
 
-    def _attach(self, leaf: _Leaf, new: Expansion) -> None:
-        parent, strategy = leaf.path[-1]
+    def _attach(self, parent: Node, strategy: int, new: Expansion) -> Node:
         child = self.tree.attach(parent, strategy, new.exchange.turns, new.prior)
-        child.reward = new.exchange.score.reward
-        child.ratings = rubric_ratings(new.exchange.score)
-        child.first_return = new.value
-        child.outcome = new.outcome
-        if self.settings.keep_rollouts:
-            self.rollouts.append(rollout_record(self.task.tree_id, child.id, new))
+        child.reward, child.ratings = new.exchange.score.reward, rubric_ratings(new.exchange.score)
+        child.first_return, child.outcome = new.value, new.outcome
+        if self.knobs.keep_rollouts:
+            self.rollouts.append(new.rollout_record(self.task.tree_id, child.id))
+        return child
 
 
 def _hold(leaf: _Leaf, by: int) -> None:
     """Add or take back the virtual visits along a path."""
     for node, strategy in leaf.path:
         node.in_flight[strategy] += by
+
+
+async def grow_tree(task: Task, players: Players, knobs: Mcts, provenance: Provenance) -> Grown:
+    """Grow one tree.
+
+    Failures of roles end up on the tree, never as an exception.
+
+    Args:
+        task: The seed.
+        players: The roles.
+        knobs: The settings of the search.
+        provenance: What the record says about its origin.
+    """
+    return await _Search(task, players, knobs, provenance).run()

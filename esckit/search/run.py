@@ -1,19 +1,16 @@
-"""What a forest looks like in numbers: size, shape, outcomes, returns, strategies and failures.
-
-``esckit search``: from seed dialogues to strategy trees (AFlow, arXiv 2602.08826).
+"""``esckit search``: from seed dialogues to strategy trees (AFlow, arXiv 2602.08826).
 
 The run folder holds ``trees.jsonl`` (appended as trees finish, sorted at the end), ``failures.jsonl``,
-``metrics.jsonl`` (timings only), ``summary.json`` and, if asked for, ``rollouts.jsonl``. With the scripted model all
-but the timings are the same bytes for every concurrency and whatever interrupted the run.
+``metrics.jsonl`` (timings only), ``summary.json`` (the forest in numbers: size, shape, outcomes, returns, strategies,
+failures) and, if asked for, ``rollouts.jsonl``. With the scripted model all but the timings are the same bytes for
+every concurrency and whatever interrupted the run. How a tree grows stands in :mod:`esckit.search.mcts`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
@@ -24,21 +21,23 @@ from esckit.config.sections import CheckpointBinding
 from esckit.data.contexts import cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
+from esckit.ledger import usage_facts
 from esckit.models.checkpoint import kind_of
-from esckit.play.executor import FailureRate, NoProgress, Progress, run_units
+from esckit.play.runner import AsyncioExecutor, FailureRate, NoProgress, UnitFile, play_units
 from esckit.play.session import SUMMARY, RunResult, playing
+from esckit.protocols import Progress
 from esckit.records import read_records, write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.environment import Environment
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.rubric import check_weights, load_rubric
-from esckit.runs import RunFolder
 from esckit.search.expansion import Rollout
-from esckit.search.linear import LinearSettings, score_linear
-from esckit.search.mcts import Grown, Players, Provenance, Settings, Task, grow_tree
+from esckit.search.linear import score_linear
+from esckit.search.mcts import Players, grow_tree
 from esckit.search.recipe import SearchRecipe
+from esckit.search.tree import Provenance, Task
 from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
-from esckit.types import Failure, Record, SearchTree, TreeNode, Turn, Usage
+from esckit.types import Failure, Record, SearchTree, TreeNode
 
 
 def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
         **_strategies(usable),
         "failed_simulations": failures.total(),
         "failures": dict(sorted(failures.items())),
-        "usage": {role: usage.facts() for role, usage in sorted(_usage(known).items())},
+        "usage": usage_facts(tree.usage for tree in known),
     }
 
 
@@ -104,14 +103,6 @@ def _strategies(trees: Sequence[SearchTree]) -> dict[str, Any]:
     return {"strategy_shares": shares, "strategy_entropy": entropy if shares else None}
 
 
-def _usage(trees: Iterable[SearchTree]) -> dict[str, Usage]:
-    total: dict[str, Usage] = {}
-    for tree in trees:
-        for role, usage in tree.usage.items():
-            total[role] = total.get(role, Usage()) + usage
-    return total
-
-
 def _shares(names: Iterable[str]) -> dict[str, float]:
     counts = Counter(names)
     return {name: count / counts.total() for name, count in sorted(counts.items())}
@@ -121,8 +112,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-SUMMARY_SCHEMA = "esckit.search_summary/1"
-
+ROLLOUTS = "rollouts.jsonl"
 MIN_TREES_FOR_RATE = 20
 
 
@@ -131,17 +121,6 @@ class FailedCall(Record):
 
     tree: str
     failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Seeded:
-    """One tree to grow: its task, and what followed the opening in the corpus."""
-
-    task: Task
-    rest: tuple[Turn, ...]
-
-
-Grower = Callable[[Seeded], Awaitable[Grown]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +148,9 @@ def plan(recipe: SearchRecipe) -> SearchPlan:
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
     passes = len(recipe.critic.weights) if recipe.critic.readout == "expected" else 1
     if recipe.search.mode == "linear":
-        spoken = [min(_n_supporter(seed), recipe.mcts.max_depth + recipe.mcts.rollout_turns) for seed in seeds]
-        calls = {"critic": sum(spoken) * passes, "strategist": len(seeds) * recipe.mcts.max_depth}
+        longest = recipe.mcts.max_depth + recipe.mcts.rollout_turns
+        spoken = sum(min(sum(turn.speaker == "supporter" for turn in seed.rest), longest) for seed in seeds)
+        calls = {"critic": spoken * passes, "strategist": len(seeds) * recipe.mcts.max_depth}
         return SearchPlan(len(selection.dialogues), len(seeds), 0, calls)
     simulations = len(seeds) * recipe.mcts.n_simulations
     exchanges = simulations * (1 + recipe.mcts.rollout_turns)
@@ -194,7 +174,7 @@ def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) ->
     return asyncio.run(_run(recipe, selection, seeds, out, progress or NoProgress()))
 
 
-def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Seeded, ...]]:
+def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Task, ...]]:
     """Return the trees to grow, in load order."""
     require_runs(recipe)
     look_up(recipe.models.bindings().values())
@@ -209,7 +189,7 @@ def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Seeded, ...]]:
             raise DataError(f"{error.found}: {dialogue.id}", path=recipe.data.path, field=error.field) from error
         for number in range(1 if linear else recipe.mcts.trees_per_scenario):
             split = selection.split_of.get(dialogue.id)
-            seeds.append(Seeded(Task(f"{dialogue.id}#{number}", dialogue.scenario, opening, split), rest))
+            seeds.append(Task(f"{dialogue.id}#{number}", dialogue.scenario, opening, split, rest))
     return selection, tuple(seeds)
 
 
@@ -236,12 +216,8 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
     )
 
 
-def _n_supporter(seed: Seeded) -> int:
-    return sum(turn.speaker == "supporter" for turn in seed.rest)
-
-
 async def _run(
-    recipe: SearchRecipe, selection: Selection, seeds: tuple[Seeded, ...], out: Path, progress: Progress
+    recipe: SearchRecipe, selection: Selection, seeds: tuple[Task, ...], out: Path, progress: Progress
 ) -> RunResult:
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         bindings = recipe.models.bindings()
@@ -255,84 +231,47 @@ async def _run(
             "prior_source": provenance.prior_source,
             **taxonomy_inputs(taxonomy),
         }
-
-        def settle(folder: RunFolder) -> list[SearchTree]:
-            return _settle(folder, seeds)
-
-        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
+        file = UnitFile(
+            "trees.jsonl",
+            SearchTree,
+            [(seed.tree_id, seed) for seed in seeds],
+            is_failed=_is_failed,
+            is_retried=_is_failed if recipe.search.retry_failed else None,
+            play=grow,
+            beside={Rollout: ROLLOUTS} if recipe.mcts.keep_rollouts else {},
+            timed_as="tree",
+        )
+        with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
             keep_taxonomy(taxonomy, out)
-            await _grow_missing(recipe, seeds, grow, folder, progress)
-            trees = settle(folder)
-            folder.require_whole(len(trees), len(seeds), "trees")
+            file.read(out)
+            rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
+            await play_units(
+                [file],
+                folder,
+                executor=AsyncioExecutor(recipe.concurrency.trees),
+                rate=rate,
+                progress=progress,
+                settled=lambda: _write_beside(out, file.records),
+            )
             summary = {
-                "schema": SUMMARY_SCHEMA,
-                **summarise(trees),
+                "schema": "esckit.search_summary/1",
+                **summarise(file.records),
                 "environment": _environment(recipe),
             }
             write_json(folder.file(SUMMARY), summary)
-            _rate_of(recipe, trees).judge()
+            rate.judge()
     return RunResult(out, summary)
 
 
-async def _grow_missing(
-    recipe: SearchRecipe,
-    seeds: Sequence[Seeded],
-    grow: Grower,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
-    """Grow what is not in ``trees.jsonl`` yet, appending each tree as it is finished."""
-    with (
-        folder.appender("trees.jsonl") as trees,
-        folder.appender("rollouts.jsonl") if recipe.mcts.keep_rollouts else nullcontext() as rollouts,
-        folder.appender("metrics.jsonl") as metrics,
-    ):
-        retry = recipe.search.retry_failed
-        done = {
-            tree.id: tree
-            for tree in _latest(folder.file("trees.jsonl")).values()
-            if not (retry and tree.status == "failed")
-        }
-        rate = _rate_of(recipe, done.values())
-        rate.watch()
-        missing = [seed for seed in seeds if seed.task.tree_id not in done]
-        if missing:
-            folder.begin_attempt()
-        progress.start(len(seeds), len(seeds) - len(missing))
-
-        async def timed(seed: Seeded) -> tuple[Grown, float]:
-            began = time.perf_counter()
-            return await grow(seed), time.perf_counter() - began
-
-        def take(result: tuple[Grown, float]) -> None:
-            (tree, played), seconds = result
-            # The tree comes last: once it is there, its rollouts are.
-            if rollouts is not None:
-                for rollout in played:
-                    rollouts.append(rollout)
-            trees.append(tree)
-            metrics.append({"tree": tree.id, "seconds": round(seconds, 3)})
-            rate.add(failed=tree.status == "failed")
-            progress.advance(failed=rate.n_failed)
-
-        await run_units(missing, timed, limit=recipe.concurrency.trees, on_result=take)
-
-
-def _rate_of(recipe: SearchRecipe, trees: Collection[SearchTree]) -> FailureRate:
-    """Return the failure rate of trees that are done, with what the recipe allows."""
-    n_failed = sum(tree.status == "failed" for tree in trees)
-    return FailureRate(
-        recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed", len(trees), n_failed
-    )
-
-
-def _grower(recipe: SearchRecipe, pool: ModelPool, selection: Selection) -> Grower:
-    """Return what grows one tree of the recipe.
+def _grower(
+    recipe: SearchRecipe, pool: ModelPool, selection: Selection
+) -> Callable[[Task], Awaitable[tuple[Record, ...]]]:
+    """Return what grows one tree of the recipe, and gives its rollouts and the tree.
 
     Raises:
         ConfigError: If a model cannot do what its role needs.
     """
-    knobs, provenance = recipe.mcts, provenance_of(recipe)
+    provenance = provenance_of(recipe)
     casting = Casting(
         pool,
         recipe.models.bindings(),
@@ -343,59 +282,39 @@ def _grower(recipe: SearchRecipe, pool: ModelPool, selection: Selection) -> Grow
     )
     critic, strategist = casting.rubric_critic(recipe.critic), casting.strategist()
     if recipe.search.mode == "linear":
-        straight = LinearSettings(
-            max_depth=knobs.max_depth, horizon=knobs.rollout_turns, prior_smoothing=knobs.prior_smoothing
-        )
 
-        async def lay_out(seed: Seeded) -> Grown:
+        async def lay_out(task: Task) -> tuple[Record, ...]:
             tree = await score_linear(
-                seed.task, seed.rest, critic=critic, strategist=strategist, settings=straight, provenance=provenance
+                task, critic=critic, strategist=strategist, knobs=recipe.mcts, provenance=provenance
             )
-            return Grown(tree)
+            return (tree,)
 
         return lay_out
 
     memories = {dialogue.id: dialogue.turns for dialogue in selection.dialogues}
     seeker = casting.aflow_seeker(memories, memory_guard=recipe.seeker.memory_guard)
     players = Players(Environment(seeker, casting.supporter(), critic), strategist)
-    settings = Settings(
-        **knobs.model_dump(exclude={"trees_per_scenario", "max_failed_simulations"}),
-        max_failed_simulations=knobs.allowed_failures,
-    )
 
-    async def grow(seed: Seeded) -> Grown:
-        return await grow_tree(seed.task, players, settings, provenance)
+    async def grow(task: Task) -> tuple[Record, ...]:
+        tree, rollouts = await grow_tree(task, players, recipe.mcts, provenance)
+        return (*rollouts, tree)
 
     return grow
 
 
-def _latest(path: Path) -> dict[str, SearchTree]:
-    """Return the trees on disk by id; a tree that was grown again counts as its latest self."""
-    if not path.is_file():
-        return {}
-    return {tree.id: tree for tree in read_records(SearchTree, path, allow_cut=True)}
+def _write_beside(out: Path, trees: Sequence[SearchTree]) -> None:
+    """Write the failures of the trees, and sort their rollouts by node; those of a tree that a crash cut off go."""
+    failures = [FailedCall(tree=tree.id, failure=failure) for tree in trees for failure in tree.failures]
+    write_records(out / "failures.jsonl", failures)
+    path = out / ROLLOUTS
+    if path.is_file():
+        found = {(rollout.tree, rollout.node): rollout for rollout in read_records(Rollout, path, allow_cut=True)}
+        places = [(tree.id, node.id) for tree in trees for node in tree.nodes]
+        write_records(path, [found[place] for place in places if place in found])
 
 
-def _settle(folder: RunFolder, seeds: Sequence[Seeded]) -> list[SearchTree]:
-    """Sort ``trees.jsonl`` by seed, and write what follows from it."""
-    found = _latest(folder.file("trees.jsonl"))
-    trees = [found[seed.task.tree_id] for seed in seeds if seed.task.tree_id in found]
-    write_records(folder.file("trees.jsonl"), trees)
-    write_records(
-        folder.file("failures.jsonl"),
-        [FailedCall(tree=tree.id, failure=failure) for tree in trees for failure in tree.failures],
-    )
-    _settle_rollouts(folder.file("rollouts.jsonl"), trees)
-    return trees
-
-
-def _settle_rollouts(path: Path, trees: Sequence[SearchTree]) -> None:
-    """Sort the rollouts like the nodes of the trees; those of a tree that a crash cut off go."""
-    if not path.is_file():
-        return
-    found = {(rollout.tree, rollout.node): rollout for rollout in read_records(Rollout, path, allow_cut=True)}
-    places = [(tree.id, node.id) for tree in trees for node in tree.nodes]
-    write_records(path, [found[place] for place in places if place in found])
+def _is_failed(tree: SearchTree) -> bool:
+    return tree.status == "failed"
 
 
 def _environment(recipe: SearchRecipe) -> dict[str, Any]:

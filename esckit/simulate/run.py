@@ -1,19 +1,17 @@
-"""What ``esckit simulate`` says about its futures: counts, rewards, and how each label rule would split them.
-
-``esckit simulate``: from corpus contexts to valued futures (RLFF-ESC, arXiv 2508.12935).
+"""``esckit simulate``: from corpus contexts to valued futures (RLFF-ESC, arXiv 2508.12935).
 
 The run folder holds ``contexts.jsonl``, ``futures.jsonl`` (appended as futures finish, sorted at the end),
-``failures.jsonl``, ``metrics.jsonl`` (timings only) and ``summary.json``. With the scripted model the first four are
-the same bytes for every concurrency and whatever interrupted the run.
+``failures.jsonl``, ``metrics.jsonl`` (timings only) and ``summary.json``: counts, rewards, and how each label rule
+would split the futures. With the scripted model all but the timings are the same bytes for every concurrency and
+whatever interrupted the run. How a future is played stands in :mod:`esckit.play.rollout`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,48 +21,48 @@ from esckit.config.load import require_runs
 from esckit.config.sections import RoleOptions
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import Selection, select_dialogues
-from esckit.play.executor import FailureRate, NoProgress, Progress, run_units
+from esckit.ledger import usage_facts
 from esckit.play.rollout import Cast, Rules, label_goal, label_quantile, label_threshold, play_future, rewards
+from esckit.play.runner import AsyncioExecutor, FailureRate, NoProgress, UnitFile, play_units
 from esckit.play.session import SUMMARY, RunResult, playing
-from esckit.records import read_records, write_json, write_records
+from esckit.protocols import Progress
+from esckit.records import write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.verdicts import load_preset
-from esckit.runs import RunFolder
 from esckit.simulate.recipe import SimulateRecipe
 from esckit.strategies.taxonomy import load_taxonomy, taxonomy_inputs
-from esckit.types import Context, CriticReading, Future, Outcome, Record, Usage
+from esckit.types import Context, CriticReading, Future, Outcome, Record
 
 HALF = Fraction(1, 2)
 
 
 def summarise(contexts: Sequence[Context], futures: Sequence[Future]) -> dict[str, Any]:
     """Return ``summary.json``: shares in [0, 1], None where there is nothing to measure."""
-    scored = [future for future in futures if future.outcome is not Outcome.FAILED]
+    scored = [future for future in futures if not _is_failed(future)]
+    outcomes = (Outcome.RESOLVED, Outcome.MAX_TURNS, Outcome.FAILED)
+    formats = [exchange.supporter.format_ok for future in futures for exchange in future.exchanges]
     failures = [future.failure for future in futures if future.failure is not None]
     return {
         "schema": "esckit.simulate_summary/1",
         "contexts": len(contexts),
         "dialogues": len({context.dialogue_id for context in contexts}),
         "futures": len(futures),
-        "outcomes": {outcome.value: sum(future.outcome is outcome for future in futures) for outcome in _OUTCOMES},
+        "outcomes": {outcome.value: sum(future.outcome is outcome for future in futures) for outcome in outcomes},
         "failed": dict(sorted(Counter(f"{failure.stage}/{failure.kind}" for failure in failures).items())),
         "reward": _reward_facts(rewards(scored)),
         "goal_share": _share(sum(future.outcome is Outcome.RESOLVED for future in scored), len(scored)),
         "mean_k": _share(sum(future.k for future in scored), len(scored)),
         "last_value_one_half_share": _share(sum(_last_is_half(future) for future in scored), len(scored)),
         **_reading_facts([reading for future in futures for reading in _readings(future)]),
-        "format_ok_share": _format_ok_share(futures),
+        "format_ok_share": _share(sum(formats), len(formats)),
         "positive_share": {
             "goal": label_goal(scored).positive_share,
             "threshold 0.5": label_threshold(scored, HALF).positive_share,
             "quantile 0.7": label_quantile(scored, Fraction(7, 10)).positive_share,
         },
-        "usage": _usage(futures),
+        "usage": usage_facts(future.usage for future in futures),
     }
-
-
-_OUTCOMES = (Outcome.RESOLVED, Outcome.MAX_TURNS, Outcome.FAILED)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -98,19 +96,6 @@ def _reading_facts(readings: Sequence[CriticReading]) -> dict[str, Any]:
         "compat_zeros": sum(reading.compat_zero for reading in readings),
         "mean_name_mass": sum(masses) / len(masses) if masses else None,
     }
-
-
-def _format_ok_share(futures: Sequence[Future]) -> float | None:
-    outputs = [exchange.supporter.format_ok for future in futures for exchange in future.exchanges]
-    return _share(sum(outputs), len(outputs))
-
-
-def _usage(futures: Sequence[Future]) -> dict[str, Any]:
-    total: dict[str, Usage] = {}
-    for future in futures:
-        for role, usage in future.usage.items():
-            total[role] = total.get(role, Usage()) + usage
-    return {role: usage.facts() for role, usage in sorted(total.items())}
 
 
 log = logging.getLogger(__name__)
@@ -221,19 +206,54 @@ async def _run(
             "roles": casting.labels(),
             **taxonomy_inputs(taxonomy),
         }
+        rules = Rules(
+            horizon=recipe.simulation.horizon,
+            threshold=Fraction(recipe.critic.threshold),
+            score_first_exchange=recipe.simulation.score_first_exchange,
+        )
 
-        def settle(folder: RunFolder) -> list[Future]:
-            return _settle(folder, contexts)
+        async def play(unit: tuple[Context, int]) -> Future:
+            return await play_future(*unit, cast=cast, rules=rules, run_seed=recipe.seed)
 
-        with playing(recipe, out, pool, progress, bindings=bindings.values(), inputs=inputs, settle=settle) as folder:
+        file = UnitFile(
+            "futures.jsonl",
+            Future,
+            [
+                (f"{context.id}:c{candidate}", (context, candidate))
+                for context in contexts
+                for candidate in range(recipe.simulation.candidates)
+            ],
+            is_failed=_is_unsound,
+            is_retried=_is_failed if recipe.simulation.retry_failed else None,
+            play=play,
+            timed_as="future",
+        )
+        with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
             write_records(folder.file("contexts.jsonl"), contexts)
-            await _play_missing(recipe, contexts, cast, folder, progress)
-            futures = settle(folder)
-            folder.require_whole(len(futures), len(contexts) * recipe.simulation.candidates, "futures")
-            summary = summarise(contexts, futures)
+            file.read(out)
+            rate = FailureRate(
+                recipe.max_failure_rate,
+                MIN_FUTURES_FOR_RATE,
+                "futures",
+                "simulation.retry_failed",
+                failed="failed, or rest on a critic reading with half of its answers unreadable",
+            )
+            await play_units(
+                [file],
+                folder,
+                executor=AsyncioExecutor(recipe.concurrency.futures),
+                rate=rate,
+                progress=progress,
+                settled=lambda: _write_failures(out, file.records),
+            )
+            summary = summarise(contexts, file.records)
             write_json(folder.file(SUMMARY), summary)
-            _warn_of_unparsed(summary)
-            _rate_of(recipe, futures).judge()
+            if (summary["unparsed_share"] or 0.0) > UNPARSED_WARNING:
+                log.warning(
+                    "critic: %.0f %% of the answers name no level and enter no value; futures.jsonl shows some of them",
+                    100 * summary["unparsed_share"],
+                )
+            rate.judge()
     return RunResult(out, summary)
 
 
@@ -258,96 +278,20 @@ def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
     return prompt_ids(_bindings(recipe), names, kinds={"supporter": "supporter", "critic": "resolution critic"})
 
 
-async def _play_missing(
-    recipe: SimulateRecipe, contexts: Sequence[Context], cast: Cast, folder: RunFolder, progress: Progress
-) -> None:
-    """Play what is not in ``futures.jsonl`` yet, appending each future as it ends."""
-    with folder.appender("futures.jsonl") as done_file, folder.appender("metrics.jsonl") as metrics:
-        done = _latest(folder.file("futures.jsonl"))
-        retry = recipe.simulation.retry_failed
-        rate = _rate_of(recipe, [f for f in done.values() if not (retry and f.outcome is Outcome.FAILED)])
-        rate.watch()
-        missing = [
-            (context, candidate)
-            for context in contexts
-            for candidate in range(recipe.simulation.candidates)
-            if (found := done.get(f"{context.id}:c{candidate}")) is None or (retry and found.outcome is Outcome.FAILED)
-        ]
-        if missing:
-            folder.begin_attempt()
-        total = len(contexts) * recipe.simulation.candidates
-        progress.start(total, total - len(missing))
-        rules = Rules(
-            horizon=recipe.simulation.horizon,
-            threshold=Fraction(recipe.critic.threshold),
-            score_first_exchange=recipe.simulation.score_first_exchange,
-        )
-
-        async def play(unit: tuple[Context, int]) -> tuple[Future, float]:
-            began = time.perf_counter()
-            context, candidate = unit
-            future = await play_future(context, candidate, cast=cast, rules=rules, run_seed=recipe.seed)
-            return future, time.perf_counter() - began
-
-        def take(result: tuple[Future, float]) -> None:
-            future, seconds = result
-            done_file.append(future)
-            metrics.append({"future": future.id, "seconds": round(seconds, 3)})
-            rate.add(failed=_is_unsound(future))
-            progress.advance(failed=rate.n_failed)
-
-        await run_units(missing, play, limit=recipe.concurrency.futures, on_result=take)
+def _write_failures(out: Path, futures: Iterable[Future]) -> None:
+    failed = [
+        FailedFuture(id=future.id, **future.failure.model_dump(exclude={"place"}))
+        for future in futures
+        if future.failure is not None
+    ]
+    write_records(out / "failures.jsonl", failed)
 
 
-def _latest(path: Path) -> dict[str, Future]:
-    """Return the futures on disk by id; a future that was retried counts as its latest self."""
-    if not path.is_file():
-        return {}
-    return {future.id: future for future in read_records(Future, path, allow_cut=True)}
-
-
-def _settle(folder: RunFolder, contexts: Sequence[Context]) -> list[Future]:
-    """Sort ``futures.jsonl`` by context and candidate, and write ``failures.jsonl`` from it."""
-    order = {context.id: position for position, context in enumerate(contexts)}
-    futures = sorted(
-        _latest(folder.file("futures.jsonl")).values(),
-        key=lambda future: (order[future.context_id], future.candidate),
-    )
-    write_records(folder.file("futures.jsonl"), futures)
-    write_records(
-        folder.file("failures.jsonl"),
-        [
-            FailedFuture(id=future.id, **future.failure.model_dump(exclude={"place"}))
-            for future in futures
-            if future.failure is not None
-        ],
-    )
-    return futures
-
-
-def _rate_of(recipe: SimulateRecipe, futures: Sequence[Future]) -> FailureRate:
-    """Return the failure rate so far; at the end it is judged however few futures there are."""
-    return FailureRate(
-        recipe.max_failure_rate,
-        MIN_FUTURES_FOR_RATE,
-        "futures",
-        "simulation.retry_failed",
-        len(futures),
-        sum(map(_is_unsound, futures)),
-        failed="failed, or rest on a critic reading with half of its answers unreadable",
-    )
+def _is_failed(future: Future) -> bool:
+    return future.outcome is Outcome.FAILED
 
 
 def _is_unsound(future: Future) -> bool:
     """Return whether a future counts for ``max_failure_rate``: it failed, or a reading of it says little."""
     readings = (exchange.reading for exchange in future.exchanges)
-    return future.outcome is Outcome.FAILED or any(reading and reading.is_mostly_unparsed for reading in readings)
-
-
-def _warn_of_unparsed(summary: Mapping[str, Any]) -> None:
-    share = summary["unparsed_share"]
-    if share is not None and share > UNPARSED_WARNING:
-        log.warning(
-            "critic: %.0f %% of the answers name no level and enter no value; futures.jsonl shows some of them",
-            100 * share,
-        )
+    return _is_failed(future) or any(reading and reading.is_mostly_unparsed for reading in readings)

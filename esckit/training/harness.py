@@ -25,9 +25,10 @@ from transformers.utils import logging as transformers_logging
 from esckit.documents import parse_json
 from esckit.errors import DataError, NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
-from esckit.play.executor import NoProgress, Progress
+from esckit.play.runner import NoProgress
 from esckit.play.session import STATES
 from esckit.processes import Process
+from esckit.protocols import Progress
 from esckit.records import write_json
 from esckit.training.sections import Optim, Precision, check_trackers
 from esckit.training.sharding import one_device

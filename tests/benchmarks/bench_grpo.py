@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.load import load_recipe
-from esckit.play.executor import NoProgress
+from esckit.play.runner import NoProgress
 from esckit.rl.recipe import TrainRlRecipe
 
 

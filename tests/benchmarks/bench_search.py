@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esckit.config import sections
-from esckit.play.executor import run_units
+from esckit.play.runner import AsyncioExecutor
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import UtteranceRules, Voice
@@ -112,7 +112,7 @@ def run(players: Players, n_trees: int, n_simulations: int) -> tuple[list[Grown]
         return await grow_tree(task(number), players, settings(n_simulations=n_simulations), provenance())
 
     start = time.perf_counter()
-    asyncio.run(run_units(range(n_trees), one, limit=n_trees, on_result=found.append))
+    asyncio.run(AsyncioExecutor(n_trees).run(range(n_trees), one, found.append))
     return found, time.perf_counter() - start
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from esckit.cli.progress import BarProgress, PlainProgress, shown_progress
-from esckit.play.executor import NoProgress
+from esckit.play.runner import NoProgress
 
 
 class Clock:

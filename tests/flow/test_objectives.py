@@ -255,7 +255,9 @@ def test_unknown_objectives_are_named() -> None:
 TORCHGFN = json.loads((Path(__file__).parent / "fixtures" / "torchgfn_values.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("case", TORCHGFN["cases"], ids=lambda case: f"T{len(case['log_pf'][0])}-{case['subtb_lambda']}")
+@pytest.mark.parametrize(
+    "case", TORCHGFN["cases"], ids=lambda case: f"T{len(case['log_pf'][0])}-{case['subtb_lambda']}"
+)
 def test_losses_equal_those_of_torchgfn(case: dict) -> None:
     log_pf = torch.tensor(case["log_pf"], dtype=torch.float64)
     log_flow = torch.tensor(case["log_flow"], dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
-from esckit.play.executor import NoProgress
+from esckit.play.runner import NoProgress
 from esckit.records import read_records
 from esckit.reward.checkpoint import load_reward_model
 from esckit.reward.quality import dev_metrics

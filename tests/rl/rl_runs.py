@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.errors import NotFiniteError
-from esckit.play.executor import NoProgress
+from esckit.play.runner import NoProgress
 from esckit.rl.recipe import TrainRlRecipe
 from esckit.simulate.recipe import SimulateRecipe
 

@@ -8,7 +8,9 @@ from esckit.errors import ParseError, UnscoredError
 from esckit.ledger import Scope, derive_seed, uniform
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.environment import Environment
-from esckit.search.mcts import Grown, Players, Provenance, Settings, Task, grow_tree
+from esckit.search.mcts import Grown, Players, grow_tree
+from esckit.search.recipe import Mcts
+from esckit.search.tree import Provenance, Task
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Generation, Outcome, RubricReading, Scenario, Score, Turn, Usage
 
@@ -110,21 +112,8 @@ class FakeStrategist:
         return Decision("a search reads the prior only", self.world.prior(strategies, seed))
 
 
-def settings(**changes: object) -> Settings:
-    values: dict[str, object] = {
-        "n_simulations": 60,
-        "max_depth": 10,
-        "rollout_turns": 3,
-        "exploration": 1.0,
-        "uniform_kappa": 0.1,
-        "selection_temperature": 0.1,
-        "prior_smoothing": 0.01,
-        "leaf_parallelism": 1,
-        "virtual_value": 0.0,
-        "max_failed_simulations": 6,
-        "keep_rollouts": False,
-    }
-    return Settings(**(values | changes))
+def settings(**changes: object) -> Mcts:
+    return Mcts(**changes)
 
 
 def provenance(run_seed: int = 7) -> Provenance:

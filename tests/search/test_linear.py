@@ -1,13 +1,14 @@
 """Corpus dialogues as trees without branches."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from esckit.errors import DataError
-from esckit.search.linear import LinearSettings, score_linear
+from esckit.search.linear import score_linear
 from esckit.types import SearchTree, Turn
-from tests.search.fakes import World, provenance, task
+from tests.search.fakes import World, provenance, settings, task
 
 REWARDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -30,13 +31,14 @@ class Numbered(World):
 
 def linear(turns: list[Turn], *, max_depth: int = 10, horizon: int = 2, **world: object) -> SearchTree:
     played = Numbered(reward=lambda strategies, number: REWARDS[number], **world)
+    seed = replace(task(), rest=tuple(turns))
+    players, knobs = played.players, settings(max_depth=max_depth, rollout_turns=horizon)
     return asyncio.run(
         score_linear(
-            task(),
-            turns,
-            critic=played.players.environment.critic,
-            strategist=played.players.strategist,
-            settings=LinearSettings(max_depth, horizon, 0.01),
+            seed,
+            critic=players.environment.critic,
+            strategist=players.strategist,
+            knobs=knobs,
             provenance=provenance(),
         )
     )

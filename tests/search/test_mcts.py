@@ -9,11 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esckit.ledger import derive_seed, uniform
-from esckit.play.executor import run_units
+from esckit.play.runner import AsyncioExecutor
 from esckit.records import dump_line
 from esckit.search.mcts import Grown, _Search
 from esckit.search.run import shape
-from esckit.search.tree import freeze, thaw
 from esckit.types import Outcome, SearchTree
 from tests.search.fakes import AFLOW, World, flat_prior, grow, grown, provenance, random_reward, settings, task
 
@@ -63,7 +62,7 @@ def assert_invariants(tree: SearchTree) -> None:
     st.floats(0, 0.3),
 )
 @hypothesis_settings(max_examples=40, deadline=None)
-def test_invariants_and_the_way_to_records_and_back(number, n_simulations, k, max_depth, ends, failing) -> None:
+def test_invariants_hold_whatever_fails_or_ends(number, n_simulations, k, max_depth, ends, failing) -> None:
     world = World(
         outcome=sometimes(*ends), nonsense=lambda role, s: uniform(derive_seed(role, number, *s)) < failing / 5
     )
@@ -72,8 +71,6 @@ def test_invariants_and_the_way_to_records_and_back(number, n_simulations, k, ma
     if tree.status == "complete":
         assert_invariants(tree)
         assert tree.nodes[0].visits == n_simulations - len(tree.failures)
-    again = thaw(tree.nodes, tree.strategies)
-    assert freeze(again) == tree.nodes
     assert SearchTree.model_validate_json(tree.model_dump_json()) == tree
 
 
@@ -139,7 +136,7 @@ def test_a_failed_simulation_costs_one_and_is_tried_again_with_new_seeds() -> No
         return role == "critic" and strategies == ("Clarification",)
 
     world = World(nonsense=nonsense, prior=lambda s, seed: (0.01, 0.93, *[0.01] * 6))
-    tree = grown(world, n_simulations=6).tree
+    tree = grown(world, n_simulations=6, max_failed_simulations=6).tree
     failed = [failure for failure in tree.failures if failure.place == "r.Cla"]
     assert len(failed) >= 2
     assert "r.Cla" not in tree.by_id()
@@ -159,7 +156,7 @@ def test_trees_in_flight_change_nothing() -> None:
         async def one(number: int) -> Grown:
             return await grow(World(jitter=True), number, n_simulations=12)
 
-        asyncio.run(run_units(range(20), one, limit=limit, on_result=found.append))
+        asyncio.run(AsyncioExecutor(limit).run(range(20), one, found.append))
         return sorted(dump_line(each.tree) for each in found)
 
     assert lines(1) == lines(64)
@@ -235,5 +232,5 @@ def test_the_expected_shape(n_simulations, temperature, leaves, depth_mean, dept
 
 def test_a_tree_without_any_return_has_failed_and_has_no_value() -> None:
     world = World(nonsense=lambda role, strategies: role == "critic")
-    tree = grown(world, n_simulations=2, max_failed_simulations=3).tree
+    tree = grown(world, n_simulations=2, max_failed_simulations=2).tree
     assert (tree.status, len(tree.failures), tree.nodes[0].value) == ("failed", 2, None)

@@ -7,16 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.ledger import Ledger, uniform
-from esckit.search.expansion import (
-    draw,
-    edge_scores,
-    pick,
-    selection_distribution,
-    smoothed,
-    ties,
-    uniform_share,
-    without,
-)
+from esckit.search.expansion import smoothed
+from esckit.search.mcts import draw, edge_scores, selection_distribution, uniform_share, without
+from tests.search.fakes import settings as mcts
 
 PRIOR = (0.20, 0.10, 0.25, 0.15, 0.10, 0.08, 0.07, 0.05)
 VISITS = (3, 0, 4, 1, 0, 0, 2, 0)
@@ -28,17 +21,17 @@ MU = (0.185163, 0.005168, 0.122581, 0.660677, 0.005168, 0.005091, 0.011112, 0.00
 def test_the_worked_example_of_selection() -> None:
     assert uniform_share(10, 0.1) == pytest.approx(0.040034, abs=5e-7)
     assert edge_scores(PRIOR, VISITS, VALUES, exploration=1.0) == pytest.approx(U, abs=5e-7)
-    mu = selection_distribution(PRIOR, VISITS, VALUES, exploration=1.0, uniform_kappa=0.1, temperature=0.1)
+    mu = selection_distribution(PRIOR, VISITS, VALUES, mcts())
     assert mu == pytest.approx(MU, abs=5e-7)
 
 
 def test_a_fresh_node_follows_the_prior() -> None:
-    mu = selection_distribution(PRIOR, [0] * 8, [0.0] * 8, exploration=1.0, uniform_kappa=0.1, temperature=0.1)
+    mu = selection_distribution(PRIOR, [0] * 8, [0.0] * 8, mcts())
     assert tuple(mu) == PRIOR
 
 
 def test_without_kappa_there_is_no_uniform_part() -> None:
-    mu = selection_distribution(PRIOR, VISITS, VALUES, exploration=1.0, uniform_kappa=0.0, temperature=0.1)
+    mu = selection_distribution(PRIOR, VISITS, VALUES, mcts(uniform_kappa=0.0))
     total = sum(math.exp(u / 0.1) for u in U)
     assert mu == pytest.approx([math.exp(u / 0.1) / total for u in U], rel=1e-4)
 
@@ -76,11 +69,6 @@ def test_smoothing_keeps_the_sum_and_lifts_zeros() -> None:
     assert sum(prior) == pytest.approx(1.0)
 
 
-def test_ties_are_all_best_and_picked_by_a_number() -> None:
-    assert ties((0.3, 0.1, 0.3, 0.3)) == [0, 2, 3]
-    assert [pick([0, 2, 3], u) for u in (0.0, 0.34, 0.67, 1.0)] == [0, 2, 3, 3]
-
-
 edges = st.tuples(st.integers(0, 1000), st.floats(0, 1))
 
 
@@ -98,9 +86,8 @@ def test_selection_is_a_distribution(edges, exploration, kappa, temperature, num
     prior = [weight / sum(weights) for weight in weights]
     visits = [count for count, _ in edges]
     values = [value if count else 0.0 for count, value in edges]
-    mu = selection_distribution(
-        prior, visits, values, exploration=exploration, uniform_kappa=kappa, temperature=temperature
-    )
+    knobs = mcts(exploration=exploration, uniform_kappa=kappa, selection_temperature=temperature)
+    mu = selection_distribution(prior, visits, values, knobs)
     assert math.fsum(mu) == pytest.approx(1.0)
     assert all(p >= 0 for p in mu)
     assert mu[draw(mu, number)] > 0

@@ -1,0 +1,270 @@
+"""One runner for everything that plays units: futures, trees, cases of an evaluation, predictions.
+
+A unit has a stable id and one record in a file of the run folder. The runner plays the units that have no record yet,
+appends each record as soon as it is there, keeps watch over the share of failed units, and sorts the file in the order
+of the units when play ends, whatever ends it. What a unit is, how it is played and what counts as a failure is said by
+the caller in a :class:`UnitFile`; where units are played is said by an :class:`~esckit.protocols.Executor`. Since a
+record depends on the seed and the id of its unit only, a finished file has the same bytes for every executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from esckit.errors import FailureRateError
+from esckit.protocols import Executor, Progress
+from esckit.records import read_records, write_records
+from esckit.runs import RunFolder
+from esckit.types import Record
+
+HOPELESS = 0.5
+"""Share of failed units that ends a run whose other units are worth having, even where less is allowed."""
+
+TIMINGS = "metrics.jsonl"
+
+T = TypeVar("T")
+U = TypeVar("U")
+R = TypeVar("R", bound=Record)
+
+_id_of = attrgetter("id")
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def start(self, total: int, done: int = 0) -> None:
+        """Do nothing."""
+
+    def advance(self, n: int = 1, **counts: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncioExecutor:
+    """Plays units in this process.
+
+    A finished unit frees its place at once; there is no lock-step.
+
+    Attributes:
+        limit: Units in flight, at least 1.
+    """
+
+    limit: int
+
+    async def run(self, units: Iterable[T], play: Callable[[T], Awaitable[U]], take: Callable[[U], None]) -> None:
+        """Play all units; see :class:`~esckit.protocols.Executor`."""
+        waiting = iter(units)
+
+        async def worker() -> None:
+            for unit in waiting:
+                take(await play(unit))
+
+        workers = [asyncio.create_task(worker()) for _ in range(self.limit)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class FailureRate:
+    """Watches the share of failed units.
+
+    Attributes:
+        allowed: Largest allowed share, in [0, 1].
+        min_units: Finished units before the share is judged while the run goes on.
+        what: Plural noun for messages.
+        retry: The recipe's field that has failed units played again.
+        failed: What happened to those, for messages.
+        hopeless: The run goes on up to this share even where less is allowed, and is judged at its end.
+        n: Finished units.
+        n_failed: Those that failed.
+    """
+
+    allowed: float
+    min_units: int
+    what: str
+    retry: str
+    failed: str = "failed"
+    hopeless: float = 0.0
+    n: int = 0
+    n_failed: int = 0
+
+    def count(self, *, failed: bool) -> None:
+        """Count a finished unit."""
+        self.n += 1
+        self.n_failed += failed
+
+    def watch(self) -> None:
+        """Raise a :class:`~esckit.errors.FailureRateError` if the share is passed after at least ``min_units``."""
+        if self.n >= self.min_units and self.n_failed > self.hopeless * self.n:
+            self.judge()
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether more units failed than is allowed, however few there are."""
+        return self.n_failed > self.allowed * self.n
+
+    def judge(self) -> None:
+        """Raise a :class:`~esckit.errors.FailureRateError` if the share is passed, however few units there are."""
+        if self.is_passed:
+            raise FailureRateError(
+                f"{self.n_failed} of {self.n} {self.what} {self.failed}",
+                expected=f"at most {self.allowed:.1%} (max_failure_rate)",
+                hint="What is done is kept; failures.jsonl says why. Fix the cause, then run the same command with "
+                f"--set {self.retry}=true, or allow more with --set max_failure_rate=SHARE",
+            )
+
+
+@dataclass(slots=True)
+class UnitFile(Generic[U, R]):
+    """A file of the run folder with one record for each unit.
+
+    Attributes:
+        name: The file, relative to the run folder.
+        kind: Class of its records, which have an ``id``.
+        units: What is to be played, with its id, in the order of the file. Of two units with one id both count, and
+            the record of the later one stands for both.
+        is_failed: Whether a record counts as failed for the failure rate.
+        play: Plays a unit and returns its record, or several in the order in which they are written, its own last.
+            None if there is nothing to play.
+        is_retried: Whether a record that is there is played again. None keeps all.
+        beside: Files of the records that come with a unit's own, by class.
+        timed_as: What a unit is called in ``metrics.jsonl``, where its seconds stand; without it there are none.
+        timed_in: What else stands beside the seconds.
+        asks_models: Whether playing a unit costs a call to a model. Units that cost none are played to the end
+            whatever the failure rate.
+        done: Records by id: those on disk after :meth:`read`, and each new one while the units are played.
+        missing: Units that :meth:`read` found no record of.
+        records: All records in the order of the units, after :meth:`settle`.
+    """
+
+    name: str
+    kind: type[R]
+    units: Sequence[tuple[str, U]]
+    is_failed: Callable[[R], bool]
+    play: Callable[[U], Awaitable[R | tuple[Record, ...]]] | None = None
+    is_retried: Callable[[R], bool] | None = None
+    beside: Mapping[type[Record], str] = field(default_factory=dict)
+    timed_as: str = ""
+    timed_in: Mapping[str, str] = field(default_factory=dict)
+    asks_models: bool = True
+    done: dict[str, R] = field(init=False, default_factory=dict)
+    missing: list[tuple[str, U]] = field(init=False, default_factory=list)
+    records: list[R] = field(init=False, default_factory=list)
+
+    def read(self, folder: Path) -> None:
+        """Look up which units have a record; an unfinished last line is none."""
+        self.done = latest(folder / self.name, self.kind)
+        retried = self.is_retried or (lambda record: False)
+        self.missing = [(name, unit) for name, unit in self.units if name not in self.done or retried(self.done[name])]
+
+    def settle(self, folder: Path) -> None:
+        """Sort the file by its units."""
+        found = latest(folder / self.name, self.kind)
+        self.records = [found[name] for name, _ in self.units if name in found]
+        if (folder / self.name).is_file():
+            write_records(folder / self.name, self.records)
+
+
+def latest(path: Path, kind: type[R]) -> dict[str, R]:
+    """Return the records of a file by id; of a unit that was played again its latest, of a missing file none."""
+    if not path.is_file():
+        return {}
+    return {_id_of(record): record for record in read_records(kind, path, allow_cut=True)}
+
+
+async def play_units(
+    files: Sequence[UnitFile[Any, Any]],
+    folder: RunFolder,
+    *,
+    executor: Executor,
+    rate: FailureRate,
+    progress: Progress,
+    settled: Callable[[], object],
+) -> None:
+    """Play what is missing, file after file; every file is sorted at the end, whatever happens.
+
+    Args:
+        files: Read already.
+        folder: The open run folder; a new attempt begins if anything is missing.
+        executor: Plays the units.
+        rate: Counts all units. The caller judges it at the end, after having written what the others are worth.
+        progress: Shows how far the run is.
+        settled: Writes what follows from the sorted files.
+
+    Raises:
+        FailureRateError: If so many units failed that playing on is hopeless.
+        StorageError: If the folder was moved or deleted, or records are gone from it.
+    """
+    total = sum(len(file.units) for file in files)
+    n_missing = sum(len(file.missing) for file in files)
+    for file in files:
+        played_again = {name for name, _ in file.missing}
+        for name, record in file.done.items():
+            if name not in played_again:
+                rate.count(failed=file.is_failed(record))
+    if n_missing:
+        folder.begin_attempt()
+    # Where no model is to be asked any more, going on costs nothing and brings the results.
+    if any(file.asks_models and file.missing for file in files):
+        rate.watch()
+    progress.start(total, total - n_missing)
+    try:
+        for file in files:
+            if file.play is not None:
+                await _play_file(file, file.play, folder, executor, rate, progress)
+    finally:
+        progress.close()
+        folder.require_present()
+        for file in files:
+            file.settle(folder.path)
+        settled()
+    folder.require_whole(sum(len(file.records) for file in files), total, rate.what)
+
+
+async def _play_file(
+    file: UnitFile[U, R],
+    play: Callable[[U], Awaitable[R | tuple[Record, ...]]],
+    folder: RunFolder,
+    executor: Executor,
+    rate: FailureRate,
+    progress: Progress,
+) -> None:
+    with ExitStack() as stack:
+        names: dict[type[Record], str] = {file.kind: file.name, **file.beside}
+        lines = {kind: stack.enter_context(folder.appender(name)) for kind, name in names.items()}
+        timings = stack.enter_context(folder.appender(TIMINGS)) if file.timed_as else None
+
+        async def timed(unit: U) -> tuple[tuple[Any, ...], float]:
+            began = time.perf_counter()
+            played = await play(unit)
+            return played if isinstance(played, tuple) else (played,), time.perf_counter() - began
+
+        def take(result: tuple[tuple[Any, ...], float]) -> None:
+            records, seconds = result
+            # The unit's own record comes last: once it is there, so are those beside it.
+            for record in records:
+                lines[type(record)].append(record)
+            own: R = records[-1]
+            if timings is not None:
+                timings.append({**file.timed_in, file.timed_as: _id_of(own), "seconds": round(seconds, 3)})
+            file.done[_id_of(own)] = own
+            rate.count(failed=file.is_failed(own))
+            if file.asks_models:
+                rate.watch()
+            progress.advance(failed=rate.n_failed)
+
+        await executor.run((unit for _, unit in file.missing), timed, take)
