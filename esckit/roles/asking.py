@@ -50,6 +50,36 @@ OnLength = Literal["fail", "last_sentence"]
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A limit in tokens of the rendered prompt.
+
+    Attributes:
+        max_tokens: The limit; None for none.
+        count_tokens: Counts the tokens of a rendered prompt; needed where there is a limit.
+    """
+
+    max_tokens: int | None = None
+    count_tokens: Callable[[Sequence[Message]], int] | None = None
+
+    def fit(
+        self, messages: Callable[[Sequence[Turn]], list[Message]], turns: Sequence[Turn], scope: Scope, role: str
+    ) -> list[Message]:
+        """Return the prompt over as many of the latest turns as fit; dropped turns are counted on the ledger."""
+        rendered = messages(turns)
+        if self.max_tokens is None or self.count_tokens is None:
+            return rendered
+        if self.count_tokens(rendered) <= self.max_tokens:
+            return rendered
+        # The fewer turns, the shorter the prompt; trying them one by one would read the conversation once per turn.
+        limit, count = self.max_tokens, self.count_tokens
+        dropped = bisect_left(range(len(turns) - 1), True, 1, key=lambda n: count(messages(turns[n:])) <= limit)
+        dropped = max(0, min(dropped, len(turns) - 1))
+        if dropped:
+            scope.spend(role, Usage(dropped_turns=dropped))
+        return messages(turns[dropped:])
+
+
+@dataclass(frozen=True, slots=True)
 class Voice:
     """A model as one role uses it.
 
@@ -59,6 +89,7 @@ class Voice:
         max_attempts: Calls in all before the role gives up, at least 1.
         on_length: What to do with a reply cut at the token limit: treat it as invalid, or keep its whole sentences.
         max_words: Longest valid reply in words; None sets no limit.
+        window: How much of a conversation the model is shown.
     """
 
     model: ChatModel
@@ -66,6 +97,7 @@ class Voice:
     max_attempts: int = 3
     on_length: OnLength = "fail"
     max_words: int | None = None
+    window: Window = field(default_factory=Window)
 
 
 async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]) -> T:
@@ -170,36 +202,6 @@ async def gather_all(*calls: Awaitable[Any]) -> list[Any]:
     if errors := [result for result in results if isinstance(result, BaseException)]:
         raise min(errors, key=lambda error: isinstance(error, ModelError))
     return results
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A limit in tokens of the rendered prompt.
-
-    Attributes:
-        max_tokens: The limit; None for none.
-        count_tokens: Counts the tokens of a rendered prompt; needed where there is a limit.
-    """
-
-    max_tokens: int | None = None
-    count_tokens: Callable[[Sequence[Message]], int] | None = None
-
-    def fit(
-        self, messages: Callable[[Sequence[Turn]], list[Message]], turns: Sequence[Turn], scope: Scope, role: str
-    ) -> list[Message]:
-        """Return the prompt over as many of the latest turns as fit; dropped turns are counted on the ledger."""
-        rendered = messages(turns)
-        if self.max_tokens is None or self.count_tokens is None:
-            return rendered
-        if self.count_tokens(rendered) <= self.max_tokens:
-            return rendered
-        # The fewer turns, the shorter the prompt; trying them one by one would read the conversation once per turn.
-        limit, count = self.max_tokens, self.count_tokens
-        dropped = bisect_left(range(len(turns) - 1), True, 1, key=lambda n: count(messages(turns[n:])) <= limit)
-        dropped = max(0, min(dropped, len(turns) - 1))
-        if dropped:
-            scope.spend(role, Usage(dropped_turns=dropped))
-        return messages(turns[dropped:])
 
 
 LABELS: dict[Speaker, str] = {"seeker": "Patient", "supporter": "Therapist"}

@@ -16,7 +16,7 @@ from esckit.config.sections import CheckpointBinding, RoleOptions
 from esckit.models.budget import BudgetedPolicy
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic, StrategyPolicy, Supporter
-from esckit.roles.asking import UtteranceRules, Voice, Window
+from esckit.roles.asking import UtteranceRules, Voice
 from esckit.roles.critics import ResolutionCritic, RewardCritic
 from esckit.roles.judges import PairJudge, ReplyJudge
 from esckit.roles.pool import ModelPool, known_taxonomy, part_of
@@ -111,8 +111,8 @@ class Casting:
 
     def aflow_seeker(self, memories: Mapping[str, Sequence[Turn]], *, memory_guard: bool) -> AFlowSeeker:
         """Return the seeker of a search; see :class:`~esckit.roles.seekers.AFlowSeeker`."""
-        voice, prompt, window = self._prompted("seeker", "aflow seeker")
-        return AFlowSeeker(voice, prompt, self._rules(voice), memories, memory_guard, window)
+        voice, prompt = self._prompted("seeker", "aflow seeker")
+        return AFlowSeeker(voice, prompt, self._rules(voice), memories, memory_guard)
 
     def supporter(self) -> Supporter:
         """Return a flow checkpoint that writes, or a supporter of the kind that its prompt is for."""
@@ -120,11 +120,11 @@ class Casting:
         if part_of("supporter", binding) == "writer":
             writer = self.pool.trained(binding, "writer", known_taxonomy(taxonomy)).model
             return FlowSupporter(writer, binding, self.pool.budget, self.max_attempts)
-        voice, prompt, window = self._prompted("supporter")
+        voice, prompt = self._prompted("supporter")
         if "transcript" in prompt.variables:
-            return AFlowSupporter(voice, prompt, self._rules(voice), window)
+            return AFlowSupporter(voice, prompt, self._rules(voice))
         definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}
-        return PromptedSupporter(voice, prompt, definitions, window)
+        return PromptedSupporter(voice, prompt, definitions)
 
     def strategist(self) -> StrategyPolicy:
         """Return a trained policy, or a prompted strategist."""
@@ -132,8 +132,7 @@ class Casting:
         if part_of("strategist", binding) == "strategist":
             trained = self.pool.trained(binding, "strategist", taxonomy)
             return BudgetedPolicy(trained.model, self.pool.budget, trained.name)
-        voice, prompt, window = self._prompted("strategist")
-        return PromptedStrategist(voice, prompt, taxonomy, self.readout, window)
+        return PromptedStrategist(*self._prompted("strategist"), taxonomy, self.readout)
 
     def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset) -> ResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
@@ -145,7 +144,6 @@ class Casting:
             load_prompt(name, "resolution critic"),
             preset,
             settings,
-            window=self.pool.window(binding),
         )
 
     def rubric_critic(self, settings: sections.RubricCritic) -> Critic:
@@ -157,8 +155,7 @@ class Casting:
 
     def pair_judge(self, dimensions: tuple[str, ...]) -> PairJudge:
         """Return the judge of pairs of replies."""
-        voice, prompt, window = self._prompted("judge", prompt="judge_pairwise")
-        return PairJudge(voice, prompt, dimensions, window)
+        return PairJudge(*self._prompted("judge", prompt="judge_pairwise"), dimensions)
 
     def reply_judge(self) -> ReplyJudge:
         """Return the judge of single replies."""
@@ -168,20 +165,14 @@ class Casting:
         """Return the judge of supporter turns in self-play, which rates by AFlow's rubric."""
         return self._rater("turn_judge", sections.RubricCritic())
 
-    def _prompted(
-        self, role: str, kind: str | None = None, *, prompt: str | None = None
-    ) -> tuple[Voice, Prompt, Window]:
-        """Return a chat model in a role, its prompt, and how much of a talk it is shown."""
-        binding, name = self.bindings[role], prompt or role
-        return (
-            self.pool.voice(binding, max_attempts=self.max_attempts),
-            role_prompt(name, self.prompts[name], taxonomy=self.taxonomy, kind=kind),
-            self.pool.window(binding),
-        )
+    def _prompted(self, role: str, kind: str | None = None, *, prompt: str | None = None) -> tuple[Voice, Prompt]:
+        """Return a chat model in a role, and its prompt."""
+        name = prompt or role
+        voice = self.pool.voice(self.bindings[role], max_attempts=self.max_attempts)
+        return voice, role_prompt(name, self.prompts[name], taxonomy=self.taxonomy, kind=kind)
 
     def _rater(self, role: str, settings: sections.RubricCritic) -> RubricCritic:
-        voice, prompt, window = self._prompted(role, "rubric critic")
-        return RubricCritic(voice, prompt, settings, window)
+        return RubricCritic(*self._prompted(role, "rubric critic"), settings)
 
     def _rules(self, voice: Voice) -> UtteranceRules:
         return UtteranceRules(known_taxonomy(self.taxonomy), voice.max_words, voice.on_length)

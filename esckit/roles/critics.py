@@ -25,7 +25,7 @@ from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, U
 from esckit.ledger import Scope
 from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
-from esckit.roles.asking import Voice, Window, as_lines, gather_all
+from esckit.roles.asking import Voice, as_lines, gather_all
 from esckit.roles.verdicts import MassWatch, Preset
 from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricReading, Scenario, Score, Turn, Usage
 
@@ -42,7 +42,6 @@ class ResolutionCritic:
     prompt: Prompt
     preset: Preset
     settings: sections.ResolutionCritic = field(default_factory=sections.ResolutionCritic)
-    window: Window = field(default_factory=Window)
     mass: MassWatch = field(default_factory=lambda: MassWatch("level names"))
 
     def __post_init__(self) -> None:
@@ -81,7 +80,7 @@ class ResolutionCritic:
                 conversation=as_lines(shown),
             )
 
-        asked = self.window.fit(messages, turns, scope, "critic")
+        asked = self.voice.window.fit(messages, turns, scope, "critic")
         read = self._expected if self.settings.readout == "expected" else self._sampled
         reading = await read(asked, scope)
         return Score(values={"resolution": reading.value}, reward=reading.value, reading=reading)

@@ -8,14 +8,14 @@ identity. A judge that gives no readable answer raises, and the case is recorded
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from esckit.errors import ModelError, ParseError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.records import digest
-from esckit.roles.asking import Voice, Window, as_lines, gather_all, scene_of
+from esckit.roles.asking import Voice, as_lines, gather_all, scene_of
 from esckit.roles.verdicts import ask_verdict, parse_yes_no, read_json, verdict_text
 from esckit.types import Message, Scenario, Turn
 
@@ -65,7 +65,6 @@ class PairJudge:
     voice: Voice
     prompt: Prompt
     dimensions: tuple[str, ...]
-    window: Window = field(default_factory=Window)
 
     @property
     def identity(self) -> str:
@@ -95,7 +94,7 @@ class PairJudge:
                 keys=keys,
             )
 
-        prompt = self.window.fit(messages, turns, scope, "judge")
+        prompt = self.voice.window.fit(messages, turns, scope, "judge")
         return await ask_verdict(
             self.voice, prompt, scope, "judge", lambda reply: parse_verdicts(verdict_text(reply), self.dimensions)
         )
@@ -132,7 +131,6 @@ class ReplyJudge:
 
     voice: Voice
     prompt: Prompt
-    window: Window = field(default_factory=Window)
 
     @property
     def identity(self) -> str:
@@ -149,7 +147,7 @@ class ReplyJudge:
             def messages(shown: Sequence[Turn]) -> list[Message]:
                 return self.prompt.render(conversation=as_lines(shown), reply=reply, question=question)
 
-            prompt = self.window.fit(messages, turns, scope, "judge")
+            prompt = self.voice.window.fit(messages, turns, scope, "judge")
             try:
                 is_yes = await ask_verdict(
                     self.voice, prompt, scope, f"judge.{name}", lambda r: parse_yes_no(verdict_text(r, "last_sentence"))

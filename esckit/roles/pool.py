@@ -181,13 +181,18 @@ class ModelPool:
         return BudgetedModel(self._chat(binding), self.budget, prices)
 
     def voice(self, binding: RoleOptions, *, max_attempts: int) -> Voice:
-        """Return a chat model as its role uses it."""
+        """Return a chat model as its role uses it.
+
+        Raises:
+            ConfigError: As :meth:`model`, or if ``max_context_tokens`` is set where tokens cannot be counted.
+        """
         return Voice(
             self.model(binding),
             binding.sampling,
             max_attempts=max_attempts,
             on_length=binding.on_length,
             max_words=binding.max_words,
+            window=self._window(binding),
         )
 
     def trained(self, binding: RoleOptions, part: Part, taxonomy: Taxonomy | None = None) -> Trained:
@@ -231,23 +236,6 @@ class ModelPool:
         self._sources.add("local")
         self._scorer = PerplexityScorer.load(binding.backbone, dtype=binding.dtype, device=binding.device)
         return self._scorer
-
-    def window(self, binding: RoleOptions) -> Window:
-        """Return how much of a talk the role's model is shown: the recipe's limit, else what a local model can take.
-
-        Raises:
-            ConfigError: If a limit is set for a model whose tokens cannot be counted here.
-        """
-        if isinstance(binding, BackboneBinding | CheckpointBinding):
-            local: LocalModel = self._chat(binding)  # type: ignore[assignment]
-            limit = binding.max_context_tokens or local.context_length - binding.sampling.max_tokens
-            return Window(limit, local.count_tokens)
-        if binding.max_context_tokens is not None:
-            raise ConfigError(
-                f"max_context_tokens for {self._chat(binding).name}",
-                expected="a local backbone, whose tokens can be counted",
-            )
-        return Window()
 
     async def prepare(self, bindings: Mapping[str, RoleOptions]) -> None:
         """Load the chat models and raise at once if one cannot be used; only then are its capabilities known."""
@@ -296,6 +284,19 @@ class ModelPool:
         """Close every model."""
         for model in (*self._chats.values(), *(one.model for one in self._trained.values() if one.part != "scorer")):
             await model.aclose()
+
+    def _window(self, binding: RoleOptions) -> Window:
+        """Return how much of a talk a role's model is shown: the recipe's limit, else what a local model can take."""
+        if isinstance(binding, BackboneBinding | CheckpointBinding):
+            local: LocalModel = self._chat(binding)  # type: ignore[assignment]
+            limit = binding.max_context_tokens or local.context_length - binding.sampling.max_tokens
+            return Window(limit, local.count_tokens)
+        if binding.max_context_tokens is not None:
+            raise ConfigError(
+                f"max_context_tokens for {self._chat(binding).name}",
+                expected="a local backbone, whose tokens can be counted",
+            )
+        return Window()
 
     def _chat(self, binding: RoleOptions) -> ChatModel:
         """Return the model of a binding; roles that differ only in how they use it share one."""

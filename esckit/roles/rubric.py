@@ -18,7 +18,7 @@ from esckit.errors import NOT_FINITE, ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
 from esckit.records import digest
-from esckit.roles.asking import Voice, Window, as_tagged_lines, gather_all
+from esckit.roles.asking import Voice, as_tagged_lines, gather_all
 from esckit.roles.verdicts import MassWatch, ask_verdict, unfenced, verdict_text
 from esckit.text import lines_of
 from esckit.types import Message, NextToken, RubricReading, Scenario, Score, Turn
@@ -173,15 +173,12 @@ class RubricCritic:
         prompt: A prompt with ``transcript`` and the optional ``criteria`` (``sampled``) and ``criterion``
             (``expected``).
         settings: Rubric, weights and read-out.
-        window: How much of the talk the model is shown.
 
     Raises:
         ConfigError: If the weights do not fit the rubric, or the model cannot do the read-out.
     """
 
-    def __init__(
-        self, voice: Voice, prompt: Prompt, settings: sections.RubricCritic, window: Window | None = None
-    ) -> None:
+    def __init__(self, voice: Voice, prompt: Prompt, settings: sections.RubricCritic) -> None:
         self.rubric = load_rubric(settings.rubric)
         check_weights(settings.weights, self.rubric)
         if settings.readout == "expected" and "next_token" not in voice.model.capabilities:
@@ -190,7 +187,7 @@ class RubricCritic:
                 expected="a model that does",
                 hint="Set critic.readout: sampled",
             )
-        self.voice, self.prompt, self.settings, self.window = voice, prompt, settings, window or Window()
+        self.voice, self.prompt, self.settings = voice, prompt, settings
         self.identity = f"{self.rubric.name}/{digest([prompt.digest, self.rubric.digest])}"
         self._mass = MassWatch("ratings")
 
@@ -244,7 +241,7 @@ class RubricCritic:
             transcript = as_tagged_lines(shown, show_strategy=self.settings.show_strategy)
             return self.prompt.render(transcript=transcript, criteria=criteria, criterion=criterion)
 
-        return self.window.fit(messages, turns, scope, "critic")
+        return self.voice.window.fit(messages, turns, scope, "critic")
 
     async def _distribution(self, messages: Sequence[Message], scope: Scope) -> NextToken:
         found = await self.voice.model.next_token(messages, RATINGS)

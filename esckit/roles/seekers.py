@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from esckit.errors import ParseError
 from esckit.ledger import Scope
@@ -19,7 +19,6 @@ from esckit.roles.asking import (
     RESOLVED,
     UtteranceRules,
     Voice,
-    Window,
     as_chat,
     as_tagged_lines,
     ask,
@@ -40,12 +39,10 @@ class PromptedSeeker:
     Attributes:
         voice: Model and settings.
         prompt: A prompt with ``emotion_type``, ``problem_type`` and the optional ``situation``.
-        window: How much of the talk the model is shown.
     """
 
     voice: Voice
     prompt: Prompt
-    window: Window = field(default_factory=Window)
 
     async def reply(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> SeekerTurn:
         """Answer the last supporter turn.
@@ -65,7 +62,9 @@ class PromptedSeeker:
         def messages(shown: Sequence[Turn]) -> list[Message]:
             return merge_messages([*opening, *as_chat(shown, speaking="seeker")])
 
-        text = await ask(self.voice, self.window.fit(messages, talk, scope, "seeker"), scope, "seeker", self._parse)
+        text = await ask(
+            self.voice, self.voice.window.fit(messages, talk, scope, "seeker"), scope, "seeker", self._parse
+        )
         return SeekerTurn(text)
 
     def _parse(self, reply: Reply) -> str:
@@ -93,7 +92,6 @@ class AFlowSeeker:
         memories: Scenario id to the turns of its seed dialogue, which only the seeker knows.
         memory_guard: Refuse replies that quote eight words in a row from one turn of the memory, so that the corpus
             text does not leak into trees.
-        window: How much of the talk the model is shown.
     """
 
     voice: Voice
@@ -101,7 +99,6 @@ class AFlowSeeker:
     rules: UtteranceRules
     memories: Mapping[str, Sequence[Turn]]
     memory_guard: bool
-    window: Window = field(default_factory=Window)
 
     async def reply(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> SeekerTurn:
         """Answer the last supporter turn, be relieved, or leave.
@@ -127,7 +124,7 @@ class AFlowSeeker:
                 raise ParseError("a reply that quotes the seeker's memory", kind="memory", samples=(answer.text,))
             return answer
 
-        return await ask(self.voice, self.window.fit(messages, turns, scope, "seeker"), scope, "seeker", parse)
+        return await ask(self.voice, self.voice.window.fit(messages, turns, scope, "seeker"), scope, "seeker", parse)
 
 
 def parse_seeker(text: str, rules: UtteranceRules) -> SeekerTurn:

@@ -8,7 +8,7 @@ models that cannot keep to the JSON form. A trained policy stands in the same pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp
 from string import ascii_uppercase
 from typing import Literal
@@ -17,7 +17,7 @@ from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope, uniform
 from esckit.prompts.prompt import Prompt
 from esckit.protocols import Decision
-from esckit.roles.asking import Voice, Window, as_tagged_lines, ask
+from esckit.roles.asking import Voice, as_tagged_lines, ask
 from esckit.roles.verdicts import read_json, verdict_text
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Message, Reply, Scenario, Turn
@@ -35,14 +35,12 @@ class PromptedStrategist:
             (``choices``).
         taxonomy: The strategies.
         readout: How probabilities are read.
-        window: How much of the talk the model is shown.
     """
 
     voice: Voice
     prompt: Prompt
     taxonomy: Taxonomy
     readout: Literal["json", "choices"]
-    window: Window = field(default_factory=Window)
 
     def __post_init__(self) -> None:
         if self.readout == "choices" and not self.voice.model.capabilities & {"score", "next_token"}:
@@ -108,7 +106,7 @@ class PromptedStrategist:
             transcript = as_tagged_lines(shown, show_strategy=True)
             return self.prompt.render(definitions=definitions, transcript=transcript, keys=keys, options=options)
 
-        return self.window.fit(messages, turns, scope, "strategist")
+        return self.voice.window.fit(messages, turns, scope, "strategist")
 
     def _parse(self, reply: Reply) -> tuple[float, ...]:
         return parse_probabilities(verdict_text(reply), self.taxonomy.abbrs)

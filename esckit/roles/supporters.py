@@ -19,7 +19,6 @@ from esckit.prompts.prompt import Prompt
 from esckit.roles.asking import (
     UtteranceRules,
     Voice,
-    Window,
     as_chat,
     as_tagged_lines,
     ask,
@@ -44,13 +43,11 @@ class PromptedSupporter:
         voice: Model and settings.
         prompt: A prompt whose only variable is the optional ``strategy``.
         definitions: Strategy name to what the supporter is asked to do under it.
-        window: How much of the talk the model is shown.
     """
 
     voice: Voice
     prompt: Prompt
     definitions: Mapping[str, str] = field(default_factory=dict)
-    window: Window = field(default_factory=Window)
 
     async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
         """Answer the last seeker turn.
@@ -65,7 +62,7 @@ class PromptedSupporter:
             return merge_messages([*opening, *as_chat(shown, speaking="supporter")])
 
         return await ask(
-            self.voice, self.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
+            self.voice, self.voice.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
         )
 
     def _parse(self, reply: Reply) -> Generation:
@@ -95,13 +92,11 @@ class AFlowSupporter:
         voice: Model and settings.
         prompt: A prompt with ``strategy``, ``definition`` and ``transcript``.
         rules: What an utterance may look like, and the taxonomy of the strategies.
-        window: How much of the talk the model is shown.
     """
 
     voice: Voice
     prompt: Prompt
     rules: UtteranceRules
-    window: Window = field(default_factory=Window)
 
     async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
         """Answer the last seeker turn under a strategy.
@@ -119,7 +114,7 @@ class AFlowSupporter:
             return self.prompt.render(strategy=strategy, definition=definition, transcript=transcript)
 
         return await ask(
-            self.voice, self.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
+            self.voice, self.voice.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
         )
 
     def _parse(self, reply: Reply) -> Generation:
