@@ -399,15 +399,12 @@ class Engine:
                     if not is_shared:
                         keys, values, prefix = list(whole.keys), list(whole.values), EMPTY_PREFIX
                 self.slots.append(keys, values)
-                self.rows.append(self._row(jobs[i], prefix))
+                job, seen = jobs[i], None
+                if job.sampling.repetition_penalty != 1.0:
+                    seen = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+                    seen[list(job.prompt)] = True
+                self.rows.append(_Row(job, prefix, uniforms(job.seed, job.sampling.max_tokens), seen))
         self._take(torch.cat(last_logits), self.rows[first:], results)
-
-    def _row(self, job: WriteJob, prefix: PrefixKV) -> _Row:
-        seen = None
-        if job.sampling.repetition_penalty != 1.0:
-            seen = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
-            seen[list(job.prompt)] = True
-        return _Row(job, prefix, uniforms(job.seed, job.sampling.max_tokens), seen)
 
     def _step(self, results: dict[Job, Result]) -> None:
         """Write one token in every row."""

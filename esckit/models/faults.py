@@ -11,7 +11,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -117,6 +117,8 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 
+_STATUS = re.compile(r"[45]\d\d(?:\.0)?")
+
 _BROKEN_OFF = re.compile(r"error|abort|cancel|fail|insufficient|interrupt|time.?out", re.IGNORECASE)
 
 # Chat templates refuse roles with an exception, which some servers report as an error of their own.
@@ -205,7 +207,9 @@ def fault_in(body: str) -> Fault | None:
     """Return the error that the body of a successful answer holds in place of a completion, None if it holds none."""
     text = body.strip().removeprefix("\ufeff").lstrip()
     if text.startswith(_STREAM):
-        streamed = [fault for event in _events(text) if (fault := _object_fault(event)) and fault.is_answer]
+        events = [_json(line.removeprefix("data:")) for line in text.splitlines() if line.startswith("data:")]
+        faults = [_object_fault(event) for event in events if isinstance(event, Mapping)]
+        streamed = [fault for fault in faults if fault is not None and fault.is_answer]
         # Asking again would bring another stream.
         return streamed[0] if streamed else Fault(406, "a stream of events in place of one answer", is_answer=False)
     if text.startswith("<"):
@@ -283,25 +287,13 @@ def _parts(data: Any, depth: int = 0) -> _Parts:
         message,
         inner.code or next(iter(words), None),
         inner.param or (param if isinstance(param, str) else None),
-        inner.status or next((int(float(code)) for code in codes if _is_status(code)), None),
+        inner.status or next((int(float(code)) for code in codes if _STATUS.fullmatch(str(code))), None),
     )
 
 
 def _says_something(value: Any) -> bool:
     """Return whether the error field of an answer holds an error: some servers fill it with nothing, or with code 0."""
     return any(value.values()) if isinstance(value, Mapping) else bool(value)
-
-
-def _is_status(code: object) -> bool:
-    return not isinstance(code, bool) and re.fullmatch(r"[45]\d\d(?:\.0)?", str(code)) is not None
-
-
-def _events(text: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the JSON objects of a stream of events."""
-    for line in text.splitlines():
-        data = _json(line.removeprefix("data:").strip()) if line.startswith("data:") else None
-        if isinstance(data, Mapping):
-            yield data
 
 
 def _json(text: str) -> Any:

@@ -391,7 +391,9 @@ def shared_prefix_attention(  # noqa: PLR0913 - transformers fixes the signature
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     by_query = scores.view(n_rows, n_kv_heads, -1, n_queries, n_prefix + n_own)
-    own_mask = attention_mask if attention_mask is not None else _causal(n_queries, n_own, query.device)
+    own_mask = attention_mask
+    if own_mask is None:  # causal: the queries are the last tokens of the keys
+        own_mask = torch.ones(1, 1, n_queries, n_own, dtype=torch.bool, device=query.device).tril(n_own - n_queries)
     by_query[..., n_prefix:].masked_fill_(~own_mask[:, :, None], -torch.inf)
     if layout is not None and window is not None:
         by_query.masked_fill_(_out_of_window(layout, n_prefix, window), -torch.inf)
@@ -436,12 +438,6 @@ def _times(rows: Tensor, of_prefix: Tensor) -> Tensor:
     n_rows, n_kv_heads, n_queries, width = rows.shape
     flat = rows.transpose(0, 1).reshape(n_kv_heads, n_rows * n_queries, width)
     return (flat @ _precise(of_prefix)).view(n_kv_heads, n_rows, n_queries, -1).transpose(0, 1)
-
-
-def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """Return the causal mask of queries that are the last tokens of the keys, bool (1, 1, T, S)."""
-    query = torch.arange(n_keys - n_queries, n_keys, device=device)
-    return (torch.arange(n_keys, device=device)[None, :] <= query[:, None])[None, None]
 
 
 def _out_of_window(layout: Layout, n_prefix: int, window: int) -> Tensor:

@@ -28,6 +28,186 @@ from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_te
 from esckit.models.capabilities import keep_soft_caps
 from esckit.records import write_json
 
+_log = logging.getLogger(__name__)
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def pick_device(device: str) -> torch.device:
+    """Return a device by name; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}", expected="auto, cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is named, but torch sees no GPU", hint="Use device: auto or cpu.")
+    return place
+
+
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Return a number type by name; ``auto`` is bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        ConfigError: If there is no such type.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype != "auto":
+        if dtype not in names:
+            raise ConfigError(f"unknown dtype {dtype!r}", expected=f"auto, {', '.join(names)}")
+        return names[dtype]
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _processor_has_bf16()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def exact_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Return the number type of a model whose numbers are compared in their last digits.
+
+    On a processor ``auto`` is float32, even where it knows bfloat16; all else is as in :func:`pick_dtype`.
+    """
+    return torch.float32 if dtype == "auto" and device.type == "cpu" else pick_dtype(dtype, device)
+
+
+def _processor_has_bf16() -> bool:
+    """Return whether the processor multiplies in bfloat16 itself; emulated, it is slower than float32."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and not _BF16_FLAGS.isdisjoint(info.read_text().split())
+
+
+def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return a causal language model and its tokenizer.
+
+    Raises:
+        ConfigError: If transformers cannot load it.
+    """
+    if source.kind == "memory":
+        model, tokenizer = tiny_random()
+        return model.to(dtype), tokenizer
+    from transformers import AutoModelForCausalLM
+
+    folder = source.folder or fetch_backbone(source.name)
+    quiet_off_terminal()
+    _log.info("loading %s from %s as %s", source.name, folder, dtype)
+    with _foreign(folder, ConfigError, "a causal language model in safetensors that needs no code of its own"):
+        tokenizer = _tokenizer(folder)
+        return _whole(AutoModelForCausalLM, folder, dtype), tokenizer
+
+
+def load_base(folder: Path, *, dtype: torch.dtype) -> Any:
+    """Return the model of a checkpoint's folder, without an LM head.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    from transformers import AutoModel
+
+    with _foreign(folder):
+        return _whole(AutoModel, folder, dtype)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    with _foreign(folder):
+        return _tokenizer(folder)
+
+
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """Return a model with the LoRA adapter of a folder around it, as a ``PeftModel``.
+
+    Raises:
+        CheckpointError: If there is none, or it does not fit the model; the message names the tensors that are
+            missing, unknown or of another shape.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    with _foreign(folder), warnings.catch_warnings():
+        # Both would be looked for on the hub; and peft can also wrap models in other ways than ours.
+        for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} lacks {name}", expected="a LoRA adapter in safetensors")
+        kind = read_json_object(folder / _ADAPTER_CONFIG).get("peft_type")
+        if kind != "LORA":
+            raise CheckpointError(f"{folder} holds an adapter of type {kind!r}", expected="LORA")
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are named below
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    # peft passes over tensors that are missing.
+    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    with safe_open(folder / _ADAPTER_WEIGHTS, framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    odd = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
+    if odd:
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit its backbone: {', '.join(odd[:3])}{' …' if odd[3:] else ''}",
+            expected=f"{len(wanted)} tensors, such as {next(iter(wanted))} of shape {next(iter(wanted.values()))}",
+        )
+    return adapted
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    with _foreign(path):
+        return load_file(str(path))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = _pretrained(AutoTokenizer, folder)
+    if not isinstance(tokenizer.model_max_length, int | float):  # transformers takes over whatever the file says
+        raise ValueError(f"model_max_length is a {type(tokenizer.model_max_length).__name__}")
+    return tokenizer
+
+
+def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Return a model all of whose weights are in the folder; transformers would draw the others at random."""
+    model, info = _pretrained(kind, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
+    keep_soft_caps(model)
+    return model
+
+
+def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """Load by one of the Auto classes: from this folder only, and never with code that lies in it."""
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _foreign(
+    path: Path, kind: type[EsckitError] = CheckpointError, expected: str = "a whole checkpoint in safetensors"
+) -> Iterator[None]:
+    """Turn what a library raises for damaged or hostile files into one of esckit's errors."""
+    try:
+        yield
+    except EsckitError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, OSError | ValueError):  # words of libraries for their users; else the name says more
+            reason = f"{type(error).__name__} {reason}"
+        raise kind(f"{path} cannot be loaded: {reason}", expected=expected) from error
+
+
 _BUG = "The checkpoint that was there before is kept, and so are the states. Please report this"
 
 
@@ -100,153 +280,6 @@ def check_whole(folder: Path) -> None:
             )
 
 
-def check_adapter(model: nn.Module, folder: Path) -> None:
-    """Refuse an adapter that does not fit the model it was put on; peft passes over tensors that are missing.
-
-    Args:
-        model: The model with the adapter around it.
-        folder: The adapter's.
-
-    Raises:
-        CheckpointError: Naming the tensors that are missing, unknown or of another shape.
-    """
-    from peft import get_peft_model_state_dict
-
-    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    odd = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
-    if odd:
-        raise CheckpointError(
-            f"the adapter in {folder} does not fit its backbone: {', '.join(odd[:3])}{' …' if odd[3:] else ''}",
-            expected=f"{len(wanted)} tensors, such as {next(iter(wanted))} of shape {next(iter(wanted.values()))}",
-        )
-
-
-_log = logging.getLogger(__name__)
-
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-_ADAPTER_CONFIG = "adapter_config.json"
-
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Return a causal language model and its tokenizer.
-
-    Raises:
-        ConfigError: If transformers cannot load it.
-    """
-    if source.kind == "memory":
-        model, tokenizer = tiny_random()
-        return model.to(dtype), tokenizer
-    from transformers import AutoModelForCausalLM
-
-    folder = source.folder or fetch_backbone(source.name)
-    quiet_off_terminal()
-    _log.info("loading %s from %s as %s", source.name, folder, dtype)
-    with _foreign(folder, ConfigError, "a causal language model in safetensors that needs no code of its own"):
-        tokenizer = _tokenizer(folder)
-        return _whole(AutoModelForCausalLM, folder, dtype), tokenizer
-
-
-def load_base(folder: Path, *, dtype: torch.dtype) -> Any:
-    """Return the model of a checkpoint's folder, without an LM head.
-
-    Raises:
-        CheckpointError: If transformers cannot load it.
-    """
-    from transformers import AutoModel
-
-    with _foreign(folder):
-        return _whole(AutoModel, folder, dtype)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in a folder.
-
-    Raises:
-        CheckpointError: If transformers cannot load it.
-    """
-    with _foreign(folder):
-        return _tokenizer(folder)
-
-
-def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
-    """Return a model with the LoRA adapter of a folder around it, as a ``PeftModel``.
-
-    Raises:
-        CheckpointError: If there is none, or it does not fit the model.
-    """
-    from peft import PeftModel
-
-    with _foreign(folder), warnings.catch_warnings():
-        # Both would be looked for on the hub; and peft can also wrap models in other ways than ours.
-        for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder} lacks {name}", expected="a LoRA adapter in safetensors")
-        kind = read_json_object(folder / _ADAPTER_CONFIG).get("peft_type")
-        if kind != "LORA":
-            raise CheckpointError(f"{folder} holds an adapter of type {kind!r}", expected="LORA")
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # which check_adapter names
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    check_adapter(adapted, folder)
-    return adapted
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file by name.
-
-    Raises:
-        CheckpointError: If it cannot be read.
-    """
-    with _foreign(path):
-        return load_file(str(path))
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = _pretrained(AutoTokenizer, folder)
-    if not isinstance(tokenizer.model_max_length, int | float):  # transformers takes over whatever the file says
-        raise ValueError(f"model_max_length is a {type(tokenizer.model_max_length).__name__}")
-    return tokenizer
-
-
-def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Return a model all of whose weights are in the folder; transformers would draw the others at random."""
-    model, info = _pretrained(kind, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
-    keep_soft_caps(model)
-    return model
-
-
-def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
-    """Load by one of the Auto classes: from this folder only, and never with code that lies in it."""
-    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-
-
-@contextmanager
-def _foreign(
-    path: Path, kind: type[EsckitError] = CheckpointError, expected: str = "a whole checkpoint in safetensors"
-) -> Iterator[None]:
-    """Turn what a library raises for damaged or hostile files into one of esckit's errors."""
-    try:
-        yield
-    except EsckitError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if not isinstance(error, OSError | ValueError):  # words of libraries for their users; else the name says more
-            reason = f"{type(error).__name__} {reason}"
-        raise kind(f"{path} cannot be loaded: {reason}", expected=expected) from error
-
-
 def check_lora_targets(model: nn.Module, targets: Iterable[str]) -> None:
     """Refuse adapters on layers that a model lacks: peft passes over a missing one as long as it finds another.
 
@@ -277,52 +310,6 @@ def tidy_adapter(folder: Path, backbone: str) -> None:
     ordered = sorted(targets) if isinstance(targets, list) else targets
     write_json(config, {**settings, "base_model_name_or_path": backbone, "target_modules": ordered})
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the model card is written by esckit
-
-
-def pick_device(device: str) -> torch.device:
-    """Return a device by name; ``auto`` is the GPU where there is one.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {device!r}", expected="auto, cpu, cuda or cuda:N") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' is named, but torch sees no GPU", hint="Use device: auto or cpu.")
-    return place
-
-
-def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return a number type by name; ``auto`` is bfloat16 where the device computes in it, else float32.
-
-    Raises:
-        ConfigError: If there is no such type.
-    """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype != "auto":
-        if dtype not in names:
-            raise ConfigError(f"unknown dtype {dtype!r}", expected=f"auto, {', '.join(names)}")
-        return names[dtype]
-    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _processor_has_bf16()
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def exact_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return the number type of a model whose numbers are compared in their last digits.
-
-    On a processor ``auto`` is float32, even where it knows bfloat16; all else is as in :func:`pick_dtype`.
-    """
-    return torch.float32 if dtype == "auto" and device.type == "cpu" else pick_dtype(dtype, device)
-
-
-def _processor_has_bf16() -> bool:
-    """Return whether the processor multiplies in bfloat16 itself; emulated, it is slower than float32."""
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and not _BF16_FLAGS.isdisjoint(info.read_text().split())
 
 
 class Float32Linear(nn.Linear):

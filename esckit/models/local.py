@@ -159,7 +159,8 @@ class LocalModel:
             max_stored_bytes=_STORED_BYTES,
         )
         self._batcher = Batcher(self._engine)
-        self._chat = ChatFormat.of(tokenizer, _eos_ids(model))
+        eos = model.generation_config.eos_token_id
+        self._chat = ChatFormat.of(tokenizer, [eos] if isinstance(eos, int) else eos or [])
         self.context_length = int(model.config.get_text_config(decoder=True).max_position_embeddings)
 
     @classmethod
@@ -335,12 +336,6 @@ def _load(source: BackboneSource, dtype: torch.dtype, device: torch.device, max_
     """Load weights and tokenizer, once per process for equal arguments."""
     model, tokenizer = load_causal(source, dtype=dtype)
     return LocalModel(model.to(device), tokenizer, name=source.name, max_batch_tokens=max_batch_tokens)
-
-
-def _eos_ids(model: Any) -> list[int]:
-    """Return what the model's generation settings name as end of text."""
-    eos = model.generation_config.eos_token_id
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def _find_stop(text: str, stop: Sequence[str]) -> int | None:

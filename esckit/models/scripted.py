@@ -154,7 +154,7 @@ def n_turns(messages: Sequence[Message]) -> int:
     return max(n_messages, len(_LABELLED_LINE.findall(_last_user_text(messages))))
 
 
-def find_script(target: str) -> Path:
+def _find_script(target: str) -> Path:
     """Return the file of a script: a path, or the name of one that ships with esckit (``seeker``).
 
     Raises:
@@ -173,7 +173,7 @@ def find_script(target: str) -> Path:
     )
 
 
-def parse_script(text: str, *, place: str) -> Script:
+def _parse_script(text: str, *, place: str) -> Script:
     """Return the script in a YAML text.
 
     Args:
@@ -222,10 +222,10 @@ def load_scripted(target: str) -> ChatModel:
         ConfigError: If there is no such script, it has faults, or the object is neither.
     """
     if ":" not in target or Path(target).is_file():
-        path = find_script(target)
+        path = _find_script(target)
         text = read_text(path)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return ScriptedModel(parse_script(text, place=target), name=f"scripted/{path.stem}-{digest}")
+        return ScriptedModel(_parse_script(text, place=target), name=f"scripted/{path.stem}-{digest}")
     found = load_attr(target)
     if isinstance(found, type):
         raise ConfigError(f"{target!r} is a class", expected="a function, or an object made from the class")

@@ -82,11 +82,6 @@ class HttpFailure(Exception):
         self.in_body = in_body
         self.asked_s = asked_s
 
-    @property
-    def is_silence(self) -> bool:
-        """Whether a gateway answered because the server behind it did not."""
-        return self.fault.status in _NOBODY_THERE and not self.in_body
-
 
 class _UnreadableError(openai.OpenAIError):
     """A body that is not read, since it is too large or in an encoding that nobody asked for."""
@@ -341,7 +336,7 @@ def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
     """Return whether nobody answered: not the server, or not the one behind a gateway."""
     if isinstance(outcome, BackendError):
         return outcome.kind != "unreadable"
-    return isinstance(outcome, HttpFailure) and outcome.is_silence
+    return isinstance(outcome, HttpFailure) and not outcome.in_body and outcome.fault.status in _NOBODY_THERE
 
 
 def _status_fault(error: openai.APIStatusError, base_url: str) -> Fault:
