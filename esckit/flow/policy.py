@@ -180,12 +180,8 @@ class CheckpointPolicy:
         model, tokenizer, metadata = load_flow_model(
             run, dtype=exact_dtype(dtype, place), strategies=tuple(abbreviations)
         )
-        text = FlowText(
-            tokenizer,
-            situation=metadata.situation,
-            strategy_tags=metadata.strategy_tags,
-            abbreviations=abbreviations,
-        )
+        tags = abbreviations if metadata.strategy_tags else None
+        text = FlowText(tokenizer, situation=metadata.situation, tags=tags)
         if value_weight is None:
             value_weight = 0.0 if metadata.objective.get("name") == "bc" else 1.0
         return cls(
@@ -271,7 +267,7 @@ class FlowWriter:
         causal, tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
         load_adapter(causal.get_decoder(), checkpoint_folder(run) / ADAPTER).merge_and_unload()
         model = LocalModel(causal.to(place, pick_dtype(dtype, place)), tokenizer, name=policy_id(run))
-        return cls(model, FlowText(tokenizer, situation=False, strategy_tags=True, abbreviations=abbreviations))
+        return cls(model, FlowText(tokenizer, situation=False, tags=abbreviations))
 
     @property
     def name(self) -> str:

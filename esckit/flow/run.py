@@ -160,12 +160,8 @@ def _prepare(recipe: TrainFlowRecipe, material: Material, run: TrainingRun) -> _
     backbone, encoding, objective = recipe.model.backbone, recipe.encoding, recipe.objective
     in_memory = find_backbone(backbone).kind == "memory"
     tokenizer = tiny_tokenizer() if in_memory else load_tokenizer(fetch_backbone(backbone))
-    text = FlowText(
-        tokenizer,
-        situation=encoding.situation,
-        strategy_tags=encoding.strategy_tags,
-        abbreviations=dict(zip(material.labels.names, material.labels.abbrs, strict=True)),
-    )
+    abbreviations = dict(zip(material.labels.names, material.labels.abbrs, strict=True))
+    text = FlowText(tokenizer, situation=encoding.situation, tags=abbreviations if encoding.strategy_tags else None)
     trees = {use: flow_trees(material, use, recipe, text) for use in material.parts}
     taken = class_counts(trees["train"], len(material.labels.names))
     is_weighted = objective.name == "bc" and objective.class_weight != "none"

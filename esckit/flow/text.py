@@ -80,29 +80,18 @@ class FlowText:
     Args:
         tokenizer: The backbone's tokenizer.
         situation: Put scene and situation into the header; a deployed supporter would not know them.
-        strategy_tags: Mark supporter turns with the abbreviation of their strategy.
-        abbreviations: Strategy name to abbreviation; needed with ``strategy_tags``.
+        tags: Abbreviation by strategy name, with which supporter turns are marked; None marks none.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        situation: bool,
-        strategy_tags: bool = False,
-        abbreviations: Mapping[str, str] | None = None,
-    ) -> None:
-        self.situation = situation
-        self.strategy_tags = strategy_tags
-        self._abbreviations = dict(abbreviations or {}) if strategy_tags else {}
-        self._tokenizer = tokenizer
-        self._controls = Controls.of(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, *, situation: bool, tags: Mapping[str, str] | None = None) -> None:
+        self._tokenizer, self._controls = tokenizer, Controls.of(tokenizer)
+        self._situation, self._tags = situation, tags or {}
 
     def header(self, scenario: Scenario) -> tuple[int, ...]:
         """Return the ids before the first turn; the situation is cut at 256 tokens."""
         bos = self._tokenizer.bos_token_id
         ids = [] if bos is None else [bos]
-        if self.situation:
+        if self._situation:
             situation = self._encode(f" {scenario.situation.strip() or _UNKNOWN}")
             ids += self._encode(f"Scene: {scene(scenario)}\n")
             ids += [*self._encode("Situation:"), *situation[:MAX_SITUATION_TOKENS], *self._encode("\n")]
@@ -117,14 +106,10 @@ class FlowText:
         """
         marker = "Seeker:"
         if turn.speaker == "supporter":
-            abbreviation = self._abbreviations.get(strategy or turn.strategy or "")
-            marker = f"Supporter [{abbreviation}]:" if abbreviation else "Supporter:"
+            tag = self._tags.get(strategy or turn.strategy or "")
+            marker = f"Supporter [{tag}]:" if tag else "Supporter:"
         words = [*self._encode(f" {as_turn(turn.text)}"), *self._encode("\n")]
         return TurnTokens(tuple(self._encode(marker)), tuple(words))
-
-    def turns(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Return the ids of several turns."""
-        return tuple(token for turn in turns for token in self.turn(turn).ids)
 
     def pieces(
         self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None
@@ -141,10 +126,6 @@ class FlowText:
         if max_tokens is not None:
             pieces = drop_oldest(pieces, max_tokens - len(header))
         return [header, *pieces]
-
-    def prefix(self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None) -> tuple[int, ...]:
-        """Return the ids of a whole prefix; see :meth:`pieces`."""
-        return tuple(token for piece in self.pieces(scenario, turns, max_tokens=max_tokens) for token in piece)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(self._controls.neutralise(text), add_special_tokens=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -41,6 +42,10 @@ def changed(
     )
 
 
+def ids_of(pieces: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(token for piece in pieces for token in piece)
+
+
 class ByteTokenizer:
     """One token per UTF-8 byte, ids 3 to 258; 1 opens a text."""
 
@@ -53,7 +58,7 @@ class ByteTokenizer:
 
 
 def flow_text(*, strategy_tags: bool = False, situation: bool = True) -> FlowText:
-    return FlowText(ByteTokenizer(), situation=situation, strategy_tags=strategy_tags, abbreviations=ABBREVIATIONS)
+    return FlowText(ByteTokenizer(), situation=situation, tags=ABBREVIATIONS if strategy_tags else None)
 
 
 def some_words(random_: random.Random, most: int = 4) -> str:

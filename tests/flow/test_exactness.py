@@ -171,7 +171,7 @@ def test_the_probe_accepts_attention_models(family: str, attention: Attention) -
 def test_response_term_is_the_same_in_chunks() -> None:
     model = tiny_model("llama", attention="tree")
     model.lm_head = torch.nn.Linear(32, 300, bias=False).requires_grad_(False)
-    text = FlowText(ByteTokenizer(), situation=True, strategy_tags=True, abbreviations={})
+    text = FlowText(ByteTokenizer(), situation=True)
     tree = flow_tree(search_tree(19), text, min_actions=2, max_path_tokens=4096, responses=True)
     assert tree is not None
     settings = changed(PAPER, response_weight=0.5)

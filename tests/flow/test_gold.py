@@ -6,7 +6,7 @@ from esckit.flow.batch import chunks, pack
 from esckit.flow.data import class_counts, class_weights, gold_trees
 from esckit.flow.recipe import FlowEncoding
 from esckit.types import Dialogue, Scenario, Turn
-from tests.flow.flow_fakes import NAMES, flow_text
+from tests.flow.flow_fakes import NAMES, flow_text, ids_of
 
 TEXT = flow_text(strategy_tags=True)
 SCENE = Scenario(id="d", situation="short", problem_type="job crisis")
@@ -34,7 +34,7 @@ def test_every_decision_is_read_at_the_last_token_before_it() -> None:
     before = [0, 2, 3, 6]
     for state, end in zip(tree.paths[0].states, before, strict=True):
         ids = tuple(token for node in tree.lineage(state) for token in tree.nodes[node].tokens)
-        assert ids == TEXT.prefix(SCENE, OPENING.turns[:end])
+        assert ids == ids_of(TEXT.pieces(SCENE, OPENING.turns[:end]))
     assert tree.nodes[0].tokens == TEXT.header(SCENE)
 
 

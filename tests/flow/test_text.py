@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from esckit.flow.text import FlowText, drop_oldest, scene
 from esckit.types import Scenario, Turn
+from tests.flow.flow_fakes import ids_of
 
 SCENARIO = Scenario(id="x", situation="My manager ignores me.", problem_type="job crisis", emotion_type="anger")
 SEEKER = Turn(speaker="seeker", text="I do not know.")
@@ -32,7 +33,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def test_the_text_form(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=True)
-    assert tokenizer.decode(text.prefix(SCENARIO, [SEEKER, SUPPORTER, SEEKER])) == (
+    assert tokenizer.decode(ids_of(text.pieces(SCENARIO, [SEEKER, SUPPORTER, SEEKER]))) == (
         "<s>Scene: job crisis, anger\nSituation: My manager ignores me.\nTask: choose the next support strategy.\n"
         "Seeker: I do not know.\nSupporter: That hurts.\nSeeker: I do not know.\n"
     )
@@ -40,21 +41,21 @@ def test_the_text_form(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_a_deployed_supporter_knows_no_situation(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=False)
-    assert tokenizer.decode(text.prefix(SCENARIO, [])) == "<s>Task: choose the next support strategy.\n"
+    assert tokenizer.decode(ids_of(text.pieces(SCENARIO, []))) == "<s>Task: choose the next support strategy.\n"
 
 
 def test_strategy_tags_are_abbreviations(tokenizer: PreTrainedTokenizerFast) -> None:
-    text = FlowText(tokenizer, situation=False, strategy_tags=True, abbreviations={"Validate": "EV", "Plan": "CP"})
+    text = FlowText(tokenizer, situation=False, tags={"Validate": "EV", "Plan": "CP"})
     assert tokenizer.decode(text.turn(SUPPORTER).ids) == "Supporter [EV]: That hurts.\n"
     assert tokenizer.decode(text.turn(SUPPORTER, strategy="Plan").ids) == "Supporter [CP]: That hurts.\n"
     assert tokenizer.decode(text.turn(SUPPORTER).words) == " That hurts.\n"
-    untagged = FlowText(tokenizer, situation=False, abbreviations={"Validate": "EV"})
+    untagged = FlowText(tokenizer, situation=False)
     assert tokenizer.decode(untagged.turn(SUPPORTER).ids) == "Supporter: That hurts.\n"
 
 
 def test_a_whole_string_would_break_at_the_borders(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=False)
-    ours = text.turns([SEEKER, SUPPORTER])
+    ours = ids_of(text.turn(turn).ids for turn in (SEEKER, SUPPORTER))
     whole = tokenizer.encode("Seeker: I do not know.\nSupporter: That hurts.\n", add_special_tokens=False)
     assert tokenizer.decode(ours) == tokenizer.decode(whole)
     assert list(ours) != whole
@@ -68,9 +69,9 @@ utterances = st.text(max_size=30).filter(str.strip)
 def test_the_ids_of_a_prefix_begin_the_ids_of_the_path(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
     text = FlowText(tokenizer, situation=True)
     turns = [Turn(speaker=("seeker", "supporter")[i % 2], text=words) for i, words in enumerate(texts)]
-    path = text.prefix(SCENARIO, turns)
+    path = ids_of(text.pieces(SCENARIO, turns))
     for n_turns in range(len(turns) + 1):
-        prefix = text.prefix(SCENARIO, turns[:n_turns])
+        prefix = ids_of(text.pieces(SCENARIO, turns[:n_turns]))
         assert path[: len(prefix)] == prefix
 
 
@@ -83,9 +84,9 @@ def test_a_long_situation_is_cut(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_too_long_a_dialogue_loses_its_oldest_turns(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=False)
-    whole = text.prefix(SCENARIO, [SEEKER, SUPPORTER, SEEKER])
-    cut = text.prefix(SCENARIO, [SEEKER, SUPPORTER, SEEKER], max_tokens=len(whole) - 1)
-    assert cut == text.header(SCENARIO) + text.turns([SUPPORTER, SEEKER])
+    whole = ids_of(text.pieces(SCENARIO, [SEEKER, SUPPORTER, SEEKER]))
+    cut = ids_of(text.pieces(SCENARIO, [SEEKER, SUPPORTER, SEEKER], max_tokens=len(whole) - 1))
+    assert cut == text.header(SCENARIO) + ids_of(text.turn(turn).ids for turn in (SUPPORTER, SEEKER))
 
 
 def test_the_newest_piece_is_kept_at_least_in_part() -> None:
