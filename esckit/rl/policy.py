@@ -1,19 +1,18 @@
-"""The chat template that a policy is trained under.
-
-Training needs more of a template than talking does: the prompt must be the beginning of the prompt with its answer,
-and an answer must stand in it as it was written. Templates of models that think by themselves cut ``<think>`` out of
-earlier answers; base models have none. In their place stands one of ours that renders the same text otherwise.
-
-The trained policy: a LoRA adapter over a backbone, and what one must know to let it speak.
+"""The trained policy: a LoRA adapter over a backbone, the chat template it was trained under, and how it is loaded.
 
 ::
 
-    checkpoint/policy.json   metadata: backbone, prompt, template, reward, what it was trained on
+    checkpoint/policy.json   metadata: backbone, prompt, reward, what it was trained on
     checkpoint/adapter/      as peft writes it (safetensors)
     checkpoint/tokenizer/    as transformers writes it, with the chat template of the training
 
 Wherever a recipe names a chat model, ``{checkpoint: RUN}`` loads this one. What it writes holds its reasoning, so it
 is read as any supporter's output is (:func:`esckit.roles.asking.split_output`).
+
+Training needs more of a template than talking does: the prompt must be the beginning of the prompt with its answer,
+and an answer must stand in it as it was written. Templates of models that think by themselves cut ``<think>`` out of
+earlier answers, and base models have no template. In their place esckit takes one of its own that renders the same
+prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from esckit.errors import ConfigError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import CHATML, PLAIN, ChatFormat
-from esckit.models.checkpoint import CheckpointMetadata, checkpoint_folder, read_metadata
+from esckit.models.checkpoint import ADAPTER, TOKENIZER, CheckpointMetadata, checkpoint_folder, read_metadata
 from esckit.protocols import Part
 from esckit.types import Message
 
@@ -34,12 +33,11 @@ if TYPE_CHECKING:
     from esckit.models.loading import Dtype
     from esckit.models.local import LocalModel
 
+# ---------------------------------------------------------------- the template
 
 _OUTPUT = "<think>They seem tired.</think> <response>That sounds hard.</response>"
 
-_TALK = (Message("system", "Play a role."), Message("user", "I am sad."))
-
-_LONGER = (*_TALK, Message("assistant", _OUTPUT), Message("user", "Yes."))
+_DIALOGUE = (Message("system", "Play a role."), Message("user", "I am sad."))
 
 
 def training_format(tokenizer: Any, eos_ids: list[int]) -> ChatFormat:
@@ -53,14 +51,18 @@ def training_format(tokenizer: Any, eos_ids: list[int]) -> ChatFormat:
         ConfigError: If neither the model's template nor one of ours will do.
     """
     own = ChatFormat.of(tokenizer, eos_ids)
-    fitting = next((chat for chat in _candidates(own) if keeps_answers(chat)), None)
+    chatml = replace(own, template=CHATML)
+    # ChatML may stand in for a template that renders dialogues without answers the same way.
+    same = own.has_system and own.render(_DIALOGUE) == chatml.render(_DIALOGUE)
+    fitting = next((chat for chat in ([own, chatml] if same else [own]) if keeps_answers(chat)), None)
     if fitting is None:
         raise ConfigError(
             "a chat template that changes answers, or does not begin with its prompt",
-            expected="a template that renders what was said as it was said",
+            expected="a template that renders answers as they were written",
             hint="Set a plain chat_template in the model's tokenizer_config.json",
         )
-    if not _reads_tags(tokenizer):
+    ids = tokenizer(_OUTPUT, add_special_tokens=False)["input_ids"]
+    if tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) != _OUTPUT:
         raise ConfigError(
             "a tokenizer that loses the tags <think> and <response>", expected="one that gives back any text"
         )
@@ -69,30 +71,15 @@ def training_format(tokenizer: Any, eos_ids: list[int]) -> ChatFormat:
     return fitting
 
 
-def _candidates(own: ChatFormat) -> list[ChatFormat]:
-    """Return the model's own format, and ChatML if that renders its talk without answers the same way."""
-    chatml = replace(own, template=CHATML)
-    return [own, chatml] if own.has_system and own.render(_TALK) == chatml.render(_TALK) else [own]
-
-
 def keeps_answers(chat: ChatFormat) -> bool:
     """Return whether prompts begin their answered selves, and answers stand in them as written."""
-    prompt = chat.render(_TALK)
-    answered = chat.render((*_TALK, Message("assistant", _OUTPUT)), generation_prompt=False)
+    answered = (*_DIALOGUE, Message("assistant", _OUTPUT))
     lead = " " if chat.template == PLAIN else ""
-    return answered.startswith(prompt + lead + _OUTPUT) and _OUTPUT in chat.render(_LONGER)
+    begins = chat.render(answered, generation_prompt=False).startswith(chat.render(_DIALOGUE) + lead + _OUTPUT)
+    return begins and _OUTPUT in chat.render((*answered, Message("user", "Yes.")))
 
 
-def _reads_tags(tokenizer: Any) -> bool:
-    ids = tokenizer(_OUTPUT, add_special_tokens=False)["input_ids"]
-    return bool(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == _OUTPUT)
-
-
-METADATA = "policy.json"
-
-ADAPTER = "adapter"
-
-TOKENIZER = "tokenizer"
+# ---------------------------------------------------------------- the checkpoint
 
 
 class PolicyMetadata(CheckpointMetadata):
@@ -145,11 +132,6 @@ class PolicyKind:
         return load_policy(run, **options)
 
 
-def policy_folder(run: Path) -> Path:
-    """Return the folder with the checkpoint itself."""
-    return checkpoint_folder(run)
-
-
 def load_policy(
     run: Path,
     *,
@@ -177,7 +159,7 @@ def load_policy(
     from esckit.models.loading import check_whole, load_adapter, load_causal, load_tokenizer, pick_device, pick_dtype
     from esckit.models.local import LocalModel
 
-    folder = policy_folder(run)
+    folder = checkpoint_folder(run)
     check_whole(folder)
     place = pick_device(device)
     if threads is not None:

@@ -1,18 +1,11 @@
-"""The two rewards of RL training as TRL's callables: what a reply brings in the future, and whether its form is right.
+"""The rewards of RL training: what a reply brings in the future, and whether its form is right (arXiv 2508.12935).
 
-R = w_fut · R_fut + w_fmt · R_fmt (RLFF-ESC, arXiv 2508.12935). TRL counts a component that is missing as 0 and leaves a
-row out of its group only where all components are missing. So both callables read one evaluation of the batch, and
-where R_fut could not be measured both say None: an unmeasured reply must not pass for a worthless one.
+R = w_fut · R_fut + w_fmt · R_fmt. TRL counts a component that is missing as 0 and leaves a row out of its group only
+where all components are missing. So both callables read one evaluation of the batch, and where R_fut could not be
+measured both return None: an unmeasured reply must not pass for a worthless one.
 
-The reward that is played, not predicted: the future of each output, simulated while training (arXiv 2508.12935).
-
-TRL calls rewards from its training loop, which may itself run inside an event loop; so futures are played on a loop in
-a thread of their own.
-
-A reward that one can check by hand: the share of a short list of supportive words that a reply uses.
-
-It is no measure of support. It shows that training does what it should where no judge is at hand, and how a reward
-of one's own is written: a recipe names it as ``reward.kind: esckit.rl.rewards:lexicon_reward``.
+R_fut comes from a function of conversation and reply (a reward model's, or a user's own such as
+:func:`lexicon_reward`), or from the future of each output, simulated while training (:class:`OnlineMeasure`).
 """
 
 from __future__ import annotations
@@ -20,21 +13,32 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self, SupportsFloat, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, SupportsFloat, get_args
 
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from esckit.config.sections import BackboneBinding, RoleOptions
 from esckit.errors import ConfigError, ModelError, NotFiniteError
 from esckit.ledger import Scope
+from esckit.models.backbones import find_backbone
+from esckit.models.checkpoint import kind_of
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.processes import together
+from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
+from esckit.registry import load_attr, own_code
+from esckit.rl.recipe import TrainRlRecipe
 from esckit.roles.asking import clean_reply, split_output
+from esckit.roles.cast import Casting, prompt_ids
+from esckit.roles.pool import ModelPool, look_up
+from esckit.roles.verdicts import load_preset
 from esckit.text import n_words
-from esckit.types import Context, Future, Generation, Outcome, ParseKind, Turn
+from esckit.types import Context, Future, Generation, Outcome, ParseKind, Sampling, Turn
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
 
@@ -78,73 +82,11 @@ class Measure(Protocol):
     """Measures R_fut of outputs whose reply is not blank."""
 
     def __call__(self, completions: Sequence[Completion]) -> Sequence[float | None]:
-        """Return a number for each, None where there is none to be had."""
+        """Return a number for each output, None where it could not be measured."""
         ...
 
 
-ScoreReplies = Callable[[Sequence[Sequence[Turn]], Sequence[str]], Sequence[float | None]]
-"""A function of (conversations, responses); a reward model's ``score``, or a user's own."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyMeasure:
-    """Measures by a function of conversation and reply; reasoning is never shown to it.
-
-    Attributes:
-        score: The function.
-        hard_label: Give 1 where its number is above one half, and 0 elsewhere.
-    """
-
-    score: ScoreReplies
-    hard_label: bool = False
-
-    def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
-        """Return R_fut of each; None for those that the function cannot take.
-
-        Raises:
-            NotFiniteError: If a number is not finite.
-        """
-        try:
-            values = self._score(completions)
-        except ModelError:
-            # One reply that does not fit must not take its whole batch along.
-            values = [self._score_alone(completion) for completion in completions]
-        _require_finite(values)  # before the comparison, which NaN would pass as a bad reply
-        return [float(value > 0.5) if self.hard_label and value is not None else value for value in values]
-
-    def _score(self, completions: Sequence[Completion]) -> list[float | None]:
-        turns = [completion.turns for completion in completions]
-        values = _numbers(self.score(turns, [completion.generation.response for completion in completions]))
-        if len(values) != len(completions):
-            raise ConfigError(f"a reward that gives {len(values)} numbers", expected=f"{len(completions)}, one a reply")
-        return values
-
-    def _score_alone(self, completion: Completion) -> float | None:
-        try:
-            return self._score([completion])[0]
-        except ModelError:
-            return None
-
-
-def _require_finite(values: Iterable[float | None]) -> None:
-    for value in values:
-        if value is not None and not math.isfinite(value):
-            raise NotFiniteError("the reward", value)
-
-
-def _numbers(found: object) -> list[float | None]:
-    """Return what a function of a user's own gave as plain numbers.
-
-    Raises:
-        ConfigError: If it is no list, or something in it is no number.
-    """
-    if not isinstance(found, Iterable):
-        raise ConfigError(f"a reward that gives {found!r}", expected="a list: a number, or None, for each reply")
-    values = list(found)
-    for value in values:
-        if value is not None and not isinstance(value, SupportsFloat):
-            raise ConfigError(f"a reward that gives {value!r} for a reply", expected="a number, or None")
-    return [None if value is None else float(value) for value in values]
+# ---------------------------------------------------------------- the two callables
 
 
 class PairedRewards:
@@ -171,11 +113,11 @@ class PairedRewards:
 
     def future_reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return R_fut of each output; 0.0 for a blank reply, None where it could not be measured."""
-        return [judged.future for judged in self._judge(completions, columns)]
+        return [judged.future for judged in self._judge_batch(completions, columns)]
 
     def format_reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return R_fmt of each output; None where R_fut could not be measured."""
-        return [judged.format for judged in self._judge(completions, columns)]
+        return [judged.format for judged in self._judge_batch(completions, columns)]
 
     def judge(self, completions: Sequence[Completion]) -> tuple[Judged, ...]:
         """Return outputs with their R_fut; equal outputs of one context are measured once.
@@ -189,8 +131,8 @@ class PairedRewards:
             if completion.generation.response:
                 asked.setdefault((completion.context_id, completion.generation.raw), completion)
         values = self._measure(list(asked.values())) if asked else ()
-        found = dict(zip(asked, values, strict=True))
         _require_finite(values)
+        found = dict(zip(asked, values, strict=True))
         self._judging = ()
         return tuple(
             # A blank reply is known and worthless: a property of the policy, not a measurement that failed.
@@ -198,13 +140,14 @@ class PairedRewards:
             for each in completions
         )
 
-    def _judge(self, completions: Sequence[Any], columns: dict[str, Any]) -> tuple[Judged, ...]:
-
-        texts = [text_of(completion) for completion in completions]
+    def _judge_batch(self, completions: Sequence[Any], columns: dict[str, Any]) -> tuple[Judged, ...]:
+        # TRL hands over a list of chat messages for each output.
+        texts = [str(completion[0]["content"]) for completion in completions]
         step = int(columns["trainer_state"].global_step)
         key = (step, tuple(columns["context_id"]), tuple(texts))
         if key != self._key:
             first = self._process_index * len(texts)
+            rows = zip(texts, columns["context_id"], columns["conversation"], strict=True)
             batch = [
                 Completion(
                     context_id=context_id,
@@ -213,22 +156,15 @@ class PairedRewards:
                     index=(first + row) % self._n_generations,
                     step=step,
                 )
-                for row, (text, context_id, conversation) in enumerate(
-                    zip(texts, columns["context_id"], columns["conversation"], strict=True)
-                )
+                for row, (text, context_id, conversation) in enumerate(rows)
             ]
             self.last, self._key = together(lambda: self.judge(batch)), key
             _log(self.last, columns["log_metric"])
         return self.last
 
 
-def text_of(completion: Any) -> str:
-    """Return the text of a completion as TRL hands it over: a list of chat messages, or the text itself."""
-    return completion if isinstance(completion, str) else str(completion[0]["content"])
-
-
 def _log(judged: Sequence[Judged], log_metric: Callable[[str, float], None]) -> None:
-    """Hand TRL the shares and sums that it averages over processes and steps."""
+    """Give TRL the shares and sums that it averages over processes and steps."""
     kinds = [each.completion.generation.parse_kind for each in judged]
     for kind in PARSE_KINDS:
         log_metric(f"parse/{kind}", kinds.count(kind) / len(kinds))
@@ -236,16 +172,9 @@ def _log(judged: Sequence[Judged], log_metric: Callable[[str, float], None]) -> 
     measured = [
         (each.future, n_words(each.completion.generation.response)) for each in judged if each.future is not None
     ]
-    sums = (
-        float(len(measured)),
-        sum(r for r, _ in measured),
-        sum(w for _, w in measured),
-        sum(r * r for r, _ in measured),
-        sum(w * w for _, w in measured),
-        sum(r * w for r, w in measured),
-    )
-    for name, value in zip(MOMENTS, sums, strict=True):
-        log_metric(f"moment/{name}", value)
+    terms = [(1.0, r, w, r * r, w * w, r * w) for r, w in measured]
+    for index, name in enumerate(MOMENTS):
+        log_metric(f"moment/{name}", sum(term[index] for term in terms))
 
 
 def correlation(sums: dict[str, float]) -> float | None:
@@ -261,40 +190,79 @@ def correlation(sums: dict[str, float]) -> float | None:
     return (sums["rw"] - sums["r"] * sums["w"] / n) / math.sqrt(variance_r * variance_w)
 
 
-T = TypeVar("T")
-
-OnlineValue = Literal["scaled", "raw", "goal"]
+# ---------------------------------------------------------------- rewards that are predicted
 
 
-class LoopThread:
-    """An event loop in a thread of its own; leaving the context ends both."""
+ScoreReplies = Callable[[Sequence[Sequence[Turn]], Sequence[str]], Sequence[float | None]]
+"""A function of (conversations, responses): a reward model's ``score``, or a user's own."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="esckit-rollouts", daemon=True)
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine that runs on the loop."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+@dataclass(frozen=True, slots=True)
+class ReplyMeasure:
+    """Measures by a function of conversation and reply; reasoning is never shown to it.
+
+    Attributes:
+        score: The function.
+        hard_label: Give 1 where its number is above one half, and 0 elsewhere.
+    """
+
+    score: ScoreReplies
+    hard_label: bool = False
+
+    def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Return R_fut of each; None for those that the function cannot take.
+
+        Raises:
+            ConfigError: If the function does not return one number, or None, for each reply.
+            NotFiniteError: If a number is not finite.
+        """
         try:
-            return future.result()
-        except BaseException:
-            # Interrupted: what is in flight must not go on calling models.
-            future.cancel()
-            raise
+            values = self._score(completions)
+        except ModelError:
+            # One reply that does not fit must not take its whole batch along.
+            values = [self._score_alone(completion) for completion in completions]
+        _require_finite(values)  # before the comparison, which NaN would pass as a bad reply
+        return [float(value > 0.5) if self.hard_label and value is not None else value for value in values]
 
-    def __enter__(self) -> Self:
-        """Start the thread."""
-        self._thread.start()
-        return self
+    def _score(self, completions: Sequence[Completion]) -> list[float | None]:
+        turns = [completion.turns for completion in completions]
+        given: object = self.score(turns, [completion.generation.response for completion in completions])
+        if not isinstance(given, Iterable):
+            raise ConfigError(f"a reward that gives {given!r}", expected="a list: a number, or None, for each reply")
+        values = list(given)
+        for value in values:
+            if value is not None and not isinstance(value, SupportsFloat):
+                raise ConfigError(f"a reward that gives {value!r} for a reply", expected="a number, or None")
+        if len(values) != len(completions):
+            raise ConfigError(f"a reward that gives {len(values)} numbers", expected=f"{len(completions)}, one a reply")
+        return [None if value is None else float(value) for value in values]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the loop and wait for the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def _score_alone(self, completion: Completion) -> float | None:
+        try:
+            return self._score([completion])[0]
+        except ModelError:
+            return None
+
+
+def _require_finite(values: Iterable[float | None]) -> None:
+    for value in values:
+        if value is not None and not math.isfinite(value):
+            raise NotFiniteError("the reward", value)
+
+
+WORDS = frozenset({"feel", "hear", "sounds", "hard", "sorry", "understand", "together", "help", "what"})
+
+
+def lexicon_reward(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+    """Return for each response how many different words of :data:`WORDS` it uses, over three, at most 1.
+
+    It is no measure of support. It shows that training does what it should where no judge is at hand, one can check it
+    by hand, and it is an example for a reward of one's own: ``reward.kind: esckit.rl.rewards:lexicon_reward``.
+    """
+    return [min(len(WORDS & set(re.findall(r"[a-z']+", text.casefold()))), 3) / 3 for text in responses]
+
+
+# ---------------------------------------------------------------- the reward that is played
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,29 +289,34 @@ class OnlineMeasure:
         rules: How futures are played.
         value: What of a future counts.
         run_seed: Seed of the run.
-        loop: Plays them.
+        portal: An event loop in a thread of its own: TRL's training loop may itself run inside an event loop.
     """
 
     contexts: Mapping[str, Context]
     cast: Cast
     rules: Rules
-    value: OnlineValue
+    value: Literal["scaled", "raw", "goal"]
     run_seed: int
-    loop: LoopThread
+    portal: BlockingPortal
 
     def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
         """Return the value of each output's future, None where it failed."""
-        futures = self.loop.run(self._play(completions))
+        playing = self.portal.start_task_soon(self._play, completions)
+        try:
+            futures = playing.result()
+        except BaseException:
+            # Interrupted: what is in flight must not go on calling models.
+            playing.cancel()
+            raise
         return [future_value(future, self.rules, self.value) for future in futures]
 
     async def _play(self, completions: Sequence[Completion]) -> list[Future]:
-        return list(await asyncio.gather(*map(self._future, completions)))
+        return await asyncio.gather(*map(self._future, completions))
 
     async def _future(self, completion: Completion) -> Future:
-        context = self.contexts[completion.context_id]
-        said = completion.generation
-        reply = clean_reply(said.response, speaking="supporter") or said.response
-        first = FirstReply(said.model_copy(update={"response": reply}), self.cast.supporter)
+        context, output = self.contexts[completion.context_id], completion.generation
+        reply = clean_reply(output.response, speaking="supporter") or output.response
+        first = FirstReply(output.model_copy(update={"response": reply}), self.cast.supporter)
         return await play_future(
             context.model_copy(update={"id": f"{context.id}:g{completion.step}"}),
             completion.index,
@@ -353,12 +326,8 @@ class OnlineMeasure:
         )
 
 
-def future_value(future: Future, rules: Rules, value: OnlineValue) -> float | None:
-    """Return what a future is worth; None if it failed.
-
-    ``scaled`` is (reward − lo) / (hi − lo) with lo = (−1 + 1/(T+1))/2 and hi = 3/4 (1 if the first exchange is scored),
-    so that the weights of the components keep their meaning.
-    """
+def future_value(future: Future, rules: Rules, value: Literal["scaled", "raw", "goal"]) -> float | None:
+    """Return what a future is worth; None if it failed."""
     reward = future.fraction
     if reward is None:
         return None
@@ -368,19 +337,126 @@ def future_value(future: Future, rules: Rules, value: OnlineValue) -> float | No
 
 
 def scaled(reward: Fraction, rules: Rules) -> Fraction:
-    """Return a reward in [0, 1], between the worst and the best that the rules allow."""
+    """Return a reward in [0, 1], between the worst and the best that the rules allow.
+
+    (reward − lo) / (hi − lo) with lo = (−1 + 1/(T+1))/2 and hi = 3/4 (1 if the first exchange is scored), so that the
+    weights of the components keep their meaning.
+    """
     lowest = (Fraction(1, rules.horizon + 1) - 1) / 2
     highest = Fraction(1) if rules.score_first_exchange else Fraction(3, 4)
     return (reward - lowest) / (highest - lowest)
 
 
-WORDS = frozenset({"feel", "hear", "sounds", "hard", "sorry", "understand", "together", "help", "what"})
+# ---------------------------------------------------------------- from a recipe's ``reward:`` to a measure
 
-ENOUGH = 3
+# The paper's random reward; looked up by name, since trainings do not import each other.
+_UNTRAINED_TEMPLATE = "esckit.reward.text:reward_template"
+_UNTRAINED = "esckit.reward.model:RewardModel.untrained"
 
-_WORD = re.compile(r"[a-z']+")
+
+def check_reward(recipe: TrainRlRecipe) -> dict[str, str]:
+    """Check that the reward can be built, before anything heavy is loaded.
+
+    Returns:
+        The identity of every prompt that the reward is read with and no checkpoint answers for.
+
+    Raises:
+        ConfigError: If a model, a prompt or a function that is named does not exist.
+    """
+    kind = recipe.reward.kind
+    if recipe.algorithm == "dpo":
+        return {}
+    if kind == "untrained":
+        assert recipe.models.reward is not None
+        find_backbone(str(recipe.models.reward.backbone))
+        return {"reward_model": str(load_attr(_UNTRAINED_TEMPLATE)(recipe.reward.prompt).prompt)}
+    if ":" in kind:
+        _own_function(kind)
+    if kind != "online":
+        return {}
+    bindings, critic, prompts = online_bindings(recipe), recipe.online.critic, recipe.online.prompts.model_dump()
+    look_up(bindings.values())
+    own = prompts["critic"] or load_preset(critic.preset).prompt
+    asked = {"critic": own}
+    if critic.readout == "expected" and prompts["critic"] is None:
+        asked["critic_letters"] = f"{own}_letters"  # what a model that gives probabilities of letters is asked
+    critics = {role: load_prompt(name, "resolution critic").identity for role, name in asked.items()}
+    return {**_spoken_prompts(bindings, prompts), **critics}
 
 
-def lexicon_reward(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
-    """Return for each response how many different words of the list it uses, over three, at most 1."""
-    return [min(len(WORDS & set(_WORD.findall(text.casefold()))), ENOUGH) / ENOUGH for text in responses]
+def online_bindings(recipe: TrainRlRecipe) -> dict[str, RoleOptions]:
+    """Return the models that play futures, by role; the supporter is the untrained policy unless one is named."""
+    roles, grpo = recipe.models, recipe.grpo
+    assert roles.seeker is not None
+    assert roles.critic is not None
+    untrained = BackboneBinding(
+        backbone=roles.policy.backbone,
+        sampling=Sampling(
+            temperature=grpo.temperature, top_k=grpo.top_k, top_p=grpo.top_p, max_tokens=grpo.max_completion_tokens
+        ),
+        on_length="last_sentence",
+    )
+    return {"supporter": roles.supporter or untrained, "seeker": roles.seeker, "critic": roles.critic}
+
+
+def _spoken_prompts(bindings: Mapping[str, RoleOptions], prompts: Mapping[str, str | None]) -> dict[str, str]:
+    return prompt_ids({role: bindings[role] for role in ("supporter", "seeker")}, prompts)
+
+
+@contextmanager
+def open_measure(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
+    """Build what measures R_fut, with facts for the manifest; leaving the context closes its models.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what it is asked for.
+    """
+    kind, source = recipe.reward.kind, recipe.models.reward
+    if kind == "online":
+        with _online(recipe, contexts) as built:
+            yield built
+        return
+    if ":" in kind:
+        score = _own_function(kind)
+    else:
+        assert source is not None
+        options = {"dtype": source.dtype, "device": source.device}
+        if kind == "untrained":
+            template, max_length = load_attr(_UNTRAINED_TEMPLATE)(recipe.reward.prompt), source.max_length
+            model = load_attr(_UNTRAINED)(source.backbone, template, max_length=max_length, seed=recipe.seed, **options)
+        else:
+            run = Path(str(source.checkpoint))
+            model = kind_of(run, "scorer").load(run, "scorer", {}, **options)
+        score = model.score
+    yield ReplyMeasure(score, hard_label=recipe.reward.value == "hard_label"), {}
+
+
+@contextmanager
+def _online(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
+    online, bindings = recipe.online, online_bindings(recipe)
+    rules = Rules(online.horizon, Fraction(online.critic.threshold), online.score_first_exchange)
+    prompts = online.prompts.model_dump()
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(ModelPool(recipe.executor, recipe.budget)) as pool,
+    ):
+        portal.call(pool.prepare, bindings)
+        casting = Casting(pool, bindings, prompts, online.max_attempts)
+        critic = casting.resolution_critic(online.critic, load_preset(online.critic.preset))
+        cast = Cast(casting.supporter(), casting.seeker(), critic)
+        measure = OnlineMeasure(contexts, cast, rules, online.value, recipe.seed, portal)
+        names = {**_spoken_prompts(bindings, prompts), "critic": critic.prompt.identity}
+        yield measure, {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
+
+
+def _own_function(target: str) -> ScoreReplies:
+    found = load_attr(target)
+    if isinstance(found, type) or not callable(found):
+        raise ConfigError(f"reward.kind {target!r} is no function", expected="a function of (conversations, responses)")
+
+    def score(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> Sequence[float | None]:
+        with own_code(f"the reward {target!r}"):
+            values: Sequence[float | None] = found(conversations, responses)
+            # What it gives may be a generator, whose code runs only now.
+            return list(values) if isinstance(values, Iterator) else values
+
+    return score

@@ -1,22 +1,155 @@
-"""The rows of RL training: one context each, as the policy's prompt and as the talk that its reply is judged in.
+"""What a policy is trained on: contexts and futures, the policy's prompts, rows and preference pairs, and their order.
 
-Preference pairs from simulated futures, for the DPO ablation (RLFF-ESC, arXiv 2508.12935).
-
-Texts are the raw outputs with reasoning and tags, because the policy must learn the form too.
+Texts of preference pairs are the raw outputs with reasoning and tags, because the policy must learn the form too.
+Loads no model; tokenizers come in with a chat format.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
 from random import Random
 from typing import Any
 
+from esckit.data.contexts import build_contexts
+from esckit.data.selection import select_dialogues
+from esckit.data.splits import is_dev
+from esckit.errors import CheckpointError, DataError
 from esckit.ledger import Ledger, derive_seed
 from esckit.models.chat import ChatFormat
+from esckit.models.checkpoint import kind_of
+from esckit.play.futures import read_inputs
 from esckit.prompts.prompt import Prompt
+from esckit.records import file_sha256
+from esckit.rl.recipe import TrainRlRecipe
 from esckit.roles.asking import Window, as_chat, merge_messages
-from esckit.types import Context, Future, Message, Turn
+from esckit.runs import MANIFEST, read_manifest, stated
+from esckit.types import Context, Future, Message, Outcome, Turn
+
+log = logging.getLogger(__name__)
+
+# ---------------------------------------------------------------- contexts and futures
+
+
+@dataclass(frozen=True, slots=True)
+class RlMaterial:
+    """Everything that is learnt from, split by dialogue.
+
+    Attributes:
+        train: Contexts to train on.
+        dev: Held-out contexts.
+        reward_facts: What the reward is, for checkpoint and manifest.
+        dialogue_ids: Dialogues that are trained or selected on, inherited ones included.
+        facts: What the manifest says about the data.
+        futures: Scored futures of the training contexts (DPO).
+        inputs: SHA-256 of the futures by folder (DPO).
+    """
+
+    train: tuple[Context, ...]
+    dev: tuple[Context, ...]
+    reward_facts: dict[str, str]
+    dialogue_ids: tuple[str, ...]
+    facts: dict[str, Any]
+    futures: tuple[Future, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dev_ids(self) -> tuple[str, ...]:
+        """The held-out dialogues."""
+        return tuple(dict.fromkeys(context.dialogue_id for context in self.dev))
+
+
+def collect(recipe: TrainRlRecipe) -> RlMaterial:
+    """Return what the recipe trains on, without any model.
+
+    Raises:
+        EsckitError: If data, inputs or reward model are wrong.
+    """
+    if recipe.algorithm == "dpo":
+        return _from_futures(recipe)
+    assert recipe.data is not None
+    reward_facts, inherited = _reward_facts(recipe)
+    selection = select_dialogues(recipe.data, taxonomy=None)
+    contexts = build_contexts(
+        selection.dialogues,
+        run_seed=recipe.seed,
+        per_dialogue=recipe.contexts.per_dialogue,
+        supporter_opening=recipe.contexts.supporter_opening,
+        situation_first=recipe.contexts.situation_first,
+    )
+    train, dev = _split(recipe, contexts)
+    ids = tuple(dict.fromkeys([*selection.ids, *inherited]))
+    material = RlMaterial(
+        train, dev, reward_facts, ids, {**selection.facts(), "ids": list(ids), "inherited_ids": list(inherited)}
+    )
+    if n_known := sum(inherited.get(name, False) for name in material.dev_ids):
+        log.warning(
+            "The reward model was trained on %d of %d dev dialogues, so dev rewards may flatter the policy. "
+            "To keep them apart, use the seed and the dev.share of the reward model's recipe",
+            n_known,
+            len(material.dev_ids),
+        )
+    return material
+
+
+def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
+    inputs = read_inputs(recipe.inputs)
+    scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
+    used = {future.context_id for future in scored}
+    train, dev = _split(recipe, [context for name, context in inputs.contexts.items() if name in used])
+    names = {context.id for context in train}
+    return RlMaterial(
+        train,
+        dev,
+        reward_facts={"kind": "futures"},
+        dialogue_ids=inputs.dialogue_ids,
+        facts={**inputs.facts(), "inherited_ids": list(inputs.dialogue_ids)},
+        futures=tuple(future for future in scored if future.context_id in names),
+        inputs=inputs.digests,
+    )
+
+
+def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Context, ...], tuple[Context, ...]]:
+    """Return training and dev contexts; no dialogue has contexts on both sides."""
+    parts: dict[bool, list[Context]] = {False: [], True: []}
+    for context in contexts:
+        parts[is_dev(recipe.seed, context.dialogue_id, recipe.dev.share)].append(context)
+    if not parts[False]:
+        raise DataError("no context to train on", expected="at least one outside dev", hint="See dev.share and data.*")
+    if recipe.optim.select == "best_dev" and not parts[True]:
+        raise DataError("no dev context to select by", hint="Raise dev.share, change seed, or set optim.select: last")
+    return tuple(parts[False]), tuple(parts[True])
+
+
+def _reward_facts(recipe: TrainRlRecipe) -> tuple[dict[str, str], dict[str, bool]]:
+    """Return facts of the reward, and of each dialogue of a reward model whether it was trained (not selected) on.
+
+    Raises:
+        CheckpointError: If the run that is named holds no reward model of the kind that is asked for, or its prompt has
+            changed since.
+    """
+    kind, source = recipe.reward.kind, recipe.models.reward
+    facts = {"kind": kind, "value": recipe.online.value if kind == "online" else recipe.reward.value}
+    if kind not in ("classifier", "ranker") or source is None or source.checkpoint is None:
+        return facts, {}
+    folder = Path(source.checkpoint)
+    kind_of(folder, "scorer")
+    manifest = read_manifest(folder)
+    objective = str(stated(manifest, "recipe.objective.kind", path=folder))
+    if (objective == "classifier") != (kind == "classifier"):
+        raise CheckpointError(
+            f"{folder} is a reward model of kind {objective}",
+            expected=f"reward.kind: {'classifier' if objective == 'classifier' else 'ranker'}",
+        )
+    facts |= {"checkpoint": source.checkpoint, "manifest": file_sha256(folder / MANIFEST), "objective": objective}
+    seed, share = (stated(manifest, f"recipe.{field}", path=folder) for field in ("seed", "dev.share"))
+    return facts, {name: not is_dev(seed, name, share) for name in stated(manifest, "data.ids", path=folder)}
+
+
+# ---------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,100 +191,86 @@ class PolicyPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows, and what became of the contexts on the way.
+    """Rows to train on or to measure, and what became of the contexts on the way.
 
     Attributes:
-        rows: ``prompt`` (chat messages), ``context_id``, ``dialogue_id`` and ``conversation`` of each.
-        n_cut: Contexts that lost oldest turns in the prompt.
-        n_too_long: Contexts that were left out.
+        rows: ``prompt`` (chat messages), ``context_id`` and ``dialogue_id`` of each; of contexts also ``conversation``,
+            of preference pairs ``chosen`` and ``rejected`` (chat messages).
+        counts: ``rows``; contexts that lost oldest turns in the prompt (``cut``); contexts that were left out since
+            prompt or outputs do not fit (``too_long``). Of pairs also contexts without two different rewards
+            (``equal``), and those of whose pair one output is malformed (``malformed``).
     """
 
     rows: tuple[dict[str, Any], ...]
-    n_cut: int
-    n_too_long: int
+    counts: dict[str, int]
 
 
 def build_rows(contexts: Iterable[Context], prompt: PolicyPrompt) -> Rows:
     """Return one row per context, in order; the conversation is whole, whatever the prompt shows of it."""
     rows: list[dict[str, Any]] = []
-    n_cut = n_too_long = 0
+    counts = {"rows": 0, "cut": 0, "too_long": 0}
     for context in contexts:
-        found = prompt.fitted(context)
-        if found is None:
-            n_too_long += 1
+        fitted = prompt.fitted(context)
+        if fitted is None:
+            counts["too_long"] += 1
             continue
-        messages, n_dropped = found
-        n_cut += n_dropped > 0
-        rows.append(
-            {
-                "prompt": prompt.chat.as_dicts(messages),
-                "context_id": context.id,
-                "dialogue_id": context.dialogue_id,
-                "conversation": [{"speaker": turn.speaker, "text": turn.text} for turn in context.turns],
-            }
-        )
-    return Rows(tuple(rows), n_cut, n_too_long)
+        counts["rows"] += 1
+        counts["cut"] += fitted[1] > 0
+        conversation = [{"speaker": turn.speaker, "text": turn.text} for turn in context.turns]
+        rows.append({**_row(context, prompt, fitted[0]), "conversation": conversation})
+    return Rows(tuple(rows), counts)
 
 
-def epoch_order(n_rows: int, n_epochs: int, *, batch: int, seed: int) -> list[int]:
-    """Return the row indices of all epochs in the order of training, each epoch shuffled by a seed of its own.
+def _row(context: Context, prompt: PolicyPrompt, messages: Sequence[Message]) -> dict[str, Any]:
+    return {
+        "prompt": prompt.chat.as_dicts(messages),
+        "context_id": context.id,
+        "dialogue_id": context.dialogue_id,
+    }
+
+
+def training_order(n_rows: int, *, n_batches: int, batch: int, seed: int) -> list[int]:
+    """Return the row indices of all batches in the order of training, each epoch shuffled by a seed of its own.
 
     The order is laid out beforehand, since TRL's sampler starts anew when a run is resumed and would draw the first
-    epoch's order again in the second. Each epoch leaves out the rest that fills no batch.
+    epoch's order again in the second. Each epoch leaves out the rest that fills no batch. There are no more rows than
+    will be used: the Trainer would take one step more when it is resumed from the last state.
 
     Args:
-        n_rows: Rows.
-        n_epochs: Passes over them.
-        batch: Rows of one step.
+        n_rows: Rows, at least one batch.
+        n_batches: Batches of all epochs together.
+        batch: Rows of one batch.
         seed: Of the run.
     """
     order: list[int] = []
-    for epoch in range(n_epochs):
+    for epoch in range(ceil(n_batches / (n_rows // batch))):
         indices = list(range(n_rows))
         Random(derive_seed(seed, "rl-epoch", epoch)).shuffle(indices)
         order += indices[: n_rows - n_rows % batch]
-    return order
+    return order[: n_batches * batch]
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Preference pairs, and what became of the other contexts.
+# ---------------------------------------------------------------- preference pairs
 
-    Attributes:
-        rows: ``prompt``, ``chosen``, ``rejected`` (chat messages), ``context_id`` and ``dialogue_id`` of each.
-        n_equal: Contexts whose scored candidates have equal rewards, or that have fewer than two.
-        n_malformed: Contexts of whose pair one output is malformed.
-        n_too_long: Contexts whose prompt or outputs do not fit.
-        n_cut: Contexts that lost oldest turns in the prompt.
+
+def best_and_worst(futures: Iterable[Future]) -> list[tuple[Future, Future] | None]:
+    """Return for each context the candidates with the highest and the lowest reward; the first among equals.
+
+    Those of several run seeds are kept apart.
+
+    Returns:
+        None for a context of which all rewards are equal, or fewer than two candidates are scored.
     """
-
-    rows: tuple[dict[str, Any], ...]
-    n_equal: int
-    n_malformed: int
-    n_too_long: int
-    n_cut: int
-
-
-def by_context(futures: Iterable[Future]) -> dict[tuple[int, str], list[Future]]:
-    """Return the candidates of each context; those of several run seeds are kept apart."""
     groups: dict[tuple[int, str], list[Future]] = {}
     for future in futures:
         groups.setdefault((future.run_seed, future.context_id), []).append(future)
-    return groups
-
-
-def best_and_worst(futures: Iterable[Future]) -> tuple[Future, Future] | None:
-    """Return the candidates of one context with the highest and the lowest reward; the first among equals.
-
-    Returns:
-        None if all rewards are equal, or fewer than two candidates are scored.
-    """
-    scored = [future for future in futures if future.fraction is not None]
-    if len({future.fraction for future in scored}) < 2:
-        return None
-    by_reward = sorted(scored, key=lambda future: (future.fraction, -future.candidate))
-    worst = min(scored, key=lambda future: (future.fraction, future.candidate))
-    return by_reward[-1], worst
+    pairs: list[tuple[Future, Future] | None] = []
+    for group in groups.values():
+        scored = [(future.fraction, future) for future in group if future.fraction is not None]
+        best = max(scored, key=lambda each: (each[0], -each[1].candidate), default=None)
+        worst = min(scored, key=lambda each: (each[0], each[1].candidate), default=None)
+        pairs.append((best[1], worst[1]) if best and worst and best[0] != worst[0] else None)
+    return pairs
 
 
 def build_pairs(
@@ -161,42 +280,34 @@ def build_pairs(
     *,
     require_format: bool,
     max_completion_tokens: int,
-) -> Pairs:
-    """Return one pair for each context whose candidates differ in reward.
+) -> Rows:
+    """Return one preference pair for each context whose candidates differ in reward (DPO).
 
     Args:
         contexts: By id.
-        futures: Of the contexts to train on; those of several run seeds are kept apart.
+        futures: Of the contexts to train on.
         prompt: Makes the policy's prompt.
         require_format: Leave out pairs in which an output is malformed.
         max_completion_tokens: Leave out pairs with a longer output.
     """
     rows: list[dict[str, Any]] = []
-    counts = dict.fromkeys(("n_equal", "n_malformed", "n_too_long", "n_cut"), 0)
-    for (_, context_id), group in by_context(futures).items():
-        pair = best_and_worst(group)
+    counts = dict.fromkeys(("rows", "cut", "too_long", "equal", "malformed"), 0)
+    for pair in best_and_worst(futures):
         if pair is None:
-            counts["n_equal"] += 1
+            counts["equal"] += 1
             continue
-        said = [future.exchanges[0].supporter for future in pair]
-        if require_format and not all(each.format_ok for each in said):
-            counts["n_malformed"] += 1
+        outputs = [future.exchanges[0].supporter for future in pair]
+        if require_format and not all(output.format_ok for output in outputs):
+            counts["malformed"] += 1
             continue
-        context = contexts[context_id]
+        context = contexts[pair[0].context_id]
         fitted = prompt.fitted(context)
-        texts = [each.raw.strip() for each in said]
+        texts = [output.raw.strip() for output in outputs]
         if fitted is None or any(len(prompt.chat.answer(text)) > max_completion_tokens for text in texts):
-            counts["n_too_long"] += 1
+            counts["too_long"] += 1
             continue
-        counts["n_cut"] += fitted[1] > 0
+        counts["rows"] += 1
+        counts["cut"] += fitted[1] > 0
         chosen, rejected = (prompt.chat.as_dicts([Message("assistant", text)]) for text in texts)
-        rows.append(
-            {
-                "prompt": prompt.chat.as_dicts(fitted[0]),
-                "chosen": chosen,
-                "rejected": rejected,
-                "context_id": context_id,
-                "dialogue_id": context.dialogue_id,
-            }
-        )
-    return Pairs(tuple(rows), **counts)
+        rows.append({**_row(context, prompt, fitted[0]), "chosen": chosen, "rejected": rejected})
+    return Rows(tuple(rows), counts)

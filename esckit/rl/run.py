@@ -2,29 +2,32 @@
 
 The run folder holds ``checkpoint/`` with its card (what later recipes name by the run), ``metrics.jsonl``,
 ``samples.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run goes on. A run that
-diverged leaves ``diverged.json`` beside the last finite policy.
+diverged leaves ``diverged.json`` beside the last finite policy. Torch is imported only when a training begins.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import esckit
 from esckit.config.load import require_runs
 from esckit.models.backbones import find_backbone
-from esckit.play.session import RunResult, StepsInPlace, finished, training
+from esckit.models.checkpoint import FOLDER
+from esckit.play.session import SUMMARY, RunResult, StepsInPlace, finished, training
 from esckit.processes import this_process
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
-from esckit.rl.material import RlMaterial, collect, reward_prompts
-from esckit.rl.recipe import TrainRlRecipe, dpo_settings, grpo_settings, plan_dpo, plan_grpo, policy_optim
-from esckit.rl.rows import best_and_worst, by_context
-from esckit.rl.source import check_reward
+from esckit.records import write_atomic, write_json
+from esckit.rl.policy import read_policy
+from esckit.rl.recipe import TrainRlRecipe, plan_steps
+from esckit.rl.rewards import check_reward
+from esckit.rl.rows import RlMaterial, best_and_worst, collect
 from esckit.training.sections import check_trackers
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from esckit.rl.trainer import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +64,47 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> TrainRlPla
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
-    material = _checked(recipe)
     check_trackers(recipe.trackers)
-    steps = _n_steps(recipe, material, n_processes or this_process().count)
-    n_pairs = n_outputs = 0
-    if recipe.algorithm == "dpo":
-        n_pairs = _n_pairs(material)
-    else:
-        n_outputs = steps * recipe.grpo.prompts_per_step * recipe.grpo.n_generations // recipe.grpo.iterations
-    return TrainRlPlan(
-        dialogues={
-            name: len({context.dialogue_id for context in part})
-            for name, part in (("train", material.train), ("dev", material.dev))
-        },
-        contexts={"train": len(material.train), "dev": len(material.dev)},
-        steps_at_most=steps,
+    return _checked(recipe, n_processes or this_process().count)[0]
+
+
+def _checked(recipe: TrainRlRecipe, n_processes: int) -> tuple[TrainRlPlan, RlMaterial, dict[str, str]]:
+    """Check everything that needs no model; return plan, material, and the identities of the reward's prompts."""
+    online = recipe.algorithm == "grpo" and recipe.reward.kind == "online"
+    trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
+    idle = set() if online else {"models.seeker", "models.critic", "models.supporter"}
+    require_runs(recipe, idle=idle if trained else idle | {"models.reward"})
+    find_backbone(recipe.models.policy.backbone)
+    load_prompt(recipe.prompt, "policy")
+    prompts = check_reward(recipe)
+    material = collect(recipe)
+    is_dpo = recipe.algorithm == "dpo"
+    n_pairs = sum(pair is not None for pair in best_and_worst(material.futures))
+    steps = plan_steps(recipe, n_rows=n_pairs if is_dpo else len(material.train), n_processes=n_processes)
+    n_outputs = 0 if is_dpo else steps.n_batches * recipe.grpo.prompts_per_step * recipe.grpo.n_generations
+    parts = {"train": material.train, "dev": material.dev}
+    planned = TrainRlPlan(
+        dialogues={name: len({context.dialogue_id for context in part}) for name, part in parts.items()},
+        contexts={name: len(part) for name, part in parts.items()},
+        steps_at_most=steps.steps,
         outputs_at_most=n_outputs,
         pairs_at_most=n_pairs,
-        calls_at_most=_online_calls(recipe, n_outputs),
+        calls_at_most=_online_calls(recipe, n_outputs) if online else {},
         reward=material.reward_facts,
     )
+    return planned, material, prompts
+
+
+def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
+    """Return bounds on the calls that playing a future of every output takes."""
+    online = recipe.online
+    readings = online.horizon + online.score_first_exchange
+    per_reading = 1 if online.critic.readout == "expected" else online.critic.samples
+    return {
+        "supporter": n_outputs * online.horizon,
+        "seeker": n_outputs * (online.horizon + 1),
+        "critic": n_outputs * readings * per_reading,
+    }
 
 
 def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -94,70 +118,63 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    material = _checked(recipe)
     process = this_process()
-    _n_steps(recipe, material, process.count)
+    _, material, prompts = _checked(recipe, process.count)
     inputs = {
         "data": material.facts,
         "reward": material.reward_facts,
-        "prompts": {"policy": load_prompt(recipe.prompt).identity, **reward_prompts(recipe)},
+        "prompts": {"policy": load_prompt(recipe.prompt).identity, **prompts},
     }
     with training(recipe, out, process, inputs=inputs) as folder:
         if (result := finished(out)) is not None:
             return result
-        from esckit.rl.training import train
+        from esckit.rl.trainer import train
+        from esckit.training.harness import TrainingRun
 
-        facts = train(recipe, material, out, process, StepsInPlace(folder, progress))
+        trained = train(recipe, material, TrainingRun.open(out, process, StepsInPlace(folder, progress)))
         if folder is not None:
-            folder.update_manifest(**facts)
+            _finish(trained)
+            folder.update_manifest(**trained.facts)
     return (finished(out) if process.is_main else None) or RunResult(out, {})
 
 
-def _checked(recipe: TrainRlRecipe) -> RlMaterial:
-    require_runs(recipe, idle=_idle(recipe))
-    find_backbone(recipe.models.policy.backbone)
-    load_prompt(recipe.prompt, "policy")
-    check_reward(recipe)
-    reward_prompts(recipe)
-    return collect(recipe)
+def _finish(trained: Training) -> None:
+    """Write summary and card, and let the states go."""
+    from esckit.training.checkpoint import metrics_table, render_card
 
-
-def _idle(recipe: TrainRlRecipe) -> set[str]:
-    """Return the fields that are not looked at under the recipe's algorithm and reward."""
-    online = recipe.algorithm == "grpo" and recipe.reward.kind == "online"
-    trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
-    players = set() if online else {"models.seeker", "models.critic", "models.supporter"}
-    return players if trained else players | {"models.reward"}
-
-
-def _n_steps(recipe: TrainRlRecipe, material: RlMaterial, n_processes: int) -> int:
-    """Return how many steps there are at most.
-
-    Raises:
-        ConfigError: If the processes cannot share a step evenly.
-        DataError: If there is less than one step takes.
-    """
-    optim = policy_optim(recipe)
-    if recipe.algorithm == "dpo":
-        n_pairs = _n_pairs(material)
-        return plan_dpo(dpo_settings(recipe), optim, n_pairs=n_pairs, n_processes=n_processes).steps
-    return plan_grpo(grpo_settings(recipe), optim, n_rows=len(material.train), n_processes=n_processes).steps
-
-
-def _n_pairs(material: RlMaterial) -> int:
-    groups = by_context(material.futures)
-    return sum(best_and_worst(group) is not None for group in groups.values())
-
-
-def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
-    """Return bounds on the calls that playing a future of every output takes, none for other rewards."""
-    if recipe.reward.kind != "online":
-        return {}
-    online = recipe.online
-    readings = online.horizon + online.score_first_exchange
-    per_reading = 1 if online.critic.readout == "expected" else online.critic.samples
-    return {
-        "supporter": n_outputs * online.horizon,
-        "seeker": n_outputs * (online.horizon + 1),
-        "critic": n_outputs * readings * per_reading,
+    recipe, material, out = trained.recipe, trained.material, trained.run.out
+    metadata = read_policy(out)
+    steps = trained.trainer.state.global_step
+    targets = recipe.lora.targets
+    names = sorted({name for row in trained.dev.values() for name in row})
+    card = render_card(
+        "policy",
+        version=esckit.__version__,
+        backbone=metadata.backbone,
+        algorithm=metadata.algorithm,
+        steps=steps,
+        rank=recipe.lora.rank,
+        alpha=recipe.lora.alpha,
+        targets=targets if isinstance(targets, str) else ", ".join(targets),
+        prompt=metadata.prompt,
+        reward=", ".join(f"{name} {value}" for name, value in metadata.reward.items()),
+        n_train=trained.counts["rows"],
+        n_dev=len(material.dev),
+        n_dialogues=len(metadata.dialogue_ids),
+        selected_by=metadata.selected_by,
+        step=metadata.step,
+        metrics=metrics_table(trained.dev, names) if trained.dev else "Not measured.",
+    )
+    write_atomic(out / FOLDER / "README.md", card)
+    summary = {
+        "schema": "esckit.train_rl_summary/1",
+        "algorithm": recipe.algorithm,
+        "steps": steps,
+        "selected_step": metadata.step,
+        "contexts": {"train": len(material.train), "dev": len(material.dev)},
+        "rows": trained.counts,
+        "dev": trained.dev,
+        "dialogues": len(material.dialogue_ids),
     }
+    write_json(out / SUMMARY, summary)
+    trained.run.forget_states(recipe.trackers)

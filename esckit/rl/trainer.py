@@ -1,77 +1,54 @@
-"""What GRPO and DPO share: the policy to train, the arguments of the Hugging Face ``Trainer``, and what is kept.
+"""GRPO and DPO through TRL's trainers, by composition: ours are rows, rewards, settings and callbacks.
 
-GRPO through TRL's trainer, by composition: ours are rows, rewards, settings and callbacks (arXiv 2508.12935).
+GRPO (arXiv 2508.12935): A_i = (R_i − mean) / (std + 1e-4) within the outputs of one context; the objective is the mean
+over the group of min(ρA, clip(ρ, 1−ε, 1+ε)A) − β·KL, with the per-token estimator KL = e^Δ − Δ − 1,
+Δ = log π_ref − log π. **Every value is passed explicitly**, since TRL's defaults differ between versions.
 
-A_i = (R_i − mean) / (std + 1e-4) within the outputs of one context; the objective is the mean over the group of
-min(ρA, clip(ρ, 1−ε, 1+ε)A) − β·KL, with the per-token estimator KL = e^Δ − Δ − 1, Δ = log π_ref − log π, and π_ref the
-model with its adapter off. **Every value is passed explicitly**, since TRL's defaults differ between versions.
+DPO is the paper's ablation, reported without its settings: the better and the worse of a context's simulated
+candidates. In both, π_ref is the model with its adapter off.
 
-The DPO ablation through TRL's trainer: the better and the worse of a context's simulated candidates.
-
-arXiv 2508.12935 reports the ablation without its settings. The reference is the model with its adapter off.
+This module imports torch; :mod:`esckit.rl.run` says what a run does, and what is written about it.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import util
 from math import ceil
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from peft import LoraConfig
-from torch import Tensor
-from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
+from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.capabilities import checkpointing_arguments
 from esckit.models.chat import ChatFormat
-from esckit.models.loading import check_lora_targets, check_stored, load_causal, tidy_adapter
-from esckit.records import dump_line, fresh_folder, write_atomic
-from esckit.rl.policy import ADAPTER, METADATA, TOKENIZER, PolicyMetadata, training_format
-from esckit.rl.recipe import (
-    DpoPlan,
-    DpoSettings,
-    GrpoPlan,
-    GrpoSettings,
-    PolicyOptim,
-    VllmSettings,
-    plan_dpo,
-    plan_grpo,
-)
-from esckit.rl.rewards import PairedRewards
-from esckit.rl.rows import epoch_order
-from esckit.training.sections import check_trackers
-from esckit.training.sharding import one_device
+from esckit.models.checkpoint import FOLDER
+from esckit.models.loading import load_causal
+from esckit.processes import gathered
+from esckit.prompts.prompt import load_prompt
+from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, watched
+from esckit.rl.policy import PolicyMetadata, read_policy, training_format
+from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
+from esckit.rl.rewards import PairedRewards, open_measure
+from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, training_order
+from esckit.training.checkpoint import adapter_config, save_checkpoint
+from esckit.training.harness import Diverged, TrainingRun, fit, set_up, trainer_arguments, uses_bf16
+from esckit.training.monitor import METRICS, Monitor, read_rows
+from esckit.training.sharding import EngineGuard, gathered_state
 
-Precision = Literal["auto", "float32", "bfloat16"]
+A = TypeVar("A", bound=TrainingArguments)
 
+_DEV_SCORE = "dev/reward/future"
 
-@dataclass(frozen=True, slots=True)
-class PolicyLora:
-    """The adapter; ``targets`` are names of modules, or ``all-linear`` for those of attention and MLP."""
-
-    rank: int = 8
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] | str = "all-linear"
-
-    def config(self) -> LoraConfig:
-        """Return peft's configuration."""
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
-            task_type="CAUSAL_LM",
-        )
+# ---------------------------------------------------------------- TRL's trainers
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +59,19 @@ class Learner:
         model: The causal language model without adapter; its generation settings name all ends of an output.
         tokenizer: With the template of the training.
         chat: That template, and how messages come into it.
-        lora: The adapter, which the trainer builds after it seeded the generators.
     """
 
     model: Any
     tokenizer: Any
     chat: ChatFormat
-    lora: PolicyLora
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where training runs.
-
-    Attributes:
-        folder: Takes the states to resume from.
-        n_processes: How many processes train together.
-        callbacks: What watches it, the guard first.
-    """
-
-    folder: Path
-    n_processes: int = 1
-    callbacks: tuple[TrainerCallback, ...] = ()
-
-
-def learner_of(model: Any, tokenizer: Any, lora: PolicyLora) -> Learner:
+def learner_of(model: Any, tokenizer: Any) -> Learner:
     """Return a model as a policy to train: chat template, ends of an output, and no sampling habits of its own.
 
     Raises:
-        ConfigError: If its chat template lacks what training needs and none of ours fits, or the model lacks layers
-            that the adapter names.
+        ConfigError: If its chat template lacks what training needs and none of ours fits.
     """
-    if not isinstance(lora.targets, str):
-        check_lora_targets(model, lora.targets)
     eos = model.generation_config.eos_token_id
     chat = training_format(tokenizer, [] if eos is None else [eos] if isinstance(eos, int) else list(eos))
     if tokenizer.pad_token_id is None:
@@ -122,281 +79,378 @@ def learner_of(model: Any, tokenizer: Any, lora: PolicyLora) -> Learner:
     model.generation_config = GenerationConfig(
         eos_token_id=sorted(chat.stop_ids), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
     )
-    return Learner(model, tokenizer, chat, lora)
+    return Learner(model, tokenizer, chat)
 
 
-def load_learner(backbone: str, lora: PolicyLora, *, precision: Precision) -> Learner:
-    """Load a backbone to train an adapter on; with bfloat16 its frozen weights are kept in it too.
+def load_learner(recipe: TrainRlRecipe) -> Learner:
+    """Load the backbone to train an adapter on; with bfloat16 its frozen weights are kept in it too.
 
     Raises:
         ConfigError: If there is no such backbone, or it cannot be trained.
     """
-    dtype = torch.bfloat16 if wants_bf16(precision) else torch.float32
-    return learner_of(*load_causal(resolve_backbone(backbone), dtype=dtype), lora)
+    dtype = torch.bfloat16 if uses_bf16(recipe.optim.precision) else torch.float32
+    return learner_of(*load_causal(resolve_backbone(recipe.models.policy.backbone), dtype=dtype))
 
 
-def wants_bf16(precision: Precision) -> bool:
-    """Return whether to compute in bfloat16."""
-    return precision == "bfloat16" or (precision == "auto" and torch.cuda.is_available())
-
-
-def trainer_arguments(optim: PolicyOptim, *, steps: int, accumulate: int, folder: Path) -> dict[str, Any]:
-    """Return what TRL's trainers share, as arguments of their configurations."""
-    check_trackers(optim.trackers)
-    on_gpu = torch.cuda.is_available()
-    return {
-        "output_dir": str(folder),
-        "seed": optim.seed % 2**32,
-        "data_seed": optim.seed % 2**32,
-        "gradient_accumulation_steps": accumulate,
-        "max_steps": steps,
-        "learning_rate": optim.lr,
-        "lr_scheduler_type": "constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
-        "warmup_steps": math.ceil(optim.warmup_share * steps),
-        "weight_decay": optim.weight_decay,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
-        "max_grad_norm": optim.max_grad_norm,
-        "optim": "adamw_torch",
-        "use_cpu": not on_gpu,
-        "bf16": wants_bf16(optim.precision),
-        "fp16": False,
-        **checkpointing_arguments(TrainingArguments, wanted=optim.gradient_checkpointing),
-        "eval_strategy": "no",
-        "save_strategy": "steps",
-        "save_steps": optim.save_every,
-        "save_total_limit": 1,
-        "logging_strategy": "steps",
-        "logging_steps": 1,  # every step is looked at for divergence; what is written is thinned out later
-        "logging_nan_inf_filter": False,
-        "report_to": list(optim.trackers) or "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": on_gpu,
-        "dataloader_num_workers": 0,
-        "ddp_find_unused_parameters": False,
-    }
-
-
-def save_policy(
-    model: Any, state: Mapping[str, Tensor], tokenizer: Any, metadata: PolicyMetadata, folder: Path
-) -> None:
-    """Write adapter, tokenizer and metadata in place of the last checkpoint; a folder that is there is whole.
-
-    Args:
-        model: The model with its adapter; its weights may be shared out between processes.
-        state: The trained tensors, whole (:func:`esckit.training.sharding.gathered_state`).
-        tokenizer: With the template of the training.
-        metadata: What to know of it.
-        folder: Where to; replaced as a whole.
-
-    Raises:
-        CheckpointError: If what was written is not what was trained; the old folder stays.
-    """
-    with fresh_folder(folder) as fresh:
-        model.save_pretrained(str(fresh / ADAPTER), state_dict=dict(state), selected_adapters=["default"])
-        tidy_adapter(fresh / ADAPTER, metadata.backbone)
-        tokenizer.save_pretrained(str(fresh / TOKENIZER))
-        check_stored(state, fresh)
-        write_atomic(fresh / METADATA, dump_line(metadata) + "\n")
-
-
-def quiet(trainer: Any) -> None:
-    """Keep the Trainer from printing: our own callbacks say what there is to say."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-@contextmanager
-def quiet_warnings() -> Iterator[None]:
-    """Keep back conversations that TRL would log."""
-    trl_log = logging.getLogger("trl.trainer.grpo_trainer")
-    trl_log.addFilter(_holds_no_conversation)
-    try:
-        yield
-    finally:
-        trl_log.removeFilter(_holds_no_conversation)
-
-
-def _holds_no_conversation(record: logging.LogRecord) -> bool:
-    """Return False for the dump of a row that could not be measured: such rows are counted, and may be confidential."""
-    return "All reward functions returned None" not in record.getMessage()
-
-
-def grpo_arguments(settings: GrpoSettings, optim: PolicyOptim, plan: GrpoPlan, *, folder: Path) -> GRPOConfig:
-    """Return TRL's arguments; ``folder`` takes the states to resume from."""
-    vllm = settings.vllm or VllmSettings()
-    optim = replace(optim, save_every=ceil(optim.save_every / settings.iterations) * settings.iterations)
-    arguments = GRPOConfig(
-        **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
+def _arguments(kind: type[A], recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun, **own: Any) -> A:
+    """Return the arguments of one of TRL's trainers: what both share, and its own."""
+    iterations = plan.steps // plan.n_batches
+    return trainer_arguments(
+        kind,
+        recipe.optim,
+        run=run,
+        seed=recipe.seed,
+        n_steps=plan.steps,
+        precision=recipe.optim.precision,
+        trackers=recipe.trackers,
         per_device_train_batch_size=plan.micro_batch,
-        num_generations=settings.n_generations,
+        gradient_accumulation_steps=plan.accumulate,
+        save_strategy="steps",
+        # No state holds the outputs that further updates would use.
+        save_steps=ceil(recipe.logging.save_every / iterations) * iterations,
+        **checkpointing_arguments(TrainingArguments, wanted=recipe.optim.gradient_checkpointing),
+        sync_ref_model=False,
+        disable_dropout=True,
+        **own,
+    )
+
+
+def grpo_arguments(recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun) -> GRPOConfig:
+    """Return TRL's arguments of GRPO."""
+    grpo, vllm, weights = recipe.grpo, recipe.grpo.vllm, recipe.reward.weights
+    uses_vllm = grpo.engine == "vllm"
+    return _arguments(
+        GRPOConfig,
+        recipe,
+        plan,
+        run,
+        num_generations=grpo.n_generations,
         generation_batch_size=None,
         steps_per_generation=plan.accumulate,  # one batch of outputs is one optimiser step
-        num_iterations=settings.iterations,
-        beta=settings.beta,
-        epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon,
+        num_iterations=grpo.iterations,
+        beta=grpo.beta,
+        epsilon=grpo.epsilon,
+        epsilon_high=grpo.epsilon,
         delta=None,
-        loss_type=settings.loss_type,
+        loss_type=grpo.loss_type,
         importance_sampling_level="token",
         scale_rewards="group",
         multi_objective_aggregation="sum_then_normalize",
-        reward_weights=list(settings.weights),
+        reward_weights=[weights.future, weights.format],
         use_bias_correction_kl=False,
-        sync_ref_model=False,
         mask_truncated_completions=False,
         off_policy_mask_threshold=None,
         top_entropy_quantile=1.0,
         entropy_coef=0.0,
         use_adaptive_entropy=False,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
+        temperature=grpo.temperature,
+        top_k=grpo.top_k,
+        top_p=grpo.top_p,
         min_p=None,
         repetition_penalty=1.0,
-        max_completion_length=settings.max_completion_tokens,
+        max_completion_length=grpo.max_completion_tokens,
         cache_implementation=None,
         generation_kwargs=None,
         use_transformers_continuous_batching=False,
         pad_to_multiple_of=None,
-        shuffle_dataset=False,  # the rows are laid out in the order of training, see epoch_order
-        disable_dropout=True,
+        shuffle_dataset=False,  # the rows are laid out in the order of training, see training_order
         cast_lm_head_to_fp32=False,
         log_completions=False,
-        use_vllm=settings.vllm is not None,
+        use_vllm=uses_vllm,
         vllm_mode=vllm.mode,
-        vllm_server_base_url=vllm.server_base_url if settings.vllm and vllm.mode == "server" else None,
+        vllm_server_base_url=vllm.server_base_url if uses_vllm and vllm.mode == "server" else None,
         vllm_gpu_memory_utilization=vllm.gpu_memory_utilization,
         vllm_tensor_parallel_size=vllm.tensor_parallel_size,
         vllm_enable_sleep_mode=vllm.sleep,
-        vllm_max_model_length=settings.max_prompt_tokens + settings.max_completion_tokens,
+        vllm_max_model_length=grpo.max_prompt_tokens + grpo.max_completion_tokens,
         vllm_importance_sampling_correction=True,
     )
-    one_device(arguments)
-    return arguments
 
 
-def grpo_trainer(
-    learner: Learner,
-    rows: Sequence[dict[str, Any]],
-    rewards: PairedRewards,
-    *,
-    settings: GrpoSettings,
-    optim: PolicyOptim,
-    place: Place,
-) -> GRPOTrainer:
-    """Return TRL's trainer, ready to train.
-
-    Args:
-        learner: The policy.
-        rows: As :func:`esckit.rl.rows.build_rows` makes them.
-        rewards: The two callables.
-        settings: GRPO's.
-        optim: The optimiser's.
-        place: Where it runs.
-
-    Raises:
-        ConfigError: See :func:`plan_grpo`.
-        DataError: If there are too few rows.
-    """
-    plan = plan_grpo(settings, optim, n_rows=len(rows), n_processes=place.n_processes)
-    order = epoch_order(len(rows), plan.epochs, batch=settings.prompts_per_step, seed=optim.seed)
-    # No more than will be used: the Trainer would take one step more when it is resumed from the last state.
-    order = order[: plan.steps // settings.iterations * settings.prompts_per_step]
-    with quiet_warnings():
-        trainer = GRPOTrainer(
-            model=learner.model,
-            reward_funcs=[rewards.future_reward, rewards.format_reward],
-            args=grpo_arguments(settings, optim, plan, folder=place.folder),
-            train_dataset=Dataset.from_list(list(rows)).select(order),
-            processing_class=learner.tokenizer,
-            callbacks=list(place.callbacks),
-            peft_config=learner.lora.config(),
-        )
-    quiet(trainer)
-    return trainer
-
-
-def dpo_arguments(settings: DpoSettings, optim: PolicyOptim, plan: DpoPlan, *, folder: Path) -> DPOConfig:
-    """Return TRL's arguments; ``folder`` takes the states to resume from."""
-    arguments = DPOConfig(
-        **trainer_arguments(optim, steps=plan.steps, accumulate=plan.accumulate, folder=folder),
-        per_device_train_batch_size=plan.micro_batch,
-        beta=settings.beta,
+def dpo_arguments(recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun) -> DPOConfig:
+    """Return TRL's arguments of DPO."""
+    dpo = recipe.dpo
+    return _arguments(
+        DPOConfig,
+        recipe,
+        plan,
+        run,
+        beta=dpo.beta,
         loss_type=["sigmoid"],
         f_divergence_type="reverse_kl",
         label_smoothing=0.0,
         # Above what pairs can be long: the default would cut the end, which is the reply.
-        max_length=settings.max_prompt_tokens + settings.max_completion_tokens + 1,
+        max_length=dpo.max_prompt_tokens + dpo.max_completion_tokens + 1,
         truncation_mode="keep_start",
         padding_free=False,
         precompute_ref_log_probs=False,
         use_weighting=False,
-        sync_ref_model=False,
-        disable_dropout=True,
         train_sampling_strategy="sequential",  # the pairs are laid out in the order of training
     )
-    one_device(arguments)
-    return arguments
 
 
-class Batches(TrainerCallback):
-    """The pairs in the order of training, and whose those of the current step are.
-
-    Args:
-        pairs: As :func:`esckit.rl.rows.build_pairs` makes them.
-        settings: DPO's.
-        optim: The optimiser's.
-        n_processes: How many processes train together.
-
-    Raises:
-        ConfigError: If the pairs of a step cannot be shared evenly.
-        DataError: If there are too few pairs.
-    """
-
-    def __init__(
-        self, pairs: Sequence[dict[str, Any]], *, settings: DpoSettings, optim: PolicyOptim, n_processes: int
-    ) -> None:
-        self.plan = plan_dpo(settings, optim, n_pairs=len(pairs), n_processes=n_processes)
-        order = epoch_order(len(pairs), self.plan.epochs, batch=self.plan.batch, seed=optim.seed)
-        # No more than will be used: the Trainer would take one step more when it is resumed from the last state.
-        self.pairs = [pairs[index] for index in order[: self.plan.steps * self.plan.batch]]
-        self.context_ids: list[str] = []
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look up the step's pairs."""
-        first = state.global_step * self.plan.batch
-        self.context_ids = [pair["context_id"] for pair in self.pairs[first : first + self.plan.batch]]
-
-
-def dpo_trainer(
-    learner: Learner, batches: Batches, *, settings: DpoSettings, optim: PolicyOptim, place: Place
-) -> DPOTrainer:
+def grpo_trainer(
+    recipe: TrainRlRecipe,
+    learner: Learner,
+    rows: Sequence[dict[str, Any]],
+    rewards: PairedRewards,
+    *,
+    plan: StepPlan,
+    run: TrainingRun,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> GRPOTrainer:
     """Return TRL's trainer, ready to train.
 
     Args:
+        recipe: The recipe.
         learner: The policy.
-        batches: What it learns from.
-        settings: DPO's.
-        optim: The optimiser's.
-        place: Where it runs.
+        rows: As :func:`esckit.rl.rows.build_rows` makes them.
+        rewards: The two callables.
+        plan: The steps over the rows.
+        run: Where states to resume from lie.
+        callbacks: What watches it.
+
+    Raises:
+        ConfigError: If the model lacks layers that the adapter names.
     """
+    order = training_order(len(rows), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
+    with quiet_warnings():
+        return GRPOTrainer(
+            model=learner.model,
+            reward_funcs=[rewards.future_reward, rewards.format_reward],
+            args=grpo_arguments(recipe, plan, run),
+            train_dataset=Dataset.from_list(list(rows)).select(order),
+            processing_class=learner.tokenizer,
+            callbacks=list(callbacks),
+            peft_config=adapter_config(recipe.lora, learner.model, task_type="CAUSAL_LM"),
+        )
+
+
+def dpo_trainer(
+    recipe: TrainRlRecipe,
+    learner: Learner,
+    pairs: Sequence[dict[str, Any]],
+    *,
+    plan: StepPlan,
+    run: TrainingRun,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DPOTrainer:
+    """Return TRL's trainer, ready to train; arguments and errors are those of :func:`grpo_trainer`."""
     if not sys.stderr.isatty():
         disable_progress_bars()
-    columns = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in batches.pairs]
+    order = training_order(len(pairs), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
+    columns = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in pairs]
     with quiet_warnings():
-        trainer = DPOTrainer(
+        return DPOTrainer(
             model=learner.model,
-            args=dpo_arguments(settings, optim, batches.plan, folder=place.folder),
-            train_dataset=Dataset.from_list(columns),
+            args=dpo_arguments(recipe, plan, run),
+            train_dataset=Dataset.from_list([columns[index] for index in order]),
             processing_class=learner.tokenizer,
-            callbacks=[batches, *place.callbacks],
-            peft_config=learner.lora.config(),
+            callbacks=list(callbacks),
+            peft_config=adapter_config(recipe.lora, learner.model, task_type="CAUSAL_LM"),
         )
-    quiet(trainer)
-    return trainer
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Keep back conversations that TRL would log: a row that could not be measured may be confidential."""
+
+    def holds_no_conversation(record: logging.LogRecord) -> bool:
+        return "All reward functions returned None" not in record.getMessage()
+
+    trl_log = logging.getLogger("trl.trainer.grpo_trainer")
+    trl_log.addFilter(holds_no_conversation)
+    try:
+        yield
+    finally:
+        trl_log.removeFilter(holds_no_conversation)
+
+
+# ---------------------------------------------------------------- one training
+
+
+@dataclass(slots=True)
+class Training:
+    """One go at training, and what it has found so far.
+
+    Attributes:
+        facts: What the manifest says about the reward's models.
+        counts: What became of the contexts, see :class:`esckit.rl.rows.Rows`.
+        dev: Dev metrics before and after training.
+        best: The best dev reward so far.
+    """
+
+    recipe: TrainRlRecipe
+    material: RlMaterial
+    run: TrainingRun
+    learner: Learner
+    prompt: PolicyPrompt
+    trainer: Any = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    dev: dict[str, Mapping[str, float | None]] = field(default_factory=dict)
+    best: float | None = None
+
+    def note_dev(self, step: int, row: Mapping[str, Any]) -> bool:
+        """Remember an evaluation; return whether it is the best so far (the untrained policy is none to keep)."""
+        metrics = {name: value for name, value in row.items() if name.startswith("dev/")}
+        self.dev |= {"before training" if step == 0 else "after training": metrics}
+        score = metrics[_DEV_SCORE]
+        if step == 0 or score is None or (self.best is not None and score <= self.best):
+            return False
+        self.best = score
+        return True
+
+    def has_policy(self) -> bool:
+        """Return whether a policy is kept, not counting one that an earlier go left when it diverged.
+
+        Called in all processes; the main one looks.
+        """
+        out = self.run.out
+        return gathered([(out / FOLDER).is_dir() and not read_policy(out).diverged])[0][0]
+
+    def keep(self, step: int, metrics: Mapping[str, float | None], *, diverged: bool = False) -> None:
+        """Write the policy as it is; after a divergence only if all its weights are finite. Called in all processes."""
+        state = gathered_state(self.trainer, trained_only=True)
+        if not self.run.process.is_main or (diverged and not all(bool(t.isfinite().all()) for t in state.values())):
+            return
+        metadata = PolicyMetadata(
+            backbone=self.recipe.models.policy.backbone,
+            algorithm=self.recipe.algorithm,
+            prompt=self.prompt.prompt.identity,
+            reward=self.material.reward_facts,
+            inputs=self.material.inputs,
+            dialogue_ids=self.material.dialogue_ids,
+            dev_ids=self.material.dev_ids,
+            selected_by=self.recipe.optim.select,
+            step=step,
+            metrics=dict(metrics),
+            diverged=diverged,
+        )
+        save_checkpoint(
+            self.run.out / FOLDER,
+            metadata,
+            backbone=self.trainer.model,
+            tokenizer=self.learner.tokenizer,
+            state=state,
+        )
+
+
+def train(recipe: TrainRlRecipe, material: RlMaterial, run: TrainingRun) -> Training:
+    """Train, and keep the policy.
+
+    Raises:
+        TrainingError: If training diverged; the last finite policy is kept.
+        EsckitError: See :mod:`esckit.errors`.
+    """
+    if recipe.algorithm == "grpo" and recipe.grpo.engine == "vllm":
+        if util.find_spec("vllm") is None:
+            raise MissingExtraError("grpo.engine 'vllm'", "vllm")
+        if not torch.cuda.is_available():
+            raise ConfigError("grpo.engine 'vllm' without a CUDA GPU", expected="one, or grpo.engine: transformers")
+    set_up(run.process, seed=recipe.seed, threads=recipe.executor.threads)
+    learner = load_learner(recipe)
+    limit = (recipe.dpo if recipe.algorithm == "dpo" else recipe.grpo).max_prompt_tokens
+    training = Training(recipe, material, run, learner, PolicyPrompt(load_prompt(recipe.prompt), learner.chat, limit))
+    for row in read_rows(run.out / METRICS):
+        if _DEV_SCORE in row and row["step"] <= run.resumed_step:
+            training.note_dev(row["step"], row)
+    with ExitStack() as stack:
+        stack.callback(run.progress.close)
+        diverged = _dpo(training) if recipe.algorithm == "dpo" else _grpo(training, stack)
+        try:
+            with quiet_warnings():
+                fit(training.trainer, run, diverged)
+        except TrainingError:
+            if not training.has_policy():
+                training.keep(training.trainer.state.global_step, {}, diverged=True)
+            raise
+    if recipe.optim.select == "last" or not training.has_policy():
+        training.keep(training.trainer.state.global_step, training.dev.get("after training", {}))
+    return training
+
+
+def _grpo(training: Training, stack: ExitStack) -> Diverged:
+    """Make the trainer for GRPO; the reward's models are closed with the stack."""
+    recipe, run, material, learner = training.recipe, training.run, training.material, training.learner
+    by_id = {context.id: context for context in (*material.train, *material.dev)}
+    measure, training.facts = stack.enter_context(open_measure(recipe, by_id))
+    rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=run.process.rank)
+    built = build_rows(material.train, training.prompt)
+    training.counts = built.counts
+    if built.counts["too_long"] and len(built.rows) < recipe.grpo.prompts_per_step:
+        raise DataError(
+            f"{len(built.rows)} contexts to train on, once {built.counts['too_long']} that are too long are left out",
+            expected=f"at least {recipe.grpo.prompts_per_step}, those of one step (grpo.prompts_per_step)",
+            hint="Raise grpo.max_prompt_tokens",
+        )
+    plan = plan_steps(recipe, n_rows=len(built.rows), n_processes=run.process.count)
+    diverged = Diverged(
+        run,
+        lambda: rewards.context_ids,
+        advice="What measures the replies returned it, which is not trained here: fix reward.kind or its model",
+    )
+    monitor, *callbacks = _watching(training, diverged, plan)
+    every, weights = recipe.monitor.sample_every, recipe.reward.weights
+    if every is not None:
+        n = recipe.monitor.samples
+        callbacks.append(Samples(run, every=every, n=n, weights=(weights.future, weights.format), rewards=rewards))
+    dev_rows = build_rows(material.dev[: recipe.dev.max_contexts], training.prompt).rows
+    if recipe.monitor.dev_every is not None and dev_rows:
+
+        def measured(step: int, metrics: Mapping[str, float | None]) -> None:
+            monitor.row(step, metrics)
+            if training.note_dev(step, metrics) and recipe.optim.select == "best_dev":
+                training.keep(step, metrics)
+
+        stop_ids = sorted(learner.chat.stop_ids)
+        dev = DevSet(
+            dev_rows, rewards, learner.tokenizer, stop_ids, recipe.grpo.max_completion_tokens, recipe.grpo.micro_batch
+        )
+        callbacks.append(
+            DevEvaluation(dev, recipe.monitor.dev_every, run.resumed_step, measured, lambda: training.trainer)
+        )
+    training.trainer = grpo_trainer(
+        recipe, learner, built.rows, rewards, plan=plan, run=run, callbacks=[monitor, *callbacks]
+    )
+    return diverged
+
+
+def _dpo(training: Training) -> Diverged:
+    """Make the trainer for DPO."""
+    recipe, run, material = training.recipe, training.run, training.material
+    built = build_pairs(
+        {context.id: context for context in material.train},
+        material.futures,
+        training.prompt,
+        require_format=recipe.dpo.require_format,
+        max_completion_tokens=recipe.dpo.max_completion_tokens,
+    )
+    training.counts = built.counts
+    plan = plan_steps(recipe, n_rows=len(built.rows), n_processes=run.process.count)
+    order = training_order(len(built.rows), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
+
+    def context_ids() -> list[str]:
+        first = watch.step * plan.batch
+        return [built.rows[index]["context_id"] for index in order[first : first + plan.batch]]
+
+    diverged = Diverged(run, context_ids)
+    monitor, watch, guard = _watching(training, diverged, plan)
+    training.trainer = dpo_trainer(
+        recipe, training.learner, built.rows, plan=plan, run=run, callbacks=[monitor, watch, guard]
+    )
+    return diverged
+
+
+def _watching(training: Training, diverged: Diverged, plan: StepPlan) -> tuple[Monitor, Watch, EngineGuard]:
+    """Return the callbacks that every training has."""
+    monitor = Monitor(
+        training.run,
+        diverged,
+        watched=watched,
+        means=means,
+        epoch=lambda step: round(step / plan.steps_per_epoch, 4),
+        every=training.recipe.monitor.log_every,
+    )
+    guard = EngineGuard(lambda: training.trainer, diverged.stop)
+    return monitor, Watch(training.recipe.max_failure_rate), guard

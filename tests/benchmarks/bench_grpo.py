@@ -59,18 +59,17 @@ def bare(recipe: TrainRlRecipe, folder: Path) -> list[tuple[float, float]]:
     from trl import GRPOTrainer
 
     from esckit.prompts.prompt import load_prompt
-    from esckit.rl.material import collect
-    from esckit.rl.recipe import grpo_settings, plan_grpo, policy_optim
+    from esckit.rl.recipe import plan_steps
     from esckit.rl.rewards import lexicon_reward
-    from esckit.rl.rows import PolicyPrompt, build_rows, epoch_order
-    from esckit.rl.trainer import PolicyLora, grpo_arguments, load_learner
+    from esckit.rl.rows import PolicyPrompt, build_rows, collect, training_order
+    from esckit.rl.trainer import grpo_arguments, load_learner
+    from esckit.training.harness import TrainingRun
 
-    learner = load_learner(recipe.models.policy.backbone, PolicyLora(), precision="auto")
+    learner = load_learner(recipe)
     prompt = PolicyPrompt(load_prompt(recipe.prompt), learner.chat, recipe.grpo.max_prompt_tokens)
     rows = build_rows(collect(recipe).train, prompt).rows
-    settings, optim = grpo_settings(recipe), policy_optim(recipe)
-    plan = plan_grpo(settings, optim, n_rows=len(rows), n_processes=1)
-    order = epoch_order(len(rows), plan.epochs, batch=settings.prompts_per_step, seed=optim.seed)
+    plan = plan_steps(recipe, n_rows=len(rows), n_processes=1)
+    order = training_order(len(rows), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
     ends: list[tuple[float, float]] = []
 
     class Timer(TrainerCallback):  # type: ignore[misc]
@@ -86,7 +85,7 @@ def bare(recipe: TrainRlRecipe, folder: Path) -> list[tuple[float, float]]:
     GRPOTrainer(
         model=learner.model,
         reward_funcs=[future, form],
-        args=grpo_arguments(settings, optim, plan, folder=folder / "states"),
+        args=grpo_arguments(recipe, plan, TrainingRun(folder)),
         train_dataset=Dataset.from_list([rows[index] for index in order]),
         processing_class=learner.tokenizer,
         callbacks=[Timer()],

@@ -6,38 +6,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from esckit.models.backbones import TinyFamily, tiny_random
+from esckit.play.runner import NoProgress
+from esckit.processes import Process
 from esckit.prompts.prompt import load_prompt
-from esckit.rl.recipe import GrpoSettings, PolicyOptim
 from esckit.rl.rewards import PairedRewards, ReplyMeasure
 from esckit.rl.rows import PolicyPrompt, build_rows
-from esckit.rl.trainer import Learner, Place, PolicyLora, learner_of
+from esckit.rl.trainer import Learner, learner_of, quiet_warnings
+from esckit.training.harness import Diverged, TrainingRun, fit
 from esckit.types import Context, Scenario, Turn
 
 WELL_FORMED = "<think>They sound tired.</think> <response>That sounds hard.</response>"
 SCORE: Callable[..., list[float | None]] = lambda turns, replies: [float("e" in text) for text in replies]  # noqa: E731
 
-PAPER = GrpoSettings(
-    n_generations=4,
-    prompts_per_step=4,
-    micro_batch=4,
-    beta=0.04,
-    epsilon=0.2,
-    iterations=1,
-    loss_type="grpo",
-    temperature=1.1,
-    top_k=80,
-    top_p=1.0,
-    max_prompt_tokens=2048,
-    max_completion_tokens=512,
-    weights=(1.0, 0.5),
-)
-
 
 def learner(family: TinyFamily = "qwen2") -> Learner:
-    return learner_of(*tiny_random(family), PolicyLora())
+    return learner_of(*tiny_random(family))
 
 
 def contexts(n: int = 8, n_turns: int = 1) -> list[Context]:
@@ -77,13 +64,21 @@ def said(*texts: str) -> list[list[dict[str, str]]]:
     return [[{"role": "assistant", "content": text}] for text in texts]
 
 
-def optim(**changes: Any) -> PolicyOptim:
-    settings = {"seed": 7, "lr": 1e-2, "epochs": 1, "schedule": "constant", "warmup_share": 0.0}
-    return PolicyOptim(**{**settings, "gradient_checkpointing": False, "save_every": 1000, **changes})
+def optim(**changes: Any) -> dict[str, Any]:
+    settings = {"lr": 1e-2, "epochs": 1, "max_steps": None, "schedule": "constant", "warmup_share": 0.0}
+    return settings | changes
 
 
-def place(folder: Path, *callbacks: TrainerCallback) -> Place:
-    return Place(folder, 1, callbacks)
+def resumed(folder: Path) -> TrainingRun:
+    """Return a run that goes on from its newest state."""
+    return TrainingRun.open(folder, Process(), NoProgress())
+
+
+def trained(trainer: Any, run: TrainingRun, diverged: Diverged | None = None) -> dict[str, torch.Tensor]:
+    """Train, and return what was trained."""
+    with quiet_warnings():
+        fit(trainer, run, diverged or Diverged(run, list))
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
 class Poison(TrainerCallback):

@@ -8,64 +8,50 @@ import torch
 
 from esckit.errors import ConfigError, DataError, TrainingError
 from esckit.models.backbones import tiny_random
-from esckit.rl.monitor import DevSet, GreedyWriter, Watch
-from esckit.rl.recipe import PolicyOptim, plan_grpo
+from esckit.rl.monitor import DevSet, means, watched
+from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards
-from esckit.rl.trainer import grpo_arguments, grpo_trainer, learner_of, quiet_warnings
+from esckit.rl.trainer import grpo_arguments, grpo_trainer, learner_of
 from esckit.training.harness import Diverged, TrainingRun
+from esckit.training.monitor import Monitor
 from esckit.training.sharding import EngineGuard
-from tests.rl.rl_fakes import (
-    PAPER,
-    SCORE,
-    Poison,
-    PolicyLora,
-    Stop,
-    columns,
-    learner,
-    optim,
-    paired,
-    place,
-    rows,
-    said,
-)
+from tests.rl.rl_fakes import SCORE, Poison, Stop, columns, learner, optim, paired, resumed, rows, said, trained
+from tests.rl.rl_runs import recipe
+
+PAPER = recipe(grpo=None, optim=None, logging=None)
 
 
-def small(**changes):
-    settings = {name: getattr(PAPER, name) for name in PAPER.__slots__}
-    return type(PAPER)(**{**settings, "prompts_per_step": 2, "max_completion_tokens": 16, **changes})
+def small(save_every=1000, grpo=None, **changes) -> TrainRlRecipe:
+    return recipe(
+        grpo={"prompts_per_step": 2, "max_prompt_tokens": 2048, "max_completion_tokens": 16, **(grpo or {})},
+        optim=optim(**changes),
+        logging={"save_every": save_every},
+    )
 
 
-def trainer_of(folder, *callbacks, settings=None, rewards=None, **changes):
+def planned(ours, n_rows=64, n_processes=1):
+    return plan_steps(ours, n_rows=n_rows, n_processes=n_processes)
+
+
+def trainer_of(ours, run, *callbacks, rewards=None):
     policy = learner()
     return grpo_trainer(
-        policy,
-        rows(policy),
-        rewards or paired(),
-        settings=settings or small(),
-        optim=optim(**changes),
-        place=place(folder / "states", *callbacks),
+        ours, policy, rows(policy), rewards or paired(), plan=planned(ours, 8), run=run, callbacks=callbacks
     )
 
 
-def fit(trainer, state=None):
-    with quiet_warnings():
-        trainer.train(resume_from_checkpoint=state)
-    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+def fitted(ours, run, *callbacks):
+    return trained(trainer_of(ours, run, *callbacks), run)
 
 
-def watch(folder, rewards=None, **options):
-    diverged = Diverged(TrainingRun(folder), lambda: rewards.context_ids if rewards else ())
-    return Watch(
-        folder,
-        **{"every": 1, "resumed_step": 0, "steps_per_epoch": 4, "diverged": diverged, "max_unscored": 0.05, **options},
-    )
+def watching(run, diverged=None, every=1):
+    return Monitor(run, diverged or Diverged(run, list), watched=watched, means=means, epoch=float, every=every)
 
 
 def test_every_value_of_the_paper_and_ours_is_passed(tmp_path):
-    settings = PolicyOptim(seed=7, lr=1e-6, epochs=2)
-    plan = plan_grpo(PAPER, settings, n_rows=10_191, n_processes=1)
+    plan = planned(PAPER, 10_191)
     assert (plan.accumulate, plan.steps_per_epoch, plan.steps) == (4, 2547, 5094)
-    found = grpo_arguments(PAPER, settings, plan, folder=tmp_path)
+    found = grpo_arguments(PAPER, plan, TrainingRun(tmp_path))
     wanted = {
         "num_generations": 4,
         "per_device_train_batch_size": 4,
@@ -107,27 +93,26 @@ def test_every_value_of_the_paper_and_ours_is_passed(tmp_path):
 
 @pytest.mark.parametrize(("generations", "prompts", "micro", "processes"), [(4, 4, 4, 3), (4, 4, 2, 32)])
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(generations, prompts, micro, processes):
-    settings = small(n_generations=generations, prompts_per_step=prompts, micro_batch=micro)
+    ours = small(grpo={"n_generations": generations, "prompts_per_step": prompts, "micro_batch": micro})
     with pytest.raises(ConfigError, match=rf"16 outputs .* over {processes} processes.*divides them: 1, 2, 4, 8, 16"):
-        plan_grpo(settings, optim(), n_rows=64, n_processes=processes)
+        planned(ours, n_processes=processes)
 
 
 @pytest.mark.parametrize(("processes", "micro", "accumulate"), [(1, 4, 4), (2, 4, 2), (4, 4, 1), (8, 2, 1)])
 def test_the_papers_step_is_shared_by_one_to_eight_devices(processes, micro, accumulate):
-    plan = plan_grpo(PAPER, optim(), n_rows=64, n_processes=processes)
+    plan = planned(PAPER, n_processes=processes)
     assert (plan.micro_batch, plan.accumulate, plan.steps_per_epoch) == (micro, accumulate, 16)
 
 
 @pytest.mark.parametrize(("bound", "micro", "accumulate"), [(3, 2, 8), (5, 4, 4), (100, 16, 1)])
 def test_the_micro_batch_is_a_bound_and_no_divisor(bound, micro, accumulate):
-    settings = small(n_generations=4, prompts_per_step=4, micro_batch=bound)
-    plan = plan_grpo(settings, optim(), n_rows=64, n_processes=1)
+    plan = planned(small(grpo={"n_generations": 4, "prompts_per_step": 4, "micro_batch": bound}))
     assert (plan.micro_batch, plan.accumulate) == (micro, accumulate)
 
 
 def test_fewer_contexts_than_a_step_takes_are_refused():
     with pytest.raises(DataError, match="1 contexts"):
-        plan_grpo(small(), optim(), n_rows=1, n_processes=1)
+        planned(small(), n_rows=1)
 
 
 def advantages(folder, future, form):
@@ -137,8 +122,9 @@ def advantages(folder, future, form):
     rewards.format_reward = lambda prompts, completions, **columns: list(form)
     for name in ("future_reward", "format_reward"):
         getattr(rewards, name).__name__ = name
-    trainer = trainer_of(folder, settings=small(prompts_per_step=1), rewards=rewards, max_steps=1)
-    fit(trainer)
+    ours = small(grpo={"prompts_per_step": 1}, max_steps=1)
+    trainer = trainer_of(ours, TrainingRun(folder), rewards=rewards)
+    trained(trainer, TrainingRun(folder))
     return list(trainer._logs["advantages"])
 
 
@@ -171,7 +157,7 @@ def test_the_trap_cannot_happen():
 
 @pytest.mark.parametrize(("delta", "expected"), [(0.1, 0.005171), (-0.1, 0.004837)])
 def test_the_kl_estimator(tmp_path, delta, expected):
-    trainer = trainer_of(tmp_path, settings=small(beta=1.0))
+    trainer = trainer_of(small(grpo={"beta": 1.0}), TrainingRun(tmp_path))
     trainer.model.eval()
     ids, ones = torch.tensor([[40, 41, 42, 43]]), torch.ones(1, 2, dtype=torch.long)
     with torch.no_grad():
@@ -192,20 +178,19 @@ def test_the_kl_estimator(tmp_path, delta, expected):
 
 
 def test_a_toy_reward_is_learnt(tmp_path):
-    settings = small(max_completion_tokens=6)
-    trainer = trainer_of(tmp_path, watch(tmp_path, every=4), settings=settings, max_steps=20)
-    fit(trainer)
+    run = TrainingRun(tmp_path)
+    fitted(small(grpo={"max_completion_tokens": 6}, max_steps=20), run, watching(run, every=4))
     future = [json.loads(line)["rl/reward/future"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert future[-1] > future[0] + 0.2
 
 
 def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
-    rewards = paired()
-    watching = watch(tmp_path, rewards)
-    guard = EngineGuard(lambda: trainer, watching._diverged.stop)
-    trainer = trainer_of(tmp_path, watching, guard, Poison(2), rewards=rewards, max_steps=5, save_every=1)
+    rewards, run = paired(), TrainingRun(tmp_path)
+    diverged = Diverged(run, lambda: rewards.context_ids)
+    callbacks = [watching(run, diverged), EngineGuard(lambda: trainer, diverged.stop), Poison(2)]
+    trainer = trainer_of(small(save_every=1, max_steps=5), run, *callbacks, rewards=rewards)
     with pytest.raises(TrainingError, match="at step 2"):
-        fit(trainer)
+        trained(trainer, run, diverged)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     facts = json.loads((tmp_path / "diverged.json").read_text())
     assert (facts["step"], len(facts["rows"]), len(facts["input_ids"])) == (2, 2, 8)
@@ -213,69 +198,76 @@ def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
 
 
 def test_k_steps_resumed_by_k_steps_equal_two_k_steps_bit_for_bit(tmp_path):
-    whole = fit(trainer_of(tmp_path / "whole", max_steps=8, epochs=2, save_every=100))
+    whole = fitted(small(max_steps=8, epochs=2), TrainingRun(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        fit(trainer_of(tmp_path / "cut", Stop(6), max_steps=8, epochs=2, save_every=5))
+        fitted(small(save_every=5, max_steps=8, epochs=2), TrainingRun(tmp_path / "cut"), Stop(6))
     # Four steps make an epoch, so the run goes on in the middle of the second one.
-    resumed = fit(trainer_of(tmp_path / "cut", max_steps=8, epochs=2), str(tmp_path / "cut/states/checkpoint-5"))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    run = resumed(tmp_path / "cut")
+    assert run.resumed_step == 5
+    again = fitted(small(max_steps=8, epochs=2), run)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_a_batch_that_is_used_twice_is_never_cut_by_a_state(tmp_path):
-    twice = small(iterations=2, max_completion_tokens=6)
-    whole = fit(trainer_of(tmp_path / "whole", watch(tmp_path / "whole"), settings=twice, max_steps=8))
+    twice = {"iterations": 2, "max_completion_tokens": 6}
+    run = TrainingRun(tmp_path / "whole")
+    whole = fitted(small(grpo=twice, max_steps=8), run, watching(run))
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert ["rl/reward/future" in row for row in rows] == [True, False] * 4
     with pytest.raises(KeyboardInterrupt):
-        fit(trainer_of(tmp_path / "cut", Stop(6), settings=twice, max_steps=8, save_every=3))
+        fitted(small(save_every=3, grpo=twice, max_steps=8), TrainingRun(tmp_path / "cut"), Stop(6))
     # Of the outputs of step 3 a state would hold nothing.
     assert [path.name for path in (tmp_path / "cut/states").glob("checkpoint-*")] == ["checkpoint-4"]
-    resumed = fit(trainer_of(tmp_path / "cut", settings=twice, max_steps=8), str(tmp_path / "cut/states/checkpoint-4"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    again = fitted(small(grpo=twice, max_steps=8), resumed(tmp_path / "cut"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_a_run_cut_after_its_last_state_takes_no_further_step(tmp_path):
-    whole = fit(trainer_of(tmp_path, max_steps=3))
-    trainer = trainer_of(tmp_path, max_steps=3)
-    again = fit(trainer, str(tmp_path / "states/checkpoint-3"))
+    whole = fitted(small(max_steps=3), TrainingRun(tmp_path))
+    run = resumed(tmp_path)
+    trainer = trainer_of(small(max_steps=3), run)
+    again = trained(trainer, run)
     assert trainer.state.global_step == 3
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_a_last_batch_that_would_be_used_in_part_is_refused():
     with pytest.raises(ConfigError, match="max_steps 5 with 2 updates"):
-        plan_grpo(small(iterations=2), optim(max_steps=5), n_rows=64, n_processes=1)
+        planned(small(grpo={"iterations": 2}, max_steps=5))
 
 
 def test_only_attention_and_mlp_get_an_adapter_and_the_base_stays(tmp_path):
-    trainer = trainer_of(tmp_path)
+    trainer = trainer_of(small(), TrainingRun(tmp_path))
     names = {
         name.split(".lora_")[0].rpartition(".")[2] for name, p in trainer.model.named_parameters() if p.requires_grad
     }
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_dev_replies_are_greedy_and_leave_mode_and_random_state_alone():
+def dev_set(rewards, n=4, **options) -> tuple[DevSet, object]:
     model, tokenizer = tiny_random()
-    policy = learner_of(model, tokenizer, PolicyLora())
-    writer = GreedyWriter(tokenizer, tuple(policy.chat.stop_ids), max_tokens=6, batch_size=3)
-    prompts = [row["prompt"] for row in rows(policy, 4)]
+    policy = learner_of(model, tokenizer)
+    settings = {"max_tokens": 6, "batch_size": 3, **options}
+    return DevSet(rows(policy, n), rewards, tokenizer, tuple(policy.chat.stop_ids), **settings), model
+
+
+def test_dev_replies_are_greedy_and_leave_mode_and_random_state_alone():
+    dev, model = dev_set(paired(SCORE))
+    prompts = [row["prompt"] for row in dev.rows]
     model.train()
     before = torch.get_rng_state()
-    together = writer(model, prompts)
+    together = dev.write(model, prompts)
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
-    assert together == [writer(model, [each])[0] for each in prompts]
-    metrics = DevSet(rows(policy, 4), writer, paired(SCORE)).measure(model, 0)
+    assert together == [dev.write(model, [each])[0] for each in prompts]
+    metrics = dev.measure(model, 0)
     assert metrics["dev/format_share"] == 0.0
     assert 0.0 <= metrics["dev/reward/future"] <= 1.0
 
 
 def test_a_failed_dev_reply_is_counted_and_no_number():
-    model, tokenizer = tiny_random()
-    policy = learner_of(model, tokenizer, PolicyLora())
-    writer = GreedyWriter(tokenizer, tuple(policy.chat.stop_ids), max_tokens=4, batch_size=2)
     unmeasured: PairedRewards = paired(lambda turns, replies: [None] * len(replies))
-    metrics = DevSet(rows(policy, 2), writer, unmeasured).measure(model, 0)
+    dev, model = dev_set(unmeasured, 2, max_tokens=4, batch_size=2)
+    metrics = dev.measure(model, 0)
     assert metrics == {"dev/reward/future": None, "dev/format_share": 0.0, "dev/unscored_share": 1.0}

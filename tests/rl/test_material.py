@@ -7,7 +7,8 @@ import pytest
 
 from esckit.errors import ConfigError
 from esckit.prompts.prompt import load_prompt
-from esckit.rl.material import collect, reward_prompts
+from esckit.rl.rewards import check_reward
+from esckit.rl.rows import collect
 from esckit.rl.run import run
 from tests.reward.reward_runs import simulated
 from tests.rl.rl_runs import StopAt, recipe
@@ -16,12 +17,12 @@ from tests.rl.rl_runs import StopAt, recipe
 def test_every_prompt_of_an_online_reward_is_known(tmp_path: Path) -> None:
     models = {role: {"scripted": role} for role in ("seeker", "critic", "supporter")}
     online = recipe(reward={"kind": "online"}, models=models, online={"critic": {"readout": "expected"}})
-    found = reward_prompts(online)
+    found = check_reward(online)
     assert found["seeker"] == load_prompt("seeker").identity
     assert set(found) == {"supporter", "seeker", "critic", "critic_letters"}
     untrained = recipe(reward={"kind": "untrained"}, models={"reward": {"backbone": "tiny-random"}})
-    assert reward_prompts(untrained) == {"reward_model": load_prompt("reward_model").identity}
-    assert reward_prompts(recipe()) == {}
+    assert check_reward(untrained) == {"reward_model": load_prompt("reward_model").identity}
+    assert check_reward(recipe()) == {}
 
 
 def test_a_run_does_not_go_on_with_another_prompt_of_its_online_seeker(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from esckit.errors import FailureRateError, TrainingError
-from esckit.rl.monitor import RATE_STEPS, Watch, means, sample_row
+from esckit.rl.monitor import RATE_STEPS, Watch, means, sample_row, watched
 from esckit.training.harness import Diverged, TrainingRun
+from esckit.training.monitor import Monitor
 from tests.rl.rl_fakes import WELL_FORMED, columns, paired, said
 
 LOGS = {
@@ -26,24 +27,21 @@ LOGS = {
 }
 
 
-def watch(folder, **options):
-    diverged = Diverged(TrainingRun(folder), lambda: ["c"])
-    return Watch(
-        folder,
-        **{"every": 2, "resumed_step": 0, "steps_per_epoch": 4, "diverged": diverged, "max_unscored": 0.05, **options},
-    )
+def monitor(folder, every=2):
+    run = TrainingRun(folder)
+    return Monitor(run, Diverged(run, lambda: ["c"]), watched=watched, means=means, epoch=float, every=every)
 
 
-def log(guard, step, **changes):
+def log(callback, step, **changes):
     state = SimpleNamespace(global_step=step, epoch=0.5, log_history=[])
-    guard.on_log(None, state, None, logs={**LOGS, **changes})
+    callback.on_log(None, state, None, logs={**LOGS, **changes})
     return state
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "kl", "entropy", "reward"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_a_number_that_is_not_finite_stops_the_run(tmp_path, name, value):
-    guard = watch(tmp_path)
+    guard = monitor(tmp_path)
     log(guard, 1)
     with pytest.raises(TrainingError, match=f"{name} is"):
         log(guard, 2, **{name: value})
@@ -52,26 +50,26 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, name, value):
 
 
 def test_a_step_without_any_measured_output_is_a_failure_and_no_divergence(tmp_path):
-    guard = watch(tmp_path, max_unscored=0.5)
-    log(guard, 1, reward=None, unscored=1.0)
-    log(guard, 2)
+    for callback in (monitor(tmp_path), Watch(0.5)):
+        log(callback, 1, reward=None, unscored=1.0)
+        log(callback, 2)
     assert not (tmp_path / "diverged.json").exists()
 
 
-def test_too_many_unmeasured_outputs_stop_the_run_after_the_window_or_at_the_end(tmp_path):
-    guard = watch(tmp_path)
+def test_too_many_unmeasured_outputs_stop_a_run():
+    guard = Watch(0.05)
     for step in range(1, RATE_STEPS):
         log(guard, step, unscored=0.25)
     with pytest.raises(FailureRateError, match="could not be measured"):
         log(guard, RATE_STEPS, unscored=0.25)
-    short = watch(tmp_path / "short")
+    short = Watch(0.05)
     state = log(short, 1, unscored=0.25)
     with pytest.raises(FailureRateError):
         short.on_train_end(None, state, None)
 
 
-def test_a_resumed_run_is_judged_by_the_steps_before_it_stopped_too(tmp_path):
-    guard = watch(tmp_path)
+def test_a_resumed_run_is_judged_by_the_steps_before_it_stopped_too():
+    guard = Watch(0.05)
     earlier = [{**LOGS, "step": step, "unscored": 0.25} for step in (1, 2)]
     guard.on_train_begin(None, SimpleNamespace(log_history=[*earlier, {"eval_loss": 1.0}]), None)
     state = log(guard, 3)
@@ -80,7 +78,7 @@ def test_a_resumed_run_is_judged_by_the_steps_before_it_stopped_too(tmp_path):
 
 
 def test_rows_are_means_of_a_window_and_the_maximum_of_maxima(tmp_path):
-    guard = watch(tmp_path)
+    guard = monitor(tmp_path)
     log(guard, 1, loss=0.1, **{"completions/max_length": 9.0})
     log(guard, 2, loss=0.3, **{"completions/max_length": 4.0})
     state = log(guard, 3)
@@ -96,12 +94,12 @@ def test_what_was_measured_in_no_step_of_a_window_is_null():
     assert means([{"reward": None}, {"reward": 0.5}])["rl/reward/total"] == 0.5
 
 
-def test_steps_that_learn_from_an_earlier_batch_tell_nothing_of_rewards(tmp_path, caplog):
+def test_steps_that_learn_from_an_earlier_batch_have_no_rewards(caplog):
     again = {name: value for name, value in LOGS.items() if name in ("loss", "grad_norm", "kl", "entropy")}
     first = {**LOGS, "moment/n": 2.0, "moment/r": 1.0, "moment/rr": 1.0, "moment/w": 4.0, "moment/ww": 10.0}
     row = means([{**first, "moment/rw": 3.0}, again])
     assert (row["rl/loss"], row["rl/malformed_share"], row["rl/reward_length_corr"]) == (0.1, 0.25, pytest.approx(1.0))
-    guard = watch(tmp_path)
+    guard = Watch(0.05)
     with caplog.at_level(logging.WARNING):
         for step in range(100):
             log(guard, step, frac_reward_zero_std=0.9)
@@ -113,16 +111,16 @@ def test_steps_that_learn_from_an_earlier_batch_tell_nothing_of_rewards(tmp_path
     ("changes", "words"),
     [({"kl": 11.0}, "KL"), ({"entropy": 0.05}, "entropy"), ({"parse/ok": 0.4}, "malformed")],
 )
-def test_warnings_are_given_once(tmp_path, caplog, changes, words):
-    guard = watch(tmp_path)
+def test_warnings_are_given_once(caplog, changes, words):
+    guard = Watch(0.05)
     with caplog.at_level(logging.WARNING):
         for step in (1001, 1002):
             log(guard, step, **changes)
     assert [words in record.message for record in caplog.records] == [True]
 
 
-def test_groups_without_signal_are_warned_of(tmp_path, caplog):
-    guard = watch(tmp_path)
+def test_groups_without_signal_are_warned_of(caplog):
+    guard = Watch(0.05)
     with caplog.at_level(logging.WARNING):
         for step in range(100):
             log(guard, step, frac_reward_zero_std=0.9)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from esckit.config import sections
-from esckit.errors import BackendError
 from esckit.play.rollout import Cast, Rules
 from esckit.prompts.prompt import load_prompt
-from esckit.rl.rewards import Completion, LoopThread, OnlineMeasure, PairedRewards, scaled
+from esckit.rl.rewards import Completion, OnlineMeasure, PairedRewards, scaled
 from esckit.roles.asking import Voice, split_output
 from esckit.roles.critics import ResolutionCritic
 from esckit.roles.seekers import PromptedSeeker
@@ -53,8 +53,8 @@ def measured(players, outputs=(WELL_FORMED,), value="scaled", rules=RULES, step=
     completions = [
         Completion(context.id, context.turns, split_output(text), index, step) for index, text in enumerate(outputs)
     ]
-    with LoopThread() as loop:
-        return OnlineMeasure(by_id, players.cast(), rules, value, 7, loop)(completions)
+    with start_blocking_portal() as portal:
+        return OnlineMeasure(by_id, players.cast(), rules, value, 7, portal)(completions)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_draws_differ_by_step_and_by_place_in_the_group_and_by_nothing_else():
 def test_a_failed_future_is_no_number_and_takes_the_format_along():
     players = Players(critic=FakeModel(answer=lambda m, s: "What a lovely day."))
     by_id = {context.id: context for context in contexts(1)}
-    with LoopThread() as loop:
-        rewards = PairedRewards(OnlineMeasure(by_id, players.cast(), RULES, "scaled", 7, loop), n_generations=1)
+    with start_blocking_portal() as portal:
+        rewards = PairedRewards(OnlineMeasure(by_id, players.cast(), RULES, "scaled", 7, portal), n_generations=1)
         given = columns_of(1, context_ids=list(by_id))
         assert rewards.future_reward([], said(WELL_FORMED), **given) == [None]
         assert rewards.format_reward([], said(WELL_FORMED), **given) == [None]
@@ -118,8 +118,6 @@ def test_futures_are_played_beside_a_running_event_loop_and_errors_come_back():
 
     assert asyncio.run(inside()) == [0.0]
 
-    async def fails() -> None:
-        raise BackendError("gone")
-
-    with LoopThread() as loop, pytest.raises(BackendError, match="gone"):
-        loop.run(fails())
+    players = Players(seeker=FakeModel(answer=lambda m, s: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        measured(players)

@@ -40,7 +40,7 @@ def built(futures, **options):
 
 def test_highest_against_lowest_and_the_first_among_equals():
     futures = [future("d0#m1", i, reward) for i, reward in enumerate(("1/3", "1/2", "1/2", "-1/4", "-1/4", None))]
-    best, worst = best_and_worst(futures)
+    ((best, worst),) = best_and_worst(futures)
     assert (best.candidate, worst.candidate) == (1, 3)
     (row,) = built(futures).rows
     assert row["chosen"] == [{"role": "assistant", "content": GOOD.format(1)}]
@@ -51,17 +51,17 @@ def test_highest_against_lowest_and_the_first_among_equals():
 @pytest.mark.parametrize("rewards", [("1/2", "1/2"), ("1/2", None), (None, None)])
 def test_without_two_different_rewards_there_is_no_pair(rewards):
     found = built([future("d0#m1", i, reward) for i, reward in enumerate(rewards)])
-    assert (found.rows, found.n_equal) == ((), 1)
+    assert (found.rows, found.counts["equal"]) == ((), 1)
 
 
 def test_both_outputs_must_have_the_form_unless_the_recipe_says_otherwise():
     futures = [future("d0#m1", 0, "1/2"), future("d0#m1", 1, "0", "reply {}")]
-    assert (built(futures).rows, built(futures).n_malformed) == ((), 1)
+    assert (built(futures).rows, built(futures).counts["malformed"]) == ((), 1)
     assert len(built(futures, require_format=False).rows) == 1
 
 
 def test_outputs_that_do_not_fit_are_counted_and_run_seeds_kept_apart():
     futures = [future("d0#m1", 0, "1/2"), future("d0#m1", 1, "0")]
-    assert built(futures, max_completion_tokens=4).n_too_long == 1
+    assert built(futures, max_completion_tokens=4).counts["too_long"] == 1
     twice = [*futures, future("d0#m1", 0, "0", seed=8), future("d0#m1", 1, "1/2", seed=8)]
     assert len(built(twice).rows) == 2

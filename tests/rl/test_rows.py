@@ -1,7 +1,6 @@
 """Rows, prompts, templates, and the order of training."""
 
 import asyncio
-from collections import Counter
 
 import pytest
 
@@ -11,7 +10,7 @@ from esckit.models.backbones import tiny_tokenizer
 from esckit.models.chat import CHATML, PLAIN, ChatFormat
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.policy import keeps_answers, training_format
-from esckit.rl.rows import PolicyPrompt, build_rows, epoch_order
+from esckit.rl.rows import PolicyPrompt, build_rows, training_order
 from esckit.roles.asking import Voice
 from esckit.roles.supporters import PromptedSupporter
 from esckit.types import Message, Sampling
@@ -45,7 +44,7 @@ def test_whole_oldest_turns_go_and_the_conversation_stays_whole():
     full = build_rows([context], prompt())
     limit = prompt().n_tokens(prompt().messages(context.turns)) - 1
     cut = build_rows([context], prompt(limit))
-    assert (full.n_cut, cut.n_cut) == (0, 1)
+    assert (full.counts["cut"], cut.counts["cut"]) == (0, 1)
     assert cut.rows[0]["conversation"] == full.rows[0]["conversation"]
     assert cut.rows[0]["prompt"][0] == full.rows[0]["prompt"][0]
     assert cut.rows[0]["prompt"][1:] == full.rows[0]["prompt"][2:]
@@ -53,7 +52,7 @@ def test_whole_oldest_turns_go_and_the_conversation_stays_whole():
 
 def test_a_context_whose_last_turn_does_not_fit_is_left_out_and_counted():
     found = build_rows(contexts(2), prompt(20))
-    assert (found.rows, found.n_too_long) == ((), 2)
+    assert (found.rows, found.counts["too_long"]) == ((), 2)
 
 
 def test_without_a_system_role_the_instruction_opens_the_first_turn():
@@ -84,10 +83,10 @@ def test_a_template_that_cannot_be_replaced_is_refused():
         training_format(tokenizer, [])
 
 
-def test_every_epoch_has_every_row_once_in_an_order_of_its_own_that_more_epochs_do_not_change():
-    order = epoch_order(10, 3, batch=5, seed=7)
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
+    order = training_order(10, n_batches=6, batch=5, seed=7)
     epochs = [order[start : start + 10] for start in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
-    assert epoch_order(10, 2, batch=5, seed=7) == order[:20]
-    assert Counter(map(len, [epoch_order(10, 1, batch=4, seed=7)])) == {8: 1}
+    assert training_order(10, n_batches=3, batch=5, seed=7) == order[:15]  # no more than is used
+    assert len(set(training_order(10, n_batches=2, batch=4, seed=7))) == 8

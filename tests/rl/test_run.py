@@ -10,13 +10,16 @@ import torch
 
 from esckit.data.splits import is_dev
 from esckit.errors import CheckpointError, ConfigError, DataError, FailureRateError, TrainingError
+from esckit.prompts.prompt import load_prompt
 from esckit.report.source import open_run
 from esckit.report.training import training_sections
 from esckit.reward.run import run as run_train_reward
 from esckit.rl.monitor import DevSet
 from esckit.rl.policy import read_policy
+from esckit.rl.rewards import open_measure
+from esckit.rl.rows import PolicyPrompt, build_pairs, collect, training_order
 from esckit.rl.run import plan, run
-from esckit.rl.source import open_measure
+from esckit.rl.trainer import load_learner
 from esckit.simulate.run import run as run_simulate
 from tests.reward.reward_runs import reward_recipe, simulated
 from tests.rl.rl_runs import FAILING_CALLS, StopAt, recipe, simulated_recipe
@@ -127,7 +130,7 @@ def test_a_run_that_was_stopped_before_its_first_state_begins_anew(trained: Path
 
 
 def test_a_run_of_another_command_is_no_supporter(futures: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no policy"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
         run_simulate(simulated_recipe(futures), out=tmp_path / "run")
 
 
@@ -138,15 +141,15 @@ def test_a_reward_model_hands_its_dialogues_on(futures: Path, tmp_path: Path) ->
         models=models, reward={"kind": "classifier"}, data={"split": "valid", "limit": 8}, optim={"max_steps": 1}
     )
     run(ours, out=tmp_path / "run")
-    metadata = read_policy(tmp_path / "run")
+    policy = read_policy(tmp_path / "run")
     reward_ids = json.loads((tmp_path / "reward/manifest.json").read_text())["data"]["ids"]
-    assert set(reward_ids) < set(metadata.dialogue_ids)
-    assert metadata.reward["objective"] == "classifier"
-    assert len(metadata.reward["manifest"]) == 64
+    assert set(reward_ids) < set(policy.dialogue_ids)
+    assert policy.reward["objective"] == "classifier"
+    assert len(policy.reward["manifest"]) == 64
     with pytest.raises(CheckpointError, match="of kind classifier"):
         plan(recipe(models=models, reward={"kind": "ranker"}))
-    manifest = tmp_path / "reward/manifest.json"
-    manifest.write_text(re.sub(r"reward_model/[0-9a-f]+", "reward_model/0123456789abcdef", manifest.read_text()))
+    metadata = tmp_path / "reward/checkpoint/reward.json"
+    metadata.write_text(re.sub(r"reward_model/[0-9a-f]+", "reward_model/0123456789abcdef", metadata.read_text()))
     with pytest.raises(CheckpointError, match="reward_model/0123456789abcdef"):
         plan(recipe(models=models, reward={"kind": "classifier"}))
 
@@ -211,6 +214,22 @@ def test_dpo_learns_from_simulated_candidates(futures: Path, tmp_path: Path) -> 
     assert metadata.inputs.keys() == {str(futures)}
     assert set(metadata.dialogue_ids) == set(json.loads((futures / "manifest.json").read_text())["data"]["ids"])
     assert "rl/dpo/margin" in rows(tmp_path / "run")[-1]
+
+
+def test_a_diverged_dpo_run_names_the_pairs_of_the_step(futures: Path, tmp_path: Path) -> None:
+    ours = recipe(
+        algorithm="dpo", inputs=(str(futures),), data=None, dpo={"batch_size": 2, "max_prompt_tokens": 1600},
+        monitor={"dev_every": None}, optim={"lr": 1e30},
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="at step 1"):
+        run(ours, out=tmp_path / "run")
+    material = collect(ours)
+    prompt = PolicyPrompt(load_prompt(ours.prompt), load_learner(ours).chat, 1600)
+    contexts = {context.id: context for context in material.train}
+    pairs = build_pairs(contexts, material.futures, prompt, require_format=True, max_completion_tokens=512).rows
+    order = training_order(len(pairs), n_batches=3, batch=2, seed=7)
+    found = json.loads((tmp_path / "run/diverged.json").read_text())["input_ids"]
+    assert found == [pairs[index]["context_id"] for index in order[2:4]]
 
 
 def test_the_best_dev_policy_is_kept_where_the_recipe_says_so(tmp_path: Path) -> None:
