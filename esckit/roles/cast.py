@@ -24,7 +24,7 @@ from esckit.roles.rubric import RubricCritic
 from esckit.roles.seekers import AFlowSeeker, PromptedSeeker
 from esckit.roles.strategist import PromptedStrategist
 from esckit.roles.supporters import AFlowSupporter, FlowSupporter, PromptedSupporter
-from esckit.roles.verdicts import Preset
+from esckit.roles.verdicts import Preset, load_preset
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Turn
 
@@ -134,9 +134,9 @@ class Casting:
             return BudgetedPolicy(trained.model, self.pool.budget, trained.name)
         return PromptedStrategist(*self._prompted("strategist"), taxonomy, self.readout)
 
-    def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset) -> ResolutionCritic:
+    def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset | None = None) -> ResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
-        binding = self.bindings["critic"]
+        binding, preset = self.bindings["critic"], preset or load_preset(settings.preset)
         by_letter = settings.readout == "expected" and self.pool.model(binding).capabilities == {"next_token"}
         name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
         return ResolutionCritic(

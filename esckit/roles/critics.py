@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import count
 from typing import Any, Literal, Protocol
 
 from esckit.config import sections
@@ -191,11 +192,11 @@ class RewardCritic:
     """
 
     def __init__(self, scorer: ResponseScorer, identity: str, budget: Budget) -> None:
-        self._scorer = scorer
-        self._identity = identity
-        self._budget = budget
-        self._waiting: list[tuple[Sequence[Turn], str, asyncio.Future[float]]] = []
-        self._worker: asyncio.Task[None] | None = None
+        self._scorer, self._identity, self._budget = scorer, identity, budget
+        self._waiting: dict[int, tuple[Sequence[Turn], str]] = {}
+        self._answers: dict[int, float | ModelError] = {}
+        self._places = count()
+        self._lock = asyncio.Lock()
 
     async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
         """Return p(good future) of the last turn given those before it.
@@ -205,52 +206,32 @@ class RewardCritic:
             BudgetError: If the budget is used up.
         """
         self._budget.admit()
-        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._waiting.append((tuple(turns[:-1]), turns[-1].text, answer))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-            # Its error reaches those who wait; it must not be reported a second time.
-            self._worker.add_done_callback(lambda task: task.cancelled() or task.exception())
-        p = await answer
+        place = next(self._places)
+        self._waiting[place] = (tuple(turns[:-1]), turns[-1].text)
+        try:
+            # Whoever asks at the same time joins the batch.
+            await asyncio.sleep(0)
+            async with self._lock:
+                if place in self._waiting:
+                    batch = dict(self._waiting)
+                    answers = await asyncio.to_thread(self._read, list(batch.values()))
+                    self._answers |= {at: one for at, one in zip(batch, answers, strict=True) if at in self._waiting}
+                    self._waiting = {at: one for at, one in self._waiting.items() if at not in batch}
+        finally:
+            self._waiting.pop(place, None)
+        answer = self._answers.pop(place)
+        if isinstance(answer, ModelError):
+            raise answer
         scope.spend("critic", Usage(calls=1))
         reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)
-        return Score(values={"reward_model": p}, reward=p, reading=reading)
+        return Score(values={"reward_model": answer}, reward=answer, reading=reading)
 
-    async def _work(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                scores = await asyncio.to_thread(
-                    self._scorer.score, [turns for turns, _, _ in batch], [text for _, text, _ in batch]
-                )
-            except (ModelError, NotFiniteError) as error:
-                await self._one_by_one(batch, _failure(error))
-                continue
-            except BaseException as error:
-                for _, _, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
-                raise
-            for (_, _, answer), score in zip(batch, scores, strict=True):
-                if not answer.done():
-                    answer.set_result(score)
-
-    async def _one_by_one(
-        self, batch: Sequence[tuple[Sequence[Turn], str, asyncio.Future[float]]], error: ModelError
-    ) -> None:
-        """Give the error to the turn that caused it alone."""
-        for turns, text, answer in batch:
-            if answer.done():
-                continue
-            if len(batch) == 1:
-                answer.set_exception(error)
-                continue
-            try:
-                answer.set_result((await asyncio.to_thread(self._scorer.score, [turns], [text]))[0])
-            except (ModelError, NotFiniteError) as own:
-                answer.set_exception(_failure(own))
-
-
-def _failure(error: ModelError | NotFiniteError) -> ModelError:
-    """Return what fails the one turn; a number that is not finite must not end the whole run."""
-    return error.as_failure() if isinstance(error, NotFiniteError) else error
+    def _read(self, batch: Sequence[tuple[Sequence[Turn], str]]) -> list[float | ModelError]:
+        """Score turns together; where one cannot be read, each by itself, so that only this one fails."""
+        try:
+            return [*self._scorer.score([turns for turns, _ in batch], [text for _, text in batch])]
+        except (ModelError, NotFiniteError) as error:
+            if len(batch) > 1:
+                return [answer for one in batch for answer in self._read([one])]
+            # A number that is not finite fails the one turn and must not end the whole run.
+            return [error.as_failure() if isinstance(error, NotFiniteError) else error]

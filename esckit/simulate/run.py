@@ -197,7 +197,7 @@ async def _run(
             taxonomy,
             recipe.strategist.readout,
         )
-        critic = casting.resolution_critic(recipe.critic, load_preset(recipe.critic.preset))
+        critic = casting.resolution_critic(recipe.critic)
         strategist = casting.strategist() if taxonomy else None
         cast = Cast(casting.supporter(), casting.seeker(), critic, strategist)
         inputs = {
