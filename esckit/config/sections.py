@@ -335,6 +335,19 @@ def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValid
     return BeforeValidator(fill)
 
 
+RolloutSupporter = Annotated[
+    ModelBinding,
+    role_defaults(sampling={"temperature": 1.1, "top_k": 80, "max_tokens": 512}, on_length="last_sentence"),
+]
+
+RolloutSeeker = Annotated[
+    ModelBinding, role_defaults(sampling={"temperature": 0.7, "max_tokens": 64}, on_length="last_sentence")
+]
+
+RolloutCritic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1.1, "max_tokens": 16})]
+"""Who plays a future; the sampling is that of RLFF-ESC (arXiv 2508.12935)."""
+
+
 def check_prices(budget: Limits, bindings: Iterable[RoleOptions | None]) -> None:
     """Refuse a limit of cost that could not be watched.
 
@@ -360,6 +373,20 @@ class Contexts(Section):
     supporter_opening: Literal["drop", "keep"] = "drop"
     situation_first: bool = False
     per_dialogue: PositiveInt | None = None
+
+
+class Rollout(Section):
+    """How a future is played.
+
+    Attributes:
+        horizon: Exchanges after the first reply's own, at most.
+        score_first_exchange: Ask the critic after the first reply's own exchange too, and perhaps stop there.
+        max_attempts: Tries in all for one reply.
+    """
+
+    horizon: PositiveInt = 8
+    score_first_exchange: bool = False
+    max_attempts: int = Field(default=3, ge=1, le=10)
 
 
 class ResolutionCritic(Section):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -26,29 +25,20 @@ from esckit.config.sections import (
     Contexts,
     Device,
     DType,
-    ModelBinding,
     ModelRecipe,
+    Names,
     ResolutionCritic,
+    Rollout,
+    RolloutCritic,
+    RolloutSeeker,
+    RolloutSupporter,
     Section,
     check_prices,
-    role_defaults,
 )
 from esckit.errors import ConfigError, DataError
 from esckit.training.sections import Lora, Optim, Precision, share_batch
 
 REWARD_KINDS = ("classifier", "ranker", "untrained", "online")
-
-
-_Supporter = Annotated[
-    ModelBinding,
-    role_defaults(sampling={"temperature": 1.1, "top_k": 80, "max_tokens": 512}, on_length="last_sentence"),
-]
-
-_Seeker = Annotated[
-    ModelBinding, role_defaults(sampling={"temperature": 0.7, "max_tokens": 64}, on_length="last_sentence")
-]
-
-_Critic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1.1, "max_tokens": 16})]
 
 
 class Policy(Section):
@@ -88,9 +78,9 @@ class TrainRlModels(Section):
 
     policy: Policy
     reward: RewardSource | None = None
-    seeker: _Seeker | None = None
-    critic: _Critic | None = None
-    supporter: _Supporter | None = None
+    seeker: RolloutSeeker | None = None
+    critic: RolloutCritic | None = None
+    supporter: RolloutSupporter | None = None
 
 
 class PolicyLora(Lora):
@@ -153,20 +143,14 @@ class OnlinePrompts(Section):
     critic: str | None = None
 
 
-class Online(Section):
+class Online(Rollout):
     """How futures are played while training; read with ``reward.kind: online`` only.
 
     Attributes:
         value: The reward ``scaled`` to [0, 1], as it is (``raw``), or 1 if the ``goal`` was reached and 0 otherwise.
-        horizon: Exchanges after the reply's own, at most.
-        score_first_exchange: Ask the critic after the reply's own exchange too, and perhaps stop there.
-        max_attempts: Tries in all for one reply.
     """
 
     value: Literal["scaled", "raw", "goal"] = "scaled"
-    horizon: PositiveInt = 8
-    score_first_exchange: bool = False
-    max_attempts: int = Field(default=3, ge=1, le=10)
     critic: ResolutionCritic = ResolutionCritic()
     prompts: OnlinePrompts = OnlinePrompts()
 
@@ -300,11 +284,6 @@ class Saving(Section):
     save_every: PositiveInt = 100
 
 
-def _as_tuple(value: object) -> object:
-    """Return a lone folder as a tuple of one."""
-    return (value,) if isinstance(value, str) else value
-
-
 class TrainRlRecipe(ModelRecipe):
     """Everything that ``esckit train-rl`` can be told."""
 
@@ -312,7 +291,7 @@ class TrainRlRecipe(ModelRecipe):
     algorithm: Literal["grpo", "dpo"] = "grpo"
     data: AlternatingData | None = None
     contexts: Contexts = Contexts()
-    inputs: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    inputs: Names = ()
     models: TrainRlModels
     prompt: str = "supporter_rlff"
     lora: PolicyLora = PolicyLora()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
 from esckit.config.sections import (
     AlternatingData,
@@ -12,22 +12,15 @@ from esckit.config.sections import (
     ModelBinding,
     ModelRecipe,
     ResolutionCritic,
+    Rollout,
+    RolloutCritic,
+    RolloutSeeker,
+    RolloutSupporter,
     Section,
     Strategist,
     check_prices,
     role_defaults,
 )
-
-_Supporter = Annotated[
-    ModelBinding,
-    role_defaults(sampling={"temperature": 1.1, "top_k": 80, "max_tokens": 512}, on_length="last_sentence"),
-]
-
-_Seeker = Annotated[
-    ModelBinding, role_defaults(sampling={"temperature": 0.7, "max_tokens": 64}, on_length="last_sentence")
-]
-
-_Critic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1.1, "max_tokens": 16})]
 
 _Strategist = Annotated[ModelBinding, role_defaults(sampling={"temperature": 0.7, "top_p": 0.9, "max_tokens": 256})]
 
@@ -35,28 +28,22 @@ _Strategist = Annotated[ModelBinding, role_defaults(sampling={"temperature": 0.7
 class SimulateModels(Section):
     """Who plays whom. A strategist takes part only with ``simulation.strategy: predicted``."""
 
-    supporter: _Supporter
-    seeker: _Seeker
-    critic: _Critic
+    supporter: RolloutSupporter
+    seeker: RolloutSeeker
+    critic: RolloutCritic
     strategist: _Strategist | None = None
 
 
-class Simulation(Section):
+class Simulation(Rollout):
     """What is simulated.
 
     Attributes:
         candidates: Replies to each context, each valued by one future.
-        horizon: Exchanges after the candidate's own, at most.
-        score_first_exchange: Ask the critic after the candidate's own exchange too, and perhaps stop there.
-        max_attempts: Tries in all for one reply.
         retry_failed: On resuming, play failed futures again. Operational.
         strategy: Whether a strategist names the strategy of every supporter turn.
     """
 
     candidates: PositiveInt = 4
-    horizon: PositiveInt = 8
-    score_first_exchange: bool = False
-    max_attempts: int = Field(default=3, ge=1, le=10)
     retry_failed: bool = False
     strategy: Literal["none", "predicted"] = "none"
 
