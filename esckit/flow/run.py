@@ -22,17 +22,17 @@ from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
 from esckit.models.checkpoint import FOLDER
-from esckit.play.session import STATES, SUMMARY, RunResult, StepsInPlace, finished, training
-from esckit.processes import Process, this_process
+from esckit.play.session import SUMMARY, RunResult
+from esckit.processes import Process
 from esckit.protocols import Progress
 from esckit.records import write_atomic, write_json
 from esckit.strategies.taxonomy import keep_taxonomy
+from esckit.training.run import TrainingRun, training
 from esckit.training.sections import check_trackers
 
 if TYPE_CHECKING:
     from esckit.flow.batch import FlowBatch, LossTerms, Updates
     from esckit.flow.data import FlowTree
-    from esckit.training.harness import TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -69,31 +69,22 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     require_runs(recipe)
     material = collect(recipe.data)
     _check(recipe, material)
-    process = this_process()
     inputs: dict[str, Any] = {"data": material.facts, "inputs": material.inputs}
     if recipe.model.init is not None:
         inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
-    with training(recipe, out, process, inputs=inputs) as folder:
-        result = finished(out)
+    with training(recipe, out, inputs=inputs, progress=progress) as run:
+        result = run.finished()
         if result is None:
-            if folder is not None:
+            if run.folder is not None:
                 keep_taxonomy(material.labels, out)
-            from esckit.training.harness import TrainingRun
-
-            began, steps = time.perf_counter(), StepsInPlace(folder, progress)
-            session = _prepare(recipe, material, TrainingRun.open(out, process, steps))
-            try:
-                _fit(session)
-            finally:
-                steps.close()
-            if folder is None:
+            began = time.perf_counter()
+            session = _prepare(recipe, material, run)
+            _fit(session)
+            if run.folder is None:
                 return RunResult(out, {})
-            folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
+            run.folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
             result = RunResult(out, _finish(session))
-        if (out / STATES).is_dir():
-            from esckit.training.harness import TrainingRun
-
-            TrainingRun(out, process).forget_states(recipe.trackers)
+        run.forget_states(recipe.trackers)
     return result
 
 

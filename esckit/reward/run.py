@@ -16,12 +16,13 @@ from esckit.config.load import require_runs
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
 from esckit.play.futures import RewardInputs, read_inputs
-from esckit.play.session import RunResult, StepsInPlace, finished, training
+from esckit.play.session import RunResult
 from esckit.processes import this_process
 from esckit.protocols import Progress
 from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import reward_template
+from esckit.training.run import training
 from esckit.training.sections import check_trackers
 
 log = logging.getLogger(__name__)
@@ -104,25 +105,19 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     """
     inputs, parts = _read(recipe)
     warnings = check_parts(parts)
-    process = this_process()
-    plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=process.count)
+    plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
     facts = {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
-    with training(recipe, out, process, inputs=facts) as folder:
-        if (result := finished(out)) is not None:
+    with training(recipe, out, inputs=facts, progress=progress) as run:
+        if (result := run.finished()) is not None:
             return result
-        for warning in warnings if process.is_main else ():
+        for warning in warnings if run.process.is_main else ():
             log.warning("%s", warning)
         from esckit.reward.report import finish
         from esckit.reward.trainer import prepare, train
-        from esckit.training.harness import TrainingRun
 
-        steps = StepsInPlace(folder, progress)
-        session = prepare(recipe, inputs, parts, TrainingRun.open(out, process, steps))
-        try:
-            train(session)
-        finally:
-            steps.close()
-        return RunResult(out, finish(session, warnings) if process.is_main else {})
+        session = prepare(recipe, inputs, parts, run)
+        train(session)
+        return RunResult(out, finish(session, warnings) if run.process.is_main else {})
 
 
 def _read(recipe: TrainRewardRecipe) -> tuple[RewardInputs, Parts]:

@@ -30,8 +30,9 @@ from esckit.reward.quality import Metrics, dev_metrics
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardMetadata, RewardText, reward_template
 from esckit.training.checkpoint import save_checkpoint
-from esckit.training.harness import Diverged, TrainingRun, fit, in_order, set_up, trainer_arguments
+from esckit.training.harness import Diverged, fit, in_order, set_up, trainer_arguments
 from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best
+from esckit.training.run import TrainingRun
 from esckit.training.sharding import EngineGuard, gathered_state, store_trained_only
 from esckit.types import Record
 

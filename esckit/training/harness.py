@@ -1,20 +1,17 @@
-"""The harness of every training on the Hugging Face ``Trainer``, by composition: only losses and batches are not here.
+"""The harness of every training on the Hugging Face ``Trainer``; only losses, batches and networks are not here.
 
-A training prepares its process (:func:`set_up`), opens its run (:class:`TrainingRun`), makes the Trainer's arguments
-(:func:`trainer_arguments`) and trains (:func:`fit`). :class:`Diverged` ends a run whose numbers are not finite any
-more. What is watched between the steps stands in :mod:`esckit.training.monitor`, what sharded models need in
+A training opens its run (:mod:`esckit.training.run`), prepares its process (:func:`set_up`), makes the Trainer's
+arguments (:func:`trainer_arguments`) and trains (:func:`fit`). :class:`Diverged` ends a run whose numbers are no longer
+finite. What is watched between the steps stands in :mod:`esckit.training.monitor`, what sharded models need in
 :mod:`esckit.training.sharding`.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -22,14 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from esckit.documents import parse_json
-from esckit.errors import DataError, NotFiniteError, TrainingError
+from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
-from esckit.play.runner import NoProgress
-from esckit.play.session import STATES
 from esckit.processes import Process
-from esckit.protocols import Progress
 from esckit.records import write_json
+from esckit.training.run import TrainingRun
 from esckit.training.sections import Optim, Precision, check_trackers
 from esckit.training.sharding import one_device
 
@@ -44,67 +38,6 @@ _ADVICE = "A lower optim.lr may help"
 
 _UNSAMPLEABLE = "probability tensor contains"
 """What torch says where outputs are drawn from logits that are not finite."""
-
-
-# ---------------------------------------------------------------- the run
-
-
-def last_state(folder: Path) -> Path | None:
-    """Return the newest whole state to resume from, None if there is none."""
-
-    def is_whole(path: Path) -> bool:
-        # The Trainer writes this file last, and a crash may cut it.
-        try:
-            parse_json(path.read_bytes(), path)
-        except DataError:
-            return False
-        return True
-
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if is_whole(path)]
-    return max(found, key=step_of, default=None)
-
-
-def step_of(state: Path | None) -> int:
-    """Return the step that training goes on from, 0 without a state."""
-    return int(state.name.rpartition("-")[2]) if state else 0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRun:
-    """A run folder in which this process trains, alone or with others.
-
-    Attributes:
-        out: The run folder.
-        process: This process; only the main one writes.
-        progress: Shows how far the training is.
-        state: The state that training goes on from, None for a fresh start.
-    """
-
-    out: Path
-    process: Process = field(default_factory=Process)
-    progress: Progress = field(default_factory=NoProgress)
-    state: Path | None = None
-
-    @classmethod
-    def open(cls, out: Path, process: Process, progress: Progress) -> TrainingRun:
-        """Return the run, to go on from its newest whole state."""
-        return cls(out, process, progress, last_state(out / STATES))
-
-    @property
-    def states(self) -> Path:
-        """Folder of the states to resume from."""
-        return self.out / STATES
-
-    @property
-    def resumed_step(self) -> int:
-        """Step that training goes on from."""
-        return step_of(self.state)
-
-    def forget_states(self, trackers: Sequence[str]) -> None:
-        """Delete the states of a training that is over; files of trackers, which lie beside them, stay."""
-        if self.process.is_main:
-            for path in list(self.states.glob("checkpoint-*")) if trackers else [self.states]:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def set_up(process: Process, *, seed: int, threads: int | None) -> None:
@@ -212,12 +145,12 @@ def _only(items: list[T]) -> T:
 
 
 class Diverged:
-    """Keeps the last logs, and ends a run with them.
+    """Keeps the last logs, and ends a run whose numbers are no longer finite.
 
     Args:
-        run: Where ``diverged.json`` goes; one of an earlier go is removed.
+        run: Where ``diverged.json`` goes; one of an earlier attempt is removed.
         input_ids: Returns the ids of what the latest batches were made of.
-        advice: What to do about a :class:`~esckit.errors.NotFiniteError`; None takes that for other divergences.
+        advice: What to do about a :class:`~esckit.errors.NotFiniteError`; None gives the same advice as otherwise.
     """
 
     def __init__(self, run: TrainingRun, input_ids: Callable[[], Sequence[str]], *, advice: str | None = None) -> None:
@@ -245,17 +178,15 @@ class Diverged:
             TrainingError: Always.
         """
         if self._writes:
-            rows = [{name: _as_json(value) for name, value in row.items()} for row in self._rows]
-            write_json(
-                self._path,
-                {
-                    "schema": "esckit.diverged/1",
-                    "step": step,
-                    "what": {name: str(value) for name, value in found.items()},
-                    "input_ids": list(self._input_ids()),
-                    "rows": rows,
-                },
-            )
+            facts = {
+                "schema": "esckit.diverged/1",
+                "step": step,
+                "what": {name: str(value) for name, value in found.items()},
+                "input_ids": list(self._input_ids()),
+                # Strict JSON knows no NaN, but its name.
+                "rows": [{name: str(v) if _is_odd(v) else v for name, v in row.items()} for row in self._rows],
+            }
+            write_json(self._path, facts)
         what = ", ".join(f"{name} is {value}" for name, value in found.items())
         raise TrainingError(
             f"training diverged at step {step}: {what}",
@@ -282,119 +213,17 @@ class Diverged:
 
 def not_finite(logs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return those of the named numbers that are in the logs and not finite; None, a mean of nothing, is not either."""
-    return {name: logs[name] for name in names if name in logs and not _is_finite(logs[name])}
+    return {name: logs[name] for name in names if name in logs and (logs[name] is None or _is_odd(logs[name]))}
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def finite_or_none(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row for a file: a number that is not finite is not a measurement, and the watching code stops."""
+
+    def finite(value: Any) -> Any:
+        return finite_or_none(value) if isinstance(value, Mapping) else None if _is_odd(value) else value
+
+    return {name: finite(value) for name, value in row.items()}
 
 
-def _as_json(value: Any) -> Any:
-    """Return a number that strict JSON knows, or its name."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ---------------------------------------------------------------- until flow and rl have adopted the above
-
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-
-@dataclass(frozen=True, slots=True)
-class OptimSettings:
-    """How to train: AdamW (0.9, 0.999) with a warm-up.
-
-    Attributes:
-        seed: Of data order, heads and adapters.
-        accumulate: Forward passes to a step, over all processes together.
-        warmup_share: Part of all steps during which the learning rate rises, in [0, 1).
-        precision: ``auto`` is bfloat16 autocast over float32 weights on a GPU, float32 on a processor.
-        save_every: Steps between two states to resume from, besides those at the end of each epoch; None: only those.
-        eval_batch_size: Inputs of one forward pass in evaluation.
-        trackers: Integrations of transformers, such as ``tensorboard``.
-    """
-
-    seed: int
-    lr: float
-    epochs: int
-    batch_size: int
-    accumulate: int
-    schedule: str = "linear"
-    warmup_share: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: Precision = "auto"
-    save_every: int | None = None
-    eval_batch_size: int = 8
-    trackers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """How many steps there will be.
-
-    Attributes:
-        micro_batch: Items of one forward pass of one process.
-        accumulate: Forward passes to a step of one process.
-        steps_per_epoch: Optimiser steps of one pass over the data.
-        steps: Of all of them.
-        warmup: Steps of the warm-up.
-    """
-
-    micro_batch: int
-    accumulate: int
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-
-
-def training_arguments(
-    settings: OptimSettings, plan: StepPlan, *, folder: Path, evaluate_first: bool
-) -> TrainingArguments:
-    """Return the Trainer's arguments; :class:`~esckit.training.callbacks.EpochEnds` says when to evaluate and save.
-
-    Args:
-        settings: The settings.
-        plan: What they come to.
-        folder: Where states to resume from lie.
-        evaluate_first: Evaluate before the first step.
-    """
-    check_trackers(settings.trackers)
-    on_gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        seed=settings.seed % 2**32,
-        data_seed=settings.seed % 2**32,
-        per_device_train_batch_size=plan.micro_batch,
-        per_device_eval_batch_size=settings.eval_batch_size,
-        gradient_accumulation_steps=plan.accumulate,
-        max_steps=plan.steps,
-        learning_rate=settings.lr,
-        lr_scheduler_type=_SCHEDULES[settings.schedule],
-        warmup_steps=plan.warmup,
-        weight_decay=settings.weight_decay,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch",
-        use_cpu=not on_gpu,
-        bf16=settings.precision == "bfloat16" or (settings.precision == "auto" and on_gpu),
-        fp16=False,
-        eval_strategy="no",
-        eval_on_start=evaluate_first,
-        save_strategy="no",
-        save_total_limit=1,
-        logging_strategy="steps",
-        logging_steps=1,  # every step is looked at for divergence; what is written is thinned out later
-        logging_nan_inf_filter=False,
-        report_to=list(settings.trackers) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=on_gpu,
-        dataloader_num_workers=0,
-        ddp_find_unused_parameters=False,
-    )
-    one_device(arguments)
-    return arguments
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

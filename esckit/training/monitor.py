@@ -5,7 +5,6 @@ All of it hangs on the callbacks of the Hugging Face ``Trainer``, whose logs of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from esckit.documents import parse_json
 from esckit.errors import DataError
 from esckit.records import JsonlAppender, write_atomic
-from esckit.training.harness import Diverged, TrainingRun, not_finite
+from esckit.training.harness import Diverged, finite_or_none, not_finite
+from esckit.training.run import TrainingRun
 
 METRICS = "metrics.jsonl"
 
@@ -65,7 +65,7 @@ class Monitor(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show that a step is done."""
-        self._run.progress.advance()
+        self._run.advance()
 
     def on_log(
         self,
@@ -166,17 +166,6 @@ def is_best(state: TrainerState, value: float | None, *, greater_is_better: bool
         return False
     state.best_metric, state.best_global_step = value, state.global_step
     return True
-
-
-def finite_or_none(row: Logs) -> dict[str, Any]:
-    """Return a row for a file: a number that is not finite is no measurement, and whoever watches it stops."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return finite_or_none(value)
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: finite(value) for name, value in row.items()}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
