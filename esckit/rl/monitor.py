@@ -24,8 +24,8 @@ from esckit.processes import gathered, together
 from esckit.records import JsonlAppender
 from esckit.rl.rewards import MOMENTS, PARSE_KINDS, Completion, Judged, PairedRewards, correlation
 from esckit.roles.asking import split_output
-from esckit.training.harness import TrainingRun
 from esckit.training.monitor import Logs, keep_rows
+from esckit.training.run import TrainingRun
 from esckit.types import Turn
 
 log = logging.getLogger(__name__)

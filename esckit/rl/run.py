@@ -15,7 +15,7 @@ import esckit
 from esckit.config.load import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import FOLDER
-from esckit.play.session import SUMMARY, RunResult, StepsInPlace, finished, training
+from esckit.play.session import SUMMARY, RunResult
 from esckit.processes import this_process
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
@@ -24,6 +24,7 @@ from esckit.rl.policy import read_policy
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect
+from esckit.training.run import training
 from esckit.training.sections import check_trackers
 
 if TYPE_CHECKING:
@@ -118,24 +119,22 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    process = this_process()
-    _, material, prompts = _checked(recipe, process.count)
+    _, material, prompts = _checked(recipe, this_process().count)
     inputs = {
         "data": material.facts,
         "reward": material.reward_facts,
         "prompts": {"policy": load_prompt(recipe.prompt).identity, **prompts},
     }
-    with training(recipe, out, process, inputs=inputs) as folder:
-        if (result := finished(out)) is not None:
+    with training(recipe, out, inputs=inputs, progress=progress) as run:
+        if (result := run.finished()) is not None:
             return result
         from esckit.rl.trainer import train
-        from esckit.training.harness import TrainingRun
 
-        trained = train(recipe, material, TrainingRun.open(out, process, StepsInPlace(folder, progress)))
-        if folder is not None:
+        trained = train(recipe, material, run)
+        if run.folder is not None:
             _finish(trained)
-            folder.update_manifest(**trained.facts)
-    return (finished(out) if process.is_main else None) or RunResult(out, {})
+            run.folder.update_manifest(**trained.facts)
+        return (run.finished() if run.process.is_main else None) or RunResult(out, {})
 
 
 def _finish(trained: Training) -> None:

@@ -40,8 +40,9 @@ from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards, open_measure
 from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, training_order
 from esckit.training.checkpoint import adapter_config, save_checkpoint
-from esckit.training.harness import Diverged, TrainingRun, fit, set_up, trainer_arguments, uses_bf16
+from esckit.training.harness import Diverged, fit, set_up, trainer_arguments, uses_bf16
 from esckit.training.monitor import METRICS, Monitor, read_rows
+from esckit.training.run import TrainingRun
 from esckit.training.sharding import EngineGuard, gathered_state
 
 A = TypeVar("A", bound=TrainingArguments)
@@ -356,7 +357,6 @@ def train(recipe: TrainRlRecipe, material: RlMaterial, run: TrainingRun) -> Trai
         if _DEV_SCORE in row and row["step"] <= run.resumed_step:
             training.note_dev(row["step"], row)
     with ExitStack() as stack:
-        stack.callback(run.progress.close)
         diverged = _dpo(training) if recipe.algorithm == "dpo" else _grpo(training, stack)
         try:
             with quiet_warnings():

@@ -63,7 +63,7 @@ def bare(recipe: TrainRlRecipe, folder: Path) -> list[tuple[float, float]]:
     from esckit.rl.rewards import lexicon_reward
     from esckit.rl.rows import PolicyPrompt, build_rows, collect, training_order
     from esckit.rl.trainer import grpo_arguments, load_learner
-    from esckit.training.harness import TrainingRun
+    from esckit.training.run import TrainingRun
 
     learner = load_learner(recipe)
     prompt = PolicyPrompt(load_prompt(recipe.prompt), learner.chat, recipe.grpo.max_prompt_tokens)

@@ -8,10 +8,10 @@ import pytest
 
 from esckit.errors import DataError, StorageError
 from esckit.flow.run import run as train_flow
-from esckit.play.session import finished
 from esckit.reward.run import run as train_reward
 from esckit.rl.run import run as train_rl
 from esckit.training.monitor import keep_rows
+from esckit.training.run import TrainingRun
 from tests.flow import flow_runs
 from tests.play.test_vanished import Meddler
 from tests.reward.reward_runs import reward_recipe, simulated
@@ -43,9 +43,9 @@ def test_a_training_ends_at_the_step_after_its_folder_went(train: Callable[..., 
 def test_a_finished_training_without_its_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(StorageError, match="checkpoint is gone"):
-        finished(tmp_path)
+        TrainingRun(tmp_path).finished()
     (tmp_path / "checkpoint").mkdir()
-    assert finished(tmp_path) is not None
+    assert TrainingRun(tmp_path).finished() is not None
 
 
 @pytest.mark.parametrize("line", ["3", "[]", '{"step": null}', "{}"])

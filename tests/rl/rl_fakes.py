@@ -10,13 +10,12 @@ import torch
 from transformers import TrainerCallback
 
 from esckit.models.backbones import TinyFamily, tiny_random
-from esckit.play.runner import NoProgress
-from esckit.processes import Process
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.rewards import PairedRewards, ReplyMeasure
 from esckit.rl.rows import PolicyPrompt, build_rows
 from esckit.rl.trainer import Learner, learner_of, quiet_warnings
-from esckit.training.harness import Diverged, TrainingRun, fit
+from esckit.training.harness import Diverged, fit
+from esckit.training.run import TrainingRun, last_state
 from esckit.types import Context, Scenario, Turn
 
 WELL_FORMED = "<think>They sound tired.</think> <response>That sounds hard.</response>"
@@ -71,7 +70,7 @@ def optim(**changes: Any) -> dict[str, Any]:
 
 def resumed(folder: Path) -> TrainingRun:
     """Return a run that goes on from its newest state."""
-    return TrainingRun.open(folder, Process(), NoProgress())
+    return TrainingRun(folder, state=last_state(folder / "states"))
 
 
 def trained(trainer: Any, run: TrainingRun, diverged: Diverged | None = None) -> dict[str, torch.Tensor]:

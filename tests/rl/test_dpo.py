@@ -9,8 +9,9 @@ from esckit.errors import ConfigError, DataError
 from esckit.rl.monitor import means, watched
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.trainer import dpo_arguments, dpo_trainer
-from esckit.training.harness import Diverged, TrainingRun
+from esckit.training.harness import Diverged
 from esckit.training.monitor import Monitor
+from esckit.training.run import TrainingRun
 from esckit.training.sharding import EngineGuard
 from tests.rl.rl_fakes import Stop, learner, optim, resumed, rows, trained
 from tests.rl.rl_runs import recipe

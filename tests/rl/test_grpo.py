@@ -12,8 +12,9 @@ from esckit.rl.monitor import DevSet, means, watched
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards
 from esckit.rl.trainer import grpo_arguments, grpo_trainer, learner_of
-from esckit.training.harness import Diverged, TrainingRun
+from esckit.training.harness import Diverged
 from esckit.training.monitor import Monitor
+from esckit.training.run import TrainingRun
 from esckit.training.sharding import EngineGuard
 from tests.rl.rl_fakes import SCORE, Poison, Stop, columns, learner, optim, paired, resumed, rows, said, trained
 from tests.rl.rl_runs import recipe

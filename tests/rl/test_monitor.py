@@ -9,8 +9,9 @@ import pytest
 
 from esckit.errors import FailureRateError, TrainingError
 from esckit.rl.monitor import RATE_STEPS, Watch, means, sample_row, watched
-from esckit.training.harness import Diverged, TrainingRun
+from esckit.training.harness import Diverged
 from esckit.training.monitor import Monitor
+from esckit.training.run import TrainingRun
 from tests.rl.rl_fakes import WELL_FORMED, columns, paired, said
 
 LOGS = {

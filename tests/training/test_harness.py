@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 
 from esckit.errors import NotFiniteError, TrainingError
 from esckit.reward.recipe import RewardOptim
-from esckit.training.harness import Diverged, TrainingRun, last_state, trainer_arguments
+from esckit.training.harness import Diverged, trainer_arguments
+from esckit.training.run import TrainingRun, last_state
 
 TRAINER = SimpleNamespace(state=SimpleNamespace(global_step=3))
 
