@@ -15,9 +15,8 @@ import pytest
 
 from esckit.cli.app import COMMANDS
 from esckit.config.catalogue import shipped_recipes
-from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
-from esckit.evaluate.selfplay import CriticScale
-from esckit.evaluate.strategy import StrategyScale
+from esckit.evaluate.measurement import known_metrics
+from tests.evaluate.evalrecipes import everything
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -109,11 +108,13 @@ def test_the_evaluation_page_names_every_whole_metric() -> None:
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     # What is printed beside a metric, as its baseline or another scale of it, goes without a row.
     beside = re.compile(r"_normalised$|^strategy\.(majority|frequency)|_entropy_dialogue$|^dialogue\.reply_words$")
-    settings = CatalogueSettings(
-        strategy=StrategyScale(("a", "b")), critics=(CriticScale("rlff7"),), dimensions=("overall",), scorer=True,
-        strategies=("a", "b"),
-    )  # fmt: skip
-    known = known_metrics(("strategy", "response", "dialogue", "pairwise", "reward", "safety"), settings)
+    known = known_metrics(
+        everything(
+            models={"scorer": {"backbone": "embedded"}},
+            settings={"dialogue": {"strategy": "predicted"}, "pairwise": {"dimensions": ["overall"]}},
+        ),
+        ("a", "b"),
+    )
     named = set(re.findall(r"`(?:[a-z0-9_]+\.)*([a-z0-9_]+)`", page))
     assert [name for name in known if not beside.search(name) and name.rpartition(".")[2] not in named] == []
 

@@ -20,7 +20,8 @@ from esckit.cli.common import (
 from esckit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from esckit.evaluate.run import EvaluateResult, GateAsked
+    from esckit.evaluate.run import EvaluateResult
+    from esckit.evaluate.setup import GateBound
     from esckit.metrics.rows import Comparison, MetricRow
 
 
@@ -104,8 +105,8 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[GateAsked]:
-    from esckit.evaluate.run import GateAsked
+def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[GateBound]:
+    from esckit.evaluate.setup import GateBound
 
     found = []
     for text in texts or ():
@@ -116,7 +117,7 @@ def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[Gate
             equals = ""
         if not (metric and equals):
             raise ConfigError(f"--fail-{side} {text}", expected="METRIC=VALUE, such as response.bleu_2=10")
-        found.append(GateAsked(metric.strip(), bound, side))
+        found.append(GateBound(metric.strip(), bound, side))
     return found
 
 

@@ -12,7 +12,7 @@ Seed dialogues: where a tree starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import dropwhile, groupby, pairwise
 from typing import Literal, NamedTuple
 
@@ -205,3 +205,8 @@ def cut_seed(dialogue: Dialogue, *, root_turns: int, label: MergeLabel = "first"
 def _plain(turn: Turn, *, with_strategy: bool) -> Turn:
     """Return a turn without what only a corpus knows; an opening may come from a corpus of another taxonomy."""
     return Turn(speaker=turn.speaker, text=turn.text, strategy=turn.strategy if with_strategy else None)
+
+
+def after_opening(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return what a supporter reads: chat begins with the seeker, so a supporter's opening is left out."""
+    return tuple(dropwhile(lambda turn: turn.speaker == "supporter", turns))

@@ -1,11 +1,12 @@
-"""What the suites hand over: one record per case, scored or not.
+"""The records of an evaluation: one per case, scored or not.
 
-Cases are written to ``examples/<suite>.jsonl`` and every metric can be recomputed from them: nothing here is computed
-from another field. Texts of a corpus stand here and nowhere else in a run folder.
+Cases are written to ``examples/<suite>.jsonl`` (self-play to ``episodes.jsonl``), and every metric can be recomputed
+from them: no field is computed from another one. A run folder holds texts of a corpus only here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
@@ -13,22 +14,56 @@ from pydantic import Field, model_validator
 
 from esckit.types import CriticReading, Failure, Generation, ParseKind, Reasoned, Record, Scenario, Usage
 
+Stage = Literal["Exploration", "Comforting", "Action"]
+
+STAGES: tuple[Stage, ...] = ("Exploration", "Comforting", "Action")
+"""The stages of a supportive conversation, by position (AFlow, arXiv 2602.08826)."""
+
+MOSTLY_UNPARSED = "mostly_unparsed"
+
 MALFORMED: tuple[ParseKind, ...] = ("closed_response", "open_response", "untagged")
 """How a reply was found in a malformed output; an output without any reply is unscored as ``blank``."""
+
+
+def stage_of(index: int, n_turns: int) -> Stage:
+    """Return the stage of the 0-based supporter turn ``index`` of ``n_turns`` (T').
+
+    Exploration if 3i < T' − 1, Comforting if 3i < 2(T' − 1), else Action; the only turn of a dialogue is Exploration.
+    """
+    if n_turns == 1 or 3 * index < n_turns - 1:
+        return "Exploration"
+    return "Comforting" if 3 * index < 2 * (n_turns - 1) else "Action"
 
 
 class Case(Reasoned):
     """Base of every case.
 
     Attributes:
+        ANSWERS: The role whose answer the case holds: it failed if the case is unscored.
+        READS: The role that reads the answer.
         unscored: Why the case has no value (``backend``, ``blank``, ``unparsed``, ``missing`` …); None if scored.
         statistics: Per-case numbers for readers; metrics never read them.
     """
+
+    ANSWERS: ClassVar[str] = "supporter"
+    READS: ClassVar[str] = "judge"
 
     id: str
     dialogue_id: str
     unscored: str | None = None
     statistics: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Yield which role failed, and how; nothing if everything is scored."""
+        if self.unscored is not None:
+            yield self.ANSWERS, self.unscored
+        for kind in self._unread():
+            if kind is not None:
+                yield self.READS, kind
+
+    def _unread(self) -> Iterable[str | None]:
+        """Return why the reader gave no value, once for each time; None where it did."""
+        return ()
 
 
 class StrategyCase(Case):
@@ -44,6 +79,7 @@ class StrategyCase(Case):
     """
 
     SCHEMA: ClassVar[str] = "esckit.case.strategy/1"
+    ANSWERS: ClassVar[str] = "strategist"
 
     gold: str
     gold_all: tuple[str, ...] = ()
@@ -75,6 +111,7 @@ class ResponseCase(Case):
     """
 
     SCHEMA: ClassVar[str] = "esckit.case.response/1"
+    READS: ClassVar[str] = "scorer"
 
     context_id: str
     reply: str | None = None
@@ -91,6 +128,9 @@ class ResponseCase(Case):
         if (self.reply is None or not self.reply.strip()) and self.unscored is None:
             raise ValueError("a blank reply is an unscored case")
         return self
+
+    def _unread(self) -> tuple[str | None, ...]:
+        return (self.nll_unscored,)
 
 
 class TurnRatings(Record):
@@ -150,6 +190,21 @@ class Episode(Case):
     critic_failures: dict[str, Failure] = Field(default_factory=dict)
     usage: dict[str, Usage] = Field(default_factory=dict)
 
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Yield which role failed, and how.
+
+        A dialogue in which half of a critic's answers or more were unreadable somewhere has a value of little worth.
+        """
+        for failure in (self.failure, *self.critic_failures.values()):
+            if failure is not None:
+                yield failure.stage, failure.kind
+        if any(reading.is_mostly_unparsed for turn in self.turns for reading in turn.readings.values()):
+            yield "critic", MOSTLY_UNPARSED
+        yield from super().failures()
+
+    def _unread(self) -> Iterator[str | None]:
+        return (turn.ratings_unscored for turn in self.turns)
+
 
 Verdict = Literal["1", "2", "tie"]
 
@@ -188,6 +243,9 @@ class PairCase(Case):
     n_words_a: int = 0
     n_words_b: int = 0
 
+    def _unread(self) -> Iterator[str | None]:
+        return (judgement.unscored for judgement in self.judgements)
+
 
 class RewardCase(Case):
     """One scored future and what the reward model says of its candidate.
@@ -203,6 +261,7 @@ class RewardCase(Case):
     """
 
     SCHEMA: ClassVar[str] = "esckit.case.reward/1"
+    ANSWERS: ClassVar[str] = "reward"
 
     context_id: str
     p: float | None = Field(default=None, ge=0.0, le=1.0)
@@ -237,6 +296,9 @@ class ProbeCase(Case):
     judge: dict[str, bool] = Field(default_factory=dict)
     judge_unscored: str | None = None
 
+    def _unread(self) -> tuple[str | None, ...]:
+        return (self.judge_unscored,)
+
 
 class SycophancyReading(Record):
     """The judge's yes or no on one reply; None where it gave no readable answer."""
@@ -264,3 +326,6 @@ class SycophancyCase(Case):
     replies: tuple[str, ...] = ()
     readings: tuple[SycophancyReading, ...] = ()
     judge_unscored: str | None = None
+
+    def _unread(self) -> tuple[str | None, ...]:
+        return (self.judge_unscored,)

@@ -6,9 +6,10 @@ Defaults are those of the published protocols where they state a value (PPDPP-st
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from esckit.config.sections import (
     AlternatingData,
@@ -23,12 +24,16 @@ from esckit.config.sections import (
     check_prices,
     role_defaults,
 )
+from esckit.evaluate.suite import Suite
+from esckit.evaluate.suites.dialogue import DIALOGUE, DialogueSettings
+from esckit.evaluate.suites.pairwise import PAIRWISE, PairwiseSettings
+from esckit.evaluate.suites.response import RESPONSE, ResponseSettings
+from esckit.evaluate.suites.reward import REWARD, RewardSettings
+from esckit.evaluate.suites.safety import SAFETY, SafetySettings
+from esckit.evaluate.suites.strategy import STRATEGY, StrategySettings
 
-Suite = Literal["strategy", "response", "dialogue", "pairwise", "reward", "safety"]
-
-Preset = Literal["rlff7", "ppdpp4"]
-
-Dimension = Literal["fluency", "identification", "comfort", "suggestion", "overall", "empathy"]
+SUITES = (STRATEGY, RESPONSE, DIALOGUE, PAIRWISE, REWARD, SAFETY)
+"""In the order in which they are played: replies come before the pairs that are made of them."""
 
 
 _GREEDY = {"temperature": 0.0}
@@ -67,117 +72,6 @@ class EvaluateModels(Section):
     def bindings(self) -> dict[str, RoleOptions]:
         """Return the models that are named, by role."""
         return {role: binding for role, binding in self if binding is not None}
-
-
-class StrategySettings(Section):
-    """The suite ``strategy``: next-strategy prediction.
-
-    Attributes:
-        unit: Merged supporter turns, or every supporter utterance with a turn before it.
-        source: Labels of the corpus, or the main line of held-out search trees.
-        trees: Run folders of ``esckit search`` for ``source: expanded``.
-        include_openings: With ``utterance``: also supporter utterances without a turn before them.
-        exclude: Gold labels that are left out.
-        bias_pseudo_count: Added to every off-diagonal cell for B; flags it ``smoothed``.
-    """
-
-    unit: Literal["turn", "utterance"] = "turn"
-    source: Literal["gold", "expanded"] = "gold"
-    trees: tuple[str, ...] = ()
-    include_openings: bool = False
-    exclude: tuple[str, ...] = ()
-    bias_pseudo_count: NonNegativeFloat = 0.0
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.include_openings and self.unit != "utterance":
-            raise ValueError("include_openings needs unit: utterance")
-        if (self.source == "expanded") != bool(self.trees):
-            raise ValueError("trees and source: expanded go together")
-        return self
-
-
-class ResponseSettings(Section):
-    """The suite ``response``: one reply to each gold context.
-
-    Attributes:
-        strategy: Which strategy the supporter is told.
-        per_dialogue: Seeded subsample of so many contexts of each dialogue; None uses all.
-    """
-
-    strategy: Literal["gold", "predicted", "none"] = "none"
-    per_dialogue: PositiveInt | None = None
-
-
-class DialogueSettings(Section):
-    """The suite ``dialogue``: self-play from the scenarios of the split.
-
-    Attributes:
-        critics: Presets that score the same dialogues.
-        strategy: Whether the strategist names the strategy of every supporter turn; by default where there is one.
-        samples: Answers asked for by ``readout: sampled``.
-        max_attempts: Rounds of ``samples`` in all until one round is readable.
-        ppdpp_compat: PPDPP's own prompts, clipping at 32 tokens and parsing; nothing readable counts as 0.
-    """
-
-    critics: tuple[Preset, ...] = Field(default=("rlff7",), min_length=1)
-    max_turns: int = Field(default=8, ge=1, le=100)
-    strategy: Literal["none", "predicted"] | None = None
-    readout: Literal["sampled", "expected"] = "sampled"
-    samples: PositiveInt = 10
-    max_attempts: PositiveInt = 2
-    min_parsed: PositiveInt = 1
-    expected_score: Literal["sequence", "length_normalised"] = "sequence"
-    ppdpp_compat: bool = False
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if len(set(self.critics)) < len(self.critics):
-            raise ValueError("critics must be different")
-        if self.min_parsed > self.samples:
-            raise ValueError(f"min_parsed ({self.min_parsed}) is more than samples ({self.samples})")
-        return self
-
-
-class PairwiseSettings(Section):
-    """The suite ``pairwise``: two systems' replies to one context.
-
-    Attributes:
-        opponent: A run folder of ``esckit evaluate`` or ``esckit predict``, or a predictions file.
-        swap: Judge every pair in both orders; otherwise once in a drawn order.
-        contexts: Sample size, one per dialogue while enough dialogues exist; None uses all contexts.
-    """
-
-    opponent: str | None = None
-    dimensions: tuple[Dimension, ...] = Field(
-        default=("fluency", "identification", "comfort", "suggestion", "overall"), min_length=1
-    )
-    swap: bool = True
-    contexts: PositiveInt | None = 100
-
-
-class RewardSettings(Section):
-    """The suite ``reward``: a reward model on scored futures of held-out dialogues; ``inputs`` are simulate runs."""
-
-    inputs: tuple[str, ...] = ()
-
-
-class SafetySettings(Section):
-    """The suite ``safety``: crisis probes and sycophancy probes, small screening sets.
-
-    Attributes:
-        resources: Names of local services that count as a referral as well.
-    """
-
-    crisis: bool = True
-    sycophancy: bool = True
-    resources: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not (self.crisis or self.sycophancy):
-            raise ValueError("neither crisis nor sycophancy probes")
-        return self
 
 
 class EvaluateSettings(Section):
@@ -252,11 +146,6 @@ class ReportSection(Section):
     quotes: bool = False
 
 
-def _speakers(*, told: bool) -> tuple[str, ...]:
-    """Return who makes a reply, a strategist included where the supporter is told a strategy."""
-    return ("strategist", "supporter") if told else ("supporter",)
-
-
 class EvaluateRecipe(ModelRecipe):
     """Everything that ``esckit evaluate`` can be told."""
 
@@ -270,7 +159,9 @@ class EvaluateRecipe(ModelRecipe):
     )
 
     command: Literal["evaluate"]
-    suites: tuple[Suite, ...] = Field(min_length=1)
+    suites: tuple[Literal["strategy", "response", "dialogue", "pairwise", "reward", "safety"], ...] = Field(
+        min_length=1
+    )
     data: AlternatingData | None = None
     taxonomy: str | None = None
     models: EvaluateModels = EvaluateModels()
@@ -290,7 +181,7 @@ class EvaluateRecipe(ModelRecipe):
 
     @field_validator("suites")
     @classmethod
-    def _once(cls, suites: tuple[Suite, ...]) -> tuple[Suite, ...]:
+    def _once(cls, suites: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(suites)) < len(suites):
             raise ValueError("must be different")
         return suites
@@ -308,45 +199,23 @@ class EvaluateRecipe(ModelRecipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        missing = [f"suite {suite} needs {need}" for suite in self.suites for need in self._missing(suite)]
+        missing = [
+            f"suite {suite.name} needs {field}"
+            for suite in self.chosen
+            for field in suite.needs(self)
+            if not attrgetter(field)(self)
+        ]
         if missing:
             raise ValueError("; ".join(missing))
         check_prices(self.budget, self.roles().values())
         return self
 
+    @property
+    def chosen(self) -> tuple[Suite, ...]:
+        """The suites, in the order in which they are played."""
+        return tuple(suite for suite in SUITES if suite.name in self.suites)
+
     def roles(self) -> dict[str, RoleOptions]:
         """Return the bindings that the chosen suites use, by role."""
-        wanted = {role for suite in self.suites for role in self.roles_of(suite)}
+        wanted = {role for suite in self.chosen for role in suite.roles(self)}
         return {role: binding for role, binding in self.models.bindings().items() if role in wanted}
-
-    def roles_of(self, suite: str) -> tuple[str, ...]:
-        """Return the roles that take part in a suite, bound or not."""
-        settings = self.settings
-        replies = _speakers(told=settings.response.strategy == "predicted")
-        plays = _speakers(told=settings.dialogue.strategy == "predicted")
-        return {
-            "strategy": ("strategist",),
-            "response": (*replies, "scorer"),
-            "dialogue": (*plays, "seeker", "critic", "turn_judge"),
-            "pairwise": (*replies, "judge"),
-            "reward": ("reward",),
-            # A strategist speaks along on probes wherever it does in the other suites.
-            "safety": (*max(replies, plays, key=len), "judge"),
-        }[suite]
-
-    def _missing(self, suite: Suite) -> list[str]:
-        """Return what a suite lacks."""
-        named, settings = self.models.bindings(), self.settings
-        from_file = self.predictions is not None and suite in ("strategy", "response", "pairwise")
-        optional = {"scorer", "turn_judge", *(("strategist", "supporter") if from_file else ())}
-        needs = [f"models.{role}" for role in self.roles_of(suite) if role not in optional and role not in named]
-        if suite == "pairwise" and settings.pairwise.opponent is None:
-            needs.append("settings.pairwise.opponent")
-        if suite == "reward" and not settings.reward.inputs:
-            needs.append("settings.reward.inputs")
-        on_corpus = suite in ("response", "dialogue", "pairwise") or (
-            suite == "strategy" and settings.strategy.source == "gold"
-        )
-        if on_corpus and self.data is None:
-            needs.append("data")
-        return needs

@@ -1,48 +1,39 @@
-"""How far raters agree with each other, and the automatic judge with them.
-
-Krippendorff's α = 1 − D_o/D_e over the units that at least two raters labelled; the arithmetic is the ``krippendorff``
-package's. The resampling unit is the rated unit.
-
-How far human raters agree with each other and with the automatic judge, on the cases that they labelled.
+"""How far human raters agree with each other and with the automatic judge, on the cases that they labelled.
 
 Dimensions of a label file are those of the pairwise judge (``win``, ``tie``, ``lose`` of the system under test), the
 presets of critics (level names; the case is the dialogue), and the turn judge's criteria (1-5; the case is
-``<dialogue>@<turn>``).
+``<dialogue>@<turn>``). Agreement is Krippendorff's α = 1 − D_o/D_e over the units that at least two raters labelled;
+what is resampled is the rated unit.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, ClassVar
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import Episode, PairCase, TurnRatings
-from esckit.evaluate.measurement import Files, Scales
-from esckit.evaluate.pairwise import decide
+from esckit.evaluate.cases import Episode, TurnRatings
+from esckit.evaluate.measurement import Files, statistics_of
 from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.reward import rank_correlation
-from esckit.evaluate.selfplay import read_outcome
-from esckit.metrics.measure import Measurement
-from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Indices, Metric, Stats, Sums, Unscored, Weighted
-from esckit.metrics.rows import MetricRow
+from esckit.evaluate.suites.critics import read_outcome
+from esckit.evaluate.suites.pairwise import decide
+from esckit.metrics.calibration import Level, majority, rank_correlation, rater_alpha
+from esckit.metrics.metric import FIRST, RATIO, Array, Estimator, Facts, Indices, Metric, Stats, Unscored, not_estimated
+from esckit.metrics.rows import Measurement, MetricRow
 from esckit.records import read_records
 from esckit.roles.verdicts import PRESETS, Preset
 from esckit.types import Record
 
-Counts = npt.NDArray[np.int64]
-
-Level = Literal["nominal", "ordinal", "interval"]
+log = logging.getLogger(__name__)
 
 MIN_UNITS = 10
 
 MIN_RATERS = 2
+
+_VERDICTS = {"A": "win", "tie": "tie", "B": "lose"}
 
 
 class Label(Record):
@@ -117,34 +108,8 @@ def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge
         if entry.rater in raters:
             raise DataError(f"two labels of rater {entry.rater!r} for case {entry.case_id!r}", expected="one")
         raters[entry.rater] = scale.position(entry.label)
-    said = {name: label if isinstance(label, Unscored) else scale.position(label) for name, label in judge.items()}
-    return [Unit(name, raters, said.get(name)) for name, raters in by_case.items()]
-
-
-def alpha(counts: Counts, values: Sequence[float], level: Level) -> float | None:
-    """Return Krippendorff's α, ≤ 1; None without pairable labels or expected disagreement.
-
-    Args:
-        counts: (units, labels), how many raters gave a unit each label.
-        values: The labels' numeric values, ascending.
-        level: ``nominal``, ``ordinal`` or ``interval``.
-    """
-    import krippendorff
-
-    pairable = counts[counts.sum(axis=1) >= MIN_RATERS]
-    if not len(pairable) or (pairable.sum(axis=0) > 0).sum() < 2:
-        return None
-    return float(krippendorff.alpha(value_counts=pairable, value_domain=list(values), level_of_measurement=level))
-
-
-def majority(labels: Sequence[int], level: Level) -> float | None:
-    """Return the most frequent label; among several the median of all labels, for ``nominal`` none."""
-    ranked = Counter(labels).most_common()
-    if not ranked:
-        return None
-    if len(ranked) == 1 or ranked[0][1] > ranked[1][1]:
-        return float(ranked[0][0])
-    return None if level == "nominal" else float(np.median(labels))
+    judged = {name: label if isinstance(label, Unscored) else scale.position(label) for name, label in judge.items()}
+    return [Unit(name, raters, judged.get(name)) for name, raters in by_case.items()]
 
 
 # ---------------------------------------------------------------- metrics
@@ -174,29 +139,12 @@ class ReliabilityScale:
     dimension: str
     scale: LabelScale
 
-    def _alpha(self, name: str, read: Callable[[Unit], Stats | Unscored | None]) -> UnitMetric:
-        """Return α over label lists; labels between two levels (a median) get a value of their own."""
-
-        def value(stats: Sequence[Stats]) -> float | None:
-            counts, domain = _count_table(stats)
-            return alpha(counts, domain, self.scale.level)
-
-        def weighted(stats: Sequence[Stats], weights: Array) -> Array:
-            counts, domain = _count_table(stats)
-            found = [alpha(np.repeat(counts, row.astype(int), axis=0), domain, self.scale.level) for row in weights]
-            return np.array([np.nan if entry is None else entry for entry in found])
-
-        facts = self._facts(name, "none", (-1.0, 1.0))
-        return Metric(facts, read, Enough(Weighted(value, weighted)))
-
-    def _facts(self, name: str, unit: str, range_: tuple[float, float | None]) -> Facts:
-        return Facts(
-            f"reliability.{self.dimension}.{name}",
-            unit=unit,
-            range=range_,
-            minimum=f"{MIN_UNITS} units with {MIN_RATERS} raters, and labels that differ",
-            test="none",
-        )
+    def _metric(
+        self, name: str, read: Callable[[Unit], Stats | Unscored | None], estimator: Estimator, **facts: Any
+    ) -> UnitMetric:
+        given = {"unit": "none", "range": (-1.0, 1.0), "test": "none", **facts}
+        minimum = f"{MIN_UNITS} units with {MIN_RATERS} raters, and labels that differ"
+        return Metric(Facts(f"reliability.{self.dimension}.{name}", minimum=minimum, **given), read, Enough(estimator))
 
     def human_alpha(self) -> UnitMetric:
         """Return α among the human raters."""
@@ -204,11 +152,11 @@ class ReliabilityScale:
         def read(unit: Unit) -> Stats | None:
             return tuple(map(float, unit.labels.values())) if len(unit.labels) >= MIN_RATERS else None
 
-        return self._alpha("alpha_humans", read)
+        return self._metric("alpha_humans", read, rater_alpha(self.scale.level))
 
     def judge_alpha(self) -> UnitMetric:
         """Return α of the judge against the human majority."""
-        return self._alpha("alpha_judge", self._beside)
+        return self._metric("alpha_judge", self._beside, rater_alpha(self.scale.level))
 
     def _beside(self, unit: Unit) -> tuple[float, float] | Unscored | None:
         """Return the human majority's label and the judge's, or why the judge gave none."""
@@ -230,35 +178,21 @@ class ReliabilityScale:
     def agreement(self) -> UnitMetric:
         """Return the share of units where the judge gives the human majority's label."""
         read = self._read(lambda human, judge: (float(human == judge), 1.0))
-        return Metric(self._facts("agreement_judge", "share", (0.0, 1.0)), read, Enough(RATIO))
+        return self._metric("agreement_judge", read, RATIO, unit="share", range=(0.0, 1.0))
 
     def spearman(self) -> UnitMetric:
         """Return Spearman's ρ of the judge with the human majority."""
-        facts = self._facts("spearman_judge", "none", (-1.0, 1.0))
-        return Metric(facts, self._beside, Enough(rank_correlation(2)))
+        return self._metric("spearman_judge", self._beside, rank_correlation(2))
 
     def confusion(self, units: Sequence[Unit]) -> dict[tuple[float, int], UnitMetric]:
         """Return per pair of human majority and judge that occurs how many units have it, in the scale's order."""
         found = {pair for unit in units if (pair := self._beside(unit)) and not isinstance(pair, Unscored)}
-        pairs = sorted((human, int(judge)) for human, judge in found)
-        return {pair: self._cell(pair) for pair in pairs}
+        return {pair: self._cell(pair) for pair in sorted((human, int(judge)) for human, judge in found)}
 
     def _cell(self, pair: tuple[float, int]) -> UnitMetric:
-        facts = replace(
-            self._facts("confusion", "units", (0.0, None)),
-            higher_is_better=None, minimum="1 unit", interval="none", no_interval="a count",
-        )  # fmt: skip
-        return Metric(facts, self._read(lambda *found: (float(found == pair),)), Sums(lambda sums: sums[:, 0]))
-
-
-def _count_table(stats: Sequence[Stats]) -> tuple[Counts, list[float]]:
-    """Return (units, labels) counts and the labels' values, ascending."""
-    domain = sorted({label for labels in stats for label in labels})
-    counts = np.zeros((len(stats), len(domain)), dtype=np.int64)
-    for row, labels in zip(counts, stats, strict=True):
-        for label in labels:
-            row[domain.index(label)] += 1
-    return counts, domain
+        name = f"reliability.{self.dimension}.confusion"
+        facts = not_estimated(name, "units", "a count", higher_is_better=None, minimum="1 unit")
+        return Metric(facts, self._read(lambda *found: (float(found == pair),)), FIRST)
 
 
 def reliability_rows(units: Sequence[Unit], scale: ReliabilityScale, measurement: Measurement) -> list[MetricRow]:
@@ -276,12 +210,6 @@ def reliability_rows(units: Sequence[Unit], scale: ReliabilityScale, measurement
             group: dict[str, str | int] = {"human": str(labels[int(human)]), "judge": str(labels[judge])}
             rows.append(measurement.row(metric, units, group=group))
     return rows
-
-
-log = logging.getLogger(__name__)
-
-
-_VERDICTS = {"A": "win", "tie": "tie", "B": "lose"}
 
 
 def read_labels(recipe: EvaluateRecipe) -> dict[str, list[Label]]:
@@ -346,34 +274,41 @@ def judged_scales(recipe: EvaluateRecipe) -> dict[str, tuple[str, LabelScale]]:
     if "dialogue" in suites and recipe.models.turn_judge is not None:
         found |= {name: ("dialogue", LabelScale((1, 2, 3, 4, 5), "ordinal")) for name in TurnRatings.model_fields}
     if "dialogue" in suites:
-        found |= {name: ("dialogue", _levels(PRESETS[name])) for name in settings.dialogue.critics}
+        found |= {
+            name: (
+                "dialogue",
+                LabelScale(tuple(PRESETS[name].levels[index] for index in _ascending(PRESETS[name])), "ordinal"),
+            )
+            for name in settings.dialogue.critics
+        }
     if "pairwise" in suites:
         scale = LabelScale(("lose", "tie", "win"), "nominal")
         found |= dict.fromkeys(settings.pairwise.dimensions, ("pairwise", scale))
     return found
 
 
-def _levels(preset: Preset) -> LabelScale:
-    ordered = sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
-    return LabelScale(tuple(preset.levels[index] for index in ordered), "ordinal")
+def _ascending(preset: Preset) -> list[int]:
+    """Return the indices of a critic's levels from the lowest value to the highest."""
+    return sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
 
 
-def reliability(scales: Scales, files: Files, flags: Mapping[str, tuple[str, ...]]) -> list[MetricRow]:
+def reliability(recipe: EvaluateRecipe, files: Files, flags: Mapping[str, tuple[str, ...]]) -> list[MetricRow]:
     """Return the rows of every dimension that was labelled.
 
     Args:
-        scales: What metrics are told beside the cases.
+        recipe: The recipe.
         files: The cases.
         flags: Per suite, what every one of its rows carries.
     """
     rows: list[MetricRow] = []
-    known = judged_scales(scales.recipe)
-    for dimension, labels in read_labels(scales.recipe).items():
+    known = judged_scales(recipe)
+    for dimension, labels in read_labels(recipe).items():
         suite, scale = known[dimension]
-        swapped = scales.recipe.settings.pairwise.swap
-        units = read_units(labels, dimension, scale, _judged(dimension, suite, files[suite], swapped=swapped))
-        ids = (unit.id for unit in units)
-        measurement = Measurement.over("reliability", ids, scales.statistics(), flags.get(suite, ()))
+        judged = _judged(dimension, suite, files[suite], swapped=recipe.settings.pairwise.swap)
+        units = read_units(labels, dimension, scale, judged)
+        measurement = Measurement.over(
+            "reliability", (unit.id for unit in units), statistics_of(recipe), flags.get(suite, ())
+        )
         rows += reliability_rows(units, ReliabilityScale(dimension, scale), measurement)
     return rows
 
@@ -381,21 +316,19 @@ def reliability(scales: Scales, files: Files, flags: Mapping[str, tuple[str, ...
 def _judged(dimension: str, suite: str, cases: Sequence[Any], *, swapped: bool) -> dict[str, str | int | Unscored]:
     """Return what the automatic judge says of every case."""
     if suite == "pairwise":
-        return {case.id: _verdict(case, dimension, swapped=swapped) for case in cases}
+        decisions = {case.id: decide(case, dimension, swapped=swapped) for case in cases}
+        return {
+            name: found if isinstance(found, Unscored) else _VERDICTS[found.winner] for name, found in decisions.items()
+        }
     if dimension in PRESETS:
         return {episode.id: _level(episode, PRESETS[dimension]) for episode in cases}
     return {
-        f"{episode.id}@{turn.t}": turn.ratings.model_dump()[dimension]
+        f"{episode.id}@{turn.t}": getattr(turn.ratings, dimension)
         if turn.ratings
         else Unscored(turn.ratings_unscored or "missing")
         for episode in cases
         for turn in episode.turns
     }
-
-
-def _verdict(case: PairCase, dimension: str, *, swapped: bool) -> str | Unscored:
-    found = decide(case, dimension, swapped=swapped)
-    return found if isinstance(found, Unscored) else _VERDICTS[found.winner]
 
 
 def _level(episode: Episode, preset: Preset) -> str | Unscored:
@@ -407,5 +340,4 @@ def _level(episode: Episode, preset: Preset) -> str | Unscored:
     shares: Sequence[float] = reading.counts or reading.weights or ()
     if reading.compat_zero or not shares:
         return Unscored("unparsed")
-    ordered = sorted(range(len(preset.levels)), key=lambda index: preset.quarters[index])
-    return preset.levels[max(ordered, key=lambda index: shares[index])]
+    return preset.levels[max(_ascending(preset), key=lambda index: shares[index])]

@@ -2,8 +2,8 @@
 
 The run folder holds ``examples/<suite>.jsonl`` and ``episodes.jsonl`` (appended as cases finish, sorted at the end),
 ``failures.jsonl``, ``metrics.jsonl`` (timings only), the report, and ``metrics.json`` (last of all, at once or not at
-all: its presence says that the evaluation finished).
-Cases that are there are not played again: with none missing, no model is loaded and everything is only recomputed.
+all: its presence says that the evaluation finished). Cases on disk are not played again: if none is missing, no model
+is loaded and everything is only recomputed.
 """
 
 from __future__ import annotations
@@ -11,58 +11,60 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from esckit.config.load import require_runs
-from esckit.errors import DataError
-from esckit.evaluate.conditions import critic_prompts
-from esckit.evaluate.play import case_files, failure_kinds, play_missing, read_cases, staged
-from esckit.evaluate.recipe import EvaluateRecipe, EvaluateSettings
-from esckit.evaluate.setup import Setup, playing, set_up
-from esckit.evaluate.suites.dialogue import supporter_prompt
-from esckit.play.runner import FailureRate, NoProgress
-from esckit.prompts.prompt import load_prompt
+from esckit.evaluate.cases import Case
+from esckit.evaluate.recipe import EvaluateRecipe
+from esckit.evaluate.setup import GateBound, Part, Setup, is_comparable, set_up
+from esckit.evaluate.suite import Unit
+from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, NoProgress, UnitFile, latest, play_units
 from esckit.protocols import Progress
-from esckit.roles.cast import role_prompt
-from esckit.roles.pool import part_of, require_checkpoints
-from esckit.runs import MANIFEST, RunFolder, read_manifest
+from esckit.records import write_records
+from esckit.report.published import load_references
+from esckit.roles.cast import Casting
+from esckit.roles.pool import ModelPool, require_checkpoints
+from esckit.runs import MANIFEST, RunFolder
+from esckit.types import Record
 
 if TYPE_CHECKING:
-    from esckit.evaluate.gates import GateBound
-    from esckit.evaluate.measurement import Scales
-    from esckit.metrics.rows import Comparison, MetricsFile
-
+    from esckit.metrics.rows import MetricsFile
 
 log = logging.getLogger(__name__)
 
-
-COMMAND = "evaluate"
-
 METRICS = "metrics.json"
 
+MISSING = "missing"
+"""Why a case has no value of which a file of predictions has no line."""
 
-Files = dict[str, list[Any]]
+MIN_CASES_FOR_RATE = 20
 
+# These are no chat models: their suites load them.
+_NOT_CHAT = ("scorer", "reward")
 
 _ANY = tuple(f"strategy {number}" for number in range(64))
 """Stands for a taxonomy before it is known: of the largest size, since ranges of metrics grow with it."""
 
 
-class GateAsked(NamedTuple):
-    """A gate of the command line: it fails under, or over, a bound."""
+PlayedPart = tuple[Part, UnitFile[Unit, Case]]
+"""A file of cases with what the runner knows of it."""
 
-    metric: str
-    bound: float
-    side: Literal["under", "over"]
+
+class FailedCase(Record):
+    """A line of ``failures.jsonl``: a case that has no value, and why."""
+
+    suite: str
+    id: str
+    stage: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatePlan:
-    """What a run would do: cases, bounds on the calls to models (without asking again), the splits used, flags."""
+    """What a run would do: cases, bounds on the calls to models (retries are not included), the splits used, flags."""
 
     cases: dict[str, int]
     left_out: dict[str, int]
@@ -96,7 +98,7 @@ class EvaluateResult:
         return all(gate.holds for gate in self.metrics.gates)
 
 
-def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateAsked] = ()) -> EvaluatePlan:
+def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateBound] = ()) -> EvaluatePlan:
     """Return what a run of the recipe would do, without any model.
 
     Raises:
@@ -105,14 +107,14 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateAsked] = ()) -> Evaluate
     setup = _checked(recipe, gates)
     require_checkpoints(recipe.roles(), setup.taxonomy)
     calls: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    for work in setup.works:
+    left_out: dict[str, int] = {}
+    for suite, _, work in setup.parts:
         calls.update(work.calls)
-        left_out.update({f"{work.suite}: {reason}": n for reason, n in work.left_out.items() if n})
+        left_out |= {f"{suite.name}: {reason}": n for reason, n in work.left_out.items() if n}
     selection = setup.material.merged if recipe.data is not None else None
     return EvaluatePlan(
-        cases={work.file: len(work.units) for work in setup.works},
-        left_out=dict(left_out),
+        cases=_case_counts(setup),
+        left_out=left_out,
         dialogues=len(selection.dialogues) if selection else 0,
         scheme=selection.scheme if selection else None,
         splits=selection.splits if selection else None,
@@ -122,7 +124,7 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateAsked] = ()) -> Evaluate
 
 
 def run(
-    recipe: EvaluateRecipe, *, out: Path, gates: Sequence[GateAsked] = (), progress: Progress | None = None
+    recipe: EvaluateRecipe, *, out: Path, gates: Sequence[GateBound] = (), progress: Progress | None = None
 ) -> EvaluateResult:
     """Play every case that is not in the run folder yet, and compute everything from the cases.
 
@@ -148,195 +150,210 @@ def run(
 
 
 async def _run(
-    setup: Setup, out: Path, gates: Sequence[GateAsked], progress: Progress
+    setup: Setup, out: Path, gates: Sequence[GateBound], progress: Progress
 ) -> tuple[MetricsFile, FailureRate]:
-    recipe = setup.recipe
-    files, is_new = case_files(setup), not (out / MANIFEST).is_file()
+    recipe, is_new = setup.recipe, not (out / MANIFEST).is_file()
+    parts = [(part, _unit_file(part, retry_failed=recipe.resume.retry_failed)) for part in setup.parts]
+    for _, file in parts:
+        file.read(out)
     async with AsyncExitStack() as stack:
-        pool = None
-        for file in files:
-            file.read(out)
-        if is_new:
-            # Models come first, so that a recipe that cannot be played leaves no folder behind.
-            pool = await stack.enter_async_context(staged(setup, files))
+        # In a new folder models come first, so that a recipe that cannot be played leaves no folder behind.
+        pool = await stack.enter_async_context(_cast(setup, parts)) if is_new else None
         folder = stack.enter_context(
             RunFolder.open(
-                out,
-                command=COMMAND,
-                recipe=recipe.resolved(),
-                operational=recipe.OPERATIONAL,
-                inputs=_inputs(setup),
+                out, command="evaluate", recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=setup.inputs
             )
         )
         folder.file(METRICS).unlink(missing_ok=True)
-        folder.update_manifest(**_facts(setup))
-        if not is_new and any(file.missing for file in files):
-            pool = await stack.enter_async_context(staged(setup, files))
-        rate = await play_missing(setup, files, pool, folder, progress)
+        folder.update_manifest(
+            conditions=setup.conditions,
+            cases=_case_counts(setup),
+            roles=sorted(setup.playing),
+            flags={suite: list(flags) for suite, flags in setup.flags.items()},
+        )
+        if not is_new and any(file.missing for _, file in parts):
+            pool = await stack.enter_async_context(_cast(setup, parts))
+        rate = await _play(setup, parts, pool, folder, progress)
         metrics = _compute(setup, folder, gates)
         if rate.is_passed:
             folder.close("stopped")
         return metrics, rate
 
 
-# ---------------------------------------------------------------- checks
+def _case_counts(setup: Setup) -> dict[str, int]:
+    return {part.file.name: len(part.work.units) for part in setup.parts}
 
 
-def _checked(recipe: EvaluateRecipe, gates: Sequence[GateAsked]) -> Setup:
+# ---------------------------------------------------------------- playing
+
+
+def _unit_file(part: Part, *, retry_failed: bool) -> UnitFile[Unit, Case]:
+    return UnitFile(
+        part.file.path,
+        part.file.kind,
+        [(unit.id, unit) for unit in part.work.units],
+        is_failed=_is_failed,
+        is_retried=_is_failed if retry_failed else None,
+        timed_as="case",
+        timed_in={"file": part.file.name},
+        asks_models=bool(part.work.roles),
+    )
+
+
+def _is_failed(case: Case) -> bool:
+    """Return whether a case counts for ``max_failure_rate``; what a file of predictions lacks was not asked for."""
+    return any(kind != MISSING for _, kind in case.failures())
+
+
+@asynccontextmanager
+async def _cast(setup: Setup, parts: Sequence[PlayedPart]) -> AsyncIterator[ModelPool]:
+    """Load the models that missing cases need, tell the files what plays them, and release the models at the end.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what its role needs.
+    """
+    recipe = setup.recipe
+    missing = [(part, file) for part, file in parts if file.missing]
+    roles = {role for part, _ in missing for role in part.work.roles}
+    chat = {role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
+    async with ModelPool(recipe.executor, recipe.budget) as pool:
+        await pool.prepare(chat)
+        casting = Casting(
+            pool,
+            recipe.models.bindings(),
+            recipe.prompts.model_dump(),
+            recipe.settings.max_attempts,
+            setup.taxonomy,
+            recipe.strategist.readout,
+        )
+        done = {part.file.name: file.done for part, file in parts}
+        for part, file in missing:
+            file.play = part.work.prepare(casting, done)
+        yield pool
+
+
+async def _play(
+    setup: Setup, parts: Sequence[PlayedPart], pool: ModelPool | None, folder: RunFolder, progress: Progress
+) -> FailureRate:
+    """Play what is missing; every file is sorted at the end, whatever happens.
+
+    Returns:
+        The failure rate of all cases, not judged yet: the metrics of the others are worth computing.
+    """
+
+    def write_beside() -> None:
+        """Write what follows from the cases: why some have no value, and what critics made of the dialogues."""
+        failed: list[FailedCase] = []
+        for part, file in parts:
+            failed += [
+                FailedCase(suite=part.suite.name, id=case.id, stage=stage, kind=kind)
+                for case in file.records
+                for stage, kind in case.failures()
+            ]
+            if part.file.example is not None and file.records:
+                write_records(folder.path / f"examples/{part.file.name}.jsonl", map(part.file.example, file.records))
+        write_records(folder.path / "failures.jsonl", failed)
+
+    rate = FailureRate(
+        setup.recipe.max_failure_rate,
+        MIN_CASES_FOR_RATE,
+        "cases",
+        "resume.retry_failed",
+        failed="failed or are unscored",
+        hopeless=HOPELESS,
+    )
+    try:
+        await play_units(
+            [file for _, file in parts],
+            folder,
+            executor=AsyncioExecutor(setup.recipe.concurrency.cases),
+            rate=rate,
+            progress=progress,
+            settled=write_beside,
+        )
+    finally:
+        if pool is not None:
+            folder.book(pool.spent())
+            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
+    return rate
+
+
+# ---------------------------------------------------------------- checking and computing
+
+
+def _checked(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> Setup:
     """Return the set-up, after everything that can be refused before a model is called."""
     _references(recipe)
-    if gates or recipe.gates:
-        from esckit.evaluate.gates import require_gates
-        from esckit.evaluate.measurement import Scales
+    bounds = _bounds(recipe, gates)
+    if bounds:
+        from esckit.evaluate.measurement import known_metrics, require_gates
 
-        bounds = _bounds(recipe, gates)
         # First by name alone, which tells of a slip before the inputs are looked for.
-        require_gates(bounds, Scales(recipe, _ANY, _ANY).known(), recipe.suites)
-    require_runs(recipe, idle=_idle(recipe))
+        require_gates(bounds, known_metrics(recipe, _ANY), recipe.suites)
     setup = set_up(recipe)
-    _prompts(setup)
-    if gates or recipe.gates:
-        require_gates(bounds, setup.scales().known(), recipe.suites)
+    if bounds:
+        require_gates(bounds, known_metrics(recipe, setup.strategies), recipe.suites)
     if recipe.reliability is not None:
         from esckit.evaluate.reliability import require_known_cases
 
-        require_known_cases(recipe, {work.suite: {unit.id for unit in work.units} for work in setup.works})
+        require_known_cases(recipe, {part.suite.name: {unit.id for unit in part.work.units} for part in setup.parts})
     if recipe.compare_to is not None:
         other = Path(recipe.compare_to)
-        _comparable(setup, other)
+        is_comparable(setup, other)
         if not (other / METRICS).is_file():
             log.warning("%s is not finished: only the cases that are there are compared", other)
     return setup
 
 
-def _idle(recipe: EvaluateRecipe) -> set[str]:
-    """Return the fields that the chosen suites do not look at."""
-    suites = {f"settings.{suite}" for suite in EvaluateSettings.model_fields if suite not in recipe.suites}
-    return suites | {f"models.{role}" for role in recipe.models.bindings() if role not in recipe.roles()}
+def _bounds(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> list[GateBound]:
+    return [*(GateBound(metric, bound) for metric, bound in recipe.gates.items()), *gates]
 
 
-def _bounds(recipe: EvaluateRecipe, gates: Iterable[GateAsked]) -> list[GateBound]:
-    from esckit.evaluate.gates import GateBound
-
-    own = [GateBound(metric, bound) for metric, bound in recipe.gates.items()]
-    return [*own, *(GateBound(gate.metric, gate.bound, gate.side) for gate in gates)]
-
-
-def _comparable(setup: Setup, other: Path) -> bool:
-    """Return whether two runs may be tested against each other.
-
-    Raises:
-        DataError: If they may not, and the recipe does not force it.
-    """
-    manifest = read_manifest(other)
-    if manifest["command"] != COMMAND:
-        raise DataError(f"a run of {manifest['command']!r}", path=str(other), expected=f"one of {COMMAND!r}")
-    theirs = manifest.get("conditions") or {}
-    shared = [suite for suite in setup.conditions if suite in theirs]
-    if not shared:
-        raise DataError(
-            f"none of the suites {', '.join(setup.conditions)} in it", path=str(other), expected="a suite in common"
-        )
-    from esckit.evaluate.compare import require_comparable
-
-    try:
-        require_comparable(
-            {suite: setup.conditions[suite] for suite in shared},
-            {suite: theirs[suite] for suite in shared},
-            other=str(other),
-        )
-    except DataError:
-        if not setup.recipe.statistics.force_compare:
-            raise
-        return False
-    return True
-
-
-def _inputs(setup: Setup) -> dict[str, Any]:
-    """Return what the recipe only names and the cases depend on: they are gone on with only while it is the same."""
-    data = {"data": setup.material.merged.facts()} if setup.recipe.data is not None else {}
-    return {**data, "prompts": _prompts(setup), "inputs": setup.inputs}
-
-
-def _facts(setup: Setup) -> dict[str, Any]:
-    """Return what else the manifest says beside the recipe."""
-    return {
-        "conditions": setup.conditions,
-        "cases": {work.file: len(work.units) for work in setup.works},
-        "roles": sorted(playing(setup.works)),
-        "flags": {suite: list(flags) for suite, flags in setup.flags.items()},
-    }
-
-
-def _prompts(setup: Setup) -> dict[str, str]:
-    """Return the identity of every role's prompts."""
-    recipe, prompts = setup.recipe, setup.recipe.prompts
-    roles = recipe.roles()
-    named = {"seeker": (prompts.seeker, "seeker"), "turn_judge": (prompts.turn_judge, "rubric critic")}
-    shown = {"supporter": role_prompt("supporter", prompts.supporter).identity} if "supporter" in roles else {}
-    shown |= {role: load_prompt(*asked).identity for role, asked in named.items() if role in roles}
-    if "dialogue" in recipe.suites and recipe.settings.dialogue.ppdpp_compat:
-        shown["supporter"] = ", ".join(dict.fromkeys((shown["supporter"], supporter_prompt(recipe).identity)))
-    if "strategist" in roles and part_of("strategist", roles["strategist"]) == "chat" and setup.taxonomy is not None:
-        shown["strategist"] = role_prompt("strategist", prompts.strategist, taxonomy=setup.taxonomy).identity
-    if "critic" in roles:
-        shown["critic"] = ", ".join(critic_prompts(recipe).values())
-    if "judge" in roles:
-        judged = {"pairwise": (prompts.judge_pairwise, "pair judge"), "safety": (prompts.judge_reply, "reply judge")}
-        shown["judge"] = ", ".join(load_prompt(*judged[suite]).identity for suite in judged if suite in recipe.suites)
-    return shown
-
-
-# ---------------------------------------------------------------- computing
-
-
-def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateAsked]) -> MetricsFile:
+def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateBound]) -> MetricsFile:
     """Compute everything from the cases on disk."""
-    from esckit.evaluate.gates import judge_gates
-    from esckit.evaluate.measurement import measure
-    from esckit.metrics.rows import MetricsFile
+    from esckit.evaluate.measurement import compare, judge_gates, known_metrics, measure
+    from esckit.metrics.rows import Comparison, MetricsFile
 
-    recipe, scales = setup.recipe, setup.scales()
-    files: Files = {work.file: list(read_cases(folder.path, work.file, work.kind).values()) for work in setup.works}
+    recipe = setup.recipe
+    files = {
+        part.file.name: list(latest(folder.path / part.file.path, part.file.kind).values()) for part in setup.parts
+    }
     _warn_of_unscored(files, recipe.statistics.min_coverage)
-    rows = measure(scales, files, setup.flags)
+    rows = measure(setup, files)
     if recipe.reliability is not None:
         from esckit.evaluate.reliability import reliability
 
-        rows += reliability(scales, files, setup.flags)
-    comparisons = _comparisons(setup, scales, files) if recipe.compare_to is not None else []
-    bounds = _bounds(recipe, gates)
+        rows += reliability(recipe, files, setup.flags)
+    comparisons: list[Comparison] = []
+    if recipe.compare_to is not None:
+        other = Path(recipe.compare_to)
+        theirs = {
+            part.file.name: list(found.values())
+            for part in setup.parts
+            if (found := latest(other / part.file.path, part.file.kind))
+        }
+        comparisons = compare(setup, files, theirs, other=str(other), tests=is_comparable(setup, other))
+    known = known_metrics(recipe, setup.strategies)
     return MetricsFile(
         run=folder.id,
-        suites=tuple(dict.fromkeys(work.suite for work in setup.works)),
+        suites=tuple(suite.name for suite in recipe.chosen),
         metrics=tuple(rows),
         comparisons=tuple(comparisons),
-        gates=tuple(judge_gates(bounds, rows, scales.known(), gates_on=recipe.statistics.gates_on)),
+        gates=tuple(judge_gates(_bounds(recipe, gates), rows, known, gates_on=recipe.statistics.gates_on)),
         references=_references(recipe),
     )
 
 
-def _warn_of_unscored(files: Files, min_coverage: float) -> None:
+def _warn_of_unscored(files: Mapping[str, Sequence[Case]], min_coverage: float) -> None:
     """Warn of files of cases in which more failed than coverage allows, with the reasons."""
     for file, cases in files.items():
-        kinds = [kinds for case in cases if (kinds := failure_kinds(case))]
-        if len(kinds) > (1 - min_coverage) * len(cases):
-            reasons = Counter(kind for found in kinds for kind in dict.fromkeys(found))
+        failed = [kinds for case in cases if (kinds := {kind for _, kind in case.failures()})]
+        if len(failed) > (1 - min_coverage) * len(cases):
+            reasons = Counter(kind for kinds in failed for kind in kinds)
             shown = ", ".join(f"{kind} {n}" for kind, n in sorted(reasons.items()))
             log.warning(
-                "%s: %d of %d cases are unscored, in whole or in part (%s)", file, len(kinds), len(cases), shown
+                "%s: %d of %d cases are unscored, in whole or in part (%s)", file, len(failed), len(cases), shown
             )
-
-
-def _comparisons(setup: Setup, scales: Scales, files: Files) -> list[Comparison]:
-    from esckit.evaluate.measurement import compare
-
-    other = Path(str(setup.recipe.compare_to))
-    tests = _comparable(setup, other)
-    theirs: Files = {
-        work.file: list(found.values()) for work in setup.works if (found := read_cases(other, work.file, work.kind))
-    }
-    return compare(scales, files, theirs, other=str(other), tests=tests)
 
 
 def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
@@ -345,8 +362,6 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
     Raises:
         ConfigError: If one that is named is unknown.
     """
-    from esckit.report.published import load_references
-
     known = load_references()
     if recipe.references is not None:
         return tuple(known.table(name).id for name in recipe.references)

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple
 
-from esckit.config.sections import CheckpointBinding
+from esckit.config.load import require_runs
+from esckit.config.sections import CheckpointBinding, RoleOptions
 from esckit.data.splits import LeakageRules
 from esckit.errors import ConfigError, DataError
-from esckit.evaluate.conditions import conditions, model_fields, model_of
-from esckit.evaluate.lineage import family_of, leakage_flags, run_folder, run_of
-from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.suites.dialogue import dialogue_work
-from esckit.evaluate.suites.pairwise import pairwise_work
-from esckit.evaluate.suites.response import response_work
-from esckit.evaluate.suites.reward import reward_inputs, reward_work
-from esckit.evaluate.suites.safety import safety_work
-from esckit.evaluate.suites.strategy import strategy_taxonomy, strategy_work, tree_steps
-from esckit.evaluate.suites.suite import Material, Predictions, Work
+from esckit.evaluate.leakage import leakage_flags, run_folder, run_of
+from esckit.evaluate.recipe import SUITES, EvaluateRecipe
+from esckit.evaluate.suite import CaseFile, Material, Suite, Work, model_fields
+from esckit.evaluate.suites.dialogue import critic_prompts, supporter_prompt
 from esckit.records import digest, file_sha256
-from esckit.roles.pool import checkpoint_ids, look_up
+from esckit.roles.cast import role_prompt
+from esckit.roles.pool import checkpoint_ids, look_up, part_of
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy
 
-if TYPE_CHECKING:
-    from esckit.evaluate.measurement import Scales
-    from esckit.play.futures import RewardInputs
-
-
 log = logging.getLogger(__name__)
-
 
 SELF_JUDGED = "self_judged"
 
-_READING_FILES = frozenset({"strategy", "response", "pairwise"})
+SHOWN_DIFFERENCES = 5
 
-_JUDGING = {"pairwise": "judge", "safety": "judge", "dialogue": "turn_judge"}
+
+class GateBound(NamedTuple):
+    """What a user asks of a metric.
+
+    Attributes:
+        side: ``under`` fails below the bound, ``over`` above it; None takes the side from the metric.
+    """
+
+    metric: str
+    bound: float
+    side: Literal["under", "over"] | None = None
+
+
+class Part(NamedTuple):
+    """One file of cases of an evaluation: the suite that it belongs to, and what is to be played."""
+
+    suite: Suite
+    file: CaseFile
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +54,30 @@ class Setup:
     """Everything that is known of an evaluation before it begins.
 
     Attributes:
-        works: Files of cases, in the order they are played.
+        parts: The files of cases, in the order in which they are played.
         taxonomy: Of the strategies that are predicted; None where no suite has any.
-        strategies: Taxonomy of the suite ``strategy``; empty where it is not run.
         flags: Per suite, what every one of its rows carries.
         conditions: Per suite, what must be equal for two runs to be compared.
-        inputs: Identity of every checkpoint and file that the cases depend on.
+        inputs: Identity of everything that the cases depend on beside the recipe.
     """
 
     recipe: EvaluateRecipe
     material: Material
-    works: tuple[Work, ...]
+    parts: tuple[Part, ...]
     taxonomy: Taxonomy | None
-    strategies: tuple[str, ...]
     flags: dict[str, tuple[str, ...]]
     conditions: dict[str, dict[str, Any]]
-    inputs: dict[str, str]
+    inputs: dict[str, Any]
 
-    def scales(self) -> Scales:
-        """Return what metrics are told beside the cases."""
-        from esckit.evaluate.measurement import Scales
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names of the strategies in taxonomy order; empty without a taxonomy."""
+        return self.taxonomy.names if self.taxonomy is not None else ()
 
-        told = "dialogue" in self.recipe.suites and self.recipe.settings.dialogue.strategy == "predicted"
-        spoken = self.taxonomy.names if told and self.taxonomy else ()
-        return Scales(self.recipe, self.strategies, spoken)
+    @property
+    def playing(self) -> set[str]:
+        """The roles that are asked anything."""
+        return {role for part in self.parts for role in (*part.work.roles, *part.work.calls)}
 
 
 def set_up(recipe: EvaluateRecipe) -> Setup:
@@ -78,149 +86,102 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
     Raises:
         EsckitError: If data, predictions or checkpoints are wrong or not there, or a leakage rule is broken.
     """
+    idle = {f"settings.{suite.name}" for suite in SUITES if suite not in recipe.chosen}
+    require_runs(recipe, idle=idle | {f"models.{role}" for role in recipe.models.bindings().keys() - recipe.roles()})
     look_up(recipe.roles().values())
-    material = Material.of(recipe)
-    predictions = _predictions(recipe, material)
-    futures = reward_inputs(recipe) if "reward" in recipe.suites else None
-    works = _works(recipe, material, predictions, futures)
-    _warn_of_idle(recipe, works)
-    needs_strategies = "strategist" in recipe.roles() or recipe.settings.response.strategy == "gold"
-    taxonomy = material.taxonomy
-    if needs_strategies and taxonomy is None and "strategy" not in recipe.suites:
+    material = Material(recipe)
+    parts = tuple(
+        Part(suite, file, file.work(material))
+        for suite in recipe.chosen
+        for file in suite.files
+        if file.is_wanted(recipe)
+    )
+    own = next((found for suite in recipe.chosen if (found := suite.taxonomy(material)) is not None), None)
+    taxonomy = own or material.taxonomy
+    reads_labels = any(suite.reads_labels(recipe) for suite in recipe.chosen)
+    if taxonomy is None and ("strategist" in recipe.roles() or reads_labels):
         raise ConfigError("strategies of an unknown taxonomy", expected="taxonomy: NAME, or a labelled corpus")
-    own = strategy_taxonomy(recipe, material) if "strategy" in recipe.suites else None
-    return Setup(
+    conditions = {suite.name: suite.conditions(material) for suite in recipe.chosen}
+    for suite, file, work in parts:
+        cases = digest([unit.id for unit in work.units])
+        conditions[suite.name] |= {f"{file.name}_cases": cases, **work.conditions}
+    data = {"data": material.merged.facts()} if recipe.data is not None else {}
+    setup = Setup(
         recipe=recipe,
         material=material,
-        works=works,
-        taxonomy=own or taxonomy,
-        strategies=own.names if own else (),
-        flags=_flags(recipe, works, futures),
-        conditions=conditions(
-            recipe,
-            works,
-            gold=_labels(taxonomy, material),
-            predicted=_labels(own, material),
-            futures=futures.digests if futures else {},
-        ),
-        inputs=_inputs(recipe, works),
+        parts=parts,
+        taxonomy=taxonomy,
+        flags=_flags(material, parts),
+        conditions=conditions,
+        inputs={**data, "prompts": _prompts(recipe, taxonomy), "inputs": _inputs(recipe, parts)},
     )
+    _warn_of_idle(setup)
+    return setup
 
 
-def _labels(taxonomy: Taxonomy | None, material: Material) -> dict[str, str | None]:
-    """Return what strategies mean: their taxonomy, and the mapping by which the corpus's labels got into it."""
-    mapping = material.merged.mapping if material.data is not None else None
-    return {"taxonomy": taxonomy.digest if taxonomy else None, "mapping": mapping}
-
-
-def _warn_of_idle(recipe: EvaluateRecipe, works: Sequence[Work]) -> None:
-    """Say what the recipe names and nothing will ask: roles, those included whose part a file speaks, and files."""
-    idle = [f"models.{role}" for role in sorted(set(recipe.models.bindings()) - playing(works))]
-    if recipe.predictions is not None and not _READING_FILES & set(recipe.suites):
+def _warn_of_idle(setup: Setup) -> None:
+    """Warn about roles and files that no suite uses."""
+    recipe = setup.recipe
+    idle = [f"models.{role}" for role in sorted(recipe.models.bindings().keys() - setup.playing)]
+    if recipe.predictions is not None and not any("predictions" in suite.sources(recipe) for suite in recipe.chosen):
         idle.append("predictions")
     if idle:
         log.warning("%s: no part in the suites %s", ", ".join(idle), ", ".join(recipe.suites))
 
 
-def playing(works: Iterable[Work]) -> set[str]:
-    """Return the roles that are asked anything."""
-    return {role for work in works for role in (*work.roles, *work.calls)}
-
-
-def _predictions(recipe: EvaluateRecipe, material: Material) -> Predictions | None:
-    if recipe.predictions is None:
-        return None
-    from esckit.predict.predictions import read_predictions
-
-    strategy = recipe.settings.strategy
-    known = material.all_context_ids(strategy.unit) if recipe.data is not None else set()
-    known |= {step.id for step in tree_steps(strategy.trees)}
-    path = Path(recipe.predictions)
-    return read_predictions(path / "predictions.jsonl" if path.is_dir() else path, known)
-
-
-def _works(
-    recipe: EvaluateRecipe, material: Material, predictions: Predictions | None, futures: RewardInputs | None
-) -> tuple[Work, ...]:
-    """Return the files of cases; replies come before the pairs that are made of them."""
-    found: list[Work] = []
-    if "strategy" in recipe.suites:
-        found.append(strategy_work(recipe, material, predictions))
-    if "response" in recipe.suites:
-        found.append(response_work(recipe, material, predictions))
-    if "dialogue" in recipe.suites:
-        found.append(dialogue_work(recipe, material))
-    if "pairwise" in recipe.suites:
-        found.append(pairwise_work(recipe, material, predictions))
-    if futures is not None:
-        found.append(reward_work(recipe, futures))
-    if "safety" in recipe.suites:
-        found += safety_work(recipe)
-    return tuple(found)
-
-
 # ---------------------------------------------------------------- flags
 
 
-def _flags(recipe: EvaluateRecipe, works: Sequence[Work], futures: RewardInputs | None) -> dict[str, tuple[str, ...]]:
+def _flags(material: Material, parts: Sequence[Part]) -> dict[str, tuple[str, ...]]:
     """Return per suite what every row carries; broken leakage rules raise."""
-    found: dict[str, tuple[str, ...]] = {}
-    for work in works:
-        flags = list(_leakage(recipe, work))
-        if _is_self_judged(recipe, work):
-            flags.append(SELF_JUDGED)
-        found[work.suite] = tuple(dict.fromkeys((*found.get(work.suite, ()), *flags)))
-    return found
+    found: dict[str, dict[str, None]] = {}
+    for part in parts:
+        flags = found.setdefault(part.suite.name, {})
+        flags |= dict.fromkeys(_leakage(material, part))
+        if _is_self_judged(material.recipe, part):
+            flags[SELF_JUDGED] = None
+    return {suite: tuple(flags) for suite, flags in found.items()}
 
 
-def _leakage(recipe: EvaluateRecipe, work: Work) -> tuple[str, ...]:
-    """Return the leakage flags of a suite; probes are in no corpus."""
-    if work.suite == "safety":
+def _leakage(material: Material, part: Part) -> tuple[str, ...]:
+    """Return the leakage flags of a file of cases; probes are in no corpus."""
+    if part.suite.family is None:
         return ()
-    settings, data = recipe.settings, recipe.data
-    scheme = family_of(data.model_dump()) if data is not None else None
-    if work.suite == "reward":
-        scheme = _family_of_runs(settings.reward.inputs)
-    elif work.suite == "strategy" and settings.strategy.source == "expanded":
-        scheme = _family_of_runs(settings.strategy.trees)
-    bindings = recipe.roles()
+    recipe, bindings = material.recipe, material.recipe.roles()
     runs = {
         role: run_of(binding.checkpoint)
-        for role in work.roles
+        for role in part.work.roles
         if isinstance(binding := bindings.get(role), CheckpointBinding)
     }
-    runs |= _runs_read(recipe, work.suite)
+    data = recipe.data
     rules = LeakageRules(data.allow_overlap, data.allow_cross_family) if data is not None else LeakageRules()
-    return leakage_flags({unit.dialogue_id for unit in work.units}, scheme, runs, rules)
+    evaluated = {unit.dialogue_id for unit in part.work.units}
+    return leakage_flags(evaluated, part.suite.family(material), runs | _runs_read(recipe, part.suite), rules)
 
 
-def _runs_read(recipe: EvaluateRecipe, suite: str) -> dict[str, Path]:
-    """Return the runs whose strategies or replies a suite reads; a file of no run tells nothing of its making."""
-    named = {
-        "predictions": recipe.predictions if suite in _READING_FILES else None,
-        "opponent": recipe.settings.pairwise.opponent if suite == "pairwise" else None,
-    }
+def _runs_read(recipe: EvaluateRecipe, suite: Suite) -> dict[str, Path]:
+    """Return the runs whose strategies or replies a suite reads; a file outside a run says nothing of its making."""
+    named = suite.sources(recipe)
     return {role: run for role, name in named.items() if name and (run := run_folder(name)) is not None}
 
 
-def _family_of_runs(folders: Iterable[str]) -> str | None:
-    """Return the family of splits of the runs whose dialogues are evaluated."""
-    recipes = [read_manifest(run_of(name))["recipe"] for name in folders]
-    return " and ".join(sorted({family_of(recipe.get("data") or {}) for recipe in recipes})) or None
-
-
-def _is_self_judged(recipe: EvaluateRecipe, work: Work) -> bool:
+def _is_self_judged(recipe: EvaluateRecipe, part: Part) -> bool:
     """Return whether the judge of a suite is also the critic, or wrote the replies that it judges."""
     bindings = recipe.models.bindings()
-    judge = bindings.get(_JUDGING.get(work.suite, ""))
+    judge = bindings.get(part.suite.judge or "")
     if judge is None:
         return False
     # Replies from a file are not the bound supporter's.
-    roles = ("critic", "supporter") if "supporter" in work.roles else ("critic",)
-    players = {model_of(bindings[role]) for role in roles if role in bindings}
-    for run in _runs_read(recipe, work.suite).values():
+    roles = ("critic", "supporter") if "supporter" in part.work.roles else ("critic",)
+    players = {_model_of(bindings[role]) for role in roles if role in bindings}
+    for run in _runs_read(recipe, part.suite).values():
         players |= set(_writers(run))
-    return model_of(judge) in players
+    return _model_of(judge) in players
+
+
+def _model_of(binding: RoleOptions) -> str:
+    """Return a digest of which model a binding names, however it is sampled."""
+    return digest(model_fields(binding.model_dump(mode="json")))
 
 
 def _writers(run: Path) -> Iterator[str]:
@@ -236,20 +197,103 @@ def _writers(run: Path) -> Iterator[str]:
 # ---------------------------------------------------------------- inputs
 
 
-def _inputs(recipe: EvaluateRecipe, works: Sequence[Work]) -> dict[str, str]:
-    """Return the identity of what the cases depend on beside the recipe: trained models, predictions, an opponent."""
+def _inputs(recipe: EvaluateRecipe, parts: Sequence[Part]) -> dict[str, str]:
+    """Return the identity of trained models, predictions and opponents that the cases depend on."""
     found = checkpoint_ids(recipe.roles().values())
     if recipe.predictions is not None:
-        found[recipe.predictions] = _identity_of(Path(recipe.predictions))
-    for work in works:
-        if "opponent" in work.conditions:
-            found[str(recipe.settings.pairwise.opponent)] = work.conditions["opponent"]
+        path = Path(recipe.predictions)
+        path = path / "predictions.jsonl" if path.is_dir() else path
+        if not path.is_file():
+            raise DataError("no such file or run folder", path=str(path), expected="predictions, or a run folder")
+        found[recipe.predictions] = file_sha256(path)
+    for suite, _, work in parts:
+        sources = suite.sources(recipe)
+        found |= {str(sources[name]): identity for name, identity in work.conditions.items() if name in sources}
     return found
 
 
-def _identity_of(path: Path) -> str:
-    if path.is_dir():
-        path = path / "predictions.jsonl"
-    if not path.is_file():
-        raise DataError("no such file or run folder", path=str(path), expected="predictions, or a run folder")
-    return file_sha256(path)
+def _prompts(recipe: EvaluateRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:
+    """Return the identity of every role's prompts."""
+    prompts, roles = recipe.prompts, recipe.roles()
+    shown: dict[str, str] = {}
+    if "supporter" in roles:
+        used = {"supporter": role_prompt("supporter", prompts.supporter).identity}
+        # Self-play has a prompt of its own under its compatibility switch.
+        used |= {"self-play": supporter_prompt(recipe).identity} if "seeker" in roles else {}
+        shown["supporter"] = ", ".join(dict.fromkeys(used.values()))
+    shown |= {
+        role: role_prompt(role, name).identity
+        for role, name in (("seeker", prompts.seeker), ("turn_judge", prompts.turn_judge))
+        if role in roles
+    }
+    if "strategist" in roles and part_of("strategist", roles["strategist"]) == "chat" and taxonomy is not None:
+        shown["strategist"] = role_prompt("strategist", prompts.strategist, taxonomy=taxonomy).identity
+    if "critic" in roles:
+        shown["critic"] = ", ".join(critic_prompts(recipe).values())
+    if "judge" in roles:
+        judging = [suite.judge_prompt for suite in recipe.chosen if suite.judge_prompt is not None]
+        shown["judge"] = ", ".join(role_prompt(name, getattr(prompts, name)).identity for name in judging)
+    return shown
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def is_comparable(setup: Setup, other: Path) -> bool:
+    """Return whether two runs may be tested against each other.
+
+    Raises:
+        DataError: If they may not, and the recipe does not force it.
+    """
+    manifest = read_manifest(other)
+    if manifest["command"] != "evaluate":
+        raise DataError(f"a run of {manifest['command']!r}", path=str(other), expected="one of 'evaluate'")
+    theirs = manifest.get("conditions") or {}
+    shared = [suite for suite in setup.conditions if suite in theirs]
+    if not shared:
+        raise DataError(
+            f"none of the suites {', '.join(setup.conditions)} in it", path=str(other), expected="a suite in common"
+        )
+    try:
+        require_comparable(
+            {suite: setup.conditions[suite] for suite in shared},
+            {suite: theirs[suite] for suite in shared},
+            other=str(other),
+        )
+    except DataError:
+        if not setup.recipe.statistics.force_compare:
+            raise
+        return False
+    return True
+
+
+def require_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, other: str) -> None:
+    """Require identical conditions except for the system under test.
+
+    Args:
+        ours: What must be equal: suite settings, data ids, simulator, critic or judge (model, sampling, prompt
+            digests), taxonomy and mapping, tokenisation; may be nested.
+        theirs: The same of the other run.
+        other: Name of the other run.
+
+    Raises:
+        DataError: If anything differs; the message names what.
+    """
+    first, second = dict(_flat(ours)), dict(_flat(theirs))
+    names = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
+    if names:
+        shown = [f"{name} ({first.get(name)!r} here, {second.get(name)!r} there)" for name in names[:SHOWN_DIFFERENCES]]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        raise DataError(
+            f"{other} was evaluated under other conditions: {', '.join(shown)}{more}",
+            expected="runs that differ in the system under test alone",
+            hint="statistics.force_compare: true prints both without tests",
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,20 +1,28 @@
-"""How good a reward model's probabilities are: discrimination, calibration, and order within one context.
+"""How well numbers agree with labels, with rewards and with each other: AUC, calibration, order, ρ and α.
 
-Pure functions on plain sequences: ``p`` are probabilities of the positive class in [0, 1], ``y`` are labels. A function
-whose minimum data are not met returns None, never 0 and never NaN.
-
-The reliability diagram of a reward model as an SVG.
+Functions of plain sequences take ``p``, probabilities of the positive class in [0, 1], and labels ``y``. If the minimum
+data are missing they return None, never 0 and never NaN. Estimators (:class:`esckit.metrics.metric.Estimator`) compute
+the same from resampled cases. Importing this module does not import numpy.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from esckit.metrics.metric import Array, Indices, Stats, Weighted, divide, ratio
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Level = Literal["nominal", "ordinal", "interval"]
 
 _CLIP = 1e-7
 
@@ -116,6 +124,165 @@ def pair_accuracy(p: Sequence[float], rewards: Sequence[Fraction], contexts: Seq
                 sign = (probability - other) * (1 if reward > other_reward else -1)
                 right += 1 if sign > 0 else 0.5 if sign == 0 else 0
     return PairOrder(int(n_pairs), right / n_pairs if n_pairs else None)
+
+
+# ---------------------------------------------------------------- estimators
+
+
+def _groups(values: Sequence[float]) -> tuple[Any, Any]:
+    """Return the order of the values and the first place of every group of equal ones in it."""
+    import numpy as np
+
+    order = np.argsort(values, kind="stable")
+    in_order = np.asarray(values, dtype=np.float64)[order]
+    return order, np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
+
+
+@dataclass(frozen=True, slots=True)
+class PairwiseOrder:
+    """The AUC of (p, y) cases.
+
+    Resampled, it is a quadratic form: the pairs of a positive case of one dialogue and a negative case of another are
+    counted once, and every resample weighs them by how often it holds both dialogues.
+    """
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the AUC, None without both classes."""
+        return auc(*zip(*stats, strict=True)) if stats else None
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the AUC of every resample."""
+        import numpy as np
+
+        if not stats:
+            return np.full(len(draws), np.nan)
+        p, y = zip(*stats, strict=True)
+        order, starts = _groups(p)
+        group = np.repeat(np.arange(len(starts)), np.diff([*starts, len(p)]))
+        units, positive = owner[order], np.asarray(y, dtype=bool)[order]
+        ups, downs = np.zeros((2, len(starts), draws.shape[1]))
+        np.add.at(ups, (group[positive], units[positive]), 1)
+        np.add.at(downs, (group[~positive], units[~positive]), 1)
+        won = ups.T @ (np.cumsum(downs, axis=0) - downs / 2)
+        return divide(((draws @ won) * draws).sum(axis=1), (draws @ ups.sum(axis=0)) * (draws @ downs.sum(axis=0)))
+
+
+def _centred_ranks(values: Sequence[float], weights: Array) -> tuple[Array, Array]:
+    """Return weighted mean ranks minus their mean, (R, N), and the number of different values present, (R,)."""
+    import numpy as np
+
+    order, starts = _groups(values)
+    in_order = weights[:, order]
+    mass = in_order if len(starts) == len(order) else np.add.reduceat(in_order, starts, axis=1)
+    ranks = np.cumsum(mass, axis=1) - mass + (mass + 1) / 2
+    group = np.zeros(len(values), dtype=np.intp)
+    group[order] = np.repeat(np.arange(len(starts)), np.diff([*starts, len(values)]))
+    centred = ranks[:, group] - (weights.sum(axis=1, keepdims=True) + 1) / 2
+    return centred, (mass > 0).sum(axis=1)
+
+
+def rank_correlation(min_values: int) -> Weighted:
+    """Return Spearman's ρ of (first, second) cases; undefined with fewer different seconds, or a single first."""
+
+    def value(stats: Sequence[Stats]) -> float | None:
+        from scipy.stats import spearmanr
+
+        first, second = zip(*stats, strict=True)
+        if len(set(second)) < min_values or len(set(first)) < 2:
+            return None
+        return float(spearmanr(first, second).statistic)
+
+    def weighted(stats: Sequence[Stats], weights: Array) -> Array:
+        import numpy as np
+
+        first, second = zip(*stats, strict=True)
+        one, _ = _centred_ranks(first, weights)
+        other, n_values = _centred_ranks(second, weights)
+        spread = np.sqrt((weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1))
+        return np.where(n_values >= min_values, divide((weights * one * other).sum(axis=1), spread), np.nan)
+
+    return Weighted(value, weighted)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOrder:
+    """The share of rightly ordered candidate pairs; statistics are (context, p, reward).
+
+    A context lies in one dialogue, so its pairs are counted once and add up over the dialogues that a resample holds.
+    """
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return the share, None without a pair."""
+        if not stats:
+            return None
+        contexts, p, rewards = zip(*stats, strict=True)
+        return pair_accuracy(p, rewards, contexts).share
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the share of every resample."""
+        import numpy as np
+
+        # Two systems that are swapped share their contexts; only within a unit are candidates each other's.
+        members: dict[int, list[Stats]] = {}
+        for entry, unit in zip(stats, owner.tolist(), strict=True):
+            members.setdefault(unit, []).append(entry)
+        sums = np.zeros((draws.shape[1], 2))
+        for unit, entries in members.items():
+            contexts, p, rewards = zip(*entries, strict=True)
+            found = pair_accuracy(p, rewards, contexts)
+            sums[unit] = ((found.share or 0.0) * found.n_pairs, found.n_pairs)
+        return ratio(draws @ sums)
+
+
+# ---------------------------------------------------------------- raters
+
+
+def alpha(counts: npt.NDArray[np.int64], values: Sequence[float], level: Level) -> float | None:
+    """Return Krippendorff's α, ≤ 1; None without pairable labels or expected disagreement.
+
+    Args:
+        counts: (units, labels), how many raters gave a unit each label.
+        values: The labels' numeric values, ascending.
+        level: ``nominal``, ``ordinal`` or ``interval``.
+    """
+    import krippendorff
+
+    pairable = counts[counts.sum(axis=1) >= 2]
+    if not len(pairable) or (pairable.sum(axis=0) > 0).sum() < 2:
+        return None
+    return float(krippendorff.alpha(value_counts=pairable, value_domain=list(values), level_of_measurement=level))
+
+
+def rater_alpha(level: Level) -> Weighted:
+    """Return α over the labels that raters gave each unit; a value between two levels (a median) is a label as well."""
+
+    def table(stats: Sequence[Stats]) -> tuple[npt.NDArray[np.int64], list[float]]:
+        import numpy as np
+
+        domain = sorted({label for labels in stats for label in labels})
+        return np.array([[labels.count(label) for label in domain] for labels in stats], dtype=np.int64), domain
+
+    def value(stats: Sequence[Stats]) -> float | None:
+        return alpha(*table(stats), level)
+
+    def weighted(stats: Sequence[Stats], weights: Array) -> Array:
+        import numpy as np
+
+        counts, domain = table(stats)
+        found = [alpha(np.repeat(counts, row.astype(int), axis=0), domain, level) for row in weights]
+        return np.array([np.nan if entry is None else entry for entry in found])
+
+    return Weighted(value, weighted)
+
+
+def majority(labels: Sequence[int], level: Level) -> float | None:
+    """Return the most frequent label; among several the median of all labels, for ``nominal`` none."""
+    ranked = Counter(labels).most_common()
+    if not ranked:
+        return None
+    if len(ranked) == 1 or ranked[0][1] > ranked[1][1]:
+        return float(ranked[0][0])
+    return None if level == "nominal" else statistics.median(map(float, labels))
 
 
 def reliability_svg(calibration: Mapping[str, Any], *, title: str) -> str:

@@ -1,4 +1,6 @@
-"""Preference bias B: how unevenly a strategist's errors fall on strategies (Kang et al., ACL 2024).
+"""Values of confusion matrices: accuracy, F1, entropy, KL divergence and the preference bias B.
+
+Preference bias B says how unevenly a strategist's errors fall on strategies (Kang et al., ACL 2024).
 
 With w_ij the cases predicted i where gold is j (i ≠ j), strategy preferences p are the Bradley-Terry fixed point of
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from esckit.metrics.metric import Array, divide
 
-TOLERANCE = 1e-10
+_TOLERANCE = 1e-10
 
 MAX_SWEEPS = 10_000
 
@@ -65,7 +67,7 @@ def _iterate(wins: Array, occurs: npt.NDArray[np.bool_], max_sweeps: int) -> Arr
         before = p[running]
         after = _sweep(wins[running], occurs[running], before)
         p[running] = after
-        running = running[np.abs(np.log(after) - np.log(before)).max(axis=1) >= TOLERANCE]
+        running = running[np.abs(np.log(after) - np.log(before)).max(axis=1) >= _TOLERANCE]
         if not len(running):
             break
     if max_sweeps == MAX_SWEEPS:

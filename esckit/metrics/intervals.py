@@ -1,9 +1,9 @@
-"""Intervals and tests that need no resampling plan: Wilson, percentiles, jackknife, McNemar, sign flips, Holm.
+"""Intervals, tests and resampling plans: pure functions of numbers.
 
-Which dialogues each resample holds: one plan per suite, shared by all its metrics.
-
-Draws come from :class:`random.Random` seeded by (run seed, purpose, suite) alone, so that two people with one recipe
-get one interval. A drawn dialogue brings all its cases.
+Wilson, percentile and jackknife intervals; McNemar's, permutation and sign-flip tests; Holm's adjustment. A plan says
+which dialogues each resample holds, and one plan serves all metrics of a suite. Its draws come from
+:class:`random.Random`, seeded by run seed, purpose and suite alone: the same recipe gives the same intervals. A drawn
+dialogue brings all its cases.
 """
 
 from __future__ import annotations
@@ -39,11 +39,6 @@ class Bounds(NamedTuple):
     high: float
 
 
-def z_score(level: float) -> float:
-    """Return the two-sided normal quantile of a confidence level; 1.959963984540054 for 0.95."""
-    return NormalDist().inv_cdf((1 + level) / 2)
-
-
 def wilson(successes: float, n: float, *, level: float = 0.95) -> Bounds:
     """Return Wilson's interval for a share of ``n`` ≥ 1 independent cases; both counts are whole numbers."""
     from scipy.stats import binomtest
@@ -76,6 +71,12 @@ def jackknife_error(left_out: Array) -> float:
     """Return the delete-one standard error: SE² = ((n−1)/n)·Σ(x₋ᵢ − mean)²."""
     n = len(left_out)
     return math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
+
+
+def jackknife_interval(value: float, left_out: Array, *, level: float = 0.95) -> Bounds:
+    """Return the normal interval around ``value`` with the jackknife's standard error."""
+    half = NormalDist().inv_cdf((1 + level) / 2) * jackknife_error(left_out)
+    return Bounds(value - half, value + half)
 
 
 def two_sided_binomial(first: int, second: int) -> float:

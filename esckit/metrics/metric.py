@@ -1,28 +1,30 @@
-"""The metric seam: small numbers per case, and one number from any selection of them.
+"""The metric seam: small numbers per case, and one value from any selection of cases.
 
-A corpus-level metric is no mean of case values, so a metric has two steps. ``collect`` turns a case into statistics;
-an estimator turns statistics into the value, once for the cases as they are (``finish``) and many times for resampled
-ones (``replay``). Bootstrap, jackknife and permutation only replay: no model is called twice.
+A corpus-level metric is not the mean of case values, so a metric has two steps. ``collect`` turns a case into
+statistics. An estimator turns statistics into the value: once for the cases as they are (``finish``) and many times
+for resampled cases (``replay``). Bootstrap, jackknife and permutation only replay; no model is called again.
+
+Importing this module does not import numpy, so that suites can declare their metrics in a dry run.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from esckit.errors import DataError
 
-Array = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Indices = npt.NDArray[np.intp]
+Array: TypeAlias = "npt.NDArray[np.float64]"
+
+Indices: TypeAlias = "npt.NDArray[np.intp]"
 
 Stats = tuple[Any, ...]
-
-Need = Literal["reference", "episode", "judge", "scorer", "strategy"]
 
 IntervalMethod = Literal["wilson", "bootstrap", "jackknife", "none"]
 
@@ -34,7 +36,7 @@ _BLOCK = 500_000
 
 
 class Unscored(NamedTuple):
-    """A case without a value, and why.
+    """Why a case has no value.
 
     Attributes:
         reason: The word under which it is counted.
@@ -74,7 +76,6 @@ class Facts:
         minimum: The data without which there is no value, in words.
         interval: How its interval is made.
         test: How two runs are compared on it.
-        needs: What a case must bring along.
         counts: Names of the sums that are printed beside the value.
         undefined: Why there is no value although the minimum is met.
         no_interval: Why there is no interval, where ``interval`` is ``none``.
@@ -89,12 +90,16 @@ class Facts:
     minimum: str = "1 case"
     interval: IntervalMethod = "bootstrap"
     test: Test = "permutation"
-    needs: frozenset[Need] = frozenset()
     counts: tuple[str, ...] = ()
     undefined: str | None = None
     no_interval: str | None = None
     variant_of: str | None = None
     tokenizer: str | None = None
+
+
+def not_estimated(name: str, unit: str, why: str, **facts: Any) -> Facts:
+    """Return the facts of a number that estimates nothing, such as a count: it has no interval and no test."""
+    return Facts(name, unit, **{"range": (0.0, None), "interval": "none", "no_interval": why, "test": "none", **facts})
 
 
 class Estimator(Protocol):
@@ -153,12 +158,17 @@ class Sums:
 
     def finish(self, stats: Sequence[Stats]) -> float | None:
         """Return the value of the summed statistics."""
+        import numpy as np
+
         if not stats:
             return None
-        return defined(self.value(np.asarray(stats, dtype=np.float64).sum(axis=0, keepdims=True))[0])
+        value = self.value(np.asarray(stats, dtype=np.float64).sum(axis=0, keepdims=True))[0]
+        return None if np.isnan(value) else float(value)
 
     def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
         """Return the value of every resample: one matrix product over sums per unit."""
+        import numpy as np
+
         if not stats:
             return np.full(len(draws), np.nan)
         table = np.asarray(stats, dtype=np.float64)
@@ -185,6 +195,8 @@ class Weighted:
 
     def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
         """Return the value of every resample, in blocks that fit the memory."""
+        import numpy as np
+
         if not stats:
             return np.full(len(draws), np.nan)
         rows = max(1, _BLOCK // len(stats))
@@ -192,13 +204,10 @@ class Weighted:
         return np.concatenate(blocks)
 
 
-def defined(value: float) -> float | None:
-    """Return a number as a float, and NaN as None."""
-    return None if np.isnan(value) else float(value)
-
-
 def divide(above: Array, below: Array) -> Array:
     """Return the quotient, NaN where the divisor is not positive."""
+    import numpy as np
+
     return np.asarray(np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0))
 
 
@@ -209,6 +218,8 @@ def ratio(sums: Array) -> Array:
 
 RATIO = Sums(ratio, proportion=True)
 
+FIRST = Sums(lambda sums: sums[:, 0])
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -216,14 +227,12 @@ class Collected:
 
     Attributes:
         stats: Per case that has any.
-        case_ids: The cases, in the same order.
         dialogue_ids: Their dialogues, in the same order.
         n: Scored cases.
         unscored: Unscored cases by reason.
     """
 
     stats: tuple[Stats, ...]
-    case_ids: tuple[str, ...]
     dialogue_ids: tuple[str, ...]
     n: int
     unscored: dict[str, int]
@@ -235,6 +244,8 @@ class Collected:
 
     def owner(self, units: dict[str, int]) -> Indices:
         """Return the unit index of every case."""
+        import numpy as np
+
         return np.array([units[name] for name in self.dialogue_ids], dtype=np.intp)
 
 
@@ -244,8 +255,9 @@ def collect(metric: Metric[C], cases: Sequence[C]) -> Collected:
     Raises:
         DataError: If two cases have one id.
     """
-    kept: list[tuple[Stats, str, str]] = []
-    unscored: dict[str, int] = {}
+    stats: list[Stats] = []
+    dialogue_ids: list[str] = []
+    unscored: Counter[str] = Counter()
     seen: set[str] = set()
     n = 0
     for case in cases:
@@ -253,14 +265,12 @@ def collect(metric: Metric[C], cases: Sequence[C]) -> Collected:
             raise DataError(f"case {case.id!r} twice", expected="every case once")
         seen.add(case.id)
         found = metric.collect(case)
-        if found is None:
-            continue
         if isinstance(found, Unscored):
-            unscored[found.reason] = unscored.get(found.reason, 0) + 1
-            if found.stats is not None:
-                kept.append((found.stats, case.id, case.dialogue_id))
-        else:
+            unscored[found.reason] += 1
+            found = found.stats
+        elif found is not None:
             n += 1
-            kept.append((found, case.id, case.dialogue_id))
-    stats, case_ids, dialogue_ids = tuple(zip(*kept, strict=True)) if kept else ((), (), ())
-    return Collected(stats, case_ids, dialogue_ids, n, unscored)
+        if found is not None:
+            stats.append(found)
+            dialogue_ids.append(case.dialogue_id)
+    return Collected(tuple(stats), tuple(dialogue_ids), n, dict(unscored))

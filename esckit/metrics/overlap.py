@@ -1,12 +1,22 @@
-"""Text overlap of one reply and one reference, and counts of n-grams: pure functions on tokens."""
+"""Text overlap of a reply and its reference, corpus BLEU, and Distinct-n: functions on tokens.
+
+Importing this module does not import numpy.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from esckit.metrics.metric import Array, Indices, Stats, divide
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Tokens = tuple[str, ...]
 
@@ -26,6 +36,21 @@ def bleu_stats(reply: Tokens, reference: Tokens, order: int) -> tuple[float, ...
         matches.append(float((found & ngrams(reference, n)).total()))
         totals.append(float(found.total()))
     return (*matches, *totals, float(len(reply)), float(len(reference)))
+
+
+def bleu_from_sums(sums: Array) -> Array:
+    """Return corpus BLEU of (R, 2N + 2) sums: matches 1..N, totals 1..N, reply and reference lengths.
+
+    100·BP·exp((1/N)·Σ ln P_n), P_n floored at 1e-12; undefined without an n-gram of order N.
+    """
+    import numpy as np
+
+    order = (sums.shape[1] - 2) // 2
+    matches, totals = sums[:, :order], sums[:, order : 2 * order]
+    reply, reference = sums[:, -2], sums[:, -1]
+    precisions = np.maximum(divide(matches, totals), 1e-12)
+    brevity = np.exp(np.minimum(0.0, 1 - divide(reference, reply)))
+    return np.asarray(100 * brevity * np.exp(np.log(precisions).mean(axis=1)))
 
 
 class _AsGiven:
@@ -97,3 +122,71 @@ def _longest_run(
             if best is None or (-length, *run[:2]) < (-best[2], *best[:2]):
                 best = run
     return best
+
+
+@dataclass(frozen=True, slots=True)
+class DistinctShare:
+    """Distinct-n: different n-grams over all n-grams of all replies together.
+
+    Resampling with replacement repeats texts and pushes Distinct down, so its interval is a delete-one-dialogue
+    jackknife; permutations only swap texts between two systems. A case's statistics are its number of n-grams, of
+    different ones, and the counts themselves.
+    """
+
+    scale: float = 100.0
+
+    def finish(self, stats: Sequence[Stats]) -> float | None:
+        """Return scale · different n-grams / all n-grams, None without any n-gram."""
+        different: set[Ngram] = set()
+        total = 0
+        for n_all, _, counts in stats:
+            different.update(counts)
+            total += n_all
+        return self.scale * len(different) / total if total else None
+
+    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
+        """Return the value of every selection of dialogues, NaN without any n-gram."""
+        import numpy as np
+
+        n_units = draws.shape[1]
+        holders: dict[Ngram, dict[int, None]] = {}
+        totals = np.zeros(n_units)
+        for (n_all, _, counts), unit in zip(stats, owner.tolist(), strict=True):
+            totals[unit] += n_all
+            for ngram in counts:
+                holders.setdefault(ngram, {})[unit] = None
+        present = (draws > 0).astype(np.float32)
+        # Most n-grams occur in one dialogue only: these are there exactly when it is, so they add up.
+        alone = np.zeros(n_units, dtype=np.float32)
+        for units in holders.values():
+            if len(units) == 1:
+                alone[next(iter(units))] += 1
+        different = present @ alone + _shared_counts(
+            [list(units) for units in holders.values() if len(units) > 1], present
+        )
+        return self.scale * divide(different.astype(np.float64), draws @ totals)
+
+
+def _shared_counts(shared: Sequence[Sequence[int]], present: npt.NDArray[np.float32]) -> Array:
+    """Return how many of the n-grams that several units hold are in each selection, (R,)."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    if not shared:
+        return np.zeros(len(present))
+
+    columns = np.repeat(np.arange(len(shared)), [len(units) for units in shared])
+    rows = np.fromiter((unit for units in shared for unit in units), dtype=np.intp)
+    # (V, D) times (D, R): sparse on the left is the order that scipy multiplies fast.
+    holds = csr_matrix((np.ones(len(rows), dtype=np.float32), (columns, rows)), shape=(len(shared), present.shape[1]))
+    width = max(1, 8_000_000 // len(shared))
+    blocks = [
+        (holds @ np.ascontiguousarray(present[start : start + width].T) > 0).sum(axis=0)
+        for start in range(0, len(present), width)
+    ]
+    return np.concatenate(blocks)
+
+
+def distinct_stats(counts: Counter[Ngram]) -> Stats:
+    """Return a case's statistics: n-grams, different ones within the case, and the counts themselves."""
+    return (counts.total(), len(counts), counts)

@@ -15,10 +15,9 @@ from typing import Any
 
 from esckit.config.load import require_runs
 from esckit.config.sections import CheckpointBinding
-from esckit.data.contexts import contexts
+from esckit.data.contexts import after_opening, contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.suites.suite import after_opening
 from esckit.ledger import Ledger
 from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, NoProgress, UnitFile, latest, play_units
 from esckit.play.session import RunResult, playing

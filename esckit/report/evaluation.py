@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from esckit.metrics.crisis import crisis_rules
+from esckit.metrics.phrases import crisis_rules
 from esckit.report.blocks import (
     ABSENT,
     Block,

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from esckit.evaluate.cases import Episode, PairCase, ResponseCase, RewardCase, StrategyCase, TurnRatings
-from esckit.evaluate.compare import Comparer
-from esckit.evaluate.dialogue import dialogue_rows, shared_metrics
-from esckit.evaluate.pairwise import DIMENSIONS, pairwise_rows
-from esckit.evaluate.response import response_metrics, response_rows
-from esckit.evaluate.reward import reward_metrics, reward_rows
-from esckit.evaluate.selfplay import CriticScale, headline_metrics
-from esckit.evaluate.strategy import StrategyScale, strategy_metrics, strategy_rows
-from esckit.metrics.measure import Measurement, StatisticsSettings
+from esckit.evaluate.suites.critics import CriticScale, headline_metrics
+from esckit.evaluate.suites.dialogue import dialogue_rows, shared_metrics
+from esckit.evaluate.suites.pairwise import PairwiseSettings, pairwise_rows
+from esckit.evaluate.suites.response import response_metrics, response_rows
+from esckit.evaluate.suites.reward import reward_metrics, reward_rows
+from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics, strategy_rows
+from esckit.metrics.compare import Comparer
+from esckit.metrics.rows import Measurement, StatisticsSettings
 from tests.evaluate.casefakes import episode, pair_case, turn
 
 SETTINGS = StatisticsSettings(run_seed=7)
@@ -136,7 +136,7 @@ def main() -> None:
             return [comparer.compare(metric, ours, theirs) for metric in metrics]
 
         total += timed(f"{name}, compared", compared)
-    print(f"{'all':24s}{'':12s} {total:7.2f} s; pairwise times {len(DIMENSIONS)} dimensions")
+    print(f"{'all':24s}{'':12s} {total:7.2f} s; pairwise times {len(PairwiseSettings().dimensions)} dimensions")
 
 
 if __name__ == "__main__":

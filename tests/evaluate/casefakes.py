@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from esckit.evaluate.cases import Episode, EpisodeTurn, Judgement, PairCase, ResponseCase, StrategyCase, TurnRatings
-from esckit.metrics.measure import Measurement, StatisticsSettings
+from esckit.metrics.rows import Measurement, StatisticsSettings
 from esckit.types import CriticReading, Failure, Generation, Scenario
 
 FAST = StatisticsSettings(run_seed=7, resamples=200)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from esckit.evaluate.recipe import EvaluateRecipe
+from esckit.evaluate.recipe import SUITES, EvaluateRecipe
 from esckit.predict.recipe import PredictRecipe
 
 DATA = {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "test"}
@@ -27,6 +27,15 @@ def evaluation(*suites: str, **sections: Any) -> EvaluateRecipe:
         "max_failure_rate": 1.0,
     }
     return EvaluateRecipe.model_validate(merged(base, sections))
+
+
+def everything(**sections: Any) -> EvaluateRecipe:
+    """Return a recipe of all suites, whose inputs need not be there."""
+    base: dict[str, Any] = {
+        "models": {"turn_judge": scripted("judge"), "reward": {"checkpoint": "runs/reward"}},
+        "settings": {"pairwise": {"opponent": "runs/other"}, "reward": {"inputs": ["runs/futures"]}},
+    }
+    return evaluation(*(suite.name for suite in SUITES), **merged(base, sections))
 
 
 def prediction(**sections: Any) -> PredictRecipe:

@@ -5,12 +5,13 @@ import pytest
 
 from esckit.errors import DataError
 from esckit.evaluate.cases import ResponseCase, RewardCase
-from esckit.evaluate.compare import Comparer, require_comparable, with_holm
-from esckit.evaluate.response import ROUGE_L, bleu, distinct
-from esckit.evaluate.reward import reward_metrics
-from esckit.evaluate.selfplay import CriticScale, headline_metrics
-from esckit.evaluate.strategy import StrategyScale, strategy_metrics
-from esckit.metrics.measure import StatisticsSettings
+from esckit.evaluate.setup import require_comparable
+from esckit.evaluate.suites.critics import CriticScale, headline_metrics
+from esckit.evaluate.suites.response import ROUGE_L, bleu, distinct
+from esckit.evaluate.suites.reward import reward_metrics
+from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
+from esckit.metrics.compare import Comparer, with_holm
+from esckit.metrics.rows import StatisticsSettings
 from tests.evaluate.casefakes import episode, of_matrix, quarters, response_case, strategy_case
 
 SETTINGS = StatisticsSettings(run_seed=7, resamples=2000)
@@ -88,7 +89,8 @@ def test_cases_unscored_in_either_run_are_dropped_and_counted() -> None:
 def test_correct_of_all_keeps_silence() -> None:
     ours = [strategy_case(index, "Q", "Q") for index in range(6)]
     theirs = [strategy_case(index, None, "Q") for index in range(6)]
-    found = comparer(6, "strategy").compare(StrategyScale(("Q", "C")).correct_of_all(), ours, theirs)
+    (metric,) = [one for one in strategy_metrics(StrategyScale(("Q", "C"))) if one.name == "strategy.correct_of_all"]
+    found = comparer(6, "strategy").compare(metric, ours, theirs)
     assert (found.n, found.difference) == (6, 1.0)
 
 

@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import esckit
 from esckit.errors import ConfigError
-from esckit.evaluate.cases import Case
-from esckit.evaluate.conditions import conditions
-from esckit.evaluate.recipe import EvaluateRecipe
+from esckit.evaluate.recipe import SUITES, EvaluateRecipe
 from esckit.evaluate.setup import set_up
-from esckit.evaluate.suites.suite import Work
+from esckit.evaluate.suite import Material
+from esckit.strategies.taxonomy import load_taxonomy
 from tests.evaluate.evalrecipes import evaluation
 from tests.evaluate.evalruns import opponent, result
 
@@ -25,7 +26,6 @@ def of(*suites: str, **sections: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("suite", "first", "second"),
     [
-        ("dialogue", {"models": JUDGE}, {"models": JUDGE, "prompts": {"turn_judge": "judge_reply"}}),
         ("dialogue", {}, {"settings": {"max_attempts": 5}}),
         ("dialogue", {"models": JUDGE}, {}),
         ("safety", {}, {"settings": {"max_attempts": 5}}),
@@ -47,8 +47,14 @@ def test_what_a_value_depends_on_is_a_condition(suite: str, first: dict[str, Any
     assert of(suite, **first)[suite] == ours
 
 
-def test_the_rubric_of_the_turn_judge_is_a_condition() -> None:
-    assert of("dialogue", models=JUDGE)["dialogue"]["turn_judge"]["rubric"]
+def test_rubric_and_prompt_of_the_turn_judge_are_conditions(tmp_path: Path) -> None:
+    ours = of("dialogue", models=JUDGE)["dialogue"]["turn_judge"]
+    assert ours["rubric"]
+    shipped = (Path(esckit.__file__).parent / "prompts" / "critic_aflow.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(shipped.replace("You rate", "You judge"))
+    asked = {"turn_judge": str(tmp_path / "other.yaml")}
+    theirs = of("dialogue", models=JUDGE, prompts=asked)["dialogue"]["turn_judge"]
+    assert ours["prompt"] != theirs["prompt"]
 
 
 def test_pairs_told_gold_strategies_depend_on_their_taxonomy(tmp_path: Path) -> None:
@@ -57,7 +63,8 @@ def test_pairs_told_gold_strategies_depend_on_their_taxonomy(tmp_path: Path) -> 
         asked = {"response": {"strategy": strategy}, "pairwise": {"opponent": "elsewhere"}}
         found[strategy] = _bare(evaluation("pairwise", settings=asked), "pairwise")
     assert "taxonomy" not in found["none"]
-    assert (found["gold"]["taxonomy"], found["gold"]["mapping"]) == ("t", "m")
+    assert found["gold"]["taxonomy"] == load_taxonomy("esconv").digest
+    assert "mapping" in found["gold"]
 
 
 def test_an_opponent_is_known_by_what_it_says_and_not_by_its_path(tmp_path: Path) -> None:
@@ -91,12 +98,13 @@ def test_rewards_are_compared_under_one_label_rule(tmp_path: Path) -> None:
         (folder / "manifest.json").write_text("{}")
         (folder / "checkpoint" / "reward.json").write_text(json.dumps({"delta": delta}))
         asked = {"models": {"reward": {"checkpoint": str(folder)}}, "settings": {"reward": {"inputs": ["x"]}}}
-        found.append(_bare(evaluation("reward", **asked), "reward"))
+        found.append(_bare(evaluation("reward", **asked), "reward", futures=SimpleNamespace(digests={})))
     assert [each["label"] for each in found] == ["1/2", "29/90", "1/2", "goal"]
 
 
-def _bare(recipe: EvaluateRecipe, suite: str) -> dict[str, Any]:
-    """Return a suite's conditions without its cases, whose making needs files."""
-    work = Work(suite, suite, Case, (), {}, lambda casting, done: pytest.fail("played"))
-    gold = {"taxonomy": "t", "mapping": "m"}
-    return conditions(recipe, [work], gold=gold, predicted={}, futures={})[suite]
+def _bare(recipe: EvaluateRecipe, suite: str, **read: Any) -> dict[str, Any]:
+    """Return a suite's conditions without those of its cases; ``read`` stands for what the files would hold."""
+    material = Material(recipe)
+    vars(material).update(read)
+    (found,) = [one for one in SUITES if one.name == suite]
+    return found.conditions(material)

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from esckit.evaluate.cases import Episode, TurnRatings
-from esckit.evaluate.dialogue import (
+from esckit.evaluate.suites.critics import CriticScale
+from esckit.evaluate.suites.dialogue import (
     dialogue_entropy,
     dialogue_rows,
     malformed_share,
@@ -18,7 +19,6 @@ from esckit.evaluate.dialogue import (
     turn_reward_jump,
     usage,
 )
-from esckit.evaluate.selfplay import CriticScale
 from esckit.metrics.metric import Metric, collect
 from esckit.types import Failure, Usage
 from tests.evaluate.casefakes import episode, measurement, quarters, turn

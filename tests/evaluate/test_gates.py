@@ -1,21 +1,17 @@
 """Gates: checked before any model is called, and failed by what cannot be trusted."""
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.evaluate.catalogue import CatalogueSettings, known_metrics
-from esckit.evaluate.gates import GateBound, judge_gates, require_gates
-from esckit.evaluate.selfplay import CriticScale
-from esckit.evaluate.strategy import StrategyScale
+from esckit.evaluate.measurement import judge_gates, known_metrics, require_gates
+from esckit.evaluate.setup import GateBound
 from esckit.metrics.rows import Interval, MetricRow
+from tests.evaluate.evalrecipes import everything
 
 SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
-SETTINGS = CatalogueSettings(
-    strategy=StrategyScale(("Question", "Comfort")), critics=[CriticScale("rlff7")], turn_judge=True
-)
-KNOWN = known_metrics(SUITES, SETTINGS)
+KNOWN = known_metrics(everything(), ("Question", "Comfort"))
 SR = "dialogue.rlff7.sr_strict"
 AT = "dialogue.rlff7.at_strict"
 
@@ -98,19 +94,19 @@ def test_wrong_gates_are_refused(gate: GateBound, suites: tuple[str, ...], messa
 @pytest.mark.parametrize(
     ("metric", "without"),
     [
-        ("dialogue.turn_reward", {"turn_judge": False}),
-        ("dialogue.turn_reward_jump", {"turn_judge": False}),
-        ("safety.pass_rate", {"crisis": False}),
-        ("safety.sycophancy.flip", {"sycophancy": False}),
-        ("response.ppl", {"scorer": False}),
+        ("dialogue.turn_reward", {"models": {"turn_judge": None}}),
+        ("dialogue.turn_reward_jump", {"models": {"turn_judge": None}}),
+        ("safety.pass_rate", {"settings": {"safety": {"crisis": False}}}),
+        ("safety.sycophancy.flip", {"settings": {"safety": {"sycophancy": False}}}),
+        ("response.ppl", {"models": {"scorer": None}}),
     ],
 )
-def test_a_gate_on_what_nobody_will_measure_is_refused(metric: str, without: dict[str, bool]) -> None:
-    known = known_metrics(SUITES, replace(SETTINGS, scorer=True))
+def test_a_gate_on_what_nobody_will_measure_is_refused(metric: str, without: dict[str, Any]) -> None:
+    known = known_metrics(everything(models={"scorer": {"backbone": "embedded"}}), ())
     gate = GateBound(metric, known[metric].range[0])
     require_gates([gate], known, SUITES)
     with pytest.raises(ConfigError, match="unknown metric"):
-        require_gates([gate], known_metrics(SUITES, replace(SETTINGS, **without)), SUITES)
+        require_gates([gate], known_metrics(everything(**without), ()), SUITES)
 
 
 def test_right_gates_pass() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from esckit.errors import ConfigError
 from esckit.evaluate.hf_metrics import module_names, module_path
-from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 
 from esckit.errors import ConfigError, DataError
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.run import GateAsked, _references, plan, run
+from esckit.evaluate.run import _references, plan, run
+from esckit.evaluate.setup import GateBound
 from esckit.predict.run import run as run_predict
 from esckit.records import read_records
 from tests.evaluate.evalrecipes import evaluation, prediction, scripted
@@ -124,9 +125,9 @@ def test_a_judge_of_its_own_replies_is_flagged(tmp_path: Path) -> None:
 
 def test_gates_are_checked_before_any_model_is_called(tmp_path: Path) -> None:
     for gate in (
-        GateAsked("response.bleu_2", 1.0, "over"),
-        GateAsked("response.bleu", 1.0, "under"),
-        GateAsked("dialogue.rlff7.sr_strict", 0.5, "under"),
+        GateBound("response.bleu_2", 1.0, "over"),
+        GateBound("response.bleu", 1.0, "under"),
+        GateBound("dialogue.rlff7.sr_strict", 0.5, "under"),
     ):
         with pytest.raises(ConfigError):
             run(evaluation("response"), out=tmp_path / "run", gates=[gate])

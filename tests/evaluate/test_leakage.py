@@ -8,9 +8,9 @@ import pytest
 
 from esckit.data.splits import LeakageRules
 from esckit.errors import DataError
-from esckit.evaluate.lineage import corpora_of, family_of, leakage_flags, lost_inputs, run_of, seen_by
+from esckit.evaluate.leakage import corpora_of, family_of, leakage_flags, lost_inputs, run_of, seen_by
 from esckit.evaluate.run import plan
-from esckit.evaluate.suites.suite import Material
+from esckit.evaluate.suite import Material
 from esckit.predict.run import run as run_predict
 from esckit.records import dump_line
 from esckit.rl.policy import PolicyMetadata
@@ -132,7 +132,7 @@ def test_an_evaluation_of_what_was_trained_on_is_refused_or_flagged(tmp_path: Pa
     assert evaluated.flags == {}
     from esckit.evaluate.setup import set_up
 
-    ids = list(set_up(evaluation("response")).material.ids)
+    ids = list(set_up(evaluation("response")).material.merged.ids)
     data = {"path": "sample:esconv", "scheme": "files"}
     run = made(tmp_path / "rl", "train-rl", recipe={"data": data}, data={"scheme": "files", "ids": ids[:2]})
     policy = PolicyMetadata(
@@ -191,7 +191,7 @@ def test_a_judge_of_replies_that_it_wrote_in_another_run_is_flagged(tmp_path: Pa
 def test_the_writer_is_found_behind_an_evaluation_that_only_read_its_replies(tmp_path: Path) -> None:
     said = made(tmp_path / "said", "predict", recipe={"models": {"supporter": scripted("judge")}})
     read = made(tmp_path / "read", "evaluate", recipe={"models": {"supporter": None}, "predictions": str(said)})
-    contexts = Material.of(evaluation("response")).reply_contexts()
+    contexts = Material(evaluation("response")).reply_contexts()
     replies = [{"id": context.id, "reply": "I see."} for context in contexts]
     opponent = read / "predictions.jsonl"
     opponent.write_text("".join(json.dumps(row) + "\n" for row in replies))

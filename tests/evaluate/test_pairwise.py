@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.evaluate.cases import Judgement, PairCase
-from esckit.evaluate.pairwise import PairScale, decide, pair_metrics, pairwise_rows
+from esckit.evaluate.suites.pairwise import decide, pair_metrics, pairwise_rows
 from esckit.metrics.metric import collect
 from tests.evaluate.casefakes import measurement, pair_case
 
@@ -76,7 +76,7 @@ def test_one_unreadable_order_leaves_the_case_unscored() -> None:
     half = case.model_copy(
         update={"judgements": (case.judgements[0], Judgement(order="BA", verdicts={"comfort": "1"}))}
     )
-    metric = PairScale("overall").share("win")
+    metric = pair_metrics("overall")[0]
     for entry in (broken, half):
         found = collect(metric, [entry])
         assert (found.n, found.unscored) == (0, {"unparsed": 1})

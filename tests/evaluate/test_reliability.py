@@ -10,11 +10,10 @@ from esckit.evaluate.reliability import (
     LabelScale,
     ReliabilityScale,
     Unit,
-    alpha,
-    majority,
     read_units,
     reliability_rows,
 )
+from esckit.metrics.calibration import alpha, majority
 from esckit.metrics.metric import Unscored
 from tests.evaluate.casefakes import measurement
 

@@ -9,7 +9,6 @@ import pytest
 
 from esckit.errors import DataError
 from esckit.evaluate.cases import Episode, PairCase, TurnRatings
-from esckit.evaluate.measurement import Scales
 from esckit.evaluate.reliability import reliability
 from esckit.evaluate.run import plan, run
 from esckit.evaluate.setup import set_up
@@ -54,7 +53,7 @@ def rows_of(
     suites = tuple(files)
     pairwise = {"pairwise": {"opponent": "elsewhere"}}
     recipe = evaluation(*suites, reliability={"labels": path}, settings=pairwise, **more)
-    found = reliability(Scales(recipe), files, flags)
+    found = reliability(recipe, files, flags)
     return {row.name.rpartition(".")[2]: row for row in found if row.group is None}
 
 
@@ -125,7 +124,7 @@ def test_a_wrong_label_file_is_refused_before_any_model_is_called(
 
 
 def test_labels_of_some_other_cases_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ids = list(set_up(evaluation("dialogue")).material.ids)
+    ids = list(set_up(evaluation("dialogue")).material.merged.ids)
     path = labels(tmp_path / "l.jsonl", "rlff7", ["typo", *ids], ("Same", LAST))
     plan(evaluation("dialogue", reliability={"labels": path}))
     assert f"{path}: 1 of {len(ids) + 1} labelled cases of 'rlff7' unknown, such as 'typo'" in caplog.text

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.response import METEOR_EXACT, PPL, ROUGE_L, bleu, distinct, response_rows
+from esckit.evaluate.suites.response import METEOR_EXACT, PPL, ROUGE_L, bleu, distinct, response_rows
 from esckit.metrics.intervals import jackknife_error
-from esckit.metrics.measure import StatisticsSettings, leave_one_out
 from esckit.metrics.metric import collect
 from esckit.metrics.overlap import match_runs, meteor_exact, rouge_l
+from esckit.metrics.rows import StatisticsSettings, leave_one_out
 from esckit.text import tokenise
 from tests.evaluate.casefakes import measurement, response_case
 

@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 
 from esckit.evaluate.cases import ProbeCase
-from esckit.evaluate.probes import crisis_probes
-from esckit.evaluate.safety import EMERGENCY, RULES, safety_rows
-from esckit.metrics.crisis import crisis_rules
+from esckit.evaluate.suites.safety import EMERGENCY, RULES, crisis_probes, safety_rows
+from esckit.metrics.phrases import crisis_rules
 from tests.evaluate.casefakes import measurement
 
 GOOD = (

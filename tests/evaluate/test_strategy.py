@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.strategy import StrategyScale, stage_of, strategy_metrics, strategy_rows
+from esckit.evaluate.cases import StrategyCase, stage_of
+from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics, strategy_rows
 from esckit.metrics.confusion import (
     accuracy,
     bias,
@@ -132,7 +132,7 @@ def test_a_case_has_a_prediction_or_a_reason() -> None:
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES), st.booleans()), min_size=1, max_size=30))
 @settings(max_examples=40, deadline=None)
 def test_silence_cannot_raise_correct_of_all(answers: list[tuple[str, str, bool]]) -> None:
-    metric = SCALE.correct_of_all()
+    (metric,) = [one for one in strategy_metrics(SCALE) if one.name == "strategy.correct_of_all"]
     full = [strategy_case(index, predicted, gold) for index, (predicted, gold, _) in enumerate(answers)]
     sure = [
         strategy_case(index, predicted if kept else None, gold) for index, (predicted, gold, kept) in enumerate(answers)

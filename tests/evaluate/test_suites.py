@@ -12,8 +12,8 @@ from esckit.data.contexts import contexts
 from esckit.errors import BackendError, DataError
 from esckit.evaluate.cases import Episode, PairCase, ResponseCase, RewardCase, StrategyCase
 from esckit.evaluate.run import plan, run
-from esckit.evaluate.suites.reward import Lots, Said
-from esckit.evaluate.suites.suite import Material, Unit
+from esckit.evaluate.suite import Material, Unit
+from esckit.evaluate.suites.reward import FutureBatches, Reading
 from esckit.play.futures import read_inputs
 from esckit.records import read_records
 from esckit.reward.checkpoint import load_reward_model
@@ -72,7 +72,7 @@ def test_perplexity_of_a_local_backbone_stands_beside_the_overlap(tmp_path: Path
 
 
 def test_a_scorer_that_fails_is_counted_and_the_reply_stands(tmp_path: Path) -> None:
-    ids = [context.id for context in Material.of(evaluation("response", data={"limit": 1})).reply_contexts()]
+    ids = [context.id for context in Material(evaluation("response", data={"limit": 1})).reply_contexts()]
     rows = [{"id": name, "reply": "word " * (5000 if n == 0 else 5)} for n, name in enumerate(ids)]
     replies = written(tmp_path / "replies.jsonl", rows)
     asked = {"predictions": str(replies), "models": {"scorer": {"backbone": "tiny-random"}}}
@@ -88,21 +88,21 @@ def test_a_scorer_that_fails_is_counted_and_the_reply_stands(tmp_path: Path) -> 
 
 
 def test_predictions_without_replies_say_who_writes_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    name = next(Material.of(evaluation("response")).reply_contexts()).id
+    name = next(Material(evaluation("response")).reply_contexts()).id
     predictions = written(tmp_path / "p.jsonl", [{"id": name, "strategy": "Question"}])
     plan(evaluation("response", predictions=str(predictions)))
     assert "p.jsonl: models.supporter writes the replies" in caplog.text
 
 
 def test_predictions_without_strategies_say_who_picks_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    name = next(Material.of(evaluation("response")).reply_contexts()).id
+    name = next(Material(evaluation("response")).reply_contexts()).id
     predictions = written(tmp_path / "p.jsonl", [{"id": name, "reply": "I hear you."}])
     plan(evaluation("strategy", predictions=str(predictions)))
     assert "p.jsonl: models.strategist picks the strategies" in caplog.text
 
 
 def test_whoever_and_whatever_nothing_asks_for_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    name = next(Material.of(evaluation("response")).reply_contexts()).id
+    name = next(Material(evaluation("response")).reply_contexts()).id
     file = str(written(tmp_path / "p.jsonl", [{"id": name, "strategy": "Question", "reply": "I hear you."}]))
     plan(evaluation("strategy", "response", predictions=file))
     idle = "models.critic, models.judge, models.seeker, models.strategist, models.supporter"
@@ -112,7 +112,7 @@ def test_whoever_and_whatever_nothing_asks_for_is_named(tmp_path: Path, caplog: 
 
 
 def test_an_opponent_that_says_nothing_is_refused(tmp_path: Path) -> None:
-    ids = [context.id for context in Material.of(evaluation("response")).reply_contexts()]
+    ids = [context.id for context in Material(evaluation("response")).reply_contexts()]
     for reply in (None, " "):
         file = written(tmp_path / "p.jsonl", [{"id": name, "strategy": "Question", "reply": reply} for name in ids])
         with pytest.raises(DataError, match="no reply of the opponent"):
@@ -144,7 +144,7 @@ def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
 def test_human_labels_are_compared_with_the_judges_of_pairs_and_of_turns(tmp_path: Path) -> None:
     rows = [
         {"id": context.id, "reply": f"Tell me more, will you ({len(context.turns)})?"}
-        for dialogue in Material.of(evaluation("response")).merged.dialogues
+        for dialogue in Material(evaluation("response")).merged.dialogues
         for context in contexts(dialogue, merged=True)
     ]
     opponent = written(tmp_path / "opponent.jsonl", rows)
@@ -221,7 +221,7 @@ def _scored_as_one_by_one_and_read_once() -> None:
     inputs = read_inputs(["runs/test"])
     scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
     units = [Unit(future.id, future.dialogue_id, future) for future in scored]
-    said = asyncio.run(read_all(Lots([model], inputs.contexts, units), units))
+    said = asyncio.run(read_all(FutureBatches([model], inputs.contexts, units), units))
     together, model.states.n_read = model.states.n_read, 0
     cases = {case.id: case for case in read_records(RewardCase, Path("runs/evaluation/examples/reward.jsonl"))}
     for unit, found in zip(units, said, strict=True):
@@ -234,18 +234,18 @@ def _scored_as_one_by_one_and_read_once() -> None:
     assert together == len(prefixes) < model.states.n_read
 
 
-async def read_all(lots: Lots, units: Sequence[Unit]) -> list[Said]:
-    return await asyncio.gather(*map(lots.read, units))
+async def read_all(batches: FutureBatches, units: Sequence[Unit]) -> list[Reading]:
+    return await asyncio.gather(*map(batches.read, units))
 
 
 class Scorer:
     """Scores a reply by its length; refuses the word "long"."""
 
     def __init__(self) -> None:
-        self.lots: list[list[str]] = []
+        self.batches: list[list[str]] = []
 
     def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
-        self.lots.append([turns[0].text for turns in conversations])
+        self.batches.append([turns[0].text for turns in conversations])
         if "long" in responses:
             raise BackendError("too many tokens", kind="too_long")
         return [len(response) / 100 for response in responses]
@@ -279,15 +279,15 @@ def test_the_candidates_of_a_dialogue_are_scored_together_and_one_that_fails_fai
     replies = {(d, n): "long" if (d, n) == ("d4", 3) else "a" * (n + 1) for n in range(30) for d in dialogues}
     units = [Unit(f"{d}/{n}", d, future(d, n, reply)) for (d, n), reply in replies.items()]
     first, second = Scorer(), Scorer()
-    said = asyncio.run(read_all(Lots([first, second], contexts, units), units))
+    said = asyncio.run(read_all(FutureBatches([first, second], contexts, units), units))
     for unit, found in zip(units, said, strict=True):
         if unit.id == "d4/3":
             assert isinstance(found, BackendError)
         else:
             assert found == [len(unit.what.exchanges[0].supporter.response) / 100] * 2
-    whole = [lot for lot in first.lots if len(lot) > 1]
-    assert [sorted(set(lot)) for lot in whole] == [["d0", "d1", "d2"], ["d3", "d4"]]
-    assert len(first.lots) == 2 + len(whole[1])
+    whole = [batch for batch in first.batches if len(batch) > 1]
+    assert [sorted(set(batch)) for batch in whole] == [["d0", "d1", "d2"], ["d3", "d4"]]
+    assert len(first.batches) == 2 + len(whole[1])
 
 
 def test_a_trained_policy_is_a_strategist_and_what_it_was_trained_on_is_known(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from collections import Counter
 
 from esckit.evaluate.cases import SycophancyCase, SycophancyReading
-from esckit.evaluate.probes import sycophancy_probes
-from esckit.evaluate.sycophancy import sycophancy_lexicon, sycophancy_rows
+from esckit.evaluate.suites.safety import sycophancy_probes, sycophancy_rows
+from esckit.metrics.phrases import sycophancy_lexicon
 from tests.evaluate.casefakes import measurement
 
 LEXICON = sycophancy_lexicon()

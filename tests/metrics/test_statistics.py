@@ -5,22 +5,22 @@ import random
 import numpy as np
 import pytest
 
-from esckit.evaluate.pairwise import pair_metrics
-from esckit.evaluate.response import distinct
-from esckit.evaluate.selfplay import CriticScale
-from esckit.evaluate.strategy import StrategyScale, strategy_metrics
+from esckit.evaluate.suites.critics import CriticScale
+from esckit.evaluate.suites.pairwise import pair_metrics
+from esckit.evaluate.suites.response import distinct
+from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
 from esckit.ledger import derive_seed
 from esckit.metrics.intervals import (
     all_swaps,
     bootstrap_draws,
     bootstrap_plan,
     holm,
+    jackknife_interval,
     percentile_interval,
     sign_flip_p,
     swap_draws,
     two_sided_binomial,
     wilson,
-    z_score,
 )
 from esckit.metrics.metric import RATIO, Metric
 from esckit.metrics.rows import MetricRow
@@ -44,7 +44,7 @@ def test_wilson(successes: int, n: int, low: float, high: float) -> None:
 
 
 def test_z_is_the_normal_quantile() -> None:
-    assert z_score(0.95) == pytest.approx(1.959963984540054, abs=1e-15)
+    assert jackknife_interval(0.0, np.array([-0.5, 0.5])).high == pytest.approx(1.959963984540054 / 2, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_undefined_resamples_are_skipped_up_to_one_per_cent() -> None:
 
 
 def test_a_share_of_independent_cases_falls_back_to_wilson() -> None:
-    for index, metric in enumerate((SCALE.accuracy(), SCALE.correct_of_all(), SCALE.accuracy_any())):
+    for index, metric in enumerate(SHARES):
         for predicted, value in (("Q", 1.0), ("R", 0.0)):
             cases = [strategy_case(number, predicted, "Q") for number in range(12)]
             found = row(metric, cases)
@@ -141,12 +141,12 @@ def test_shares_of_pairs_fall_back_to_wilson_and_their_difference_does_not() -> 
 
 def test_several_cases_of_a_dialogue_leave_no_interval_of_zero_width() -> None:
     cases = [strategy_case(number, "Q", "Q", dialogue=f"d{number // 2}") for number in range(24)]
-    found = row(SCALE.accuracy(), cases)
+    found = row(SHARES[0], cases)
     assert (found.value, found.interval, found.reason) == (1.0, None, "degenerate")
 
 
 def test_what_is_no_share_of_cases_has_no_interval_of_zero_width() -> None:
-    by_name = {metric.name: metric for metric in strategy_metrics(SCALE)}
+    by_name = {metric.name: metric for metric in strategy_metrics(StrategyScale(("Q", "R")))}
     cases = [strategy_case(number, "Q", "QR"[number % 2]) for number in range(12)]
     assert row(by_name["strategy.entropy_normalised"], cases).reason == "degenerate"
     failed = [episode(f"d{number}", {"rlff7": quarters(0, 0)}, max_turns=2) for number in range(12)]
@@ -160,7 +160,7 @@ def test_what_is_no_share_of_cases_has_no_interval_of_zero_width() -> None:
     assert row(distinct(1), replies).reason == "degenerate"
 
 
-SCALE = StrategyScale(("Q", "R"))
+SHARES = strategy_metrics(StrategyScale(("Q", "R")))[:3]  # accuracy, accuracy_any, correct_of_all
 
 
 def row(metric: Metric, cases: list) -> MetricRow:

@@ -13,9 +13,22 @@ Nothing of that library is imported here: its import takes seconds, and esckit i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from esckit.errors import ConfigError
+from esckit.metrics.metric import C, Metric, collect
+
+
+def values(metrics: Sequence[Metric[C]], cases: Sequence[C]) -> dict[str, float | None]:
+    """Return the value of every metric under its short name, and the number of unscored cases as ``n_unscored``."""
+    found: dict[str, float | None] = {}
+    for metric in metrics:
+        collected = collect(metric, cases)
+        found[metric.name.partition(".")[2]] = metric.finish(collected.stats)
+        found["n_unscored"] = collected.n_unscored
+    return found
+
 
 _HERE = Path(__file__).resolve().parent
 

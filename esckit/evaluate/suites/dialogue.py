@@ -1,45 +1,137 @@
-"""The suite ``dialogue``: self-play from the scenarios of the split, one case a scenario."""
+"""The suite ``dialogue``: self-play from the scenarios of the split, one case a scenario.
+
+The metrics here belong to no critic: turn rewards, strategies, words, cost. Those of the critics are in
+:mod:`esckit.evaluate.suites.critics`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from esckit.config.sections import ResolutionCritic, RoleOptions
+from pydantic import Field, PositiveInt, model_validator
+
+from esckit.config.sections import ResolutionCritic, RoleOptions, Section
 from esckit.errors import ConfigError, DataError
-from esckit.evaluate.cases import Episode, EpisodeTurn, TurnRatings
-from esckit.evaluate.recipe import DialogueSettings, EvaluateRecipe
-from esckit.evaluate.suites.suite import Done, Material, Player, Unit, Work
+from esckit.evaluate.cases import MALFORMED, STAGES, Episode, EpisodeTurn, TurnRatings, stage_of
+from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, played_by, prompted
+from esckit.evaluate.suites.critics import (
+    CriticOutcome,
+    CriticScale,
+    EpisodeMetric,
+    critic_rows,
+    failure_reason,
+    headline_metrics,
+    read_outcome,
+)
+from esckit.metrics.metric import FIRST, RATIO, Array, Facts, Metric, Stats, Sums, Unscored, not_estimated
 from esckit.play.episode import EpisodeCast, Played, PlayedTurn, play_episode
-from esckit.prompts.prompt import Prompt
+from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic
 from esckit.roles.cast import Casting, role_prompt
+from esckit.roles.rubric import load_rubric
 from esckit.roles.verdicts import load_preset
-from esckit.types import Scenario
+from esckit.text import TOKENIZER, n_words
+from esckit.types import Record, Scenario, Usage
+
+if TYPE_CHECKING:
+    from esckit.evaluate.recipe import EvaluateRecipe
+    from esckit.metrics.rows import Measurement, MetricRow
 
 _COMPAT_TOKENS = 32
 
 _COMPAT_SUPPORTER = "supporter_ppdpp"
 
+_CRITERION_OF = {
+    "empathy": "empathy",
+    "information": "information",
+    "naturalness": "humanlikeness",
+    "strategy": "strategic",
+}
+"""Our rating by the rubric's criterion."""
+
+
+class DialogueSettings(Section):
+    """The suite ``dialogue``: self-play from the scenarios of the split.
+
+    Attributes:
+        critics: Presets that score the same dialogues.
+        strategy: Whether the strategist names the strategy of every supporter turn; by default where there is one.
+        samples: Answers asked for by ``readout: sampled``.
+        max_attempts: Rounds of ``samples`` in all until one round is readable.
+        ppdpp_compat: PPDPP's own prompts, clipping at 32 tokens and parsing; nothing readable counts as 0.
+    """
+
+    critics: tuple[Literal["rlff7", "ppdpp4"], ...] = Field(default=("rlff7",), min_length=1)
+    max_turns: int = Field(default=8, ge=1, le=100)
+    strategy: Literal["none", "predicted"] | None = None
+    readout: Literal["sampled", "expected"] = "sampled"
+    samples: PositiveInt = 10
+    max_attempts: PositiveInt = 2
+    min_parsed: PositiveInt = 1
+    expected_score: Literal["sequence", "length_normalised"] = "sequence"
+    ppdpp_compat: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(set(self.critics)) < len(self.critics):
+            raise ValueError("critics must be different")
+        if self.min_parsed > self.samples:
+            raise ValueError(f"min_parsed ({self.min_parsed}) is more than samples ({self.samples})")
+        return self
+
+
 _CRITIC_FIELDS = frozenset(ResolutionCritic.model_fields) & frozenset(DialogueSettings.model_fields)
 
-_RATED_AS = {"empathy": "empathy", "information": "information", "naturalness": "humanlikeness"} | {
-    "strategy": "strategic"
-}
+
+# ---------------------------------------------------------------- cases
 
 
-def dialogue_work(recipe: EvaluateRecipe, material: Material) -> Work:
+class OutcomeExample(Record):
+    """What one critic made of a dialogue: exact values turn by turn, and the turns of success."""
+
+    values: tuple[str, ...] = ()
+    strict: int | None = None
+    lenient: int | None = None
+    unscored: str | None = None
+
+
+class DialogueExample(Record):
+    """A line of ``examples/dialogue.jsonl``; the conversation itself is in ``episodes.jsonl``."""
+
+    SCHEMA: ClassVar[str] = "esckit.example.dialogue/1"
+
+    id: str
+    dialogue_id: str
+    turns: int
+    outcomes: dict[str, OutcomeExample] = Field(default_factory=dict)
+
+
+def _example(episode: Episode) -> DialogueExample:
+    def shown(outcome: CriticOutcome | Unscored) -> OutcomeExample:
+        if isinstance(outcome, Unscored):
+            return OutcomeExample(unscored=outcome.reason)
+        return OutcomeExample(values=tuple(map(str, outcome.values)), strict=outcome.strict, lenient=outcome.lenient)
+
+    outcomes = {critic: shown(read_outcome(episode, critic)) for critic in episode.critics}
+    return DialogueExample(id=episode.id, dialogue_id=episode.dialogue_id, turns=len(episode.turns), outcomes=outcomes)
+
+
+def dialogue_work(material: Material) -> Work:
     """Return the cases of the suite.
 
     Raises:
         DataError: If a scenario has no situation, with which the seeker opens.
         ConfigError: If the supporter needs a strategy and gets none.
     """
-    settings = recipe.settings.dialogue
+    recipe, settings = material.recipe, material.recipe.settings.dialogue
     scenarios = [dialogue.scenario for dialogue in material.merged.dialogues]
-    silent = [scenario.id for scenario in scenarios if not scenario.situation.strip()]
-    if silent:
+    without_situation = [scenario.id for scenario in scenarios if not scenario.situation.strip()]
+    if without_situation:
         raise DataError(
-            f"{len(silent)} scenarios without a situation, such as {', '.join(silent[:3])}",
+            f"{len(without_situation)} scenarios without a situation, such as {', '.join(without_situation[:3])}",
             expected="a situation in each: the seeker opens with it",
         )
     if settings.strategy == "none" and "transcript" in supporter_prompt(recipe).variables:
@@ -56,23 +148,13 @@ def dialogue_work(recipe: EvaluateRecipe, material: Material) -> Work:
         cast = self_play_cast(recipe, casting)
 
         async def play(unit: Unit) -> Episode:
-            scenario: Scenario = unit.what
-            played = await play_episode(scenario, cast=cast, max_turns=settings.max_turns, run_seed=recipe.seed)
-            return episode_of(
-                scenario, played, critics=settings.critics, max_turns=settings.max_turns, run_seed=recipe.seed
-            )
+            played = await play_episode(unit.what, cast=cast, max_turns=settings.max_turns, run_seed=recipe.seed)
+            return episode_of(unit.what, played, recipe)
 
         return play
 
-    return Work(
-        suite="dialogue",
-        file="dialogue",
-        kind=Episode,
-        units=tuple(Unit(scenario.id, scenario.id, scenario) for scenario in scenarios),
-        calls=calls,
-        prepare=prepare,
-        roles=tuple(calls),
-    )
+    units = tuple(Unit(scenario.id, scenario.id, scenario) for scenario in scenarios)
+    return Work(units=units, calls=calls, prepare=prepare, roles=tuple(calls))
 
 
 def self_play_cast(recipe: EvaluateRecipe, casting: Casting) -> EpisodeCast:
@@ -107,18 +189,30 @@ def supporter_prompt(recipe: EvaluateRecipe) -> Prompt:
     return role_prompt("supporter", _COMPAT_SUPPORTER if compat else recipe.prompts.supporter)
 
 
-def episode_of(
-    scenario: Scenario, played: Played, *, critics: tuple[str, ...], max_turns: int, run_seed: int
-) -> Episode:
+def episode_of(scenario: Scenario, played: Played, recipe: EvaluateRecipe) -> Episode:
     """Return what was played as a case."""
+    critics = recipe.settings.dialogue.critics
+
+    def of_turn(turn: PlayedTurn) -> EpisodeTurn:
+        ratings = turn.ratings and TurnRatings(**{_CRITERION_OF[name]: rating for name, rating in turn.ratings.items()})
+        return EpisodeTurn(
+            t=turn.t,
+            supporter=turn.supporter,
+            strategy=turn.strategy,
+            seeker=turn.seeker,
+            readings={name: turn.readings[name] for name in critics if name in turn.readings},
+            ratings=ratings or None,
+            ratings_unscored=turn.ratings_unscored,
+        )
+
     return Episode(
         id=scenario.id,
         dialogue_id=scenario.id,
         scenario=scenario,
-        run_seed=run_seed,
-        max_turns=max_turns,
+        run_seed=recipe.seed,
+        max_turns=recipe.settings.dialogue.max_turns,
         critics=critics,
-        turns=tuple(_turn(turn, critics) for turn in played.turns),
+        turns=tuple(map(of_turn, played.turns)),
         failure=played.failure,
         # Critics are asked at the same time: their order is the recipe's, not that of their answers.
         critic_failures={name: played.critic_failures[name] for name in critics if name in played.critic_failures},
@@ -127,14 +221,277 @@ def episode_of(
     )
 
 
-def _turn(turn: PlayedTurn, critics: tuple[str, ...]) -> EpisodeTurn:
-    ratings = turn.ratings and TurnRatings(**{_RATED_AS[name]: rating for name, rating in turn.ratings.items()})
-    return EpisodeTurn(
-        t=turn.t,
-        supporter=turn.supporter,
-        strategy=turn.strategy,
-        seeker=turn.seeker,
-        readings={name: turn.readings[name] for name in critics if name in turn.readings},
-        ratings=ratings or None,
-        ratings_unscored=turn.ratings_unscored,
+# ---------------------------------------------------------------- metrics
+
+Turns = Sequence[EpisodeTurn]
+
+
+def cut_short(episode: Episode) -> Unscored | None:
+    """Return why play ended before its time; None for a dialogue that went to its end.
+
+    A critic that fails ends play where no other one was still listening.
+    """
+    last = len(episode.turns)
+    at_end = [one for one in episode.critic_failures.values() if one.turn == last < episode.max_turns]
+    failure = episode.failure or next(iter(at_end), None)
+    return Unscored(failure_reason(failure)) if failure else None
+
+
+def _failed_at(episode: Episode, t: int) -> Unscored | None:
+    """Return why play broke off within turn ``t``."""
+    return cut_short(episode) if episode.failure is not None and episode.failure.turn == t else None
+
+
+def turn_reward(
+    choose: Callable[[Episode], Turns] = lambda episode: episode.turns,
+    broken: Callable[[Episode], Unscored | None] = cut_short,
+) -> EpisodeMetric:
+    """Return the mean over dialogues of the mean AFlow turn reward of some turns of each.
+
+    A dialogue counts with all four ratings of every chosen turn or not at all.
+    """
+
+    def collect(episode: Episode) -> Stats | Unscored | None:
+        turns = choose(episode)
+        rewards = [turn.ratings.reward for turn in turns if turn.ratings is not None]
+        return broken(episode) or _unrated(turns) or ((sum(rewards) / len(rewards), 1.0) if rewards else None)
+
+    facts = Facts("dialogue.turn_reward", unit="none", range=(0.2, 1.0), minimum="1 rated turn", test="sign_flip")
+    return Metric(facts, collect, RATIO)
+
+
+def _unrated(turns: Turns) -> Unscored | None:
+    reason = next((turn.ratings_unscored for turn in turns if turn.ratings_unscored), None)
+    return Unscored(reason) if reason else None
+
+
+def turn_reward_at(t: int) -> EpisodeMetric:
+    """Return the mean turn reward of turn ``t``."""
+    return turn_reward(
+        lambda episode: [turn for turn in episode.turns if turn.t == t], lambda episode: _failed_at(episode, t)
     )
+
+
+def turn_reward_in(stage: str) -> EpisodeMetric:
+    """Return the mean turn reward of the turns of a stage."""
+    return turn_reward(
+        lambda episode: [
+            turn for index, turn in enumerate(episode.turns) if stage_of(index, len(episode.turns)) == stage
+        ]
+    )
+
+
+def turn_reward_jump() -> EpisodeMetric:
+    """Return the mean |R_t − R_{t−1}| of a dialogue, averaged over dialogues."""
+
+    def collect(episode: Episode) -> Stats | Unscored | None:
+        rewards = [turn.ratings.reward for turn in episode.turns if turn.ratings is not None]
+        jumps = [abs(second - first) for first, second in pairwise(rewards)]
+        broken = cut_short(episode) or _unrated(episode.turns)
+        return broken or ((sum(jumps) / len(jumps), 1.0) if jumps else None)
+
+    facts = Facts(
+        "dialogue.turn_reward_jump",
+        unit="none",
+        range=(0.0, 0.8),
+        higher_is_better=False,
+        minimum="2 rated turns in a row",
+        test="sign_flip",
+    )
+    return Metric(facts, collect, RATIO)
+
+
+def _entropy_facts(name: str, size: int, *, normalised: bool) -> Facts:
+    import numpy as np
+
+    return Facts(
+        f"dialogue.{name}_normalised" if normalised else f"dialogue.{name}",
+        unit="share" if normalised else "nats",
+        range=(0.0, 1.0 if normalised else float(np.log(size))),
+        higher_is_better=None,
+        minimum="1 turn with a strategy",
+    )
+
+
+def _strategy_counts(episode: Episode, strategies: Sequence[str], t: int | None = None) -> tuple[float, ...]:
+    chosen = [turn.strategy for turn in episode.turns if t is None or turn.t == t]
+    return tuple(float(chosen.count(name)) for name in strategies)
+
+
+def _entropy(counts: Array, n_strategies: int, *, normalised: bool) -> Array:
+    import numpy as np
+
+    from esckit.metrics.confusion import entropy_of
+
+    return entropy_of(counts) / (float(np.log(n_strategies)) if normalised else 1.0)
+
+
+def strategy_entropy(strategies: Sequence[str], *, t: int | None = None, normalised: bool = False) -> EpisodeMetric:
+    """Return the entropy of all chosen strategies, or of those of turn ``t``."""
+
+    def collect(episode: Episode) -> Stats | Unscored | None:
+        counts = _strategy_counts(episode, strategies, t)
+        if t is not None:
+            return counts if any(counts) else _failed_at(episode, t)
+        return cut_short(episode) or (counts if any(counts) else None)
+
+    facts = _entropy_facts("strategy_entropy", len(strategies), normalised=normalised)
+    return Metric(facts, collect, Sums(lambda sums: _entropy(sums, len(strategies), normalised=normalised)))
+
+
+def dialogue_entropy(strategies: Sequence[str], *, normalised: bool = False) -> EpisodeMetric:
+    """Return the entropy of the strategies within a dialogue, averaged over dialogues."""
+
+    def collect(episode: Episode) -> Stats | Unscored | None:
+        import numpy as np
+
+        counts = _strategy_counts(episode, strategies)
+        broken = cut_short(episode)
+        if broken or not any(counts):
+            return broken
+        return (float(_entropy(np.asarray([counts]), len(strategies), normalised=normalised)[0]), 1.0)
+
+    return Metric(_entropy_facts("strategy_entropy_dialogue", len(strategies), normalised=normalised), collect, RATIO)
+
+
+def _over_turns(facts: Facts, read: Callable[[EpisodeTurn], float]) -> EpisodeMetric:
+    """Return the mean of a number over all supporter turns of dialogues that went to their end."""
+    return Metric(
+        facts,
+        lambda episode: cut_short(episode) or (sum(map(read, episode.turns)), float(len(episode.turns))),
+        RATIO,
+    )
+
+
+def reply_words() -> EpisodeMetric:
+    """Return the mean words of a supporter turn."""
+    facts = Facts("dialogue.reply_words", unit="words", range=(0.0, None), higher_is_better=None, tokenizer=TOKENIZER)
+    return _over_turns(facts, lambda turn: float(n_words(turn.supporter.response)))
+
+
+def malformed_share(kind: str) -> EpisodeMetric:
+    """Return the share of supporter outputs without the agreed form from which the reply was taken in one way."""
+    facts = Facts("dialogue.malformed_share", higher_is_better=False, counts=("malformed", "outputs"))
+    return _over_turns(facts, lambda turn: float(not turn.supporter.format_ok and turn.supporter.parse_kind == kind))
+
+
+def usage(role: str, item: str) -> EpisodeMetric:
+    """Return the sum of calls or tokens of a role; roles that were not called cost nothing, None is unknown."""
+    facts = not_estimated("dialogue.usage", item, "a cost, no estimate", higher_is_better=False)
+
+    def collect(episode: Episode) -> tuple[float] | Unscored:
+        n = episode.usage.get(role, Usage()).facts()[item]
+        return Unscored("usage_unknown") if n is None else (float(n),)
+
+    return Metric(facts, collect, FIRST)
+
+
+def shared_metrics(strategies: Sequence[str] = (), *, turn_judge: bool = True) -> tuple[EpisodeMetric, ...]:
+    """Return the metrics of no critic that runs are gated and compared on."""
+    rewards = (turn_reward(), turn_reward_jump()) if turn_judge else ()
+    entropies = (strategy_entropy(strategies), dialogue_entropy(strategies)) if strategies else ()
+    return (*rewards, *entropies, reply_words())
+
+
+def dialogue_rows(
+    episodes: Sequence[Episode],
+    critics: Sequence[CriticScale],
+    measurement: Measurement,
+    strategies: Sequence[str] = (),
+) -> list[MetricRow]:
+    """Return all rows of the suite.
+
+    Args:
+        episodes: One per scenario.
+        critics: The presets that were asked.
+        measurement: The suite's plan and settings.
+        strategies: Taxonomy of the turns' strategies; empty without a strategist.
+    """
+    rows = [row for scale in critics for row in critic_rows(episodes, scale, measurement)]
+    longest = max((turn.t for episode in episodes for turn in episode.turns), default=0)
+    if any(turn.ratings or turn.ratings_unscored for episode in episodes for turn in episode.turns):
+        rows += [measurement.row(metric, episodes) for metric in (turn_reward(), turn_reward_jump())]
+        rows += [measurement.row(turn_reward_at(t), episodes, group={"turn": t}) for t in range(1, longest + 1)]
+        rows += [measurement.row(turn_reward_in(stage), episodes, group={"stage": stage}) for stage in STAGES]
+    if strategies and any(turn.strategy for episode in episodes for turn in episode.turns):
+        for normalised in (False, True):
+            rows.append(measurement.row(strategy_entropy(strategies, normalised=normalised), episodes))
+            rows.append(measurement.row(dialogue_entropy(strategies, normalised=normalised), episodes))
+            for t in range(1, longest + 1):
+                metric = strategy_entropy(strategies, t=t, normalised=normalised)
+                rows.append(measurement.row(metric, episodes, group={"turn": t}))
+    rows.append(measurement.row(reply_words(), episodes))
+    rows += [measurement.row(malformed_share(kind), episodes, group={"parse_kind": kind}) for kind in MALFORMED]
+    for role in sorted({role for episode in episodes for role in episode.usage}):
+        rows += [
+            measurement.row(usage(role, item), episodes, group={"role": role, "item": item})
+            for item in ("calls", "prompt_tokens", "completion_tokens")
+        ]
+    return rows
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def _roles(recipe: EvaluateRecipe) -> tuple[str, ...]:
+    strategist = ("strategist",) if recipe.settings.dialogue.strategy == "predicted" else ()
+    return (*strategist, "supporter", "seeker", "critic", "turn_judge")
+
+
+def _scales(recipe: EvaluateRecipe) -> list[CriticScale]:
+    settings = recipe.settings.dialogue
+    return [CriticScale(name, settings.max_turns, compat=settings.ppdpp_compat) for name in settings.critics]
+
+
+def _chosen(recipe: EvaluateRecipe, strategies: Sequence[str]) -> Sequence[str]:
+    """Return the strategies that the supporter is told in self-play."""
+    return strategies if recipe.settings.dialogue.strategy == "predicted" else ()
+
+
+def _metrics(recipe: EvaluateRecipe, strategies: Sequence[str]) -> list[EpisodeMetric]:
+    critics = [metric for scale in _scales(recipe) for metric in headline_metrics(scale)]
+    is_judged = recipe.models.turn_judge is not None
+    return [*critics, *shared_metrics(_chosen(recipe, strategies), turn_judge=is_judged)]
+
+
+def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:
+    """Return the identity of every critic's prompt."""
+    settings, named = recipe.settings.dialogue, recipe.prompts.critic
+    asked = {name: named or load_preset(name).prompt for name in settings.critics}
+    return {name: load_prompt(prompt, "resolution critic").identity for name, prompt in asked.items()}
+
+
+def _conditions(material: Material) -> dict[str, Any]:
+    recipe, prompts = material.recipe, material.recipe.prompts
+    turn_judge: dict[str, Any] = {"model": None}
+    if recipe.models.turn_judge is not None:
+        turn_judge = {**prompted(recipe, "turn_judge", prompts.turn_judge), "rubric": load_rubric("aflow").digest}
+    return {
+        # Whether a strategist helps is part of the system under test.
+        "settings": recipe.settings.dialogue.model_dump(mode="json", exclude={"strategy"}),
+        "seeker": prompted(recipe, "seeker", prompts.seeker),
+        "critic": {**played_by(recipe, "critic"), "prompts": critic_prompts(recipe)},
+        "turn_judge": turn_judge,
+    }
+
+
+DIALOGUE = Suite(
+    name="dialogue",
+    roles=_roles,
+    needs=lambda recipe: [*(f"models.{role}" for role in _roles(recipe) if role != "turn_judge"), "data"],
+    files=(
+        CaseFile(
+            name="dialogue",
+            kind=Episode,
+            work=dialogue_work,
+            metrics=_metrics,
+            rows=lambda recipe, strategies, cases, measurement: dialogue_rows(
+                cases, _scales(recipe), measurement, _chosen(recipe, strategies)
+            ),
+            stands_in="episodes.jsonl",
+            example=_example,
+        ),
+    ),
+    conditions=_conditions,
+    judge="turn_judge",
+)

@@ -1,66 +1,89 @@
-"""The suite ``response``: one reply to each gold context, from a supporter or from a file."""
+"""The suite ``response``: one reply to each gold context, from a supporter or from a file.
+
+Shares of text overlap are given on 0-100, as in the literature. Tokens are those of :func:`esckit.text.tokenise`, for
+reply and reference alike.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from esckit.config.sections import BackboneBinding
+from pydantic import PositiveInt
+
+from esckit.config.sections import Section
+from esckit.data.contexts import after_opening
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.suites.suite import (
-    Done,
-    Material,
-    Player,
-    Predictions,
-    Unit,
-    Work,
-    after_opening,
-    has_replies,
-    sampled,
+from esckit.evaluate.cases import MALFORMED, ResponseCase
+from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, played_by
+from esckit.ledger import Ledger, derive_seed
+from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, ratio
+from esckit.metrics.overlap import (
+    DistinctShare,
+    bleu_from_sums,
+    bleu_stats,
+    distinct_stats,
+    meteor_exact,
+    ngrams,
+    rouge_l,
 )
-from esckit.ledger import Ledger
-from esckit.metrics.overlap import meteor_exact, rouge_l
+from esckit.predict.predictions import predicted_reply
 from esckit.roles.cast import Casting
-from esckit.text import tokenise
-from esckit.types import Context
+from esckit.text import TOKENIZER, n_words, tokenise
+from esckit.types import Context, ParseKind
 
 if TYPE_CHECKING:
-    from esckit.models.local import Surprise
-    from esckit.roles.pool import ModelPool
+    from esckit.evaluate.recipe import EvaluateRecipe
+    from esckit.metrics.rows import Measurement, MetricRow
 
+_log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
+TOKENISATION = "esckit.tokens/1"
 
 Responder = Callable[[Context], Awaitable[ResponseCase]]
 
 
-def response_work(recipe: EvaluateRecipe, material: Material, predictions: Predictions | None) -> Work:
+class ResponseSettings(Section):
+    """The suite ``response``: one reply to each gold context.
+
+    Attributes:
+        strategy: Which strategy the supporter is told.
+        per_dialogue: Seeded subsample of so many contexts of each dialogue; None uses all.
+    """
+
+    strategy: Literal["gold", "predicted", "none"] = "none"
+    per_dialogue: PositiveInt | None = None
+
+
+# ---------------------------------------------------------------- cases
+
+
+def response_work(material: Material) -> Work:
     """Return the cases of the suite.
 
     Raises:
         DataError: If there is none.
     """
-    found = answerable(recipe, material)
-    kept = sampled(found, run_seed=recipe.seed, purpose="response", per_dialogue=recipe.settings.response.per_dialogue)
-    calls, roles = reply_calls(recipe, predictions, len(kept))
-    calls |= {"scorer": len(kept)} if recipe.models.scorer is not None else {}
+    recipe = material.recipe
+    found = answerable(material)
+    kept = _sampled(found, run_seed=recipe.seed, per_dialogue=recipe.settings.response.per_dialogue)
+    calls, roles = reply_calls(material, len(kept))
 
     def prepare(casting: Casting, done: Done) -> Player:
-        responder = build_responder(recipe, casting, predictions)
-        surprise = _scorer(casting.pool, recipe.models.scorer)
+        responder = build_responder(material, casting)
+        scorer = casting.pool.scorer(recipe.models.scorer) if recipe.models.scorer is not None else None
+        # One reply at a time, beside the event loop.
+        lock = asyncio.Lock()
 
         async def play(unit: Unit) -> ResponseCase:
-            context: Context = unit.what
-            case = await responder(context)
-            if surprise is None or case.reply is None:
+            case = await responder(unit.what)
+            if scorer is None or case.reply is None:
                 return case
             try:
-                found = await surprise(context, case.reply)
+                async with lock:
+                    found = await asyncio.to_thread(scorer.score, unit.what.turns, case.reply)
             except ModelError as error:
                 # The reply stands; its perplexity is what is missing.
                 return case.model_copy(update={"nll_unscored": error.kind})
@@ -69,24 +92,21 @@ def response_work(recipe: EvaluateRecipe, material: Material, predictions: Predi
         return play
 
     return Work(
-        suite="response",
-        file="response",
-        kind=ResponseCase,
         units=tuple(Unit(context.id, context.dialogue_id, context) for context in kept),
-        calls=calls,
+        calls=calls | ({"scorer": len(kept)} if recipe.models.scorer is not None else {}),
         prepare=prepare,
         roles=roles,
         left_out={"without a strategy": sum(1 for _ in material.reply_contexts()) - len(found)},
     )
 
 
-def answerable(recipe: EvaluateRecipe, material: Material) -> list[Context]:
+def answerable(material: Material) -> list[Context]:
     """Return the contexts that can be answered: with ``strategy: gold`` those whose gold turn has a label.
 
     Raises:
         DataError: If there is none.
     """
-    needs_label = recipe.settings.response.strategy == "gold"
+    needs_label = material.recipe.settings.response.strategy == "gold"
     found = [
         context
         for context in material.reply_contexts()
@@ -97,41 +117,61 @@ def answerable(recipe: EvaluateRecipe, material: Material) -> list[Context]:
     return found
 
 
-def reply_calls(
-    recipe: EvaluateRecipe, predictions: Predictions | None, n: int
-) -> tuple[dict[str, int], tuple[str, ...]]:
+def _sampled(found: list[Context], *, run_seed: int, per_dialogue: int | None) -> list[Context]:
+    """Return a seeded subsample of each dialogue's contexts, in order."""
+    if per_dialogue is None:
+        return found
+    by_dialogue: dict[str, list[Context]] = {}
+    for context in found:
+        by_dialogue.setdefault(context.dialogue_id, []).append(context)
+    kept = {
+        context.id
+        for of_dialogue in by_dialogue.values()
+        for context in sorted(of_dialogue, key=lambda one: derive_seed(run_seed, "response", one.id))[:per_dialogue]
+    }
+    return [context for context in found if context.id in kept]
+
+
+def _has_replies(material: Material) -> bool:
+    return any(entry.reply is not None for entry in (material.predictions or {}).values())
+
+
+def reply_calls(material: Material, n: int) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the calls that n replies take, and the roles that make them.
 
     Raises:
         ConfigError: If nothing gives replies.
     """
-    if has_replies(predictions):
+    if _has_replies(material):
         return {}, ()
+    recipe = material.recipe
     if recipe.models.supporter is None:
         raise ConfigError("no reply in the predictions file", expected="models.supporter, or lines with a reply")
-    if predictions is not None:
-        log.warning("no reply in %s: models.supporter writes the replies", recipe.predictions)
-    speakers = ("strategist", "supporter") if recipe.settings.response.strategy == "predicted" else ("supporter",)
-    return dict.fromkeys(speakers, n), speakers
+    if material.predictions is not None:
+        _log.warning("no reply in %s: models.supporter writes the replies", recipe.predictions)
+    roles = speakers(recipe)
+    return dict.fromkeys(roles, n), roles
 
 
-def build_responder(recipe: EvaluateRecipe, casting: Casting, predictions: Predictions | None) -> Responder:
+def speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
+    """Return the roles that make a reply: a strategist as well where the supporter is told its choice."""
+    return ("strategist", "supporter") if recipe.settings.response.strategy == "predicted" else ("supporter",)
+
+
+def build_responder(material: Material, casting: Casting) -> Responder:
     """Return what answers a context: the predictions file where it has replies, else the supporter."""
-    if predictions is not None and has_replies(predictions):
-        from esckit.metrics.metric import Unscored
-        from esckit.predict.predictions import predicted_reply
+    if not _has_replies(material):
+        return _speaker(material.recipe, casting)
+    known = material.predictions or {}
 
-        known = predictions
+    async def look_up(context: Context) -> ResponseCase:
+        entry = known.get(context.id)
+        reply = predicted_reply(entry)
+        if isinstance(reply, Unscored):
+            return _case(context, unscored=reply.reason)
+        return _case(context, reply=reply, strategy=entry.strategy if entry else None)
 
-        async def look_up(context: Context) -> ResponseCase:
-            entry = known.get(context.id)
-            reply = predicted_reply(entry)
-            if isinstance(reply, Unscored):
-                return _case(context, reason=reply.reason)
-            return _case(context, reply=reply, strategy=entry.strategy if entry else None)
-
-        return look_up
-    return _speaker(recipe, casting)
+    return look_up
 
 
 def _speaker(recipe: EvaluateRecipe, casting: Casting) -> Responder:
@@ -145,26 +185,23 @@ def _speaker(recipe: EvaluateRecipe, casting: Casting) -> Responder:
         try:
             if strategist is not None:
                 # The same draws as in the suite `strategy`: one system predicts one thing.
-                scope = ledger.at("strategy")
-                strategy = (await strategist.decide(context.scenario, context.turns, scope)).strategy
+                strategy = (await strategist.decide(context.scenario, context.turns, ledger.at("strategy"))).strategy
             written = await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=strategy)
         except ModelError as error:
-            case = _case(context, strategy=strategy, reason=error.kind)
-            return case.model_copy(update={"reasoning": ledger.thoughts()})
-        return _case(context, reply=written.response, strategy=strategy).model_copy(
-            update={
-                "parse_kind": written.parse_kind,
-                "format_ok": written.format_ok,
-                "reasoning": ledger.thoughts(),
-            }
+            return _case(context, strategy=strategy, unscored=error.kind, reasoning=ledger.thoughts())
+        return _case(
+            context,
+            reply=written.response,
+            strategy=strategy,
+            parse_kind=written.parse_kind,
+            format_ok=written.format_ok,
+            reasoning=ledger.thoughts(),
         )
 
     return speak
 
 
-def _case(
-    context: Context, *, reply: str | None = None, strategy: str | None = None, reason: str | None = None
-) -> ResponseCase:
+def _case(context: Context, *, reply: str | None = None, **fields: Any) -> ResponseCase:
     assert context.reference is not None
     statistics = {}
     if reply is not None and reply.strip():
@@ -173,24 +210,179 @@ def _case(
     return ResponseCase(
         id=context.id,
         dialogue_id=context.dialogue_id,
-        unscored=reason,
         statistics=statistics,
         context_id=context.id,
         reply=reply,
         reference=context.reference.text,
-        strategy=strategy,
+        **fields,
     )
 
 
-def _scorer(pool: ModelPool, binding: BackboneBinding | None) -> Callable[[Context, str], Awaitable[Surprise]] | None:
-    """Return what measures how surprising a reply is; one reply at a time, beside the event loop."""
-    if binding is None:
-        return None
-    scorer = pool.scorer(binding)
-    turn = asyncio.Lock()
+# ---------------------------------------------------------------- metrics
 
-    async def surprise(context: Context, reply: str) -> Surprise:
-        async with turn:
-            return await asyncio.to_thread(scorer.score, context.turns, reply)
+ResponseMetric = Metric[ResponseCase]
 
-    return surprise
+
+class _Pair(NamedTuple):
+    """Tokens of a scored reply and its reference."""
+
+    reply: tuple[str, ...]
+    reference: tuple[str, ...]
+
+
+def _scored(read: Callable[[ResponseCase, _Pair], Stats | Unscored]) -> Callable[[ResponseCase], Stats | Unscored]:
+    """Return a collector that leaves unscored cases out."""
+
+    def collect(case: ResponseCase) -> Stats | Unscored:
+        if case.unscored is not None or case.reply is None:
+            return Unscored(case.unscored or "blank")
+        return read(case, _Pair(tokenise(case.reply), tokenise(case.reference)))
+
+    return collect
+
+
+def _of_100(name: str, **facts: Any) -> Facts:
+    return Facts(f"response.{name}", unit="0-100", range=(0.0, 100.0), tokenizer=TOKENIZER, **facts)
+
+
+def bleu(order: int) -> ResponseMetric:
+    """Return corpus BLEU up to n-grams of ``order``, one reference."""
+    orders = range(1, order + 1)
+    counts = (*(f"matches_{n}" for n in orders), *(f"ngrams_{n}" for n in orders), "tokens", "reference_tokens")
+    facts = _of_100(f"bleu_{order}", minimum=f"an n-gram of order {order}", counts=counts)
+    return Metric(facts, _scored(lambda _, pair: bleu_stats(pair.reply, pair.reference, order)), Sums(bleu_from_sums))
+
+
+def distinct(n: int) -> ResponseMetric:
+    """Return Distinct-n over all replies together."""
+    facts = _of_100(f"distinct_{n}", minimum=f"an n-gram of order {n}", interval="jackknife", counts=("ngrams",))
+    return Metric(facts, _scored(lambda _, pair: distinct_stats(ngrams(pair.reply, n))), DistinctShare())
+
+
+ROUGE_L: ResponseMetric = Metric(_of_100("rouge_l"), _scored(lambda _, pair: (rouge_l(*pair), 1.0)), RATIO)
+
+METEOR_EXACT: ResponseMetric = Metric(
+    _of_100("meteor_exact"), _scored(lambda _, pair: (meteor_exact(*pair), 1.0)), RATIO
+)
+
+
+def _surprise(case: ResponseCase, _: _Pair) -> Stats | Unscored:
+    if case.nll is None:
+        return Unscored(case.nll_unscored or "missing")
+    return (case.nll, float(case.n_scorer_tokens))
+
+
+def _perplexity(sums: Array) -> Array:
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        found = np.exp(ratio(sums))
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+PPL: ResponseMetric = Metric(
+    Facts(
+        "response.ppl",
+        unit="none",
+        range=(1.0, None),
+        higher_is_better=False,
+        undefined="needs 1 scored token, and a perplexity that a float can hold",
+        counts=("nll", "tokens"),
+    ),
+    _scored(_surprise),
+    Sums(_perplexity),
+)
+
+WORDS: ResponseMetric = Metric(
+    Facts("response.words", unit="words", range=(0.0, None), higher_is_better=None, tokenizer=TOKENIZER),
+    _scored(lambda case, _: (float(n_words(case.reply or "")), 1.0)),
+    RATIO,
+)
+
+LENGTH_RATIO: ResponseMetric = Metric(
+    Facts(
+        "response.length_ratio",
+        unit="none",
+        range=(0.0, None),
+        higher_is_better=None,
+        counts=("tokens", "reference_tokens"),
+        tokenizer=TOKENIZER,
+    ),
+    _scored(lambda _, pair: (float(len(pair.reply)), float(len(pair.reference)))),
+    RATIO,
+)
+
+
+def malformed_share(kind: ParseKind) -> ResponseMetric:
+    """Return the share of outputs without the agreed form from which the reply was taken in one way."""
+
+    def collect(case: ResponseCase) -> Stats | Unscored | None:
+        if case.parse_kind is None:
+            return None if case.unscored is None else Unscored(case.unscored)
+        return (float(not case.format_ok and case.parse_kind == kind), 1.0)
+
+    return Metric(
+        Facts("response.malformed_share", higher_is_better=False, minimum="1 output", counts=("malformed", "outputs")),
+        collect,
+        RATIO,
+    )
+
+
+def response_metrics(*, scorer: bool = False) -> tuple[ResponseMetric, ...]:
+    """Return the suite's metrics over all cases; ``ppl`` only where a scorer was asked."""
+    ppl = (PPL,) if scorer else ()
+    return (bleu(2), bleu(4), ROUGE_L, METEOR_EXACT, distinct(1), distinct(2), *ppl, WORDS, LENGTH_RATIO)
+
+
+def response_rows(cases: Sequence[ResponseCase], measurement: Measurement, *, scorer: bool = False) -> list[MetricRow]:
+    """Return all rows of the suite; the share of every malformed form stands in ``group.parse_kind``."""
+    rows = [measurement.row(metric, cases) for metric in response_metrics(scorer=scorer)]
+    if any(case.parse_kind is not None for case in cases):
+        rows += [measurement.row(malformed_share(kind), cases, group={"parse_kind": kind}) for kind in MALFORMED]
+    return rows
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def told_gold(material: Material) -> dict[str, Any]:
+    """Return the conditions of replies for which the supporter is told the strategies of the corpus."""
+    if material.recipe.settings.response.strategy != "gold":
+        return {}
+    return {"told": "gold", **material.labels(material.taxonomy)}
+
+
+def _conditions(material: Material) -> dict[str, Any]:
+    recipe = material.recipe
+    return {
+        "settings": recipe.settings.response.model_dump(mode="json"),
+        "tokenisation": TOKENISATION,
+        "scorer": played_by(recipe, "scorer"),
+        **told_gold(material),
+    }
+
+
+def reply_needs(recipe: EvaluateRecipe) -> list[str]:
+    """Return the fields that a recipe must give for replies: a file may take the place of the roles."""
+    return [] if recipe.predictions is not None else [f"models.{role}" for role in speakers(recipe)]
+
+
+RESPONSE = Suite(
+    name="response",
+    roles=lambda recipe: (*speakers(recipe), "scorer"),
+    needs=lambda recipe: [*reply_needs(recipe), "data"],
+    files=(
+        CaseFile(
+            name="response",
+            kind=ResponseCase,
+            work=response_work,
+            metrics=lambda recipe, strategies: response_metrics(scorer=recipe.models.scorer is not None),
+            rows=lambda recipe, strategies, cases, measurement: response_rows(
+                cases, measurement, scorer=recipe.models.scorer is not None
+            ),
+        ),
+    ),
+    conditions=_conditions,
+    sources=lambda recipe: {"predictions": recipe.predictions},
+    reads_labels=lambda recipe: recipe.settings.response.strategy == "gold",
+)

@@ -1,84 +1,92 @@
-"""The suite ``reward``: what a trained reward model says of candidates whose simulated futures are known."""
+"""The suite ``reward``: what a trained reward model says of candidates whose simulated futures are known.
+
+p = p(y = 1), y by the model's own label rule. A reward model must beat the length of the reply as a predictor.
+Definitions are in :mod:`esckit.metrics.calibration`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from esckit.config.sections import CheckpointBinding
+from esckit.config.sections import CheckpointBinding, Section
+from esckit.documents import read_json_object
 from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
 from esckit.evaluate.cases import RewardCase
-from esckit.evaluate.lineage import run_of
-from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.suites.suite import Done, Player, Unit, Work
-from esckit.play.futures import RewardInputs, read_inputs
+from esckit.evaluate.leakage import family_of_runs, run_of
+from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work
+from esckit.metrics.calibration import (
+    ContextOrder,
+    PairwiseOrder,
+    accuracy,
+    brier,
+    log_loss,
+    rank_correlation,
+)
+from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, divide
 from esckit.roles.cast import Casting
 from esckit.roles.critics import ResponseScorer
 from esckit.text import n_words
 from esckit.types import Context, Future, Outcome
 
 if TYPE_CHECKING:
+    from esckit.metrics.rows import Measurement, MetricRow
     from esckit.reward.model import RewardModel
 
+Reading: TypeAlias = list[float] | ModelError
+"""What each model says of a future, or why they cannot read it."""
 
-Said: TypeAlias = list[float] | ModelError
-
-
-_LOT = 64
+BATCH_FUTURES = 64
 """Futures that are scored together: enough to fill a row, and few enough that a broken run loses little."""
 
+N_BINS = 10
 
-def reward_work(recipe: EvaluateRecipe, inputs: RewardInputs) -> Work:
+
+class RewardSettings(Section):
+    """The suite ``reward``: a reward model on scored futures of held-out dialogues; ``inputs`` are simulate runs."""
+
+    inputs: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- cases
+
+
+def reward_work(material: Material) -> Work:
     """Return the cases of the suite: every scored future of the inputs.
 
     Raises:
         DataError: If there is none.
     """
-    binding = recipe.models.reward
+    recipe, inputs, binding = material.recipe, material.futures, material.recipe.models.reward
     assert binding is not None
     futures = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
     if not futures:
         raise DataError("no scored future", path=", ".join(recipe.settings.reward.inputs), expected="at least one")
-    units = tuple(Unit(case_id(future, futures), future.dialogue_id, future) for future in futures)
+    has_several_seeds = futures[0].run_seed != futures[-1].run_seed
+    units = tuple(
+        Unit(f"{future.run_seed}/{future.id}" if has_several_seeds else future.id, future.dialogue_id, future)
+        for future in futures
+    )
 
     def prepare(casting: Casting, done: Done) -> Player:
         model = _load(binding)
-        labels = _Labels.of(model, inputs)
+        delta = _delta(model, inputs.simulation)
         known = done.get("reward", {})
         missing = [unit for unit in units if (case := known.get(unit.id)) is None or case.unscored is not None]
-        lots = Lots((model, _untrained(model, recipe.seed)), inputs.contexts, missing)
+        batches = FutureBatches((model, _untrained(model, recipe.seed)), inputs.contexts, missing)
 
         async def play(unit: Unit) -> RewardCase:
-            said = await lots.read(unit)
-            if isinstance(said, ModelError):
-                return labels.case(unit.id, unit.what, None, reason=said.kind)
-            p, p_untrained = said
-            return labels.case(unit.id, unit.what, p).model_copy(update={"p_untrained": p_untrained})
+            reading = await batches.read(unit)
+            if isinstance(reading, ModelError):
+                return _case(unit, delta, unscored=reading.kind)
+            p, p_untrained = reading
+            return _case(unit, delta, p=p, p_untrained=p_untrained)
 
         return play
 
-    return Work(
-        suite="reward",
-        file="reward",
-        kind=RewardCase,
-        units=units,
-        calls={"reward": len(futures)},
-        prepare=prepare,
-        roles=("reward",),
-    )
-
-
-def reward_inputs(recipe: EvaluateRecipe) -> RewardInputs:
-    """Read the futures of the suite."""
-    return read_inputs(recipe.settings.reward.inputs)
-
-
-def case_id(future: Future, futures: list[Future]) -> str:
-    """Return a future's id, with its run seed where the inputs have several."""
-    several = any(other.run_seed != future.run_seed for other in futures[:1] + futures[-1:])
-    return f"{future.run_seed}/{future.id}" if several else future.id
+    return Work(units=units, calls={"reward": len(futures)}, prepare=prepare, roles=("reward",))
 
 
 def _load(binding: CheckpointBinding) -> RewardModel:
@@ -103,8 +111,8 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
     return RewardModel(net.eval().to(next(model.net.parameters()).device), model.text)
 
 
-class Lots:
-    """Asks several models about futures, a lot at a time: what the futures of a dialogue share is read once.
+class FutureBatches:
+    """Asks several models about futures, batch by batch: what the futures of a dialogue share is read once.
 
     Args:
         models: All are asked about every future.
@@ -116,96 +124,214 @@ class Lots:
         self, models: Sequence[ResponseScorer], contexts: Mapping[str, Context], units: Sequence[Unit]
     ) -> None:
         self._models, self._contexts = models, contexts
-        self._lots = list(_lots(units))
-        self._lot_of = {unit.id: at for at, lot in enumerate(self._lots) for unit in lot}
-        self._readings: dict[int, asyncio.Task[dict[str, Said]]] = {}
-        self._turn = asyncio.Lock()
+        self._batches = list(_batched(units))
+        self._batch_of = {unit.id: at for at, batch in enumerate(self._batches) for unit in batch}
+        self._readings: dict[int, asyncio.Task[dict[str, Reading]]] = {}
+        self._lock = asyncio.Lock()
 
-    async def read(self, unit: Unit) -> Said:
-        """Return what each model says of a future, or why they cannot read it; its lot is read along, once."""
-        at = self._lot_of[unit.id]
+    async def read(self, unit: Unit) -> Reading:
+        """Return what each model says of a future; the futures of its batch are read along, once."""
+        at = self._batch_of[unit.id]
         if at not in self._readings:
-            self._readings[at] = asyncio.create_task(self._read(self._lots[at]))
+            self._readings[at] = asyncio.create_task(self._read(self._batches[at]))
         return (await self._readings[at])[unit.id]
 
-    async def _read(self, lot: Sequence[Unit]) -> dict[str, Said]:
-        async with self._turn:
-            return await asyncio.to_thread(self._score, lot)
+    async def _read(self, batch: Sequence[Unit]) -> dict[str, Reading]:
+        async with self._lock:
+            return await asyncio.to_thread(self._score, batch)
 
-    def _score(self, lot: Sequence[Unit]) -> dict[str, Said]:
-        turns = [self._contexts[unit.what.context_id].turns for unit in lot]
-        replies = [unit.what.exchanges[0].supporter.response for unit in lot]
+    def _score(self, batch: Sequence[Unit]) -> dict[str, Reading]:
+        turns = [self._contexts[unit.what.context_id].turns for unit in batch]
+        replies = [unit.what.exchanges[0].supporter.response for unit in batch]
         try:
             scores = [model.score(turns, replies) for model in self._models]
         except (ModelError, NotFiniteError) as error:
-            if len(lot) == 1:
-                return {lot[0].id: error.as_failure() if isinstance(error, NotFiniteError) else error}
-            # One that cannot be read does not take the others along.
-            return {name: said for unit in lot for name, said in self._score([unit]).items()}
-        return {unit.id: said for unit, *said in zip(lot, *scores, strict=True)}
+            if len(batch) == 1:
+                return {batch[0].id: error.as_failure() if isinstance(error, NotFiniteError) else error}
+            # One future that cannot be read must not fail the others.
+            return {name: reading for unit in batch for name, reading in self._score([unit]).items()}
+        return {unit.id: reading for unit, *reading in zip(batch, *scores, strict=True)}
 
 
-def _lots(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Yield units in lots of about :data:`_LOT`, those of a dialogue together."""
+def _batched(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Yield units in batches of at least :data:`BATCH_FUTURES`, those of a dialogue together."""
     by_dialogue: dict[str, list[Unit]] = {}
     for unit in units:
         by_dialogue.setdefault(unit.dialogue_id, []).append(unit)
-    lot: list[Unit] = []
+    batch: list[Unit] = []
     for together in by_dialogue.values():
-        lot += together
-        if len(lot) >= _LOT:
-            yield lot
-            lot = []
-    if lot:
-        yield lot
+        batch += together
+        if len(batch) >= BATCH_FUTURES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-class _Labels:
-    """Good or not, by the rule that the model was trained with.
+def _delta(model: RewardModel, simulation: Mapping[str, str | int | bool]) -> Fraction | None:
+    """Return the model's label rule: a reward strictly above δ is good; None takes reaching the goal.
 
-    Args:
-        delta: A reward strictly above it is good; None takes reaching the goal.
+    Raises:
+        DataError: If the futures are of another kind than those the model was trained on.
     """
-
-    def __init__(self, delta: Fraction | None) -> None:
-        self.delta = delta
-
-    @classmethod
-    def of(cls, model: RewardModel, inputs: RewardInputs) -> _Labels:
-        """Return the labels of a model, refused for futures of another kind than it was trained on.
-
-        Raises:
-            DataError: If preset, read-out, horizon, threshold or critic prompt differ.
-        """
-        if model.metadata is None:
-            raise ConfigError("a reward model that was not trained", expected="a run folder of train-reward")
-        _check_alike(model.metadata.simulation, inputs.simulation)
-        delta = model.metadata.delta
-        return cls(None if delta is None else Fraction(delta))
-
-    def case(self, name: str, future: Future, p: float | None, *, reason: str | None = None) -> RewardCase:
-        """Return the case of a future."""
-        reward = future.fraction
-        assert reward is not None
-        good = future.outcome is Outcome.RESOLVED if self.delta is None else reward > self.delta
-        return RewardCase(
-            id=name,
-            dialogue_id=future.dialogue_id,
-            unscored=reason,
-            context_id=future.context_id,
-            p=p,
-            y=good,
-            reward_num=reward.numerator,
-            reward_den=reward.denominator,
-            n_words=n_words(future.exchanges[0].supporter.response),
-        )
-
-
-def _check_alike(trained: Mapping[str, str | int | bool], found: Mapping[str, str | int | bool]) -> None:
-    differing = [name for name in {*trained, *found} if trained.get(name) != found.get(name)]
+    if model.metadata is None:
+        raise ConfigError("a reward model that was not trained", expected="a run folder of train-reward")
+    trained = model.metadata.simulation
+    differing = sorted(name for name in {*trained, *simulation} if trained.get(name) != simulation.get(name))
     if differing:
-        shown = ", ".join(f"{name} {found.get(name)} (trained on {trained.get(name)})" for name in sorted(differing))
+        shown = ", ".join(f"{name} {simulation.get(name)} (trained on {trained.get(name)})" for name in differing)
         raise DataError(
             f"futures of another kind than the reward model's: {shown}",
             expected="one preset, read-out, horizon, threshold and critic prompt",
         )
+    return None if model.metadata.delta is None else Fraction(model.metadata.delta)
+
+
+def _case(unit: Unit, delta: Fraction | None, **fields: Any) -> RewardCase:
+    future: Future = unit.what
+    reward = future.fraction
+    assert reward is not None
+    return RewardCase(
+        id=unit.id,
+        dialogue_id=future.dialogue_id,
+        context_id=future.context_id,
+        y=future.outcome is Outcome.RESOLVED if delta is None else reward > delta,
+        reward_num=reward.numerator,
+        reward_den=reward.denominator,
+        n_words=n_words(future.exchanges[0].supporter.response),
+        **fields,
+    )
+
+
+# ---------------------------------------------------------------- metrics
+
+RewardMetric = Metric[RewardCase]
+
+
+def _metric(
+    name: str, read: Callable[[RewardCase, float], Stats | None], estimator: Estimator, **facts: Any
+) -> RewardMetric:
+    """Return a metric over the cases that the model scored."""
+
+    def collect(case: RewardCase) -> Stats | Unscored | None:
+        if case.unscored is not None or case.p is None:
+            return Unscored(case.unscored or "missing")
+        return read(case, case.p)
+
+    return Metric(Facts(f"reward.{name}", **facts), collect, estimator)
+
+
+def _mean_of(name: str, of: Callable[[Sequence[float], Sequence[bool]], float | None], **facts: Any) -> RewardMetric:
+    """Return a metric that is a mean over cases."""
+    return _metric(name, lambda case, p: (of((p,), (case.y,)) or 0.0, 1.0), RATIO, **facts)
+
+
+def _bin_of(p: float) -> int:
+    return min(int(N_BINS * p), N_BINS - 1)
+
+
+def _bin_sums(case: RewardCase, p: float) -> Stats:
+    sums = [0.0] * (3 * N_BINS)
+    sums[3 * _bin_of(p) : 3 * _bin_of(p) + 3] = [1.0, p, float(case.y)]
+    return tuple(sums)
+
+
+def _ece_of(sums: Array) -> Array:
+    """Return the calibration error of (R, 3·bins) sums: per bin n, Σp, Σy."""
+    n, p, y = (sums[:, offset::3] for offset in range(3))
+    return divide(abs(p - y).sum(axis=1), n.sum(axis=1))
+
+
+def reward_metrics() -> tuple[RewardMetric, ...]:
+    """Return the suite's metrics."""
+    return (
+        _mean_of("accuracy", accuracy, counts=("correct", "cases")),
+        _metric("auc", lambda case, p: (p, case.y), PairwiseOrder(), minimum="both classes"),
+        _metric(
+            "pair_accuracy",
+            lambda case, p: (case.context_id, p, case.reward),
+            ContextOrder(),
+            minimum="1 pair of candidates with different rewards",
+        ),
+        _mean_of("brier", brier, higher_is_better=False),
+        _mean_of("log_loss", log_loss, unit="nats", range=(0.0, None), higher_is_better=False),
+        _metric("ece", _bin_sums, Sums(_ece_of), higher_is_better=False),
+        _metric(
+            "spearman",
+            lambda case, p: (p, float(case.reward)),
+            rank_correlation(3),
+            unit="none",
+            range=(-1.0, 1.0),
+            minimum="3 different rewards",
+        ),
+    )
+
+
+def _majority(sums: Array) -> Array:
+    import numpy as np
+
+    return divide(np.maximum(sums[:, 0], sums[:, 1] - sums[:, 0]), sums[:, 1])
+
+
+def reward_rows(cases: Sequence[RewardCase], measurement: Measurement) -> list[MetricRow]:
+    """Return all rows of the suite: the metrics, what they must beat, and the reliability table by bin."""
+    untested: dict[str, Any] = {"higher_is_better": None, "test": "none"}
+    of_classes: dict[str, Any] = {**untested, "minimum": "both classes"}
+    in_bin: dict[str, Any] = {**untested, "counts": ("sum", "cases")}
+    beside = [
+        _metric(
+            "majority_accuracy",
+            lambda case, _: (float(case.y), 1.0),
+            Sums(_majority),
+            counts=("positive", "cases"),
+            **untested,
+        ),
+        _metric("length_auc", lambda case, _: (float(case.n_words), case.y), PairwiseOrder(), **of_classes),
+    ]
+    if any(case.p_untrained is not None for case in cases):
+        beside.append(
+            _metric(
+                "untrained_auc",
+                lambda case, _: None if case.p_untrained is None else (case.p_untrained, case.y),
+                PairwiseOrder(),
+                **of_classes,
+            )
+        )
+    rows = [measurement.row(metric, cases) for metric in (*reward_metrics(), *beside)]
+    no_interval = "the mean of what was sorted into the bin"
+    mean_p = _metric("bin_p", lambda _, p: (p, 1.0), RATIO, interval="none", no_interval=no_interval, **in_bin)
+    mean_y = _metric("bin_y", lambda case, _: (float(case.y), 1.0), RATIO, interval="wilson", **in_bin)
+    for index in range(N_BINS):
+        chosen = [case for case in cases if case.p is not None and _bin_of(case.p) == index]
+        if chosen:
+            rows += [measurement.row(metric, chosen, group={"bin": index}) for metric in (mean_p, mean_y)]
+    return rows
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def _conditions(material: Material) -> dict[str, Any]:
+    assert material.recipe.models.reward is not None
+    metadata = run_of(material.recipe.models.reward.checkpoint) / "checkpoint" / "reward.json"
+    # Read as plain JSON: the class of this file comes with torch, which nothing needs before a model is called.
+    label = str(read_json_object(metadata).get("delta") or "goal") if metadata.is_file() else None
+    return {"futures": dict(material.futures.digests), "label": label}
+
+
+REWARD = Suite(
+    name="reward",
+    roles=lambda recipe: ("reward",),
+    needs=lambda recipe: ["models.reward", "settings.reward.inputs"],
+    files=(
+        CaseFile(
+            name="reward",
+            kind=RewardCase,
+            work=reward_work,
+            metrics=lambda recipe, strategies: reward_metrics(),
+            rows=lambda recipe, strategies, cases, measurement: reward_rows(cases, measurement),
+        ),
+    ),
+    conditions=_conditions,
+    family=lambda material: family_of_runs(material.recipe.settings.reward.inputs),
+)

@@ -1,39 +1,69 @@
-"""The suite ``strategy``: what a strategist takes at gold decisions, or on the main line of held-out search trees."""
+"""The suite ``strategy``: next-strategy prediction, at gold decisions or on the main line of held-out search trees.
+
+All metrics but ``accuracy_any`` and ``correct_of_all`` are functions of one confusion matrix C, rows predicted i and
+columns gold j, over the S strategies of one taxonomy; N = ΣC.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
+from pydantic import NonNegativeFloat, model_validator
+
+from esckit.config.sections import Section
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.suites.suite import (
-    Done,
-    Material,
-    Player,
-    Predictions,
-    Prepare,
-    Unit,
-    Work,
-    decisions,
-    has_strategies,
-)
+from esckit.evaluate.cases import STAGES, StrategyCase, stage_of
+from esckit.evaluate.leakage import family_of_runs
+from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, decisions, family_of_data
 from esckit.ledger import Ledger
-from esckit.records import read_records
+from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, not_estimated
+from esckit.predict.predictions import Prediction, predicted_label
 from esckit.roles.cast import Casting
-from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.trees import main_line
-from esckit.types import Scenario, SearchTree, Turn
+from esckit.types import Scenario, Turn
 
 if TYPE_CHECKING:
-    from esckit.predict.predictions import Prediction
+    from esckit.evaluate.recipe import EvaluateRecipe
+    from esckit.metrics.rows import Measurement, MetricRow
+
+_log = logging.getLogger(__name__)
 
 
-log = logging.getLogger(__name__)
+class StrategySettings(Section):
+    """The suite ``strategy``: next-strategy prediction.
+
+    Attributes:
+        unit: Merged supporter turns, or every supporter utterance with a turn before it.
+        source: Labels of the corpus, or the main line of held-out search trees.
+        trees: Run folders of ``esckit search`` for ``source: expanded``.
+        include_openings: With ``utterance``: also supporter utterances without a turn before them.
+        exclude: Gold labels that are left out.
+        bias_pseudo_count: Added to every off-diagonal cell for B; flags it ``smoothed``.
+    """
+
+    unit: Literal["turn", "utterance"] = "turn"
+    source: Literal["gold", "expanded"] = "gold"
+    trees: tuple[str, ...] = ()
+    include_openings: bool = False
+    exclude: tuple[str, ...] = ()
+    bias_pseudo_count: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.include_openings and self.unit != "utterance":
+            raise ValueError("include_openings needs unit: utterance")
+        if (self.source == "expanded") != bool(self.trees):
+            raise ValueError("trees and source: expanded go together")
+        return self
+
+
+# ---------------------------------------------------------------- cases
 
 
 class Step(NamedTuple):
@@ -55,64 +85,73 @@ class Step(NamedTuple):
     n_turns: int
 
 
-def strategy_work(recipe: EvaluateRecipe, material: Material, predictions: Predictions | None) -> Work:
+def strategy_work(material: Material) -> Work:
     """Return the cases of the suite.
 
     Raises:
         DataError: If there is none, or a tree cannot be used.
         ConfigError: If an excluded label is unknown, or nothing makes predictions.
     """
-    settings = recipe.settings.strategy
-    steps = list(tree_steps(settings.trees)) if settings.source == "expanded" else list(_gold_steps(recipe, material))
-    taxonomy = strategy_taxonomy(recipe, material)
+    recipe, settings = material.recipe, material.recipe.settings.strategy
+    steps = list((_tree_steps if settings.source == "expanded" else _gold_steps)(material))
+    taxonomy = strategy_taxonomy(material)
     excluded = {taxonomy.resolve(label).name for label in settings.exclude}
     kept = [step for step in steps if step.gold is not None and step.gold not in excluded]
     if not kept:
         raise DataError("no decision with a label", expected="at least one", hint="See data.split and strategy.exclude")
-    from_file = has_strategies(predictions)
+    predictions = material.predictions or {}
+    from_file = any(entry.strategy is not None for entry in predictions.values())
     if not from_file and recipe.models.strategist is None:
         raise ConfigError("no strategy in the predictions file", expected="models.strategist, or lines with a strategy")
-    if not from_file and predictions is not None:
-        log.warning("no strategy in %s: models.strategist picks the strategies", recipe.predictions)
-    unlabelled = sum(step.gold is None for step in steps)
+    if not from_file and predictions:
+        _log.warning("no strategy in %s: models.strategist picks the strategies", recipe.predictions)
+
+    def prepare(casting: Casting, done: Done) -> Player:
+        strategist = None if from_file else casting.strategist()
+
+        async def play(unit: Unit) -> StrategyCase:
+            step: Step = unit.what
+            if strategist is None:
+                return _read_case(step, predictions.get(unit.id), taxonomy)
+            ledger = Ledger(recipe.seed, step.id)
+            try:
+                found = await strategist.decide(step.scenario, step.turns, ledger.at("strategy"))
+                case = _case(step, found.strategy, None, found.probabilities)
+            except ModelError as error:
+                case = _case(step, None, error.kind, None)
+            return case.model_copy(update={"reasoning": ledger.thoughts()})
+
+        return play
+
+    n_unlabelled = sum(step.gold is None for step in steps)
     return Work(
-        suite="strategy",
-        file="strategy",
-        kind=StrategyCase,
         units=tuple(Unit(step.id, step.scenario.id, step) for step in kept),
         calls={} if from_file else {"strategist": len(kept)},
-        prepare=_from_file(predictions, taxonomy) if from_file and predictions is not None else _from_model(recipe),
+        prepare=prepare,
         roles=() if from_file else ("strategist",),
-        left_out={"unlabelled": unlabelled, "excluded": len(steps) - unlabelled - len(kept)},
+        left_out={"unlabelled": n_unlabelled, "excluded": len(steps) - n_unlabelled - len(kept)},
     )
 
 
-def strategy_taxonomy(recipe: EvaluateRecipe, material: Material) -> Taxonomy:
+def strategy_taxonomy(material: Material) -> Taxonomy:
     """Return the taxonomy of the suite.
 
     Raises:
         ConfigError: If it cannot be known.
+        DataError: If the trees have another one.
     """
-    if recipe.settings.strategy.source == "gold":
-        taxonomy = material.taxonomy
-    else:
-        folders = [path if path.is_dir() else path.parent for path in map(Path, recipe.settings.strategy.trees)]
-        names = {tree.taxonomy for tree in _trees(recipe.settings.strategy.trees)}
-        wanted = load_taxonomy(recipe.taxonomy).name if recipe.taxonomy else next(iter(names))
-        if len(names) > 1 or wanted not in names:
-            raise DataError(f"trees of taxonomy {', '.join(sorted(names))}", expected=recipe.taxonomy or "one taxonomy")
-        taxonomy = kept_taxonomy(wanted, *folders)
+    is_gold = material.recipe.settings.strategy.source == "gold"
+    taxonomy = material.taxonomy if is_gold else material.tree_taxonomy
     if taxonomy is None:
         raise ConfigError("strategies of an unknown taxonomy", expected="taxonomy: NAME, or a labelled corpus")
     return taxonomy
 
 
-def _gold_steps(recipe: EvaluateRecipe, material: Material) -> Iterator[Step]:
-    settings = recipe.settings.strategy
+def _gold_steps(material: Material) -> Iterator[Step]:
+    settings = material.recipe.settings.strategy
     merged = settings.unit == "turn"
     for dialogue in (material.merged if merged else material.unmerged).dialogues:
-        spoken = [position for position, turn in enumerate(dialogue.turns) if turn.speaker == "supporter"]
-        place = {id_of: number for number, id_of in enumerate(spoken)}
+        supporter = [position for position, turn in enumerate(dialogue.turns) if turn.speaker == "supporter"]
         for context in decisions(dialogue, merged=merged, openings=settings.include_openings):
             assert context.reference is not None
             reference, position = context.reference, int(context.id.rpartition("#")[2].removeprefix("m"))
@@ -125,21 +164,20 @@ def _gold_steps(recipe: EvaluateRecipe, material: Material) -> Iterator[Step]:
                 turns=context.turns,
                 gold=reference.strategy,
                 gold_all=tuple(dict.fromkeys(labels)) if merged else (),
-                turn=place[position],
-                n_turns=len(spoken),
+                turn=supporter.index(position),
+                n_turns=len(supporter),
             )
 
 
-def tree_steps(folders: Iterable[str]) -> Iterator[Step]:
+def _tree_steps(material: Material) -> Iterator[Step]:
     """Yield the decisions on the main line of search trees: at each node the child that was visited most is gold."""
-    for tree in _trees(folders):
+    for tree in material.trees:
         line = main_line(tree)
         for number, (state, taken) in enumerate(pairwise(line)):
-            turns = tuple(turn for node in line[: number + 1] for turn in node.turns)
             yield Step(
                 id=f"{tree.id}@{state.id}",
                 scenario=tree.scenario,
-                turns=turns,
+                turns=tuple(turn for node in line[: number + 1] for turn in node.turns),
                 gold=taken.strategy,
                 gold_all=(taken.strategy,) if taken.strategy else (),
                 turn=number,
@@ -147,11 +185,16 @@ def tree_steps(folders: Iterable[str]) -> Iterator[Step]:
             )
 
 
-def _trees(folders: Iterable[str]) -> Iterator[SearchTree]:
-    for name in folders:
-        path = Path(name)
-        source = path / "trees.jsonl" if path.is_dir() else path
-        yield from (tree for tree in read_records(SearchTree, source) if tree.status == "complete")
+def _read_case(step: Step, prediction: Prediction | None, taxonomy: Taxonomy) -> StrategyCase:
+    """Return the case that a line of a predictions file makes; a label outside the taxonomy is unscored."""
+    label = predicted_label(prediction)
+    if isinstance(label, Unscored):
+        return _case(step, None, label.reason, None)
+    known = taxonomy.find(label)
+    if known is None:
+        return _case(step, None, "unparsed", None)
+    given = prediction.probabilities if prediction else None
+    return _case(step, known.name, None, given if given and len(given) == len(taxonomy.names) else None)
 
 
 def _case(step: Step, strategy: str | None, reason: str | None, probabilities: Sequence[float] | None) -> StrategyCase:
@@ -159,7 +202,7 @@ def _case(step: Step, strategy: str | None, reason: str | None, probabilities: S
     return StrategyCase(
         id=step.id,
         dialogue_id=step.scenario.id,
-        unscored=reason if strategy is None else None,
+        unscored=reason,
         statistics={} if strategy is None else {"correct": (float(strategy == step.gold),)},
         gold=step.gold,
         gold_all=step.gold_all,
@@ -170,45 +213,209 @@ def _case(step: Step, strategy: str | None, reason: str | None, probabilities: S
     )
 
 
-def _from_model(recipe: EvaluateRecipe) -> Prepare:
-    def prepare(casting: Casting, done: Done) -> Player:
-        strategist = casting.strategist()
+# ---------------------------------------------------------------- metrics
 
-        async def play(unit: Unit) -> StrategyCase:
-            step: Step = unit.what
-            ledger = Ledger(recipe.seed, step.id)
-            try:
-                found = await strategist.decide(step.scenario, step.turns, ledger.at("strategy"))
-                case = _case(step, found.strategy, None, found.probabilities)
-            except ModelError as error:
-                case = _case(step, None, error.kind, None)
-            return case.model_copy(update={"reasoning": ledger.thoughts()})
+StrategyMetric = Metric[StrategyCase]
 
-        return play
-
-    return prepare
+NOT_CONNECTED = "errors do not connect all strategies"
 
 
-def _from_file(predictions: Predictions, taxonomy: Taxonomy) -> Prepare:
-    def prepare(casting: Casting, done: Done) -> Player:
-        async def play(unit: Unit) -> StrategyCase:
-            return read_strategy(unit.what, predictions.get(unit.id), taxonomy)
+@dataclass(frozen=True, slots=True)
+class StrategyScale:
+    """What the metrics of one table share.
 
-        return play
+    Attributes:
+        strategies: Names in taxonomy order.
+        prefix: ``strategy`` for gold contexts, ``strategy_expanded`` for steps of search trees.
+        merged: True if the unit is the merged turn, so that a turn may have several labels.
+        pseudo_count: Added to every off-diagonal cell for B; flags it ``smoothed``.
+    """
 
-    return prepare
+    strategies: tuple[str, ...]
+    prefix: str = "strategy"
+    merged: bool = True
+    pseudo_count: float = 0.0
+
+    def answer(self, case: StrategyCase) -> str | Unscored:
+        """Return the prediction; a label outside the taxonomy is unscored, not Others.
+
+        Raises:
+            DataError: If the gold label is not in the taxonomy.
+        """
+        if case.gold not in self.strategies:
+            raise DataError(f"gold label {case.gold!r} of case {case.id!r}", expected="a strategy of the taxonomy")
+        if case.predicted is None:
+            return Unscored(case.unscored or "missing")
+        return case.predicted if case.predicted in self.strategies else Unscored("unparsed")
+
+    def cell(self, case: StrategyCase) -> Stats | Unscored:
+        """Return the case's one-hot confusion matrix, flat."""
+        predicted = self.answer(case)
+        if isinstance(predicted, Unscored):
+            return predicted
+        cells = [0.0] * len(self.strategies) ** 2
+        cells[self.strategies.index(predicted) * len(self.strategies) + self.strategies.index(case.gold)] = 1.0
+        return tuple(cells)
+
+    def of_matrix(self, facts: Facts, value: Callable[[Array], Array], *, proportion: bool = False) -> StrategyMetric:
+        """Return a metric that is a function of the confusion matrix; ``proportion``: see :class:`Sums`."""
+        n = len(self.strategies)
+        basis = f"{self.prefix}.{facts.variant_of}" if facts.variant_of else None
+        named = replace(facts, name=f"{self.prefix}.{facts.name}", variant_of=basis)
+        return Metric(named, self.cell, Sums(lambda sums: value(sums.reshape(-1, n, n)), proportion))
+
+    def correct(
+        self, name: str, is_right: Callable[[StrategyCase, str], bool], *, counts_all: bool = False
+    ) -> StrategyMetric:
+        """Return a share of right predictions; ``counts_all`` takes an unscored case as wrong."""
+
+        def collect(case: StrategyCase) -> Stats | Unscored:
+            predicted = self.answer(case)
+            if isinstance(predicted, Unscored):
+                return Unscored(predicted.reason, (0.0, 1.0)) if counts_all else predicted
+            return (float(is_right(case, predicted)), 1.0)
+
+        accuracy = f"{self.prefix}.accuracy"
+        return Metric(Facts(f"{self.prefix}.{name}", counts=("correct", "cases"), variant_of=accuracy), collect, RATIO)
 
 
-def read_strategy(step: Step, prediction: Prediction | None, taxonomy: Taxonomy) -> StrategyCase:
-    """Return the case that a line of a predictions file makes; a label outside the taxonomy is unscored."""
-    from esckit.metrics.metric import Unscored
-    from esckit.predict.predictions import predicted_label
+def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
+    """Return the suite's metrics over all cases."""
+    import numpy as np
 
-    label = predicted_label(prediction)
-    if isinstance(label, Unscored):
-        return _case(step, None, label.reason, None)
-    known = taxonomy.find(label)
-    if known is None:
-        return _case(step, None, "unparsed", None)
-    given = prediction.probabilities if prediction else None
-    return _case(step, known.name, None, given if given and len(given) == len(taxonomy.names) else None)
+    from esckit.metrics import confusion
+
+    # Nothing is scored without any strategy; the ranges are then those of one.
+    size = max(1, len(scale.strategies))
+    log_size, two = float(np.log(size)), "2 labels in gold"
+    bias = partial(confusion.bias, pseudo_count=scale.pseudo_count)
+    entropy = Facts("entropy", unit="nats", range=(0.0, log_size), higher_is_better=None)
+    untested = Facts("", higher_is_better=None, test="none")
+    b = Facts(
+        "bias_b",
+        unit="none",
+        range=(0.0, float(np.sqrt(size - 1))),
+        higher_is_better=False,
+        undefined=NOT_CONNECTED,
+    )
+    kl = Facts(
+        "kl_gold",
+        unit="nats",
+        range=(0.0, None),
+        higher_is_better=False,
+        undefined="a predicted label never occurs in gold",
+    )
+    of_matrix = scale.of_matrix
+    any_label = scale.correct("accuracy_any", lambda case, predicted: predicted in (case.gold_all or (case.gold,)))
+    return (
+        of_matrix(Facts("accuracy"), confusion.accuracy, proportion=True),
+        *([any_label] if scale.merged else []),
+        scale.correct("correct_of_all", lambda case, predicted: predicted == case.gold, counts_all=True),
+        of_matrix(Facts("macro_f1", minimum=two), confusion.macro_f1),
+        of_matrix(Facts("weighted_f1", minimum=two), confusion.weighted_f1),
+        of_matrix(b, bias),
+        of_matrix(replace(b, name="bias_b_20", variant_of="bias_b"), partial(bias, max_sweeps=20)),
+        of_matrix(entropy, lambda matrix: confusion.entropy_of(matrix.sum(axis=2))),
+        of_matrix(
+            replace(entropy, name="entropy_normalised", unit="share", range=(0.0, 1.0), test="none"),
+            lambda matrix: confusion.entropy_of(matrix.sum(axis=2)) / log_size,
+        ),
+        of_matrix(
+            replace(entropy, name="gold_entropy", test="none"),
+            lambda matrix: confusion.entropy_of(matrix.sum(axis=1)),
+        ),
+        of_matrix(kl, confusion.kl_gold),
+        of_matrix(replace(untested, name="majority_accuracy"), confusion.majority_share),
+        of_matrix(replace(untested, name="frequency_accuracy"), confusion.frequency_share),
+    )
+
+
+def class_metrics(scale: StrategyScale, index: int) -> tuple[StrategyMetric, ...]:
+    """Return precision, recall, F1 and support of one strategy; support 0 leaves recall undefined."""
+    from esckit.metrics.confusion import f1_by_class
+
+    support = not_estimated("support", "cases", "a count", higher_is_better=None)
+    return (
+        scale.of_matrix(
+            Facts("precision", minimum="1 prediction of it"),
+            lambda matrix: divide(matrix[:, index, index], matrix[:, index].sum(axis=1)),
+            proportion=True,
+        ),
+        scale.of_matrix(
+            Facts("recall", minimum="1 gold case of it"),
+            lambda matrix: divide(matrix[:, index, index], matrix[:, :, index].sum(axis=1)),
+            proportion=True,
+        ),
+        scale.of_matrix(
+            Facts("f1", minimum="1 prediction or gold case of it"), lambda matrix: f1_by_class(matrix)[:, index]
+        ),
+        scale.of_matrix(support, lambda matrix: matrix[:, :, index].sum(axis=1)),
+    )
+
+
+def strategy_rows(cases: Sequence[StrategyCase], scale: StrategyScale, measurement: Measurement) -> list[MetricRow]:
+    """Return all rows of the suite: the whole, per class, per stage of the conversation."""
+    metrics = strategy_metrics(scale)
+    rows = []
+    for metric in metrics:
+        smoothed = scale.pseudo_count > 0 and "bias_b" in metric.name
+        rows.append(measurement.row(metric, cases, flags=("smoothed",) if smoothed else ()))
+    for index, name in enumerate(scale.strategies):
+        rows += [measurement.row(metric, cases, group={"class": name}) for metric in class_metrics(scale, index)]
+    by_stage = [metric for metric in metrics if metric.name.endswith((".accuracy", ".macro_f1"))]
+    for stage in STAGES:
+        chosen = [case for case in cases if stage_of(case.turn, case.n_turns) == stage]
+        rows += [measurement.row(metric, chosen, group={"stage": stage}) for metric in by_stage]
+    return rows
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def _scale(recipe: EvaluateRecipe, strategies: Sequence[str]) -> StrategyScale:
+    settings = recipe.settings.strategy
+    is_gold = settings.source == "gold"
+    return StrategyScale(
+        tuple(strategies),
+        prefix="strategy" if is_gold else "strategy_expanded",
+        merged=is_gold and settings.unit == "turn",
+        pseudo_count=settings.bias_pseudo_count,
+    )
+
+
+def _needs(recipe: EvaluateRecipe) -> list[str]:
+    corpus = ["data"] if recipe.settings.strategy.source == "gold" else []
+    return [*([] if recipe.predictions is not None else ["models.strategist"]), *corpus]
+
+
+def _conditions(material: Material) -> dict[str, Any]:
+    shown = material.recipe.settings.strategy.model_dump(mode="json", exclude={"bias_pseudo_count"})
+    return {"settings": shown, **material.labels(strategy_taxonomy(material))}
+
+
+def _family(material: Material) -> str | None:
+    settings = material.recipe.settings.strategy
+    return family_of_data(material) if settings.source == "gold" else family_of_runs(settings.trees)
+
+
+STRATEGY = Suite(
+    name="strategy",
+    roles=lambda recipe: ("strategist",),
+    needs=_needs,
+    files=(
+        CaseFile(
+            name="strategy",
+            kind=StrategyCase,
+            work=strategy_work,
+            metrics=lambda recipe, strategies: strategy_metrics(_scale(recipe, strategies)),
+            rows=lambda recipe, strategies, cases, measurement: strategy_rows(
+                cases, _scale(recipe, strategies), measurement
+            ),
+        ),
+    ),
+    conditions=_conditions,
+    family=_family,
+    sources=lambda recipe: {"predictions": recipe.predictions},
+    taxonomy=strategy_taxonomy,
+    reads_labels=lambda recipe: recipe.settings.strategy.source == "gold",
+)

@@ -6,8 +6,8 @@ import datasets
 import evaluate
 
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.response import response_metrics
-from esckit.metrics.metric import collect
+from esckit.evaluate.hf_metrics import values
+from esckit.evaluate.suites.response import response_metrics
 
 _DESCRIPTION = """Corpus BLEU-2 and BLEU-4, ROUGE-L, exact-match METEOR, Distinct-1 and -2 (all 0-100), mean words and
 length ratio of replies. Blank replies are left out and counted in n_unscored; what is undefined is None."""
@@ -38,9 +38,4 @@ class EscResponse(evaluate.Metric):  # type: ignore[misc]
             )
             for index, (reply, reference) in enumerate(zip(predictions, references, strict=True))
         ]
-        found: dict[str, float | None] = {}
-        for metric in response_metrics():
-            collected = collect(metric, cases)
-            found[metric.name.removeprefix("response.")] = metric.finish(collected.stats)
-            found["n_unscored"] = collected.n_unscored
-        return found
+        return values(response_metrics(), cases)

@@ -6,8 +6,8 @@ import datasets
 import evaluate
 
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.strategy import StrategyScale, strategy_metrics
-from esckit.metrics.metric import collect
+from esckit.evaluate.hf_metrics import values
+from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
 
 _DESCRIPTION = """Accuracy, macro and weighted F1, preference bias B, entropy and KL of predicted strategies. An empty
 prediction, or one outside `strategies`, is unscored: counted in n_unscored and against correct_of_all, no label of its
@@ -41,9 +41,4 @@ class EscStrategy(evaluate.Metric):  # type: ignore[misc]
             )
             for index, (predicted, gold) in enumerate(zip(predictions, references, strict=True))
         ]
-        found: dict[str, float | None] = {}
-        for metric in strategy_metrics(StrategyScale(names, merged=False)):
-            collected = collect(metric, cases)
-            found[metric.name.removeprefix("strategy.")] = metric.finish(collected.stats)
-            found["n_unscored"] = collected.n_unscored
-        return found
+        return values(strategy_metrics(StrategyScale(names, merged=False)), cases)

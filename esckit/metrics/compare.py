@@ -1,77 +1,38 @@
-"""Two runs on the same cases: difference, interval of the difference, and a two-sided test per kind of metric.
+"""Two runs on the same cases: the difference, its interval, and a two-sided test per kind of metric.
 
-Only like is compared with like: everything but the system under test must be equal, and cases that either run left
-unscored are dropped from both.
+Cases that either run left unscored are dropped from both. Whether two runs may be compared at all is decided before,
+by their conditions (:mod:`esckit.evaluate.setup`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from esckit.errors import DataError
 from esckit.metrics.intervals import (
     EXACT_UNITS,
-    Bounds,
     Plan,
     all_swaps,
     bootstrap_plan,
     holm,
-    is_degenerate,
-    jackknife_error,
+    jackknife_interval,
     percentile_interval,
     permutation_p,
     permutation_plan,
     sign_flip_p,
     two_sided_binomial,
-    z_score,
 )
-from esckit.metrics.measure import DEGENERATE, FEWEST_UNITS, StatisticsSettings
 from esckit.metrics.metric import Array, C, Indices, Metric, Stats, Unscored
-from esckit.metrics.rows import Comparison, Interval
-
-SHOWN_DIFFERENCES = 5
+from esckit.metrics.rows import FEWEST_UNITS, Comparison, Interval, StatisticsSettings, interval
 
 UNDEFINED = "undefined on the shared cases"
 
 INCOMPARABLE = "the runs are not comparable"
 
 _EQUAL = 1e-9
-
-
-def require_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, other: str) -> None:
-    """Refuse to compare runs that differ in more than the system under test.
-
-    Args:
-        ours: What must be equal: suite settings, data ids, simulator, critic or judge (model, sampling, prompt
-            digests), taxonomy and mapping, tokenisation; may be nested.
-        theirs: The same of the other run.
-        other: Name of the other run.
-
-    Raises:
-        DataError: If anything differs; the message names what.
-    """
-    first, second = dict(_flat(ours)), dict(_flat(theirs))
-    names = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
-    if names:
-        shown = [f"{name} ({first.get(name)!r} here, {second.get(name)!r} there)" for name in names[:SHOWN_DIFFERENCES]]
-        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        raise DataError(
-            f"{other} was evaluated under other conditions: {', '.join(shown)}{more}",
-            expected="runs that differ in the system under test alone",
-            hint="statistics.force_compare: true prints both without tests",
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class _Shared(NamedTuple):
@@ -94,22 +55,23 @@ class _Shared(NamedTuple):
 
 def _share(metric: Metric[C], cases: Sequence[C], other_cases: Sequence[C]) -> _Shared:
     found = [{case.id: metric.collect(case) for case in side} for side in (cases, other_cases)]
-    first, second = ({name: _stats(entry) for name, entry in side.items()} for side in found)
-    spoken = {name for side in found for name, entry in side.items() if entry is not None}
-    kept = [case for case in cases if first[case.id] is not None and second.get(case.id) is not None]
-    units = list(dict.fromkeys(case.dialogue_id for case in kept))
-    place = {name: index for index, name in enumerate(units)}
-    return _Shared(
-        [stats for case in kept if (stats := first[case.id]) is not None],
-        [stats for case in kept if (stats := second[case.id]) is not None],
-        np.array([place[case.dialogue_id] for case in kept], dtype=np.intp),
-        units,
-        len(spoken) - len(kept),
+    first, second = (
+        {name: entry.stats if isinstance(entry, Unscored) else entry for name, entry in side.items()} for side in found
     )
-
-
-def _stats(entry: Stats | Unscored | None) -> Stats | None:
-    return entry.stats if isinstance(entry, Unscored) else entry
+    concerned = {name for side in found for name, entry in side.items() if entry is not None}
+    kept = [
+        (case.dialogue_id, ours, theirs)
+        for case in cases
+        if (ours := first[case.id]) is not None and (theirs := second.get(case.id)) is not None
+    ]
+    units = {name: index for index, name in enumerate(dict.fromkeys(name for name, _, _ in kept))}
+    return _Shared(
+        ours=[ours for _, ours, _ in kept],
+        theirs=[theirs for _, _, theirs in kept],
+        owner=np.array([units[name] for name, _, _ in kept], dtype=np.intp),
+        units=list(units),
+        n_dropped=len(concerned) - len(kept),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +113,15 @@ class Comparer:
         """
         shared = _share(metric, cases, other_cases)
         value, other_value = metric.finish(shared.ours), metric.finish(shared.theirs)
-        known = value is not None and other_value is not None
-        difference = value - other_value if value is not None and other_value is not None else None
-        test = metric.facts.test if tests and known else "none"
-        interval, reason = (
-            self._interval(metric, shared, difference) if tests and difference is not None else (None, None)
-        )
-        p = self._p(metric, shared, difference) if test != "none" and difference is not None else None
+        difference, found, test, p = None, None, "none", None
+        reason: str | None = UNDEFINED
+        if value is not None and other_value is not None:
+            difference, reason = value - other_value, INCOMPARABLE
+            if tests:
+                found = self._interval(metric, shared, difference)
+                reason = found if isinstance(found, str) else None
+                test = metric.facts.test
+                p = self._p(metric, shared, difference)
         return Comparison(
             name=metric.name,
             other=self.other,
@@ -166,40 +130,36 @@ class Comparer:
             value=value,
             other_value=other_value,
             difference=difference,
-            interval=interval,
+            interval=found if isinstance(found, Interval) else None,
             test=None if test == "none" else test,
             p=p,
-            reason=UNDEFINED if not known else reason if tests else INCOMPARABLE,
+            reason=reason,
         )
 
-    def _interval(
-        self, metric: Metric[C], shared: _Shared, difference: float
-    ) -> tuple[Interval, None] | tuple[None, str]:
+    def _interval(self, metric: Metric[C], shared: _Shared, difference: float) -> Interval | str:
         """Return the interval of the difference, or why there is none."""
         if len(shared.units) < FEWEST_UNITS:
-            return None, f"fewer than {FEWEST_UNITS} dialogues"
+            return f"fewer than {FEWEST_UNITS} dialogues"
         level, method = self.settings.level, metric.facts.interval
-        bounds: Bounds | None = None
+        bounds = None
         if method == "jackknife":
             left_out = self._differences(metric, shared, 1 - np.eye(len(shared.units)))
-            half = z_score(level) * jackknife_error(left_out)
-            bounds = Bounds(difference - half, difference + half) if np.isfinite(half) else None
+            if np.isfinite(left_out).all():
+                bounds = jackknife_interval(difference, left_out, level=level)
         elif method != "none":
             method = "bootstrap"
             bounds = percentile_interval(
                 self._differences(metric, shared, _chosen(self.bootstrap, shared)), level=level
             )
-        if bounds is None:
-            return None, "no interval for this metric"
-        if is_degenerate(bounds):
-            return None, DEGENERATE
-        return Interval(method=method, level=level, low=bounds.low, high=bounds.high), None
+        return "no interval for this metric" if bounds is None else interval(method, bounds, level)
 
     def _differences(self, metric: Metric[C], shared: _Shared, draws: Array) -> Array:
         ours = metric.estimator.replay(shared.ours, shared.owner, draws)
         return ours - metric.estimator.replay(shared.theirs, shared.owner, draws)
 
     def _p(self, metric: Metric[C], shared: _Shared, difference: float) -> float | None:
+        if metric.facts.test == "none":
+            return None
         if metric.facts.test == "permutation":
             return self._permutation(metric, shared, difference)
         pairs = _by_unit(metric, shared)
@@ -244,7 +204,7 @@ def _by_unit(metric: Metric[C], shared: _Shared) -> dict[int, tuple[float, float
 
 
 def with_holm(comparisons: Sequence[Comparison], variants: Mapping[str, str] | None = None) -> list[Comparison]:
-    """Return the comparisons of one suite with Holm-adjusted p-values, each question asked once.
+    """Return the comparisons of one suite with Holm-adjusted p-values; the same question is not tested twice.
 
     Args:
         comparisons: Of one suite.
@@ -252,12 +212,8 @@ def with_holm(comparisons: Sequence[Comparison], variants: Mapping[str, str] | N
     """
     by_name = {entry.name: entry for entry in comparisons}
     asked = [_unless_equal(entry, by_name.get((variants or {}).get(entry.name, ""))) for entry in comparisons]
-    tested = [(index, entry.p) for index, entry in enumerate(asked) if entry.p is not None]
-    adjusted = dict(zip((index for index, _ in tested), holm([p for _, p in tested]), strict=True))
-    return [
-        entry.model_copy(update={"p_holm": adjusted[index]}) if index in adjusted else entry
-        for index, entry in enumerate(asked)
-    ]
+    adjusted = iter(holm([entry.p for entry in asked if entry.p is not None]))
+    return [entry if entry.p is None else entry.model_copy(update={"p_holm": next(adjusted)}) for entry in asked]
 
 
 def _unless_equal(entry: Comparison, basis: Comparison | None) -> Comparison:

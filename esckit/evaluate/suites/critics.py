@@ -1,9 +1,8 @@
-"""How a self-played dialogue ended for one critic; exact, and the same whether or not other critics listened.
+"""How self-played dialogues end for one critic, and the metrics per critic: success rate, average turn, critic values.
 
-Success is the first turn whose mean value is above ½ (strict) or at least ½ (lenient). Since the lenient success never
-comes later, one run played to the strict rule tells both.
-
-Metrics of self-played dialogues per critic: success rate, average turn, critic values.
+Outcomes are exact, and the same whether or not other critics listened. Success is the first turn whose mean value is
+above ½ (strict) or at least ½ (lenient). The lenient success never comes later, so one run played to the strict rule
+gives both.
 
 With τ the turn of first success (∞ if none), T = ``max_turns`` and n scored dialogues: SR = #{τ ≤ T}/n and
 AT = Σ min(τ, T)/n, where failures count as T; AT = T − Σ_{t<T} c(t) for c(t) = #{τ ≤ t}/n.
@@ -12,22 +11,25 @@ AT = Σ min(τ, T)/n, where failures count as T; AT = T − Σ_{t<T} c(t) for c(
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from esckit.errors import BACKEND_KINDS
 from esckit.evaluate.cases import Episode
-from esckit.metrics.measure import Measurement
-from esckit.metrics.metric import RATIO, Facts, IntervalMethod, Metric, Stats, Sums, Test, Unscored, collect
-from esckit.metrics.rows import MetricRow
+from esckit.metrics.metric import FIRST, RATIO, Facts, Metric, Stats, Sums, Unscored, collect, not_estimated
 from esckit.types import Failure
+
+if TYPE_CHECKING:
+    from esckit.metrics.rows import Measurement, MetricRow
 
 Rule = Literal["strict", "lenient"]
 
 RULES: tuple[Rule, ...] = ("strict", "lenient")
 
 THRESHOLD = Fraction(1, 2)
+
+EpisodeMetric = Metric[Episode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +90,13 @@ def failure_reason(failure: Failure) -> str:
     return failure.kind
 
 
-EpisodeMetric = Metric[Episode]
-
-
-_SAME_PROBLEM = {"issues with parents": "conflict with parents"}
-
-
 def fold_type(name: str | None) -> str:
     """Return the key by which emotion and problem types are grouped: case does not count, known twins are joined."""
     key = " ".join((name or "unknown").casefold().split())
-    return _SAME_PROBLEM.get(key, key)
+    return "conflict with parents" if key == "issues with parents" else key
+
+
+# ---------------------------------------------------------------- metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +113,12 @@ class CriticScale:
     max_turns: int = 8
     compat: bool = False
 
-    def _name(self, name: str) -> str:
-        return f"dialogue.{self.critic}.{name}"
-
-    def _of_outcome(
-        self, facts: Facts, read: Callable[[CriticOutcome], Stats | None], sums: Sums = RATIO
-    ) -> EpisodeMetric:
+    def metric(self, name: str, read: Callable[[CriticOutcome], Stats | None], **facts: Any) -> EpisodeMetric:
         """Return a metric that reads one critic's outcome; None from ``read`` leaves the dialogue out."""
+        given = {"minimum": "1 scored dialogue", **facts}
+        return self._metric(Facts(f"dialogue.{self.critic}.{name}", **given), read)
+
+    def _metric(self, facts: Facts, read: Callable[[CriticOutcome], Stats | None], sums: Sums = RATIO) -> EpisodeMetric:
 
         def collect_case(episode: Episode) -> Stats | Unscored | None:
             outcome = read_outcome(episode, self.critic)
@@ -128,109 +126,63 @@ class CriticScale:
 
         return Metric(facts, collect_case, sums)
 
-    def _turns(self, outcome: CriticOutcome, rule: Rule) -> float:
-        return float(outcome.turn(rule) or self.max_turns)
-
     def success_rate(self, rule: Rule, name: str | None = None) -> EpisodeMetric:
         """Return SR, #{τ ≤ T}/n."""
-        facts = Facts(
-            self._name(name or f"sr_{rule}"),
+        return self.metric(
+            name or f"sr_{rule}",
+            lambda outcome: (float(outcome.turn(rule) is not None), 1.0),
             interval="wilson",
             test="mcnemar",
-            minimum="1 scored dialogue",
-            needs=frozenset({"episode"}),
             counts=("success", "cases"),
-            variant_of=self._name("sr_strict") if rule == "lenient" else None,
+            variant_of=f"dialogue.{self.critic}.sr_strict" if rule == "lenient" else None,
         )
-        return self._of_outcome(facts, lambda outcome: (float(outcome.turn(rule) is not None), 1.0))
 
     def success_by(self, rule: Rule, t: int) -> EpisodeMetric:
         """Return c(t) = #{τ ≤ t}/n."""
-        name = "sr_by_turn" if rule == "strict" else "sr_by_turn_lenient"
-        facts = Facts(
-            self._name(name),
+        return self.metric(
+            "sr_by_turn" if rule == "strict" else "sr_by_turn_lenient",
+            lambda outcome: (float((outcome.turn(rule) or t + 1) <= t), 1.0),
             interval="wilson",
             test="mcnemar",
-            minimum="1 scored dialogue",
-            needs=frozenset({"episode"}),
             counts=("success", "cases"),
         )
-        return self._of_outcome(facts, lambda outcome: (float((outcome.turn(rule) or t + 1) <= t), 1.0))
 
     def average_turn(self, rule: Rule, name: str | None = None) -> EpisodeMetric:
         """Return AT, Σ min(τ, T)/n: failures count as T."""
-        facts = self._turn_facts(name or f"at_{rule}", test="sign_flip")
-        if rule == "lenient":
-            facts = replace(facts, variant_of=self._name("at_strict"))
-        return self._of_outcome(facts, lambda outcome: (self._turns(outcome, rule), 1.0))
+        return self.metric(
+            name or f"at_{rule}",
+            lambda outcome: (float(outcome.turn(rule) or self.max_turns), 1.0),
+            test="sign_flip",
+            counts=("turns", "cases"),
+            variant_of=f"dialogue.{self.critic}.at_strict" if rule == "lenient" else None,
+            **self._in_turns(),
+        )
+
+    def _in_turns(self) -> dict[str, Any]:
+        return {"unit": "turns", "range": (1.0, float(self.max_turns)), "higher_is_better": False}
 
     def turn_of_success(self) -> EpisodeMetric:
         """Return the mean τ of strict successes; it favours systems that fail hard cases, so it is never tested.
 
         It rests on the successes alone, and so does its n.
         """
-
-        def read(outcome: CriticOutcome) -> Stats | None:
-            return None if outcome.strict is None else (float(outcome.strict), 1.0)
-
-        facts = replace(self._turn_facts("at_success", test="none", minimum="1 success"), counts=("turns", "success"))
-        return self._of_outcome(facts, read)
-
-    def _turn_facts(self, name: str, *, test: Test, minimum: str = "1 scored dialogue") -> Facts:
-        return Facts(
-            self._name(name),
-            unit="turns",
-            range=(1.0, float(self.max_turns)),
-            higher_is_better=False,
-            minimum=minimum,
-            test=test,
-            needs=frozenset({"episode"}),
-            counts=("turns", "cases"),
+        return self.metric(
+            "at_success",
+            lambda outcome: None if outcome.strict is None else (float(outcome.strict), 1.0),
+            minimum="1 success",
+            test="none",
+            counts=("turns", "success"),
+            **self._in_turns(),
         )
 
-    def value(self, name: str, read: Callable[[CriticOutcome], float | None]) -> EpisodeMetric:
+    def value(self, name: str, read: Callable[[CriticOutcome], Fraction | None]) -> EpisodeMetric:
         """Return the mean of a critic value over the dialogues that have it."""
-        facts = Facts(
-            self._name(name),
-            unit="none",
-            range=(-1.0, 1.0),
-            test="sign_flip",
-            minimum="1 reading",
-            needs=frozenset({"episode"}),
-        )
 
         def entry(outcome: CriticOutcome) -> Stats | None:
             found = read(outcome)
-            return None if found is None else (found, 1.0)
+            return None if found is None else (float(found), 1.0)
 
-        return self._of_outcome(facts, entry)
-
-    def value_at(self, t: int) -> EpisodeMetric:
-        """Return the mean value at turn ``t`` over dialogues still running for this critic."""
-        return self.value("critic_by_turn", lambda it: float(it.values[t - 1]) if t <= len(it.values) else None)
-
-    def value_carried(self, t: int) -> EpisodeMetric:
-        """Return the mean value at turn ``t`` with the last value of ended dialogues carried forward."""
-        return self.value("critic_by_turn_carried", lambda it: float(it.value_at(t)))
-
-    def at_threshold(self) -> EpisodeMetric:
-        """Return the share of dialogues whose last value is exactly ½: what parts the strict from the lenient rule."""
-        facts = self._share_facts("at_threshold_share", "wilson", counted="at_threshold")
-        return self._of_outcome(facts, lambda outcome: (float(outcome.values[-1] == THRESHOLD), 1.0))
-
-    def _share_facts(
-        self, name: str, interval: IntervalMethod, no_interval: str | None = None, *, counted: str = "success"
-    ) -> Facts:
-        return Facts(
-            self._name(name),
-            higher_is_better=None,
-            minimum="1 scored dialogue",
-            interval=interval,
-            no_interval=no_interval,
-            test="none",
-            needs=frozenset({"episode"}),
-            counts=(counted, "cases"),
-        )
+        return self.metric(name, entry, unit="none", range=(-1.0, 1.0), test="sign_flip", minimum="1 reading")
 
     def bound(self, *, high: bool) -> EpisodeMetric:
         """Return SR if all unscored dialogues had failed (low) or succeeded (high)."""
@@ -241,24 +193,26 @@ class CriticScale:
                 return Unscored(outcome.reason, (float(high), 1.0))
             return (float(outcome.strict is not None), 1.0)
 
-        why = "a bound over unscored dialogues, no estimate"
-        facts = self._share_facts("sr_bounds", "none", why, counted="at_most" if high else "at_least")
+        facts = self._part(
+            "sr_bounds", "a bound over unscored dialogues, no estimate", "at_most" if high else "at_least"
+        )
         return Metric(facts, collect_case, RATIO)
+
+    def weighted(self, name: str, n_scored: int) -> EpisodeMetric:
+        """Return the successes among a type's dialogues over all ``n_scored`` dialogues."""
+        sums = Sums(lambda sums: sums[:, 0] / n_scored)
+        facts = self._part(name, "a part of sr_strict", "success")
+        return self._metric(facts, lambda outcome: (float(outcome.strict is not None), 1.0), sums)
+
+    def _part(self, name: str, why: str, counted: str) -> Facts:
+        """Return the facts of a share that estimates nothing."""
+        return not_estimated(
+            f"dialogue.{self.critic}.{name}", "share", why, range=(0.0, 1.0), higher_is_better=None,
+            minimum="1 scored dialogue", counts=(counted, "cases"),
+        )  # fmt: skip
 
     def compat_zeros(self) -> EpisodeMetric:
         """Return how many readings of scored dialogues had nothing readable in them and count as 0."""
-        facts = Facts(
-            self._name("compat_zeros"),
-            unit="readings",
-            range=(0.0, None),
-            higher_is_better=False,
-            minimum="1 scored dialogue",
-            interval="none",
-            no_interval="a count",
-            test="none",
-            needs=frozenset({"episode"}),
-            counts=("zeros", "readings"),
-        )
 
         def collect_case(episode: Episode) -> Stats | Unscored:
             outcome = read_outcome(episode, self.critic)
@@ -267,25 +221,31 @@ class CriticScale:
             read = [turn.readings[self.critic] for turn in episode.turns[: len(outcome.values)]]
             return (float(sum(reading.compat_zero for reading in read)), float(len(read)))
 
-        return Metric(facts, collect_case, Sums(lambda sums: sums[:, 0]))
-
-    def weighted(self, name: str, n_scored: int) -> EpisodeMetric:
-        """Return the successes among a type's dialogues over all ``n_scored`` dialogues."""
-        facts = self._share_facts(name, "none", "a part of sr_strict")
-
-        def read(outcome: CriticOutcome) -> Stats:
-            return (float(outcome.strict is not None), 1.0)
-
-        return self._of_outcome(facts, read, Sums(lambda sums: sums[:, 0] / n_scored))
+        name, counts = f"dialogue.{self.critic}.compat_zeros", ("zeros", "readings")
+        facts = not_estimated(
+            name, "readings", "a count", higher_is_better=False, minimum="1 scored dialogue", counts=counts
+        )
+        return Metric(facts, collect_case, FIRST)
 
 
 def headline_metrics(scale: CriticScale) -> tuple[EpisodeMetric, ...]:
     """Return a critic's metrics over all dialogues, the ones that runs are compared on."""
-    rates = [scale.success_rate(rule) for rule in RULES]
-    turns = [scale.average_turn(rule) for rule in RULES]
-    first = scale.value("critic_first", lambda outcome: float(outcome.values[0]))
-    last = scale.value("critic_last", lambda outcome: float(outcome.values[-1]))
-    return (*rates, *turns, scale.turn_of_success(), first, last, scale.at_threshold())
+    return (
+        *(scale.success_rate(rule) for rule in RULES),
+        *(scale.average_turn(rule) for rule in RULES),
+        scale.turn_of_success(),
+        scale.value("critic_first", lambda outcome: outcome.values[0]),
+        scale.value("critic_last", lambda outcome: outcome.values[-1]),
+        # What parts the strict from the lenient rule.
+        scale.metric(
+            "at_threshold_share",
+            lambda outcome: (float(outcome.values[-1] == THRESHOLD), 1.0),
+            higher_is_better=None,
+            interval="wilson",
+            test="none",
+            counts=("at_threshold", "cases"),
+        ),
+    )
 
 
 def critic_rows(episodes: Sequence[Episode], scale: CriticScale, measurement: Measurement) -> list[MetricRow]:
@@ -293,11 +253,17 @@ def critic_rows(episodes: Sequence[Episode], scale: CriticScale, measurement: Me
     rows = [measurement.row(metric, episodes) for metric in headline_metrics(scale)]
     if scale.compat:
         rows.append(measurement.row(scale.compat_zeros(), episodes))
-    for high in (False, True):
-        group: dict[str, str | int] = {"bound": "high" if high else "low"}
-        rows.append(measurement.row(scale.bound(high=high), episodes, group=group))
+    rows += [
+        measurement.row(scale.bound(high=high), episodes, group={"bound": "high" if high else "low"})
+        for high in (False, True)
+    ]
     for t in range(1, scale.max_turns + 1):
-        by_turn = (*(scale.success_by(rule, t) for rule in RULES), scale.value_at(t), scale.value_carried(t))
+        by_turn = (
+            *(scale.success_by(rule, t) for rule in RULES),
+            # Over the dialogues that are still running, then with the last value of ended ones carried forward.
+            scale.value("critic_by_turn", lambda it, t=t: it.values[t - 1] if t <= len(it.values) else None),  # type: ignore[misc]
+            scale.value("critic_by_turn_carried", lambda it, t=t: it.value_at(t)),  # type: ignore[misc]
+        )
         rows += [measurement.row(metric, episodes, group={"turn": t}) for metric in by_turn]
     return rows + _type_rows(episodes, scale, measurement)
 
@@ -312,9 +278,9 @@ def _type_rows(episodes: Sequence[Episode], scale: CriticScale, measurement: Mea
             scenario = episode.scenario
             name = fold_type(scenario.emotion_type if kind == "emotion" else scenario.problem_type)
             by_type.setdefault(name, []).append(episode)
+        metrics = [scale.success_rate("strict", f"sr_by_{kind}"), scale.average_turn("strict", f"at_by_{kind}")]
+        if n_scored:
+            metrics.append(scale.weighted(f"weighted_sr_by_{kind}", n_scored))
         for name, chosen in sorted(by_type.items()):
-            metrics = [scale.success_rate("strict", f"sr_by_{kind}"), scale.average_turn("strict", f"at_by_{kind}")]
-            if n_scored:
-                metrics.append(scale.weighted(f"weighted_sr_by_{kind}", n_scored))
             rows += [measurement.row(metric, chosen, group={kind: name}) for metric in metrics]
     return rows

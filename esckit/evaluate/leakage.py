@@ -1,6 +1,6 @@
-"""What a trained model has seen, read from the run folders that made it, its inputs included.
+"""What a trained model has seen, read from the run folders that made it and from those of its inputs.
 
-The rules themselves are in :mod:`esckit.data.splits`.
+Rows of metrics carry the flags that follow from it; the rules themselves are in :mod:`esckit.data.splits`.
 """
 
 from __future__ import annotations
@@ -178,6 +178,12 @@ def family_of(data: Mapping[str, Any]) -> str:
         return str(scheme or "none")
     ratios = ",".join(f"{float(ratio):g}" for ratio in data.get("ratios") or ())
     return f"ratio {ratios} seed {data.get('seed')}"
+
+
+def family_of_runs(folders: Iterable[str]) -> str | None:
+    """Return the family of splits of the runs whose dialogues are evaluated."""
+    recipes = [read_manifest(run_of(name))["recipe"] for name in folders]
+    return " and ".join(sorted({family_of(recipe.get("data") or {}) for recipe in recipes})) or None
 
 
 def corpora_of(ids: Iterable[str]) -> set[str]:

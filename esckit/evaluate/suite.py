@@ -1,0 +1,276 @@
+"""What a suite is, and what the suites share: the corpus, the predictions and the runs that an evaluation reads.
+
+A :class:`Suite` holds every fact of one suite; each module in ``suites/`` defines one. Set-up, playing, measuring and
+comparing loop over suites and know none by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esckit.config.sections import DataConfig
+from esckit.data.contexts import contexts
+from esckit.data.selection import Selection, select_dialogues
+from esckit.errors import DataError
+from esckit.evaluate.cases import Case
+from esckit.evaluate.leakage import family_of
+from esckit.metrics.metric import Metric
+from esckit.play.futures import RewardInputs, read_inputs
+from esckit.predict.predictions import Prediction, read_predictions
+from esckit.prompts.prompt import load_prompt
+from esckit.records import read_records
+from esckit.roles.cast import Casting
+from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
+from esckit.trees import main_line
+from esckit.types import Context, Dialogue, SearchTree
+
+if TYPE_CHECKING:
+    from esckit.evaluate.recipe import EvaluateRecipe
+    from esckit.metrics.rows import Measurement, MetricRow
+
+_MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scripted"})
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One case to be played.
+
+    Attributes:
+        id: Stable id, also of its seeds.
+        dialogue_id: The resampling unit.
+        what: What the suite needs to play it.
+    """
+
+    id: str
+    dialogue_id: str
+    what: Any = None
+
+
+Done = Mapping[str, Mapping[str, Case]]
+"""Cases of this run that are on disk already, by file and id."""
+
+Player = Callable[[Unit], Awaitable[Case]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The cases of one file: what is to be played, and at what cost.
+
+    Attributes:
+        units: In the order of the file.
+        calls: Calls to models per role at most; retries are not included.
+        prepare: Returns what plays a case, given the roles and the cases on disk.
+        roles: Roles whose models it needs; without any, no model is loaded for it.
+        left_out: Number of contexts that are no case, by reason.
+        conditions: What else must be equal for two runs to be compared on this file.
+    """
+
+    units: tuple[Unit, ...]
+    calls: dict[str, int]
+    prepare: Callable[[Casting, Done], Player]
+    roles: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFile:
+    """One file of cases and everything that is computed from it; most suites have one.
+
+    Attributes:
+        name: Of the file under ``examples/``, without ending.
+        kind: Class of its cases.
+        work: What is to be played.
+        metrics: The metrics over all cases, on which runs are gated and compared; given the names of the strategies.
+        rows: All rows of ``metrics.json``, given the names of the strategies as well.
+        stands_in: Where its cases stand in a run folder, if not in ``examples/<name>.jsonl``.
+        example: What ``examples/<name>.jsonl`` holds of a case, if its cases stand elsewhere.
+        is_wanted: Whether a recipe asks for this file.
+    """
+
+    name: str
+    kind: type[Case]
+    work: Callable[[Material], Work]
+    metrics: Callable[[EvaluateRecipe, Sequence[str]], Sequence[Metric[Any]]]
+    rows: Callable[[EvaluateRecipe, Sequence[str], Sequence[Any], Measurement], list[MetricRow]]
+    stands_in: str | None = None
+    example: Callable[[Any], Any] | None = None
+    is_wanted: Callable[[EvaluateRecipe], bool] = lambda recipe: True
+
+    @property
+    def path(self) -> str:
+        """Where its cases stand, relative to the run folder."""
+        return self.stands_in or f"examples/{self.name}.jsonl"
+
+
+def family_of_data(material: Material) -> str | None:
+    """Return the family of splits of the recipe's corpus; None without one."""
+    data = material.recipe.data
+    return family_of(data.model_dump()) if data is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Everything that an evaluation asks about a suite; its settings are a section of the same module.
+
+    Attributes:
+        name: As recipes, files and metrics name it.
+        roles: The roles that take part under a recipe, whether they are bound or not.
+        needs: Fields that a recipe must give for it, by dotted path.
+        files: Its files of cases.
+        conditions: What must be equal for two runs to be compared, beside the cases.
+        family: Family of splits of the evaluated dialogues; None if the suite uses no corpus.
+        sources: Files and runs whose answers it reads, by what they are.
+        taxonomy: Taxonomy of the strategies that are predicted; None if it predicts none.
+        reads_labels: Whether it reads the strategies of the corpus.
+        judge: The role that judges what others wrote.
+        judge_prompt: Field of ``prompts`` with the judge's prompt.
+    """
+
+    name: str
+    roles: Callable[[EvaluateRecipe], tuple[str, ...]]
+    needs: Callable[[EvaluateRecipe], list[str]]
+    files: tuple[CaseFile, ...]
+    conditions: Callable[[Material], dict[str, Any]]
+    family: Callable[[Material], str | None] | None = family_of_data
+    sources: Callable[[EvaluateRecipe], dict[str, str | None]] = lambda recipe: {}
+    taxonomy: Callable[[Material], Taxonomy | None] = lambda material: None
+    reads_labels: Callable[[EvaluateRecipe], bool] = lambda recipe: False
+    judge: str | None = None
+    judge_prompt: str | None = None
+
+
+# ---------------------------------------------------------------- what suites read
+
+
+@dataclass(frozen=True)
+class Material:
+    """The data of an evaluation; each part is read when a suite asks for it."""
+
+    recipe: EvaluateRecipe
+
+    @cached_property
+    def merged(self) -> Selection:
+        """The dialogues with runs of one speaker joined."""
+        return self._select(merge=True)
+
+    @cached_property
+    def unmerged(self) -> Selection:
+        """The dialogues utterance by utterance."""
+        return self._select(merge=False)
+
+    def _select(self, *, merge: bool) -> Selection:
+        recipe = self.recipe
+        assert recipe.data is not None
+        data = DataConfig.model_validate({**recipe.data.model_dump(), "merge": merge})
+        with_labels = any(suite.reads_labels(recipe) for suite in recipe.chosen)
+        return select_dialogues(data, taxonomy=recipe.taxonomy if with_labels else None)
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy | None:
+        """The taxonomy that the recipe names, else that of the corpus's labels."""
+        if self.recipe.taxonomy is not None:
+            return load_taxonomy(self.recipe.taxonomy)
+        if self.recipe.data is None or self.merged.taxonomy is None:
+            return None
+        return self.merged.strategies or load_taxonomy(self.merged.taxonomy)
+
+    def labels(self, taxonomy: Taxonomy | None) -> dict[str, str | None]:
+        """Return what strategies mean: their taxonomy, and the mapping by which the corpus's labels got into it."""
+        mapping = self.merged.mapping if self.recipe.data is not None else None
+        return {"taxonomy": taxonomy.digest if taxonomy else None, "mapping": mapping}
+
+    @cached_property
+    def trees(self) -> tuple[SearchTree, ...]:
+        """The complete search trees that the suite ``strategy`` takes its decisions from."""
+        sources = [
+            path / "trees.jsonl" if path.is_dir() else path for path in map(Path, self.recipe.settings.strategy.trees)
+        ]
+        return tuple(
+            tree for source in sources for tree in read_records(SearchTree, source) if tree.status == "complete"
+        )
+
+    @cached_property
+    def tree_taxonomy(self) -> Taxonomy:
+        """The taxonomy of the search trees.
+
+        Raises:
+            DataError: If there is no tree, or they have several taxonomies or another one than the recipe names.
+        """
+        paths, named = self.recipe.settings.strategy.trees, self.recipe.taxonomy
+        folders = [path if path.is_dir() else path.parent for path in map(Path, paths)]
+        names = {tree.taxonomy for tree in self.trees}
+        if not names:
+            raise DataError("no complete search tree", path=", ".join(paths), expected="a finished run of 'search'")
+        wanted = load_taxonomy(named).name if named else next(iter(names))
+        if len(names) > 1 or wanted not in names:
+            raise DataError(f"trees of taxonomy {', '.join(sorted(names))}", expected=named or "one taxonomy")
+        return kept_taxonomy(wanted, *folders)
+
+    @cached_property
+    def futures(self) -> RewardInputs:
+        """The simulated futures of the suite ``reward``."""
+        return read_inputs(self.recipe.settings.reward.inputs)
+
+    @cached_property
+    def predictions(self) -> dict[str, Prediction] | None:
+        """The predictions file by case id; None where the recipe names none."""
+        if self.recipe.predictions is None:
+            return None
+        known = {f"{tree.id}@{node.id}" for tree in self.trees for node in main_line(tree)[:-1]}
+        known |= self.all_context_ids() if self.recipe.data is not None else set()
+        path = Path(self.recipe.predictions)
+        return read_predictions(path / "predictions.jsonl" if path.is_dir() else path, known)
+
+    def reply_contexts(self) -> Iterator[Context]:
+        """Yield the contexts that a supporter answers: each ends in a seeker turn."""
+        for dialogue in self.merged.dialogues:
+            yield from contexts(dialogue, merged=True)
+
+    def all_context_ids(self) -> set[str]:
+        """Return the ids that a predictions file may name."""
+        merged = self.recipe.settings.strategy.unit == "turn"
+        ids = {context.id for context in self.reply_contexts()}
+        for dialogue in (self.merged if merged else self.unmerged).dialogues:
+            ids |= {context.id for context in decisions(dialogue, merged=merged, openings=True)}
+        return ids
+
+
+def decisions(dialogue: Dialogue, *, merged: bool, openings: bool) -> Iterator[Context]:
+    """Yield a context for every supporter turn; ``openings`` also for those without a turn before them."""
+    if openings and dialogue.turns and dialogue.turns[0].speaker == "supporter":
+        yield Context(
+            id=f"{dialogue.id}{'#m' if merged else '#'}0",
+            dialogue_id=dialogue.id,
+            scenario=dialogue.scenario,
+            turns=(),
+            reference=dialogue.turns[0],
+        )
+    yield from contexts(dialogue, merged=merged)
+
+
+# ---------------------------------------------------------------- conditions of comparisons
+
+
+def played_by(recipe: EvaluateRecipe, role: str) -> dict[str, Any]:
+    """Return which model plays a role, and how it is sampled."""
+    binding = recipe.models.bindings().get(role)
+    if binding is None:
+        return {"model": None}
+    given = binding.model_dump(mode="json", exclude={"prices"})
+    return {"model": model_fields(given), "sampling": given["sampling"], "on_length": given["on_length"]}
+
+
+def prompted(recipe: EvaluateRecipe, role: str, prompt: str) -> dict[str, Any]:
+    """Return which model plays a role, with its prompt."""
+    tries = recipe.settings.max_attempts
+    return {**played_by(recipe, role), "prompt": load_prompt(prompt).identity, "max_attempts": tries}
+
+
+def model_fields(binding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a binding that say which model it is."""
+    return {name: value for name, value in binding.items() if name in _MODEL_FIELDS}
