@@ -90,12 +90,13 @@ def seen_by(role: str, run: Path) -> list[Seen]:
                 "a run that does not say which dialogues it used", path=str(folder), expected="data.ids in its manifest"
             )
         # A run that only inherits has no family of its own: its inputs speak for it.
-        cuts: set[str | None] = {*_families(manifest)} or {None}
-        found += [
-            Seen(f"the {role} ({folder})", _of_corpus(own, corpus), corpus if cut else None, cut)
-            for corpus in sorted(corpora_of(own))
-            for cut in sorted(cuts, key=str)
-        ]
+        parts = [part for part in _mappings(manifest["recipe"]) if "scheme" in part and "path" in part]
+        cuts: set[str | None] = {family_of(part) for part in parts} or {None}
+        for corpus in sorted(corpora_of(own)):
+            of_corpus = frozenset(name for name in own if corpora_of([name]) == {corpus})
+            found += [
+                Seen(f"the {role} ({folder})", of_corpus, corpus if cut else None, cut) for cut in sorted(cuts, key=str)
+            ]
     return found
 
 
@@ -112,19 +113,24 @@ def _lineage(run: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         waiting += [path for path in map(run_folder, _named(manifest["recipe"])) if path is not None]
 
 
-def _of_corpus(ids: frozenset[str], corpus: str) -> frozenset[str]:
-    return frozenset(dialogue_id for dialogue_id in ids if corpora_of([dialogue_id]) == {corpus})
-
-
-def _named(node: Any, *, wanted: bool = False) -> Iterator[str]:
-    if isinstance(node, str) and wanted:
+def _mappings(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every mapping of a recipe, from the outside in."""
+    if isinstance(node, Mapping):
         yield node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _named(value, wanted=key in _INPUT_FIELDS)
-    elif isinstance(node, list | tuple):
+        node = tuple(node.values())
+    if isinstance(node, list | tuple):
         for value in node:
-            yield from _named(value, wanted=wanted)
+            yield from _mappings(value)
+
+
+def _named(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a recipe names as an input."""
+    for mapping in _mappings(recipe):
+        for field in (field for field in mapping if field in _INPUT_FIELDS):
+            value = mapping[field]
+            yield from (
+                name for name in (value if isinstance(value, list | tuple) else [value]) if isinstance(name, str)
+            )
 
 
 def run_folder(name: str) -> Path | None:
@@ -154,21 +160,6 @@ def _ids(data: Any) -> Iterator[str]:
             yield from map(str, value)
         elif key != "test":
             yield from _ids(value)
-
-
-def _families(manifest: Mapping[str, Any]) -> set[str]:
-    """Return the families of splits that a run's own data were chosen by; none where it only inherits."""
-    found: set[str] = set()
-
-    def look(node: Any) -> None:
-        if isinstance(node, Mapping):
-            if "scheme" in node and "path" in node:
-                found.add(family_of(node))
-            for value in node.values():
-                look(value)
-
-    look(manifest["recipe"])
-    return found
 
 
 def family_of(data: Mapping[str, Any]) -> str:

@@ -357,9 +357,7 @@ def dialogue_entropy(strategies: Sequence[str], *, normalised: bool = False) -> 
 def _over_turns(facts: Facts, read: Callable[[EpisodeTurn], float]) -> EpisodeMetric:
     """Return the mean of a number over all supporter turns of dialogues that went to their end."""
     return Metric(
-        facts,
-        lambda episode: cut_short(episode) or (sum(map(read, episode.turns)), float(len(episode.turns))),
-        RATIO,
+        facts, lambda episode: cut_short(episode) or (sum(map(read, episode.turns)), float(len(episode.turns))), RATIO
     )
 
 

@@ -18,14 +18,7 @@ from esckit.config.sections import Section
 from esckit.errors import DataError, ModelError
 from esckit.evaluate.cases import Judgement, Order, PairCase, ResponseCase
 from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, prompted
-from esckit.evaluate.suites.response import (
-    answerable,
-    build_responder,
-    reply_calls,
-    reply_needs,
-    speakers,
-    told_gold,
-)
+from esckit.evaluate.suites.response import answerable, build_responder, reply_calls, reply_needs, speakers, told_gold
 from esckit.ledger import Ledger, derive_seed, uniform
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
 from esckit.predict.predictions import read_predictions
@@ -268,9 +261,7 @@ def pair_metrics(dimension: str, *, swapped: bool = True) -> tuple[PairMetric, .
 
     signs = {"A": 1.0, "tie": 0.0, "B": -1.0}
     consistency = metric(
-        "position_consistency",
-        lambda _, decision: (float(decision.consistent), 1.0),
-        counts=("consistent", "cases"),
+        "position_consistency", lambda _, decision: (float(decision.consistent), 1.0), counts=("consistent", "cases")
     )
     return (
         share("win", "A", higher_is_better=True),

@@ -17,14 +17,7 @@ from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
 from esckit.evaluate.cases import RewardCase
 from esckit.evaluate.leakage import family_of_runs, run_of
 from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work
-from esckit.metrics.calibration import (
-    ContextOrder,
-    PairwiseOrder,
-    accuracy,
-    brier,
-    log_loss,
-    rank_correlation,
-)
+from esckit.metrics.calibration import ContextOrder, PairwiseOrder, accuracy, brier, log_loss, rank_correlation
 from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, divide
 from esckit.roles.cast import Casting
 from esckit.roles.critics import ResponseScorer

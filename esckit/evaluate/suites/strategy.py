@@ -292,11 +292,7 @@ def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
     entropy = Facts("entropy", unit="nats", range=(0.0, log_size), higher_is_better=None)
     untested = Facts("", higher_is_better=None, test="none")
     b = Facts(
-        "bias_b",
-        unit="none",
-        range=(0.0, float(np.sqrt(size - 1))),
-        higher_is_better=False,
-        undefined=NOT_CONNECTED,
+        "bias_b", unit="none", range=(0.0, float(np.sqrt(size - 1))), higher_is_better=False, undefined=NOT_CONNECTED
     )
     kl = Facts(
         "kl_gold",
@@ -321,8 +317,7 @@ def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
             lambda matrix: confusion.entropy_of(matrix.sum(axis=2)) / log_size,
         ),
         of_matrix(
-            replace(entropy, name="gold_entropy", test="none"),
-            lambda matrix: confusion.entropy_of(matrix.sum(axis=1)),
+            replace(entropy, name="gold_entropy", test="none"), lambda matrix: confusion.entropy_of(matrix.sum(axis=1))
         ),
         of_matrix(kl, confusion.kl_gold),
         of_matrix(replace(untested, name="majority_accuracy"), confusion.majority_share),
