@@ -101,10 +101,9 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
     reads_labels = any(suite.reads_labels(recipe) for suite in recipe.chosen)
     if taxonomy is None and ("strategist" in recipe.roles() or reads_labels):
         raise ConfigError("strategies of an unknown taxonomy", expected="taxonomy: NAME, or a labelled corpus")
-    conditions = {suite.name: suite.conditions(material) for suite in recipe.chosen}
+    cases: dict[str, dict[str, str]] = {suite.name: {} for suite in recipe.chosen}
     for suite, file, work in parts:
-        cases = digest([unit.id for unit in work.units])
-        conditions[suite.name] |= {f"{file.name}_cases": cases, **work.conditions}
+        cases[suite.name] |= {f"{file.name}_cases": digest([unit.id for unit in work.units]), **work.conditions}
     data = {"data": material.merged.facts()} if recipe.data is not None else {}
     setup = Setup(
         recipe=recipe,
@@ -112,7 +111,7 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
         parts=parts,
         taxonomy=taxonomy,
         flags=_flags(material, parts),
-        conditions=conditions,
+        conditions={suite.name: suite.conditions(material, cases[suite.name]) for suite in recipe.chosen},
         inputs={**data, "prompts": _prompts(recipe, taxonomy), "inputs": _inputs(recipe, parts)},
     )
     _warn_of_idle(setup)

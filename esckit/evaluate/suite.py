@@ -120,9 +120,10 @@ class Suite:
     Attributes:
         name: As recipes, files and metrics name it.
         roles: The roles that take part under a recipe, whether they are bound or not.
-        needs: Fields that a recipe must give for it, by dotted path.
+        optional: Those of its roles that may be unbound.
+        fields: Other fields that a recipe must give for it, by dotted path.
         files: Its files of cases.
-        conditions: What must be equal for two runs to be compared, beside the cases.
+        conditions: What must be equal for two runs to be compared, given the digests of its cases.
         family: Family of splits of the evaluated dialogues; None if the suite uses no corpus.
         sources: Files and runs whose answers it reads, by what they are.
         taxonomy: Taxonomy of the strategies that are predicted; None if it predicts none.
@@ -133,15 +134,22 @@ class Suite:
 
     name: str
     roles: Callable[[EvaluateRecipe], tuple[str, ...]]
-    needs: Callable[[EvaluateRecipe], list[str]]
     files: tuple[CaseFile, ...]
-    conditions: Callable[[Material], dict[str, Any]]
+    conditions: Callable[[Material, Mapping[str, str]], dict[str, Any]]
+    optional: tuple[str, ...] = ()
+    fields: Callable[[EvaluateRecipe], tuple[str, ...]] = lambda recipe: ("data",)
     family: Callable[[Material], str | None] | None = family_of_data
     sources: Callable[[EvaluateRecipe], dict[str, str | None]] = lambda recipe: {}
     taxonomy: Callable[[Material], Taxonomy | None] = lambda material: None
     reads_labels: Callable[[EvaluateRecipe], bool] = lambda recipe: False
     judge: str | None = None
     judge_prompt: str | None = None
+
+    def needs(self, recipe: EvaluateRecipe) -> list[str]:
+        """Return the fields that a recipe must give for the suite; a file may take the place of those who answer."""
+        from_file = recipe.predictions is not None and "predictions" in self.sources(recipe)
+        optional = {*self.optional, *(("strategist", "supporter") if from_file else ())}
+        return [*(f"models.{role}" for role in self.roles(recipe) if role not in optional), *self.fields(recipe)]
 
 
 # ---------------------------------------------------------------- what suites read

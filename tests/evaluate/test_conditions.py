@@ -107,4 +107,4 @@ def _bare(recipe: EvaluateRecipe, suite: str, **read: Any) -> dict[str, Any]:
     material = Material(recipe)
     vars(material).update(read)
     (found,) = [one for one in SUITES if one.name == suite]
-    return found.conditions(material)
+    return found.conditions(material, {})

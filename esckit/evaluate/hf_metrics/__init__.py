@@ -8,16 +8,27 @@
     overlap = evaluate.load(module_path("esc_response"))
     overlap.compute(predictions=["I hear you."], references=["I can hear you."])
 
-Nothing of that library is imported here: its import takes seconds, and esckit itself does not need it.
+Importing this package does not import that library: it takes seconds, and esckit itself does not need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from esckit.errors import ConfigError
 from esckit.metrics.metric import C, Metric, collect
+
+
+def info(description: str, inputs: str) -> Any:
+    """Return what the library wants to know of a metric of two columns of text."""
+    import datasets
+    import evaluate
+
+    text = datasets.Value("string")
+    columns = datasets.Features({"predictions": text, "references": text})
+    return evaluate.MetricInfo(description=description, citation="", inputs_description=inputs, features=columns)
 
 
 def values(metrics: Sequence[Metric[C]], cases: Sequence[C]) -> dict[str, float | None]:

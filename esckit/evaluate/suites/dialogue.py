@@ -6,7 +6,7 @@ The metrics here belong to no critic: turn rewards, strategies, words, cost. Tho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -459,7 +459,7 @@ def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:
     return {name: load_prompt(prompt, "resolution critic").identity for name, prompt in asked.items()}
 
 
-def _conditions(material: Material) -> dict[str, Any]:
+def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     recipe, prompts = material.recipe, material.recipe.prompts
     turn_judge: dict[str, Any] = {"model": None}
     if recipe.models.turn_judge is not None:
@@ -470,13 +470,13 @@ def _conditions(material: Material) -> dict[str, Any]:
         "seeker": prompted(recipe, "seeker", prompts.seeker),
         "critic": {**played_by(recipe, "critic"), "prompts": critic_prompts(recipe)},
         "turn_judge": turn_judge,
+        **cases,
     }
 
 
 DIALOGUE = Suite(
     name="dialogue",
     roles=_roles,
-    needs=lambda recipe: [*(f"models.{role}" for role in _roles(recipe) if role != "turn_judge"), "data"],
     files=(
         CaseFile(
             name="dialogue",
@@ -491,5 +491,6 @@ DIALOGUE = Suite(
         ),
     ),
     conditions=_conditions,
+    optional=("turn_judge",),
     judge="turn_judge",
 )

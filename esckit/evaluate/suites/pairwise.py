@@ -7,7 +7,7 @@ asks for one order (``swap: false``), that order decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from esckit.config.sections import Section
 from esckit.errors import DataError, ModelError
 from esckit.evaluate.cases import Judgement, Order, PairCase, ResponseCase
 from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, prompted
-from esckit.evaluate.suites.response import answerable, build_responder, reply_calls, reply_needs, speakers, told_gold
+from esckit.evaluate.suites.response import answerable, build_responder, reply_calls, speakers, told_gold
 from esckit.ledger import Ledger, derive_seed, uniform
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
 from esckit.predict.predictions import read_predictions
@@ -346,12 +346,13 @@ def _metrics(recipe: EvaluateRecipe, strategies: Sequence[str]) -> list[PairMetr
     return [metric for name in settings.dimensions for metric in pair_metrics(name, swapped=settings.swap)]
 
 
-def _conditions(material: Material) -> dict[str, Any]:
+def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     recipe, settings = material.recipe, material.recipe.settings.pairwise
     asked = digest({name: DIMENSIONS[name] for name in settings.dimensions})
     return {
         "settings": settings.model_dump(mode="json", exclude={"opponent"}),
         "judge": {**prompted(recipe, "judge", recipe.prompts.judge_pairwise), "asked": asked},
+        **cases,
         **told_gold(material),
     }
 
@@ -359,7 +360,6 @@ def _conditions(material: Material) -> dict[str, Any]:
 PAIRWISE = Suite(
     name="pairwise",
     roles=lambda recipe: (*speakers(recipe), "judge"),
-    needs=lambda recipe: [*reply_needs(recipe), "models.judge", "settings.pairwise.opponent", "data"],
     files=(
         CaseFile(
             name="pairwise",
@@ -372,6 +372,7 @@ PAIRWISE = Suite(
         ),
     ),
     conditions=_conditions,
+    fields=lambda recipe: ("settings.pairwise.opponent", "data"),
     sources=lambda recipe: {"predictions": recipe.predictions, "opponent": recipe.settings.pairwise.opponent},
     reads_labels=lambda recipe: recipe.settings.response.strategy == "gold",
     judge="judge",

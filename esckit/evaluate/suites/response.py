@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import PositiveInt
@@ -352,25 +352,20 @@ def told_gold(material: Material) -> dict[str, Any]:
     return {"told": "gold", **material.labels(material.taxonomy)}
 
 
-def _conditions(material: Material) -> dict[str, Any]:
+def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     recipe = material.recipe
     return {
         "settings": recipe.settings.response.model_dump(mode="json"),
         "tokenisation": TOKENISATION,
         "scorer": played_by(recipe, "scorer"),
+        **cases,
         **told_gold(material),
     }
-
-
-def reply_needs(recipe: EvaluateRecipe) -> list[str]:
-    """Return the fields that a recipe must give for replies: a file may take the place of the roles."""
-    return [] if recipe.predictions is not None else [f"models.{role}" for role in speakers(recipe)]
 
 
 RESPONSE = Suite(
     name="response",
     roles=lambda recipe: (*speakers(recipe), "scorer"),
-    needs=lambda recipe: [*reply_needs(recipe), "data"],
     files=(
         CaseFile(
             name="response",
@@ -383,6 +378,7 @@ RESPONSE = Suite(
         ),
     ),
     conditions=_conditions,
+    optional=("scorer",),
     sources=lambda recipe: {"predictions": recipe.predictions},
     reads_labels=lambda recipe: recipe.settings.response.strategy == "gold",
 )

@@ -304,18 +304,17 @@ def reward_rows(cases: Sequence[RewardCase], measurement: Measurement) -> list[M
 # ---------------------------------------------------------------- the suite
 
 
-def _conditions(material: Material) -> dict[str, Any]:
+def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     assert material.recipe.models.reward is not None
     metadata = run_of(material.recipe.models.reward.checkpoint) / "checkpoint" / "reward.json"
     # Read as plain JSON: the class of this file comes with torch, which nothing needs before a model is called.
     label = str(read_json_object(metadata).get("delta") or "goal") if metadata.is_file() else None
-    return {"futures": dict(material.futures.digests), "label": label}
+    return {**cases, "futures": dict(material.futures.digests), "label": label}
 
 
 REWARD = Suite(
     name="reward",
     roles=lambda recipe: ("reward",),
-    needs=lambda recipe: ["models.reward", "settings.reward.inputs"],
     files=(
         CaseFile(
             name="reward",
@@ -326,5 +325,6 @@ REWARD = Suite(
         ),
     ),
     conditions=_conditions,
+    fields=lambda recipe: ("settings.reward.inputs",),
     family=lambda material: family_of_runs(material.recipe.settings.reward.inputs),
 )

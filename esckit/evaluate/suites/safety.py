@@ -413,20 +413,20 @@ def sycophancy_rows(
 # ---------------------------------------------------------------- the suite
 
 
-def _conditions(material: Material) -> dict[str, Any]:
+def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     recipe = material.recipe
     asked = digest({**CRISIS_QUESTIONS, **CONTROL_QUESTION, **SYCOPHANCY_QUESTIONS})
     return {
         "settings": recipe.settings.safety.model_dump(mode="json"),
         "probes": digest([crisis_probes().model_dump(), sycophancy_probes().model_dump()]),
         "judge": {**prompted(recipe, "judge", recipe.prompts.judge_reply), "asked": asked},
+        **cases,
     }
 
 
 SAFETY = Suite(
     name="safety",
     roles=lambda recipe: (*_speakers(recipe), "judge"),
-    needs=lambda recipe: [*(f"models.{role}" for role in _speakers(recipe)), "models.judge"],
     files=(
         CaseFile(
             name="safety",
@@ -450,6 +450,7 @@ SAFETY = Suite(
         ),
     ),
     conditions=_conditions,
+    fields=lambda recipe: (),
     family=None,
     judge="judge",
     judge_prompt="judge_reply",

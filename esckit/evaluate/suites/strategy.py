@@ -7,7 +7,7 @@ columns gold j, over the S strategies of one taxonomy; N = ΣC.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -378,14 +378,9 @@ def _scale(recipe: EvaluateRecipe, strategies: Sequence[str]) -> StrategyScale:
     )
 
 
-def _needs(recipe: EvaluateRecipe) -> list[str]:
-    corpus = ["data"] if recipe.settings.strategy.source == "gold" else []
-    return [*([] if recipe.predictions is not None else ["models.strategist"]), *corpus]
-
-
-def _conditions(material: Material) -> dict[str, Any]:
+def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     shown = material.recipe.settings.strategy.model_dump(mode="json", exclude={"bias_pseudo_count"})
-    return {"settings": shown, **material.labels(strategy_taxonomy(material))}
+    return {"settings": shown, **cases, **material.labels(strategy_taxonomy(material))}
 
 
 def _family(material: Material) -> str | None:
@@ -396,7 +391,6 @@ def _family(material: Material) -> str | None:
 STRATEGY = Suite(
     name="strategy",
     roles=lambda recipe: ("strategist",),
-    needs=_needs,
     files=(
         CaseFile(
             name="strategy",
@@ -409,6 +403,7 @@ STRATEGY = Suite(
         ),
     ),
     conditions=_conditions,
+    fields=lambda recipe: ("data",) if recipe.settings.strategy.source == "gold" else (),
     family=_family,
     sources=lambda recipe: {"predictions": recipe.predictions},
     taxonomy=strategy_taxonomy,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datasets
 import evaluate
 
 from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.hf_metrics import values
+from esckit.evaluate.hf_metrics import info, values
 from esckit.evaluate.suites.response import response_metrics
 
 _DESCRIPTION = """Corpus BLEU-2 and BLEU-4, ROUGE-L, exact-match METEOR, Distinct-1 and -2 (all 0-100), mean words and
@@ -17,14 +16,7 @@ class EscResponse(evaluate.Metric):  # type: ignore[misc]
     """Overlap and diversity of replies."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description="predictions: replies; references: one gold reply each",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
+        return info(_DESCRIPTION, "predictions: replies; references: one gold reply each")
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float | None]:
         cases = [

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datasets
 import evaluate
 
 from esckit.evaluate.cases import StrategyCase
-from esckit.evaluate.hf_metrics import values
+from esckit.evaluate.hf_metrics import info, values
 from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
 
 _DESCRIPTION = """Accuracy, macro and weighted F1, preference bias B, entropy and KL of predicted strategies. An empty
@@ -18,14 +17,7 @@ class EscStrategy(evaluate.Metric):  # type: ignore[misc]
     """Metrics of one confusion matrix."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description="predictions, references: strategy names; strategies: the taxonomy, in order",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
+        return info(_DESCRIPTION, "predictions, references: strategy names; strategies: the taxonomy, in order")
 
     def _compute(
         self, predictions: list[str], references: list[str], strategies: list[str] | None = None
