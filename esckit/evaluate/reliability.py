@@ -48,7 +48,7 @@ class Label(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class RatedCase:
     """One rated case.
 
     Attributes:
@@ -94,7 +94,7 @@ Judged = Mapping[str, str | int | Unscored]
 """The automatic judge's label by case, or why it gave none."""
 
 
-def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge: Judged) -> list[Unit]:
+def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge: Judged) -> list[RatedCase]:
     """Return the rated units of a dimension, with what the automatic judge said of them.
 
     Raises:
@@ -109,12 +109,12 @@ def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge
             raise DataError(f"two labels of rater {entry.rater!r} for case {entry.case_id!r}", expected="one")
         raters[entry.rater] = scale.position(entry.label)
     judged = {name: label if isinstance(label, Unscored) else scale.position(label) for name, label in judge.items()}
-    return [Unit(name, raters, judged.get(name)) for name, raters in by_case.items()]
+    return [RatedCase(name, raters, judged.get(name)) for name, raters in by_case.items()]
 
 
 # ---------------------------------------------------------------- metrics
 
-UnitMetric = Metric[Unit]
+RatedMetric = Metric[RatedCase]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +140,25 @@ class ReliabilityScale:
     scale: LabelScale
 
     def _metric(
-        self, name: str, read: Callable[[Unit], Stats | Unscored | None], estimator: Estimator, **facts: Any
-    ) -> UnitMetric:
+        self, name: str, read: Callable[[RatedCase], Stats | Unscored | None], estimator: Estimator, **facts: Any
+    ) -> RatedMetric:
         given = {"unit": "none", "range": (-1.0, 1.0), "test": "none", **facts}
         minimum = f"{MIN_UNITS} units with {MIN_RATERS} raters, and labels that differ"
         return Metric(Facts(f"reliability.{self.dimension}.{name}", minimum=minimum, **given), read, Enough(estimator))
 
-    def human_alpha(self) -> UnitMetric:
+    def human_alpha(self) -> RatedMetric:
         """Return α among the human raters."""
 
-        def read(unit: Unit) -> Stats | None:
+        def read(unit: RatedCase) -> Stats | None:
             return tuple(map(float, unit.labels.values())) if len(unit.labels) >= MIN_RATERS else None
 
         return self._metric("alpha_humans", read, rater_alpha(self.scale.level))
 
-    def judge_alpha(self) -> UnitMetric:
+    def judge_alpha(self) -> RatedMetric:
         """Return α of the judge against the human majority."""
         return self._metric("alpha_judge", self._beside, rater_alpha(self.scale.level))
 
-    def _beside(self, unit: Unit) -> tuple[float, float] | Unscored | None:
+    def _beside(self, unit: RatedCase) -> tuple[float, float] | Unscored | None:
         """Return the human majority's label and the judge's, or why the judge gave none."""
         human = majority(list(unit.labels.values()), self.scale.level)
         if human is None:
@@ -166,36 +166,36 @@ class ReliabilityScale:
         judge = unit.judge
         return judge if judge is None or isinstance(judge, Unscored) else (human, float(judge))
 
-    def _read(self, of: Callable[[float, float], Stats]) -> Callable[[Unit], Stats | Unscored | None]:
+    def _read(self, of: Callable[[float, float], Stats]) -> Callable[[RatedCase], Stats | Unscored | None]:
         """Return a collector of a number of the human majority's label and the judge's."""
 
-        def collect(unit: Unit) -> Stats | Unscored | None:
+        def collect(unit: RatedCase) -> Stats | Unscored | None:
             found = self._beside(unit)
             return found if found is None or isinstance(found, Unscored) else of(*found)
 
         return collect
 
-    def agreement(self) -> UnitMetric:
+    def agreement(self) -> RatedMetric:
         """Return the share of units where the judge gives the human majority's label."""
         read = self._read(lambda human, judge: (float(human == judge), 1.0))
         return self._metric("agreement_judge", read, RATIO, unit="share", range=(0.0, 1.0))
 
-    def spearman(self) -> UnitMetric:
+    def spearman(self) -> RatedMetric:
         """Return Spearman's ρ of the judge with the human majority."""
         return self._metric("spearman_judge", self._beside, rank_correlation(2))
 
-    def confusion(self, units: Sequence[Unit]) -> dict[tuple[float, int], UnitMetric]:
+    def confusion(self, units: Sequence[RatedCase]) -> dict[tuple[float, int], RatedMetric]:
         """Return per pair of human majority and judge that occurs how many units have it, in the scale's order."""
         found = {pair for unit in units if (pair := self._beside(unit)) and not isinstance(pair, Unscored)}
         return {pair: self._cell(pair) for pair in sorted((human, int(judge)) for human, judge in found)}
 
-    def _cell(self, pair: tuple[float, int]) -> UnitMetric:
+    def _cell(self, pair: tuple[float, int]) -> RatedMetric:
         name = f"reliability.{self.dimension}.confusion"
         facts = not_estimated(name, "units", "a count", higher_is_better=None, minimum="1 unit")
         return Metric(facts, self._read(lambda *found: (float(found == pair),)), FIRST)
 
 
-def reliability_rows(units: Sequence[Unit], scale: ReliabilityScale, measurement: Measurement) -> list[MetricRow]:
+def reliability_rows(units: Sequence[RatedCase], scale: ReliabilityScale, measurement: Measurement) -> list[MetricRow]:
     """Return the rows of one dimension, the confusion table of human majority and judge cell by cell."""
     metrics = [scale.human_alpha()]
     if any(unit.judge is not None for unit in units):

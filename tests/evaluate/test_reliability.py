@@ -8,8 +8,8 @@ from esckit.errors import DataError
 from esckit.evaluate.reliability import (
     Label,
     LabelScale,
+    RatedCase,
     ReliabilityScale,
-    Unit,
     read_units,
     reliability_rows,
 )
@@ -42,7 +42,7 @@ def test_majorities() -> None:
 
 def test_rows_against_a_judge() -> None:
     units = [
-        Unit(f"u{index}", {"x": index % 4, "y": index % 4, "z": (index + 1) % 4}, index % 4) for index in range(12)
+        RatedCase(f"u{index}", {"x": index % 4, "y": index % 4, "z": (index + 1) % 4}, index % 4) for index in range(12)
     ]
     scale = ReliabilityScale("comfort", ONE_TO_FIVE)
     rows = reliability_rows(units, scale, measurement("reliability", [unit.id for unit in units]))
@@ -61,7 +61,9 @@ def test_rows_against_a_judge() -> None:
 def test_what_the_judge_could_not_answer_is_counted_and_what_it_was_not_asked_is_not() -> None:
     silent = [Unscored("unparsed")] * 3 + [None] * 2
     said = [index % 4 for index in range(10)]
-    units = [Unit(f"u{index}", {"x": index % 4, "y": index % 4}, judge) for index, judge in enumerate([*said, *silent])]
+    units = [
+        RatedCase(f"u{index}", {"x": index % 4, "y": index % 4}, judge) for index, judge in enumerate([*said, *silent])
+    ]
     rows = reliability_rows(units, ReliabilityScale("c", ONE_TO_FIVE), measurement("r", [unit.id for unit in units]))
     found = {row.name.removeprefix("reliability.c."): row for row in rows if row.group is None}
     assert found["alpha_humans"].n == 15
@@ -73,7 +75,7 @@ def test_what_the_judge_could_not_answer_is_counted_and_what_it_was_not_asked_is
 
 
 def test_fewer_than_ten_units_give_no_value() -> None:
-    units = [Unit(f"u{index}", {"x": index % 4, "y": index % 3}, index % 4) for index in range(9)]
+    units = [RatedCase(f"u{index}", {"x": index % 4, "y": index % 3}, index % 4) for index in range(9)]
     rows = reliability_rows(units, ReliabilityScale("c", ONE_TO_FIVE), measurement("r", [unit.id for unit in units]))
     assert all(row.value is None and row.reason for row in rows if row.group is None)
 
@@ -84,9 +86,9 @@ def test_labels_are_read_per_dimension() -> None:
         Label(case_id="a", rater="y", dimension="comfort", label="4"),
         Label(case_id="a", rater="y", dimension="overall", label=1),
     ]
-    assert read_units(labels, "comfort", ONE_TO_FIVE, {"a": 5}) == [Unit("a", {"x": 2, "y": 3}, 4)]
+    assert read_units(labels, "comfort", ONE_TO_FIVE, {"a": 5}) == [RatedCase("a", {"x": 2, "y": 3}, 4)]
     failed = Unscored("backend")
-    assert read_units(labels, "comfort", ONE_TO_FIVE, {"a": failed}) == [Unit("a", {"x": 2, "y": 3}, failed)]
+    assert read_units(labels, "comfort", ONE_TO_FIVE, {"a": failed}) == [RatedCase("a", {"x": 2, "y": 3}, failed)]
     with pytest.raises(DataError, match="two labels"):
         read_units([*labels, labels[0]], "comfort", ONE_TO_FIVE, {})
     with pytest.raises(DataError, match="label 9"):

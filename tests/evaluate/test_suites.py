@@ -308,3 +308,24 @@ def test_a_trained_policy_is_a_strategist_and_what_it_was_trained_on_is_known(tm
         plan(evaluation("strategy", models=models, data={"split": "train"}))
     with pytest.raises(DataError, match="made with scheme files"):
         plan(evaluation("strategy", models=models, data={"scheme": None, "split": None, "allow_overlap": True}))
+
+
+def test_the_published_test_of_esconv_has_2895_decisions(corpora: Path) -> None:
+    data = {"path": str(corpora / "esconv"), "scheme": "hub"}
+    wide = {"strategy": {"unit": "utterance", "include_openings": True}}
+    found = plan(evaluation("strategy", data=data, settings=wide))
+    assert (found.cases["strategy"], found.dialogues, found.left_out) == (2895, 195, {})
+
+
+@pytest.mark.parametrize(("scheme", "n"), [("hub", 195), ("ppdpp", 130)])
+def test_self_play_has_one_case_a_dialogue(corpora: Path, scheme: str, n: int) -> None:
+    data = {"path": str(corpora / "esconv"), "scheme": scheme}
+    found = plan(evaluation("dialogue", data=data, settings={"dialogue": {"max_turns": 8}}))
+    assert found.cases == {"dialogue": n}
+    assert found.calls_at_most == {"supporter": 8 * n, "seeker": 8 * n, "critic": 80 * n}
+
+
+def test_extes_opens_with_its_description() -> None:
+    data = {"dataset": "extes", "path": "sample:extes", "scheme": None, "split": None}
+    found = plan(evaluation("dialogue", data=data, taxonomy=None))
+    assert found.cases == {"dialogue": 8}
