@@ -222,8 +222,10 @@ class SlotCache(Cache):
         """Add a row; ``keys`` and ``values`` per layer (n_kv_heads, T, D)."""
         row, length = len(self.lengths), keys[0].shape[1]
         for layer, layer_keys, layer_values in zip(self.layers, keys, values, strict=True):
-            layer.keys = _with_room(layer.keys, layer_keys, row + 1)
-            layer.values = _with_room(layer.values, layer_values, row + 1)
+            if layer.keys is None:
+                layer.keys, layer.values = layer_keys[None, :, :0][:0], layer_values[None, :, :0][:0]
+            layer.keys = _with_room(layer.keys, row + 1, length + 1)
+            layer.values = _with_room(layer.values, row + 1, length + 1)
             layer.keys[row, :, :length] = layer_keys
             layer.values[row, :, :length] = layer_values
         self.lengths.append(length)
@@ -254,9 +256,8 @@ class SlotCache(Cache):
         """Fix where the next token of each row goes."""
         self.width = max(self.lengths) + 1
         for layer in self.layers:
-            if layer.keys.shape[2] < self.width:
-                layer.keys = _grown(layer.keys, layer.keys.shape[0], self.width)
-                layer.values = _grown(layer.values, layer.values.shape[0], self.width)
+            layer.keys = _with_room(layer.keys, len(self.lengths), self.width)
+            layer.values = _with_room(layer.values, len(self.lengths), self.width)
         self.rows = torch.arange(len(self.lengths), device=self.device)
         self.ends = torch.tensor(self.lengths, device=self.device)
         self.lengths = [length + 1 for length in self.lengths]
@@ -267,23 +268,14 @@ class SlotCache(Cache):
         return torch.where(columns[None] <= self.ends[:, None], columns[None] + starts[:, None], -1)
 
 
-def _with_room(slots: Tensor | None, row: Tensor, n_rows: int) -> Tensor:
-    """Return slots that hold ``n_rows`` rows as long as ``row`` (n_kv_heads, T, D), and one token more."""
-    n_heads, length, width = row.shape
-    if slots is None:
-        slots = row.new_zeros(0, n_heads, 0, width)
-    if slots.shape[0] >= n_rows and slots.shape[2] > length:
+def _with_room(slots: Tensor, n_rows: int, length: int) -> Tensor:
+    """Return slots (rows, n_kv_heads, room, D) for so many rows of so many tokens: the same ones, or a larger copy."""
+    n_held, n_heads, held, width = slots.shape
+    if n_held >= n_rows and held >= length:
         return slots
-    capacity = slots.shape[0] if slots.shape[0] >= n_rows else max(n_rows, 2 * slots.shape[0])
-    return _grown(slots, capacity, length + 1)
-
-
-def _grown(slots: Tensor, capacity: int, length: int) -> Tensor:
-    """Return a larger copy of ``slots`` (rows, n_kv_heads, room, D)."""
-    n_rows, n_heads, held, width = slots.shape
-    room = max(held, -(-length // _ROOM_STEP) * _ROOM_STEP)
-    fresh = slots.new_zeros(capacity, n_heads, room, width)
-    fresh[:n_rows, :, :held] = slots
+    capacity = n_held if n_held >= n_rows else max(n_rows, 2 * n_held)
+    fresh = slots.new_zeros(capacity, n_heads, max(held, -(-length // _ROOM_STEP) * _ROOM_STEP), width)
+    fresh[:n_held, :, :held] = slots
     return fresh
 
 
