@@ -1,4 +1,4 @@
-"""Backbones and checkpoints in memory: loading them, checking that they are whole, where and in which type they run.
+"""Backbones and checkpoints into memory: where and in which number type they run, and whether they are whole.
 
 Every model of this package is loaded here, from safetensors and without code that lies beside the weights. Which
 backbones have names is in :mod:`esckit.models.backbones`; the heads on top of a backbone belong to their trainings.
@@ -6,11 +6,10 @@ backbones have names is in :mod:`esckit.models.backbones`; the heads on top of a
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError
 from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal, tiny_random
 from esckit.models.capabilities import keep_soft_caps
-from esckit.records import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -208,54 +205,6 @@ def _foreign(
         raise kind(f"{path} cannot be loaded: {reason}", expected=expected) from error
 
 
-_BUG = "The checkpoint that was there before is kept, and so are the states. Please report this"
-
-
-def check_stored(state: Mapping[str, Tensor], folder: Path) -> None:
-    """Read a checkpoint back and compare it with what was trained, one tensor after the other.
-
-    Args:
-        state: The trained tensors by name.
-        folder: The checkpoint; in its files a name may lack the beginning, and an adapter's ``default``.
-
-    Raises:
-        CheckpointError: If a stored tensor differs from the trained one, or a trained one is not stored.
-    """
-    with ExitStack() as stack:
-        stored = {_plain(name): read for name, read in _tensors(folder, stack)}
-        first_name: dict[int, str] = {}
-        for name, trained in state.items():
-            is_tied = first_name.setdefault(trained.data_ptr(), name) != name
-            read = next((stored[end] for end in _ends(_plain(name)) if end in stored), None)
-            if read is None and not is_tied:
-                raise CheckpointError(f"the checkpoint just written lacks {name}", hint=_BUG)
-            if read is not None and not torch.equal(found := read(), trained.to(found.dtype)):
-                raise CheckpointError(
-                    f"{name} has shape {tuple(found.shape)} or other values in the checkpoint just written",
-                    expected=f"the trained tensor, shape {tuple(trained.shape)}",
-                    hint=_BUG,
-                )
-
-
-def _tensors(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
-    """Yield name and a function that reads it for every tensor below a folder."""
-    for path in sorted(folder.rglob("*.safetensors")):
-        file = stack.enter_context(safe_open(path, framework="pt"))
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            yield name, lambda file=file, name=name: file.get_tensor(name)
-
-
-def _plain(name: str) -> str:
-    return name.replace(".default.", ".")
-
-
-def _ends(name: str) -> Iterator[str]:
-    """Yield a dotted name and its shorter and shorter ends."""
-    parts = name.split(".")
-    for start in range(len(parts)):
-        yield ".".join(parts[start:])
-
-
 def check_whole(folder: Path) -> None:
     """Refuse a checkpoint that holds a file which cannot be read, or a tensor without elements.
 
@@ -278,38 +227,6 @@ def check_whole(folder: Path) -> None:
                 expected="trained weights",
                 hint="It was saved while its weights were shared out between processes: train the model again",
             )
-
-
-def check_lora_targets(model: nn.Module, targets: Iterable[str]) -> None:
-    """Refuse adapters on layers that a model lacks: peft passes over a missing one as long as it finds another.
-
-    Raises:
-        ConfigError: If no layer that peft can adapt bears one of the names, or there is no name.
-    """
-    layers = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding | Conv1D)}
-    wanted = tuple(targets)
-    missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in layers)]
-    if missing or not wanted:
-        raise ConfigError(
-            f"lora.targets: no layer {', '.join(missing) or 'is named'}",
-            expected=f"some of {', '.join(sorted({name.rpartition('.')[2] for name in layers}))}",
-        )
-
-
-def tidy_adapter(folder: Path, backbone: str) -> None:
-    """Make the files that peft wrote depend on the adapter alone, so that equal trainings leave equal bytes.
-
-    Args:
-        folder: The adapter's.
-        backbone: Name of the backbone, which takes the place of the folder that it happened to lie in.
-    """
-    config = folder / "adapter_config.json"
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    targets = settings["target_modules"]
-    # A set to peft, so every process would write it in another order.
-    ordered = sorted(targets) if isinstance(targets, list) else targets
-    write_json(config, {**settings, "base_model_name_or_path": backbone, "target_modules": ordered})
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the model card is written by esckit
 
 
 class Float32Linear(nn.Linear):

@@ -6,20 +6,28 @@ backbone in ``adapter/`` or ``backbone/``, and trained heads, if there are any, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import ADAPTER, BACKBONE, KINDS, TOKENIZER, CheckpointMetadata
-from esckit.models.loading import check_lora_targets, check_stored, tidy_adapter
-from esckit.records import dump_line, fresh_folder, write_atomic
+from esckit.records import dump_line, fresh_folder, write_atomic, write_json
 from esckit.training.sections import Lora
+
+_BUG = "The checkpoint that was there before is kept, and so are the states. Please report this"
+
 
 # ---------------------------------------------------------------- adapters
 
@@ -40,8 +48,15 @@ def adapter_config(
     """
     targets = usual if lora.targets is None else lora.targets
     if targets is not None and not isinstance(targets, str):
-        check_lora_targets(model, targets)
         targets = list(targets)
+        # peft passes over a missing layer as long as it finds another.
+        layers = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Embedding | Conv1D)}
+        missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+        if missing or not targets:
+            raise ConfigError(
+                f"lora.targets: no layer {', '.join(missing) or 'is named'}",
+                expected=f"some of {', '.join(sorted({name.rpartition('.')[2] for name in layers}))}",
+            )
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -94,6 +109,67 @@ def save_checkpoint(
         tokenizer.save_pretrained(str(fresh / TOKENIZER))
         check_stored(state, fresh)
         write_atomic(fresh / KINDS[metadata.COMMAND].file, dump_line(metadata) + "\n")
+
+
+def tidy_adapter(folder: Path, backbone: str) -> None:
+    """Make the files that peft wrote depend on the adapter alone, so that equal trainings leave equal bytes.
+
+    Args:
+        folder: The adapter's.
+        backbone: Name of the backbone, which takes the place of the folder that it happened to lie in.
+    """
+    config = folder / "adapter_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    targets = settings["target_modules"]
+    # A set to peft, so every process would write it in another order.
+    ordered = sorted(targets) if isinstance(targets, list) else targets
+    write_json(config, {**settings, "base_model_name_or_path": backbone, "target_modules": ordered})
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the model card is written by esckit
+
+
+def check_stored(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Read a checkpoint back and compare it with what was trained, one tensor after the other.
+
+    Args:
+        state: The trained tensors by name.
+        folder: The checkpoint; in its files a name may lack the beginning, and an adapter's ``default``.
+
+    Raises:
+        CheckpointError: If a stored tensor differs from the trained one, or a trained one is not stored.
+    """
+    with ExitStack() as stack:
+        stored = {_plain(name): read for name, read in _tensors(folder, stack)}
+        first_name: dict[int, str] = {}
+        for name, trained in state.items():
+            is_tied = first_name.setdefault(trained.data_ptr(), name) != name
+            read = next((stored[end] for end in _ends(_plain(name)) if end in stored), None)
+            if read is None and not is_tied:
+                raise CheckpointError(f"the checkpoint just written lacks {name}", hint=_BUG)
+            if read is not None and not torch.equal(found := read(), trained.to(found.dtype)):
+                raise CheckpointError(
+                    f"{name} has shape {tuple(found.shape)} or other values in the checkpoint just written",
+                    expected=f"the trained tensor, shape {tuple(trained.shape)}",
+                    hint=_BUG,
+                )
+
+
+def _tensors(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
+    """Yield name and a function that reads it for every tensor below a folder."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            yield name, lambda file=file, name=name: file.get_tensor(name)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".default.", ".")
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yield a dotted name and its shorter and shorter ends."""
+    parts = name.split(".")
+    for start in range(len(parts)):
+        yield ".".join(parts[start:])
 
 
 # ---------------------------------------------------------------- model cards
