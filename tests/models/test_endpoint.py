@@ -276,7 +276,7 @@ def test_a_template_that_fails_with_500_is_understood_as_well() -> None:
     assert len(server.chats) == 2
 
 
-def test_one_system_message_and_alternation_are_kept_where_that_is_enough() -> None:
+def test_system_and_alternation_are_kept_where_that_is_enough() -> None:
     with Strict("s?u(au)*", "After the optional system message, roles must alternate").running() as server:
         run(server, lambda model: model.complete(STRATEGY, Sampling(), seed=0))
     assert server.chats[-1]["messages"] == [
@@ -285,7 +285,7 @@ def test_one_system_message_and_alternation_are_kept_where_that_is_enough() -> N
     ]
 
 
-def test_messages_that_cannot_be_laid_out_are_refused_with_the_servers_words() -> None:
+def test_a_refused_layout_is_reported_in_the_servers_words() -> None:
     with (
         Strict("x", "Conversation roles must alternate").running() as server,
         pytest.raises(BackendError, match="must alternate") as caught,

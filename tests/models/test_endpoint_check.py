@@ -138,7 +138,7 @@ def test_check_of_an_unknown_model_names_the_nearest(server: FakeServer) -> None
         run(server, check, model="qwen2.5-7b-instuct")
 
 
-def test_check_of_a_listed_model_that_needs_more_than_one_token_is_fine(server: FakeServer) -> None:
+def test_check_passes_for_a_listed_model_that_needs_more_tokens(server: FakeServer) -> None:
     server.usual = refusal("Could not finish the message because the output limit was reached")
 
     async def capabilities(model: EndpointModel) -> frozenset[str]:
@@ -233,7 +233,7 @@ def test_nothing_is_claimed_before_it_is_configured_or_found(server: FakeServer)
     assert run(server, capabilities, log_probs=True) == {"next_token"}
 
 
-def test_next_token_reads_one_token_and_counts_unlisted_labels_as_zero(server: FakeServer) -> None:
+def test_next_token_counts_unlisted_labels_as_zero(server: FakeServer) -> None:
     listed = [("A", math.log(0.5)), (" A", math.log(0.1)), ("B\n", math.log(0.2)), ("The", math.log(0.1))]
     server.usual = with_log_probs(listed)
 

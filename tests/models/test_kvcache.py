@@ -84,7 +84,7 @@ def test_the_store_finds_the_longest_beginning():
     assert store.longest((8, 8)) is EMPTY_PREFIX
 
 
-def test_what_a_longer_prefix_covers_goes_and_so_does_what_was_not_used_for_longest():
+def test_the_store_drops_what_is_covered_or_was_not_used_for_longest():
     store = PrefixStore(5 * prefix(1).n_bytes)
     store.add(prefix(1, 2))
     store.add(prefix(1, 2, 3))

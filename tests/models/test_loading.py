@@ -15,14 +15,14 @@ from esckit.models.local import PerplexityScorer
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_policy_and_a_scorer_on_a_gpu_that_is_not_there_are_one_clear_error(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         PerplexityScorer.load("tiny-random", device="cuda")
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         CheckpointPolicy.load(tmp_path, abbreviations={}, device="cuda")
 
 
-def test_what_is_compared_in_its_last_digits_is_float32_on_a_processor() -> None:
+def test_exact_numbers_are_float32_on_a_processor() -> None:
     place = torch.device("cpu")
     assert exact_dtype("auto", place) == torch.float32
     assert exact_dtype("bfloat16", place) == torch.bfloat16

@@ -27,7 +27,7 @@ def score(model: LocalModel, choices: list[str], temperature: float = 1.0):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_texts_agree_with_plain_transformers_one_by_one_and_together(family):
+def test_greedy_texts_agree_with_transformers_alone_and_together(family):
     asked, greedy = prompts(), Sampling(temperature=0, max_tokens=16)
     naive = Naive(family)
     expected = [naive.complete(messages, max_new_tokens=16) for messages in asked]

@@ -289,7 +289,7 @@ def test_the_shipped_supporter_of_search_is_short_and_plain() -> None:
     assert all(len(text.split()) <= 25 and "<" not in text for text in replies("supporter_aflow"))
 
 
-def test_the_shipped_seekers_are_short_and_only_one_of_them_ends_conversations() -> None:
+def test_shipped_seekers_are_short_and_one_of_them_ends_talks() -> None:
     plain, ending = replies("seeker"), replies("seeker_aflow")
     assert all(len(text.split()) <= 20 for text in plain | ending)
     assert not any("<" in text for text in plain)

@@ -133,7 +133,7 @@ def test_each_fault_is_counted_under_its_own_kind(server: FakeServer, failed: Ca
     assert caught.value.kind == kind
 
 
-def test_the_words_of_the_first_fault_of_a_kind_are_told(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_fault_of_a_kind_is_logged_in_its_words(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server.usual = refusal("bad things")
 
     async def ask_twice(model: EndpointModel) -> None:
@@ -142,9 +142,9 @@ def test_the_words_of_the_first_fault_of_a_kind_are_told(server: FakeServer, cap
                 await model.complete(HELLO, Sampling(), seed=seed)
 
     run(server, ask_twice)
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "bad things" in told
-    assert "bad_request" in told
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert "bad things" in logged
+    assert "bad_request" in logged
 
 
 # ---------------------------------------------------------------- sizes
