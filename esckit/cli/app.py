@@ -39,12 +39,12 @@ COMMANDS = (
     Command("train-flow", "esckit.cli.runs:train_flow"),
     Command("train-reward", "esckit.cli.runs:train_reward"),
     Command("train-rl", "esckit.cli.runs:train_rl"),
-    Command("evaluate", "esckit.cli.evaluate:evaluate"),
+    Command("evaluate", "esckit.cli.runs:evaluate"),
     Command("predict", "esckit.cli.runs:predict"),
-    Command("report", "esckit.cli.report:report"),
+    Command("report", "esckit.cli.runs:report"),
     Command("data", "esckit.cli.data:app"),
-    Command("recipes", "esckit.cli.recipes:app"),
-    Command("backbones", "esckit.cli.backbones:app"),
+    Command("recipes", "esckit.cli.shipped:recipes"),
+    Command("backbones", "esckit.cli.shipped:backbones"),
 )
 
 

@@ -13,14 +13,9 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from esckit.config.load import LoadedRecipe
-
 
 # C0 without tab and line feed, DEL, C1; line ends and directions that a terminal may act on; lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -121,17 +116,6 @@ SetOption = Annotated[
     ),
 ]
 
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER", show_default=False, help="Run folder; by default runs/<command>-<name of the recipe>."
-    ),
-]
-
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and print how much work it would be; call no model.")
-]
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -172,21 +156,3 @@ def _plain(value: Any) -> str:
 
 def _nested(value: Any) -> str:
     return f"({_plain(value)})" if isinstance(value, Mapping) else _plain(value)
-
-
-def echo_plan(loaded: LoadedRecipe[Any], out: Path | None, facts: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print what ``--dry-run`` found.
-
-    Raises:
-        ConfigError: If a run would refuse its folder, since that belongs to another recipe.
-    """
-    from esckit.runs import require_own
-
-    echo_facts(facts, as_json=as_json)
-    recipe = loaded.recipe
-    require_own(
-        out or loaded.default_out(),
-        command=recipe.command,
-        recipe=recipe.resolved(),
-        operational=recipe.OPERATIONAL,
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from esckit.cli.common import echo, echo_json
 
 if TYPE_CHECKING:
-    from esckit.data.conversion import Access, Written
+    from esckit.data.conversion import Written
 
 
 app = typer.Typer(
@@ -19,38 +18,9 @@ app = typer.Typer(
 )
 
 
-class Format(StrEnum):
-    """Layouts that are read."""
+Format = Literal["auto", "esconv", "esconv-hub", "ppdpp", "extes", "jsonl"]
 
-    AUTO = "auto"
-    ESCONV = "esconv"
-    ESCONV_HUB = "esconv-hub"
-    PPDPP = "ppdpp"
-    EXTES = "extes"
-    JSONL = "jsonl"
-
-
-class Unknown(StrEnum):
-    """What becomes of an unknown label."""
-
-    REFUSE = "refuse"
-    KEEP = "keep"
-
-
-class Target(StrEnum):
-    """Layouts that are written."""
-
-    JSONL = "jsonl"
-    ESCONV_HUB = "esconv-hub"
-
-
-class Scheme(StrEnum):
-    """Ways to split."""
-
-    HUB = "hub"
-    PPDPP = "ppdpp"
-    RATIO = "ratio"
-    FILES = "files"
+Unknown = Literal["refuse", "keep"]
 
 
 PathArgument = Annotated[
@@ -81,10 +51,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Count turns with runs of one speaker joined.")] = False,
     limit_problems: Annotated[int, typer.Option(min=0, help="Refusals to show in full.")] = 20,
-    format_: FormatOption = Format.AUTO,
+    format_: FormatOption = "auto",
     taxonomy: TaxonomyOption = None,
     skip_invalid: SkipOption = False,
-    unknown_strategy: UnknownOption = Unknown.REFUSE,
+    unknown_strategy: UnknownOption = "refuse",
     strict: StrictOption = False,
 ) -> None:
     """Count what a corpus holds and list what is odd about it; changes nothing.
@@ -92,10 +62,10 @@ def inspect(
     Reads on after refused records. Exits with 1 if some record would be refused, or, with --strict, if there is any
     warning.
     """
-    from esckit.data.conversion import inspect_corpus
+    from esckit.data.conversion import Access, inspect_corpus
     from esckit.data.inspection import render, totals
 
-    access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
     report = inspect_corpus(access, merge=merge, limit_problems=limit_problems)
     if as_json:
         echo_json(report, indent=None)
@@ -111,56 +81,51 @@ def inspect(
 def convert(
     ctx: typer.Context,
     path: PathArgument,
-    to: Annotated[Target, typer.Option("--to", help="Layout to write.")],
+    to: Annotated[Literal["jsonl", "esconv-hub"], typer.Option("--to", help="Layout to write.")],
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
     mapping: Annotated[
         str | None, typer.Option("--map", metavar="NAME|FILE", help="Map the strategies into another taxonomy.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join runs of one speaker.")] = False,
     force: ForceOption = False,
-    format_: FormatOption = Format.AUTO,
+    format_: FormatOption = "auto",
     taxonomy: TaxonomyOption = None,
     skip_invalid: SkipOption = False,
-    unknown_strategy: UnknownOption = Unknown.REFUSE,
+    unknown_strategy: UnknownOption = "refuse",
     strict: StrictOption = False,
 ) -> None:
     """Write a corpus in another layout; say what was normalised, and what that layout cannot hold."""
-    from esckit.data.conversion import convert_corpus
+    from esckit.data.conversion import Access, convert_corpus
 
-    access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
-    written = convert_corpus(access, out, to=to.value, mapping=mapping, merge=merge, force=force)
-    _tell(written, quiet=ctx.obj.quiet)
+    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    written = convert_corpus(access, out, to=to, mapping=mapping, merge=merge, force=force)
+    _echo_written(written, quiet=ctx.obj.quiet)
 
 
 @app.command()
 def split(
     ctx: typer.Context,
     path: PathArgument,
-    scheme: Annotated[Scheme, typer.Option("--scheme", help="hub and ppdpp are the published cuts of ESConv.")],
+    scheme: Annotated[
+        Literal["hub", "ppdpp", "ratio", "files"],
+        typer.Option("--scheme", help="hub and ppdpp are the published cuts of ESConv."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     ratios: Annotated[str, typer.Option(metavar="R,R,R", help="Of ratio: train, valid, test.")] = "0.8,0.1,0.1",
     seed: Annotated[int, typer.Option(min=0, help="Of ratio.")] = 13,
     force: ForceOption = False,
-    format_: FormatOption = Format.AUTO,
+    format_: FormatOption = "auto",
     taxonomy: TaxonomyOption = None,
     skip_invalid: SkipOption = False,
-    unknown_strategy: UnknownOption = Unknown.REFUSE,
+    unknown_strategy: UnknownOption = "refuse",
     strict: StrictOption = False,
 ) -> None:
     """Write a corpus as train, valid and test files, with split.json about them."""
-    from esckit.data.conversion import split_corpus
+    from esckit.data.conversion import Access, split_corpus
 
-    access = _access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
-    written = split_corpus(access, out, scheme=scheme.value, ratios=_ratios(ratios), seed=seed, force=force)
-    _tell(written, quiet=ctx.obj.quiet)
-
-
-def _access(
-    path: str, format_: Format, taxonomy: str | None, skip_invalid: bool, unknown: Unknown, strict: bool
-) -> Access:
-    from esckit.data.conversion import Access
-
-    return Access(path, format_.value, taxonomy, skip_invalid, unknown.value, strict)
+    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    written = split_corpus(access, out, scheme=scheme, ratios=_ratios(ratios), seed=seed, force=force)
+    _echo_written(written, quiet=ctx.obj.quiet)
 
 
 def _ratios(text: str) -> tuple[float, ...]:
@@ -170,8 +135,9 @@ def _ratios(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is not three numbers", param_hint="--ratios") from error
 
 
-def _tell(written: Written, *, quiet: bool) -> None:
-    said = [*(f"note: {note}" for note in written.notes), *(f"warning: {warning}" for warning in written.warnings)]
-    for line in () if quiet else said:
-        echo(line, err=True)
+def _echo_written(written: Written, *, quiet: bool) -> None:
+    if not quiet:
+        lines = [*(f"note: {note}" for note in written.notes), *(f"warning: {warning}" for warning in written.warnings)]
+        for line in lines:
+            echo(line, err=True)
     echo(written.summary)

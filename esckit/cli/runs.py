@@ -1,45 +1,134 @@
-"""``esckit simulate``.
+"""The commands that make run folders from recipes, and ``report``, which reads them.
 
-``esckit search``.
-
-``esckit train-flow``.
-
-``esckit train-reward``.
-
-``esckit train-rl``.
-
-``esckit predict``.
+All run commands take one path: load the recipe, import the room that plays it (only then, since a wrong recipe needs no
+torch), show what it would do (``--dry-run``) or do it, and print the summary. A function that is decorated with
+:class:`RunCommand` only says what of its summary to show; its docstring is the command's help. Not here: what a run
+does (the rooms' ``run`` modules) and how processes are started (:mod:`esckit.cli.launch`).
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esckit.cli.common import (
-    DryRunOption,
-    JsonOption,
-    OutOption,
-    RecipeArgument,
-    SetOption,
-    echo_facts,
-    echo_plan,
-    recipe_names,
-)
-from esckit.cli.launch import AccelerateOption, launch, launcher_settings, planned_processes
-from esckit.errors import ConfigError
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_names
+from esckit.cli.launch import AccelerateOption, launch, planned_processes
+from esckit.errors import ConfigError, EsckitError
+
+if TYPE_CHECKING:
+    from esckit.config.load import LoadedRecipe
+    from esckit.evaluate.run import EvaluateResult
+    from esckit.evaluate.setup import GateBound
+    from esckit.metrics.rows import Comparison, MetricRow
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", show_default=False, help="Run folder; by default runs/<command>-<name of the recipe>."
+    ),
+]
+
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and print how much work it would be; call no model.")
+]
+
+Facts = Mapping[str, Any]
 
 
-def simulate(
-    ctx: typer.Context,
-    recipe: RecipeArgument,
-    changes: SetOption = None,
-    out: OutOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class RunCommand:
+    """Makes a command out of a function that returns what of a summary is printed; ``--json`` prints all of it.
+
+    Attributes:
+        units: Plural noun of what the progress counts.
+        trains: Whether several processes may share a run, so that the command takes ``--accelerate``.
+        planned: Returns what a dry run prints of a plan, given whether as JSON.
+        refusal: Returns why a run would refuse a plan that was printed.
+    """
+
+    units: str
+    trains: bool = False
+    planned: Callable[[Any, bool], Facts] = lambda plan, as_json: plan.facts()
+    refusal: Callable[[Any], EsckitError | None] = lambda plan: None
+
+    def __call__(self, shown: Callable[[dict[str, Any]], Facts]) -> Callable[..., None]:
+        """Return the command."""
+
+        def command(
+            ctx: typer.Context,
+            recipe: RecipeArgument,
+            changes: SetOption = None,
+            out: OutOption = None,
+            accelerate: AccelerateOption = None,
+            dry_run: DryRunOption = False,
+            as_json: JsonOption = False,
+        ) -> None:
+            loaded, room = _load(ctx, recipe, changes)
+            if dry_run:
+                count = {"n_processes": planned_processes(accelerate)} if self.trains else {}
+                plan = room.plan(loaded.recipe, **count)
+                _echo_plan(loaded, out, self.planned(plan, as_json), as_json=as_json)
+                if (refusal := self.refusal(plan)) is not None:
+                    raise refusal
+                return
+            if accelerate is not None:
+                launch(accelerate, lambda n_processes: room.plan(loaded.recipe, n_processes=n_processes))
+            is_main = not self.trains or _is_main()
+            result = _play(ctx, loaded, room, out, self.units if is_main else None)
+            if is_main:
+                summary = result.summary if as_json else shown(result.summary)
+                echo_facts({"out": str(result.out), **summary}, as_json=as_json)
+
+        signature = inspect.signature(command, eval_str=True)
+        options = [option for name, option in signature.parameters.items() if self.trains or name != "accelerate"]
+        command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+        command.__doc__ = shown.__doc__
+        return command
+
+
+def _load(ctx: typer.Context, recipe: str, changes: list[str] | None) -> tuple[LoadedRecipe[Any], Any]:
+    """Return a recipe of the command that was called, and the module that plans and runs it."""
+    from esckit.config.catalogue import RECIPES
+    from esckit.config.load import load_recipe
+
+    kind = RECIPES.resolve(str(ctx.command.name))
+    loaded = load_recipe(recipe, kind, overrides=changes or ())
+    return loaded, import_module(f"{kind.__module__.rpartition('.')[0]}.run")
+
+
+def _echo_plan(loaded: LoadedRecipe[Any], out: Path | None, facts: Facts, *, as_json: bool) -> None:
+    """Print what a dry run found; refuse a folder that belongs to another recipe, as the run would."""
+    from esckit.runs import require_own
+
+    echo_facts(facts, as_json=as_json)
+    recipe, folder = loaded.recipe, out or loaded.default_out()
+    require_own(folder, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL)
+
+
+def _play(
+    ctx: typer.Context, loaded: LoadedRecipe[Any], room: Any, out: Path | None, units: str | None, **options: Any
+) -> Any:
+    """Run a recipe and return the result; without a noun for its units no progress is shown."""
+    from esckit.cli.progress import shown_progress
+
+    with shown_progress(units or "", quiet=ctx.obj.quiet or units is None) as progress:
+        return room.run(loaded.recipe, out=out or loaded.default_out(), progress=progress, **options)
+
+
+def _is_main() -> bool:
+    from esckit.processes import this_process
+
+    return this_process().is_main
+
+
+@RunCommand("futures")
+def simulate(summary: dict[str, Any]) -> Facts:
     """Play simulated futures of real conversations and value them.
 
     Each context of the corpus gets several candidate replies; each candidate is continued by a simulated seeker and
@@ -49,30 +138,11 @@ def simulate(
 
     Try it: esckit simulate smoke/simulate --out runs/first
     """
-    from esckit.cli.progress import shown_progress
-    from esckit.config.load import load_recipe
-    from esckit.simulate.recipe import SimulateRecipe
-
-    loaded = load_recipe(recipe, SimulateRecipe, overrides=changes or ())
-    # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.simulate.run import plan, run
-
-    if dry_run:
-        echo_plan(loaded, out, plan(loaded.recipe).facts(), as_json=as_json)
-        return
-    with shown_progress("futures", quiet=ctx.obj.quiet) as progress:
-        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
-    echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
+    return summary
 
 
-def search(
-    ctx: typer.Context,
-    recipe: RecipeArgument,
-    changes: SetOption = None,
-    out: OutOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@RunCommand("trees")
+def search(summary: dict[str, Any]) -> Facts:
     """Grow trees of support strategies from real conversations.
 
     Each seed dialogue gives one tree: a strategist proposes strategies, a supporter words them, a simulated seeker
@@ -83,32 +153,11 @@ def search(
 
     Try it: esckit search smoke/search --out runs/first-search
     """
-    from esckit.cli.progress import shown_progress
-    from esckit.config.load import load_recipe
-    from esckit.search.recipe import SearchRecipe
-
-    loaded = load_recipe(recipe, SearchRecipe, overrides=changes or ())
-    # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.search.run import plan, run
-
-    if dry_run:
-        echo_plan(loaded, out, plan(loaded.recipe).facts(), as_json=as_json)
-        return
-    with shown_progress("trees", quiet=ctx.obj.quiet) as progress:
-        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
-    shown = {name: value for name, value in result.summary.items() if as_json or name != "environment"}
-    echo_facts({"out": str(result.out), **shown}, as_json=as_json)
+    return {name: value for name, value in summary.items() if name != "environment"}
 
 
-def train_flow(
-    ctx: typer.Context,
-    recipe: RecipeArgument,
-    changes: SetOption = None,
-    out: OutOption = None,
-    accelerate: AccelerateOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@RunCommand("updates", trains=True, planned=lambda plan, as_json: dict(plan))
+def train_flow(summary: dict[str, Any]) -> Facts:
     """Train a strategy policy from search trees, or from the strategies of a corpus.
 
     The policy chooses the supporter's next strategy and rates all of them. Later recipes name the run folder, as in
@@ -118,40 +167,22 @@ def train_flow(
 
     Try it: esckit train-flow smoke/train_flow --out runs/first-policy
     """
-    from esckit.cli.progress import shown_progress
-    from esckit.config.load import load_recipe
-    from esckit.flow.recipe import TrainFlowRecipe
-
-    loaded = load_recipe(recipe, TrainFlowRecipe, overrides=changes or ())
-    # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.flow.run import plan, run
-    from esckit.processes import this_process
-
-    if dry_run:
-        if accelerate is not None:
-            launcher_settings(accelerate)
-        echo_plan(loaded, out, plan(loaded.recipe), as_json=as_json)
-        return
-    if accelerate is not None:
-        launch(accelerate)
-    is_main = this_process().is_main
-    with shown_progress("updates", quiet=ctx.obj.quiet or not is_main) as progress:
-        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
-    if is_main:
-        shown = {name: value for name, value in result.summary.items() if as_json or name != "test"}
-        test = {f"test {name}": value for name, value in result.summary.get("test", {}).items() if name != "confusion"}
-        echo_facts({"out": str(result.out), **shown, **({} if as_json else test)}, as_json=as_json)
+    test = {f"test {name}": value for name, value in summary.get("test", {}).items() if name != "confusion"}
+    return {name: value for name, value in summary.items() if name != "test"} | test
 
 
-def train_reward(
-    ctx: typer.Context,
-    recipe: RecipeArgument,
-    changes: SetOption = None,
-    out: OutOption = None,
-    accelerate: AccelerateOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
+def _labels(plan: Any, as_json: bool) -> Facts:
+    """Return what to print of a reward model's plan; a reader gets the refusal as the error that follows."""
+    facts = plan.facts()
+    if as_json:
+        return dict(facts)
+    return {name: value for name, value in facts.items() if name != "refusal"} | {
+        "warnings": "; ".join(plan.warnings) or None
+    }
+
+
+@RunCommand("steps", trains=True, planned=_labels, refusal=lambda plan: plan.refusal)
+def train_reward(summary: dict[str, Any]) -> Facts:
     """Train a reward model that tells good replies without simulating their future.
 
     The futures of `esckit simulate` are labelled good or not by a rule that the recipe names (--dry-run shows how each
@@ -162,46 +193,12 @@ def train_reward(
 
     Try it: esckit train-reward smoke/train_reward --out runs/first-reward
     """
-    from esckit.cli.progress import shown_progress
-    from esckit.config.load import load_recipe
-    from esckit.reward.recipe import TrainRewardRecipe
-
-    loaded = load_recipe(recipe, TrainRewardRecipe, overrides=changes or ())
-    # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.processes import this_process
-    from esckit.reward.run import plan, run
-
-    if dry_run:
-        planned = plan(loaded.recipe, n_processes=planned_processes(accelerate))
-        facts = planned.facts()
-        if not as_json:
-            # What speaks against it in one line each; a refusal is the error below.
-            facts = {**facts, "warnings": "; ".join(planned.warnings) or None}
-            del facts["refusal"]
-        echo_plan(loaded, out, facts, as_json=as_json)
-        if planned.refusal is not None:
-            raise planned.refusal
-        return
-    if accelerate is not None:
-        launch(accelerate, lambda n_processes: plan(loaded.recipe, n_processes=n_processes))
-    is_main = this_process().is_main
-    with shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
-        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
-    if is_main:
-        # Warnings were logged already.
-        shown = {name: value for name, value in result.summary.items() if as_json or name != "warnings"}
-        echo_facts({"out": str(result.out), **shown}, as_json=as_json)
+    # Warnings were logged already.
+    return {name: value for name, value in summary.items() if name != "warnings"}
 
 
-def train_rl(
-    ctx: typer.Context,
-    recipe: RecipeArgument,
-    changes: SetOption = None,
-    out: OutOption = None,
-    accelerate: AccelerateOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@RunCommand("steps", trains=True)
+def train_rl(summary: dict[str, Any]) -> Facts:
     """Train a supporter that reasons before it answers, by reinforcement learning.
 
     The policy answers conversations of the corpus several times each; a reward model says how good each reply is for
@@ -212,25 +209,7 @@ def train_rl(
 
     Try it: esckit train-rl smoke/train_rl --out runs/first-policy
     """
-    from esckit.cli.progress import shown_progress
-    from esckit.config.load import load_recipe
-    from esckit.rl.recipe import TrainRlRecipe
-
-    loaded = load_recipe(recipe, TrainRlRecipe, overrides=changes or ())
-    # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.processes import this_process
-    from esckit.rl.run import plan, run
-
-    if dry_run:
-        echo_plan(loaded, out, plan(loaded.recipe, n_processes=planned_processes(accelerate)).facts(), as_json=as_json)
-        return
-    if accelerate is not None:
-        launch(accelerate, lambda n_processes: plan(loaded.recipe, n_processes=n_processes))
-    is_main = this_process().is_main
-    with shown_progress("steps", quiet=ctx.obj.quiet or not is_main) as progress:
-        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
-    if is_main:
-        echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
+    return summary
 
 
 _RecipeArgument = Annotated[
@@ -273,10 +252,6 @@ def predict(
 
     Try it: esckit predict --input sample:esconv --supporter smollm2-135m-instruct --set data.limit=1
     """
-    from esckit.cli.progress import shown_progress
-    from esckit.config.load import load_recipe
-    from esckit.predict.recipe import PredictRecipe
-
     if recipe is None and (input_file is None or (strategist is None and supporter is None)):
         raise ConfigError("nothing to predict", expected="a recipe, or --input with --strategist, --supporter or both")
     speakers = {"strategist": strategist, "supporter": supporter}
@@ -284,15 +259,11 @@ def predict(
     # Who speaks of the recipe stays, but where there is none only who is named speaks.
     own = ["models={}", *own] if recipe is None else own
     own += ["data={dataset: auto, path: " + _quoted(str(input_file)) + "}"] if input_file is not None else []
-    loaded = load_recipe(recipe or "predict/own", PredictRecipe, overrides=[*own, *(changes or ())])
-    # Only now: a wrong recipe needs none of it, and it takes its time to import.
-    from esckit.predict.run import plan, run
-
+    loaded, room = _load(ctx, recipe or "predict/own", [*own, *(changes or ())])
     if dry_run:
-        echo_plan(loaded, out, plan(loaded.recipe).facts(), as_json=as_json)
+        _echo_plan(loaded, out, room.plan(loaded.recipe).facts(), as_json=as_json)
         return
-    with shown_progress("places", quiet=ctx.obj.quiet) as progress:
-        result = run(loaded.recipe, out=out or loaded.default_out(), progress=progress)
+    result = _play(ctx, loaded, room, out, "places")
     echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
 
 
@@ -304,3 +275,169 @@ def _binding(model: str) -> str:
 def _quoted(text: str) -> str:
     """Return a text as YAML that means this text, whatever stands in it."""
     return "'" + text.replace("'", "''") + "'"
+
+
+UnderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-under",
+        metavar="METRIC=VALUE",
+        show_default=False,
+        help="Exit with 1 if a metric, of which higher is better, is lower. Can be given again.",
+    ),
+]
+
+OverOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-over",
+        metavar="METRIC=VALUE",
+        show_default=False,
+        help="Exit with 1 if a metric, of which lower is better, is higher. Can be given again.",
+    ),
+]
+
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        "--against", metavar="RUN", show_default=False, help="An earlier evaluation of another system to compare with."
+    ),
+]
+
+
+def evaluate(
+    ctx: typer.Context,
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    out: OutOption = None,
+    against: AgainstOption = None,
+    fail_under: UnderOption = None,
+    fail_over: OverOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a strategist, a supporter or a predictions file on the same cases as every other system.
+
+    Suites: next-strategy prediction, replies to gold contexts, self-played dialogues, pairwise comparison, reward
+    models, and screenings for crisis and sycophancy. Every value comes with its number of cases and an interval; what
+    a model did not answer readably is unscored, never a value. A report is written beside the numbers.
+
+    Cases that are there are not played again: the same command goes on where it stopped, and recomputes a finished run.
+
+    Exits with 1 if a gate fails, with 3 if more cases are unscored than max_failure_rate allows.
+
+    Try it: esckit evaluate smoke/evaluate --out runs/first-evaluation
+    """
+    loaded, room = _load(ctx, recipe, changes)
+    if against is not None:
+        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
+    gates = [*_gates(fail_under, "under"), *_gates(fail_over, "over")]
+    if dry_run:
+        _echo_plan(loaded, out, room.plan(loaded.recipe, gates=gates).facts(), as_json=as_json)
+        return
+    result = _play(ctx, loaded, room, out, "cases", gates=gates)
+    if as_json:
+        echo_facts(_facts(result), as_json=True)
+    else:
+        _echo(result)
+    failed = [gate for gate in result.metrics.gates if not gate.holds]
+    for gate in failed:
+        value = "no value" if gate.value is None else f"{gate.value:.4g}"
+        echo(f"gate failed: {gate.metric} is {value}, bound {gate.bound:g} ({gate.reason})", err=True)
+    result.rate.judge()
+    if failed:
+        raise typer.Exit(1)
+
+
+def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[GateBound]:
+    from esckit.evaluate.setup import GateBound
+
+    found = []
+    for text in texts or ():
+        metric, equals, value = text.partition("=")
+        try:
+            bound = float(value)
+        except ValueError:
+            equals = ""
+        if not (metric and equals):
+            raise ConfigError(f"--fail-{side} {text}", expected="METRIC=VALUE, such as response.bleu_2=10")
+        found.append(GateBound(metric.strip(), bound, side))
+    return found
+
+
+def _facts(result: EvaluateResult) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "report": str(result.report),
+        **result.metrics.model_dump(mode="json", exclude={"metrics"}),
+        "metrics": [row.model_dump(mode="json") for row in result.metrics.metrics if row.group is None],
+    }
+
+
+def _echo(result: EvaluateResult) -> None:
+    """Print every metric of whole suites with its n, coverage and interval, then comparisons, then where to read on."""
+    rows = [row for row in result.metrics.metrics if row.group is None]
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        echo(f"{row.name:<{width}}  {_value(row)}")
+    for entry in result.metrics.comparisons:
+        echo(f"{entry.name:<{width}}  {_difference(entry)}")
+    echo(f"{'out':<{width}}  {result.out}")
+    echo(f"{'report':<{width}}  {result.report}")
+
+
+def _value(row: MetricRow) -> str:
+    if row.value is None:
+        unscored = ", ".join(f"{reason} {n}" for reason, n in row.unscored.items())
+        return f"– ({row.reason}; unscored: {unscored})" if unscored else f"– ({row.reason})"
+    between = f" [{row.interval.low:.4g}, {row.interval.high:.4g}]" if row.interval else ""
+    coverage = f", coverage {row.coverage:.1%}" if row.coverage is not None and row.coverage < 1 else ""
+    flags = f" ({', '.join(row.flags)})" if row.flags else ""
+    return f"{row.value:.4g}{between}, n {row.n}{coverage}{flags}"
+
+
+def _difference(entry: Comparison) -> str:
+    if entry.difference is None:
+        return f"against {entry.other}: – ({entry.reason})"
+    p = f", p {entry.p:.3g}" if entry.p is not None else ""
+    between = f" [{entry.interval.low:.4g}, {entry.interval.high:.4g}]" if entry.interval else ""
+    dropped = f" ({entry.n_dropped} dropped)" if entry.n_dropped else ""
+    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}{dropped}"
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Run folders.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="The page; by default report.html in the run's folder, of several runs beside the first one's folder.",
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", show_default=False, help="A run to show side by side with the others.")
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", show_default=False, help="Also write every chart there, as SVG and PNG."),
+    ] = None,
+    quotes: Annotated[
+        bool,
+        typer.Option("--quotes", help="Show dialogue texts also where the corpus may be for research use only."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a page of any run: what was run, its numbers, and its dialogues, trees or futures to walk through.
+
+    The page is one HTML file that needs no network; the same tables stand beside it as Markdown. Calls no model.
+
+    Try it: esckit report runs/simulate-smoke
+    """
+    from esckit.report.run import write_report
+
+    result = write_report(runs, out=out, against=against, plots=plots, quotes=quotes)
+    facts = {"page": str(result.page), "markdown": str(result.markdown)}
+    if plots is not None:
+        facts["plots"] = f"{len(result.plots)} files in {plots}"
+    echo_facts(facts, as_json=as_json)

