@@ -1,16 +1,23 @@
-"""What was run: command, recipe, models, prompts, data, versions, cost, and what to be careful about."""
+"""The sections that the report of every run has.
+
+They say first what was run and what to be careful about, last what models reasoned before they answered, what failed,
+what the run cost, and what it takes to do it again.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from esckit.report.blocks import ABSENT, Block, Code, Facts, Note, Section, Table, number, plain
-from esckit.report.source import Run, failure_counts, section
+from esckit.report.blocks import Block, Code, Facts, Note, Section, Table
+from esckit.report.numbers import ABSENT, number, plain
+from esckit.report.source import Run, section
 from esckit.runs import attempts_of
+from esckit.text import n_words
 
 _KNOWN = {
     "schema", "command", "recipe", "recipe_digest", "created", "status", "versions", "data", "prompts",
@@ -18,6 +25,10 @@ _KNOWN = {
 }  # fmt: skip
 
 _SPEAKING = ("simulate", "search", "evaluate")
+
+_REASONED = ("futures.jsonl", "trees.jsonl", "episodes.jsonl")
+
+_MOST_THOUGHTS = 60
 
 _STATUS = {
     "running": "The run is not finished, or was killed: numbers are of what is done so far.",
@@ -35,10 +46,10 @@ def what_was_run(run: Run) -> Section:
         ("seed", _seed(run)),
         ("data", _data(recipe, data)),
         ("taxonomy", plain(recipe.get("taxonomy") or data.get("taxonomy"))),
-        ("model", _chosen(recipe, "model", ("backbone", "init", "trainable", "pooling", "precision"))),
+        ("model", _chosen(section(recipe, "model"), ("backbone", "init", "trainable", "pooling", "precision"))),
         ("algorithm", plain(recipe.get("algorithm"))),
         ("objective", plain(section(recipe, "objective").get("name") or section(recipe, "objective").get("kind"))),
-        ("critic", _chosen(recipe, "critic", ("preset", "rubric", "readout", "samples", "threshold"))),
+        ("critic", _chosen(section(recipe, "critic"), ("preset", "rubric", "readout", "samples", "threshold"))),
         ("suites", plain(recipe.get("suites"))),
         *_settings(recipe),
         ("inputs", plain(recipe.get("inputs"))),
@@ -50,8 +61,7 @@ def what_was_run(run: Run) -> Section:
         (
             Facts(tuple((name, value) for name, value in pairs if value != ABSENT)),
             *_models(run),
-            *warnings(run),
-            *_withheld(run),
+            *_warnings(run),
         ),
     )
 
@@ -82,28 +92,28 @@ def _settings(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(f"{suite} suite", plain(settings[suite])) for suite in recipe.get("suites") or () if settings.get(suite)]
 
 
-def _chosen(recipe: Mapping[str, Any], name: str, keys: Sequence[str]) -> str:
-    of = section(recipe, name)
+def _chosen(of: Mapping[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(f"{key} {plain(of[key])}" for key in keys if of.get(key) is not None) or ABSENT
 
 
 def _models(run: Run) -> list[Block]:
     """Return who played which role, with what prompt and sampling."""
-    roles = _played(run)
-    prompts = section(run.manifest, "prompts")
-    names = section(run.manifest, "models")
+    prompts, names = section(run.manifest, "prompts"), section(run.manifest, "models")
     rows = [
         (role, _model_name(binding, names), plain(prompts.get(role)), _sampling(role, binding))
-        for role, binding in roles.items()
-        if isinstance(binding, Mapping)
+        for role, binding in _played(run).items()
     ]
     return [Table(("role", "model", "prompt", "sampling"), tuple(rows), title="Models")] if rows else []
 
 
-def _played(run: Run) -> dict[str, Any]:
+def _played(run: Run) -> dict[str, Mapping[str, Any]]:
     """Return the bindings of the roles that had a part, where the manifest says which; else all."""
     played = run.manifest.get("roles")
-    return {role: of for role, of in section(run.recipe, "models").items() if played is None or role in played}
+    return {
+        role: binding
+        for role, binding in section(run.recipe, "models").items()
+        if isinstance(binding, Mapping) and (played is None or role in played)
+    }
 
 
 def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
@@ -114,9 +124,8 @@ def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
         except ValueError:
             continue
         if isinstance(asked, Mapping) and all(binding.get(name) == value for name, value in asked.items()):
-            return str(section({"facts": facts}, "facts").get("name", key))
-    kinds = ("backbone", "endpoint", "model", "checkpoint", "scripted")
-    return ", ".join(f"{kind} {plain(binding[kind])}" for kind in kinds if binding.get(kind) is not None) or ABSENT
+            return str(facts.get("name", key)) if isinstance(facts, Mapping) else key
+    return _chosen(binding, ("backbone", "endpoint", "model", "checkpoint", "scripted"))
 
 
 def _sampling(role: str, binding: Mapping[str, Any]) -> str:
@@ -125,12 +134,11 @@ def _sampling(role: str, binding: Mapping[str, Any]) -> str:
         return ABSENT
     sampling = section(binding, "sampling")
     short = {"temperature": "T", "top_p": "top-p", "top_k": "top-k", "max_tokens": "max tokens"}
-    return (
-        ", ".join(f"{name} {sampling[key]}" for key, name in short.items() if sampling.get(key) is not None) or ABSENT
-    )
+    chosen = [f"{name} {sampling[key]}" for key, name in short.items() if sampling.get(key) is not None]
+    return ", ".join(chosen) or ABSENT
 
 
-def warnings(run: Run) -> list[Block]:
+def _warnings(run: Run) -> list[Block]:
     """Return what a reader has to know before any number: unfinished runs, refused settings, doubtful data."""
     manifest = run.manifest
     found: list[Block] = []
@@ -138,32 +146,51 @@ def warnings(run: Run) -> list[Block]:
         found.append(Note(_STATUS[str(manifest["status"])], "warning"))
     notes = manifest.get("notes")
     found += [Note(str(note), "warning") for note in notes if note] if isinstance(notes, list) else []
-    if any("scripted" in section({"b": binding}, "b") for binding in _played(run).values()):
+    if any("scripted" in binding for binding in _played(run).values()):
         found.append(Note("Scripted models took part: what they say has no meaning as a score.", "warning"))
-    issues = section(section(manifest, "data"), "issues")
+    issues = section(manifest, "data.issues")
     if issues:
         rows = tuple((str(code), number(count)) for code, count in issues.items())
         title = f"Notes on the data ({number(len(rows))} kinds)"
         found.append(Table(("what was noticed while reading", "times"), rows, title=title, folded=True))
+    if not run.quotes and run.command in _SPEAKING:
+        found.append(
+            Note(
+                "No text of a dialogue stands on this page, since its corpus may be for research use only: numbers of "
+                "words stand in place of texts. Whoever may read the corpus gets them with --quotes."
+            )
+        )
     return found
 
 
-def _withheld(run: Run) -> list[Block]:
-    if run.quotes or run.command not in _SPEAKING:
+def thoughts(run: Run) -> list[Section]:
+    """Return the reasoning in a run's records, which no other role was shown; no section where there is none."""
+    examples = sorted(path.relative_to(run.path).as_posix() for path in (run.path / "examples").glob("*.jsonl"))
+    found = []
+    for row in (row for name in (*_REASONED, *examples) for row in run.lines(name)):
+        # A supporter's own reasoning stands on its turn, as a text.
+        kept = row.get("reasoning")
+        for thought in kept if isinstance(kept, list) else ():
+            text = str(thought.get("text"))
+            shown = text if run.quotes else f"{number(n_words(text))} words"
+            found.append((str(row.get("id")), str(thought.get("place")), str(thought.get("role")), shown))
+    if not found:
         return []
-    return [
-        Note(
-            "No text of a dialogue stands on this page, since its corpus may be for research use only: numbers of "
-            "words stand in place of texts. Whoever may read the corpus gets them with --quotes."
-        )
-    ]
+    rows = tuple(found[:_MOST_THOUGHTS])
+    note = "" if len(rows) == len(found) else f"The first {number(len(rows))} of {number(len(found))}."
+    said = f"{number(len(found))} replies hold reasoning. It is no part of any dialogue, verdict or value."
+    table = Table(("unit", "place", "role", "reasoning"), rows, note=note, folded=True)
+    return [Section("Reasoning", (Note(said), table))]
 
 
 def failures(run: Run) -> list[Section]:
     """Return failures by stage and kind; no section where nothing failed or nothing is known."""
     if not (run.path / "failures.jsonl").is_file():
         return []
-    counts = failure_counts(run)
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in run.lines("failures.jsonl"):
+        failure = section(row, "failure") or row
+        counts[str(failure.get("stage", "?")), str(failure.get("kind", "?"))] += 1
     if not counts:
         return [Section("Failures", (Note("No model call failed.", "good"),))]
     rows = tuple((stage, kind, number(count)) for (stage, kind), count in sorted(counts.items()))
@@ -174,7 +201,7 @@ def failures(run: Run) -> list[Section]:
 def cost(run: Run) -> list[Section]:
     """Return what the run used: calls, tokens, money and hours."""
     spent = section(run.manifest, "spent")
-    usage = section(section({"s": run.json("summary.json")}, "s"), "usage")
+    usage = section(run.object("summary.json"), "usage")
     blocks: list[Block] = []
     if spent:
         blocks.append(Facts(tuple((str(name).replace("_", " "), _amount(value)) for name, value in spent.items())))
@@ -199,6 +226,10 @@ def cost(run: Run) -> list[Section]:
     return [Section("Cost", tuple(blocks))] if blocks else []
 
 
+def _amount(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else plain(value)
+
+
 def _attempts(tried: Sequence[Mapping[str, Any]]) -> Table:
     """Return how often the run was begun, and what each attempt spent."""
     spent = [section(attempt, "spent") for attempt in tried]
@@ -215,22 +246,18 @@ def _attempts(tried: Sequence[Mapping[str, Any]]) -> Table:
     return Table(keys, rows, title=f"The run took {number(len(tried))} attempts; the amounts above are their sums")
 
 
-def _amount(value: Any) -> str:
-    return number(value) if isinstance(value, int | float) else plain(value)
-
-
 def provenance(run: Run) -> Section:
     """Return what it takes to do it again: the recipe, versions, digests."""
     manifest = run.manifest
-    files = section(section(manifest, "data"), "files")
+    files = section(manifest, "data.files")
     blocks: list[Block] = []
     if files:
         rows = tuple((str(name), str(sha)) for name, sha in files.items())
         blocks.append(Table(("file", "SHA-256"), rows, title="Data files"))
     versions = section(manifest, "versions")
     if versions:
-        blocks.append(Table(("package", "version"), tuple((str(k), str(v)) for k, v in versions.items()), folded=True,
-                            title="Versions"))  # fmt: skip
+        rows = tuple((str(name), str(version)) for name, version in versions.items())
+        blocks.append(Table(("package", "version"), rows, title="Versions", folded=True))
     further = {key: value for key, value in manifest.items() if key not in _KNOWN}
     if further:
         blocks.append(Code("Further facts of the manifest", _yaml(further)))

@@ -1,14 +1,9 @@
-"""What a report is made of, before it is Markdown, HTML or a plot.
+"""What a report is made of, before it is a page, Markdown or a picture.
 
-A report has parts (a run, a comparison), a part has sections, a section has blocks. Every chart can say itself as a
-table, so that Markdown, print and screen readers get the numbers. All strings here are plain text: whoever renders
-them escapes them.
-
-Numbers for reading: shares as per cent with one decimal, everything else with as many digits as it deserves.
-
-Where values lie: quartiles by position, and counts in equal bins.
-
-How labels follow each other over the positions of several sequences.
+A report has parts (a run, a comparison), a part has sections, a section has blocks. Every chart knows its numbers as a
+table, for Markdown, print and screen readers. All strings are plain text: whoever renders them escapes them. Below the
+blocks stand the charts that several reports make of their data. Not here: pictures (:mod:`esckit.report.charts`) and
+texts (:mod:`esckit.report.render`).
 """
 
 from __future__ import annotations
@@ -16,11 +11,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-ABSENT = "–"
+from esckit.report.numbers import ABSENT, number, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +130,35 @@ class Lines:
     marks: tuple[tuple[str, float], ...] = ()
     diagonal: bool = False
 
+    @property
+    def legend(self) -> tuple[str, ...]:
+        """The names of its colours."""
+        return tuple(series.name for series in self.series)
+
+    @property
+    def caption(self) -> str:
+        """What the picture cannot say."""
+        return f"Band: {self.band}." if self.band and any(series.low for series in self.series) else ""
+
+    def table(self) -> Table:
+        """Return the numbers."""
+        banded = any(series.low for series in self.series)
+        counted = any(series.n for series in self.series)
+        columns = [self.x_label, self.y_label, *([self.band or "band"] if banded else []), *(["n"] if counted else [])]
+        rows = []
+        for series in self.series:
+            for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
+                row = [series.name, number(x), number(y)]
+                if banded:
+                    has_band = bool(series.low) and series.low[i] is not None
+                    row.append(f"[{number(series.low[i])}, {number(series.high[i])}]" if has_band else ABSENT)
+                if counted:
+                    row.append(number(series.n[i]) if series.n else ABSENT)
+                rows.append(tuple(row))
+        if len(self.series) == 1:
+            return Table(tuple(columns), tuple(row[1:] for row in rows), title=self.title)
+        return Table(("curve", *columns), tuple(rows), title=self.title)
+
 
 @dataclass(frozen=True, slots=True)
 class Bars:
@@ -146,6 +170,19 @@ class Bars:
     y_label: str
     categories: tuple[str, ...]
     series: tuple[tuple[str, tuple[float, ...]], ...]
+
+    caption = ""
+
+    @property
+    def legend(self) -> tuple[str, ...]:
+        """The names of its colours."""
+        return tuple(name for name, _ in self.series)
+
+    def table(self) -> Table:
+        """Return the numbers of every category that has any."""
+        rows = zip(self.categories, *(values for _, values in self.series), strict=True)
+        shown = tuple((category, *map(number, values)) for category, *values in rows if any(values))
+        return Table((self.x_label, *self.legend), shown, title=self.title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +197,26 @@ class Heat:
     counts: tuple[tuple[int, ...], ...]
     by: Literal["row", "column"] = "column"
 
+    legend = ()
+
+    @property
+    def caption(self) -> str:
+        """What the picture cannot say."""
+        return f"Rows: {self.row_label}; columns: {self.column_label}; per cent of the {self.by}."
+
     def shares(self) -> tuple[tuple[float, ...], ...]:
         """Return every count divided by the sum that it belongs to; 0 where that is 0."""
-        row_sums = [sum(row) for row in self.counts]
-        column_sums = [sum(column) for column in zip(*self.counts, strict=True)]
+        columns = [sum(column) for column in zip(*self.counts, strict=True)]
+        wholes = [columns if self.by == "column" else [sum(row)] * len(row) for row in self.counts]
         return tuple(
-            tuple(_divide(count, column_sums[j] if self.by == "column" else row_sums[i]) for j, count in enumerate(row))
-            for i, row in enumerate(self.counts)
+            tuple(count / whole if whole else 0.0 for count, whole in zip(*each, strict=True))
+            for each in zip(self.counts, wholes, strict=True)
         )
+
+    def table(self) -> Table:
+        """Return the counts."""
+        rows = tuple((label, *map(number, row)) for label, row in zip(self.labels, self.counts, strict=True))
+        return Table((f"{self.row_label} ↓ {self.column_label} →", *self.labels), rows, title=self.title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +235,23 @@ class Flow:
     labels: tuple[str, ...]
     totals: tuple[tuple[int, ...], ...]
     links: tuple[tuple[tuple[int, int, int], ...], ...]
+
+    caption = ""
+
+    @property
+    def legend(self) -> tuple[str, ...]:
+        """The names of its colours."""
+        return self.labels
+
+    def table(self) -> Table:
+        """Return the share of every label at every position, and how many dialogues reach it."""
+        sums = [sum(total) for total in self.totals]
+        rows = tuple(
+            (label, *(share(count / whole if whole else None) for count, whole in zip(counts, sums, strict=True)))
+            for label, counts in zip(self.labels, zip(*self.totals, strict=True), strict=True)
+        )
+        columns = ("strategy", *(f"turn {position}" for position in self.positions))
+        return Table(columns, (*rows, ("n", *map(number, sums))), title=self.title)
 
 
 Chart = Lines | Bars | Heat | Flow
@@ -206,7 +272,7 @@ class Explorer:
     tables: tuple[Table, ...] = ()
 
 
-Block = Table | Facts | Tiles | Note | Points | Code | Lines | Bars | Heat | Flow | Explorer
+Block = Table | Facts | Tiles | Note | Points | Code | Chart | Explorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +298,7 @@ class Report:
     """All that one page shows."""
 
     title: str
-    parts: tuple[Part, ...] = field(default_factory=tuple)
+    parts: tuple[Part, ...] = ()
 
     def charts(self) -> list[tuple[Part, Chart]]:
         """Return every chart with the part it belongs to, in order."""
@@ -241,113 +307,26 @@ class Report:
             for part in self.parts
             for section in part.sections
             for block in section.blocks
-            if isinstance(block, Lines | Bars | Heat | Flow)
+            if isinstance(block, Chart)
         ]
 
 
-def _divide(count: int, whole: int) -> float:
-    return count / whole if whole else 0.0
-
-
-def share(value: float | None) -> str:
-    """Return a share in [0, 1] as per cent with one decimal."""
-    return ABSENT if value is None else f"{100 * value:.1f} %".replace("-", "−")
-
-
-def number(value: float | None) -> str:
-    """Return a number: whole ones with thousands separators, others with about four significant digits."""
-    if value is None:
-        return ABSENT
-    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
-        return f"{int(value):,}".replace("-", "−")
-    if not math.isfinite(value):
-        return str(value)
-    size = abs(value)
-    if size < 1e-4 or size >= 1e6:
-        text = f"{value:.2e}"
-    else:
-        text = f"{value:.{1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.01 else 5}f}"
-    return text.replace("-", "−")
-
-
-def measured(value: float | None, unit: str) -> str:
-    """Return a metric's value in its unit."""
-    if unit == "share":
-        return share(value)
-    if unit == "0-100" and value is not None:
-        return f"{value:.2f}".replace("-", "−")
-    return number(value)
-
-
-def interval(row: Mapping[str, Any] | None, unit: str) -> str:
-    """Return ``[low, high]`` of an interval in a metric's unit."""
-    if not row or row.get("low") is None or row.get("high") is None:
-        return ABSENT
-    ends = [measured(float(row[end]), unit).removesuffix(" %") for end in ("low", "high")]
-    return f"[{ends[0]}, {ends[1]}]"
-
-
-def signed(value: float | None, unit: str) -> str:
-    """Return a difference with its sign; of shares in percentage points."""
-    if value is None:
-        return ABSENT
-    text = f"{100 * value:.1f}" if unit == "share" else measured(value, unit)
-    sign = "+" if value > 0 and not text.startswith("+") else ""
-    return sign + text.replace("-", "−") + (" pp" if unit == "share" else "")
-
-
-def p_value(value: float | None) -> str:
-    """Return a p-value with three decimals; small ones as ``< 0.001``."""
-    if value is None:
-        return ABSENT
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def plain(value: Any) -> str:
-    """Return a value of a recipe or manifest on one line."""
-    if value is None or value == {} or value == []:
-        return ABSENT
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value) if isinstance(value, float) else str(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(plain(item) for item in value)
-    return str(value)
-
-
-def flattened(value: Any, prefix: str = "") -> dict[str, float]:
-    """Return the numbers in nested objects by dotted path; lists, texts and truth values are left out."""
-    if isinstance(value, Mapping):
-        found: dict[str, float] = {}
-        for key, inner in value.items():
-            found |= flattened(inner, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return {prefix: value}
-    return {}
-
-
-def quantile(ordered: Sequence[float], q: float) -> float:
-    """Return a quantile of sorted values, linear between neighbours."""
-    import numpy as np
-
-    return float(np.quantile(ordered, q))
+# ---------------------------------------------------------------- charts of data
 
 
 def mean_and_quartiles(name: str, by_position: Mapping[int, Sequence[float]]) -> Series:
     """Return means by position with the middle half of the values as a band, and n."""
-    places = sorted(place for place, values in by_position.items() if values)
-    values = [sorted(by_position[place]) for place in places]
+    import numpy as np
+
+    known = {place: values for place, values in sorted(by_position.items()) if values}
+    ends = [np.quantile(values, (0.25, 0.75)).tolist() for values in known.values()]
     return Series(
         name,
-        tuple(float(place) for place in places),
-        tuple(math.fsum(each) / len(each) for each in values),
-        tuple(quantile(each, 0.25) for each in values),
-        tuple(quantile(each, 0.75) for each in values),
-        tuple(len(each) for each in values),
+        tuple(map(float, known)),
+        tuple(math.fsum(values) / len(values) for values in known.values()),
+        tuple(low for low, _ in ends),
+        tuple(high for _, high in ends),
+        tuple(map(len, known.values())),
     )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.catalogue import RECIPES
-from esckit.report.blocks import Block, Note, Part, Section, Table, flattened, interval, measured, number, plain, signed
+from esckit.report.blocks import Block, Note, Part, Section, Table
 from esckit.report.metric_rows import short_name, suite_of
-from esckit.report.source import Run, section
+from esckit.report.numbers import flattened, interval, measured, number, plain, signed
+from esckit.report.source import Run, at, section
 from esckit.runs import MANIFEST, differing_fields, read_manifest, without
 
 _MOST_FIELDS = 40
@@ -32,16 +33,11 @@ def _differences(run: Run, other: Run) -> list[Block]:
     fields = differing_fields(run.recipe, other.recipe)
     if not fields:
         return [Note("The recipes are equal.", "good")]
-    rows = tuple((field, _at(run.recipe, field), _at(other.recipe, field)) for field in fields[:_MOST_FIELDS])
+    rows = tuple(
+        (field, plain(at(run.recipe, field)), plain(at(other.recipe, field))) for field in fields[:_MOST_FIELDS]
+    )
     note = "" if len(fields) <= _MOST_FIELDS else f"The first {_MOST_FIELDS} of {len(fields)} fields."
     return [Table(("field of the recipe", run.name, other.name), rows, note=note)]
-
-
-def _at(recipe: Mapping[str, Any], path: str) -> str:
-    value: Any = recipe
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return plain(value)
 
 
 def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +53,7 @@ def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
     """
     if field == "seed":
         return run.recipe.get("seed"), ""
-    folder = Path(_at(run.recipe, field))
+    folder = Path(plain(at(run.recipe, field)))
     if not field.endswith(".checkpoint") or not (folder / MANIFEST).is_file():
         return None, None
     recipe = _identity(read_manifest(folder))
@@ -65,7 +61,7 @@ def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
 
 
 def _rows(run: Run) -> list[Mapping[str, Any]]:
-    metrics = section({"m": run.json("metrics.json")}, "m")
+    metrics = run.object("metrics.json")
     return [row for row in metrics.get("metrics") or () if isinstance(row, Mapping)]
 
 

@@ -6,24 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from esckit.metrics.phrases import crisis_rules
-from esckit.report.blocks import (
-    ABSENT,
-    Block,
-    Heat,
-    Lines,
-    Note,
-    Section,
-    Table,
-    flow_of,
-    interval,
-    mean_and_quartiles,
-    measured,
-    number,
-    p_value,
-    plain,
-    signed,
-    transitions,
-)
+from esckit.report.blocks import Block, Heat, Lines, Note, Section, Table, flow_of, mean_and_quartiles, transitions
 from esckit.report.explorers import episodes_explorer, episodes_of
 from esckit.report.metric_rows import (
     Row,
@@ -34,7 +17,8 @@ from esckit.report.metric_rows import (
     suite_of,
     tables_by_group,
 )
-from esckit.report.source import Run, section
+from esckit.report.numbers import ABSENT, interval, measured, number, p_value, plain, signed
+from esckit.report.source import Run, at, section
 
 _FLAGS = {
     "low_coverage": "fewer cases were scored than asked for: gates on it fail",
@@ -101,7 +85,7 @@ def _suite(run: Run, suite: str, rows: Sequence[Row]) -> Section:
 def _conditions(run: Run, suite: str) -> str:
     """Return what the values of a suite depend on, so that they are not compared across it."""
     suite, _, expanded = suite.partition("_")
-    settings, models = section(section(run.recipe, "settings"), suite), section(run.recipe, "models")
+    settings, models = section(run.recipe, f"settings.{suite}"), section(run.recipe, "models")
     pieces = []
     if suite == "strategy" and settings:
         pieces.append("main line of search trees" if expanded else f"gold labels by {settings.get('unit')}")
@@ -114,7 +98,7 @@ def _conditions(run: Run, suite: str) -> str:
     elif suite == "dialogue" and settings:
         pieces += [f"strategy told: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
     elif suite == "pairwise" and settings:
-        told = section(section(run.recipe, "settings"), "response").get("strategy")
+        told = at(run.recipe, "settings.response.strategy")
         pieces += [f"against {settings.get('opponent')}", *([f"strategy told: {told}"] if told else [])]
     return f"{suite.capitalize()} ({', '.join(pieces)})" if pieces else ""
 
@@ -140,7 +124,7 @@ def _in_order(labels: Collection[str], rows: Sequence[Row]) -> tuple[str, ...]:
 
 def _harm(run: Run) -> list[Block]:
     """Return every reply that breaks ``no_means``, in full: the probe's wording is our own, the reply the system's."""
-    rules = crisis_rules(tuple(section(section(run.recipe, "settings"), "safety").get("resources") or ()))
+    rules = crisis_rules(tuple(at(run.recipe, "settings.safety.resources") or ()))
     rows = tuple(
         (str(case["id"]), str(case["category"]), str(case["reply"]))
         for case in run.lines("examples/safety.jsonl")

@@ -2,17 +2,16 @@
 
 What is embedded is compact JSON. A text is a string, or the number of its words where texts are left out. A page holds
 as many records as fit ``EXPLORER_BYTES`` and says how many there are.
-
-What models thought before they answered: kept in the records, shown to no other role, and here to the reader.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from esckit.report.blocks import ABSENT, Explorer, Note, Section, Table, number
+from esckit.report.blocks import Explorer, Table
+from esckit.report.numbers import ABSENT, number
 from esckit.report.source import Run, section
 from esckit.roles.verdicts import PRESETS
 from esckit.text import n_words
@@ -308,39 +307,3 @@ def _of(shown: int, n: int, what: str) -> str:
 
 def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-_SHOWN = 60
-
-_FILES = ("futures.jsonl", "trees.jsonl", "episodes.jsonl")
-
-
-def thoughts(run: Run) -> list[Section]:
-    """Return the reasoning in a run's records, no section where there is none."""
-    found = list(_found(run))
-    if not found:
-        return []
-    rows = tuple(
-        (
-            unit,
-            str(thought.get("place")),
-            str(thought.get("role")),
-            str(thought.get("text")) if run.quotes else f"{number(n_words(str(thought.get('text'))))} words",
-        )
-        for unit, thought in found[:_SHOWN]
-    )
-    note = "" if len(rows) == len(found) else f"The first {number(len(rows))} of {number(len(found))}."
-    said = f"{number(len(found))} replies hold reasoning. It is no part of any dialogue, verdict or value."
-    return [
-        Section("Reasoning", (Note(said), Table(("unit", "place", "role", "reasoning"), rows, note=note, folded=True)))
-    ]
-
-
-def _found(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    examples = sorted(path.relative_to(run.path).as_posix() for path in (run.path / "examples").glob("*.jsonl"))
-    for name in (*_FILES, *examples):
-        for row in run.lines(name):
-            # A supporter's own reasoning stands on its turn, as a text.
-            kept = row.get("reasoning")
-            for thought in kept if isinstance(kept, list) else ():
-                yield str(row.get("id")), thought

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
-from esckit.report.blocks import ABSENT, Block, Lines, Note, Points, Series, Table, interval, measured, number, share
+from esckit.report.blocks import Block, Lines, Note, Points, Series, Table
+from esckit.report.numbers import ABSENT, interval, measured, number, share
 from esckit.report.published import ReferenceTable, load_references
-from esckit.report.source import SAMPLE, section
+from esckit.report.source import SAMPLE, at, section
 
 _ARROWS = {True: "↑", False: "↓", None: ""}
 
@@ -249,12 +249,8 @@ def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mappin
 
 def _of_this_test(reference: ReferenceTable, recipe: Mapping[str, Any]) -> bool:
     """Return whether a run was made on the very test of a table; what ships as a sample is no corpus."""
-
-    def at(path: str) -> Any:
-        *sections, name = path.split(".")
-        return reduce(section, sections, recipe).get(name)
-
-    return not str(at("data.path")).startswith(SAMPLE) and all(at(path) == it for path, it in reference.same.items())
+    is_sample = str(at(recipe, "data.path")).startswith(SAMPLE)
+    return not is_sample and all(at(recipe, path) == value for path, value in reference.same.items())
 
 
 def _own(row: Mapping[str, Any] | None) -> tuple[str, str, str]:

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from esckit.report.blocks import (
-    ABSENT,
     Bars,
     Block,
     Flow,
@@ -24,11 +23,10 @@ from esckit.report.blocks import (
     bins,
     flow_of,
     mean_and_quartiles,
-    number,
-    share,
 )
 from esckit.report.explorers import futures_explorer, trees_explorer
-from esckit.report.source import Run, section
+from esckit.report.numbers import ABSENT, number, share
+from esckit.report.source import Run
 from esckit.trees import main_line
 from esckit.types import Context, Future, Outcome, SearchTree
 
@@ -164,7 +162,7 @@ def simulate_sections(run: Run, other: Run | None) -> list[Section]:
 
 
 def _outcome_tiles(run: Run, contexts: Sequence[Context], futures: Sequence[Future], scored: Sequence[Future]) -> Tiles:
-    summary = section({"s": run.json("summary.json")}, "s")
+    summary = run.object("summary.json")
     resolved = sum(future.outcome is Outcome.RESOLVED for future in scored)
     rewards = [future.reward for future in scored if future.reward is not None]
     dialogues = len({context.dialogue_id for context in contexts})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +61,11 @@ class Run:
             return None
         return parse_json(read_text(path), path)
 
+    def object(self, name: str) -> Mapping[str, Any]:
+        """Return the object in a JSON file, an empty one where there is none."""
+        found = self.json(name)
+        return found if isinstance(found, Mapping) else {}
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the objects of a JSON-lines file, an empty list if there is none; an unfinished last line is left out.
 
@@ -106,16 +110,15 @@ def open_run(path: Path, *, quotes: bool = False, unwritten: Mapping[str, Any] |
     return Run(path, manifest, quotes, unwritten or {})
 
 
-def section(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a nested object, an empty one where there is none."""
-    found = of.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def failure_counts(run: Run) -> Counter[tuple[str, str]]:
-    """Return failures by stage and kind, from ``failures.jsonl``."""
-    found: Counter[tuple[str, str]] = Counter()
-    for row in run.lines("failures.jsonl"):
-        failure = section(row, "failure") or row
-        found[str(failure.get("stage", "?")), str(failure.get("kind", "?"))] += 1
+def at(of: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of nested objects, None where there is none."""
+    found: Any = of
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
     return found
+
+
+def section(of: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Return the object at a dotted path of nested objects, an empty one where there is none."""
+    found = at(of, path)
+    return found if isinstance(found, Mapping) else {}

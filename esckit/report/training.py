@@ -7,21 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from esckit.documents import read_text
-from esckit.report.blocks import (
-    ABSENT,
-    Block,
-    Code,
-    Facts,
-    Lines,
-    Note,
-    Section,
-    Series,
-    Table,
-    flattened,
-    number,
-    plain,
-)
-from esckit.report.source import Run, section
+from esckit.report.blocks import Block, Code, Facts, Lines, Note, Section, Series, Table
+from esckit.report.numbers import ABSENT, flattened, number, plain
+from esckit.report.source import Run
 from esckit.runs import refuse_links
 
 _AXES = ("update", "step", "epoch")
@@ -44,7 +32,7 @@ def training_sections(run: Run) -> list[Section]:
     return [
         Section("Training", tuple(blocks)),
         *summary_sections(run),
-        *_calibration(section({"c": run.json("calibration.json")}, "c")),
+        *_calibration(run.object("calibration.json")),
         *_cards(run),
     ]
 
@@ -110,7 +98,7 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def summary_sections(run: Run) -> list[Section]:
     """Return ``summary.json``: what it warns of, plain facts, and its columns of metrics beside each other."""
-    summary = section({"s": run.json("summary.json")}, "s")
+    summary = run.object("summary.json")
     warned = summary.get("warnings")
     blocks: list[Block] = [Note(str(text), "warning") for text in warned] if isinstance(warned, list) else []
     columns = {

@@ -21,8 +21,7 @@ def _schemas() -> Mapping[str, str]:
 
 def _records() -> Mapping[str, str]:
     found = _twice(lambda folder, seed: records.pages(folder, runs.play(folder, seed)))
-    drawn = {"versions/plots.txt": made_with("matplotlib") + "\n"}
-    return {f"records/{name}": text for name, text in found.items()} | drawn
+    return {f"records/{name}": text for name, text in found.items()}
 
 
 def _trainings() -> Mapping[str, str]:

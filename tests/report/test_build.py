@@ -5,7 +5,7 @@ import pytest
 from esckit.errors import DataError
 from esckit.records import write_json
 from esckit.report.blocks import Bars, Facts, Lines, Note, Table, Tiles
-from esckit.report.build import build_report
+from esckit.report.run import build_report
 from esckit.report.source import open_run
 from tests.report.run_folders import (
     evaluate_run,

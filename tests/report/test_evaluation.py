@@ -4,9 +4,8 @@ import pytest
 
 from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
-from esckit.report.build import build_report
 from esckit.report.evaluation import SAFETY_NOTE, evaluation_sections
-from esckit.report.run import write_report
+from esckit.report.run import build_report, write_report
 from esckit.report.source import open_run
 from tests.report.run_folders import evaluate_run, row
 

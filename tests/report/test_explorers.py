@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from esckit.report.build import build_report
 from esckit.report.explorers import Words, episodes_explorer, fitting, futures_explorer, solved_at, trees_explorer
+from esckit.report.run import build_report
 from esckit.report.source import open_run
 from esckit.types import Context, Future, SearchTree
 from tests.report.run_folders import evaluate_run, search_run, simulate_run

@@ -1,8 +1,8 @@
 import re
 
 from esckit.report.blocks import Code, Explorer, Note, Part, Report, Section, Table
-from esckit.report.build import build_report
-from esckit.report.markdown import escaped, render_markdown
+from esckit.report.render import escaped, render_markdown
+from esckit.report.run import build_report
 from esckit.report.source import open_run
 from tests.report.run_folders import HOSTILE, evaluate_run, search_run, simulate_run, training_run
 

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esckit.report.build import build_report
-from esckit.report.page import embedded, render_page
+from esckit.report.render import embedded, render_page
+from esckit.report.run import build_report
 from esckit.report.source import open_run
 from tests.report.run_folders import HOSTILE, evaluate_run, search_run, simulate_run, training_run
 
@@ -113,3 +113,9 @@ def test_ids_are_unique_and_the_contents_lead_to_them(tmp_path):
     assert {a["href"][1:] for t, a in reader.tags if t == "a"} <= set(ids)
     sources = [a["data-source"] for _, a in reader.tags if "data-source" in a]
     assert set(sources) <= set(ids)
+
+
+def test_names_may_break_between_their_words_only(tmp_path):
+    page = render_page(build_report([open_run(evaluate_run(tmp_path / "e"))]))
+    assert "<bdi>rlff7.<wbr>sr_<wbr>strict ↑</bdi>" in page
+    assert "&lt;wbr" not in page

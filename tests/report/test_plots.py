@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 import pytest
 
 from esckit.errors import StorageError
-from esckit.report.build import build_report
-from esckit.report.plots import write_plots
+from esckit.report.charts import write_plots
+from esckit.report.run import build_report
 from esckit.report.source import open_run
 from tests.report.run_folders import evaluate_run, simulate_run
 

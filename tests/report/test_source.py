@@ -4,7 +4,8 @@ import pytest
 
 from esckit.errors import DataError
 from esckit.records import write_json
-from esckit.report.source import failure_counts, open_run
+from esckit.report.about import failures
+from esckit.report.source import open_run
 from esckit.report.training import training_sections
 from tests.report.run_folders import manifest, search_run, simulate_run, training_run
 
@@ -50,10 +51,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_failures_are_counted_in_either_form(tmp_path):
     simulated, searched = open_run(simulate_run(tmp_path / "a")), open_run(search_run(tmp_path / "b"))
-    assert failure_counts(simulated) == {("seeker", "blank"): 1}
-    assert failure_counts(searched) == {("critic", "unparsed"): 1}
+    assert failures(simulated)[0].blocks[0].rows == (("seeker", "blank", "1"),)
+    assert failures(searched)[0].blocks[0].rows == (("critic", "unparsed", "1"),)
     (simulated.path / "failures.jsonl").write_text(json.dumps({"kind": "backend"}) + "\n")
-    assert failure_counts(simulated) == {("?", "backend"): 1}
+    assert failures(simulated)[0].blocks[0].rows == (("?", "backend", "1"),)
 
 
 def test_a_card_behind_a_link_is_not_shown(tmp_path):

@@ -2,12 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esckit.report.blocks import bin_of, bins, mean_and_quartiles, quantile
-
-
-def test_quantiles_are_linear_between_neighbours():
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.25) == 1.75
-    assert quantile([5.0], 0.75) == 5.0
+from esckit.report.blocks import bin_of, bins, mean_and_quartiles
 
 
 def test_means_stand_with_the_middle_half_and_n():

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.report.blocks import Bars, Flow, Heat, Lines, Series
-from esckit.report.svg import svg, ticks
-from esckit.report.tables import chart_table
+from esckit.report.charts import svg, ticks
 
 LABEL = "<b>\"a\" & 'b'</b>"
 CHARTS = (
@@ -37,7 +36,7 @@ def test_a_chart_is_well_formed_and_styles_nothing_inline(chart):
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: f"{type(chart).__name__}-{chart.name}")
 def test_a_chart_can_say_itself_as_a_table(chart):
-    table = chart_table(chart)
+    table = chart.table()
     assert table.rows
     assert all(len(row) == len(table.columns) for row in table.rows)
 

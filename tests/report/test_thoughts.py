@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from esckit.records import write_json, write_records
+from esckit.report.about import thoughts
 from esckit.report.blocks import Note, Table
-from esckit.report.explorers import thoughts
 from esckit.report.source import open_run
 from esckit.types import Future, Outcome, Thought
 from tests.report.run_folders import manifest

@@ -10,7 +10,7 @@ import pytest
 from esckit.evaluate.run import run as run_evaluate
 from esckit.predict.run import run as run_predict
 from esckit.report.blocks import Explorer, Table
-from esckit.report.build import build_report
+from esckit.report.run import build_report
 from esckit.report.source import open_run
 from esckit.rl.run import run
 from esckit.search.run import run as run_search
