@@ -10,8 +10,8 @@ from typing import Any
 
 from esckit.config.catalogue import RECIPES
 from esckit.report.blocks import Block, Note, Part, Section, Table
-from esckit.report.metric_rows import short_name, suite_of
-from esckit.report.numbers import flattened, interval, measured, number, plain, signed
+from esckit.report.metric_rows import short_name, suite_of, value_cells
+from esckit.report.numbers import flattened, measured, number, plain, signed
 from esckit.report.source import Run, at, section
 from esckit.runs import MANIFEST, differing_fields, read_manifest, without
 
@@ -61,8 +61,7 @@ def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
 
 
 def _rows(run: Run) -> list[Mapping[str, Any]]:
-    metrics = run.object("metrics.json")
-    return [row for row in metrics.get("metrics") or () if isinstance(row, Mapping)]
+    return [row for row in run.object("metrics.json").get("metrics") or () if isinstance(row, Mapping)]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -75,12 +74,7 @@ def _metrics(run: Run, other: Run) -> list[Block]:
     pairs = [(row, theirs[_key(row)]) for row in _rows(run) if _key(row) in theirs and not row.get("group")]
     for suite in dict.fromkeys(suite_of(row) for row, _ in pairs):
         rows = tuple(
-            (
-                short_name(a),
-                *_value(a),
-                *_value(b),
-                signed(_difference(a, b), str(a.get("unit"))),
-            )
+            (short_name(a), *value_cells(a), *value_cells(b), signed(_difference(a, b), str(a.get("unit"))))
             for a, b in pairs
             if suite_of(a) == suite
         )
@@ -88,11 +82,6 @@ def _metrics(run: Run, other: Run) -> list[Block]:
         blocks.append(Table(columns, rows, title=suite))
     note = "Values side by side, without a test. A comparison case by case, with p, is what evaluate --against makes."
     return [*blocks, Note(note)]
-
-
-def _value(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    unit = str(row.get("unit"))
-    return measured(row.get("value"), unit), interval(row.get("interval"), unit), number(row.get("n"))
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from esckit.metrics.phrases import crisis_rules
 from esckit.report.blocks import Block, Heat, Lines, Note, Section, Table, flow_of, mean_and_quartiles, transitions
-from esckit.report.explorers import episodes_explorer, episodes_of
+from esckit.report.explorers import EPISODES, episodes_explorer
 from esckit.report.metric_rows import (
     Row,
     curves_by_turn,
@@ -189,7 +189,7 @@ def _dropped(comparison: Row) -> str:
 
 def _played(run: Run) -> list[Block]:
     """Return what self-played dialogues look like together: strategies over the turns, critics over the turns."""
-    episodes = episodes_of(run)
+    episodes = run.lines(EPISODES)
     sequences = [
         [str(turn["strategy"]) for turn in episode.get("turns") or () if turn.get("strategy")] for episode in episodes
     ]

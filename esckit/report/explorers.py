@@ -1,7 +1,8 @@
-"""Records as the page's script walks through them.
+"""Trees, futures and dialogues of a run as the page's script walks through them.
 
-What is embedded is compact JSON. A text is a string, or the number of its words where texts are left out. A page holds
-as many records as fit ``EXPLORER_BYTES`` and says how many there are.
+What is embedded is compact JSON with short keys. A text is a string, or the number of its words where texts are left
+out. A page holds as many records as fit ``EXPLORER_BYTES`` and says how many there are; on paper and in Markdown a
+table stands for them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from esckit.types import Context, CriticReading, Exchange, Future, Scenario, Sea
 
 EXPLORER_BYTES = 2_000_000
 
+EPISODES = "episodes.jsonl"
+"""The self-played dialogues of an evaluation."""
+
 _PRINTED = 24
 
 
-class Words:
-    """Texts as an explorer may show them."""
+class Redactor:
+    """Returns texts as an explorer may show them."""
 
     def __init__(self, quotes: bool) -> None:
         self.quotes = quotes
@@ -66,18 +70,17 @@ def presets() -> dict[str, Any]:
 
 def trees_explorer(run: Run, trees: Sequence[SearchTree]) -> Explorer:
     """Return the trees of a run, to be walked node by node."""
-    words = Words(run.quotes)
-    kept = fitting(_tree(tree, words) for tree in trees)
-    data = {"items": kept, "n": len(trees)}
-    return Explorer("trees", data, _tree_tables(trees))
+    shown = Redactor(run.quotes)
+    data = {"items": fitting(_tree(tree, shown) for tree in trees), "n": len(trees)}
+    return Explorer("trees", data, (_tree_table(trees),))
 
 
-def _tree(tree: SearchTree, words: Words) -> dict[str, Any]:
+def _tree(tree: SearchTree, shown: Redactor) -> dict[str, Any]:
     index_of = {node.id: index for index, node in enumerate(tree.nodes)}
     strategy_of = {name: index for index, name in enumerate(tree.strategies)}
     return {
         "id": tree.id,
-        **words.scenario(tree.scenario),
+        **shown.scenario(tree.scenario),
         "split": tree.split,
         "status": tree.status,
         "round": tree.round,
@@ -95,14 +98,14 @@ def _tree(tree: SearchTree, words: Words) -> dict[str, Any]:
                 "o": node.outcome.value if node.outcome else None,
                 "q": node.ratings,
                 "a": None if node.prior is None else [_round(p) for p in node.prior],
-                "t": words.turns(node.turns),
+                "t": shown.turns(node.turns),
             }
             for node in tree.nodes
         ],
     }
 
 
-def _tree_tables(trees: Sequence[SearchTree]) -> tuple[Table, ...]:
+def _tree_table(trees: Sequence[SearchTree]) -> Table:
     rows = [
         (
             tree.id,
@@ -111,17 +114,15 @@ def _tree_tables(trees: Sequence[SearchTree]) -> tuple[Table, ...]:
             number(tree.nodes[0].visits),
             number(max(node.depth for node in tree.nodes)),
             number(tree.nodes[0].value),
-            " → ".join(name for name in _main_line(tree)) or ABSENT,
+            " → ".join(
+                f"{node.id.rpartition('.')[2]} ({node.visits}×, {number(node.value)})" for node in main_line(tree)[1:]
+            )
+            or ABSENT,
         )
         for tree in trees[:_PRINTED]
     ]
     columns = ("tree", "status", "nodes", "simulations", "depth", "mean return", "most visited path")
-    return (Table(columns, tuple(rows), note=_of(len(rows), len(trees), "trees")),)
-
-
-def _main_line(tree: SearchTree) -> Iterable[str]:
-    for node in main_line(tree)[1:]:
-        yield f"{node.id.rpartition('.')[2]} ({node.visits}×, {number(node.value)})"
+    return Table(columns, tuple(rows), note=_of(len(rows), len(trees), "trees"))
 
 
 # ---------------------------------------------------------------- futures
@@ -129,62 +130,58 @@ def _main_line(tree: SearchTree) -> Iterable[str]:
 
 def futures_explorer(run: Run, contexts: Sequence[Context], futures: Sequence[Future], other: Run | None) -> Explorer:
     """Return contexts, their candidates and futures; those of another run beside them."""
-    sides = [_by_context(futures, run)]
-    names = [run.name]
+    shown = Redactor(run.quotes)
+    sides = [_by_context(futures, shown)]
     if other is not None:
-        sides.append(_by_context(other.records(Future, "futures.jsonl"), other))
-        names.append(other.name)
-    words = Words(run.quotes)
+        sides.append(_by_context(other.records(Future, "futures.jsonl"), Redactor(other.quotes)))
     items = (
         {
             "id": context.id,
-            **words.scenario(context.scenario),
-            "turns": words.turns(context.turns),
+            **shown.scenario(context.scenario),
+            "turns": shown.turns(context.turns),
             "dropped": context.n_dropped_turns,
-            "reference": words.turns([context.reference]) if context.reference else [],
+            "reference": shown.turns([context.reference]) if context.reference else [],
             "sides": [side.get(context.id, []) for side in sides],
         }
         for context in contexts
     )
-    kept = fitting(items)
-    data = {"items": kept, "n": len(contexts), "names": names, "presets": presets()}
-    return Explorer("futures", data, (_future_table(futures),))
+    return Explorer("futures", _compared(items, len(contexts), run, other), (_future_table(futures),))
 
 
-def _by_context(futures: Sequence[Future], run: Run) -> dict[str, list[dict[str, Any]]]:
-    words = Words(run.quotes)
+def _compared(items: Iterable[dict[str, Any]], n: int, run: Run, other: Run | None) -> dict[str, Any]:
+    """Return the data of an explorer that shows two runs beside each other."""
+    names = [run.name] if other is None else [run.name, other.name]
+    return {"items": fitting(items), "n": n, "names": names, "presets": presets()}
+
+
+def _by_context(futures: Sequence[Future], shown: Redactor) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for future in futures:
+        failure = future.failure
         found.setdefault(future.context_id, []).append(
             {
                 "c": future.candidate,
                 "o": future.outcome.value,
                 "k": future.k,
                 "r": None if future.reward_num is None else [future.reward_num, future.reward_den],
-                "x": [_exchange(exchange, words) for exchange in future.exchanges],
-                "f": None
-                if future.failure is None
-                else [future.failure.stage, future.failure.kind, words(future.failure.message)],
+                "x": [_exchange(exchange, shown) for exchange in future.exchanges],
+                "f": None if failure is None else [failure.stage, failure.kind, shown(failure.message)],
             }
         )
     return found
 
 
-def _exchange(exchange: Exchange, words: Words) -> dict[str, Any]:
-    said = exchange.supporter
+def _exchange(exchange: Exchange, shown: Redactor) -> dict[str, Any]:
+    said, reading = exchange.supporter, exchange.reading
     return {
         "k": exchange.k,
         "s": exchange.strategy,
-        "reply": words(said.response),
-        "why": words(said.reasoning),
+        "reply": shown(said.response),
+        "why": shown(said.reasoning),
         "form": None if said.format_ok else said.parse_kind,
-        "seeker": words(exchange.seeker),
-        "reads": {} if exchange.reading is None else {_preset(exchange.reading): _reading(exchange.reading)},
+        "seeker": shown(exchange.seeker),
+        "reads": {} if reading is None else {reading.critic.partition("/")[0]: _reading(reading)},
     }
-
-
-def _preset(reading: CriticReading) -> str:
-    return reading.critic.partition("/")[0]
 
 
 def _reading(reading: CriticReading) -> dict[str, Any]:
@@ -217,62 +214,52 @@ def _future_table(futures: Sequence[Future]) -> Table:
 # ---------------------------------------------------------------- episodes
 
 
-def episodes_of(run: Run) -> list[dict[str, Any]]:
-    """Return the self-played dialogues of an evaluation, an empty list if there are none."""
-    return run.lines("episodes.jsonl")
-
-
 def episodes_explorer(run: Run, other: Run | None) -> Explorer | None:
     """Return the self-played dialogues of an evaluation, beside those of another; None where there are none."""
-    episodes = episodes_of(run)
+    episodes = run.lines(EPISODES)
     if not episodes:
         return None
-    names, sides = [run.name], [{str(episode.get("id")): episode for episode in episodes}]
-    if other is not None:
-        names.append(other.name)
-        sides.append({str(episode.get("id")): episode for episode in episodes_of(other)})
-    runs = [run] if other is None else [run, other]
-    words = Words(run.quotes)
+    shown = Redactor(run.quotes)
+    sides = [
+        (Redactor(each.quotes), {str(episode.get("id")): episode for episode in each.lines(EPISODES)})
+        for each in ([run] if other is None else [run, other])
+    ]
     items = (
         {
             "id": key,
-            "situation": words(section(episode, "scenario").get("situation")),
+            "situation": shown(section(episode, "scenario").get("situation")),
             "labels": [
-                str(section(episode, "scenario")[label])
-                for label in ("emotion_type", "problem_type", "experience_type")
-                if section(episode, "scenario").get(label)
+                str(label)
+                for name in ("emotion_type", "problem_type", "experience_type")
+                if (label := section(episode, "scenario").get(name))
             ],
-            "sides": [
-                _episode(side[key], Words(each.quotes)) if key in side else None
-                for side, each in zip(sides, runs, strict=True)
-            ],
+            "sides": [_episode(side[key], redactor) if key in side else None for redactor, side in sides],
         }
-        for key, episode in sides[0].items()
+        for key, episode in sides[0][1].items()
     )
-    data = {"items": fitting(items), "n": len(episodes), "names": names, "presets": presets()}
-    return Explorer("episodes", data, (_episode_table(episodes),))
+    return Explorer("episodes", _compared(items, len(episodes), run, other), (_episode_table(episodes),))
 
 
-def _episode(episode: Mapping[str, Any], words: Words) -> dict[str, Any]:
+def _episode(episode: Mapping[str, Any], shown: Redactor) -> dict[str, Any]:
     failure = section(episode, "failure")
     return {
         "critics": list(episode.get("critics") or ()),
         "max": episode.get("max_turns"),
         "solved": {critic: solved_at(episode, critic) for critic in episode.get("critics") or ()},
-        "f": [failure.get("stage"), failure.get("kind"), words(failure.get("message"))] if failure else None,
-        "x": [_episode_turn(turn, words) for turn in episode.get("turns") or ()],
+        "f": [failure.get("stage"), failure.get("kind"), shown(failure.get("message"))] if failure else None,
+        "x": [_episode_turn(turn, shown) for turn in episode.get("turns") or ()],
     }
 
 
-def _episode_turn(turn: Mapping[str, Any], words: Words) -> dict[str, Any]:
+def _episode_turn(turn: Mapping[str, Any], shown: Redactor) -> dict[str, Any]:
     said = section(turn, "supporter")
     return {
         "k": turn.get("t"),
         "s": turn.get("strategy"),
-        "reply": words(said.get("response")),
-        "why": words(said.get("reasoning")),
+        "reply": shown(said.get("response")),
+        "why": shown(said.get("reasoning")),
         "form": None if said.get("format_ok", True) else said.get("parse_kind"),
-        "seeker": words(turn.get("seeker")),
+        "seeker": shown(turn.get("seeker")),
         "q": turn.get("ratings"),
         "reads": {
             preset: _reading(CriticReading.model_validate(reading))

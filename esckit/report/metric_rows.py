@@ -1,6 +1,6 @@
-"""Metric rows as tables and curves: no value without what it rests on.
+"""Rows of ``metrics.json`` as tables and curves: no value without its n, coverage and interval, or the reason why not.
 
-Published numbers beside our own: columns of their own, never without their caveats.
+Published numbers stand in columns of their own beside ours, never without their caveats.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from esckit.report.blocks import Block, Lines, Note, Points, Series, Table
 from esckit.report.numbers import ABSENT, interval, measured, number, share
-from esckit.report.published import ReferenceTable, load_references
+from esckit.report.published import load_references
 from esckit.report.source import SAMPLE, at, section
 
 _ARROWS = {True: "↑", False: "↓", None: ""}
@@ -40,24 +40,29 @@ def metric_table(rows: Sequence[Row], *, title: str = "", shared: Collection[str
         title: What they depend on.
         shared: Flags that are said elsewhere.
     """
-    return Table(
-        ("metric", "value", "95 % interval" if _level(rows) is None else f"{_level(rows)} interval", "n", "unscored",
-         "coverage", "remarks"),
-        tuple(
-            (
-                f"{short_name(row)} {_ARROWS[row.get('higher_is_better')]}".strip(),
-                measured(row.get("value"), str(row.get("unit"))),
-                interval(row.get("interval"), str(row.get("unit"))),
-                number(row.get("n")),
-                number(row.get("n_unscored")),
-                share(row.get("coverage")),
-                _remarks(row, shared),
-            )
-            for row in rows
-        ),
-        title=title,
-        note="↑ higher is better, ↓ lower is better. Unscored cases enter no value.",
-    )  # fmt: skip
+    levels = {section(row, "interval").get("level") for row in rows} - {None}
+    level = f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else "95 %"  # type: ignore[arg-type]
+    table = tuple(
+        (
+            f"{short_name(row)} {_ARROWS[row.get('higher_is_better')]}".strip(),
+            *value_cells(row),
+            number(row.get("n_unscored")),
+            share(row.get("coverage")),
+            _remarks(row, shared),
+        )
+        for row in rows
+    )
+    columns = ("metric", "value", f"{level} interval", "n", "unscored", "coverage", "remarks")
+    note = "↑ higher is better, ↓ lower is better. Unscored cases enter no value."
+    return Table(columns, table, title=title, note=note)
+
+
+def value_cells(row: Row | None) -> tuple[str, str, str]:
+    """Return a row's value, interval and n."""
+    if row is None:
+        return ABSENT, ABSENT, ABSENT
+    unit = str(row.get("unit"))
+    return measured(row.get("value"), unit), interval(row.get("interval"), unit), number(row.get("n"))
 
 
 def short_name(row: Row) -> str:
@@ -65,27 +70,19 @@ def short_name(row: Row) -> str:
     return str(row.get("name", "")).partition(".")[2] or str(row.get("name", ""))
 
 
-def _level(rows: Sequence[Row]) -> str | None:
-    levels = {section(row, "interval").get("level") for row in rows} - {None}
-    return f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else None  # type: ignore[arg-type]
-
-
 def _remarks(row: Row, shared: Collection[str]) -> str:
-    unit = str(row.get("unit"))
+    unit, counts = str(row.get("unit")), section(row, "counts")
     pieces = [] if unit in ("share", "0-100", "none", "p") else [unit]
-    pieces += [f"{name} {number(count)}" for name, count in _counts(row).items()]
+    # The sums behind a value, where they are few and are not n once more under another name.
+    for name, total in counts.items() if len(counts) <= _MOST_COUNTS else ():
+        pieces += [f"{name} {number(total)}"] if name not in _BASES or total != row.get("n") else []
     pieces += [str(flag) for flag in row.get("flags") or () if flag not in shared]
     pieces += [str(row["reason"])] if row.get("reason") else []
-    pieces += [f"{reason} {number(count)}" for reason, count in section(row, "unscored").items()]
-    return "; ".join(pieces)
+    return "; ".join([*pieces, *_unscored(row)])
 
 
-def _counts(row: Row) -> Row:
-    """Return the sums behind a value that are worth reading: few, and not n once more under another name."""
-    counts = section(row, "counts")
-    if len(counts) > _MOST_COUNTS:
-        return {}
-    return {name: total for name, total in counts.items() if name not in _BASES or total != row.get("n")}
+def _unscored(row: Row) -> list[str]:
+    return [f"{reason} {number(count)}" for reason, count in section(row, "unscored").items()]
 
 
 def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
@@ -93,8 +90,7 @@ def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
     charts: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         name = short_name(row)
-        stem = name.replace("_strict", "").replace("_lenient", "")
-        charts[stem][name].append(row)
+        charts[name.replace("_strict", "").replace("_lenient", "")][name].append(row)
     found: list[Block] = []
     for stem, by_name in charts.items():
         series = tuple(_curve(name, points) for name, points in by_name.items())
@@ -130,26 +126,21 @@ def _beside(rows: Sequence[Row]) -> Iterator[str]:
     left_out = [row for row in rows if row.get("n_unscored")]
     if left_out:
         worst = min(left_out, key=lambda row: float(row.get("coverage") or 0.0))
-        reasons = ", ".join(f"{reason} {number(count)}" for reason, count in section(worst, "unscored").items())
+        reasons = ", ".join(_unscored(worst))
         yield f"coverage {share(worst.get('coverage'))} at turn {worst['group']['turn']} (unscored: {reasons})."
 
 
 def _curve(name: str, rows: Sequence[Row]) -> Series:
     points = sorted((row for row in rows if row.get("value") is not None), key=lambda row: int(row["group"]["turn"]))
-    return Series(
-        name,
-        tuple(float(row["group"]["turn"]) for row in points),
-        tuple(float(row["value"]) for row in points),
-        _ends(points, "low"),
-        _ends(points, "high"),
-        tuple(int(row.get("n") or 0) for row in points),
-    )
+    return _series(name, [float(row["group"]["turn"]) for row in points], points)
 
 
-def _ends(rows: Sequence[Row], end: str) -> tuple[float | None, ...]:
-    """Return one end of each row's interval; nothing at all where no row has one."""
-    found = tuple(float(row["interval"][end]) if row.get("interval") else None for row in rows)
-    return found if any(value is not None for value in found) else ()
+def _series(name: str, xs: Sequence[float], rows: Sequence[Row]) -> Series:
+    """Return the values of rows over some x with their intervals, if any row has one, and n."""
+    bounds = [(row["interval"]["low"], row["interval"]["high"]) if row.get("interval") else None for row in rows]
+    ends = [tuple(float(bound[end]) if bound else None for bound in bounds) if any(bounds) else () for end in (0, 1)]
+    values = tuple(float(row["value"]) for row in rows)
+    return Series(name, tuple(xs), values, ends[0], ends[1], tuple(int(row.get("n") or 0) for row in rows))
 
 
 def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]:
@@ -163,14 +154,16 @@ def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]
         kinds[tuple(row["group"]), short_name(row).rpartition(".")[0]].append(row)
     found: list[Block] = []
     for (keys, family), mine in kinds.items():
-        names = list(dict.fromkeys(short_name(row) for row in mine))
-        groups = list(dict.fromkeys(tuple(str(value) for value in row["group"].values()) for row in mine))
-        at = {(tuple(str(value) for value in row["group"].values()), short_name(row)): row for row in mine}
+        placed = {(tuple(map(str, row["group"].values())), short_name(row)): row for row in mine}
+        groups, names = (
+            list(dict.fromkeys(group for group, _ in placed)),
+            list(dict.fromkeys(name for _, name in placed)),
+        )
         said: dict[str, int] = {}
         bases = {_basis(row) for row in mine}
         alike = bases.pop() if len(bases) == 1 else None  # said once then, below the table
         table = tuple(
-            (*group, *(_cell(at.get((group, name)), shared, said, alike) for name in names)) for group in groups
+            (*group, *(_cell(placed.get((group, name)), shared, said, alike) for name in names)) for group in groups
         )
         columns = (*keys, *(name.rpartition(".")[2] for name in names))
         title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
@@ -212,21 +205,9 @@ def reliability_curve(rows: Sequence[Row]) -> list[Lines]:
     bins = [(each["bin_p"], each["bin_y"]) for _, each in sorted(by_bin.items()) if {"bin_p", "bin_y"} <= {*each}]
     if not bins:
         return []
-    shares = [y for _, y in bins]
-    curve = Series(
-        "test",
-        tuple(float(p["value"]) for p, _ in bins),
-        tuple(float(y["value"]) for y in shares),
-        _ends(shares, "low"),
-        _ends(shares, "high"),
-        tuple(int(y.get("n") or 0) for y in shares),
-    )
-    return [
-        Lines(
-            "reward_calibration", "Reliability", "mean p", "share positive", (curve,), (0.0, 1.0),
-            band="95 % interval", diagonal=True,
-        )
-    ]  # fmt: skip
+    curve = _series("test", [float(p["value"]) for p, _ in bins], [y for _, y in bins])
+    labels = ("reward_calibration", "Reliability", "mean p", "share positive")
+    return [Lines(*labels, (curve,), (0.0, 1.0), band="95 % interval", diagonal=True)]
 
 
 def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mapping[str, Any]) -> Iterator[Block]:
@@ -234,31 +215,19 @@ def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mappin
     whole = {str(row.get("name")): row for row in rows if not row.get("group")}
     known = load_references()
     for reference in (table for table in known.tables if table.id in names):
-        comparable = _of_this_test(reference, recipe)
-        ours = [whole.get(row.metric or "") if comparable else None for row in reference.rows]
+        is_sample = str(at(recipe, "data.path")).startswith(SAMPLE)
+        is_same = not is_sample and all(at(recipe, path) == value for path, value in reference.same.items())
+        ours = [whole.get(row.metric or "") if is_same else None for row in reference.rows]
         beside = any(ours)
         table = tuple(
-            (row.name, *(_own(own) if beside else ()), *map(_printed, row.values))
+            (
+                row.name,
+                *(value_cells(own) if beside else ()),
+                *(ABSENT if value is None else f"{value:g}" for value in row.values),
+            )
             for row, own in zip(reference.rows, ours, strict=True)
         )
         columns = ("as published", *(("this run", "interval", "n") if beside else ()), *reference.columns)
         yield Table(columns, table, title=reference.title, note=f"Source: {reference.source}.")
         sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in known.texts(reference))
         yield Points("Never to be read without", tuple(sentences))
-
-
-def _of_this_test(reference: ReferenceTable, recipe: Mapping[str, Any]) -> bool:
-    """Return whether a run was made on the very test of a table; what ships as a sample is no corpus."""
-    is_sample = str(at(recipe, "data.path")).startswith(SAMPLE)
-    return not is_sample and all(at(recipe, path) == value for path, value in reference.same.items())
-
-
-def _own(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    if row is None:
-        return ABSENT, ABSENT, ABSENT
-    unit = str(row.get("unit"))
-    return measured(row.get("value"), unit), interval(row.get("interval"), unit), number(row.get("n"))
-
-
-def _printed(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:g}"

@@ -1,7 +1,4 @@
-"""The report of a ``search`` run: the forest in numbers, and the trees themselves.
-
-The report of a ``simulate`` run: outcomes, rewards, the critic over the exchanges, and the futures themselves.
-"""
+"""What ``simulate`` and ``search`` played: futures and trees in numbers, then the records to walk through."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from collections.abc import Sequence
 from esckit.report.blocks import (
     Bars,
     Block,
-    Flow,
     Lines,
     Note,
     Section,
@@ -25,7 +21,7 @@ from esckit.report.blocks import (
     mean_and_quartiles,
 )
 from esckit.report.explorers import futures_explorer, trees_explorer
-from esckit.report.numbers import ABSENT, number, share
+from esckit.report.numbers import number, share
 from esckit.report.source import Run
 from esckit.trees import main_line
 from esckit.types import Context, Future, Outcome, SearchTree
@@ -37,14 +33,14 @@ def search_sections(run: Run) -> list[Section]:
     if not trees:
         return [Section("Forest", (Note("The run has no trees yet.", "warning"),))]
     usable = [tree for tree in trees if tree.status != "failed"]
-    charts: list[Block] = []
+    blocks: list[Block | None] = [_tiles(trees, usable)]
     if usable:
         bars, table = _strategies(usable)
-        charts = [bars, _by_depth(usable), *_flow(usable), table, _ends(usable), *_by_split(usable)]
-    return [
-        Section("Forest", (_tiles(trees, usable), *charts)),
-        Section("Trees", (trees_explorer(run, trees),)),
-    ]
+        paths = [[node.strategy for node in main_line(tree)[1:] if node.strategy] for tree in usable]
+        flow = flow_of("strategy_flow", "Strategies along the most visited path of every tree", paths)
+        blocks += [bars, _by_depth(usable), flow, table, _ends(usable), *_by_split(usable)]
+    shown = tuple(block for block in blocks if block is not None)
+    return [Section("Forest", shown), Section("Trees", (trees_explorer(run, trees),))]
 
 
 def _tiles(trees: Sequence[SearchTree], usable: Sequence[SearchTree]) -> Tiles:
@@ -110,13 +106,6 @@ def _by_depth(trees: Sequence[SearchTree]) -> Lines:
     )
 
 
-def _flow(trees: Sequence[SearchTree]) -> list[Flow]:
-    """Return how strategies follow each other on the most visited path of every tree."""
-    paths = [[node.strategy for node in main_line(tree)[1:] if node.strategy] for tree in trees]
-    found = flow_of("strategy_flow", "Strategies along the most visited path of every tree", paths)
-    return [found] if found else []
-
-
 def _ends(trees: Sequence[SearchTree]) -> Table:
     ends = [node for tree in trees for node in tree.nodes if node.outcome]
     rows = []
@@ -124,11 +113,10 @@ def _ends(trees: Sequence[SearchTree]) -> Table:
         here = [node for node in ends if node.outcome is outcome]
         returns = [node.mean_return for node in here]
         depths = [node.depth for node in here]
-        n_all = share(len(here) / len(ends)) if ends else number(None)
-        rows.append((outcome.value, number(len(here)), n_all, number(_mean(returns)), number(_mean(depths))))
-    return Table(
-        ("outcome", "n", "share of ended paths", "mean return", "mean depth"), tuple(rows), title="How paths end"
-    )
+        of_all = share(len(here) / len(ends) if ends else None)
+        rows.append((outcome.value, number(len(here)), of_all, number(_mean(returns)), number(_mean(depths))))
+    columns = ("outcome", "n", "share of ended paths", "mean return", "mean depth")
+    return Table(columns, tuple(rows), title="How paths end")
 
 
 def _by_split(trees: Sequence[SearchTree]) -> list[Table]:
@@ -145,6 +133,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
+# ---------------------------------------------------------------- simulate
+
+
 _ENDS = (Outcome.RESOLVED, Outcome.MAX_TURNS)
 
 
@@ -155,34 +146,28 @@ def simulate_sections(run: Run, other: Run | None) -> list[Section]:
     if not futures:
         return [Section("Futures", (Note("The run has no futures yet.", "warning"),))]
     scored = [future for future in futures if future.reward is not None]
+    charts: list[Block] = [_histogram(scored), *_critic_by_exchange(scored)] if scored else []
     return [
-        Section("Outcome", (_outcome_tiles(run, contexts, futures, scored), *_charts(scored), _by_candidate(futures))),
+        Section("Outcome", (_outcome_tiles(run, contexts, futures, scored), *charts, _by_candidate(futures))),
         Section("Futures", (futures_explorer(run, contexts, futures, other),)),
     ]
 
 
 def _outcome_tiles(run: Run, contexts: Sequence[Context], futures: Sequence[Future], scored: Sequence[Future]) -> Tiles:
-    summary = run.object("summary.json")
     resolved = sum(future.outcome is Outcome.RESOLVED for future in scored)
     rewards = [future.reward for future in scored if future.reward is not None]
     dialogues = len({context.dialogue_id for context in contexts})
+    exact = run.object("summary.json").get("format_ok_share")
     return Tiles(
         (
             Tile("futures", number(len(futures)), f"{number(len(contexts))} contexts of {number(dialogues)} dialogues"),
             Tile("resolved", share(resolved / len(scored) if scored else None), f"of {number(len(scored))} scored"),
-            Tile("mean reward", number(sum(rewards) / len(rewards) if rewards else None), f"n {number(len(rewards))}"),
-            Tile("mean exchanges", number(sum(future.k for future in scored) / len(scored) if scored else None),
-                 "after the first"),
+            Tile("mean reward", number(_mean(rewards)), f"n {number(len(rewards))}"),
+            Tile("mean exchanges", number(_mean([future.k for future in scored])), "after the first"),
             Tile("failed", number(len(futures) - len(scored)), f"of {number(len(futures))} futures"),
-            Tile("exact form", share(summary.get("format_ok_share")), "of supporter outputs"),
+            Tile("exact form", share(exact), "of supporter outputs"),
         )
-    )  # fmt: skip
-
-
-def _charts(scored: Sequence[Future]) -> list[Block]:
-    if not scored:
-        return []
-    return [_histogram(scored), *_curves(scored)]
+    )
 
 
 def _histogram(scored: Sequence[Future]) -> Bars:
@@ -201,7 +186,7 @@ def _histogram(scored: Sequence[Future]) -> Bars:
     )
 
 
-def _curves(scored: Sequence[Future]) -> list[Block]:
+def _critic_by_exchange(scored: Sequence[Future]) -> list[Block]:
     by_exchange: dict[int, list[float]] = defaultdict(list)
     for future in scored:
         for exchange in future.exchanges:
@@ -223,17 +208,12 @@ def _curves(scored: Sequence[Future]) -> list[Block]:
 
 
 def _by_candidate(futures: Sequence[Future]) -> Table:
+    ends = (*_ENDS, Outcome.FAILED)
     rows = []
     for candidate in sorted({future.candidate for future in futures}):
         here = [future for future in futures if future.candidate == candidate]
         rewards = [future.reward for future in here if future.reward is not None]
-        rows.append(
-            (
-                f"c{candidate}",
-                number(len(here)),
-                *(number(sum(future.outcome is outcome for future in here)) for outcome in (*_ENDS, Outcome.FAILED)),
-                number(sum(rewards) / len(rewards)) if rewards else ABSENT,
-            )
-        )
-    columns = ("candidate", "n", *(outcome.value for outcome in (*_ENDS, Outcome.FAILED)), "mean reward")
+        counts = [sum(future.outcome is end for future in here) for end in ends]
+        rows.append((f"c{candidate}", *map(number, (len(here), *counts, _mean(rewards)))))
+    columns = ("candidate", "n", *(end.value for end in ends), "mean reward")
     return Table(columns, tuple(rows), title="Outcome by candidate")

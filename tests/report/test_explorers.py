@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from esckit.report.explorers import Words, episodes_explorer, fitting, futures_explorer, solved_at, trees_explorer
+from esckit.report.explorers import Redactor, episodes_explorer, fitting, futures_explorer, solved_at, trees_explorer
 from esckit.report.run import build_report
 from esckit.report.source import open_run
 from esckit.types import Context, Future, SearchTree
@@ -17,10 +17,10 @@ def futures_of(run, other=None):
 
 
 def test_a_text_left_out_is_its_number_of_words():
-    assert Words(True)("two words") == "two words"
-    assert Words(False)("two words") == 2
-    assert Words(False)(None) is None
-    assert Words(False)("") == 0
+    assert Redactor(True)("two words") == "two words"
+    assert Redactor(False)("two words") == 2
+    assert Redactor(False)(None) is None
+    assert Redactor(False)("") == 0
 
 
 @pytest.mark.parametrize("kind", ["futures", "trees", "episodes"])
