@@ -1,7 +1,8 @@
 """What one unit of work (a future, a tree, an evaluated dialogue) draws and spends.
 
 Every random draw of simulation, search and evaluation is seeded by stable ids only: run seed, unit id, place, role and
-attempt. Nothing else enters: not time, worker, batch position or ``hash()``. So a record is a function of its seed.
+attempt. Nothing else enters: not time, worker, batch position or ``hash()``. So the same seed gives the same record,
+whatever the scheduling.
 """
 
 from __future__ import annotations
@@ -55,24 +56,12 @@ class Ledger:
         self.run_seed = run_seed
         self.unit_id = unit_id
         self.usage: dict[str, Usage] = {}
-        self._attempts: Counter[tuple[str | int, ...]] = Counter()
-        self._thoughts: list[Thought] = []
+        self.attempts: Counter[tuple[str | int, ...]] = Counter()
+        self.reasoning: list[Thought] = []
 
     def at(self, *place: str | int) -> Scope:
         """Return the view of one place in the unit: (candidate, turn) of a future, (node path, step) of a tree."""
         return Scope(self, place)
-
-    def next_attempt(self, place: tuple[str | int, ...], role: str) -> int:
-        """Return how often this role was drawn at this place before, and count one more."""
-        attempt = self._attempts[(*place, role)]
-        self._attempts[(*place, role)] += 1
-        return attempt
-
-    def book(self, place: tuple[str | int, ...], role: str, reply: Reply) -> None:
-        """Add what a reply cost and what the model thought before it; ``critic.3`` is booked on ``critic``."""
-        self.spend(role.partition(".")[0], reply.usage)
-        if reply.reasoning:
-            self._thoughts.append(Thought(role=role, place="/".join(map(str, place)), text=reply.reasoning))
 
     def thoughts(self, *, kept: Collection[str | None] = ()) -> tuple[Thought, ...]:
         """Return the reasoning of all replies by place and role, whatever order they came in.
@@ -81,12 +70,8 @@ class Ledger:
             kept: Texts that the record holds elsewhere.
         """
         # One role is asked at one place again only after its answer: a stable sort keeps the attempts in order.
-        found = sorted(self._thoughts, key=lambda thought: (thought.place, thought.role))
+        found = sorted(self.reasoning, key=lambda thought: (thought.place, thought.role))
         return tuple(thought for thought in found if thought.text not in kept)
-
-    def spend(self, role: str, usage: Usage) -> None:
-        """Add what a call of a role cost."""
-        self.usage[role] = self.usage.get(role, Usage()) + usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +83,17 @@ class Scope:
 
     def seed(self, role: str) -> int:
         """Return the seed of the next attempt of a role here (attempts count from 0)."""
-        attempt = self.ledger.next_attempt(self.place, role)
+        attempt = self.ledger.attempts[(*self.place, role)]
+        self.ledger.attempts[(*self.place, role)] += 1
         return derive_seed(self.ledger.run_seed, self.ledger.unit_id, *self.place, role, attempt)
 
     def book(self, role: str, reply: Reply) -> None:
-        """Add what a reply cost, and what the model thought before it."""
-        self.ledger.book(self.place, role, reply)
+        """Add what a reply cost and what the model thought before it; ``critic.3`` is booked on ``critic``."""
+        self.spend(role.partition(".")[0], reply.usage)
+        if reply.reasoning:
+            place = "/".join(map(str, self.place))
+            self.ledger.reasoning.append(Thought(role=role, place=place, text=reply.reasoning))
 
     def spend(self, role: str, usage: Usage) -> None:
         """Add what a call of a role cost."""
-        self.ledger.spend(role, usage)
+        self.ledger.usage[role] = self.ledger.usage.get(role, Usage()) + usage

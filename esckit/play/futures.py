@@ -71,12 +71,17 @@ def read_inputs(folders: Sequence[str]) -> RewardInputs:
     ids: dict[str, None] = {}
     schemes: dict[str, None] = {}
     for folder, manifest in manifests.items():
-        _add_contexts(contexts, folder)
+        for context in read_records(Context, Path(folder) / "contexts.jsonl"):
+            if contexts.setdefault(context.id, context).turns != context.turns:
+                raise DataError(
+                    f"context {context.id} with other turns than in another input",
+                    path=folder,
+                    expected="contexts that were cut alike (contexts.*, data.*)",
+                )
         _add_futures(futures, folder, simulation)
         data = manifest.get("data") or {}
         ids |= dict.fromkeys(data.get("ids") or ())
-        if data.get("scheme"):
-            schemes[str(data["scheme"])] = None
+        schemes |= {str(data["scheme"]): None} if data.get("scheme") else {}
     ids |= dict.fromkeys(future.dialogue_id for future in futures.values())
     return RewardInputs(
         contexts=contexts,
@@ -135,16 +140,6 @@ def _simulation(folder: str, manifest: Mapping[str, Any]) -> dict[str, str | int
     if facts["readout"] != "expected":
         del facts["expected_score"]
     return facts
-
-
-def _add_contexts(contexts: dict[str, Context], folder: str) -> None:
-    for context in read_records(Context, Path(folder) / "contexts.jsonl"):
-        if contexts.setdefault(context.id, context).turns != context.turns:
-            raise DataError(
-                f"context {context.id} with other turns than in another input",
-                path=folder,
-                expected="contexts that were cut alike (contexts.*, data.*)",
-            )
 
 
 def _add_futures(

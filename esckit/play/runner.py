@@ -189,10 +189,10 @@ def latest(path: Path, kind: type[R]) -> dict[str, R]:
 async def play_units(
     files: Sequence[UnitFile[Any, Any]],
     folder: RunFolder,
-    *,
     executor: Executor,
     rate: FailureRate,
     progress: Progress,
+    *,
     settled: Callable[[], object],
 ) -> None:
     """Play what is missing, file after file; every file is sorted at the end, whatever happens.

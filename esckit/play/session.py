@@ -1,4 +1,8 @@
-"""The frame of a run: its folder, what the manifest says of it, and what happens when it stops."""
+"""What every run does around its work: it holds its folder, says in the manifest what took part, and books the cost.
+
+Runs that play units and trainings both stand in such a frame; the work itself lies in :mod:`esckit.play.runner` and
+:mod:`esckit.training`.
+"""
 
 from __future__ import annotations
 

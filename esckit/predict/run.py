@@ -150,13 +150,9 @@ async def _run(
             rate = FailureRate(
                 recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS
             )
+            executor = AsyncioExecutor(recipe.concurrency.cases)
             await play_units(
-                [file],
-                folder,
-                executor=AsyncioExecutor(recipe.concurrency.cases),
-                rate=rate,
-                progress=progress,
-                settled=lambda: _sort_failures(out, file.records, is_failed),
+                [file], folder, executor, rate, progress, settled=lambda: _sort_failures(out, file.records, is_failed)
             )
             rate.judge()
     lines = file.records
@@ -187,17 +183,17 @@ def _speaker(
     async def speak(context: Context) -> tuple[Record, ...]:
         ledger = Ledger(recipe.seed, context.id)
         found: dict[str, Any] = {"id": context.id}
-        told = context.reference.strategy if options.strategy == "gold" and context.reference else None
+        strategy = context.reference.strategy if options.strategy == "gold" and context.reference else None
         stage = "strategist"
         try:
             if strategist is not None:
                 decision = await strategist.decide(context.scenario, context.turns, ledger.at("strategy"))
                 found |= {"strategy": decision.strategy, "probabilities": decision.probabilities}
-                told = decision.strategy if options.strategy == "predicted" else told
+                strategy = decision.strategy if options.strategy == "predicted" else strategy
             stage = "supporter"
             if supporter is not None:
                 found["reply"] = (
-                    await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=told)
+                    await supporter.reply(after_opening(context.turns), ledger.at("response"), strategy=strategy)
                 ).response
         except ModelError as error:
             failure = FailedPrediction(

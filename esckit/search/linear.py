@@ -22,7 +22,7 @@ from esckit.search.tree import Node, Provenance, Task, Tree, tree_record
 from esckit.types import Failure, Score, SearchTree, Turn
 
 
-class _Spoken(NamedTuple):
+class _ScoredTurn(NamedTuple):
     """A supporter turn: the node it stands in or after, its number there, and the dialogue up to it."""
 
     node: Node
@@ -71,11 +71,11 @@ async def score_linear(
     )
 
 
-def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_Spoken]:
+def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_ScoredTurn]:
     """Make the nodes; return the supporter turns to score."""
     node = tree.plant(task.opening)
     dialogue = task.opening
-    spoken: list[_Spoken] = []
+    spoken: list[_ScoredTurn] = []
     on_path = True
     for turn in task.rest:
         dialogue = (*dialogue, turn)
@@ -86,7 +86,7 @@ def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_Spoken]:
                 node = tree.attach(node, _index(tree, turn.strategy), (), None)
             if node.depth > 0:
                 step = sum(1 for earlier in spoken if earlier.node is node)
-                spoken.append(_Spoken(node, step, dialogue, on_path))
+                spoken.append(_ScoredTurn(node, step, dialogue, on_path))
         if on_path:
             node.turns = (*node.turns, turn)
     last = max((number for number, turn in enumerate(spoken) if turn.step == 0), default=-1)
@@ -105,7 +105,7 @@ def _index(tree: Tree, strategy: str) -> int:
     return names.index(strategy)
 
 
-def _set_values(tree: Tree, spoken: Sequence[_Spoken], scores: Sequence[Score], horizon: int) -> None:
+def _set_values(tree: Tree, spoken: Sequence[_ScoredTurn], scores: Sequence[Score], horizon: int) -> None:
     rewards = [score.reward for score in scores]
     for number, (turn, score) in enumerate(zip(spoken, scores, strict=True)):
         if turn.step == 0:
@@ -118,7 +118,7 @@ def _set_values(tree: Tree, spoken: Sequence[_Spoken], scores: Sequence[Score], 
         tree.root.visits, tree.root.value = 1, sum(on_path) / len(on_path)
 
 
-async def _score(task: Task, turn: _Spoken, critic: Critic, ledger: Ledger) -> Score | Failure:
+async def _score(task: Task, turn: _ScoredTurn, critic: Critic, ledger: Ledger) -> Score | Failure:
     scope = ledger.at(turn.node.id, turn.step)
     try:
         return await recorded("critic", scope, critic.score(task.scenario, turn.dialogue, scope))

@@ -44,13 +44,7 @@ class SearchModels(Section):
 
     def bindings(self) -> dict[str, RoleOptions]:
         """Return the models that are named, by role."""
-        found = {
-            "seeker": self.seeker,
-            "supporter": self.supporter,
-            "critic": self.critic,
-            "strategist": self.strategist,
-        }
-        return {role: binding for role, binding in found.items() if binding is not None}
+        return {role: binding for role, binding in self if binding is not None}
 
 
 class SearchOptions(Section):

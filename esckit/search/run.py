@@ -37,7 +37,7 @@ from esckit.search.mcts import Players, grow_tree
 from esckit.search.recipe import SearchRecipe
 from esckit.search.tree import Provenance, Task
 from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
-from esckit.types import Failure, Record, SearchTree, TreeNode
+from esckit.types import Failure, Record, SearchTree
 
 
 def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
@@ -48,6 +48,11 @@ def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
     """
     known = list(trees)
     usable = [tree for tree in known if tree.status != "failed"]
+    returns = {
+        split: _returns(tree for tree in usable if tree.split == split)
+        for split in sorted({tree.split for tree in usable if tree.split is not None})
+    }
+    shares = _shares(node.strategy for tree in usable for node in tree.nodes if node.strategy)
     failures = Counter(f"{failure.stage}/{failure.kind}" for tree in known for failure in tree.failures)
     return {
         "trees": len(known),
@@ -55,8 +60,9 @@ def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
         **shape(usable),
         "outcomes": _shares(node.outcome.value for tree in usable for node in tree.nodes if node.outcome),
         "return_mean": _mean(_returns(usable)),
-        "return_by_split": _by_split(usable),
-        **_strategies(usable),
+        "return_by_split": {split: {"trees": len(found), "mean": _mean(found)} for split, found in returns.items()},
+        "strategy_shares": shares,
+        "strategy_entropy": -sum(share * log(share) for share in shares.values()) if shares else None,
         "failed_simulations": failures.total(),
         "failures": dict(sorted(failures.items())),
         "usage": usage_facts(tree.usage for tree in known),
@@ -67,40 +73,24 @@ def _returns(trees: Iterable[SearchTree]) -> list[float]:
     return [value for tree in trees if (value := tree.nodes[0].value) is not None]
 
 
-def _by_split(trees: Sequence[SearchTree]) -> dict[str, dict[str, float | None]]:
-    """Return the number of trees and their mean return by split, of the splits that there are."""
-    found: dict[str, dict[str, float | None]] = {}
-    for split in sorted({tree.split for tree in trees if tree.split is not None}):
-        returns = _returns(tree for tree in trees if tree.split == split)
-        found[split] = {"trees": len(returns), "mean": _mean(returns)}
-    return found
-
-
 def shape(trees: Sequence[SearchTree]) -> dict[str, float | None]:
     """Return means over trees: nodes, leaves, leaf depth, and how widely inner nodes branch."""
-    per_tree = [_tree_shape(tree.nodes) for tree in trees]
+    rows: list[dict[str, float | None]] = []
+    for tree in trees:
+        children = Counter(node.parent for node in tree.nodes if node.parent is not None)
+        depths = [node.depth for node in tree.nodes if node.id not in children]
+        rows.append(
+            {
+                "nodes": len(tree.nodes),
+                "leaves": len(depths),
+                "leaf_depth_mean": _mean(depths),
+                "leaf_depth_max": max(depths),
+                "children_per_inner": _mean(list(children.values())),
+                "branching_share": _mean([float(count > 1) for count in children.values()]),
+            }
+        )
     keys = ("nodes", "leaves", "leaf_depth_mean", "leaf_depth_max", "children_per_inner", "branching_share")
-    return {key: _mean([row[key] for row in per_tree if row[key] is not None]) for key in keys}
-
-
-def _tree_shape(nodes: Sequence[TreeNode]) -> dict[str, Any]:
-    children = Counter(node.parent for node in nodes if node.parent is not None)
-    depths = [node.depth for node in nodes if node.id not in children]
-    return {
-        "nodes": len(nodes),
-        "leaves": len(depths),
-        "leaf_depth_mean": _mean(depths),
-        "leaf_depth_max": max(depths),
-        "children_per_inner": _mean(list(children.values())),
-        "branching_share": _mean([float(count > 1) for count in children.values()]),
-    }
-
-
-def _strategies(trees: Sequence[SearchTree]) -> dict[str, Any]:
-    """Return each strategy's share of all edges, and the entropy of these shares."""
-    shares = _shares(node.strategy for tree in trees for node in tree.nodes if node.strategy)
-    entropy = -sum(share * log(share) for share in shares.values())
-    return {"strategy_shares": shares, "strategy_entropy": entropy if shares else None}
+    return {key: _mean([value for row in rows if (value := row[key]) is not None]) for key in keys}
 
 
 def _shares(names: Iterable[str]) -> dict[str, float]:
@@ -245,14 +235,8 @@ async def _run(
             keep_taxonomy(taxonomy, out)
             file.read(out)
             rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
-            await play_units(
-                [file],
-                folder,
-                executor=AsyncioExecutor(recipe.concurrency.trees),
-                rate=rate,
-                progress=progress,
-                settled=lambda: _write_beside(out, file.records),
-            )
+            executor = AsyncioExecutor(recipe.concurrency.trees)
+            await play_units([file], folder, executor, rate, progress, settled=lambda: _write_beside(out, file.records))
             summary = {
                 "schema": "esckit.search_summary/1",
                 **summarise(file.records),

@@ -41,6 +41,7 @@ def summarise(contexts: Sequence[Context], futures: Sequence[Future]) -> dict[st
     """Return ``summary.json``: shares in [0, 1], None where there is nothing to measure."""
     scored = [future for future in futures if not _is_failed(future)]
     outcomes = (Outcome.RESOLVED, Outcome.MAX_TURNS, Outcome.FAILED)
+    lasts = [found[-1].fraction for future in scored if (found := _readings(future))]
     formats = [exchange.supporter.format_ok for future in futures for exchange in future.exchanges]
     failures = [future.failure for future in futures if future.failure is not None]
     return {
@@ -53,7 +54,7 @@ def summarise(contexts: Sequence[Context], futures: Sequence[Future]) -> dict[st
         "reward": _reward_facts(rewards(scored)),
         "goal_share": _share(sum(future.outcome is Outcome.RESOLVED for future in scored), len(scored)),
         "mean_k": _share(sum(future.k for future in scored), len(scored)),
-        "last_value_one_half_share": _share(sum(_last_is_half(future) for future in scored), len(scored)),
+        "last_value_one_half_share": _share(sum(value == HALF for value in lasts), len(scored)),
         **_reading_facts([reading for future in futures for reading in _readings(future)]),
         "format_ok_share": _share(sum(formats), len(formats)),
         "positive_share": {
@@ -71,11 +72,6 @@ def _share(part: int, whole: int) -> float | None:
 
 def _readings(future: Future) -> list[CriticReading]:
     return [exchange.reading for exchange in future.exchanges if exchange.reading is not None]
-
-
-def _last_is_half(future: Future) -> bool:
-    readings = _readings(future)
-    return bool(readings) and readings[-1].fraction == HALF
 
 
 def _reward_facts(values: Sequence[Fraction]) -> dict[str, Any] | None:
@@ -238,13 +234,9 @@ async def _run(
                 "simulation.retry_failed",
                 failed="failed, or rest on a critic reading with half of its answers unreadable",
             )
+            executor = AsyncioExecutor(recipe.concurrency.futures)
             await play_units(
-                [file],
-                folder,
-                executor=AsyncioExecutor(recipe.concurrency.futures),
-                rate=rate,
-                progress=progress,
-                settled=lambda: _write_failures(out, file.records),
+                [file], folder, executor, rate, progress, settled=lambda: _write_failures(out, file.records)
             )
             summary = summarise(contexts, file.records)
             write_json(folder.file(SUMMARY), summary)
@@ -293,5 +285,4 @@ def _is_failed(future: Future) -> bool:
 
 def _is_unsound(future: Future) -> bool:
     """Return whether a future counts for ``max_failure_rate``: it failed, or a reading of it says little."""
-    readings = (exchange.reading for exchange in future.exchanges)
-    return _is_failed(future) or any(reading and reading.is_mostly_unparsed for reading in readings)
+    return _is_failed(future) or any(reading.is_mostly_unparsed for reading in _readings(future))
