@@ -20,7 +20,7 @@ from esckit.reward.recipe import StepPlan
 from esckit.reward.text import RewardInput, RewardText
 
 N_REMEMBERED = 64
-"""Examples of the latest passes that are remembered."""
+"""How many of the latest examples are remembered, for the report of a divergence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def _by_length(examples: Sequence[RewardExample], train: Sequence[RewardExample]
 
 
 def quality_warnings(metrics: dict[str, Any], beside: dict[str, dict[str, Any]]) -> list[str]:
-    """Return what speaks against training a policy on this reward."""
+    """Return the reasons not to train a policy on this reward."""
     warnings = []
     if metrics["auc"] is not None and metrics["auc"] < MIN_AUC:
         warnings.append(f"dev AUC {metrics['auc']:.3f} is below {MIN_AUC}: RL on this reward is close to RL on noise")

@@ -1,4 +1,7 @@
-"""What ``train-reward`` leaves beside the checkpoint: calibration, model card and summary."""
+"""What ``train-reward`` writes after training: calibration, model card and summary.
+
+The metrics themselves are computed in :mod:`esckit.reward.quality`.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def finish(session: Session, warnings: Sequence[str]) -> dict[str, Any]:
-    """Write calibration, card and summary, and let the states go; return the summary."""
-    out, metadata, train, dev = (
-        session.run.out,
-        read_metadata(RewardMetadata, session.run.out),
-        session.train,
-        session.dev,
-    )
+    """Write calibration, card and summary, delete the states, and return the summary."""
+    out, train, dev = session.run.out, session.train, session.dev
+    metadata = read_metadata(RewardMetadata, out)
     rows = [row for row in read_rows(out / METRICS) if "dev" in row]
     p = [prediction.p for prediction in read_records(DevPrediction, out / PREDICTIONS)]
     beside = baselines(

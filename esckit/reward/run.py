@@ -1,8 +1,8 @@
-"""``esckit train-reward``: from valued futures to a reward model (RLFF-ESC, arXiv 2508.12935).
+"""``esckit train-reward``: from scored futures to a reward model (RLFF-ESC, arXiv 2508.12935).
 
 The run folder holds ``checkpoint/`` (the best state so far, whole at any moment), ``metrics.jsonl``,
 ``dev_predictions.jsonl``, ``calibration.json`` and ``.svg``, ``summary.json``; while it trains also ``states/``, from
-which a stopped run goes on.
+which a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrainRewardPlan:
     Attributes:
         positive_share: Of the training and the dev part, by label rule; the recipe's own rule first.
         steps_at_most: Optimiser steps, before examples that are too long or pair with nothing are left out.
-        warnings: What speaks against it.
+        warnings: Reasons to expect a weak model.
         refusal: Why a run would refuse it, None if it would not.
     """
 
@@ -93,7 +93,7 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainR
 
 
 def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
-    """Train the reward model of the recipe; a stopped run goes on from its last state.
+    """Train the reward model of the recipe; a stopped run resumes from its last state.
 
     Args:
         recipe: The recipe.

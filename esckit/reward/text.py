@@ -1,7 +1,8 @@
-"""What a reward model reads, as token ids: instruction, labelled conversation, response; and what is stored of it.
+"""The prompt of a reward model, the token ids that it reads, and the metadata that is stored with its weights.
 
-Every piece (the instruction, each turn, the response) is tokenised **by itself** and the ids are joined. So the
-candidates of one context begin with the same ids, and the oldest turns can be left out without touching the rest.
+An input is an instruction, a labelled conversation and a response. Every piece (the instruction, each turn, the
+response) is tokenised **by itself** and the ids are joined. So the candidates of one context begin with the same ids,
+and the oldest turns can be left out without touching the rest.
 """
 
 from __future__ import annotations

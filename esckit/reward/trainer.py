@@ -51,7 +51,7 @@ def classifier_loss(logits: Tensor, label: Tensor, weight: Tensor | None = None)
         logits: (B, 2).
         label: 0 or 1 (B,).
         weight: Weight of each class (2,); None weighs both 1. The mean is over inputs, not over weights: it must not
-            hang on how inputs meet in batches.
+            depend on how inputs meet in batches.
     """
     losses = F.cross_entropy(logits, label, reduction="none")
     return (losses if weight is None else losses * weight[label]).mean()
@@ -87,7 +87,7 @@ def rrhf_loss(score: Tensor, pairs: Tensor, best: Tensor, n_tokens: Tensor) -> T
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Everything that training and its report need."""
+    """Everything that the training and its report need."""
 
     recipe: TrainRewardRecipe
     inputs: RewardInputs
@@ -139,7 +139,7 @@ def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, run: 
 
 
 class RewardTask(nn.Module):
-    """A net with its loss, as the Trainer wants it; its state holds what is trained and nothing else."""
+    """The network with its loss, as the Trainer expects it; its state holds only trained tensors."""
 
     # The Trainer asks for it when a state lacks tensors, as ours does where the backbone is frozen.
     _keys_to_ignore_on_save: list[str] | None = None
@@ -188,14 +188,14 @@ class RewardTrainer(Trainer):
 
 
 class DevScores:
-    """What the net says of the dev examples, and how good that is.
+    """The predictions of the network on the dev examples, and their metrics.
 
     Args:
         dev: The dev examples.
 
     Attributes:
-        p: Of the dev examples in order, at the latest evaluation.
-        metrics: At the latest evaluation.
+        p: The probability of each dev example in order, at the latest evaluation.
+        metrics: The metrics of the latest evaluation.
         broken: Ids of the dev examples whose p is not finite.
     """
 
@@ -209,7 +209,7 @@ class DevScores:
         """Judge one pass over dev; the Trainer logs what it returns.
 
         Raises:
-            NotFiniteError: If the net gives a number that is not finite: after the last step no loss shows it.
+            NotFiniteError: If a p is not finite; after the last step, no loss would show it.
         """
         self.p = tuple(float(value) for value in prediction.predictions)
         broken = {example.id: p for example, p in zip(self._examples, self.p, strict=True) if not math.isfinite(p)}
@@ -221,9 +221,9 @@ class DevScores:
 
 
 def train(session: Session) -> None:
-    """Train from the run's state on, evaluating before the first step and after each epoch.
+    """Train, resuming from the run's state, and evaluate before the first step and after each epoch.
 
-    Each best state so far is kept in the run folder; that before the first step gives way to any later one.
+    The best checkpoint so far is kept in the run folder; any later one replaces that of the first evaluation.
 
     Raises:
         TrainingError: If a loss, a gradient or p of dev is not finite; what was kept stays.
@@ -318,7 +318,7 @@ class DevPrediction(Record):
 
 
 def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Tensor]) -> None:
-    """Write the best state so far, and what it says about dev."""
+    """Write the best checkpoint so far and its predictions on dev."""
     recipe, delta, inputs = session.recipe, session.parts.train.labelling.delta, session.inputs
     write_records(
         session.run.out / PREDICTIONS,

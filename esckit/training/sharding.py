@@ -75,9 +75,9 @@ def _deepspeed_whole(tensor: Tensor) -> Tensor:
 
 
 def store_trained_only(module: nn.Module) -> None:
-    """Let the state of a module hold what is trained and nothing else, and miss nothing else when it is loaded.
+    """Let the state of a module hold only its trained tensors, and expect only these when it is loaded.
 
-    Frozen weights and second names of tied ones are left out. An engine would load a state strictly.
+    Frozen weights and second names of tied ones are left out. Engines load states strictly.
     """
     trained = frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
 
@@ -118,7 +118,7 @@ def one_device(arguments: TrainingArguments) -> None:
 
 
 class EngineGuard(TrainerCallback):
-    """Makes an engine stop before a gradient that is not finite reaches the weights, and a split model generate.
+    """Stops an engine before a gradient that is not finite reaches the weights, and lets a sharded model generate.
 
     DeepSpeed frees gradients while the backward pass runs and takes its step inside of it, before any callback. There,
     hooks on the parameters look at the gradients, and the engine steps only if no process saw a bad one. FSDP2 gathers

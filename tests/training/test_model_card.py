@@ -1,3 +1,5 @@
+"""Model cards: a template that ships, filled with what the run knows."""
+
 from importlib import resources
 from string import Template
 
