@@ -31,8 +31,12 @@ from esckit.training.run import TrainingRun, training
 from esckit.training.sections import check_trackers
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from esckit.flow.batch import FlowBatch, LossTerms, Updates
     from esckit.flow.data import FlowTree
+    from esckit.flow.model import FlowModel
+    from esckit.flow.trainer import FlowTrainer
 
 log = logging.getLogger(__name__)
 
@@ -179,10 +183,9 @@ def _fit(session: _Session) -> None:
 
     from esckit.flow.model import build_model
     from esckit.flow.trainer import FlowTrainer, GoldValidation, TreeValidation
-    from esckit.training.checkpoint import save_checkpoint
     from esckit.training.harness import Diverged, fit, trainer_arguments
     from esckit.training.monitor import EpochEnds, Monitor, is_best
-    from esckit.training.sharding import EngineGuard, gathered_state
+    from esckit.training.sharding import EngineGuard
 
     recipe, run, updates, optim = session.recipe, session.run, session.updates, session.recipe.optim
     # Before the arguments: they tell transformers of ZeRO-3, which would split the model before its heads are on it.
@@ -217,22 +220,8 @@ def _fit(session: _Session) -> None:
         if metrics:
             monitor.row(state.global_step, metrics)
         better = validation.greater_is_better if selects else None
-        if not is_best(state, metrics.get(validation.key), greater_is_better=better):
-            return
-        trained = gathered_state(trainer, trained_only=recipe.model.trainable == "lora")
-        if run.process.is_main:
-            # A chosen shift of the logits becomes part of the head's bias.
-            offset, bias = validation.offset(metrics), "strategy_head.out.bias"
-            if offset is not None:
-                trained[bias] = trained[bias] + offset.to(trained[bias].device)
-            save_checkpoint(
-                run.out / FOLDER,
-                _metadata(session, state.global_step, metrics),
-                backbone=model.backbone,
-                tokenizer=session.tokenizer,
-                state={name: tensor for name, tensor in trained.items() if not name.startswith("lm_head.")},
-                heads_file=HEADS,
-            )
+        if is_best(state, metrics.get(validation.key), greater_is_better=better):
+            _keep(session, trainer, model, validation.offset(metrics), metrics)
 
     diverged = Diverged(run, lambda: updates.tree_ids(trainer.state.global_step - 1))
     monitor = Monitor(
@@ -270,6 +259,37 @@ def _fit(session: _Session) -> None:
         ],
     )
     fit(trainer, run, diverged)
+
+
+def _keep(
+    session: _Session, trainer: FlowTrainer, model: FlowModel, offset: Tensor | None, metrics: Mapping[str, Any]
+) -> None:
+    """Write the model as the checkpoint of the run; called in every process.
+
+    Args:
+        session: The training.
+        trainer: Holds the model's tensors, which may be sharded.
+        model: The model as it was built.
+        offset: A chosen shift of the logits (A,), which becomes part of the strategy head's bias; None for none.
+        metrics: What was measured on valid.
+    """
+    from esckit.training.checkpoint import save_checkpoint
+    from esckit.training.sharding import gathered_state
+
+    state = gathered_state(trainer, trained_only=session.recipe.model.trainable == "lora")
+    if not session.run.process.is_main:
+        return
+    bias = "strategy_head.out.bias"
+    if offset is not None:
+        state[bias] = state[bias] + offset.to(state[bias].device)
+    save_checkpoint(
+        session.run.out / FOLDER,
+        _metadata(session, trainer.state.global_step, metrics),
+        backbone=model.backbone,
+        tokenizer=session.tokenizer,
+        state={name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")},
+        heads_file=HEADS,
+    )
 
 
 def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowMetadata:

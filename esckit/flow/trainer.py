@@ -449,9 +449,10 @@ class FlowTrainer(Trainer):
         trained = self.model if model is None else model
         named = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
         decaying = set(self.get_decay_parameter_names(trained))
+        heads = {name for name, _ in named if "strategy_head." in name or "flow_head." in name}
         groups = [
             {
-                "params": [p for name, p in named if (_is_head(name), name in decaying) == (head, decays)],
+                "params": [p for name, p in named if (name in heads, name in decaying) == (head, decays)],
                 "lr": self._head_lr if head else self.args.learning_rate,
                 "weight_decay": self.args.weight_decay if decays else 0.0,
             }
@@ -474,7 +475,3 @@ class FlowTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say nothing: the frozen rest of the backbone is missing on purpose."""
-
-
-def _is_head(name: str) -> bool:
-    return "strategy_head." in name or "flow_head." in name

@@ -46,7 +46,7 @@ def test_one_row_reads_all_decisions_of_a_dialogue() -> None:
     assert rows.readout_column.tolist() == [tree.prefix_length(state) - 1 for state in range(4)]
 
 
-def test_a_long_dialogue_loses_its_end_in_training_and_its_oldest_turns_in_evaluation() -> None:
+def test_training_cuts_the_end_and_evaluation_the_oldest_turns() -> None:
     (whole,) = gold_trees(OPENING, TEXT, NAMES, max_tokens=4096, window=False)
     limit = whole.prefix_length(1)
     (cut,) = gold_trees(OPENING, TEXT, NAMES, max_tokens=limit, window=False)

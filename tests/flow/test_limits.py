@@ -87,7 +87,7 @@ def test_without_branching_any_policy_has_zero_loss() -> None:
         assert loss_of(chain(), pi, value, TAKEN) == pytest.approx(0, abs=1e-10)
 
 
-def test_the_value_of_the_action_taken_leaves_the_roots_ratio_free() -> None:
+def test_the_taken_actions_value_leaves_the_roots_ratio_free() -> None:
     pi, by_action, _ = conserved((0.1, 0.9))
     assert loss_of(complete_tree(), pi, by_action, TAKEN) == pytest.approx(0, abs=1e-10)
 

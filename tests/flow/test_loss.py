@@ -98,7 +98,7 @@ def test_losses_of_single_paths(
         assert found["flow"].item() == pytest.approx(loss, abs=2e-6)
 
 
-def test_no_gradient_of_the_policy_mean_reaches_the_policy_through_the_value() -> None:
+def test_the_policys_mean_value_gives_the_policy_no_gradient() -> None:
     ours = outputs(((1.5, 0.1, 0.2), (0.8, 0.3, 0.1), (1.2, 0.2, 0.3)))
     flow = gather_paths(ours, worked_batch(MEAN), MEAN).log_flow
     flow.sum().backward()

@@ -111,7 +111,7 @@ def test_long_paths_are_dropped_and_counted() -> None:
     assert flow_tree(tree, flow_text(), min_actions=2, max_path_tokens=10) is None
 
 
-def test_long_prefixes_lose_their_oldest_exchanges_but_not_the_header() -> None:
+def test_long_prefixes_lose_oldest_exchanges_but_not_the_header() -> None:
     tree = some_flow_tree(7)
     state = max((path.states[-1] for path in tree.paths), key=tree.prefix_length)
     limit = tree.prefix_length(state) - 1

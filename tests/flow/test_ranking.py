@@ -71,7 +71,7 @@ def test_low_prior_holds_every_winner_up() -> None:
     assert {loser for winner, loser in where(pairs.by_winner[1]) if winner == 1} == {0, 2, 3}
 
 
-def test_visited_then_low_prior_falls_back_to_untried_losers_of_good_winners() -> None:
+def test_without_visited_pairs_good_winners_beat_untried_losers() -> None:
     pairs = pairs_of("visited_then_low_prior")
     assert [where(table) for table in pairs.by_state] == [{(0, 1)}, set(), set()]
     assert where(pairs.by_winner[1]) == {(1, 0), (1, 2), (1, 3)}

@@ -96,7 +96,7 @@ class StopAtTheEnd(StopAfter):
         raise Stopped
 
 
-def test_stopped_between_training_and_summary_trains_nothing_again(tmp_path: Path) -> None:
+def test_stopped_before_the_summary_trains_nothing_again(tmp_path: Path) -> None:
     settings = recipe(write_trees(tmp_path, some_trees()))
     with pytest.raises(Stopped):
         run(settings, out=tmp_path / "run", progress=StopAtTheEnd(99))
@@ -107,7 +107,7 @@ def test_stopped_between_training_and_summary_trains_nothing_again(tmp_path: Pat
     assert same(weights(tmp_path / "run"), before[1])
 
 
-def test_other_trees_under_the_same_name_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_on_other_trees(tmp_path: Path) -> None:
     settings = recipe(write_trees(tmp_path, some_trees()))
     with pytest.raises(Stopped):
         run(settings, out=tmp_path / "run", progress=StopAfter(1))
@@ -187,7 +187,7 @@ def test_corpus_dialogues_as_trees_of_one_path_are_learnt_from(tmp_path: Path) -
     assert summary["material"]["train"] == {"trees": 3, "paths": 3, "decisions": 9}
 
 
-def test_going_on_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
+def test_starting_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
     first = write_trees(tmp_path / "0", some_trees())
     run(recipe(first, optim={"epochs": 1}), out=tmp_path / "first")
     later = [sparse_tree("late", "train", 9, round=1), sparse_tree("later", "valid", 10, round=1)]
@@ -210,7 +210,7 @@ def test_going_on_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
         run(second, out=tmp_path / "fourth")
 
 
-def test_gold_strategies_are_a_warm_start_where_the_corpus_is_mapped(tmp_path: Path) -> None:
+def test_gold_strategies_of_a_mapped_corpus_are_a_warm_start(tmp_path: Path) -> None:
     run(gold(mapping="esconv_to_aflow", limit=4), out=tmp_path / "mapped")
     run(gold(limit=4), out=tmp_path / "own")
     trees = write_trees(tmp_path, some_trees())
@@ -226,7 +226,7 @@ def test_gold_strategies_are_a_warm_start_where_the_corpus_is_mapped(tmp_path: P
 
 
 @pytest.mark.parametrize("window", [32, 2048])
-def test_a_backbone_whose_window_is_too_narrow_for_packing_trains_by_paths(tmp_path: Path, window: int) -> None:
+def test_a_window_too_narrow_for_packing_trains_by_paths(tmp_path: Path, window: int) -> None:
     backbone = tmp_path / "mistral"
     sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
