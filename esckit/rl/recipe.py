@@ -328,13 +328,13 @@ class TrainRlRecipe(ModelRecipe):
 
     def _check_dpo(self) -> None:
         if not self.inputs or self.data is not None:
-            raise ValueError("algorithm: dpo learns from inputs (runs of simulate), and from no data")
+            raise ValueError("algorithm: dpo needs inputs (runs of simulate) and takes no data")
         if self.optim.select == "best_dev":
             raise ValueError("algorithm: dpo has no reward to select by: optim.select must be last")
 
     def _check_grpo(self) -> None:
         if self.data is None or self.inputs:
-            raise ValueError("algorithm: grpo learns from data, and from no inputs")
+            raise ValueError("algorithm: grpo needs data and takes no inputs")
         roles, kind = self.models, self.reward.kind
         if kind in ("classifier", "ranker") and (roles.reward is None or roles.reward.checkpoint is None):
             raise ValueError(f"reward.kind: {kind} needs models.reward with a checkpoint")
@@ -343,7 +343,7 @@ class TrainRlRecipe(ModelRecipe):
         if kind == "online" and (roles.seeker is None or roles.critic is None):
             raise ValueError("reward.kind: online needs models.seeker and models.critic")
         if kind == "online" and self.reward.value == "hard_label":
-            raise ValueError("reward.value: hard_label is of reward models; with reward.kind: online see online.value")
+            raise ValueError("reward.value: hard_label needs a reward model; reward.kind: online has online.value")
 
 
 @dataclass(frozen=True, slots=True)

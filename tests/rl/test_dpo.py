@@ -73,7 +73,7 @@ def test_few_pairs_make_smaller_steps_and_none_are_refused():
         plan_steps(ours, n_rows=50, n_processes=3)
 
 
-def test_the_better_output_becomes_likelier_and_every_token_of_it_counts(tmp_path):
+def test_the_better_output_becomes_likelier_to_its_last_token(tmp_path):
     trainer, _ = fitted(TrainingRun(tmp_path), max_steps=6)
     example = trainer.train_dataset[0]
     text = trainer.processing_class.decode(example["chosen_ids"])
@@ -83,7 +83,7 @@ def test_the_better_output_becomes_likelier_and_every_token_of_it_counts(tmp_pat
     assert margins[-1] > margins[0]
 
 
-def test_k_steps_resumed_by_k_steps_equal_two_k_steps_bit_for_bit(tmp_path):
+def test_a_resumed_training_equals_a_whole_one_bit_for_bit(tmp_path):
     _, whole = fitted(TrainingRun(tmp_path / "whole"), max_steps=6, epochs=3)
     with pytest.raises(KeyboardInterrupt):
         fitted(TrainingRun(tmp_path / "cut"), Stop(4), logging={"save_every": 3}, max_steps=6, epochs=3)

@@ -198,7 +198,7 @@ def test_a_nan_stops_the_run_before_it_reaches_the_weights(tmp_path):
     assert (tmp_path / "states/checkpoint-2/adapter_model.safetensors").is_file()
 
 
-def test_k_steps_resumed_by_k_steps_equal_two_k_steps_bit_for_bit(tmp_path):
+def test_a_resumed_training_equals_a_whole_one_bit_for_bit(tmp_path):
     whole = fitted(small(max_steps=8, epochs=2), TrainingRun(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         fitted(small(save_every=5, max_steps=8, epochs=2), TrainingRun(tmp_path / "cut"), Stop(6))
@@ -238,7 +238,7 @@ def test_a_last_batch_that_would_be_used_in_part_is_refused():
         planned(small(grpo={"iterations": 2}, max_steps=5))
 
 
-def test_only_attention_and_mlp_get_an_adapter_and_the_base_stays(tmp_path):
+def test_only_attention_and_mlp_get_an_adapter(tmp_path):
     trainer = trainer_of(small(), TrainingRun(tmp_path))
     names = {
         name.split(".lora_")[0].rpartition(".")[2] for name, p in trainer.model.named_parameters() if p.requires_grad
@@ -253,7 +253,7 @@ def dev_set(rewards, n=4, **options) -> tuple[DevSet, object]:
     return DevSet(rows(policy, n), rewards, tokenizer, tuple(policy.chat.stop_ids), **settings), model
 
 
-def test_dev_replies_are_greedy_and_leave_mode_and_random_state_alone():
+def test_dev_replies_are_greedy_and_leave_the_model_alone():
     dev, model = dev_set(paired(SCORE))
     prompts = [row["prompt"] for row in dev.rows]
     model.train()

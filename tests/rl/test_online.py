@@ -91,7 +91,7 @@ def test_the_reply_is_played_and_its_reasoning_seen_by_nobody():
     assert len(players.supporter.asked) == 2  # exchanges 1 and 2; exchange 0 is the policy's own
 
 
-def test_draws_differ_by_step_and_by_place_in_the_group_and_by_nothing_else():
+def test_draws_differ_by_step_and_by_place_in_the_group_only():
     def seeds(step):
         players = Players()
         measured(players, (WELL_FORMED, WELL_FORMED), step=step)
@@ -112,7 +112,7 @@ def test_a_failed_future_is_no_number_and_takes_the_format_along():
         assert rewards.format_reward([], said(WELL_FORMED), **given) == [None]
 
 
-def test_futures_are_played_beside_a_running_event_loop_and_errors_come_back():
+def test_futures_are_played_beside_a_running_event_loop():
     async def inside() -> list[float | None]:
         return measured(Players(), value="goal")
 

@@ -29,12 +29,12 @@ def load(folder, *overrides):
         (["models.reward={}"], "either checkpoint or backbone"),
         (ONLINE, "online needs models.seeker and models.critic"),
         (["reward.weights={future: 0, format: 0}"], "at least one weight must be positive"),
-        (["algorithm=dpo"], "learns from inputs"),
-        (["inputs=[runs/x]"], "learns from data"),
+        (["algorithm=dpo"], "dpo needs inputs"),
+        (["inputs=[runs/x]"], "grpo needs data"),
         (["optim.select=best_dev", "monitor.dev_every=null"], "best_dev needs monitor.dev_every"),
         (["data.merge=false"], "must be true here"),
         (["lora.targets=q_proj"], "lora.targets (--set): must be a list of module names, or all-linear, not 'q_proj'"),
-        ([*ONLINE, "models.critic={scripted: critic}", "reward.value=hard_label"], "see online.value"),
+        ([*ONLINE, "models.critic={scripted: critic}", "reward.value=hard_label"], "has online.value"),
     ],
 )
 def test_what_is_refused(tmp_path, overrides, message):

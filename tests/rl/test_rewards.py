@@ -30,7 +30,7 @@ def test_future_sees_the_reply_only_and_format_the_whole_output():
     assert "They sound tired" not in str(asked)
 
 
-def test_a_batch_is_measured_once_for_both_and_equal_outputs_once_at_all():
+def test_a_batch_is_measured_once_and_equal_outputs_once():
     calls = []
     rewards = paired(lambda turns, replies: calls.append(len(replies)) or [0.5] * len(replies))
     given = columns(4, context_ids=["c", "c", "c", "d"])

@@ -120,7 +120,7 @@ def test_a_run_cut_inside_a_dev_measurement_makes_it_again(
         assert (tmp_path / "run/checkpoint" / name).read_bytes() == (trained / "checkpoint" / name).read_bytes()
 
 
-def test_a_run_that_was_stopped_before_its_first_state_begins_anew(trained: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_before_its_first_state_begins_anew(trained: Path, tmp_path: Path) -> None:
     ours = recipe(logging={"save_every": 100})
     with pytest.raises(KeyboardInterrupt):
         run(ours, out=tmp_path / "run", progress=StopAt(2))
@@ -174,7 +174,7 @@ def test_every_other_reward_trains(tmp_path: Path, sections: dict[str, Any]) -> 
     assert last.get("rl/unscored_share", last.get("dev/unscored_share")) == 0.0
 
 
-def test_an_untrained_reward_computes_in_the_type_that_the_recipe_names() -> None:
+def test_an_untrained_reward_computes_in_the_recipes_type() -> None:
     ours = recipe(reward={"kind": "untrained"}, models={"reward": {"backbone": "tiny-random", "dtype": "bfloat16"}})
     with open_measure(ours, {}) as (measure, _):
         model = measure.score.__self__
@@ -232,7 +232,7 @@ def test_a_diverged_dpo_run_names_the_pairs_of_the_step(futures: Path, tmp_path:
     assert found == [pairs[index]["context_id"] for index in order[2:4]]
 
 
-def test_the_best_dev_policy_is_kept_where_the_recipe_says_so(tmp_path: Path) -> None:
+def test_the_best_dev_policy_is_kept_if_the_recipe_asks(tmp_path: Path) -> None:
     run(recipe(optim={"select": "best_dev", "max_steps": 2}, monitor={"dev_every": 1}), out=tmp_path / "run")
     dev = {row["step"]: row["dev/reward/future"] for row in rows(tmp_path / "run") if "dev/reward/future" in row}
     best = max((value, -step) for step, value in dev.items() if step)
@@ -272,7 +272,7 @@ def test_dev_dialogues_that_the_reward_model_knows_are_named(
 
 
 @pytest.mark.parametrize(("reward", "what"), [("bad_reward", "the reward"), ("broken_model", "p of the reward model")])
-def test_a_diverged_run_keeps_the_last_finite_policy_and_says_at_what_it_broke(
+def test_a_diverged_run_keeps_the_last_finite_policy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, reward: str, what: str
 ) -> None:
     bad = recipe(reward={"kind": f"tests.rl.rl_runs:{reward}"}, monitor={"dev_every": None})
@@ -313,16 +313,14 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
         plan(recipe(**sections))
 
 
-def test_rows_that_cannot_be_measured_are_counted_and_their_text_is_not_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_text_of_unmeasured_rows_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     none = recipe(reward={"kind": "tests.rl.rl_runs:no_reward"}, optim={"max_steps": 1}, max_failure_rate=1.0)
     with caplog.at_level("WARNING", logger="trl"):
         run(none, out=tmp_path / "run")
     assert "All reward functions returned None" not in caplog.text
 
 
-def test_contexts_that_are_all_too_long_are_told_with_the_limit(tmp_path: Path) -> None:
+def test_contexts_that_are_all_too_long_name_the_limit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"once \d+ that are too long") as caught:
         run(recipe(grpo={"max_prompt_tokens": 50}), out=tmp_path / "run")
     assert caught.value.hint == "Raise grpo.max_prompt_tokens"
