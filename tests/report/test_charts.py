@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.report.blocks import Bars, Flow, Heat, Lines, Series
-from esckit.report.charts import svg, ticks
+from esckit.errors import StorageError
+from esckit.report.blocks import Bars, Flow, Heat, Lines, Part, Report, Section, Series
+from esckit.report.charts import svg, ticks, write_plots
+from esckit.report.run import build_report
+from esckit.report.source import open_run
+from tests.report.run_folders import evaluate_run, simulate_run
 
 LABEL = "<b>\"a\" & 'b'</b>"
 CHARTS = (
@@ -61,3 +65,43 @@ def test_ticks_cover_what_they_are_for(low, width):
     assert found[0] - slack <= low
     assert found[-1] + slack >= low + width
     assert 2 <= len(found) <= 9
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_every_chart_is_written_as_svg_and_png(tmp_path):
+    report = build_report([open_run(evaluate_run(tmp_path / "run"))])
+    files = write_plots(report, tmp_path / "plots")
+    assert len(files) == 2 * len(report.charts()) == len(set(files))
+    for path in files:
+        if path.suffix == ".png":
+            assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        else:
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_equal_runs_give_equal_files_and_several_runs_do_not_overwrite_each_other(tmp_path):
+    runs = [open_run(simulate_run(tmp_path / name)) for name in ("a", "b")]
+    first = write_plots(build_report(runs), tmp_path / "1")
+    second = write_plots(build_report(runs), tmp_path / "2")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert len({path.name for path in first}) == 8
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        write_plots(build_report([open_run(simulate_run(tmp_path / "a"))]), tmp_path / "file" / "plots")
+
+
+def test_a_file_has_title_legend_and_the_page_s_light_colours(tmp_path):
+    lines = Lines("l", "A title", "x", "y", tuple(Series(name, (0.0, 1.0), (0.0, 1.0)) for name in ("one", "two")))
+    bell = Bars("b", "bell \x07", "x", "y", ("a",), (("s", (1.0,)),))
+    report = Report("r", (Part("p", "", "", (Section("s", (lines, bell)),)),))
+    drawn, _, odd, _ = write_plots(report, tmp_path)
+    root = ElementTree.parse(drawn).getroot()
+    assert {"A title", "one", "two"} <= {element.text for element in root.iter()}
+    assert not any("class" in element.attrib for element in root.iter())
+    assert {"#2f7f8f", "#d98324"} <= {element.get("fill") for element in root.iter()}
+    assert "bell �" in odd.read_text(encoding="utf-8")
