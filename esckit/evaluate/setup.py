@@ -216,10 +216,9 @@ def _prompts(recipe: EvaluateRecipe, taxonomy: Taxonomy | None) -> dict[str, str
     prompts, roles = recipe.prompts, recipe.roles()
     shown: dict[str, str] = {}
     if "supporter" in roles:
-        used = {"supporter": role_prompt("supporter", prompts.supporter).identity}
         # Self-play has a prompt of its own under its compatibility switch.
-        used |= {"self-play": supporter_prompt(recipe).identity} if "seeker" in roles else {}
-        shown["supporter"] = ", ".join(dict.fromkeys(used.values()))
+        used = (role_prompt("supporter", prompts.supporter), *([supporter_prompt(recipe)] if "seeker" in roles else []))
+        shown["supporter"] = ", ".join(dict.fromkeys(prompt.identity for prompt in used))
     shown |= {
         role: role_prompt(role, name).identity
         for role, name in (("seeker", prompts.seeker), ("turn_judge", prompts.turn_judge))

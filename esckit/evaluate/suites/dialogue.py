@@ -44,13 +44,8 @@ _COMPAT_TOKENS = 32
 
 _COMPAT_SUPPORTER = "supporter_ppdpp"
 
-_CRITERION_OF = {
-    "empathy": "empathy",
-    "information": "information",
-    "naturalness": "humanlikeness",
-    "strategy": "strategic",
-}
-"""Our rating by the rubric's criterion."""
+_OUR_NAMES = {"naturalness": "humanlikeness", "strategy": "strategic"}
+"""Names of our ratings where the rubric's criteria are called otherwise."""
 
 
 class DialogueSettings(Section):
@@ -194,7 +189,9 @@ def episode_of(scenario: Scenario, played: Played, recipe: EvaluateRecipe) -> Ep
     critics = recipe.settings.dialogue.critics
 
     def of_turn(turn: PlayedTurn) -> EpisodeTurn:
-        ratings = turn.ratings and TurnRatings(**{_CRITERION_OF[name]: rating for name, rating in turn.ratings.items()})
+        ratings = turn.ratings and TurnRatings(
+            **{_OUR_NAMES.get(name, name): rating for name, rating in turn.ratings.items()}
+        )
         return EpisodeTurn(
             t=turn.t,
             supporter=turn.supporter,

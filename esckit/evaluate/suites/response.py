@@ -19,7 +19,7 @@ from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.cases import MALFORMED, ResponseCase
 from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, played_by
 from esckit.ledger import Ledger, derive_seed
-from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, ratio
+from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, ratio
 from esckit.metrics.overlap import (
     DistinctShare,
     bleu_from_sums,
@@ -230,40 +230,39 @@ class _Pair(NamedTuple):
     reference: tuple[str, ...]
 
 
-def _scored(read: Callable[[ResponseCase, _Pair], Stats | Unscored]) -> Callable[[ResponseCase], Stats | Unscored]:
-    """Return a collector that leaves unscored cases out."""
+def _metric(
+    name: str, read: Callable[[ResponseCase, _Pair], Stats | Unscored], estimator: Estimator = RATIO, **facts: Any
+) -> ResponseMetric:
+    """Return a metric over the cases with a reply."""
 
     def collect(case: ResponseCase) -> Stats | Unscored:
         if case.unscored is not None or case.reply is None:
             return Unscored(case.unscored or "blank")
         return read(case, _Pair(tokenise(case.reply), tokenise(case.reference)))
 
-    return collect
+    return Metric(Facts(f"response.{name}", **facts), collect, estimator)
 
 
-def _of_100(name: str, **facts: Any) -> Facts:
-    return Facts(f"response.{name}", unit="0-100", range=(0.0, 100.0), tokenizer=TOKENIZER, **facts)
+_OF_100: dict[str, Any] = {"unit": "0-100", "range": (0.0, 100.0), "tokenizer": TOKENIZER}
 
 
 def bleu(order: int) -> ResponseMetric:
     """Return corpus BLEU up to n-grams of ``order``, one reference."""
     orders = range(1, order + 1)
     counts = (*(f"matches_{n}" for n in orders), *(f"ngrams_{n}" for n in orders), "tokens", "reference_tokens")
-    facts = _of_100(f"bleu_{order}", minimum=f"an n-gram of order {order}", counts=counts)
-    return Metric(facts, _scored(lambda _, pair: bleu_stats(pair.reply, pair.reference, order)), Sums(bleu_from_sums))
+    facts = {"minimum": f"an n-gram of order {order}", "counts": counts, **_OF_100}
+    return _metric(f"bleu_{order}", lambda _, pair: bleu_stats(*pair, order), Sums(bleu_from_sums), **facts)
 
 
 def distinct(n: int) -> ResponseMetric:
     """Return Distinct-n over all replies together."""
-    facts = _of_100(f"distinct_{n}", minimum=f"an n-gram of order {n}", interval="jackknife", counts=("ngrams",))
-    return Metric(facts, _scored(lambda _, pair: distinct_stats(ngrams(pair.reply, n))), DistinctShare())
+    facts = {"minimum": f"an n-gram of order {n}", "interval": "jackknife", "counts": ("ngrams",), **_OF_100}
+    return _metric(f"distinct_{n}", lambda _, pair: distinct_stats(ngrams(pair.reply, n)), DistinctShare(), **facts)
 
 
-ROUGE_L: ResponseMetric = Metric(_of_100("rouge_l"), _scored(lambda _, pair: (rouge_l(*pair), 1.0)), RATIO)
+ROUGE_L = _metric("rouge_l", lambda _, pair: (rouge_l(*pair), 1.0), **_OF_100)
 
-METEOR_EXACT: ResponseMetric = Metric(
-    _of_100("meteor_exact"), _scored(lambda _, pair: (meteor_exact(*pair), 1.0)), RATIO
-)
+METEOR_EXACT = _metric("meteor_exact", lambda _, pair: (meteor_exact(*pair), 1.0), **_OF_100)
 
 
 def _surprise(case: ResponseCase, _: _Pair) -> Stats | Unscored:
@@ -280,37 +279,19 @@ def _perplexity(sums: Array) -> Array:
     return np.where(np.isfinite(found), found, np.nan)
 
 
-PPL: ResponseMetric = Metric(
-    Facts(
-        "response.ppl",
-        unit="none",
-        range=(1.0, None),
-        higher_is_better=False,
-        undefined="needs 1 scored token, and a perplexity that a float can hold",
-        counts=("nll", "tokens"),
-    ),
-    _scored(_surprise),
-    Sums(_perplexity),
-)
+PPL = _metric(
+    "ppl", _surprise, Sums(_perplexity), unit="none", range=(1.0, None), higher_is_better=False,
+    undefined="needs 1 scored token, and a perplexity that a float can hold", counts=("nll", "tokens"),
+)  # fmt: skip
 
-WORDS: ResponseMetric = Metric(
-    Facts("response.words", unit="words", range=(0.0, None), higher_is_better=None, tokenizer=TOKENIZER),
-    _scored(lambda case, _: (float(n_words(case.reply or "")), 1.0)),
-    RATIO,
-)
+_LENGTH: dict[str, Any] = {"range": (0.0, None), "higher_is_better": None, "tokenizer": TOKENIZER}
 
-LENGTH_RATIO: ResponseMetric = Metric(
-    Facts(
-        "response.length_ratio",
-        unit="none",
-        range=(0.0, None),
-        higher_is_better=None,
-        counts=("tokens", "reference_tokens"),
-        tokenizer=TOKENIZER,
-    ),
-    _scored(lambda _, pair: (float(len(pair.reply)), float(len(pair.reference)))),
-    RATIO,
-)
+WORDS = _metric("words", lambda case, _: (float(n_words(case.reply or "")), 1.0), unit="words", **_LENGTH)
+
+LENGTH_RATIO = _metric(
+    "length_ratio", lambda _, pair: (float(len(pair.reply)), float(len(pair.reference))),
+    unit="none", counts=("tokens", "reference_tokens"), **_LENGTH,
+)  # fmt: skip
 
 
 def malformed_share(kind: ParseKind) -> ResponseMetric:
