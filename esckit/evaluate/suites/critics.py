@@ -29,6 +29,8 @@ RULES: tuple[Rule, ...] = ("strict", "lenient")
 
 THRESHOLD = Fraction(1, 2)
 
+_RATE: dict[str, Any] = {"interval": "wilson", "test": "mcnemar", "counts": ("success", "cases")}
+
 EpisodeMetric = Metric[Episode]
 
 
@@ -119,7 +121,6 @@ class CriticScale:
         return self._metric(Facts(f"dialogue.{self.critic}.{name}", **given), read)
 
     def _metric(self, facts: Facts, read: Callable[[CriticOutcome], Stats | None], sums: Sums = RATIO) -> EpisodeMetric:
-
         def collect_case(episode: Episode) -> Stats | Unscored | None:
             outcome = read_outcome(episode, self.critic)
             return outcome if isinstance(outcome, Unscored) else read(outcome)
@@ -131,9 +132,7 @@ class CriticScale:
         return self.metric(
             name or f"sr_{rule}",
             lambda outcome: (float(outcome.turn(rule) is not None), 1.0),
-            interval="wilson",
-            test="mcnemar",
-            counts=("success", "cases"),
+            **_RATE,
             variant_of=f"dialogue.{self.critic}.sr_strict" if rule == "lenient" else None,
         )
 
@@ -142,9 +141,7 @@ class CriticScale:
         return self.metric(
             "sr_by_turn" if rule == "strict" else "sr_by_turn_lenient",
             lambda outcome: (float((outcome.turn(rule) or t + 1) <= t), 1.0),
-            interval="wilson",
-            test="mcnemar",
-            counts=("success", "cases"),
+            **_RATE,
         )
 
     def average_turn(self, rule: Rule, name: str | None = None) -> EpisodeMetric:
