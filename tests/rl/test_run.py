@@ -221,7 +221,7 @@ def test_a_diverged_dpo_run_names_the_pairs_of_the_step(futures: Path, tmp_path:
         algorithm="dpo", inputs=(str(futures),), data=None, dpo={"batch_size": 2, "max_prompt_tokens": 1600},
         monitor={"dev_every": None}, optim={"lr": 1e30},
     )  # fmt: skip
-    with pytest.raises(TrainingError, match="at step 1"):
+    with pytest.raises(TrainingError, match="at step 2"):
         run(ours, out=tmp_path / "run")
     material = collect(ours)
     prompt = PolicyPrompt(load_prompt(ours.prompt), load_learner(ours).chat, 1600)
@@ -229,7 +229,7 @@ def test_a_diverged_dpo_run_names_the_pairs_of_the_step(futures: Path, tmp_path:
     pairs = build_pairs(contexts, material.futures, prompt, require_format=True, max_completion_tokens=512).rows
     order = training_order(len(pairs), n_batches=3, batch=2, seed=7)
     found = json.loads((tmp_path / "run/diverged.json").read_text())["input_ids"]
-    assert found == [pairs[index]["context_id"] for index in order[2:4]]
+    assert found == [pairs[index]["context_id"] for index in order[4:6]]
 
 
 def test_the_best_dev_policy_is_kept_if_the_recipe_asks(tmp_path: Path) -> None:
