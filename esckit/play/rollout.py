@@ -36,7 +36,7 @@ from esckit.types import (
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who plays: the roles of a simulation. With a strategist, every supporter turn is told a strategy."""
+    """Who plays: the roles of a simulation. With a strategist, every supporter turn is given a strategy."""
 
     supporter: Supporter
     seeker: Seeker

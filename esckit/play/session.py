@@ -1,7 +1,6 @@
-"""What every run does around its work: it holds its folder, says in the manifest what took part, and books the cost.
+"""What a run that plays with models does around its work: it holds its folder, says what took part, and books the cost.
 
-Runs that play units and trainings both stand in such a frame; the work itself lies in :mod:`esckit.play.runner` and
-:mod:`esckit.training`.
+The work itself lies in :mod:`esckit.play.runner`; trainings have a frame of their own (:mod:`esckit.training.run`).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Predict(Section):
 
     Attributes:
         at: Every supporter turn of the dialogues, or what comes after their last turn.
-        strategy: Which strategy the supporter is told: the strategist's, the corpus's own, or none.
+        strategy: Which strategy the supporter is given: the strategist's, the corpus's own, or none.
         max_attempts: Tries in all for one answer.
     """
 

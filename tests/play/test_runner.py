@@ -13,7 +13,7 @@ def add(rate: FailureRate, *, failed: bool) -> None:
     rate.watch()
 
 
-def test_no_more_than_the_limit_is_in_flight_and_places_are_freed_at_once() -> None:
+def test_the_limit_holds_and_places_are_freed_at_once() -> None:
     in_flight, peak, done, late = 0, 0, [], asyncio.Event()
 
     async def work(n: int) -> int:
