@@ -1,8 +1,6 @@
-"""What a corpus holds, counted: the inspection report as plain data, ready for JSON.
+"""What a corpus holds, counted: the inspection report as plain data, ready for JSON, and as text for a terminal.
 
-Keys, labels, types and counts only; never an utterance or a situation. :mod:`esckit.data.inspection` renders it.
-
-The inspection report as text for a terminal.
+Keys, labels, types and counts only; never an utterance or a situation.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -72,26 +70,59 @@ def build_report(reading: Reading, *, merge: bool = False, limit_problems: int =
     dialogues = reading.dialogues
     merged = tuple(merge_runs(dialogue) for dialogue in dialogues)
     shown = merged if merge else dialogues
+    surveys = [dialogue.survey.model_dump() for dialogue in dialogues if dialogue.survey is not None]
+    rated = [list(feedback_targets(dialogue)) for dialogue in shown]
+    ratings = [one for of_dialogue in rated for one in of_dialogue]
+    by_situation: dict[str, list[str]] = defaultdict(list)
+    for dialogue in dialogues:
+        if dialogue.scenario.situation:
+            by_situation[dialogue.scenario.situation.casefold()].append(dialogue.id)
     return {
         "schema": SCHEMA,
         "format": reading.corpus.format,
-        "files": _files(reading.corpus),
+        "files": {
+            "read": [
+                {"name": file.name, "split": file.split, "n_records": file.n_records, "sha256": file.sha256}
+                for file in reading.corpus.files
+            ],
+            "ignored": list(reading.corpus.ignored_files),
+        },
         "n_records": reading.corpus.n_records,
         "n_dialogues": len(dialogues),
         "n_refused": len(reading.refusals),
-        "splits": _splits(dialogues),
-        "utterances": _utterances(shown, dialogues, merged),
+        "splits": {
+            split: {"dialogues": len(members), "utterances": _count_turns(members), "ids_digest": ids_digest(members)}
+            for split, members in _by_split(dialogues).items()
+        },
+        "utterances": {
+            **_count_turns(shown),
+            "per_dialogue": spread([len(dialogue.turns) for dialogue in dialogues]),
+            "merged_per_dialogue": spread([len(dialogue.turns) for dialogue in merged]),
+            "contexts": {"unmerged": _n_contexts(dialogues), "merged": _n_contexts(merged)},
+        },
         "strategies": _strategies(reading, shown),
         "words": {"utterance": _words(dialogues), "merged_turn": _words(merged)},
         "runs": _runs(dialogues, merged),
         "speakers_first": _speakers(turn for dialogue in dialogues for turn in dialogue.turns[:1]),
         "speakers_last": _speakers(turn for dialogue in dialogues for turn in dialogue.turns[-1:]),
-        "problem_types": _types(dialogues, lambda dialogue: dialogue.scenario.problem_type),
-        "emotion_types": _types(dialogues, lambda dialogue: dialogue.scenario.emotion_type),
-        "experience_types": _types(dialogues, lambda dialogue: dialogue.scenario.experience_type),
-        "ratings": _ratings(dialogues),
-        "feedback": _feedback(shown),
-        "duplicates": _duplicates(dialogues, reading.issues),
+        "problem_types": _types(dialogue.scenario.problem_type for dialogue in dialogues),
+        "emotion_types": _types(dialogue.scenario.emotion_type for dialogue in dialogues),
+        "experience_types": _types(dialogue.scenario.experience_type for dialogue in dialogues),
+        "ratings": {
+            "n_surveys": len(surveys),
+            "missing": {name: sum(1 for survey in surveys if survey[name] is None) for name in RATINGS},
+            "values": {name: _number_counts(survey[name] for survey in surveys) for name in RATINGS},
+        },
+        "feedback": {
+            "n": len(ratings),
+            "dialogues": sum(1 for of_dialogue in rated if of_dialogue),
+            "values": _number_counts(one.rating for one in ratings),
+            "without_target": sum(1 for one in ratings if not one.targets),
+        },
+        "duplicates": {
+            "dialogues": sum(1 for issue in reading.issues if issue.code == "duplicate_dialogue"),
+            "situations": [ids for ids in by_situation.values() if len(ids) > 1],
+        },
         "issues": _issues(reading.issues),
         "refusals": [str(error) for error in reading.refusals[:limit_problems]],
         "ids_digest": ids_digest(dialogues),
@@ -112,19 +143,6 @@ def spread(values: Sequence[int]) -> dict[str, float | None]:
     }
 
 
-# ---------------------------------------------------------------- sections
-
-
-def _files(corpus: Corpus) -> Report:
-    return {
-        "read": [
-            {"name": file.name, "split": file.split, "n_records": file.n_records, "sha256": file.sha256}
-            for file in corpus.files
-        ],
-        "ignored": list(corpus.ignored_files),
-    }
-
-
 def _by_split(dialogues: Iterable[Dialogue]) -> dict[str, list[Dialogue]]:
     """Return the dialogues per split, those without one left out."""
     found: dict[str, list[Dialogue]] = defaultdict(list)
@@ -140,23 +158,8 @@ def _count_turns(dialogues: Iterable[Dialogue]) -> dict[str, int]:
     return {"n": speakers.total(), **{speaker: speakers[speaker] for speaker in SPEAKERS}}
 
 
-def _splits(dialogues: Sequence[Dialogue]) -> Report:
-    return {
-        split: {"dialogues": len(members), "utterances": _count_turns(members), "ids_digest": ids_digest(members)}
-        for split, members in _by_split(dialogues).items()
-    }
-
-
-def _utterances(shown: Sequence[Dialogue], dialogues: Sequence[Dialogue], merged: Sequence[Dialogue]) -> Report:
-    def n_contexts(chosen: Sequence[Dialogue]) -> int:
-        return sum(1 for dialogue in chosen for _ in contexts(dialogue))
-
-    return {
-        **_count_turns(shown),
-        "per_dialogue": spread([len(dialogue.turns) for dialogue in dialogues]),
-        "merged_per_dialogue": spread([len(dialogue.turns) for dialogue in merged]),
-        "contexts": {"unmerged": n_contexts(dialogues), "merged": n_contexts(merged)},
-    }
+def _n_contexts(dialogues: Iterable[Dialogue]) -> int:
+    return sum(1 for dialogue in dialogues for _ in contexts(dialogue))
 
 
 def _shown_label(turn: Turn | TurnPart, resolved: bool) -> str | None:
@@ -216,7 +219,10 @@ def _runs(dialogues: Sequence[Dialogue], merged: Sequence[Dialogue]) -> Report:
     for dialogue in merged:
         for turn in dialogue.turns:
             longest[turn.speaker] = max(longest[turn.speaker], len(turn_parts(turn)))
-    distinct = Counter(_n_strategies(turn) for turn in _supporter_turns(merged))
+    distinct = Counter(
+        len({part.strategy or part.source_strategy for part in turn_parts(turn)} - {None, ""})
+        for turn in _supporter_turns(merged)
+    )
     return {
         "pairs": sum(len(found) for found in pairs),
         "dialogues": sum(1 for found in pairs if found),
@@ -229,62 +235,25 @@ def _runs(dialogues: Sequence[Dialogue], merged: Sequence[Dialogue]) -> Report:
     }
 
 
-def _n_strategies(turn: Turn) -> int:
-    """Return how many distinct strategies the pieces of a turn have."""
-    return len({part.strategy or part.source_strategy for part in turn_parts(turn)} - {None, ""})
-
-
 def _speakers(turns: Iterable[Turn]) -> dict[str, int]:
     counts = Counter(turn.speaker for turn in turns)
     return {speaker: counts[speaker] for speaker in SPEAKERS}
 
 
-def _types(dialogues: Iterable[Dialogue], of: Callable[[Dialogue], str | None]) -> dict[str, int]:
-    """Count a type case-folded, the most frequent first, each under its most frequent spelling."""
+def _types(found: Iterable[str | None]) -> dict[str, int]:
+    """Count types case-folded, the most frequent first, each under its most frequent spelling."""
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
-    for dialogue in dialogues:
-        found = of(dialogue)
-        if found:
-            key = found.casefold()
-            spellings[_SAME_PROBLEM.get(key, key)][found] += 1
+    for name in found:
+        if name:
+            key = name.casefold()
+            spellings[_SAME_PROBLEM.get(key, key)][name] += 1
     groups = sorted(spellings.values(), key=lambda group: -group.total())
     return {group.most_common(1)[0][0]: group.total() for group in groups}
-
-
-def _ratings(dialogues: Sequence[Dialogue]) -> Report:
-    surveys = [dialogue.survey.model_dump() for dialogue in dialogues if dialogue.survey is not None]
-    return {
-        "n_surveys": len(surveys),
-        "missing": {name: sum(1 for survey in surveys if survey[name] is None) for name in RATINGS},
-        "values": {name: _number_counts(survey[name] for survey in surveys) for name in RATINGS},
-    }
 
 
 def _number_counts(values: Iterable[int | None]) -> dict[str, int]:
     counts = Counter(value for value in values if value is not None)
     return {str(value): counts[value] for value in sorted(counts)}
-
-
-def _feedback(dialogues: Sequence[Dialogue]) -> Report:
-    rated = [list(feedback_targets(dialogue)) for dialogue in dialogues]
-    flat = [one for ratings in rated for one in ratings]
-    return {
-        "n": len(flat),
-        "dialogues": sum(1 for ratings in rated if ratings),
-        "values": _number_counts(one.rating for one in flat),
-        "without_target": sum(1 for one in flat if not one.targets),
-    }
-
-
-def _duplicates(dialogues: Sequence[Dialogue], issues: Iterable[Issue]) -> Report:
-    by_situation: dict[str, list[str]] = defaultdict(list)
-    for dialogue in dialogues:
-        if dialogue.scenario.situation:
-            by_situation[dialogue.scenario.situation.casefold()].append(dialogue.id)
-    return {
-        "dialogues": sum(1 for issue in issues if issue.code == "duplicate_dialogue"),
-        "situations": [ids for ids in by_situation.values() if len(ids) > 1],
-    }
 
 
 def _issues(issues: Iterable[Issue]) -> Report:
@@ -297,16 +266,13 @@ def _issues(issues: Iterable[Issue]) -> Report:
         code: {
             "severity": found[0].severity,
             "n": len(found),
-            "places": [_place(issue) for issue in found[:_PLACES_SHOWN]],
+            "places": [
+                f"{issue.file}: " + ", ".join(filter(None, (f"record {issue.record}", issue.field, issue.detail)))
+                for issue in found[:_PLACES_SHOWN]
+            ],
         }
         for code, found in ordered
     }
-
-
-def _place(issue: Issue) -> str:
-    """Return where something was met."""
-    parts = [f"record {issue.record}", issue.field or "", issue.detail or ""]
-    return f"{issue.file}: " + ", ".join(part for part in parts if part)
 
 
 def totals(report: Mapping[str, Any]) -> tuple[int, int]:
@@ -320,19 +286,51 @@ Rows = Sequence[Sequence[object]]
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the report as lines of text, without a final line end."""
+    runs, first, last = report["runs"], report["speakers_first"], report["speakers_last"]
+    surveys, feedback, duplicates = report["ratings"], report["feedback"], report["duplicates"]
+    values = ", ".join(f"{value}: {n:,}" for value, n in feedback["values"].items())
+    n_refused, shown = report["n_refused"], report["refusals"]
+    missing = [(name.replace("_", " "), n) for name, n in surveys["missing"].items()]
     sections = (
         _overview(report),
         _sizes(report),
         _strategies_text(report["strategies"]),
         _lengths(report),
-        _runs_text(report),
-        _types_text(report),
-        _ratings_text(report),
-        _duplicates_text(report["duplicates"]),
+        [
+            "speakers and runs",
+            *table(
+                [
+                    ("adjacent pairs of one speaker", runs["pairs"]),
+                    ("dialogues with such pairs", runs["dialogues"]),
+                    ("verbatim repeats", runs["repeats"]),
+                    ("longest run, seeker", runs["longest"]["seeker"]),
+                    ("longest run, supporter", runs["longest"]["supporter"]),
+                    ("merged turns", runs["merged_turns"]),
+                    ("merged supporter turns", runs["merged_supporter_turns"]),
+                    ("... with two or more strategies", runs["multi_strategy_turns"]),
+                    ("seeker first / last", f"{first['seeker']:,} / {last['seeker']:,}"),
+                    ("supporter first / last", f"{first['supporter']:,} / {last['supporter']:,}"),
+                ]
+            ),
+        ],
+        [
+            line
+            for key in ("problem_types", "emotion_types", "experience_types")
+            if report[key]
+            for line in (key.replace("_", " "), *table(list(report[key].items())))
+        ],
+        [
+            f"ratings: {surveys['n_surveys']:,} surveys",
+            *(table([("", "missing"), *missing]) if surveys["n_surveys"] else ()),
+            f"feedback: {feedback['n']:,} ratings in {feedback['dialogues']:,} dialogues"
+            + (f" ({values})" if values else ""),
+        ],
+        [f"duplicates: {duplicates['dialogues']:,} dialogues, {len(duplicates['situations']):,} situations"],
         _issues_text(report["issues"]),
-        _refusals(report),
+        [f"refused: {n_refused:,}", *(f"  {message}" for message in shown)] if n_refused else [],
     )
-    return "\n\n".join("\n".join(section) for section in sections if section)
+    text = "\n\n".join("\n".join(section) for section in sections if section)
+    return text + (f"\n  and {n_refused - len(shown):,} more (--limit-problems)" if n_refused > len(shown) else "")
 
 
 def table(rows: Rows, *, indent: int = 2) -> list[str]:
@@ -419,50 +417,6 @@ def _lengths(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _runs_text(report: Mapping[str, Any]) -> list[str]:
-    runs, first, last = report["runs"], report["speakers_first"], report["speakers_last"]
-    rows = [
-        ("adjacent pairs of one speaker", runs["pairs"]),
-        ("dialogues with such pairs", runs["dialogues"]),
-        ("verbatim repeats", runs["repeats"]),
-        ("longest run, seeker", runs["longest"]["seeker"]),
-        ("longest run, supporter", runs["longest"]["supporter"]),
-        ("merged turns", runs["merged_turns"]),
-        ("merged supporter turns", runs["merged_supporter_turns"]),
-        ("... with two or more strategies", runs["multi_strategy_turns"]),
-        ("seeker first / last", f"{first['seeker']:,} / {last['seeker']:,}"),
-        ("supporter first / last", f"{first['supporter']:,} / {last['supporter']:,}"),
-    ]
-    return ["speakers and runs", *table(rows)]
-
-
-def _types_text(report: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for key in ("problem_types", "emotion_types", "experience_types"):
-        if report[key]:
-            lines += [key.replace("_", " "), *table(list(report[key].items()))]
-    return lines
-
-
-def _ratings_text(report: Mapping[str, Any]) -> list[str]:
-    ratings, feedback = report["ratings"], report["feedback"]
-    lines = [f"ratings: {ratings['n_surveys']:,} surveys"]
-    if ratings["n_surveys"]:
-        lines += table([("", "missing"), *((name.replace("_", " "), n) for name, n in ratings["missing"].items())])
-    values = _listed(feedback["values"].items())
-    lines.append(f"feedback: {feedback['n']:,} ratings in {feedback['dialogues']:,} dialogues" + values)
-    return lines
-
-
-def _listed(items: Iterable[tuple[str, int]]) -> str:
-    shown = ", ".join(f"{name}: {n:,}" for name, n in items)
-    return f" ({shown})" if shown else ""
-
-
-def _duplicates_text(duplicates: Mapping[str, Any]) -> list[str]:
-    return [f"duplicates: {duplicates['dialogues']:,} dialogues, {len(duplicates['situations']):,} situations"]
-
-
 def _issues_text(issues: Mapping[str, Any]) -> list[str]:
     if not issues:
         return []
@@ -471,15 +425,3 @@ def _issues_text(issues: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {found['severity']} {code}: {found['n']:,}")
         lines += [f"      {place}" for place in found["places"]]
     return lines
-
-
-def _refusals(report: Mapping[str, Any]) -> list[str]:
-    if not report["n_refused"]:
-        return []
-    shown = report["refusals"]
-    more = report["n_refused"] - len(shown)
-    return [
-        f"refused: {report['n_refused']:,}",
-        *(f"  {message}" for message in shown),
-        *([f"  and {more:,} more (--limit-problems)"] if more else []),
-    ]
