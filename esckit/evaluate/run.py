@@ -92,11 +92,6 @@ class EvaluateResult:
     report: Path
     rate: FailureRate
 
-    @property
-    def gates_hold(self) -> bool:
-        """Whether no gate failed."""
-        return all(gate.holds for gate in self.metrics.gates)
-
 
 def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateBound] = ()) -> EvaluatePlan:
     """Return what a run of the recipe would do, without any model.

@@ -185,8 +185,3 @@ def _shared_counts(shared: Sequence[Sequence[int]], present: npt.NDArray[np.floa
         for start in range(0, len(present), width)
     ]
     return np.concatenate(blocks)
-
-
-def distinct_stats(counts: Counter[Ngram]) -> Stats:
-    """Return a case's statistics: n-grams, different ones within the case, and the counts themselves."""
-    return (counts.total(), len(counts), counts)

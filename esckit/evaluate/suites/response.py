@@ -24,7 +24,6 @@ from esckit.metrics.overlap import (
     DistinctShare,
     bleu_from_sums,
     bleu_stats,
-    distinct_stats,
     meteor_exact,
     ngrams,
     rouge_l,
@@ -256,8 +255,13 @@ def bleu(order: int) -> ResponseMetric:
 
 def distinct(n: int) -> ResponseMetric:
     """Return Distinct-n over all replies together."""
+
+    def read(_: ResponseCase, pair: _Pair) -> Stats:
+        counts = ngrams(pair.reply, n)
+        return (counts.total(), len(counts), counts)
+
     facts = {"minimum": f"an n-gram of order {n}", "interval": "jackknife", "counts": ("ngrams",), **_OF_100}
-    return _metric(f"distinct_{n}", lambda _, pair: distinct_stats(ngrams(pair.reply, n)), DistinctShare(), **facts)
+    return _metric(f"distinct_{n}", read, DistinctShare(), **facts)
 
 
 ROUGE_L = _metric("rouge_l", lambda _, pair: (rouge_l(*pair), 1.0), **_OF_100)
