@@ -168,8 +168,8 @@ def test_an_old_policy_is_not_tested_on_its_own_trees(esckit: Esckit) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (f"{RL} --set models.reward.checkpoint=runs/flow", "runs/flow is a run of 'train-flow'"),
-        (f"{RL} --set models.reward.checkpoint=runs/simulate", "runs/simulate is a run of 'simulate'"),
+        (f"{RL} --set models.reward.checkpoint=runs/flow", "the flow model in runs/flow cannot be used as"),
+        (f"{RL} --set models.reward.checkpoint=runs/simulate", "runs/simulate holds no checkpoint"),
         (f"{RL} --set models.reward.checkpoint=runs/reward-pairwise", "reward.kind"),
         (f"{FLOW} --set data.trees=[runs/simulate]", "runs/simulate"),
         (f"{REWARD} --set inputs=[runs/search]", "runs/search"),
