@@ -56,6 +56,9 @@ def defined_in(path: Path) -> dict[str, set[str]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             inner = node.body if isinstance(node, ast.ClassDef) else []
             found[node.name] = {member.name for member in inner if isinstance(member, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: set() for target in targets if isinstance(target, ast.Name)}
     return found
 
 
