@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -26,26 +26,20 @@ from esckit.registry import expand_home, load_attr
 INTERRUPTED = 130
 
 
-class Command(NamedTuple):
-    """One name on the command line; ``target`` is a function or a Typer app, imported when the command is called."""
-
-    name: str
-    target: str
-
-
-COMMANDS = (
-    Command("simulate", "esckit.cli.runs:simulate"),
-    Command("search", "esckit.cli.runs:search"),
-    Command("train-flow", "esckit.cli.runs:train_flow"),
-    Command("train-reward", "esckit.cli.runs:train_reward"),
-    Command("train-rl", "esckit.cli.runs:train_rl"),
-    Command("evaluate", "esckit.cli.runs:evaluate"),
-    Command("predict", "esckit.cli.runs:predict"),
-    Command("report", "esckit.cli.runs:report"),
-    Command("data", "esckit.cli.data:app"),
-    Command("recipes", "esckit.cli.shipped:recipes"),
-    Command("backbones", "esckit.cli.shipped:backbones"),
-)
+COMMANDS = {
+    "simulate": "esckit.cli.runs:simulate",
+    "search": "esckit.cli.runs:search",
+    "train-flow": "esckit.cli.runs:train_flow",
+    "train-reward": "esckit.cli.runs:train_reward",
+    "train-rl": "esckit.cli.runs:train_rl",
+    "evaluate": "esckit.cli.runs:evaluate",
+    "predict": "esckit.cli.runs:predict",
+    "report": "esckit.cli.runs:report",
+    "data": "esckit.cli.data:app",
+    "recipes": "esckit.cli.shipped:recipes",
+    "backbones": "esckit.cli.shipped:backbones",
+}
+"""The names on the command line, each with its function or Typer app, which is imported when the command is called."""
 
 
 class LazyGroup(TyperGroup):
@@ -53,17 +47,14 @@ class LazyGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return all names."""
-        return [command.name for command in COMMANDS]
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; an unknown name makes all known, so that the nearest can be suggested."""
-        if cmd_name not in self.commands:
-            known = {command.name: command for command in COMMANDS}
-            wanted = [known[cmd_name]] if cmd_name in known else list(COMMANDS)
-            for command in wanted:
-                if command.name not in self.commands:
-                    self.commands[command.name] = built = _build(command)
-                    _take_log_options(built, [param for param in self.params if param.name in ("quiet", "verbose")])
+        for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.commands[name] = built = _build(name)
+                _take_log_options(built, [param for param in self.params if param.name in ("quiet", "verbose")])
         return self.commands.get(cmd_name)
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
@@ -115,18 +106,18 @@ class OnceCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def _build(command: Command) -> Any:
-    """Return the command object behind a table row."""
-    target = load_attr(command.target)
+def _build(name: str) -> Any:
+    """Import a command and return it as an object of Typer's."""
+    target = load_attr(COMMANDS[name])
     if isinstance(target, typer.Typer):
         commands = target
     else:
         commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        commands.command(command.name)(target)
+        commands.command(name)(target)
     for each in commands.registered_commands:
         each.cls = OnceCommand
     built = typer.main.get_command(commands)
-    built.name = command.name
+    built.name = name
     return built
 
 

@@ -1,6 +1,6 @@
-"""What reaches the terminal: logging on stderr, configured once per call, and the gate that all text passes.
+"""What all commands share: logging on stderr, the gate that all printed text passes, and common arguments and options.
 
-Arguments and options that several commands share.
+Not here: the progress display (:mod:`esckit.cli.progress`).
 """
 
 from __future__ import annotations
@@ -148,11 +148,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_nested(inner)}" for name, inner in value.items())
+        inner = {name: f"({_plain(it)})" if isinstance(it, Mapping) else _plain(it) for name, it in value.items()}
+        return ", ".join(f"{name} {text}" for name, text in inner.items())
     if isinstance(value, list | tuple):
         return " ".join(_plain(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _nested(value: Any) -> str:
-    return f"({_plain(value)})" if isinstance(value, Mapping) else _plain(value)

@@ -161,18 +161,16 @@ def _comparisons(metrics: Row) -> list[Section]:
     units = {str(row.get("name")): str(row.get("unit")) for row in metrics.get("metrics") or ()}
     rows = []
     for each in found:
-        unit = units.get(str(each.get("name")), "none")
+        unit, dropped = units.get(str(each.get("name")), "none"), each.get("n_dropped")
         rows.append(
             (
                 str(each.get("name")),
-                measured(each.get("value"), unit),
-                measured(each.get("other_value"), unit),
+                *(measured(each.get(value), unit) for value in ("value", "other_value")),
                 signed(each.get("difference"), unit),
                 interval(each.get("interval"), unit),
-                f"{number(each.get('n'))}{_dropped(each)}",
+                number(each.get("n")) + (f" ({number(dropped)} dropped)" if dropped else ""),
                 str(each.get("test") or ABSENT),
-                p_value(each.get("p")),
-                p_value(each.get("p_holm")),
+                *(p_value(each.get(p)) for p in ("p", "p_holm")),
                 str(each.get("reason") or ""),
             )
         )
@@ -180,11 +178,6 @@ def _comparisons(metrics: Row) -> list[Section]:
     columns = ("metric", "this run", "other", "difference", "interval", "n", "test", "p", "p (Holm)", "remarks")
     note = "On the cases that both runs scored; the resampling unit is the dialogue; Holm within one suite."
     return [Section(f"Compared with {others}", (Table(columns, tuple(rows), note=note),))]
-
-
-def _dropped(comparison: Row) -> str:
-    dropped = comparison.get("n_dropped")
-    return f" ({number(dropped)} dropped)" if dropped else ""
 
 
 def _played(run: Run) -> list[Block]:

@@ -26,11 +26,9 @@ _MOST_POINTS = 400
 def training_sections(run: Run) -> list[Section]:
     """Return curves, final values, the model card and calibration, as far as they are there."""
     rows = run.lines("metrics.jsonl")
-    blocks: list[Block] = [*_curves(rows), *_last(rows)] if rows else []
-    if not blocks:
-        blocks = [Note("The run has logged nothing yet.", "warning")]
+    blocks = (*_curves(rows), *_last(rows)) if rows else (Note("The run has logged nothing yet.", "warning"),)
     return [
-        Section("Training", tuple(blocks)),
+        Section("Training", blocks),
         *summary_sections(run),
         *_calibration(run.object("calibration.json")),
         *_cards(run),
@@ -111,12 +109,11 @@ def summary_sections(run: Run) -> list[Section]:
     rows = tuple((key, *(number(columns[name].get(key)) for name in beside)) for key in columns.get("dev", {}))
     if rows and beside:
         blocks.append(Table(("metric", *beside), rows, title="On dev, beside what needs no training"))
-    plain_facts = [
+    facts = tuple(
         (str(name).replace("_", " "), plain(value))
         for name, value in summary.items()
-        if name not in ("schema", "warnings", "usage", *beside)
-    ]
-    facts = tuple((name, value) for name, value in plain_facts if value != ABSENT)
+        if name not in ("schema", "warnings", "usage", *beside) and plain(value) != ABSENT
+    )
     if facts:
         blocks.append(Facts(facts))
     return [Section("Summary", tuple(blocks))] if blocks else []
@@ -129,24 +126,12 @@ def _calibration(found: Mapping[str, Any]) -> list[Section]:
         return []
     ends = [each.get("y_interval") for each in bins]
     bounded = all(isinstance(end, list) and len(end) == 2 for end in ends)
-    series = Series(
-        "dev",
-        tuple(float(each["mean_p"]) for each in bins),
-        tuple(float(each["mean_y"]) for each in bins),
-        tuple(float(end[0]) for end in ends if end) if bounded else (),
-        tuple(float(end[1]) for end in ends if end) if bounded else (),
-        tuple(int(each.get("n", 0)) for each in bins),
-    )
-    chart = Lines(
-        "calibration",
-        "Calibration",
-        "mean predicted probability",
-        "share of positives",
-        (series,),
-        (0.0, 1.0),
-        band="95 % interval of the share",
-        diagonal=True,
-    )
+    low, high = (tuple(float(end[i]) for end in ends if end) if bounded else () for i in (0, 1))
+    shares = tuple((float(each["mean_p"]), float(each["mean_y"])) for each in bins)
+    counts = tuple(int(each.get("n", 0)) for each in bins)
+    series = Series("dev", tuple(p for p, _ in shares), tuple(y for _, y in shares), low, high, counts)
+    labels = ("calibration", "Calibration", "mean predicted probability", "share of positives")
+    chart = Lines(*labels, (series,), (0.0, 1.0), band="95 % interval of the share", diagonal=True)
     facts = tuple((name.replace("_", " "), number(value)) for name, value in flattened(found).items())
     return [Section("Calibration", (chart, *((Facts(facts),) if facts else ())))]
 

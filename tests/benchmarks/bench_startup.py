@@ -17,7 +17,7 @@ BASELINE = ("-c", "import typer")
 
 def commands() -> list[str]:
     """The visible commands, and the program itself first."""
-    return ["", *(command.name for command in COMMANDS)]
+    return ["", *COMMANDS]
 
 
 def seconds(*args: str) -> float:

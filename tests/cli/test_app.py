@@ -18,7 +18,7 @@ from esckit.errors import BudgetError, ConfigError, DataError, EsckitError, NotF
 from esckit.registry import load_attr
 
 HEAVY = ("torch", "transformers", "numpy", "datasets", "openai", "peft", "trl", "accelerate", "evaluate", "scipy")
-HERE = [command.name for command in cli.COMMANDS]
+HERE = list(cli.COMMANDS)
 
 
 def esckit(*args: str, **options) -> subprocess.CompletedProcess[str]:
@@ -43,8 +43,8 @@ def leaves_with(monkeypatch, raised: BaseException, argv: tuple[str, ...] = ("re
 def test_all_six_commands_and_three_groups_are_in_the_table():
     assert {"search", "train-flow", "simulate", "train-reward", "train-rl", "evaluate"} <= set(HERE)
     assert {"simulate", "data", "recipes", "backbones"} <= set(HERE)
-    for command in cli.COMMANDS:
-        load_attr(command.target)
+    for target in cli.COMMANDS.values():
+        load_attr(target)
 
 
 @pytest.mark.parametrize(
