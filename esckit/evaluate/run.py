@@ -24,7 +24,7 @@ from esckit.evaluate.suite import Unit
 from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, NoProgress, UnitFile, latest, play_units
 from esckit.protocols import Progress
 from esckit.records import write_records
-from esckit.report.published import load_references
+from esckit.report.metric_rows import load_references
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool, require_checkpoints
 from esckit.runs import MANIFEST, RunFolder

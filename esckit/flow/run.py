@@ -2,7 +2,8 @@
 
 The run folder holds ``checkpoint/`` (the best state so far with its card, whole whenever it is there; later recipes
 name it by the run), ``metrics.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run
-resumes. Everything heavy is imported where it is used, so that a dry run stays light.
+resumes. :class:`FlowKind` says as what other runs can use the checkpoint. Everything heavy is imported where it is
+used, so that a dry run stays light.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from esckit.config.load import require_runs
 from esckit.errors import ConfigError
 from esckit.flow.data import Material, class_counts, class_weights, collect, counts, flow_trees, token_counts
 from esckit.flow.recipe import TrainFlowRecipe
-from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata
+from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata, writer_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
 from esckit.models.checkpoint import FOLDER
 from esckit.play.session import SUMMARY, RunResult
 from esckit.processes import Process
-from esckit.protocols import Progress
+from esckit.protocols import Part, Progress
 from esckit.records import write_atomic, write_json
 from esckit.strategies.taxonomy import keep_taxonomy
 from esckit.training.run import TrainingRun, training
@@ -375,3 +376,37 @@ def _test(session: _Session) -> dict[str, Any]:
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(recipe.model.precision)):
         found = confusions(model, session.passes("test", Process()), torch.zeros(1, len(strategies)), device)
     return test_report(found[0], strategies, session.counts)
+
+
+# ---------------------------------------------------------------- its checkpoints in use
+
+
+class FlowKind:
+    """Checkpoints of ``train-flow``: they choose strategies, may write, and talk as their plain backbone."""
+
+    parts: frozenset[Part] = frozenset({"chat", "strategist", "writer"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a checkpoint of another taxonomy, or as writer one that was not trained to write."""
+        read_metadata(run, strategies=None if part == "chat" else strategies)
+        if part == "writer":
+            writer_metadata(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``flow/<digest>``."""
+        return policy_id(run)
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return the name of its taxonomy."""
+        return read_metadata(run).taxonomy
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
+        """Return the policy, the writer, or the plain backbone."""
+        if part == "chat":
+            from esckit.models.local import LocalModel
+
+            return LocalModel.load(read_metadata(run).backbone, **options)
+        from esckit.flow.policy import CheckpointPolicy, FlowWriter
+
+        load = FlowWriter.load if part == "writer" else CheckpointPolicy.load
+        return load(run, abbreviations=abbreviations, **options)

@@ -10,8 +10,8 @@ Every piece is tokenised **by itself** and the token ids are joined. So the ids 
 ids of every dialogue through it, which tokenising whole strings would break at the borders. The policy is read at the
 last token. Control strings of the tokenizer and lines that start with a speaker's label stay text of their turn.
 
-:class:`FlowMetadata` says how a checkpoint reads dialogues and what it was trained on; :class:`FlowKind` says as what
-it can be used. Nothing here loads torch. The weights are in :mod:`esckit.flow.model`.
+:class:`FlowMetadata` says how a checkpoint reads dialogues and what it was trained on. Nothing here loads torch. The
+weights are in :mod:`esckit.flow.model`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from esckit.errors import CheckpointError
 from esckit.models import checkpoint as checkpoints
 from esckit.models.checkpoint import CheckpointMetadata, checkpoint_folder
-from esckit.protocols import Part
 from esckit.records import digest, file_sha256
 from esckit.runs import read_manifest
 from esckit.text import Controls, as_turn
@@ -223,34 +222,3 @@ def writer_metadata(run: Path) -> FlowMetadata:
     if metadata.situation:
         raise CheckpointError(f"{run} reads the seeker's situation", expected="a run with encoding.situation: false")
     return metadata
-
-
-class FlowKind:
-    """Checkpoints of ``train-flow``: they choose strategies, may write, and talk as their plain backbone."""
-
-    parts: frozenset[Part] = frozenset({"chat", "strategist", "writer"})
-
-    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
-        """Refuse a checkpoint of another taxonomy, or as writer one that was not trained to write."""
-        read_metadata(run, strategies=None if part == "chat" else strategies)
-        if part == "writer":
-            writer_metadata(run)
-
-    def identity(self, run: Path) -> str:
-        """Return ``flow/<digest>``."""
-        return policy_id(run)
-
-    def taxonomy(self, run: Path) -> str | None:
-        """Return the name of its taxonomy."""
-        return read_metadata(run).taxonomy
-
-    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
-        """Return the policy, the writer, or the plain backbone."""
-        if part == "chat":
-            from esckit.models.local import LocalModel
-
-            return LocalModel.load(read_metadata(run).backbone, **options)
-        from esckit.flow.policy import CheckpointPolicy, FlowWriter
-
-        load = FlowWriter.load if part == "writer" else CheckpointPolicy.load
-        return load(run, abbreviations=abbreviations, **options)

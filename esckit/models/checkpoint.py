@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "train-flow": Kind("flow model", "flow.json", "esckit.flow.text:FlowKind"),
+    "train-flow": Kind("flow model", "flow.json", "esckit.flow.run:FlowKind"),
     "train-reward": Kind("reward model", "reward.json", "esckit.reward.checkpoint:RewardKind"),
     "train-rl": Kind("policy", "policy.json", "esckit.rl.policy:PolicyKind"),
 }

@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from esckit.report.blocks import Block, Code, Facts, Note, Section, Table
-from esckit.report.numbers import ABSENT, number, plain
-from esckit.report.source import Run, section
+from esckit.report.source import ABSENT, Run, number, plain, section
 from esckit.runs import attempts_of
 from esckit.text import n_words
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from esckit.report.numbers import ABSENT, number, share
+from esckit.report.source import ABSENT, number, share
 
 
 @dataclass(frozen=True, slots=True)

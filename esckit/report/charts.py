@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from esckit.records import write_atomic
 from esckit.report.blocks import Bars, Chart, Flow, Heat, Lines, Report
-from esckit.report.numbers import number
+from esckit.report.source import number
 
 WIDTH, HEIGHT = 440, 262
 

@@ -17,8 +17,7 @@ from esckit.report.metric_rows import (
     suite_of,
     tables_by_group,
 )
-from esckit.report.numbers import ABSENT, interval, measured, number, p_value, plain, signed
-from esckit.report.source import Run, at, section
+from esckit.report.source import ABSENT, Run, at, interval, measured, number, p_value, plain, section, signed
 
 _FLAGS = {
     "low_coverage": "fewer cases were scored than asked for: gates on it fail",

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from esckit.report.blocks import Explorer, Table
-from esckit.report.numbers import ABSENT, number
-from esckit.report.source import Run, section
+from esckit.report.source import ABSENT, Run, number, section
 from esckit.roles.verdicts import PRESETS
 from esckit.text import n_words
 from esckit.trees import main_line

@@ -21,8 +21,7 @@ from esckit.report.blocks import (
     mean_and_quartiles,
 )
 from esckit.report.explorers import futures_explorer, trees_explorer
-from esckit.report.numbers import number, share
-from esckit.report.source import Run
+from esckit.report.source import Run, number, share
 from esckit.trees import main_line
 from esckit.types import Context, Future, Outcome, SearchTree
 

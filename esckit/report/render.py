@@ -35,7 +35,7 @@ from esckit.report.blocks import (
     Tiles,
 )
 from esckit.report.charts import asset, svg
-from esckit.report.numbers import ABSENT
+from esckit.report.source import ABSENT
 
 _NUMBER = re.compile(r"^[<\[+−-]?\s?[\d–]")
 

@@ -1,27 +1,32 @@
 """``esckit report``: from run folders to one page, Markdown and plots; calls no model and changes no run.
 
-Here stands which sections a run's report has, in reading order; what stands in them is written by the modules beside
-this one, as blocks (:mod:`esckit.report.blocks`). Everything is read from files of the runs: a report of a run needs
+Here stands which sections a run's report has, in reading order, and how several runs stand on one page: two side by
+side, or one recipe under several seeds. What stands in the sections of one run is written by the modules beside this
+one, as blocks (:mod:`esckit.report.blocks`). Everything is read from files of the runs: a report of a run needs
 neither its models nor its data.
 """
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esckit.config.catalogue import RECIPES
 from esckit.errors import ConfigError, DataError
 from esckit.records import write_atomic
 from esckit.report.about import cost, failures, provenance, thoughts, what_was_run
-from esckit.report.blocks import Part, Report, Section
-from esckit.report.compare import across_seeds, side_by_side
+from esckit.report.blocks import Block, Note, Part, Report, Section, Table
 from esckit.report.evaluation import evaluation_sections
+from esckit.report.metric_rows import short_name, suite_of, value_cells
 from esckit.report.plays import search_sections, simulate_sections
 from esckit.report.render import render_markdown, render_page
-from esckit.report.source import Run, open_run
+from esckit.report.source import Run, at, flattened, measured, number, open_run, plain, section, signed
 from esckit.report.training import summary_sections, training_sections
+from esckit.runs import MANIFEST, differing_fields, read_manifest, without
 
 PAGE = "report.html"
 
@@ -124,3 +129,117 @@ def _results(run: Run, other: Run | None) -> list[Section]:
     if run.command == "evaluate":
         return evaluation_sections(run, other)
     return training_sections(run) if run.command.startswith("train") else summary_sections(run)
+
+
+# ---------------------------------------------------------------- several runs
+
+
+_MOST_FIELDS = 40
+
+
+def side_by_side(run: Run, other: Run) -> Part:
+    """Return two runs beside each other: what differs in the recipes, and every number of both."""
+    blocks = _metrics(run, other) if _rows(run) and _rows(other) else _summaries(run, other)
+    return Part(
+        f"{run.name} beside {other.name}",
+        "side by side",
+        "",
+        (Section("What differs", tuple(_differences(run, other))), Section("Numbers", tuple(blocks))),
+    )
+
+
+def _differences(run: Run, other: Run) -> list[Block]:
+    fields = differing_fields(run.recipe, other.recipe)
+    if not fields:
+        return [Note("The recipes are equal.", "good")]
+    rows = tuple(
+        (field, plain(at(run.recipe, field)), plain(at(other.recipe, field))) for field in fields[:_MOST_FIELDS]
+    )
+    note = "" if len(fields) <= _MOST_FIELDS else f"The first {_MOST_FIELDS} of {len(fields)} fields."
+    return [Table(("field of the recipe", run.name, other.name), rows, note=note)]
+
+
+def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a run without what changes no result."""
+    recipe, command = section(manifest, "recipe"), manifest.get("command")
+    return without(recipe, RECIPES.resolve(command).OPERATIONAL) if command in RECIPES.targets else dict(recipe)
+
+
+def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
+    """Return the seed that a field of the recipe stands for, and all else that it says, None for any other field.
+
+    Such a field is the seed itself, or a checkpoint: its run has a recipe with a seed.
+    """
+    if field == "seed":
+        return run.recipe.get("seed"), ""
+    folder = Path(plain(at(run.recipe, field)))
+    if not field.endswith(".checkpoint") or not (folder / MANIFEST).is_file():
+        return None, None
+    recipe = _identity(read_manifest(folder))
+    return recipe.pop("seed", None), json.dumps(recipe, sort_keys=True)
+
+
+def _rows(run: Run) -> list[Mapping[str, Any]]:
+    return [row for row in run.object("metrics.json").get("metrics") or () if isinstance(row, Mapping)]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return str(row.get("name")), json.dumps(row.get("group"), sort_keys=True)
+
+
+def _metrics(run: Run, other: Run) -> list[Block]:
+    theirs = {_key(row): row for row in _rows(other)}
+    blocks: list[Block] = []
+    pairs = [(row, theirs[_key(row)]) for row in _rows(run) if _key(row) in theirs and not row.get("group")]
+    for suite in dict.fromkeys(suite_of(row) for row, _ in pairs):
+        rows = tuple(
+            (short_name(a), *value_cells(a), *value_cells(b), signed(_difference(a, b), str(a.get("unit"))))
+            for a, b in pairs
+            if suite_of(a) == suite
+        )
+        columns = ("metric", run.name, "interval", "n", other.name, "interval", "n", "difference")
+        blocks.append(Table(columns, rows, title=suite))
+    note = "Values side by side, without a test. A comparison case by case, with p, is what evaluate --against makes."
+    return [*blocks, Note(note)]
+
+
+def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float | None:
+    return None if a.get("value") is None or b.get("value") is None else float(a["value"]) - float(b["value"])
+
+
+def _summaries(run: Run, other: Run) -> list[Block]:
+    ours, theirs = flattened(run.json("summary.json")), flattened(other.json("summary.json"))
+    names = [name for name in ours if name in theirs]
+    if not names:
+        return [Note("The two runs have no numbers in common.", "warning")]
+    rows = tuple(
+        (name.replace("_", " "), number(ours[name]), number(theirs[name]), signed(ours[name] - theirs[name], "none"))
+        for name in names
+    )
+    return [Table(("what", run.name, other.name, "difference"), rows)]
+
+
+def across_seeds(runs: Sequence[Run]) -> list[Part]:
+    """Return mean and standard deviation over seeds: of one evaluation, or of models trained from one recipe."""
+    if len(runs) < 2 or not all(_rows(run) for run in runs):
+        return []
+    recipes = [_identity(run.manifest) for run in runs]
+    fields = {field for recipe in recipes[1:] for field in differing_fields(recipes[0], recipe)}
+    seeds = {tuple(_seeds_at(run, field)[0] for field in sorted(fields)) for run in runs}
+    bases = {tuple(_seeds_at(run, field)[1] for field in sorted(fields)) for run in runs}
+    if len(seeds) != len(runs) or len(bases) != 1 or None in bases.pop():
+        return []
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for row in _rows(run):
+            if not row.get("group") and row.get("value") is not None:
+                by_name.setdefault(str(row["name"]), []).append(row)
+    table = []
+    for name, rows in by_name.items():
+        values, unit = [float(row["value"]) for row in rows], str(rows[0].get("unit"))
+        spread = measured(statistics.stdev(values), unit) if len(values) > 1 else number(None)
+        table.append((name, measured(statistics.fmean(values), unit), spread, number(len(values))))
+    block = Table(("metric", "mean", "standard deviation", "n seeds"), tuple(table))
+    return [
+        Part("Across seeds", f"{len(runs)} runs under different seeds", "", (Section("Mean over seeds", (block,)),))
+    ]

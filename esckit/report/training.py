@@ -8,8 +8,7 @@ from typing import Any
 
 from esckit.documents import read_text
 from esckit.report.blocks import Block, Code, Facts, Lines, Note, Section, Series, Table
-from esckit.report.numbers import ABSENT, flattened, number, plain
-from esckit.report.source import Run
+from esckit.report.source import ABSENT, Run, flattened, number, plain
 from esckit.runs import refuse_links
 
 _AXES = ("update", "step", "epoch")

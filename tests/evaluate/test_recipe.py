@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from esckit.config.load import load_recipe
 from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.report.published import load_references
+from esckit.report.metric_rows import load_references
 from esckit.runs import without
 
 MODELS = {role: {"scripted": role} for role in ("strategist", "supporter", "seeker", "critic", "judge")}

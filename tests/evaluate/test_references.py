@@ -3,7 +3,7 @@
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.report.published import load_references
+from esckit.report.metric_rows import load_references
 
 
 def test_every_table_loads_with_its_caveats() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from esckit.report.numbers import flattened, interval, measured, number, p_value, plain, share, signed
+from esckit.report.source import flattened, interval, measured, number, p_value, plain, share, signed
 
 
 @pytest.mark.parametrize(
