@@ -12,9 +12,17 @@ from typing import Any
 from esckit.errors import ConfigError, DataError
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import GateBound, Setup
-from esckit.metrics.compare import Comparer, with_holm
 from esckit.metrics.metric import Facts
-from esckit.metrics.rows import Comparison, Gate, Interval, Measurement, MetricRow, StatisticsSettings
+from esckit.metrics.rows import (
+    Comparer,
+    Comparison,
+    Gate,
+    Interval,
+    Measurement,
+    MetricRow,
+    StatisticsSettings,
+    with_holm,
+)
 from esckit.registry import did_you_mean
 
 Files = Mapping[str, Sequence[Any]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,20 @@ from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.suites.critics import read_outcome
 from esckit.evaluate.suites.pairwise import decide
 from esckit.metrics.calibration import Level, majority, rank_correlation, rater_alpha
-from esckit.metrics.metric import FIRST, RATIO, Array, Estimator, Facts, Indices, Metric, Stats, Unscored, not_estimated
+from esckit.metrics.metric import (
+    FIRST,
+    RATIO,
+    Array,
+    Estimator,
+    Facts,
+    Indices,
+    Metric,
+    Stats,
+    Unscored,
+    counted,
+    if_scored,
+    not_estimated,
+)
 from esckit.metrics.rows import Measurement, MetricRow
 from esckit.records import read_records
 from esckit.roles.verdicts import PRESETS, Preset
@@ -132,83 +146,50 @@ class Enough:
         return self.inner.replay(stats, owner, draws)
 
 
-@dataclass(frozen=True, slots=True)
-class ReliabilityScale:
-    """The metrics of one dimension."""
+def _beside(unit: RatedCase, level: Level) -> tuple[float, float] | Unscored | None:
+    """Return the human majority's label and the judge's, or why the judge gave none."""
+    human, judge = majority(list(unit.labels.values()), level), unit.judge
+    if human is None:
+        return None
+    return judge if judge is None or isinstance(judge, Unscored) else (human, float(judge))
 
-    dimension: str
-    scale: LabelScale
 
-    def _metric(
-        self, name: str, read: Callable[[RatedCase], Stats | Unscored | None], estimator: Estimator, **facts: Any
+def reliability_rows(
+    units: Sequence[RatedCase], dimension: str, scale: LabelScale, measurement: Measurement
+) -> list[MetricRow]:
+    """Return the rows of one dimension, the confusion table of human majority and judge cell by cell.
+
+    The judge is compared with the human majority: by α, by the share of equal labels, and by Spearman's ρ.
+    """
+
+    def metric(
+        name: str, read: Callable[[RatedCase], Stats | Unscored | None], estimator: Estimator, **facts: Any
     ) -> RatedMetric:
         given = {"unit": "none", "range": (-1.0, 1.0), "test": "none", **facts}
         minimum = f"{MIN_UNITS} units with {MIN_RATERS} raters, and labels that differ"
-        return Metric(Facts(f"reliability.{self.dimension}.{name}", minimum=minimum, **given), read, Enough(estimator))
+        return Metric(Facts(f"reliability.{dimension}.{name}", minimum=minimum, **given), read, Enough(estimator))
 
-    def human_alpha(self) -> RatedMetric:
-        """Return α among the human raters."""
+    def of_humans(unit: RatedCase) -> Stats | None:
+        return tuple(map(float, unit.labels.values())) if len(unit.labels) >= MIN_RATERS else None
 
-        def read(unit: RatedCase) -> Stats | None:
-            return tuple(map(float, unit.labels.values())) if len(unit.labels) >= MIN_RATERS else None
-
-        return self._metric("alpha_humans", read, rater_alpha(self.scale.level))
-
-    def judge_alpha(self) -> RatedMetric:
-        """Return α of the judge against the human majority."""
-        return self._metric("alpha_judge", self._beside, rater_alpha(self.scale.level))
-
-    def _beside(self, unit: RatedCase) -> tuple[float, float] | Unscored | None:
-        """Return the human majority's label and the judge's, or why the judge gave none."""
-        human = majority(list(unit.labels.values()), self.scale.level)
-        if human is None:
-            return None
-        judge = unit.judge
-        return judge if judge is None or isinstance(judge, Unscored) else (human, float(judge))
-
-    def _read(self, of: Callable[[float, float], Stats]) -> Callable[[RatedCase], Stats | Unscored | None]:
-        """Return a collector of a number of the human majority's label and the judge's."""
-
-        def collect(unit: RatedCase) -> Stats | Unscored | None:
-            found = self._beside(unit)
-            return found if found is None or isinstance(found, Unscored) else of(*found)
-
-        return collect
-
-    def agreement(self) -> RatedMetric:
-        """Return the share of units where the judge gives the human majority's label."""
-        read = self._read(lambda human, judge: (float(human == judge), 1.0))
-        return self._metric("agreement_judge", read, RATIO, unit="share", range=(0.0, 1.0))
-
-    def spearman(self) -> RatedMetric:
-        """Return Spearman's ρ of the judge with the human majority."""
-        return self._metric("spearman_judge", self._beside, rank_correlation(2))
-
-    def confusion(self, units: Sequence[RatedCase]) -> dict[tuple[float, int], RatedMetric]:
-        """Return per pair of human majority and judge that occurs how many units have it, in the scale's order."""
-        found = {pair for unit in units if (pair := self._beside(unit)) and not isinstance(pair, Unscored)}
-        return {pair: self._cell(pair) for pair in sorted((human, int(judge)) for human, judge in found)}
-
-    def _cell(self, pair: tuple[float, int]) -> RatedMetric:
-        name = f"reliability.{self.dimension}.confusion"
-        facts = not_estimated(name, "units", "a count", higher_is_better=None, minimum="1 unit")
-        return Metric(facts, self._read(lambda *found: (float(found == pair),)), FIRST)
-
-
-def reliability_rows(units: Sequence[RatedCase], scale: ReliabilityScale, measurement: Measurement) -> list[MetricRow]:
-    """Return the rows of one dimension, the confusion table of human majority and judge cell by cell."""
-    metrics = [scale.human_alpha()]
+    beside = partial(_beside, level=scale.level)
+    metrics = [metric("alpha_humans", of_humans, rater_alpha(scale.level))]
     if any(unit.judge is not None for unit in units):
-        metrics += [scale.judge_alpha(), scale.agreement()]
-        if scale.scale.level != "nominal":
-            metrics.append(scale.spearman())
-    rows = [measurement.row(metric, units) for metric in metrics]
-    labels = dict(enumerate(scale.scale.values))
-    for (human, judge), metric in scale.confusion(units).items():
-        # A majority between two levels, a median, is in no cell.
-        if human.is_integer():
-            group: dict[str, str | int] = {"human": str(labels[int(human)]), "judge": str(labels[judge])}
-            rows.append(measurement.row(metric, units, group=group))
+        equal = if_scored(beside, lambda pair: counted(pair[0] == pair[1]))
+        metrics += [
+            metric("alpha_judge", beside, rater_alpha(scale.level)),
+            metric("agreement_judge", equal, RATIO, unit="share", range=(0.0, 1.0)),
+        ]
+        if scale.level != "nominal":
+            metrics.append(metric("spearman_judge", beside, rank_correlation(2)))
+    rows = [measurement.row(one, units) for one in metrics]
+    count = Facts(f"reliability.{dimension}.confusion", "units", minimum="1 unit", **not_estimated("a count"))
+    pairs = {pair for unit in units if (pair := beside(unit)) and not isinstance(pair, Unscored)}
+    # A majority between two levels, a median, is in no cell.
+    for cell in sorted(pair for pair in pairs if pair[0].is_integer()):
+        human, judge = (str(scale.values[int(position)]) for position in cell)
+        in_cell = if_scored(beside, partial(lambda cell, pair: (float(pair == cell),), cell))
+        rows.append(measurement.row(Metric(count, in_cell, FIRST), units, group={"human": human, "judge": judge}))
     return rows
 
 
@@ -309,7 +290,7 @@ def reliability(recipe: EvaluateRecipe, files: Files, flags: Mapping[str, tuple[
         measurement = Measurement.over(
             "reliability", (unit.id for unit in units), statistics_of(recipe), flags.get(suite, ())
         )
-        rows += reliability_rows(units, ReliabilityScale(dimension, scale), measurement)
+        rows += reliability_rows(units, dimension, scale, measurement)
     return rows
 
 

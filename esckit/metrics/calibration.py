@@ -72,15 +72,23 @@ class ReliabilityBin:
     mean_y: float
 
 
-def reliability(p: Sequence[float], y: Sequence[bool], *, n_bins: int = 10) -> tuple[ReliabilityBin, ...]:
-    """Return the bins that hold cases; a case is in bin min(⌊n_bins · p⌋, n_bins − 1)."""
+N_BINS = 10
+
+
+def bin_of(p: float) -> int:
+    """Return the index of the bin that holds p: min(⌊10·p⌋, 9)."""
+    return min(int(N_BINS * p), N_BINS - 1)
+
+
+def reliability(p: Sequence[float], y: Sequence[bool]) -> tuple[ReliabilityBin, ...]:
+    """Return the bins that hold cases; see :func:`bin_of`."""
     members: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for probability, label in zip(p, y, strict=True):
-        members[min(int(n_bins * probability), n_bins - 1)].append((probability, label))
+        members[bin_of(probability)].append((probability, label))
     return tuple(
         ReliabilityBin(
-            low=index / n_bins,
-            high=(index + 1) / n_bins,
+            low=index / N_BINS,
+            high=(index + 1) / N_BINS,
             n=len(cases),
             mean_p=math.fsum(probability for probability, _ in cases) / len(cases),
             mean_y=sum(label for _, label in cases) / len(cases),
@@ -89,12 +97,11 @@ def reliability(p: Sequence[float], y: Sequence[bool], *, n_bins: int = 10) -> t
     )
 
 
-def ece(p: Sequence[float], y: Sequence[bool], *, n_bins: int = 10) -> float | None:
+def ece(p: Sequence[float], y: Sequence[bool]) -> float | None:
     """Return the expected calibration error Σ (n_b/n)·|mean p − mean y|, in [0, 1]; lower is better. Needs one case."""
     if not p:
         return None
-    bins = reliability(p, y, n_bins=n_bins)
-    return math.fsum(bin_.n * abs(bin_.mean_p - bin_.mean_y) for bin_ in bins) / len(p)
+    return math.fsum(bin_.n * abs(bin_.mean_p - bin_.mean_y) for bin_ in reliability(p, y)) / len(p)
 
 
 @dataclass(frozen=True, slots=True)

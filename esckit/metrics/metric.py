@@ -63,6 +63,10 @@ class CaseLike(Protocol):
 
 C = TypeVar("C", bound=CaseLike)
 
+Found = TypeVar("Found")
+
+Given = TypeVar("Given")
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -97,9 +101,10 @@ class Facts:
     tokenizer: str | None = None
 
 
-def not_estimated(name: str, unit: str, why: str, **facts: Any) -> Facts:
+def not_estimated(why: str, **facts: Any) -> dict[str, Any]:
     """Return the facts of a number that estimates nothing, such as a count: it has no interval and no test."""
-    return Facts(name, unit, **{"range": (0.0, None), "interval": "none", "no_interval": why, "test": "none", **facts})
+    none = {"range": (0.0, None), "higher_is_better": None, "interval": "none", "no_interval": why, "test": "none"}
+    return {**none, **facts}
 
 
 class Estimator(Protocol):
@@ -214,6 +219,26 @@ def divide(above: Array, below: Array) -> Array:
 def ratio(sums: Array) -> Array:
     """Return first sum over second: means and shares."""
     return divide(sums[:, 0], sums[:, 1])
+
+
+def if_scored(
+    read: Callable[[C], Found | Unscored | None], of: Callable[[Found], Given | None]
+) -> Callable[[C], Given | Unscored | None]:
+    """Return a function of a case: ``of`` what ``read`` finds in it; None and reasons for no value stay what they are.
+
+    With statistics as the result of ``of``, it collects for a metric.
+    """
+
+    def collect_case(case: C) -> Given | Unscored | None:
+        found = read(case)
+        return found if found is None or isinstance(found, Unscored) else of(found)
+
+    return collect_case
+
+
+def counted(found: float) -> Stats:
+    """Return the statistics of one case of a share or mean."""
+    return (float(found), 1.0)
 
 
 RATIO = Sums(ratio, proportion=True)

@@ -15,8 +15,7 @@ from esckit.evaluate.suites.pairwise import PairwiseSettings, pairwise_rows
 from esckit.evaluate.suites.response import response_metrics, response_rows
 from esckit.evaluate.suites.reward import reward_metrics, reward_rows
 from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics, strategy_rows
-from esckit.metrics.compare import Comparer
-from esckit.metrics.rows import Measurement, StatisticsSettings
+from esckit.metrics.rows import Comparer, Measurement, StatisticsSettings
 from tests.evaluate.casefakes import episode, pair_case, turn
 
 SETTINGS = StatisticsSettings(run_seed=7)

@@ -10,8 +10,7 @@ from esckit.evaluate.suites.critics import CriticScale, headline_metrics
 from esckit.evaluate.suites.response import ROUGE_L, bleu, distinct
 from esckit.evaluate.suites.reward import reward_metrics
 from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
-from esckit.metrics.compare import Comparer, with_holm
-from esckit.metrics.rows import StatisticsSettings
+from esckit.metrics.rows import Comparer, StatisticsSettings, with_holm
 from tests.evaluate.casefakes import episode, of_matrix, quarters, response_case, strategy_case
 
 SETTINGS = StatisticsSettings(run_seed=7, resamples=2000)

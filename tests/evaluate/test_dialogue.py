@@ -8,14 +8,11 @@ from pydantic import ValidationError
 from esckit.evaluate.cases import Episode, TurnRatings
 from esckit.evaluate.suites.critics import CriticScale
 from esckit.evaluate.suites.dialogue import (
-    dialogue_entropy,
     dialogue_rows,
     malformed_share,
     reply_words,
     strategy_entropy,
     turn_reward,
-    turn_reward_at,
-    turn_reward_in,
     turn_reward_jump,
     usage,
 )
@@ -46,7 +43,11 @@ def test_entropy_of_chosen_strategies() -> None:
     played = [episode("d", {}, turns=turns)]
     values = [
         metric.finish(collect(metric, played).stats)
-        for metric in (strategy_entropy(EIGHT), strategy_entropy(EIGHT, normalised=True), dialogue_entropy(EIGHT))
+        for metric in (
+            strategy_entropy(EIGHT),
+            strategy_entropy(EIGHT, normalised=True),
+            strategy_entropy(EIGHT, within=True),
+        )
     ]
     assert values == pytest.approx([1.039721, 0.5, 0.5 * math.log(8)], abs=5e-7)
     assert strategy_entropy(EIGHT, t=1).finish(collect(strategy_entropy(EIGHT, t=1), played).stats) == 0.0
@@ -64,7 +65,7 @@ def test_rewards_are_means_of_dialogue_means() -> None:
 
     assert value(turn_reward()) == pytest.approx((0.2 + 1 + 0.6) / 3)
     assert value(turn_reward_jump()) == pytest.approx(0.4)
-    assert value(turn_reward_in("Comforting")) == pytest.approx(0.2)
+    assert value(turn_reward(stage="Comforting")) == pytest.approx(0.2)
 
 
 def test_an_unreadable_turn_judge_is_counted_and_never_a_number() -> None:
@@ -84,10 +85,10 @@ def test_a_turn_without_ratings_leaves_its_dialogue_unscored_and_only_its_turn()
     turns = [turn(t, {}, ratings=GOOD) for t in (1, 2, 3)]
     turns[1] = turn(2, {}).model_copy(update={"ratings_unscored": "unparsed"})
     played = [episode("a", {}, turns=turns, max_turns=3)]
-    for metric in (turn_reward(), turn_reward_jump(), turn_reward_in("Comforting"), turn_reward_at(2)):
+    for metric in (turn_reward(), turn_reward_jump(), turn_reward(stage="Comforting"), turn_reward(t=2)):
         found = collect(metric, played)
         assert (found.n, found.unscored) == (0, {"unparsed": 1}), metric.name
-    for metric in (turn_reward_at(1), turn_reward_at(3), turn_reward_in("Exploration")):
+    for metric in (turn_reward(t=1), turn_reward(t=3), turn_reward(stage="Exploration")):
         assert collect(metric, played).n == 1
 
 
@@ -97,12 +98,12 @@ def test_a_dialogue_that_was_cut_short_enters_no_value() -> None:
     unread = episode("b", {}, turns=turns).model_copy(update={"critic_failures": {"rlff7": failure(2, "critic")}})
     at_once = episode("c", {}, turns=[], failure=failure(1, "strategist"))
     for metric in (
-        *(turn_reward(), turn_reward_jump(), turn_reward_in("Action")),
-        *(strategy_entropy(EIGHT), dialogue_entropy(EIGHT), reply_words(), malformed_share("untagged")),
+        *(turn_reward(), turn_reward_jump(), turn_reward(stage="Action")),
+        *(strategy_entropy(EIGHT), strategy_entropy(EIGHT, within=True), reply_words(), malformed_share("untagged")),
     ):
         found = collect(metric, [broken, unread, at_once])
         assert (found.n, found.unscored) == (0, {"blank": 1, "unscored_critic": 1, "unparsed": 1}), metric.name
-    for metric in (turn_reward_at(1), strategy_entropy(EIGHT, t=1)):
+    for metric in (turn_reward(t=1), strategy_entropy(EIGHT, t=1)):
         assert (collect(metric, [broken, at_once]).n, collect(metric, [broken, at_once]).n_unscored) == (1, 1)
 
 

@@ -9,7 +9,6 @@ from esckit.evaluate.reliability import (
     Label,
     LabelScale,
     RatedCase,
-    ReliabilityScale,
     read_units,
     reliability_rows,
 )
@@ -44,8 +43,7 @@ def test_rows_against_a_judge() -> None:
     units = [
         RatedCase(f"u{index}", {"x": index % 4, "y": index % 4, "z": (index + 1) % 4}, index % 4) for index in range(12)
     ]
-    scale = ReliabilityScale("comfort", ONE_TO_FIVE)
-    rows = reliability_rows(units, scale, measurement("reliability", [unit.id for unit in units]))
+    rows = reliability_rows(units, "comfort", ONE_TO_FIVE, measurement("reliability", [unit.id for unit in units]))
     found = {row.name.removeprefix("reliability.comfort."): row for row in rows}
     assert found["alpha_judge"].value == pytest.approx(1)
     assert found["agreement_judge"].value == 1
@@ -64,7 +62,7 @@ def test_what_the_judge_could_not_answer_is_counted_and_what_it_was_not_asked_is
     units = [
         RatedCase(f"u{index}", {"x": index % 4, "y": index % 4}, judge) for index, judge in enumerate([*said, *silent])
     ]
-    rows = reliability_rows(units, ReliabilityScale("c", ONE_TO_FIVE), measurement("r", [unit.id for unit in units]))
+    rows = reliability_rows(units, "c", ONE_TO_FIVE, measurement("r", [unit.id for unit in units]))
     found = {row.name.removeprefix("reliability.c."): row for row in rows if row.group is None}
     assert found["alpha_humans"].n == 15
     for name in ("alpha_judge", "agreement_judge", "spearman_judge"):
@@ -76,7 +74,7 @@ def test_what_the_judge_could_not_answer_is_counted_and_what_it_was_not_asked_is
 
 def test_fewer_than_ten_units_give_no_value() -> None:
     units = [RatedCase(f"u{index}", {"x": index % 4, "y": index % 3}, index % 4) for index in range(9)]
-    rows = reliability_rows(units, ReliabilityScale("c", ONE_TO_FIVE), measurement("r", [unit.id for unit in units]))
+    rows = reliability_rows(units, "c", ONE_TO_FIVE, measurement("r", [unit.id for unit in units]))
     assert all(row.value is None and row.reason for row in rows if row.group is None)
 
 

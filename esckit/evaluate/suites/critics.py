@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from esckit.errors import BACKEND_KINDS
 from esckit.evaluate.cases import Episode
-from esckit.metrics.metric import FIRST, RATIO, Facts, Metric, Stats, Sums, Unscored, collect, not_estimated
+from esckit.metrics.metric import (
+    FIRST,
+    RATIO,
+    Facts,
+    Metric,
+    Stats,
+    Sums,
+    Unscored,
+    collect,
+    counted,
+    if_scored,
+    not_estimated,
+)
 from esckit.types import Failure
 
 if TYPE_CHECKING:
@@ -115,23 +127,24 @@ class CriticScale:
     max_turns: int = 8
     compat: bool = False
 
-    def metric(self, name: str, read: Callable[[CriticOutcome], Stats | None], **facts: Any) -> EpisodeMetric:
+    def outcome(self, episode: Episode) -> CriticOutcome | Unscored:
+        """Return this critic's outcome of an episode."""
+        return read_outcome(episode, self.critic)
+
+    def metric(
+        self, name: str, read: Callable[[CriticOutcome], Stats | None], sums: Sums = RATIO, **facts: Any
+    ) -> EpisodeMetric:
         """Return a metric that reads one critic's outcome; None from ``read`` leaves the dialogue out."""
-        given = {"minimum": "1 scored dialogue", **facts}
-        return self._metric(Facts(f"dialogue.{self.critic}.{name}", **given), read)
+        return Metric(self._facts(name, **facts), if_scored(self.outcome, read), sums)
 
-    def _metric(self, facts: Facts, read: Callable[[CriticOutcome], Stats | None], sums: Sums = RATIO) -> EpisodeMetric:
-        def collect_case(episode: Episode) -> Stats | Unscored | None:
-            outcome = read_outcome(episode, self.critic)
-            return outcome if isinstance(outcome, Unscored) else read(outcome)
-
-        return Metric(facts, collect_case, sums)
+    def _facts(self, name: str, **facts: Any) -> Facts:
+        return Facts(f"dialogue.{self.critic}.{name}", **{"minimum": "1 scored dialogue", **facts})
 
     def success_rate(self, rule: Rule, name: str | None = None) -> EpisodeMetric:
         """Return SR, #{τ ≤ T}/n."""
         return self.metric(
             name or f"sr_{rule}",
-            lambda outcome: (float(outcome.turn(rule) is not None), 1.0),
+            lambda outcome: counted(outcome.turn(rule) is not None),
             **_RATE,
             variant_of=f"dialogue.{self.critic}.sr_strict" if rule == "lenient" else None,
         )
@@ -140,7 +153,7 @@ class CriticScale:
         """Return c(t) = #{τ ≤ t}/n."""
         return self.metric(
             "sr_by_turn" if rule == "strict" else "sr_by_turn_lenient",
-            lambda outcome: (float((outcome.turn(rule) or t + 1) <= t), 1.0),
+            lambda outcome: counted((outcome.turn(rule) or t + 1) <= t),
             **_RATE,
         )
 
@@ -148,7 +161,7 @@ class CriticScale:
         """Return AT, Σ min(τ, T)/n: failures count as T."""
         return self.metric(
             name or f"at_{rule}",
-            lambda outcome: (float(outcome.turn(rule) or self.max_turns), 1.0),
+            lambda outcome: counted(outcome.turn(rule) or self.max_turns),
             test="sign_flip",
             counts=("turns", "cases"),
             variant_of=f"dialogue.{self.critic}.at_strict" if rule == "lenient" else None,
@@ -165,7 +178,7 @@ class CriticScale:
         """
         return self.metric(
             "at_success",
-            lambda outcome: None if outcome.strict is None else (float(outcome.strict), 1.0),
+            lambda outcome: None if outcome.strict is None else counted(outcome.strict),
             minimum="1 success",
             test="none",
             counts=("turns", "success"),
@@ -174,55 +187,45 @@ class CriticScale:
 
     def value(self, name: str, read: Callable[[CriticOutcome], Fraction | None]) -> EpisodeMetric:
         """Return the mean of a critic value over the dialogues that have it."""
-
-        def entry(outcome: CriticOutcome) -> Stats | None:
-            found = read(outcome)
-            return None if found is None else (float(found), 1.0)
-
-        return self.metric(name, entry, unit="none", range=(-1.0, 1.0), test="sign_flip", minimum="1 reading")
+        facts = self._facts(name, unit="none", range=(-1.0, 1.0), test="sign_flip", minimum="1 reading")
+        return Metric(facts, if_scored(if_scored(self.outcome, read), lambda value: counted(float(value))), RATIO)
 
     def bound(self, *, high: bool) -> EpisodeMetric:
         """Return SR if all unscored dialogues had failed (low) or succeeded (high)."""
 
         def collect_case(episode: Episode) -> Stats | Unscored:
-            outcome = read_outcome(episode, self.critic)
+            outcome = self.outcome(episode)
             if isinstance(outcome, Unscored):
-                return Unscored(outcome.reason, (float(high), 1.0))
-            return (float(outcome.strict is not None), 1.0)
+                return Unscored(outcome.reason, counted(high))
+            return counted(outcome.strict is not None)
 
-        facts = self._part(
-            "sr_bounds", "a bound over unscored dialogues, no estimate", "at_most" if high else "at_least"
-        )
+        why = "a bound over unscored dialogues, no estimate"
+        counts = ("at_most" if high else "at_least", "cases")
+        facts = self._facts("sr_bounds", **not_estimated(why, range=(0.0, 1.0), counts=counts))
         return Metric(facts, collect_case, RATIO)
 
     def weighted(self, name: str, n_scored: int) -> EpisodeMetric:
         """Return the successes among a type's dialogues over all ``n_scored`` dialogues."""
-        sums = Sums(lambda sums: sums[:, 0] / n_scored)
-        facts = self._part(name, "a part of sr_strict", "success")
-        return self._metric(facts, lambda outcome: (float(outcome.strict is not None), 1.0), sums)
-
-    def _part(self, name: str, why: str, counted: str) -> Facts:
-        """Return the facts of a share that estimates nothing."""
-        return not_estimated(
-            f"dialogue.{self.critic}.{name}", "share", why, range=(0.0, 1.0), higher_is_better=None,
-            minimum="1 scored dialogue", counts=(counted, "cases"),
-        )  # fmt: skip
+        return self.metric(
+            name,
+            lambda outcome: counted(outcome.strict is not None),
+            Sums(lambda sums: sums[:, 0] / n_scored),
+            **not_estimated("a part of sr_strict", range=(0.0, 1.0), counts=("success", "cases")),
+        )
 
     def compat_zeros(self) -> EpisodeMetric:
         """Return how many readings of scored dialogues had nothing readable in them and count as 0."""
 
         def collect_case(episode: Episode) -> Stats | Unscored:
-            outcome = read_outcome(episode, self.critic)
+            outcome = self.outcome(episode)
             if isinstance(outcome, Unscored):
                 return outcome
             read = [turn.readings[self.critic] for turn in episode.turns[: len(outcome.values)]]
             return (float(sum(reading.compat_zero for reading in read)), float(len(read)))
 
-        name, counts = f"dialogue.{self.critic}.compat_zeros", ("zeros", "readings")
-        facts = not_estimated(
-            name, "readings", "a count", higher_is_better=False, minimum="1 scored dialogue", counts=counts
-        )
-        return Metric(facts, collect_case, FIRST)
+        counts = ("zeros", "readings")
+        none = not_estimated("a count", higher_is_better=False, counts=counts)
+        return Metric(self._facts("compat_zeros", unit="readings", **none), collect_case, FIRST)
 
 
 def headline_metrics(scale: CriticScale) -> tuple[EpisodeMetric, ...]:
@@ -236,7 +239,7 @@ def headline_metrics(scale: CriticScale) -> tuple[EpisodeMetric, ...]:
         # What parts the strict from the lenient rule.
         scale.metric(
             "at_threshold_share",
-            lambda outcome: (float(outcome.values[-1] == THRESHOLD), 1.0),
+            lambda outcome: counted(outcome.values[-1] == THRESHOLD),
             higher_is_better=None,
             interval="wilson",
             test="none",

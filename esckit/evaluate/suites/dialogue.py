@@ -234,24 +234,28 @@ def cut_short(episode: Episode) -> Unscored | None:
     return Unscored(failure_reason(failure)) if failure else None
 
 
-def _failed_at(episode: Episode, t: int) -> Unscored | None:
-    """Return why play broke off within turn ``t``."""
-    return cut_short(episode) if episode.failure is not None and episode.failure.turn == t else None
+def _broken(episode: Episode, t: int | None) -> Unscored | None:
+    """Return why play ended before its time; with ``t`` only if it broke off within that turn."""
+    if t is None or (episode.failure is not None and episode.failure.turn == t):
+        return cut_short(episode)
+    return None
 
 
-def turn_reward(
-    choose: Callable[[Episode], Turns] = lambda episode: episode.turns,
-    broken: Callable[[Episode], Unscored | None] = cut_short,
-) -> EpisodeMetric:
-    """Return the mean over dialogues of the mean AFlow turn reward of some turns of each.
+def turn_reward(*, t: int | None = None, stage: str | None = None) -> EpisodeMetric:
+    """Return the mean over dialogues of the mean AFlow turn reward of each; of turn ``t`` or of a stage, if given.
 
     A dialogue counts with all four ratings of every chosen turn or not at all.
     """
 
     def collect(episode: Episode) -> Stats | Unscored | None:
-        turns = choose(episode)
+        n = len(episode.turns)
+        turns = [
+            turn
+            for index, turn in enumerate(episode.turns)
+            if t in (None, turn.t) and stage in (None, stage_of(index, n))
+        ]
         rewards = [turn.ratings.reward for turn in turns if turn.ratings is not None]
-        return broken(episode) or _unrated(turns) or ((sum(rewards) / len(rewards), 1.0) if rewards else None)
+        return _broken(episode, t) or _unrated(turns) or ((sum(rewards) / len(rewards), 1.0) if rewards else None)
 
     facts = Facts("dialogue.turn_reward", unit="none", range=(0.2, 1.0), minimum="1 rated turn", test="sign_flip")
     return Metric(facts, collect, RATIO)
@@ -260,22 +264,6 @@ def turn_reward(
 def _unrated(turns: Turns) -> Unscored | None:
     reason = next((turn.ratings_unscored for turn in turns if turn.ratings_unscored), None)
     return Unscored(reason) if reason else None
-
-
-def turn_reward_at(t: int) -> EpisodeMetric:
-    """Return the mean turn reward of turn ``t``."""
-    return turn_reward(
-        lambda episode: [turn for turn in episode.turns if turn.t == t], lambda episode: _failed_at(episode, t)
-    )
-
-
-def turn_reward_in(stage: str) -> EpisodeMetric:
-    """Return the mean turn reward of the turns of a stage."""
-    return turn_reward(
-        lambda episode: [
-            turn for index, turn in enumerate(episode.turns) if stage_of(index, len(episode.turns)) == stage
-        ]
-    )
 
 
 def turn_reward_jump() -> EpisodeMetric:
@@ -298,57 +286,42 @@ def turn_reward_jump() -> EpisodeMetric:
     return Metric(facts, collect, RATIO)
 
 
-def _entropy_facts(name: str, size: int, *, normalised: bool) -> Facts:
-    import numpy as np
+def strategy_entropy(
+    strategies: Sequence[str], *, t: int | None = None, normalised: bool = False, within: bool = False
+) -> EpisodeMetric:
+    """Return the entropy of chosen strategies.
 
-    return Facts(
-        f"dialogue.{name}_normalised" if normalised else f"dialogue.{name}",
-        unit="share" if normalised else "nats",
-        range=(0.0, 1.0 if normalised else float(np.log(size))),
-        higher_is_better=None,
-        minimum="1 turn with a strategy",
-    )
-
-
-def _strategy_counts(episode: Episode, strategies: Sequence[str], t: int | None = None) -> tuple[float, ...]:
-    chosen = [turn.strategy for turn in episode.turns if t is None or turn.t == t]
-    return tuple(float(chosen.count(name)) for name in strategies)
-
-
-def _entropy(counts: Array, n_strategies: int, *, normalised: bool) -> Array:
+    Args:
+        strategies: The taxonomy's names.
+        t: Take the strategies of this turn alone.
+        normalised: Divide by the greatest entropy possible.
+        within: Average the entropies of single dialogues, instead of one over all dialogues together.
+    """
     import numpy as np
 
     from esckit.metrics.confusion import entropy_of
 
-    return entropy_of(counts) / (float(np.log(n_strategies)) if normalised else 1.0)
+    log_size = float(np.log(len(strategies)))
 
-
-def strategy_entropy(strategies: Sequence[str], *, t: int | None = None, normalised: bool = False) -> EpisodeMetric:
-    """Return the entropy of all chosen strategies, or of those of turn ``t``."""
-
-    def collect(episode: Episode) -> Stats | Unscored | None:
-        counts = _strategy_counts(episode, strategies, t)
-        if t is not None:
-            return counts if any(counts) else _failed_at(episode, t)
-        return cut_short(episode) or (counts if any(counts) else None)
-
-    facts = _entropy_facts("strategy_entropy", len(strategies), normalised=normalised)
-    return Metric(facts, collect, Sums(lambda sums: _entropy(sums, len(strategies), normalised=normalised)))
-
-
-def dialogue_entropy(strategies: Sequence[str], *, normalised: bool = False) -> EpisodeMetric:
-    """Return the entropy of the strategies within a dialogue, averaged over dialogues."""
+    def entropy(counts: Array) -> Array:
+        return entropy_of(counts) / (log_size if normalised else 1.0)
 
     def collect(episode: Episode) -> Stats | Unscored | None:
-        import numpy as np
-
-        counts = _strategy_counts(episode, strategies)
-        broken = cut_short(episode)
-        if broken or not any(counts):
+        chosen = [turn.strategy for turn in episode.turns if t is None or turn.t == t]
+        counts = tuple(float(chosen.count(name)) for name in strategies)
+        broken = _broken(episode, t)
+        if not any(counts) or (broken and t is None):
             return broken
-        return (float(_entropy(np.asarray([counts]), len(strategies), normalised=normalised)[0]), 1.0)
+        return (float(entropy(np.asarray([counts]))[0]), 1.0) if within else counts
 
-    return Metric(_entropy_facts("strategy_entropy_dialogue", len(strategies), normalised=normalised), collect, RATIO)
+    facts = Facts(
+        f"dialogue.strategy_entropy{'_dialogue' if within else ''}{'_normalised' if normalised else ''}",
+        unit="share" if normalised else "nats",
+        range=(0.0, 1.0 if normalised else log_size),
+        higher_is_better=None,
+        minimum="1 turn with a strategy",
+    )
+    return Metric(facts, collect, RATIO if within else Sums(entropy))
 
 
 def _over_turns(facts: Facts, read: Callable[[EpisodeTurn], float]) -> EpisodeMetric:
@@ -372,7 +345,7 @@ def malformed_share(kind: str) -> EpisodeMetric:
 
 def usage(role: str, item: str) -> EpisodeMetric:
     """Return the sum of calls or tokens of a role; roles that were not called cost nothing, None is unknown."""
-    facts = not_estimated("dialogue.usage", item, "a cost, no estimate", higher_is_better=False)
+    facts = Facts("dialogue.usage", item, **not_estimated("a cost, no estimate", higher_is_better=False))
 
     def collect(episode: Episode) -> tuple[float] | Unscored:
         n = episode.usage.get(role, Usage()).facts()[item]
@@ -384,7 +357,7 @@ def usage(role: str, item: str) -> EpisodeMetric:
 def shared_metrics(strategies: Sequence[str] = (), *, turn_judge: bool = True) -> tuple[EpisodeMetric, ...]:
     """Return the metrics of no critic that runs are gated and compared on."""
     rewards = (turn_reward(), turn_reward_jump()) if turn_judge else ()
-    entropies = (strategy_entropy(strategies), dialogue_entropy(strategies)) if strategies else ()
+    entropies = (strategy_entropy(strategies), strategy_entropy(strategies, within=True)) if strategies else ()
     return (*rewards, *entropies, reply_words())
 
 
@@ -406,12 +379,12 @@ def dialogue_rows(
     longest = max((turn.t for episode in episodes for turn in episode.turns), default=0)
     if any(turn.ratings or turn.ratings_unscored for episode in episodes for turn in episode.turns):
         rows += [measurement.row(metric, episodes) for metric in (turn_reward(), turn_reward_jump())]
-        rows += [measurement.row(turn_reward_at(t), episodes, group={"turn": t}) for t in range(1, longest + 1)]
-        rows += [measurement.row(turn_reward_in(stage), episodes, group={"stage": stage}) for stage in STAGES]
+        rows += [measurement.row(turn_reward(t=t), episodes, group={"turn": t}) for t in range(1, longest + 1)]
+        rows += [measurement.row(turn_reward(stage=stage), episodes, group={"stage": stage}) for stage in STAGES]
     if strategies and any(turn.strategy for episode in episodes for turn in episode.turns):
         for normalised in (False, True):
             rows.append(measurement.row(strategy_entropy(strategies, normalised=normalised), episodes))
-            rows.append(measurement.row(dialogue_entropy(strategies, normalised=normalised), episodes))
+            rows.append(measurement.row(strategy_entropy(strategies, normalised=normalised, within=True), episodes))
             for t in range(1, longest + 1):
                 metric = strategy_entropy(strategies, t=t, normalised=normalised)
                 rows.append(measurement.row(metric, episodes, group={"turn": t}))

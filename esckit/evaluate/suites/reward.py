@@ -17,7 +17,16 @@ from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
 from esckit.evaluate.cases import RewardCase
 from esckit.evaluate.leakage import family_of_runs, run_of
 from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work
-from esckit.metrics.calibration import ContextOrder, PairwiseOrder, accuracy, brier, log_loss, rank_correlation
+from esckit.metrics.calibration import (
+    N_BINS,
+    ContextOrder,
+    PairwiseOrder,
+    accuracy,
+    bin_of,
+    brier,
+    log_loss,
+    rank_correlation,
+)
 from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, divide
 from esckit.roles.cast import Casting
 from esckit.roles.critics import ResponseScorer
@@ -33,8 +42,6 @@ Reading: TypeAlias = list[float] | ModelError
 
 BATCH_FUTURES = 64
 """Futures that are scored together: enough to fill a row, and few enough that a broken run loses little."""
-
-N_BINS = 10
 
 
 class RewardSettings(Section):
@@ -219,13 +226,10 @@ def _mean_of(name: str, of: Callable[[Sequence[float], Sequence[bool]], float | 
     return _metric(name, lambda case, p: (of((p,), (case.y,)) or 0.0, 1.0), RATIO, **facts)
 
 
-def _bin_of(p: float) -> int:
-    return min(int(N_BINS * p), N_BINS - 1)
-
-
 def _bin_sums(case: RewardCase, p: float) -> Stats:
     sums = [0.0] * (3 * N_BINS)
-    sums[3 * _bin_of(p) : 3 * _bin_of(p) + 3] = [1.0, p, float(case.y)]
+    start = 3 * bin_of(p)
+    sums[start : start + 3] = [1.0, p, float(case.y)]
     return tuple(sums)
 
 
@@ -295,7 +299,7 @@ def reward_rows(cases: Sequence[RewardCase], measurement: Measurement) -> list[M
     mean_p = _metric("bin_p", lambda _, p: (p, 1.0), RATIO, interval="none", no_interval=no_interval, **in_bin)
     mean_y = _metric("bin_y", lambda case, _: (float(case.y), 1.0), RATIO, interval="wilson", **in_bin)
     for index in range(N_BINS):
-        chosen = [case for case in cases if case.p is not None and _bin_of(case.p) == index]
+        chosen = [case for case in cases if case.p is not None and bin_of(case.p) == index]
         if chosen:
             rows += [measurement.row(metric, chosen, group={"bin": index}) for metric in (mean_p, mean_y)]
     return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -257,12 +257,13 @@ class StrategyScale:
         cells[self.strategies.index(predicted) * len(self.strategies) + self.strategies.index(case.gold)] = 1.0
         return tuple(cells)
 
-    def of_matrix(self, facts: Facts, value: Callable[[Array], Array], *, proportion: bool = False) -> StrategyMetric:
+    def of_matrix(
+        self, name: str, value: Callable[[Array], Array], *, proportion: bool = False, **facts: Any
+    ) -> StrategyMetric:
         """Return a metric that is a function of the confusion matrix; ``proportion``: see :class:`Sums`."""
         n = len(self.strategies)
-        basis = f"{self.prefix}.{facts.variant_of}" if facts.variant_of else None
-        named = replace(facts, name=f"{self.prefix}.{facts.name}", variant_of=basis)
-        return Metric(named, self.cell, Sums(lambda sums: value(sums.reshape(-1, n, n)), proportion))
+        sums = Sums(lambda sums: value(sums.reshape(-1, n, n)), proportion)
+        return Metric(Facts(f"{self.prefix}.{name}", **facts), self.cell, sums)
 
     def correct(
         self, name: str, is_right: Callable[[StrategyCase, str], bool], *, counts_all: bool = False
@@ -289,39 +290,34 @@ def strategy_metrics(scale: StrategyScale) -> tuple[StrategyMetric, ...]:
     size = max(1, len(scale.strategies))
     log_size, two = float(np.log(size)), "2 labels in gold"
     bias = partial(confusion.bias, pseudo_count=scale.pseudo_count)
-    entropy = Facts("entropy", unit="nats", range=(0.0, log_size), higher_is_better=None)
-    untested = Facts("", higher_is_better=None, test="none")
-    b = Facts(
-        "bias_b", unit="none", range=(0.0, float(np.sqrt(size - 1))), higher_is_better=False, undefined=NOT_CONNECTED
-    )
-    kl = Facts(
-        "kl_gold",
-        unit="nats",
-        range=(0.0, None),
-        higher_is_better=False,
-        undefined="a predicted label never occurs in gold",
-    )
+    entropy: dict[str, Any] = {"unit": "nats", "range": (0.0, log_size), "higher_is_better": None}
+    untested: dict[str, Any] = {"higher_is_better": None, "test": "none"}
+    b: dict[str, Any] = {
+        "unit": "none", "range": (0.0, float(np.sqrt(size - 1))), "higher_is_better": False, "undefined": NOT_CONNECTED
+    }  # fmt: skip
     of_matrix = scale.of_matrix
     any_label = scale.correct("accuracy_any", lambda case, predicted: predicted in (case.gold_all or (case.gold,)))
     return (
-        of_matrix(Facts("accuracy"), confusion.accuracy, proportion=True),
+        of_matrix("accuracy", confusion.accuracy, proportion=True),
         *([any_label] if scale.merged else []),
         scale.correct("correct_of_all", lambda case, predicted: predicted == case.gold, counts_all=True),
-        of_matrix(Facts("macro_f1", minimum=two), confusion.macro_f1),
-        of_matrix(Facts("weighted_f1", minimum=two), confusion.weighted_f1),
-        of_matrix(b, bias),
-        of_matrix(replace(b, name="bias_b_20", variant_of="bias_b"), partial(bias, max_sweeps=20)),
-        of_matrix(entropy, lambda matrix: confusion.entropy_of(matrix.sum(axis=2))),
+        of_matrix("macro_f1", confusion.macro_f1, minimum=two),
+        of_matrix("weighted_f1", confusion.weighted_f1, minimum=two),
+        of_matrix("bias_b", bias, **b),
+        of_matrix("bias_b_20", partial(bias, max_sweeps=20), variant_of=f"{scale.prefix}.bias_b", **b),
+        of_matrix("entropy", lambda matrix: confusion.entropy_of(matrix.sum(axis=2)), **entropy),
+        of_matrix("entropy_normalised", lambda matrix: confusion.entropy_of(matrix.sum(axis=2)) / log_size, **untested),
+        of_matrix("gold_entropy", lambda matrix: confusion.entropy_of(matrix.sum(axis=1)), test="none", **entropy),
         of_matrix(
-            replace(entropy, name="entropy_normalised", unit="share", range=(0.0, 1.0), test="none"),
-            lambda matrix: confusion.entropy_of(matrix.sum(axis=2)) / log_size,
+            "kl_gold",
+            confusion.kl_gold,
+            unit="nats",
+            range=(0.0, None),
+            higher_is_better=False,
+            undefined="a predicted label never occurs in gold",
         ),
-        of_matrix(
-            replace(entropy, name="gold_entropy", test="none"), lambda matrix: confusion.entropy_of(matrix.sum(axis=1))
-        ),
-        of_matrix(kl, confusion.kl_gold),
-        of_matrix(replace(untested, name="majority_accuracy"), confusion.majority_share),
-        of_matrix(replace(untested, name="frequency_accuracy"), confusion.frequency_share),
+        of_matrix("majority_accuracy", confusion.majority_share, **untested),
+        of_matrix("frequency_accuracy", confusion.frequency_share, **untested),
     )
 
 
@@ -329,22 +325,23 @@ def class_metrics(scale: StrategyScale, index: int) -> tuple[StrategyMetric, ...
     """Return precision, recall, F1 and support of one strategy; support 0 leaves recall undefined."""
     from esckit.metrics.confusion import f1_by_class
 
-    support = not_estimated("support", "cases", "a count", higher_is_better=None)
     return (
         scale.of_matrix(
-            Facts("precision", minimum="1 prediction of it"),
+            "precision",
             lambda matrix: divide(matrix[:, index, index], matrix[:, index].sum(axis=1)),
             proportion=True,
+            minimum="1 prediction of it",
         ),
         scale.of_matrix(
-            Facts("recall", minimum="1 gold case of it"),
+            "recall",
             lambda matrix: divide(matrix[:, index, index], matrix[:, :, index].sum(axis=1)),
             proportion=True,
+            minimum="1 gold case of it",
         ),
+        scale.of_matrix("f1", lambda matrix: f1_by_class(matrix)[:, index], minimum="1 prediction or gold case of it"),
         scale.of_matrix(
-            Facts("f1", minimum="1 prediction or gold case of it"), lambda matrix: f1_by_class(matrix)[:, index]
+            "support", lambda matrix: matrix[:, :, index].sum(axis=1), unit="cases", **not_estimated("a count")
         ),
-        scale.of_matrix(support, lambda matrix: matrix[:, :, index].sum(axis=1)),
     )
 
 
