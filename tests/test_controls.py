@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from esckit.flow.text import FlowText
-from esckit.models.backbones import tiny_random, tiny_tokenizer
 from esckit.models.chat import CHATML, ChatFormat
 from esckit.models.local import PerplexityScorer
 from esckit.prompts.prompt import load_prompt
@@ -16,6 +15,7 @@ from esckit.roles.asking import split_output
 from esckit.text import ANY_FORMAT, Controls, MessageGuard
 from esckit.types import Context, Exchange, Future, Message, Outcome, Scenario, Turn
 from tests.reward.reward_fakes import template as reward_template
+from tests.tiny import tiny_random, tiny_tokenizer
 
 LLAMA3 = (
     "{{ bos_token if bos_token else '' }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "

@@ -24,18 +24,10 @@ from typing import Any, Literal
 
 from esckit.documents import read_yaml
 from esckit.errors import ConfigError, StorageError
+from esckit.models.chat import CHATML
 from esckit.records import fresh_folder
 from esckit.registry import nearest
 from esckit.types import Record
-
-DEFAULT_BACKBONE = "smollm2-135m-instruct"
-"""The embedded model: small enough to come with a Python package."""
-
-TINY = "tiny-random"
-
-
-SourceKind = Literal["memory", "folder", "hub"]
-
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -56,8 +48,6 @@ class Backbone(Record):
         family: Name of the family it takes defaults from.
         parameters: In millions.
         context: Longest sequence in tokens.
-        chat_format: How messages become text; ``plain`` for base models.
-        system_role: False if the chat format knows no system messages.
         lora_targets: Modules that LoRA adapts by default.
         licence: Short name of the licence of the weights.
         kind: ``chat`` or ``base``.
@@ -70,8 +60,6 @@ class Backbone(Record):
     family: str
     parameters: float
     context: int
-    chat_format: Literal["chatml", "llama3", "gemma", "plain"]
-    system_role: bool = True
     lora_targets: tuple[str, ...]
     licence: str
     kind: Literal["chat", "base"] = "chat"
@@ -92,7 +80,7 @@ class BackboneSource:
     """
 
     name: str
-    kind: SourceKind
+    kind: Literal["memory", "folder", "hub"]
     folder: Path | None = None
     hub: str | None = None
     backbone: Backbone | None = None
@@ -266,23 +254,6 @@ def _unreachable(source: BackboneSource, why: str) -> ConfigError:
     )
 
 
-TinyFamily = Literal["qwen2", "llama", "gemma2"]
-
-
-_CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-_GEMMA = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + message['content'] "
-    "+ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
-)
-
 _TRAINING_TEXT = (
     "I feel so anxious about my exam next week and I do not know who to talk to.",
     "That sounds really hard. What worries you most about the exam?",
@@ -290,70 +261,55 @@ _TRAINING_TEXT = (
 )
 
 
-def tiny_tokenizer(family: TinyFamily = "qwen2") -> Any:
-    """Return the byte-level tokenizer of ``tiny-random``, about 360 tokens, with a chat template."""
+def tiny_tokenizer() -> Any:
+    """Return the byte-level tokenizer of ``tiny-random``, about 360 tokens, with ChatML."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    if family == "gemma2":
-        specials = ["<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=360,
-        special_tokens=specials,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_TRAINING_TEXT, trainer)
-    is_gemma = family == "gemma2"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<eos>" if is_gemma else "<|im_end|>",
-        pad_token="<eos>" if is_gemma else "<|endoftext|>",
-        bos_token="<bos>" if is_gemma else None,
-        additional_special_tokens=specials[2:] if is_gemma else specials[1:2],
-        chat_template=_GEMMA if is_gemma else _CHATML,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHATML,
         padding_side="left",
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
 
 
-def tiny_random(family: TinyFamily = "qwen2", *, seed: int = 0) -> tuple[Any, Any]:
-    """Return a random model of two layers and its tokenizer; the global random state stays as it was.
-
-    Args:
-        family: Architecture; ``gemma2`` has a sliding window of 64, soft caps and no system role.
-        seed: Fixes the weights.
-    """
+def tiny_random() -> tuple[Any, Any]:
+    """Return a random model of two layers, always the same, and its tokenizer; the global random state stays."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from esckit.models.capabilities import keep_soft_caps
-
-    tokenizer = tiny_tokenizer(family)
-    settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.2,  # wide enough that the next token is not a coin toss
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if family == "gemma2":
-        settings |= {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64}
+    tokenizer = tiny_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,  # wide enough that the next token is not a coin toss
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), trust_remote_code=False)
-    keep_soft_caps(model)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model.eval(), tokenizer
 
 

@@ -200,23 +200,16 @@ class ReadJob:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The tokens of a reply, the one that ended it included."""
+    """The tokens of a reply, the one that ended it included; no reason to stop where the next logits are not finite."""
 
     ids: tuple[int, ...]
-    stop_reason: StopReason
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A reply that broke off after some tokens, because the next logits are not finite."""
-
-    n_tokens: int
+    stop_reason: StopReason | None
 
 
 Job = WriteJob | ReadJob
 
-Result = Written | Broken | tuple[float, ...]
-"""A reply, one that broke off, or one log-probability (natural log, perhaps not finite) per continuation."""
+Result = Written | tuple[float, ...]
+"""A reply, or one log-probability (natural log, perhaps not finite) per continuation."""
 
 
 @dataclass(slots=True, eq=False)
@@ -303,11 +296,6 @@ class Engine:
         else:
             self._retreated = self._retreated and not results
         return results
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether rows are in flight or waiting."""
-        return bool(self.rows or self.waiting or self.reading)
 
     def drop(self, jobs: Collection[Job]) -> None:
         """Forget jobs."""
@@ -429,7 +417,7 @@ class Engine:
         finite = logits.amax(dim=-1).isfinite().tolist()
         for row, token, is_finite in zip(rows, draw(logits, settings, uniform).tolist(), finite, strict=True):
             if not is_finite:
-                results[row.job] = Broken(len(row.ids))
+                results[row.job] = Written(tuple(row.ids), None)
                 continue
             row.ids.append(token)
             if row.seen is not None:

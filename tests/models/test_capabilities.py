@@ -9,8 +9,8 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.cache_utils import DynamicCache
 
-from esckit.models.backbones import tiny_random
 from esckit.models.capabilities import cache_parameter, checkpoint_activations, checkpointing_arguments
+from tests.tiny import tiny_random
 
 pytestmark = pytest.mark.smoke
 

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from esckit.errors import BackendError, ConfigError
-from esckit.models.backbones import tiny_random, tiny_tokenizer
 from esckit.models.chat import PLAIN, ChatFormat, Split, make_reply, opened_by, split_reasoning
 from esckit.types import Message, Reply, StopReason, Usage
+from tests.tiny import tiny_random, tiny_tokenizer
 
 ASK = [Message("system", "Be kind."), Message("user", "hi")]
 
@@ -63,7 +63,7 @@ def test_the_end_of_turn_is_what_the_template_writes():
     chatml, gemma = ChatFormat.of(tiny_tokenizer()), ChatFormat.of(tiny_tokenizer("gemma2"), [1])
     assert chatml.tokenizer.convert_ids_to_tokens(chatml.end_of_turn) == "<|im_end|>"
     assert gemma.tokenizer.convert_ids_to_tokens(gemma.end_of_turn) == "<end_of_turn>"
-    assert gemma.stop_ids == {0, 1, gemma.end_of_turn}
+    assert gemma.stop_ids == {gemma.tokenizer.eos_token_id, 1, gemma.end_of_turn}
     assert chatml.answer("Better")[-1] == chatml.end_of_turn
 
 

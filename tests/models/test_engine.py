@@ -96,7 +96,7 @@ def job(number: int, prompt: tuple[int, ...], max_tokens: int = 8, temperature: 
 
 def finish(worker: Engine, jobs: list[WriteJob]) -> list[Written]:
     results = worker.advance(jobs, (), lambda: False)
-    while worker.is_busy:
+    while worker.rows or worker.waiting:
         results |= worker.advance([], (), lambda: False)
     return [results[job] for job in jobs]
 
@@ -153,7 +153,8 @@ def test_dropped_jobs_free_their_place():
     worker.advance([long, short], (), lambda: True)
     results = worker.advance([], {long}, lambda: False)
     assert list(results.values()) == finish(engine(), [short])
-    assert not worker.is_busy
+    assert not worker.rows
+    assert not worker.waiting
     assert worker.slots.layers[0].keys is None
 
 

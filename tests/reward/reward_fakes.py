@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from esckit.models.backbones import TinyFamily, tiny_random
 from esckit.prompts.prompt import load_prompt
 from esckit.reward.model import Kind, RewardModel, RewardNet
 from esckit.reward.text import SLOTS, RewardTemplate, RewardText
 from esckit.types import Turn
+from tests.tiny import TinyFamily, tiny_random
 
 WORDS = ("I", "feel", "so", "anxious", "and", "you", "do", "not", "know", "ça", "va", "🙂", "today", "it", "hurts")
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from esckit.models.backbones import TinyFamily, tiny_random
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.rewards import PairedRewards, ReplyMeasure
 from esckit.rl.rows import PolicyPrompt, build_rows
@@ -17,6 +16,7 @@ from esckit.rl.trainer import Learner, learner_of, quiet_warnings
 from esckit.training.harness import Diverged, fit
 from esckit.training.run import TrainingRun, last_state
 from esckit.types import Context, Scenario, Turn
+from tests.tiny import TinyFamily, tiny_random
 
 WELL_FORMED = "<think>They sound tired.</think> <response>That sounds hard.</response>"
 SCORE: Callable[..., list[float | None]] = lambda turns, replies: [float("e" in text) for text in replies]  # noqa: E731

@@ -9,7 +9,6 @@ import pytest
 
 from esckit.errors import ConfigError
 from esckit.ledger import Ledger
-from esckit.models.backbones import tiny_tokenizer
 from esckit.models.chat import CHATML, PLAIN, ChatFormat
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.policy import keeps_answers, training_format
@@ -23,6 +22,7 @@ from tests.fakes import FakeModel
 from tests.reward.reward_runs import simulated
 from tests.rl.rl_fakes import WELL_FORMED, contexts
 from tests.rl.rl_runs import StopAt, recipe
+from tests.tiny import tiny_tokenizer
 
 THINKER = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
