@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from esckit.documents import complaint, parse_yaml
+from esckit.config.sections import EndpointAddress
+from esckit.documents import complaint, read_yaml
 from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.chat import make_reply, one_system, without_system
 from esckit.registry import did_you_mean
-from esckit.types import Message, Record, Reply, Sampling, StopReason, Usage
+from esckit.types import Message, Reply, Sampling, StopReason, Usage
 
 _MOST_TOKENS = 10_000_000
 
@@ -49,33 +50,23 @@ _NO_ANSWERS = (
 )
 
 
-class EndpointSpec(Record):
-    """Address of a server.
+class ShippedEndpoint(EndpointAddress):
+    """Address of a server that esckit knows.
 
     Attributes:
-        base_url: Up to and including the API's version, such as ``http://127.0.0.1:8000/v1``.
-        api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
         lacks: Sampling fields that the server is known to refuse.
     """
 
-    base_url: str
-    api_key_env: str | None = None
     lacks: tuple[str, ...] = ()
 
 
-def load_endpoints() -> dict[str, EndpointSpec]:
-    """Return the endpoints that ship with esckit, by name."""
-    text = files("esckit.models").joinpath("endpoints.yaml").read_text(encoding="utf-8")
-    return {name: EndpointSpec.model_validate(fields) for name, fields in parse_yaml(text, "endpoints.yaml").items()}
-
-
-def load_endpoint(name: str) -> EndpointSpec:
+def load_endpoint(name: str) -> ShippedEndpoint:
     """Return a shipped endpoint by name.
 
     Raises:
         ConfigError: If there is none of this name.
     """
-    known = load_endpoints()
+    known = read_yaml(Path(__file__).parent / "endpoints.yaml", "endpoints")
     if "://" in name:
         # Not shown: it may hold a key.
         raise ConfigError(
@@ -87,7 +78,7 @@ def load_endpoint(name: str) -> EndpointSpec:
             expected=f"one of {', '.join(known)}, or base_url and api_key_env",
             hint=did_you_mean(name, known) or None,
         )
-    return known[name]
+    return ShippedEndpoint.model_validate(known[name])
 
 
 class _Choice(BaseModel):
@@ -394,10 +385,8 @@ class AcceptedFields:
             text: The server's reason.
             param: The field that the answer names as its ``param``, if it does.
         """
-        named = param.rpartition(".")[2] if param else None
-        suspects = (
-            [named] if named is not None and named in body else [field for field in body if _is_about(field, text)]
-        )
+        named = (param or "").rpartition(".")[2]
+        suspects = [named] if named in body else [field for field in body if _is_about(field, text)]
         suspects.sort(key=lambda field: not _is_neutral(field, body[field]))
         if any(self._give_up(field, body[field], text) for field in suspects):
             return True

@@ -34,8 +34,6 @@ _ADAPTER_CONFIG = "adapter_config.json"
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
 
 def pick_device(device: str) -> torch.device:
     """Return a device by name; ``auto`` is the GPU where there is one.
@@ -80,7 +78,7 @@ def exact_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 def _processor_has_bf16() -> bool:
     """Return whether the processor multiplies in bfloat16 itself; emulated, it is slower than float32."""
     info = Path("/proc/cpuinfo")
-    return info.is_file() and not _BF16_FLAGS.isdisjoint(info.read_text().split())
+    return info.is_file() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(info.read_text().split())
 
 
 def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:

@@ -173,24 +173,6 @@ def _find_script(target: str) -> Path:
     )
 
 
-def _parse_script(text: str, *, place: str) -> Script:
-    """Return the script in a YAML text.
-
-    Args:
-        text: Content of the file.
-        place: What to call the file in errors.
-
-    Raises:
-        ConfigError: If it is not a script; the message names all faults at once.
-    """
-    data = parse_yaml(text, place)
-    try:
-        return Script.model_validate(data)
-    except ValidationError as error:
-        faults = [_fault(details) for details in error.errors()]
-        raise ConfigError(f"{place}: " + "; ".join(faults)) from error
-
-
 def _fault(details: ErrorDetails) -> str:
     place = details["loc"]
     path = ".".join(str(part) for part in place) or "the file"
@@ -219,13 +201,18 @@ def load_scripted(target: str) -> ChatModel:
             -> str``, or an object that is a chat model itself.
 
     Raises:
-        ConfigError: If there is no such script, it has faults, or the object is neither.
+        ConfigError: If there is no such script, it has faults (the message names all at once), or the object is neither.
     """
     if ":" not in target or Path(target).is_file():
         path = _find_script(target)
         text = read_text(path)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return ScriptedModel(_parse_script(text, place=target), name=f"scripted/{path.stem}-{digest}")
+        data = parse_yaml(text, target)
+        try:
+            script = Script.model_validate(data)
+        except ValidationError as error:
+            faults = [_fault(details) for details in error.errors()]
+            raise ConfigError(f"{target}: " + "; ".join(faults)) from error
+        return ScriptedModel(script, name=f"scripted/{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
     found = load_attr(target)
     if isinstance(found, type):
         raise ConfigError(f"{target!r} is a class", expected="a function, or an object made from the class")
@@ -279,10 +266,7 @@ class ScriptedModel:
         pieces = self._source.pieces.items()
         drawn = {name: texts[int(_draw(seed, "piece", name) * len(texts))] for name, texts in pieces}
         text = Template(_chosen(rule, messages, seed)).substitute(drawn)
-        fault = next(
-            (fault.kind for i, fault in enumerate(rule.faults) if _draw(seed, "fault", i) < fault.p),
-            None,
-        )
+        fault = next((fault.kind for i, fault in enumerate(rule.faults) if _draw(seed, "fault", i) < fault.p), None)
         if fault == "backend":
             raise BackendError(f"{self.name}: a scripted failure of the backend")
         if fault in ("blank", "nonsense"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from esckit.errors import BACKEND_KINDS, BackendError, ConfigError
-from esckit.models.chat_api import load_endpoint, load_endpoints
+from esckit.models.chat_api import load_endpoint
 from esckit.models.endpoint import EndpointModel
 from esckit.models.transport import checked_base_url, is_loopback
 from esckit.types import Message, Sampling, StopReason, Usage
@@ -389,7 +389,6 @@ def test_a_field_refused_by_a_validator_is_left_out(server: FakeServer) -> None:
 
 
 def test_shipped_endpoints() -> None:
-    assert set(load_endpoints()) == {"openai", "local"}
     assert load_endpoint("openai").api_key_env == "OPENAI_API_KEY"
     local = load_endpoint("local")
     assert local.api_key_env is None
