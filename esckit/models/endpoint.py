@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -52,8 +52,6 @@ class EndpointModel:
         model: The server's id of the model.
         label: Name of the endpoint for provenance; the address if None.
         api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
-        log_probs: Whether the server returns log-probabilities, so that it offers ``next_token``; ``auto`` finds out in
-            :meth:`check`.
         lacks: Sampling fields that the server is known to refuse.
         timeouts: Time limits, retries and concurrency; None takes the defaults.
 
@@ -68,7 +66,6 @@ class EndpointModel:
         *,
         label: str | None = None,
         api_key_env: str | None = None,
-        log_probs: bool | Literal["auto"] = "auto",
         lacks: Sequence[str] = (),
         timeouts: Timeouts | None = None,
     ) -> None:
@@ -76,8 +73,7 @@ class EndpointModel:
         self._model = model
         self.name = f"{label or self._transport.base_url.partition('://')[2]}/{model}"
         self._key_env = api_key_env
-        self._probes_log_probs = log_probs == "auto"
-        self.capabilities: frozenset[Capability] = frozenset({"next_token"} if log_probs is True else ())
+        self.capabilities: frozenset[Capability] = frozenset()
         self._accepted = AcceptedFields(lacks)
         self._guard = MessageGuard.of_any_format()
         self._notes: dict[str, str] = {}
@@ -93,9 +89,9 @@ class EndpointModel:
     async def check(self) -> None:
         """Find out, in bounded time, whether the server can be used as configured.
 
-        Where the server has a list of models, that answers. Where it has none, or to learn whether it returns
-        log-probabilities, one token is requested. A server that was just started may take long for that: esckit waits,
-        with a warning. If such a server lists the model, the check passes even without an answer.
+        The server's list of models is read, if it has one. Then one token is requested, also to learn whether answers
+        come with log-probabilities, which ``next_token`` needs. A server that was just started may take long for that:
+        esckit waits, with a warning. If such a server lists the model, the check passes even without an answer.
 
         Raises:
             ConfigError: If the server does not know the key or the model.
@@ -107,15 +103,12 @@ class EndpointModel:
                 listed = await self._listed_models()
         except TimeoutError:
             raise self._transport.silent(limit_s) from None
-        if self._model not in listed:
+        try:
             await self._probe(listed)
-        elif self._probes_log_probs:
-            try:
-                await self._probe(listed)
-            except BackendError as error:
-                log.warning(
-                    "%s lists the model, but whether it offers log-probabilities is unknown: %s", self.name, error
-                )
+        except BackendError as error:
+            if self._model not in listed:
+                raise
+            log.warning("%s lists the model, but whether it offers log-probabilities is unknown: %s", self.name, error)
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
         """Write the next assistant message; a blank one is returned as it is.
@@ -179,12 +172,10 @@ class EndpointModel:
             return ()
 
     async def _probe(self, listed: Sequence[str]) -> None:
-        """Ask for one token, with log-probabilities if it is open whether there are any."""
+        """Ask for one token with its log-probabilities."""
         fields = sampling_fields(Sampling(max_tokens=1), 0)
         limits = self._transport.timeouts
-        asking = asyncio.create_task(
-            self._negotiate([Message("user", "Hello")], fields, log_probs=self._probes_log_probs)
-        )
+        asking = asyncio.create_task(self._negotiate([Message("user", "Hello")], fields, log_probs=True))
         try:
             # The first answer of a server may take longer than all others.
             if not (await asyncio.wait({asking}, timeout=limits.check_s))[0]:
@@ -205,8 +196,7 @@ class EndpointModel:
             raise self._error(failure, listed) from None
         finally:
             asking.cancel()
-        if self._probes_log_probs:
-            self.capabilities = frozenset({"next_token"} if answer.alternatives else ())
+        self.capabilities = frozenset({"next_token"} if answer.alternatives else ())
 
     async def _ask(
         self,

@@ -201,7 +201,7 @@ def load_scripted(target: str) -> ChatModel:
             -> str``, or an object that is a chat model itself.
 
     Raises:
-        ConfigError: If there is no such script, it has faults (the message names all at once), or the object is neither.
+        ConfigError: If there is no such script, it has faults (all are named at once), or the object is neither.
     """
     if ":" not in target or Path(target).is_file():
         path = _find_script(target)

@@ -18,12 +18,16 @@ QUICK = Timeouts(timeout_s=2.0, check_s=2.0, max_retries=3, first_wait_s=0.01, m
 
 
 def run(server_or_url: FakeServer | str, use: Callable[[EndpointModel], Awaitable[T]], **options: Any) -> T:
-    """Make a model, use it, close it."""
+    """Make a model, use it, close it; with ``log_probs`` it offers them as if it had been checked."""
     url = server_or_url if isinstance(server_or_url, str) else server_or_url.url
-    options = {"timeouts": QUICK, "log_probs": False} | options
+    options = {"timeouts": QUICK} | options
+
+    is_checked = options.pop("log_probs", False)
 
     async def go() -> T:
         model = EndpointModel(url, options.pop("model", "m"), **options)
+        if is_checked:
+            model.capabilities = frozenset({"next_token"})
         try:
             return await use(model)
         finally:

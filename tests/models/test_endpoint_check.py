@@ -98,9 +98,9 @@ def test_the_key_is_in_no_name_and_no_repr(server: FakeServer, key: str) -> None
 # ---------------------------------------------------------------- check
 
 
-def test_check_of_a_good_server_asks_for_its_models_only(server: FakeServer) -> None:
+def test_check_asks_for_the_models_and_one_token(server: FakeServer) -> None:
     run(server, check)
-    assert [request.path for request in server.requests] == ["/v1/models"]
+    assert [request.path for request in server.requests] == ["/v1/models", "/v1/chat/completions"]
 
 
 def test_check_of_a_dead_port_is_one_error_within_seconds() -> None:
@@ -145,7 +145,7 @@ def test_check_passes_for_a_listed_model_that_needs_more_tokens(server: FakeServ
         await model.check()
         return model.capabilities
 
-    assert run(server, capabilities, log_probs="auto") == frozenset()
+    assert run(server, capabilities) == frozenset()
 
 
 def test_check_of_a_server_without_chat_is_an_error(server: FakeServer) -> None:
@@ -158,7 +158,7 @@ def test_a_slow_first_answer_is_waited_for_and_said(server: FakeServer, caplog: 
     server.usual = with_log_probs([("Hi", -0.1)])
     server.usual.wait_s = 0.4
     timeouts = Timeouts(check_s=0.2, timeout_s=5.0)
-    assert run(server, checked_capabilities, log_probs="auto", timeouts=timeouts) == {"next_token"}
+    assert run(server, checked_capabilities, timeouts=timeouts) == {"next_token"}
     assert "has not answered within 0.2 s; waiting for up to 5 s" in caplog.text
 
 
@@ -167,13 +167,13 @@ def test_a_listed_model_that_never_answers_is_enough_to_start(
 ) -> None:
     server.usual.wait_s = 1.0
     timeouts = Timeouts(check_s=0.1, timeout_s=0.3, max_retries=0)
-    assert run(server, checked_capabilities, log_probs="auto", timeouts=timeouts) == frozenset()
+    assert run(server, checked_capabilities, timeouts=timeouts) == frozenset()
     assert "whether it offers log-probabilities is unknown" in caplog.text
 
 
 def test_a_probe_that_fails_for_now_does_not_stop_the_start(server: FakeServer) -> None:
     server.usual = refusal("busy", status=500)
-    assert run(server, checked_capabilities, log_probs="auto") == frozenset()
+    assert run(server, checked_capabilities) == frozenset()
 
 
 @pytest.mark.parametrize("where", ["http://elsewhere.example/v1/chat/completions?token=x", "https://127.0.0.1:1/v1"])
@@ -211,26 +211,25 @@ async def checked_capabilities(model: EndpointModel) -> frozenset[str]:
 
 def test_log_probabilities_are_found_by_check(server: FakeServer) -> None:
     server.usual = with_log_probs([("Hi", -0.1)])
-    assert run(server, checked_capabilities, log_probs="auto") == {"next_token"}
+    assert run(server, checked_capabilities) == {"next_token"}
     assert server.chats[0]["logprobs"] is True
 
 
 def test_a_server_that_ignores_the_wish_offers_none(server: FakeServer) -> None:
-    assert run(server, checked_capabilities, log_probs="auto") == frozenset()
+    assert run(server, checked_capabilities) == frozenset()
 
 
 def test_a_server_that_refuses_the_wish_offers_none(server: FakeServer) -> None:
     server.refused_fields = {"logprobs": "logprobs is not supported by this model"}
-    assert run(server, checked_capabilities, log_probs="auto") == frozenset()
+    assert run(server, checked_capabilities) == frozenset()
     assert len(server.chats) == 2
 
 
-def test_nothing_is_claimed_before_it_is_configured_or_found(server: FakeServer) -> None:
+def test_nothing_is_claimed_before_it_is_found(server: FakeServer) -> None:
     async def capabilities(model: EndpointModel) -> frozenset[str]:
         return model.capabilities
 
-    assert run(server, capabilities, log_probs="auto") == frozenset()
-    assert run(server, capabilities, log_probs=True) == {"next_token"}
+    assert run(server, capabilities) == frozenset()
 
 
 def test_next_token_counts_unlisted_labels_as_zero(server: FakeServer) -> None:
@@ -338,7 +337,7 @@ def test_small_temperatures_do_not_divide_by_zero() -> None:
 def test_log_probabilities_without_alternatives_are_no_distribution(server: FakeServer) -> None:
     server.usual = with_log_probs([("Hi", -0.1)])
     del server.usual.body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    assert run(server, checked_capabilities, log_probs="auto") == frozenset()
+    assert run(server, checked_capabilities) == frozenset()
 
 
 def test_a_missing_distribution_is_an_error_and_not_zeros(server: FakeServer) -> None:
