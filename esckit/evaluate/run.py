@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,16 @@ from esckit.evaluate.cases import Case
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import GateBound, Part, Setup, is_comparable, set_up
 from esckit.evaluate.suite import Unit
-from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, NoProgress, UnitFile, latest, play_units
+from esckit.play.runner import (
+    HOPELESS,
+    AsyncioExecutor,
+    FailureRate,
+    NoProgress,
+    UnitFile,
+    booking,
+    latest,
+    play_units,
+)
 from esckit.protocols import Progress
 from esckit.records import write_records
 from esckit.report.metric_rows import load_references
@@ -257,7 +266,7 @@ async def _play(
         failed="failed or are unscored",
         hopeless=HOPELESS,
     )
-    try:
+    async with booking(folder, pool) if pool is not None else nullcontext():
         await play_units(
             [file for _, file in parts],
             folder,
@@ -266,10 +275,6 @@ async def _play(
             progress=progress,
             settled=write_beside,
         )
-    finally:
-        if pool is not None:
-            folder.book(pool.spent())
-            folder.update_manifest(determinism=pool.determinism(), **pool.facts())
     return rate
 
 

@@ -20,7 +20,7 @@ from esckit.evaluate.cases import Case
 from esckit.evaluate.leakage import family_of
 from esckit.metrics.metric import Metric
 from esckit.play.futures import RewardInputs, read_inputs
-from esckit.predict.predictions import Prediction, read_predictions
+from esckit.predict.run import Prediction, read_predictions
 from esckit.prompts.prompt import load_prompt
 from esckit.records import read_records
 from esckit.roles.cast import Casting

@@ -23,7 +23,7 @@ from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata, writer_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
 from esckit.models.checkpoint import FOLDER
-from esckit.play.session import SUMMARY, RunResult
+from esckit.play.runner import SUMMARY, RunResult
 from esckit.processes import Process
 from esckit.protocols import Part, Progress
 from esckit.records import write_atomic, write_json

@@ -5,24 +5,34 @@ appends each record as soon as it is there, keeps watch over the share of failed
 of the units when play ends, whatever ends it. What a unit is, how it is played and what counts as a failure is said by
 the caller in a :class:`UnitFile`; where units are played is said by an :class:`~esckit.protocols.Executor`. Since a
 record depends on the seed and the id of its unit only, a finished file has the same bytes for every executor.
+
+Around its work such a run holds its folder, writes down what took part, and books the cost (:func:`playing`). Trainings
+have a frame of their own (:mod:`esckit.training.run`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from esckit.config.sections import Recipe, RoleOptions
 from esckit.errors import FailureRateError
 from esckit.protocols import Executor, Progress
 from esckit.records import read_records, write_records
+from esckit.roles.pool import ModelPool, checkpoint_ids
 from esckit.runs import RunFolder
 from esckit.types import Record
+
+SUMMARY = "summary.json"
+
+BOOK_EVERY_S = 60.0
+"""How often a run writes what it has spent; what a killed attempt spent is known up to this."""
 
 HOPELESS = 0.5
 """Share of failed units that ends a run whose other units are worth having, even where less is allowed."""
@@ -34,6 +44,92 @@ U = TypeVar("U")
 R = TypeVar("R", bound=Record)
 
 _id_of = attrgetter("id")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where the results are, and what they look like; the summary is empty in processes that do not write."""
+
+    out: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do, as it is known without any model.
+
+    Attributes:
+        counts: How much there is to play.
+        calls_at_most: Bounds on the calls to models, by role; retries are not included.
+    """
+
+    counts: Mapping[str, int]
+    calls_at_most: Mapping[str, int]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        calls = dict(self.calls_at_most)
+        return {**self.counts, "calls_at_most": calls, "calls_at_most_in_all": sum(calls.values())}
+
+
+@asynccontextmanager
+async def playing(
+    recipe: Recipe,
+    out: Path,
+    pool: ModelPool,
+    *,
+    bindings: Iterable[RoleOptions],
+    inputs: Mapping[str, Any],
+) -> AsyncIterator[RunFolder]:
+    """Hold the folder of a run that plays with models.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder; it is created, or resumed if it belongs to this recipe.
+        pool: The run's models.
+        bindings: Who plays; a run does not go on with another checkpoint under the same name.
+        inputs: What else the run is known by beside its recipe.
+
+    Raises:
+        StorageError: If the folder is moved or deleted meanwhile.
+    """
+    checkpoints = checkpoint_ids(bindings)
+    known = {**inputs, "checkpoints": checkpoints} if checkpoints else inputs
+    with RunFolder.open(
+        out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=known
+    ) as folder:
+        folder.update_manifest(determinism=pool.determinism(), **pool.facts())
+        async with booking(folder, pool):
+            yield folder
+
+
+@asynccontextmanager
+async def booking(folder: RunFolder, pool: ModelPool, *, n_processes: int = 1) -> AsyncIterator[None]:
+    """Write what the models are and what they have cost into the manifest: every minute, and at the end.
+
+    Args:
+        folder: The open run folder.
+        pool: The run's models in this process.
+        n_processes: Processes that share the run; what the others spend is unknown, and so is then the sum.
+    """
+
+    def book() -> None:
+        spent = pool.spent()
+        folder.book(spent if n_processes == 1 else {**dict.fromkeys(spent), "hours": spent["hours"]})
+
+    async def book_regularly() -> None:
+        while True:
+            await asyncio.sleep(BOOK_EVERY_S)
+            book()
+
+    clerk = asyncio.create_task(book_regularly())
+    try:
+        yield
+    finally:
+        clerk.cancel()
+        await asyncio.gather(clerk, return_exceptions=True)
+        book()
+        folder.update_manifest(determinism=pool.determinism(), **pool.facts())
 
 
 class NoProgress:

@@ -1,17 +1,18 @@
 """``esckit predict``: what a strategist and a supporter say to dialogues of one's own, as a predictions file.
 
 The run folder holds ``predictions.jsonl`` (appended as places finish, sorted at the end), which ``esckit evaluate``
-reads, and ``failures.jsonl``. A place where a model gave nothing usable has a line without strategy or reply.
+reads, and ``failures.jsonl``. A place where a model gave nothing usable has a line without strategy or reply. A line is
+``{"schema": "esckit.prediction/1", "id": "esconv-9b1f37be6d7e#m5", "strategy": "Question", "probabilities": null,
+"reply": "…"}``; anybody may write such a file, and a line for each case of an evaluation is all that it needs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from esckit.config.load import require_runs
 from esckit.config.sections import CheckpointBinding
@@ -19,16 +20,86 @@ from esckit.data.contexts import after_opening, contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
-from esckit.play.runner import HOPELESS, AsyncioExecutor, FailureRate, NoProgress, UnitFile, latest, play_units
-from esckit.play.session import RunResult, playing
-from esckit.predict.predictions import Prediction
+from esckit.models.chat import split_reasoning
+from esckit.play.runner import (
+    HOPELESS,
+    AsyncioExecutor,
+    FailureRate,
+    NoProgress,
+    Plan,
+    RunResult,
+    UnitFile,
+    latest,
+    play_units,
+    playing,
+)
 from esckit.predict.recipe import PredictRecipe
 from esckit.protocols import Progress
-from esckit.records import write_records
+from esckit.records import read_records, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, part_of, policy_taxonomy, require_checkpoints
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
+from esckit.text import listed
 from esckit.types import Context, Record
+
+if TYPE_CHECKING:
+    from esckit.metrics.metric import Unscored
+
+
+class Prediction(Record):
+    """One line of a predictions file.
+
+    Attributes:
+        id: Case id.
+        strategy: A strategy label, resolved through the taxonomy later.
+        probabilities: Probability per strategy in taxonomy order.
+        reply: The reply alone, without reasoning or tags.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.prediction/1"
+
+    id: str
+    strategy: str | None = None
+    probabilities: tuple[float, ...] | None = None
+    reply: str | None = None
+
+
+def read_predictions(path: Path, case_ids: Collection[str]) -> dict[str, Prediction]:
+    """Return the predictions of a file by case id; a case without a line is unscored (``missing``).
+
+    Reasoning that a reply brings along is no part of it.
+
+    Raises:
+        DataError: If there is no line, or an id stands there twice or belongs to no case.
+    """
+    found: dict[str, Prediction] = {}
+    for prediction in read_records(Prediction, path):
+        if prediction.id in found:
+            raise DataError(f"id {prediction.id!r} twice", path=str(path), expected="one line for each case")
+        answer = split_reasoning(prediction.reply or "").answer
+        is_alone = answer == (prediction.reply or "")
+        found[prediction.id] = prediction if is_alone else prediction.model_copy(update={"reply": answer})
+    if not found:
+        raise DataError("no prediction", path=str(path), expected="one line for each case")
+    known = set(case_ids)
+    if unknown := [name for name in found if name not in known]:
+        raise DataError(
+            f"{len(unknown)} unknown {'id' if len(unknown) == 1 else 'ids'}: {listed(unknown, limit=3)}",
+            path=str(path),
+            expected="ids of the cases of this data, split and unit",
+        )
+    return found
+
+
+def predicted(prediction: Prediction | None, field: Literal["reply", "strategy"]) -> str | Unscored:
+    """Return a case's predicted reply, or its strategy label as it stands there, or why it has none."""
+    from esckit.metrics.metric import Unscored
+
+    text: str | None = getattr(prediction, field) if prediction else None
+    if text is None:
+        return Unscored("missing")
+    return text if text.strip() else Unscored("blank")
+
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -47,20 +118,7 @@ class FailedPrediction(Record):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class PredictPlan:
-    """What a run would do: counts, and bounds on the calls to models (without asking again)."""
-
-    dialogues: int
-    places: int
-    calls_at_most: dict[str, int]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return asdict(self)
-
-
-def plan(recipe: PredictRecipe) -> PredictPlan:
+def plan(recipe: PredictRecipe) -> Plan:
     """Return what a run of the recipe would do, without any model.
 
     Raises:
@@ -68,7 +126,8 @@ def plan(recipe: PredictRecipe) -> PredictPlan:
     """
     selection, places = _places(recipe)
     require_checkpoints(recipe.models.bindings(), _taxonomy(recipe, selection))
-    return PredictPlan(len(selection.dialogues), len(places), dict.fromkeys(recipe.models.bindings(), len(places)))
+    counts = {"dialogues": len(selection.dialogues), "places": len(places)}
+    return Plan(counts, dict.fromkeys(recipe.models.bindings(), len(places)))
 
 
 def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -145,7 +204,7 @@ async def _run(
             play=speak,
             beside={FailedPrediction: FAILURES},
         )
-        with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
+        async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
             file.read(out)
             rate = FailureRate(
                 recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from esckit.data.splits import is_dev
 from esckit.errors import DataError
-from esckit.play.rollout import Labelling, label_goal, label_quantile, label_threshold, rewards
+from esckit.play.futures import Labelling, label_goal, label_quantile, label_threshold, rewards
 from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, ThresholdLabel
 from esckit.types import Context, Future, Outcome, Turn
 

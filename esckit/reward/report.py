@@ -13,7 +13,7 @@ from typing import Any
 
 import esckit
 from esckit.models.checkpoint import FOLDER, read_metadata
-from esckit.play.session import SUMMARY
+from esckit.play.runner import SUMMARY
 from esckit.records import read_records, write_atomic, write_json
 from esckit.reward.examples import RewardExample
 from esckit.reward.quality import baselines, calibration, quality_warnings

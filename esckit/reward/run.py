@@ -16,7 +16,7 @@ from esckit.config.load import require_runs
 from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
 from esckit.play.futures import RewardInputs, read_inputs
-from esckit.play.session import RunResult
+from esckit.play.runner import RunResult
 from esckit.processes import this_process
 from esckit.protocols import Progress
 from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures

@@ -14,7 +14,7 @@ import asyncio
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +28,7 @@ from esckit.ledger import Scope
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import kind_of
 from esckit.play.rollout import Cast, Rules, play_future
+from esckit.play.runner import booking
 from esckit.processes import together
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
@@ -38,6 +39,7 @@ from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up
 from esckit.roles.verdicts import load_preset
 from esckit.text import n_words
+from esckit.training.run import TrainingRun
 from esckit.types import Context, Future, Generation, Outcome, ParseKind, Sampling, Turn
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
@@ -404,15 +406,19 @@ def _spoken_prompts(bindings: Mapping[str, RoleOptions], prompts: Mapping[str, s
 
 
 @contextmanager
-def open_measure(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
+def open_measure(
+    recipe: TrainRlRecipe, contexts: Mapping[str, Context], run: TrainingRun
+) -> Iterator[tuple[Measure, dict[str, Any]]]:
     """Build what measures R_fut, with facts for the manifest; leaving the context closes its models.
+
+    What models cost that are called while training is booked on the run.
 
     Raises:
         EsckitError: If a model cannot be had, or cannot do what it is asked for.
     """
     kind, source = recipe.reward.kind, recipe.models.reward
     if kind == "online":
-        with _online(recipe, contexts) as built:
+        with _online(recipe, contexts, run) as built:
             yield built
         return
     if ":" in kind:
@@ -424,20 +430,23 @@ def open_measure(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iter
             template, max_length = load_attr(_UNTRAINED_TEMPLATE)(recipe.reward.prompt), source.max_length
             model = load_attr(_UNTRAINED)(source.backbone, template, max_length=max_length, seed=recipe.seed, **options)
         else:
-            run = Path(str(source.checkpoint))
-            model = kind_of(run, "scorer").load(run, "scorer", {}, **options)
+            trained = Path(str(source.checkpoint))
+            model = kind_of(trained, "scorer").load(trained, "scorer", {}, **options)
         score = model.score
     yield ReplyMeasure(score, hard_label=recipe.reward.value == "hard_label"), {}
 
 
 @contextmanager
-def _online(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[tuple[Measure, dict[str, Any]]]:
+def _online(
+    recipe: TrainRlRecipe, contexts: Mapping[str, Context], run: TrainingRun
+) -> Iterator[tuple[Measure, dict[str, Any]]]:
     online, bindings = recipe.online, online_bindings(recipe)
     rules = Rules(online.horizon, Fraction(online.critic.threshold), online.score_first_exchange)
     prompts = online.prompts.model_dump()
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(ModelPool(recipe.executor, recipe.budget)) as pool,
+        ExitStack() as stack,
     ):
         portal.call(pool.prepare, bindings)
         casting = Casting(pool, bindings, prompts, online.max_attempts)
@@ -445,6 +454,9 @@ def _online(recipe: TrainRlRecipe, contexts: Mapping[str, Context]) -> Iterator[
         cast = Cast(casting.supporter(), casting.seeker(), critic)
         measure = OnlineMeasure(contexts, cast, rules, online.value, recipe.seed, portal)
         names = {**_spoken_prompts(bindings, prompts), "critic": critic.prompt.identity}
+        if run.folder is not None:
+            books = booking(run.folder, pool, n_processes=run.process.count)
+            stack.enter_context(portal.wrap_async_context_manager(books))
         yield measure, {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
 
 

@@ -15,7 +15,7 @@ import esckit
 from esckit.config.load import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import FOLDER
-from esckit.play.session import SUMMARY, RunResult
+from esckit.play.runner import SUMMARY, RunResult
 from esckit.processes import this_process
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress

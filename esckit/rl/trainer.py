@@ -374,7 +374,7 @@ def _grpo(training: Training, stack: ExitStack) -> Diverged:
     """Make the trainer for GRPO; the reward's models are closed with the stack."""
     recipe, run, material, learner = training.recipe, training.run, training.material, training.learner
     by_id = {context.id: context for context in (*material.train, *material.dev)}
-    measure, training.facts = stack.enter_context(open_measure(recipe, by_id))
+    measure, training.facts = stack.enter_context(open_measure(recipe, by_id, run))
     rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=run.process.rank)
     built = build_rows(material.train, training.prompt)
     training.counts = built.counts

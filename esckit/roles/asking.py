@@ -11,8 +11,8 @@ whole oldest turns are left out, but never the last one.
 
 Reading: :func:`split_output` takes a supporter's output ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv
 2508.12935) apart. A published policy can end with only half of its outputs well-formed, so everyone who reads one uses
-this function; only the reply ever enters a dialogue, a critic or a reward model. :class:`UtteranceRules` are AFlow's
-(arXiv 2602.08826): a role label, a strategy tag or a control token makes a reply invalid, and it is asked for again.
+this function; only the reply ever enters a dialogue, a critic or a reward model. In AFlow
+(arXiv 2602.08826) a role label, a strategy tag or a control token makes a reply invalid (:func:`clean_utterance`).
 """
 
 from __future__ import annotations
@@ -344,53 +344,37 @@ def scene_of(scenario: Scenario) -> str:
     return f"{problem} ({scenario.emotion_type})" if scenario.emotion_type else problem
 
 
-def _tag_pattern(taxonomy: Taxonomy) -> re.Pattern[str]:
-    names = "|".join(re.escape(name) for name in (*taxonomy.names, *taxonomy.abbrs))
-    return re.compile(rf"\[\s*(?:{names})\b[^\]]*\]", re.IGNORECASE)
+def one_line(reply: Reply, on_length: OnLength) -> str:
+    """Return a spoken reply's text with every run of white space as one space.
+
+    Raises:
+        ParseError: If the reply was cut and this is not allowed, or a later line of it starts with a role label
+            (``role_label``).
+    """
+    text = finished_text(reply, on_length)
+    if any(map(starts_with_label, lines_of(text)[1:])):
+        raise ParseError("a reply in which another turn begins", kind="role_label", samples=(text,))
+    return " ".join(text.split())
 
 
-@dataclass(frozen=True, slots=True)
-class UtteranceRules:
-    """The common rules of spoken replies.
+def clean_utterance(text: str, taxonomy: Taxonomy, max_words: int | None) -> str:
+    """Return an utterance that keeps the rules of AFlow's speakers.
 
-    Attributes:
+    Args:
+        text: One line.
         taxonomy: Whose names and abbreviations in square brackets count as strategy tags.
         max_words: Longest reply in words between white space, at least 1; None sets no limit.
-        on_length: What happens to a reply cut at the token limit.
+
+    Raises:
+        ParseError: Kind ``blank``, ``control_token``, ``role_label``, ``strategy_tag`` or ``too_long``.
     """
-
-    taxonomy: Taxonomy
-    max_words: int | None
-    on_length: OnLength
-    _tag: re.Pattern[str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_tag", _tag_pattern(self.taxonomy))
-
-    def text_of(self, reply: Reply) -> str:
-        """Return a reply's text with every run of white space as one space.
-
-        Raises:
-            ParseError: If the reply was cut and the rules do not allow it, or a later line of it starts with a role
-                label (``role_label``).
-        """
-        text = finished_text(reply, self.on_length)
-        if any(map(starts_with_label, lines_of(text)[1:])):
-            raise ParseError("a reply in which another turn begins", kind="role_label", samples=(text,))
-        return " ".join(text.split())
-
-    def check(self, text: str) -> str:
-        """Return an utterance that keeps the rules.
-
-        Raises:
-            ParseError: Kind ``blank``, ``control_token``, ``role_label``, ``strategy_tag`` or ``too_long``.
-        """
-        if not text:
-            raise ParseError("a blank reply", kind="blank")
-        if _CONTROL_TOKEN.search(text):
-            raise ParseError("a control token inside a reply", kind="control_token", samples=(text,))
-        if starts_with_label(text):
-            raise ParseError("a reply that starts with a role label", kind="role_label", samples=(text,))
-        if self._tag.search(text):
-            raise ParseError("a strategy tag inside a reply", kind="strategy_tag", samples=(text,))
-        return within_words(text, self.max_words)
+    if not text:
+        raise ParseError("a blank reply", kind="blank")
+    if _CONTROL_TOKEN.search(text):
+        raise ParseError("a control token inside a reply", kind="control_token", samples=(text,))
+    if starts_with_label(text):
+        raise ParseError("a reply that starts with a role label", kind="role_label", samples=(text,))
+    names = "|".join(re.escape(name) for name in (*taxonomy.names, *taxonomy.abbrs))
+    if re.search(rf"\[\s*(?:{names})\b[^\]]*\]", text, re.IGNORECASE):
+        raise ParseError("a strategy tag inside a reply", kind="strategy_tag", samples=(text,))
+    return within_words(text, max_words)

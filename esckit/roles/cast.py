@@ -16,14 +16,13 @@ from esckit.config.sections import CheckpointBinding, RoleOptions
 from esckit.models.budget import BudgetedPolicy
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic, StrategyPolicy, Supporter
-from esckit.roles.asking import UtteranceRules, Voice
+from esckit.roles.asking import Voice
 from esckit.roles.critics import ResolutionCritic, RewardCritic
 from esckit.roles.judges import PairJudge, ReplyJudge
+from esckit.roles.players import AFlowSeeker, AFlowSupporter, FlowSupporter, PromptedSeeker, PromptedSupporter
 from esckit.roles.pool import ModelPool, known_taxonomy, part_of
 from esckit.roles.rubric import RubricCritic
-from esckit.roles.seekers import AFlowSeeker, PromptedSeeker
 from esckit.roles.strategist import PromptedStrategist
-from esckit.roles.supporters import AFlowSupporter, FlowSupporter, PromptedSupporter
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Turn
@@ -110,9 +109,9 @@ class Casting:
         return PromptedSeeker(*self._prompted("seeker"))
 
     def aflow_seeker(self, memories: Mapping[str, Sequence[Turn]], *, memory_guard: bool) -> AFlowSeeker:
-        """Return the seeker of a search; see :class:`~esckit.roles.seekers.AFlowSeeker`."""
-        voice, prompt = self._prompted("seeker", "aflow seeker")
-        return AFlowSeeker(voice, prompt, self._rules(voice), memories, memory_guard)
+        """Return the seeker of a search; see :class:`~esckit.roles.players.AFlowSeeker`."""
+        spoken = self._prompted("seeker", "aflow seeker")
+        return AFlowSeeker(*spoken, known_taxonomy(self.taxonomy), memories, memory_guard)
 
     def supporter(self) -> Supporter:
         """Return a flow checkpoint that writes, or a supporter of the kind that its prompt is for."""
@@ -122,7 +121,7 @@ class Casting:
             return FlowSupporter(writer, binding, self.pool.budget, self.max_attempts)
         voice, prompt = self._prompted("supporter")
         if "transcript" in prompt.variables:
-            return AFlowSupporter(voice, prompt, self._rules(voice))
+            return AFlowSupporter(voice, prompt, known_taxonomy(taxonomy))
         definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}
         return PromptedSupporter(voice, prompt, definitions)
 
@@ -173,6 +172,3 @@ class Casting:
 
     def _rater(self, role: str, settings: sections.RubricCritic) -> RubricCritic:
         return RubricCritic(*self._prompted(role, "rubric critic"), settings)
-
-    def _rules(self, voice: Voice) -> UtteranceRules:
-        return UtteranceRules(known_taxonomy(self.taxonomy), voice.max_words, voice.on_length)

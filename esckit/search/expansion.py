@@ -4,19 +4,110 @@ The return of a simulation is G = z · (R_0 + R_1 + … + R_l) / (l + 1), where 
 supporter turn, R_1 … R_l those of the rollout, and z = 0 if the seeker disengaged in any of these exchanges, else 1
 (AFlow, arXiv 2602.08826). The zero keeps early praise from leaking into paths that lose the seeker. Which node is
 expanded is decided in :mod:`esckit.search.mcts`.
+
+In one exchange the supporter carries out a strategy, the seeker answers and the critic rates. It is a function of an
+immutable dialogue, with no reset and no copy. The critic reads the dialogue up to and including the supporter's turn,
+not the seeker's answer to it, so both are asked at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
-from esckit.ledger import Ledger, uniform
-from esckit.protocols import StrategyPolicy
-from esckit.roles.environment import Environment, ScoredExchange, recorded
+from esckit.errors import ModelError
+from esckit.ledger import Ledger, Scope, uniform
+from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
+from esckit.roles.asking import gather_all
 from esckit.search.recipe import Mcts
-from esckit.types import Outcome, Record, RubricReading, Scenario, Score, Turn
+from esckit.types import Failure, FailureStage, Outcome, Record, RubricReading, Scenario, Score, Turn
+
+T = TypeVar("T")
+
+
+class ScoredExchange(NamedTuple):
+    """What one exchange adds to a dialogue.
+
+    Attributes:
+        turns: The supporter's turn, tagged with its strategy, and the seeker's answer unless the seeker disengaged.
+        score: The critic's score of the supporter's turn.
+        outcome: ``DISENGAGED`` or ``RESOLVED`` if the conversation ends here, else None.
+    """
+
+    turns: tuple[Turn, ...]
+    score: Score
+    outcome: Outcome | None
+
+
+class CallFailed(Exception):
+    """A role gave nothing usable; carries the failure to record."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+async def recorded(stage: FailureStage, scope: Scope, call: Awaitable[T]) -> T:
+    """Return what a role answers.
+
+    Args:
+        stage: The role, as failures name it.
+        scope: Where it is asked: (place, step).
+        call: The call of the role.
+
+    Raises:
+        CallFailed: If the role raised a model error; it carries the failure to record.
+    """
+    try:
+        return await call
+    except ModelError as error:
+        place, step = scope.place
+        raise CallFailed(
+            Failure(
+                stage=stage,
+                turn=int(step),
+                kind=error.kind,
+                attempts=error.attempts,
+                message=str(error),
+                place=str(place),
+            )
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Players:
+    """Who plays a search: the strategist, and the three roles that answer to a strategy."""
+
+    seeker: Seeker
+    supporter: Supporter
+    critic: Critic
+    strategist: StrategyPolicy
+
+    async def exchange(
+        self, scenario: Scenario, turns: tuple[Turn, ...], strategy: str, scope: Scope
+    ) -> ScoredExchange:
+        """Play one exchange after a dialogue that ends with a seeker turn.
+
+        Args:
+            scenario: Private to the seeker and the critic's identity of the case.
+            turns: The dialogue so far.
+            strategy: Name of the strategy that the supporter carries out.
+            scope: Where seeds come from: (place, step).
+
+        Raises:
+            CallFailed: If a role gave nothing usable; the critic's failure comes before the seeker's.
+        """
+        written = await recorded("supporter", scope, self.supporter.reply(turns, scope, strategy=strategy))
+        turn = Turn(speaker="supporter", text=written.response, strategy=strategy)
+        shown = (*turns, turn)
+        score, answer = await gather_all(
+            recorded("critic", scope, self.critic.score(scenario, shown, scope)),
+            recorded("seeker", scope, self.seeker.reply(scenario, shown, scope)),
+        )
+        if answer.outcome is Outcome.DISENGAGED:
+            return ScoredExchange((turn,), score, Outcome.DISENGAGED)
+        return ScoredExchange((turn, Turn(speaker="seeker", text=answer.text)), score, answer.outcome)
 
 
 class RolloutExchange(Record):
@@ -106,8 +197,7 @@ class Expander:
     """Plays new exchanges of one tree."""
 
     scenario: Scenario
-    environment: Environment
-    strategist: StrategyPolicy
+    players: Players
     ledger: Ledger
     strategies: tuple[str, ...]
     knobs: Mcts
@@ -119,7 +209,7 @@ class Expander:
             CallFailed: If the strategist gave nothing usable.
         """
         scope = self.ledger.at(place, step)
-        decision = await recorded("strategist", scope, self.strategist.decide(self.scenario, turns, scope))
+        decision = await recorded("strategist", scope, self.players.strategist.decide(self.scenario, turns, scope))
         return smoothed(decision.probabilities, self.knobs.prior_smoothing)
 
     async def expand(self, turns: tuple[Turn, ...], strategy: int, place: str, depth: int) -> Expansion:
@@ -151,7 +241,7 @@ class Expander:
 
     async def _exchange(self, turns: tuple[Turn, ...], strategy: int, place: str, step: int) -> ScoredExchange:
         name = self.strategies[strategy]
-        return await self.environment.exchange(self.scenario, turns, name, self.ledger.at(place, step))
+        return await self.players.exchange(self.scenario, turns, name, self.ledger.at(place, step))
 
     async def _roll_out(
         self, turns: tuple[Turn, ...], prior: tuple[float, ...], place: str, horizon: int

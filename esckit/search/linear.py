@@ -15,8 +15,7 @@ from esckit.errors import DataError
 from esckit.ledger import Ledger
 from esckit.protocols import Critic, StrategyPolicy
 from esckit.roles.asking import gather_all
-from esckit.roles.environment import CallFailed, recorded
-from esckit.search.expansion import rubric_ratings, smoothed
+from esckit.search.expansion import CallFailed, recorded, rubric_ratings, smoothed
 from esckit.search.recipe import Mcts
 from esckit.search.tree import Node, Provenance, Task, Tree, tree_record
 from esckit.types import Failure, Score, SearchTree, Turn

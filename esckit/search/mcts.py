@@ -19,15 +19,12 @@ wave, but not on scheduling. A failed call ends its simulation: nothing is attac
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Literal, NamedTuple
 
 from esckit.ledger import Ledger, uniform
-from esckit.protocols import StrategyPolicy
 from esckit.roles.asking import gather_all
-from esckit.roles.environment import CallFailed, Environment
-from esckit.search.expansion import Expander, Expansion, Rollout, rubric_ratings
+from esckit.search.expansion import CallFailed, Expander, Expansion, Players, Rollout, rubric_ratings
 from esckit.search.recipe import Mcts
 from esckit.search.tree import ROOT, Node, Provenance, Task, Tree, tree_record
 from esckit.types import Failure, SearchTree
@@ -95,14 +92,6 @@ def draw(distribution: Sequence[float], uniform: float) -> int:
     return last
 
 
-@dataclass(frozen=True, slots=True)
-class Players:
-    """Who plays: seeker, supporter and critic in their environment, and the strategist."""
-
-    environment: Environment
-    strategist: StrategyPolicy
-
-
 class Grown(NamedTuple):
     """A finished tree, and its rollouts if they were asked for."""
 
@@ -128,9 +117,7 @@ class _Search:
         self.tree = Tree(provenance.taxonomy)
         self.failures: list[Failure] = []
         self.rollouts: list[Rollout] = []
-        self.expander = Expander(
-            task.scenario, players.environment, players.strategist, self.ledger, provenance.taxonomy.names, knobs
-        )
+        self.expander = Expander(task.scenario, players, self.ledger, provenance.taxonomy.names, knobs)
 
     async def run(self) -> Grown:
         """Grow the tree to its budget, or until too many simulations failed; it fails too if all of them did."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,25 @@ from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
 from esckit.ledger import usage_facts
 from esckit.models.checkpoint import kind_of
-from esckit.play.runner import AsyncioExecutor, FailureRate, NoProgress, UnitFile, play_units
-from esckit.play.session import SUMMARY, RunResult, playing
+from esckit.play.runner import (
+    SUMMARY,
+    AsyncioExecutor,
+    FailureRate,
+    NoProgress,
+    Plan,
+    RunResult,
+    UnitFile,
+    play_units,
+    playing,
+)
 from esckit.protocols import Progress
 from esckit.records import read_records, write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
-from esckit.roles.environment import Environment
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.rubric import check_weights, load_rubric
-from esckit.search.expansion import Rollout
+from esckit.search.expansion import Players, Rollout
 from esckit.search.linear import score_linear
-from esckit.search.mcts import Players, grow_tree
+from esckit.search.mcts import grow_tree
 from esckit.search.recipe import SearchRecipe
 from esckit.search.tree import Provenance, Task
 from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
@@ -113,21 +120,7 @@ class FailedCall(Record):
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
-    """What a run would do: counts, and bounds on the calls to models (without asking again)."""
-
-    dialogues: int
-    trees: int
-    simulations: int
-    calls_at_most: dict[str, int]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return {**asdict(self), "calls_at_most_in_all": sum(self.calls_at_most.values())}
-
-
-def plan(recipe: SearchRecipe) -> SearchPlan:
+def plan(recipe: SearchRecipe) -> Plan:
     """Return what a run of the recipe would do, without any model.
 
     Raises:
@@ -136,17 +129,18 @@ def plan(recipe: SearchRecipe) -> SearchPlan:
     selection, seeds = _seeds(recipe)
     require_checkpoints(recipe.models.bindings(), provenance_of(recipe).taxonomy)
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
+    counts = {"dialogues": len(selection.dialogues), "trees": len(seeds)}
     passes = len(recipe.critic.weights) if recipe.critic.readout == "expected" else 1
     if recipe.search.mode == "linear":
         longest = recipe.mcts.max_depth + recipe.mcts.rollout_turns
         spoken = sum(min(sum(turn.speaker == "supporter" for turn in seed.rest), longest) for seed in seeds)
         calls = {"critic": spoken * passes, "strategist": len(seeds) * recipe.mcts.max_depth}
-        return SearchPlan(len(selection.dialogues), len(seeds), 0, calls)
+        return Plan({**counts, "simulations": 0}, calls)
     simulations = len(seeds) * recipe.mcts.n_simulations
     exchanges = simulations * (1 + recipe.mcts.rollout_turns)
     priors = simulations * max(1, recipe.mcts.rollout_turns) + len(seeds)
     calls = {"supporter": exchanges, "seeker": exchanges, "critic": exchanges * passes, "strategist": priors}
-    return SearchPlan(len(selection.dialogues), len(seeds), simulations, calls)
+    return Plan({**counts, "simulations": simulations}, calls)
 
 
 def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -231,7 +225,7 @@ async def _run(
             beside={Rollout: ROLLOUTS} if recipe.mcts.keep_rollouts else {},
             timed_as="tree",
         )
-        with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
+        async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
             keep_taxonomy(taxonomy, out)
             file.read(out)
             rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
@@ -277,7 +271,7 @@ def _grower(
 
     memories = {dialogue.id: dialogue.turns for dialogue in selection.dialogues}
     seeker = casting.aflow_seeker(memories, memory_guard=recipe.seeker.memory_guard)
-    players = Players(Environment(seeker, casting.supporter(), critic), strategist)
+    players = Players(seeker, casting.supporter(), critic, strategist)
 
     async def grow(task: Task) -> tuple[Record, ...]:
         tree, rollouts = await grow_tree(task, players, recipe.mcts, provenance)

@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,19 @@ from esckit.config.sections import RoleOptions
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.ledger import usage_facts
-from esckit.play.rollout import Cast, Rules, label_goal, label_quantile, label_threshold, play_future, rewards
-from esckit.play.runner import AsyncioExecutor, FailureRate, NoProgress, UnitFile, play_units
-from esckit.play.session import SUMMARY, RunResult, playing
+from esckit.play.futures import label_goal, label_quantile, label_threshold, rewards
+from esckit.play.rollout import Cast, Rules, play_future
+from esckit.play.runner import (
+    SUMMARY,
+    AsyncioExecutor,
+    FailureRate,
+    NoProgress,
+    Plan,
+    RunResult,
+    UnitFile,
+    play_units,
+    playing,
+)
 from esckit.protocols import Progress
 from esckit.records import write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
@@ -114,21 +123,7 @@ class FailedFuture(Record):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatePlan:
-    """What a run would do: counts, and bounds on the calls to models."""
-
-    dialogues: int
-    contexts: int
-    futures: int
-    calls_at_most: dict[str, int]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return asdict(self)
-
-
-def plan(recipe: SimulateRecipe) -> SimulatePlan:
+def plan(recipe: SimulateRecipe) -> Plan:
     """Return what a run of the recipe would do, without any model.
 
     Raises:
@@ -143,7 +138,8 @@ def plan(recipe: SimulateRecipe) -> SimulatePlan:
     calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * per_reading}
     if _is_guided(recipe):
         calls["strategist"] = n * exchanges
-    return SimulatePlan(len(selection.dialogues), len(contexts), n, calls)
+    counts = {"dialogues": len(selection.dialogues), "contexts": len(contexts), "futures": n}
+    return Plan(counts, calls)
 
 
 def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -224,7 +220,7 @@ async def _run(
             play=play,
             timed_as="future",
         )
-        with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
+        async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
             write_records(folder.file("contexts.jsonl"), contexts)
             file.read(out)
             rate = FailureRate(

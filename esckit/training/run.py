@@ -13,8 +13,7 @@ from esckit.config.sections import Recipe
 from esckit.documents import parse_json, read_json_object
 from esckit.errors import DataError, StorageError
 from esckit.models.checkpoint import FOLDER
-from esckit.play.runner import NoProgress
-from esckit.play.session import SUMMARY, RunResult
+from esckit.play.runner import SUMMARY, NoProgress, RunResult
 from esckit.processes import Process, ending_group, this_process
 from esckit.protocols import Progress
 from esckit.runs import RunFolder

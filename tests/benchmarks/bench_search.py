@@ -18,13 +18,12 @@ from esckit.config import sections
 from esckit.play.runner import AsyncioExecutor
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision, SeekerTurn
-from esckit.roles.asking import UtteranceRules, Voice
-from esckit.roles.environment import Environment
+from esckit.roles.asking import Voice
+from esckit.roles.players import AFlowSeeker, AFlowSupporter
 from esckit.roles.rubric import RubricCritic
-from esckit.roles.seekers import AFlowSeeker
 from esckit.roles.strategist import PromptedStrategist
-from esckit.roles.supporters import AFlowSupporter
-from esckit.search.mcts import Grown, Players, grow_tree
+from esckit.search.expansion import Players
+from esckit.search.mcts import Grown, grow_tree
 from esckit.types import Generation, Message, Reply, RubricReading, Sampling, Score, StopReason, Turn, Usage
 from tests.fakes import FakeModel
 from tests.search.fakes import AFLOW, provenance, settings, task
@@ -55,26 +54,23 @@ def prompted_players(latency_s: float) -> Players:
         return Voice(SlowModel(text=text, latency_s=latency_s), SAMPLING)
 
     memories = {task(number).scenario.id: MEMORY for number in range(64)}
-    seeker_rules, supporter_rules = UtteranceRules(AFLOW, 60, "fail"), UtteranceRules(AFLOW, 75, "fail")
     return Players(
-        Environment(
-            AFlowSeeker(
-                voice("I keep thinking that I should have seen it coming, you know."),
-                load_prompt("seeker_aflow"),
-                seeker_rules,
-                memories,
-                memory_guard=True,
-            ),
-            AFlowSupporter(
-                voice("That sounds exhausting, and it makes sense that you feel this way after such a week."),
-                load_prompt("supporter_aflow"),
-                supporter_rules,
-            ),
-            RubricCritic(
-                voice("1: 4\n2: 3\n3: 5\n4: 4"),
-                load_prompt("critic_aflow"),
-                sections.RubricCritic(),
-            ),
+        AFlowSeeker(
+            voice("I keep thinking that I should have seen it coming, you know."),
+            load_prompt("seeker_aflow"),
+            AFLOW,
+            memories,
+            memory_guard=True,
+        ),
+        AFlowSupporter(
+            voice("That sounds exhausting, and it makes sense that you feel this way after such a week."),
+            load_prompt("supporter_aflow"),
+            AFLOW,
+        ),
+        RubricCritic(
+            voice("1: 4\n2: 3\n3: 5\n4: 4"),
+            load_prompt("critic_aflow"),
+            sections.RubricCritic(),
         ),
         PromptedStrategist(voice(PRIOR), load_prompt("strategist"), AFLOW, "json"),
     )
@@ -144,7 +140,7 @@ def main() -> None:
             f"| {1000 * cpu / n_calls:.2f} |"
         )
     constant = ConstantRoles()
-    bare = Players(Environment(ConstantSeeker(), ConstantSupporter(), constant), constant)
+    bare = Players(ConstantSeeker(), ConstantSupporter(), constant, constant)
     for name, players in (("constant roles", bare), ("real roles, no latency", prompted_players(0.0))):
         found, seconds = run(players, 20, 60)
         n_simulations = sum(one.tree.nodes[0].visits for one in found)

@@ -94,7 +94,7 @@ def test_a_search_can_be_supported_by_a_checkpoint(
 
 
 def test_a_writer_needs_a_strategist(runs: dict[str, Path]) -> None:
-    from esckit.roles.supporters import FlowSupporter
+    from esckit.roles.players import FlowSupporter
 
     class Silent:
         name = "silent"

@@ -1,15 +1,22 @@
 """What a manifest says of several attempts at one run: nothing is overwritten, and what is complete stays so."""
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esckit.config.sections import Executor
 from esckit.errors import BudgetError
 from esckit.flow.run import run as train_flow
+from esckit.play import runner
 from esckit.report.run import write_report
+from esckit.roles.pool import ModelPool
+from esckit.runs import RunFolder
 from esckit.simulate.run import run as simulate
+from esckit.types import Limits
 from tests.flow import flow_runs
 from tests.play.test_vanished import RUNS, Meddler
 from tests.simulate.test_run import recipe
@@ -59,6 +66,31 @@ def test_attempts_are_listed_and_their_sum_is_what_was_spent(tmp_path: Path) -> 
     assert manifest(out)["spent"]["calls"] == sum(calls) >= n_calls > calls[0] == 30
     text = write_report([out], against=None).page.with_suffix(".md").read_text()
     assert "The run took 2 attempts" in text
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_what_a_killed_attempt_spent_is_known(
+    n_processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "BOOK_EVERY_S", 0.001)
+    out, killed = tmp_path / "run", tmp_path / "killed"
+
+    async def spend(folder: RunFolder) -> None:
+        async with ModelPool(Executor(), Limits()) as pool, runner.booking(folder, pool, n_processes=n_processes):
+            pool.budget.admit()
+            for _ in range(1000):
+                if "spent" in manifest(out):
+                    break
+                await asyncio.sleep(0.001)
+            shutil.copytree(out, killed)
+
+    with RunFolder.open(out, command="simulate", recipe={}) as folder:
+        asyncio.run(spend(folder))
+    with RunFolder.open(killed, command="simulate", recipe={}) as folder:
+        folder.book({"calls": 2})
+    assert statuses(killed) == ["killed", "complete"]
+    # What the other processes of a shared run spend is unknown.
+    assert manifest(killed)["spent"]["calls"] == (3 if n_processes == 1 else None)
 
 
 def test_a_complete_run_with_work_left_begins_another_attempt(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from esckit.errors import BackendError, ModelError, ParseError, UnscoredError
 from esckit.ledger import Scope
-from esckit.play.episode import EpisodeCast, Played, play_episode
+from esckit.play.rollout import EpisodeCast, Played, play_episode
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.types import CriticReading, Generation, Scenario, Score, Turn

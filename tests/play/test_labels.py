@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from esckit.play.rollout import label_goal, label_quantile, label_threshold, quantile_delta, rewards
+from esckit.play.futures import label_goal, label_quantile, label_threshold, quantile_delta, rewards
 from esckit.types import Future, Outcome
 
 VALUES = [Fraction(text) for text in ("-.1", ".0556", ".1806", ".2", ".3056", ".3056", ".3181", ".4", ".525", ".65")]

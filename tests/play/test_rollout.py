@@ -15,8 +15,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision
 from esckit.roles.asking import Voice
 from esckit.roles.critics import ResolutionCritic
-from esckit.roles.seekers import PromptedSeeker
-from esckit.roles.supporters import PromptedSupporter
+from esckit.roles.players import PromptedSeeker, PromptedSupporter
 from esckit.roles.verdicts import future_reward, load_preset
 from esckit.types import Context, Future, Outcome, Sampling, Scenario, Turn
 from tests.fakes import Answer, FakeModel

@@ -6,7 +6,7 @@ import pytest
 
 from esckit.errors import DataError
 from esckit.metrics.metric import Unscored
-from esckit.predict.predictions import Prediction, predicted_label, predicted_reply, read_predictions
+from esckit.predict.run import Prediction, predicted, read_predictions
 
 
 def written(tmp_path: Path, *lines: str) -> Path:
@@ -18,19 +18,19 @@ def written(tmp_path: Path, *lines: str) -> Path:
 def test_lines_are_found_by_case_id(tmp_path: Path) -> None:
     path = written(tmp_path, '{"id": "a", "strategy": "Question"}', '{"id": "b", "reply": "I hear you."}')
     found = read_predictions(path, ["a", "b", "c"])
-    assert predicted_label(found["a"]) == "Question"
-    assert predicted_reply(found["b"]) == "I hear you."
-    assert predicted_reply(found.get("c")) == predicted_reply(found["a"]) == Unscored("missing")
+    assert predicted(found["a"], "strategy") == "Question"
+    assert predicted(found["b"], "reply") == "I hear you."
+    assert predicted(found.get("c"), "reply") == predicted(found["a"], "reply") == Unscored("missing")
 
 
 def test_reasoning_is_no_part_of_a_predicted_reply(tmp_path: Path) -> None:
     path = written(tmp_path, '{"id": "a", "reply": "<think>Hm.</think>Hi."}', '{"id": "b", "reply": "<think>Hm."}')
     found = read_predictions(path, ["a", "b"])
-    assert [predicted_reply(found[name]) for name in "ab"] == ["Hi.", Unscored("blank")]
+    assert [predicted(found[name], "reply") for name in "ab"] == ["Hi.", Unscored("blank")]
 
 
 def test_a_blank_reply_is_unscored() -> None:
-    assert predicted_reply(Prediction(id="a", reply=" \n")) == Unscored("blank")
+    assert predicted(Prediction(id="a", reply=" \n"), "reply") == Unscored("blank")
 
 
 @pytest.mark.parametrize(

@@ -104,4 +104,5 @@ def test_the_plan_counts_places() -> None:
         "dialogues": 6,
         "places": 66,
         "calls_at_most": {"strategist": 66, "supporter": 66},
+        "calls_at_most_in_all": 132,
     }

@@ -13,8 +13,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.rl.rewards import Completion, OnlineMeasure, PairedRewards, scaled
 from esckit.roles.asking import Voice, split_output
 from esckit.roles.critics import ResolutionCritic
-from esckit.roles.seekers import PromptedSeeker
-from esckit.roles.supporters import PromptedSupporter
+from esckit.roles.players import PromptedSeeker, PromptedSupporter
 from esckit.roles.verdicts import load_preset
 from esckit.types import Sampling
 from tests.fakes import FakeModel

@@ -16,7 +16,7 @@ from esckit.rl.rewards import check_reward
 from esckit.rl.rows import PolicyPrompt, best_and_worst, build_pairs, build_rows, collect, training_order
 from esckit.rl.run import run
 from esckit.roles.asking import Voice, split_output
-from esckit.roles.supporters import PromptedSupporter
+from esckit.roles.players import PromptedSupporter
 from esckit.types import Exchange, Future, Message, Outcome, Sampling
 from tests.fakes import FakeModel
 from tests.reward.reward_runs import simulated

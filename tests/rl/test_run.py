@@ -20,7 +20,9 @@ from esckit.rl.rewards import open_measure
 from esckit.rl.rows import PolicyPrompt, build_pairs, collect, training_order
 from esckit.rl.run import plan, run
 from esckit.rl.trainer import load_learner
+from esckit.runs import read_manifest
 from esckit.simulate.run import run as run_simulate
+from esckit.training.run import TrainingRun
 from tests.reward.reward_runs import reward_recipe, simulated
 from tests.rl.rl_runs import FAILING_CALLS, StopAt, recipe, simulated_recipe
 
@@ -172,11 +174,14 @@ def test_every_other_reward_trains(tmp_path: Path, sections: dict[str, Any]) -> 
     assert result.summary["steps"] == 1
     last = rows(tmp_path / "run")[-1]
     assert last.get("rl/unscored_share", last.get("dev/unscored_share")) == 0.0
+    spent = read_manifest(tmp_path / "run").get("spent")
+    # Only rewards that are played ask models, which cost something.
+    assert (spent is not None and spent["calls"] > 0) == (sections["reward"].get("kind") == "online")
 
 
 def test_an_untrained_reward_computes_in_the_recipes_type() -> None:
     ours = recipe(reward={"kind": "untrained"}, models={"reward": {"backbone": "tiny-random", "dtype": "bfloat16"}})
-    with open_measure(ours, {}) as (measure, _):
+    with open_measure(ours, {}, TrainingRun(Path())) as (measure, _):
         model = measure.score.__self__
     assert {weight.dtype for weight in model.net.backbone.parameters()} == {torch.bfloat16}
     assert {weight.dtype for weight in model.net.head.parameters()} == {torch.float32}
@@ -189,7 +194,7 @@ def _worthless(conversations: Any, responses: Any) -> Any:
 def test_a_reward_of_ones_own_that_raises_is_named() -> None:
     ours = recipe(reward={"kind": f"{__name__}:_worthless"})
     with (
-        open_measure(ours, {}) as (measure, _),
+        open_measure(ours, {}, TrainingRun(Path())) as (measure, _),
         pytest.raises(ConfigError, match=r"the reward '.*:_worthless' raised ZeroDivisionError"),
     ):
         measure.score([()], ["Fine."])

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from esckit.errors import BackendError, OutageError, ParseError
 from esckit.ledger import Ledger
 from esckit.roles.asking import (
-    UtteranceRules,
     Window,
     as_lines,
     as_tagged_lines,
     clean_reply,
+    clean_utterance,
     gather_all,
+    one_line,
     scene_of,
     split_output,
 )
@@ -134,7 +135,7 @@ def test_cleaning_and_rendering_take_linear_time(piece: str) -> None:
     assert time.process_time() - began < 2.0
 
 
-RULES = UtteranceRules(load_taxonomy("aflow"), 8, "fail")
+AFLOW = load_taxonomy("aflow")
 
 
 def test_dialogues_as_lines_with_and_without_tags() -> None:
@@ -168,7 +169,7 @@ def test_scenes_name_the_feeling_where_it_is_known() -> None:
 )
 def test_what_is_refused(text: str, kind: str) -> None:
     with pytest.raises(ParseError) as error:
-        RULES.check(text)
+        clean_utterance(text, AFLOW, 8)
     assert error.value.kind == kind
 
 
@@ -176,22 +177,22 @@ def test_what_is_refused(text: str, kind: str) -> None:
     "text", ["a b c d e f g h", "I told the user: stop", "So [sigh] I left", "Aim: none", "Okay, [everything] hurts"]
 )
 def test_what_is_fine(text: str) -> None:
-    assert RULES.check(text) == text
+    assert clean_utterance(text, AFLOW, 8) == text
 
 
 def test_cut_replies_are_refused_or_shortened() -> None:
     cut = Reply("Well. I  never\nsaid that. And th", StopReason.LENGTH, Usage())
     with pytest.raises(ParseError) as error:
-        RULES.text_of(cut)
+        one_line(cut, "fail")
     assert error.value.kind == "too_long"
-    assert UtteranceRules(RULES.taxonomy, 8, "last_sentence").text_of(cut) == "Well. I never said that."
+    assert one_line(cut, "last_sentence") == "Well. I never said that."
 
 
 @given(st.text(max_size=60))
 @settings(max_examples=80, deadline=None)
 def test_whatever_comes_is_one_clean_line_or_refused(text: str) -> None:
     try:
-        found = RULES.check(RULES.text_of(Reply(text, StopReason.STOP, Usage())))
+        found = clean_utterance(one_line(Reply(text, StopReason.STOP, Usage()), "fail"), AFLOW, 8)
     except ParseError:
         return
     assert found == " ".join(text.split())

@@ -8,13 +8,13 @@ from esckit.errors import ParseError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import SeekerTurn
-from esckit.roles.asking import UtteranceRules, Voice
-from esckit.roles.seekers import AFlowSeeker, parse_seeker, quotes
+from esckit.roles.asking import Voice
+from esckit.roles.players import AFlowSeeker, parse_seeker, quotes
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Outcome, Sampling, Scenario, Turn
 from tests.fakes import FakeModel
 
-RULES = UtteranceRules(load_taxonomy("aflow"), 60, "fail")
+AFLOW = load_taxonomy("aflow")
 SCENARIO = Scenario(id="s", situation="An exam went wrong.", problem_type="academic pressure", emotion_type="shame")
 MEMORY = (
     Turn(speaker="seeker", text="My tutor said I'd never, ever make it through the final year again."),
@@ -28,8 +28,8 @@ TURNS = (
 
 
 def seeker(model: FakeModel, *, memory_guard: bool = True, max_attempts: int = 3) -> AFlowSeeker:
-    voice = Voice(model, Sampling(temperature=0.7, top_p=0.9), max_attempts)
-    return AFlowSeeker(voice, load_prompt("seeker_aflow"), RULES, {"s": MEMORY}, memory_guard)
+    voice = Voice(model, Sampling(temperature=0.7, top_p=0.9), max_attempts, max_words=60)
+    return AFlowSeeker(voice, load_prompt("seeker_aflow"), AFLOW, {"s": MEMORY}, memory_guard)
 
 
 def reply(found: AFlowSeeker, turns=TURNS) -> SeekerTurn:
@@ -37,10 +37,10 @@ def reply(found: AFlowSeeker, turns=TURNS) -> SeekerTurn:
 
 
 def test_the_two_ways_to_end() -> None:
-    assert parse_seeker("</end/>", RULES) == SeekerTurn("", Outcome.DISENGAGED)
-    assert parse_seeker("Thanks, that helped. <ok>", RULES) == SeekerTurn("Thanks, that helped.", Outcome.RESOLVED)
-    assert parse_seeker("Thanks.<ok>", RULES) == SeekerTurn("Thanks.", Outcome.RESOLVED)
-    assert parse_seeker("I don't know.", RULES) == SeekerTurn("I don't know.")
+    assert parse_seeker("</end/>", AFLOW, 60) == SeekerTurn("", Outcome.DISENGAGED)
+    assert parse_seeker("Thanks, that helped. <ok>", AFLOW, 60) == SeekerTurn("Thanks, that helped.", Outcome.RESOLVED)
+    assert parse_seeker("Thanks.<ok>", AFLOW, 60) == SeekerTurn("Thanks.", Outcome.RESOLVED)
+    assert parse_seeker("I don't know.", AFLOW, 60) == SeekerTurn("I don't know.")
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_the_two_ways_to_end() -> None:
 )
 def test_tokens_elsewhere_blanks_and_long_replies_are_invalid(text: str) -> None:
     with pytest.raises(ParseError):
-        parse_seeker(text, RULES)
+        parse_seeker(text, AFLOW, 60)
 
 
 def test_sixty_words_are_allowed() -> None:
-    assert parse_seeker(" ".join(["no"] * 60), RULES).outcome is None
+    assert parse_seeker(" ".join(["no"] * 60), AFLOW, 60).outcome is None
 
 
 def test_eight_words_in_a_row_from_one_memory_turn_are_a_quote() -> None:

@@ -7,13 +7,13 @@ import pytest
 from esckit.errors import ConfigError, ParseError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
-from esckit.roles.asking import UtteranceRules, Voice
-from esckit.roles.supporters import AFlowSupporter, PromptedSupporter
+from esckit.roles.asking import Voice
+from esckit.roles.players import AFlowSupporter, PromptedSupporter
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Generation, Sampling, Turn
 from tests.fakes import FakeModel
 
-RULES = UtteranceRules(load_taxonomy("aflow"), 75, "fail")
+AFLOW = load_taxonomy("aflow")
 TURNS = (
     Turn(speaker="seeker", text="I failed."),
     Turn(speaker="supporter", text="Oh.", strategy="Affirmation"),
@@ -22,7 +22,7 @@ TURNS = (
 
 
 def reply(model: FakeModel, strategy: str | None = "Clarification") -> Generation:
-    supporter = AFlowSupporter(Voice(model, Sampling()), load_prompt("supporter_aflow"), RULES)
+    supporter = AFlowSupporter(Voice(model, Sampling(), max_words=75), load_prompt("supporter_aflow"), AFLOW)
     return asyncio.run(supporter.reply(TURNS, Ledger(7, "t").at("r.Cla", 0), strategy=strategy))
 
 
@@ -31,7 +31,7 @@ def test_the_prompt_holds_the_strategy_to_execute_and_no_earlier_one() -> None:
     found = reply(model)
     assert (found.response, found.reasoning, found.raw) == ("What happened?", None, " What\n happened? ")
     text = model.asked[0][0][1].content
-    assert f"Clarification. {RULES.taxonomy.by_name('Clarification').definition}" in text
+    assert f"Clarification. {AFLOW.by_name('Clarification').definition}" in text
     assert "Affirmation" not in text
     assert "Supporter: Oh." in text
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from esckit.errors import ParseError, UnscoredError
 from esckit.ledger import Scope, derive_seed, uniform
 from esckit.protocols import Decision, SeekerTurn
-from esckit.roles.environment import Environment
-from esckit.search.mcts import Grown, Players, grow_tree
+from esckit.search.expansion import Players
+from esckit.search.mcts import Grown, grow_tree
 from esckit.search.recipe import Mcts
 from esckit.search.tree import Provenance, Task
 from esckit.strategies.taxonomy import load_taxonomy
@@ -66,7 +66,7 @@ class World:
 
     @property
     def players(self) -> Players:
-        return Players(Environment(FakeSeeker(self), FakeSupporter(self), FakeCritic(self)), FakeStrategist(self))
+        return Players(FakeSeeker(self), FakeSupporter(self), FakeCritic(self), FakeStrategist(self))
 
 
 @dataclass

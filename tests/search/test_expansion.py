@@ -6,8 +6,7 @@ from collections import Counter
 import pytest
 
 from esckit.ledger import Ledger
-from esckit.roles.environment import CallFailed
-from esckit.search.expansion import Expander, Expansion, simulation_return
+from esckit.search.expansion import CallFailed, Expander, Expansion, simulation_return
 from esckit.types import Outcome
 from tests.search.fakes import AFLOW, World, flat_prior, settings, task
 
@@ -15,9 +14,7 @@ from tests.search.fakes import AFLOW, World, flat_prior, settings, task
 def expand(world: World, *, depth: int = 1, max_depth: int = 10, rollout_turns: int = 3) -> Expansion:
     players = world.players
     knobs = settings(max_depth=max_depth, rollout_turns=rollout_turns)
-    expander = Expander(
-        task().scenario, players.environment, players.strategist, Ledger(7, "s-0#0"), AFLOW.names, knobs
-    )
+    expander = Expander(task().scenario, players, Ledger(7, "s-0#0"), AFLOW.names, knobs)
     return asyncio.run(expander.expand(task().opening, 2, "r.EV", depth))
 
 

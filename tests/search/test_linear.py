@@ -36,7 +36,7 @@ def linear(turns: list[Turn], *, max_depth: int = 10, horizon: int = 2, **world:
     return asyncio.run(
         score_linear(
             seed,
-            critic=players.environment.critic,
+            critic=players.critic,
             strategist=players.strategist,
             knobs=knobs,
             provenance=provenance(),

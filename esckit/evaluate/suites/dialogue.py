@@ -27,7 +27,7 @@ from esckit.evaluate.suites.critics import (
     read_outcome,
 )
 from esckit.metrics.metric import FIRST, RATIO, Array, Facts, Metric, Stats, Sums, Unscored, not_estimated
-from esckit.play.episode import EpisodeCast, Played, PlayedTurn, play_episode
+from esckit.play.rollout import EpisodeCast, Played, PlayedTurn, play_episode
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic
 from esckit.roles.cast import Casting, role_prompt

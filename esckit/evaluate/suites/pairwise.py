@@ -21,7 +21,7 @@ from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit,
 from esckit.evaluate.suites.response import answerable, build_responder, reply_calls, speakers, told_gold
 from esckit.ledger import Ledger, derive_seed, uniform
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
-from esckit.predict.predictions import read_predictions
+from esckit.predict.run import read_predictions
 from esckit.records import digest, read_records
 from esckit.roles.cast import Casting
 from esckit.roles.judges import DIMENSIONS, PairJudge

@@ -28,7 +28,7 @@ from esckit.metrics.overlap import (
     ngrams,
     rouge_l,
 )
-from esckit.predict.predictions import predicted_reply
+from esckit.predict.run import predicted
 from esckit.roles.cast import Casting
 from esckit.text import TOKENIZER, n_words, tokenise
 from esckit.types import Context, ParseKind
@@ -165,7 +165,7 @@ def build_responder(material: Material, casting: Casting) -> Responder:
 
     async def look_up(context: Context) -> ResponseCase:
         entry = known.get(context.id)
-        reply = predicted_reply(entry)
+        reply = predicted(entry, "reply")
         if isinstance(reply, Unscored):
             return _case(context, unscored=reply.reason)
         return _case(context, reply=reply, strategy=entry.strategy if entry else None)

@@ -22,7 +22,7 @@ from esckit.evaluate.leakage import family_of_runs
 from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, decisions, family_of_data
 from esckit.ledger import Ledger
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, not_estimated
-from esckit.predict.predictions import Prediction, predicted_label
+from esckit.predict.run import Prediction, predicted
 from esckit.roles.cast import Casting
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.trees import main_line
@@ -187,7 +187,7 @@ def _tree_steps(material: Material) -> Iterator[Step]:
 
 def _read_case(step: Step, prediction: Prediction | None, taxonomy: Taxonomy) -> StrategyCase:
     """Return the case that a line of a predictions file makes; a label outside the taxonomy is unscored."""
-    label = predicted_label(prediction)
+    label = predicted(prediction, "strategy")
     if isinstance(label, Unscored):
         return _case(step, None, label.reason, None)
     known = taxonomy.find(label)

@@ -9,8 +9,9 @@ from esckit.errors import BackendError, BudgetError, EsckitError, ParseError, Un
 from esckit.ledger import Ledger
 from esckit.protocols import SeekerTurn
 from esckit.roles.asking import gather_all
-from esckit.roles.environment import CallFailed, Environment, ScoredExchange
+from esckit.search.expansion import CallFailed, Players, ScoredExchange
 from esckit.types import Generation, Outcome, RubricReading, Scenario, Score, Turn
+from tests.search.fakes import FakeStrategist, World
 
 SCENARIO = Scenario(id="s")
 OPENING = (Turn(speaker="seeker", text="I failed."),)
@@ -60,9 +61,9 @@ class Critic:
 
 
 def exchange(roles: Roles) -> ScoredExchange:
-    environment = Environment(Seeker(roles), Supporter(roles), Critic(roles))
+    players = Players(Seeker(roles), Supporter(roles), Critic(roles), FakeStrategist(World()))
     scope = Ledger(7, "t").at("r.EV", 2)
-    return asyncio.run(environment.exchange(SCENARIO, OPENING, "Emotional Validation", scope))
+    return asyncio.run(players.exchange(SCENARIO, OPENING, "Emotional Validation", scope))
 
 
 def test_an_exchange_adds_a_tagged_turn_and_its_answer() -> None:
