@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from pydantic import ValidationError
@@ -83,39 +82,31 @@ def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int |
     Raises:
         DataError: If the line is not JSON, has another schema, an unknown key or a wrong type.
     """
-    record = None if line is None else line - 1
+    wrong = partial(DataError, path=path, record=None if line is None else line - 1, line=line)
     try:
         data = json.loads(text, parse_constant=_no_number)
         if "\\ud" in text.lower():
             data = json.loads(without_surrogates(json.dumps(data, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"no JSON ({error})", path=path, record=record, line=line, expected="one record a line"
-        ) from error
+        raise wrong(f"no JSON ({error})", expected="one record a line") from error
     if not isinstance(data, dict):
-        raise DataError(f"a JSON {type(data).__name__}", path=path, record=record, line=line, expected="an object")
+        raise wrong(f"a JSON {type(data).__name__}", expected="an object")
     wanted = getattr(kind, "SCHEMA", None)
     found = data.pop("schema", wanted)
     if found != wanted:
-        raise DataError(f"schema {found!r}", path=path, record=record, line=line, expected=f"schema {wanted!r}")
+        raise wrong(f"schema {found!r}", expected=f"schema {wanted!r}")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise _data_error(error, kind, path, record, line) from error
-
-
-def _data_error(
-    error: ValidationError, kind: type[Record], path: str | None, record: int | None, line: int | None
-) -> DataError:
-    """Turn pydantic's first complaint into ours, without quoting any value."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(first["loc"][-1]), kind.model_fields) or None
-        return DataError("an unknown key", path=path, record=record, line=line, field=field, hint=hint)
-    found = "nothing" if first["type"] == "missing" else "a wrong value"
-    expected = "a value" if first["type"] == "missing" else complaint(first).removeprefix("must be ")
-    return DataError(found, path=path, record=record, line=line, field=field, expected=expected)
+        # Pydantic's first complaint in our words, without quoting any value.
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(str(first["loc"][-1]), kind.model_fields) or None
+            raise wrong("an unknown key", field=field, hint=hint) from error
+        if first["type"] == "missing":
+            raise wrong("nothing", field=field, expected="a value") from error
+        raise wrong("a wrong value", field=field, expected=complaint(first).removeprefix("must be ")) from error
 
 
 def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Iterator[R]:
@@ -342,9 +333,7 @@ class JsonlAppender:
         """Return the appender."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Close the file."""
         self.close()
 

@@ -87,6 +87,14 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
 
+class Roles(Section):
+    """Base of ``models:`` where every field is the model of a role, or None."""
+
+    def bindings(self) -> dict[str, RoleOptions]:
+        """Return the models that are named, by role."""
+        return {role: binding for role, binding in self if binding is not None}
+
+
 class ModelRecipe(Recipe):
     """Base of the recipes whose commands call models."""
 

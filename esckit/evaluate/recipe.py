@@ -19,6 +19,7 @@ from esckit.config.sections import (
     ModelRecipe,
     Resume,
     RoleOptions,
+    Roles,
     Section,
     Strategist,
     check_prices,
@@ -49,7 +50,7 @@ _Critic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1.1, "m
 _Judge = Annotated[ModelBinding, role_defaults(sampling={**_GREEDY, "max_tokens": 256})]
 
 
-class EvaluateModels(Section):
+class EvaluateModels(Roles):
     """Who plays whom; roles that the chosen suites do not need are left out with a warning.
 
     Attributes:
@@ -68,10 +69,6 @@ class EvaluateModels(Section):
     turn_judge: _Judge | None = None
     scorer: BackboneBinding | None = None
     reward: CheckpointBinding | None = None
-
-    def bindings(self) -> dict[str, RoleOptions]:
-        """Return the models that are named, by role."""
-        return {role: binding for role, binding in self if binding is not None}
 
 
 class EvaluateSettings(Section):

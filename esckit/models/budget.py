@@ -163,9 +163,7 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        reply = await self._budget.spend(
-            self.name, lambda: self._inner.complete(messages, sampling, seed=seed), self._prices
-        )
+        reply = await self._spend(lambda: self._inner.complete(messages, sampling, seed=seed))
         return with_reasoning_apart(reply, sampling.max_tokens)
 
     async def score(
@@ -176,9 +174,7 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        return await self._budget.spend(
-            self.name, lambda: self._inner.score(messages, choices, temperature=temperature), self._prices
-        )
+        return await self._spend(lambda: self._inner.score(messages, choices, temperature=temperature))
 
     async def next_token(
         self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
@@ -188,9 +184,10 @@ class BudgetedModel:
         Raises:
             BudgetError: If it does not.
         """
-        return await self._budget.spend(
-            self.name, lambda: self._inner.next_token(messages, labels, temperature=temperature), self._prices
-        )
+        return await self._spend(lambda: self._inner.next_token(messages, labels, temperature=temperature))
+
+    async def _spend(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await self._budget.spend(self.name, call, self._prices)
 
     async def aclose(self) -> None:
         """Close the wrapped model."""

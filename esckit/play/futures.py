@@ -23,12 +23,8 @@ log = logging.getLogger(__name__)
 
 
 _COMPARED = {
-    "preset": ("critic", "preset"),
-    "readout": ("critic", "readout"),
-    "expected_score": ("critic", "expected_score"),
-    "threshold": ("critic", "threshold"),
-    "horizon": ("simulation", "horizon"),
-    "score_first_exchange": ("simulation", "score_first_exchange"),
+    "critic": ("preset", "readout", "expected_score", "threshold"),
+    "simulation": ("horizon", "score_first_exchange"),
 }
 
 
@@ -135,7 +131,9 @@ def _common(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str | int |
 
 def _simulation(folder: str, manifest: Mapping[str, Any]) -> dict[str, str | int | bool]:
     facts = {
-        name: stated(manifest, f"recipe.{section}.{field}", path=folder) for name, (section, field) in _COMPARED.items()
+        name: stated(manifest, f"recipe.{section}.{name}", path=folder)
+        for section, names in _COMPARED.items()
+        for name in names
     }
     facts["critic_prompt"] = stated(manifest, "prompts.critic", path=folder)
     try:

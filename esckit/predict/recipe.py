@@ -11,7 +11,7 @@ from esckit.config.sections import (
     ModelBinding,
     ModelRecipe,
     Resume,
-    RoleOptions,
+    Roles,
     Section,
     Strategist,
     check_prices,
@@ -25,15 +25,11 @@ _Supporter = Annotated[
 ]
 
 
-class PredictModels(Section):
+class PredictModels(Roles):
     """Who speaks: a strategist, a supporter or both."""
 
     strategist: _Strategist | None = None
     supporter: _Supporter | None = None
-
-    def bindings(self) -> dict[str, RoleOptions]:
-        """Return the models that are named, by role."""
-        return {role: binding for role, binding in self if binding is not None}
 
 
 class Predict(Section):

@@ -91,7 +91,13 @@ class ResolutionCritic:
         for attempt in range(1, settings.max_attempts + 1):
             seeds = [scope.seed(f"critic.{index}") for index in range(settings.samples)]
             replies = await gather_all(*(self._answer(messages, scope, at, seed) for at, seed in enumerate(seeds)))
-            levels, unparsed = self._levels(replies)
+            levels: Counter[int] = Counter()
+            unparsed: list[str] = []
+            for reply in replies:
+                try:
+                    levels[self.preset.parse(reply.text)] += 1
+                except ParseError:
+                    unparsed.append(reply.whole)
             is_read = levels.total() >= settings.min_parsed
             if is_read or (settings.ppdpp_compat and attempt == settings.max_attempts):
                 counts = tuple(levels[index] if is_read else 0 for index in range(len(self.preset.levels)))
@@ -109,17 +115,6 @@ class ResolutionCritic:
         )
         error.attempts = settings.max_attempts
         raise error
-
-    def _levels(self, replies: Sequence[Reply]) -> tuple[Counter[int], list[str]]:
-        """Return how many answers name each level, and the answers that name none."""
-        levels: Counter[int] = Counter()
-        unparsed = []
-        for reply in replies:
-            try:
-                levels[self.preset.parse(reply.text)] += 1
-            except ParseError:
-                unparsed.append(reply.whole)
-        return levels, unparsed
 
     async def _answer(self, messages: list[Message], scope: Scope, index: int, seed: int) -> Reply:
         """Return one sample, booked whatever becomes of the others."""

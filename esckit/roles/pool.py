@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from esckit.config.sections import (
@@ -278,9 +277,7 @@ class ModelPool:
         """Return the pool."""
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         """Close every model."""
         for model in (*self._chats.values(), *(one.model for one in self._trained.values() if one.part != "scorer")):
             await model.aclose()

@@ -125,16 +125,13 @@ def parse_probabilities(text: str, keys: Sequence[str]) -> tuple[float, ...]:
     """
     found = read_json(text, keys, what="strategies")
     values = [found[key] for key in keys]
-    if not all(_is_probability(value) for value in values):
+    # True is a number to Python.
+    if not all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 for p in values):
         raise ParseError("a value that is not a probability", expected="numbers in [0, 1]", samples=(text,))
     total = sum(values)
     if not _SUM_RANGE[0] <= total <= _SUM_RANGE[1]:
         raise ParseError(f"probabilities that sum to {total:.3g}", expected="a sum of 1", samples=(text,))
     return _normalised(values)
-
-
-def _is_probability(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -8,17 +8,19 @@ strategy stay in the text, are scored, and are no decisions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple, TypeVar
 
 from esckit.errors import DataError
-from esckit.ledger import Ledger
-from esckit.protocols import Critic, StrategyPolicy
+from esckit.ledger import Ledger, Scope
+from esckit.protocols import Critic, Decision, StrategyPolicy
 from esckit.roles.asking import gather_all
 from esckit.search.expansion import CallFailed, recorded, rubric_ratings, smoothed
 from esckit.search.recipe import Mcts
 from esckit.search.tree import Node, Provenance, Task, Tree, tree_record
-from esckit.types import Failure, Score, SearchTree, Turn
+from esckit.types import Failure, FailureStage, Score, SearchTree, Turn
+
+T = TypeVar("T")
 
 
 class _ScoredTurn(NamedTuple):
@@ -50,14 +52,20 @@ async def score_linear(
     tree = Tree(provenance.taxonomy)
     spoken = _lay_out(tree, task, knobs)
     deciding = tree.nodes[:-1]
-    scores, priors = await gather_all(
-        gather_all(*(_score(task, turn, critic, ledger) for turn in spoken)),
-        gather_all(*(_prior(task, node, strategist, ledger) for node in deciding)),
-    )
-    failures = [answer for answer in (*scores, *priors) if isinstance(answer, Failure)]
+
+    async def score(turn: _ScoredTurn) -> Score | Failure:
+        scope = ledger.at(turn.node.id, turn.step)
+        return await _answer("critic", scope, critic.score(task.scenario, turn.dialogue, scope))
+
+    async def decide(node: Node) -> Decision | Failure:
+        scope = ledger.at(node.id, 0)
+        return await _answer("strategist", scope, strategist.decide(task.scenario, node.dialogue(), scope))
+
+    scores, decisions = await gather_all(gather_all(*map(score, spoken)), gather_all(*map(decide, deciding)))
+    failures = [answer for answer in (*scores, *decisions) if isinstance(answer, Failure)]
     if not failures:
-        for node, prior in zip(deciding, priors, strict=True):
-            node.prior = smoothed(prior, knobs.prior_smoothing)
+        for node, decision in zip(deciding, decisions, strict=True):
+            node.prior = smoothed(decision.probabilities, knobs.prior_smoothing)
         _set_values(tree, spoken, scores, knobs.rollout_turns)
     return tree_record(
         task,
@@ -72,7 +80,7 @@ async def score_linear(
 
 def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_ScoredTurn]:
     """Make the nodes; return the supporter turns to score."""
-    node = tree.plant(task.opening)
+    node = tree.add(task.opening)
     dialogue = task.opening
     spoken: list[_ScoredTurn] = []
     on_path = True
@@ -82,7 +90,7 @@ def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_ScoredTurn]:
             if turn.strategy is not None and node.depth == knobs.max_depth:
                 on_path = False
             elif turn.strategy is not None:
-                node = tree.attach(node, _index(tree, turn.strategy), (), None)
+                node = tree.add((), (node, _index(tree, turn.strategy)))
             if node.depth > 0:
                 step = sum(1 for earlier in spoken if earlier.node is node)
                 spoken.append(_ScoredTurn(node, step, dialogue, on_path))
@@ -117,18 +125,8 @@ def _set_values(tree: Tree, spoken: Sequence[_ScoredTurn], scores: Sequence[Scor
         tree.root.visits, tree.root.value = 1, sum(on_path) / len(on_path)
 
 
-async def _score(task: Task, turn: _ScoredTurn, critic: Critic, ledger: Ledger) -> Score | Failure:
-    scope = ledger.at(turn.node.id, turn.step)
+async def _answer(stage: FailureStage, scope: Scope, call: Awaitable[T]) -> T | Failure:
     try:
-        return await recorded("critic", scope, critic.score(task.scenario, turn.dialogue, scope))
+        return await recorded(stage, scope, call)
     except CallFailed as failed:
         return failed.failure
-
-
-async def _prior(task: Task, node: Node, strategist: StrategyPolicy, ledger: Ledger) -> tuple[float, ...] | Failure:
-    scope = ledger.at(node.id, 0)
-    try:
-        decision = await recorded("strategist", scope, strategist.decide(task.scenario, node.dialogue(), scope))
-    except CallFailed as failed:
-        return failed.failure
-    return decision.probabilities

@@ -135,7 +135,7 @@ class _Search:
         return Grown(tree, tuple(self.rollouts))
 
     async def _status(self) -> Literal["complete", "failed"]:
-        root = self.tree.plant(self.task.opening)
+        root = self.tree.add(self.task.opening)
         try:
             root.prior = await self.expander.prior(root.turns, ROOT, 0)
         except CallFailed as failed:
@@ -231,7 +231,7 @@ class _Search:
             child.back_up(end.first_return)
 
     def _attach(self, parent: Node, strategy: int, new: Expansion) -> Node:
-        child = self.tree.attach(parent, strategy, new.exchange.turns, new.prior)
+        child = self.tree.add(new.exchange.turns, (parent, strategy), new.prior)
         child.reward, child.ratings = new.exchange.score.reward, rubric_ratings(new.exchange.score)
         child.first_return, child.outcome = new.value, new.outcome
         if self.knobs.keep_rollouts:

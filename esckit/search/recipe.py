@@ -14,7 +14,7 @@ from esckit.config.sections import (
     CheckpointBinding,
     ModelBinding,
     ModelRecipe,
-    RoleOptions,
+    Roles,
     RubricCritic,
     Section,
     Strategist,
@@ -34,17 +34,13 @@ _Critic = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING)]
 _Strategist = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING | {"max_tokens": 256})]
 
 
-class SearchModels(Section):
+class SearchModels(Roles):
     """Who plays whom; seeker and supporter have no part in ``search.mode: linear``."""
 
     seeker: _Seeker | None = None
     supporter: _Supporter | None = None
     critic: _Critic
     strategist: _Strategist
-
-    def bindings(self) -> dict[str, RoleOptions]:
-        """Return the models that are named, by role."""
-        return {role: binding for role, binding in self if binding is not None}
 
 
 class SearchOptions(Section):

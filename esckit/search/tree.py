@@ -116,31 +116,24 @@ class Tree:
         """The node of the opening."""
         return self.nodes[0]
 
-    def plant(self, turns: tuple[Turn, ...]) -> Node:
-        """Make the root."""
-        return self._add(ROOT, None, None, turns, None)
-
     def child_id(self, parent: Node, strategy: int) -> str:
         """Return the id that a parent's child has or would have."""
         return f"{parent.id}.{self.taxonomy.abbrs[strategy]}"
 
-    def attach(self, parent: Node, strategy: int, turns: tuple[Turn, ...], prior: tuple[float, ...] | None) -> Node:
-        """Make a child and link it to its parent."""
-        child = self._add(self.child_id(parent, strategy), parent, strategy, turns, prior)
-        parent.children[strategy] = child
-        return child
-
-    def _add(
+    def add(
         self,
-        name: str,
-        parent: Node | None,
-        strategy: int | None,
         turns: tuple[Turn, ...],
-        prior: tuple[float, ...] | None,
+        edge: tuple[Node, int] | None = None,
+        prior: tuple[float, ...] | None = None,
     ) -> Node:
+        """Make a node: the root, or the child at an edge, which is a parent and a strategy."""
+        parent, strategy = edge or (None, None)
+        name = self.child_id(*edge) if edge else ROOT
         width, depth = len(self.taxonomy.names), parent.depth + 1 if parent else 0
         node = Node(name, parent, depth, strategy, turns, prior, [None] * width, [0] * width)
         self.nodes.append(node)
+        if edge:
+            edge[0].children[edge[1]] = node
         return node
 
     def records(self) -> tuple[TreeNode, ...]:

@@ -12,6 +12,7 @@ from esckit.config.sections import (
     ModelBinding,
     ModelRecipe,
     ResolutionCritic,
+    Roles,
     Rollout,
     RolloutCritic,
     RolloutSeeker,
@@ -25,7 +26,7 @@ from esckit.config.sections import (
 _Strategist = Annotated[ModelBinding, role_defaults(sampling={"temperature": 0.7, "top_p": 0.9, "max_tokens": 256})]
 
 
-class SimulateModels(Section):
+class SimulateModels(Roles):
     """Who plays whom. A strategist takes part only with ``simulation.strategy: predicted``."""
 
     supporter: RolloutSupporter
@@ -84,8 +85,7 @@ class SimulateRecipe(ModelRecipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        roles = self.models
-        if self.simulation.strategy == "predicted" and roles.strategist is None:
+        if self.simulation.strategy == "predicted" and self.models.strategist is None:
             raise ValueError("simulation.strategy: predicted needs models.strategist")
-        check_prices(self.budget, (roles.supporter, roles.seeker, roles.critic, roles.strategist))
+        check_prices(self.budget, self.models.bindings().values())
         return self

@@ -252,11 +252,8 @@ def _is_guided(recipe: SimulateRecipe) -> bool:
 
 def _bindings(recipe: SimulateRecipe) -> dict[str, RoleOptions]:
     """Return the models that take part, by role."""
-    roles = recipe.models
-    found: dict[str, RoleOptions] = {"supporter": roles.supporter, "seeker": roles.seeker, "critic": roles.critic}
-    if _is_guided(recipe) and roles.strategist is not None:
-        found["strategist"] = roles.strategist
-    return found
+    named = recipe.models.bindings()
+    return {role: binding for role, binding in named.items() if role != "strategist" or _is_guided(recipe)}
 
 
 def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
