@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from esckit.cli.app import COMMANDS
-from esckit.config.catalogue import shipped_recipes
+from esckit.config.load import shipped_recipes
 from esckit.evaluate.measurement import known_metrics
 from tests.evaluate.evalrecipes import everything
 

@@ -214,7 +214,7 @@ def test_the_tables_are_markdown(package):
 
 
 def test_the_recipe_fields_are_those_that_pydantic_sees(esckit):
-    from esckit.config.catalogue import RECIPES
+    from esckit.config.load import RECIPES
 
     for command, paths in esckit["recipe_fields"].items():
         assert {path.partition(".")[0] for path in paths} == set(RECIPES.resolve(command).model_fields), command

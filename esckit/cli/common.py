@@ -87,7 +87,7 @@ def _handled_by_root(record: logging.LogRecord) -> bool:
 
 def recipe_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the shipped recipes of the command, and the YAML files, that complete a word."""
-    from esckit.config.catalogue import shipped_recipes
+    from esckit.config.load import shipped_recipes
 
     shipped = shipped_recipes()
     command = ctx.command.name

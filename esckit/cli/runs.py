@@ -94,8 +94,7 @@ class RunCommand:
 
 def _load(ctx: typer.Context, recipe: str, changes: list[str] | None) -> tuple[LoadedRecipe[Any], Any]:
     """Return a recipe of the command that was called, and the module that plans and runs it."""
-    from esckit.config.catalogue import RECIPES
-    from esckit.config.load import load_recipe
+    from esckit.config.load import RECIPES, load_recipe
 
     kind = RECIPES.resolve(str(ctx.command.name))
     loaded = load_recipe(recipe, kind, overrides=changes or ())

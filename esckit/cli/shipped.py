@@ -24,7 +24,7 @@ recipes = typer.Typer(
 @recipes.command("list")
 def list_recipes(as_json: JsonOption = False) -> None:
     """List the recipes that ship with esckit."""
-    from esckit.config.catalogue import shipped_recipes
+    from esckit.config.load import shipped_recipes
 
     shipped = shipped_recipes()
     if as_json:
@@ -46,8 +46,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print a recipe as it is written or, with --resolved, --set or --json, as it would run."""
-    from esckit.config.catalogue import find_recipe
-    from esckit.config.load import load_any_recipe
+    from esckit.config.load import find_recipe, load_any_recipe
     from esckit.documents import read_text
 
     if not (resolved or changes or as_json):
@@ -69,7 +68,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Copy a recipe into a file of your own."""
-    from esckit.config.catalogue import SUFFIX, find_recipe
+    from esckit.config.load import SUFFIX, find_recipe
     from esckit.errors import ConfigError
     from esckit.records import write_atomic
 
@@ -95,8 +94,7 @@ def check(
 
     Exits with 0 if all are right, else with 2.
     """
-    from esckit.config.catalogue import shipped_recipes
-    from esckit.config.load import load_any_recipe
+    from esckit.config.load import load_any_recipe, shipped_recipes
     from esckit.errors import ConfigError
 
     wrong: list[ConfigError] = []
@@ -117,7 +115,7 @@ def check(
 @recipes.command()
 def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
     """Print every field of a command's recipes as JSON Schema."""
-    from esckit.config.catalogue import RECIPES
+    from esckit.config.load import RECIPES
     from esckit.errors import ConfigError
     from esckit.registry import did_you_mean
 

@@ -1,12 +1,8 @@
-"""A recipe's YAML: a mapping whose every key knows its line (see :mod:`esckit.documents` for what is refused).
+"""Recipes: the shipped ones by name, the class of each command, and the way from a YAML file to a validated recipe.
 
-``--set a.b=c``: changing single fields of a recipe on the command line.
-
-What is wrong with a recipe, one line each: dotted path, line, what to do; secrets are never quoted.
-
-From a recipe's name or file and ``--set`` to one validated recipe, or one error that names every problem.
-
-What a recipe needs of earlier runs: which fields name them, and the command that makes what is missing.
+Every key of a recipe's YAML knows its line (:mod:`esckit.documents` says what is refused), and ``--set a.b=c`` changes
+single fields. What is wrong with a recipe is reported all at once, one line each: dotted path, line, what to do;
+secrets are never quoted. A recipe that names earlier runs which are not there is told the commands that make them.
 """
 
 from __future__ import annotations
@@ -16,18 +12,92 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from esckit.config.catalogue import RECIPES, find_recipe, shipped_recipes
 from esckit.config.sections import Recipe
 from esckit.documents import Place, complaint, dotted, parse_yaml, parse_yaml_lines, read_text
 from esckit.errors import ConfigError, DataError
-from esckit.registry import did_you_mean, expand_home, nearest
+from esckit.registry import Registry, did_you_mean, expand_home, nearest, shipped_dir
 
-Document = dict[str, Any]
+SUFFIX = ".yaml"
+
+_COMMAND = re.compile(r"^command:\s*([\w-]+)", re.MULTILINE)
+
+RECIPES = Registry(
+    "command",
+    {
+        "simulate": "esckit.simulate.recipe:SimulateRecipe",
+        "search": "esckit.search.recipe:SearchRecipe",
+        "train-flow": "esckit.flow.recipe:TrainFlowRecipe",
+        "train-reward": "esckit.reward.recipe:TrainRewardRecipe",
+        "train-rl": "esckit.rl.recipe:TrainRlRecipe",
+        "evaluate": "esckit.evaluate.recipe:EvaluateRecipe",
+        "predict": "esckit.predict.recipe:PredictRecipe",
+    },
+)
+"""The recipe class of every command."""
+
+
+class RecipeFile(NamedTuple):
+    """A recipe's name and file."""
+
+    name: str
+    path: Path
+
+
+class ShippedRecipe(NamedTuple):
+    """A recipe that ships: name, file, its command, and its first comment line."""
+
+    name: str
+    path: Path
+    command: str
+    title: str
+
+
+def shipped_recipes() -> tuple[ShippedRecipe, ...]:
+    """Return the shipped recipes, sorted by name."""
+    folder = shipped_dir("recipes")
+    found = []
+    for path in sorted(folder.rglob(f"*{SUFFIX}")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == "scripted":  # scripts of fake models
+            continue
+        text = path.read_text(encoding="utf-8")
+        command = _COMMAND.search(text)
+        title = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
+        found.append(
+            ShippedRecipe(relative.with_suffix("").as_posix(), path, command.group(1) if command else "", title)
+        )
+    return tuple(found)
+
+
+def find_recipe(ref: str) -> RecipeFile:
+    """Return the recipe that a user named: a file, or the name of a shipped one.
+
+    Raises:
+        ConfigError: If there is neither; the message names the nearest one.
+    """
+    folder = shipped_dir("recipes")
+    path = Path(ref)
+    if path.is_file():
+        real, shipped_in = path.resolve(), folder.resolve()
+        inside = real.is_relative_to(shipped_in)
+        return RecipeFile(real.relative_to(shipped_in).with_suffix("").as_posix() if inside else path.stem, path)
+    if path.is_dir():
+        raise ConfigError(f"{ref} is a folder", expected="a recipe's name or file")
+    name = ref.removesuffix(SUFFIX)
+    shipped = {recipe.name: recipe.path for recipe in shipped_recipes()}
+    if name in shipped:
+        return RecipeFile(name, shipped[name])
+    close = nearest(name, shipped)
+    raise ConfigError(
+        f"no recipe {ref!r}",
+        expected="a YAML file or the name of a shipped recipe",
+        hint=f"Did you mean {close!r}?" if close else "'esckit recipes list' shows them",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +106,12 @@ class Source:
 
     Attributes:
         origin: What to call it in messages.
-        data: Its content; YAML lists are tuples.
+        data: Its content; YAML lists are tuples, and ``~`` at the beginning of a path is written out.
         lines: 1-based line of every key and list item, by path.
     """
 
     origin: str
-    data: Document
+    data: dict[str, Any]
     lines: dict[Place, int] = field(default_factory=dict)
 
 
@@ -67,9 +137,14 @@ def parse_value(text: str, origin: str) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-    """Return a value with tuples for lists, as strict validation wants them."""
+    """Return a value with tuples for lists, as strict validation wants them, and every path under ``~`` written out.
+
+    Only paths begin with ``~`` in a recipe.
+    """
     if isinstance(value, dict):
         return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return expand_home(value)
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
@@ -89,8 +164,11 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, f
     data, changed, problems = source.data, set(), []
     for text in overrides:
         try:
-            path, value = _parse(text)
-            data = _replaced(data, path, value, text)
+            name, equals, written = (part.strip() for part in text.partition("="))
+            if not equals or not _FIELD.match(name):
+                raise ConfigError(f"--set {name!r} names no field" if equals else f"--set {text!r} has no '='")
+            path = tuple(name.split("."))
+            data = _replaced(data, path, parse_value(written, f"--set {name}"), name)
         except ConfigError as error:
             problems.append(str(error))
         else:
@@ -100,22 +178,15 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, f
     return Source(source.origin, data, source.lines), frozenset(changed)
 
 
-def _parse(text: str) -> tuple[Place, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not _FIELD.match(name.strip()):
-        raise ConfigError(f"--set {name.strip()!r} names no field" if equals else f"--set {text!r} has no '='")
-    return tuple(name.strip().split(".")), parse_value(value, f"--set {name.strip()}")
-
-
-def _replaced(data: Mapping[str, Any], path: Place, value: Any, text: str) -> dict[str, Any]:
+def _replaced(data: Mapping[str, Any], path: tuple[str, ...], value: Any, name: str) -> dict[str, Any]:
     """Return a copy of nested mappings with one value replaced; missing sections are made."""
     head, *rest = path
     if not rest:
-        return {**data, str(head): value}
-    inner = data.get(str(head))
+        return {**data, head: value}
+    inner = data.get(head)
     if inner is not None and not isinstance(inner, Mapping):
-        raise ConfigError(f"--set {text.partition('=')[0]}: {head!r} is a value, not a section")
-    return {**data, str(head): _replaced(inner or {}, tuple(rest), value, text)}
+        raise ConfigError(f"--set {name}: {head!r} is a value, not a section")
+    return {**data, head: _replaced(inner or {}, tuple(rest), value, name)}
 
 
 _NEVER_QUOTED = frozenset({"api_key_env", "base_url"})
@@ -137,12 +208,12 @@ def describe_problems(
 
 def _where(path: Place, source: Source, changed: frozenset[Place]) -> str:
     """Return where a field was written: on the command line, or in which line of the file."""
-    if any(path[: len(given)] == given for given in changed):
+    above = any(path[: len(given)] == given for given in changed)
+    below = any(given[: len(path)] == path for given in changed)
+    if above or (below and path not in source.lines):
         return " (--set)"
-    if path not in source.lines and any(given[: len(path)] == path for given in changed):
-        return " (--set)"
-    above = (path[:length] for length in range(len(path), 0, -1))
-    line = next((source.lines[part] for part in above if part in source.lines), None)
+    enclosing = (path[:length] for length in range(len(path), 0, -1))
+    line = next((source.lines[part] for part in enclosing if part in source.lines), None)
     return f" (line {line})" if line else ""
 
 
@@ -238,14 +309,12 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
     Args:
         ref: Name of a shipped recipe, or a YAML file.
         kind: Recipe class of the command that is to run it.
-        overrides: ``a.b=c`` each, see :func:`~esckit.config.load.apply_overrides`.
+        overrides: ``a.b=c`` each, see :func:`apply_overrides`.
 
     Raises:
         ConfigError: If there is no such recipe, it is for another command, or anything in it is wrong.
     """
-    found = find_recipe(ref)
-    source, changed = apply_overrides(parse_source(_read(found.path, ref), ref), overrides)
-    named = _command_of(source)
+    name, source, changed, named = _read(ref, overrides)
     (wanted,) = get_args(kind.model_fields["command"].annotation)
     if named != wanted:
         raise ConfigError(
@@ -253,7 +322,7 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
             expected=f"a recipe for {wanted!r}",
             hint=f"Run: esckit {named} {ref}" if named in RECIPES.targets else None,
         )
-    return LoadedRecipe(found.name, _validated(kind, source, changed))
+    return LoadedRecipe(name, _validated(kind, source, changed))
 
 
 def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[Recipe]:
@@ -262,21 +331,19 @@ def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[
     Raises:
         ConfigError: If there is no such recipe or command, or anything in it is wrong.
     """
-    found = find_recipe(ref)
-    source, changed = apply_overrides(parse_source(_read(found.path, ref), ref), overrides)
-    named = _command_of(source)
+    name, source, changed, named = _read(ref, overrides)
     if named not in RECIPES.targets:
         raise ConfigError(
             f"recipe {ref} is for the command {named!r}, which this version of esckit does not have",
             expected=f"one of {', '.join(RECIPES.names())}",
             hint=did_you_mean(named, RECIPES.targets).capitalize() or None,
         )
-    return LoadedRecipe(found.name, _validated(RECIPES.resolve(named), source, changed))
+    return LoadedRecipe(name, _validated(RECIPES.resolve(named), source, changed))
 
 
 def _validated(kind: type[RecipeT], source: Source, changed: frozenset[Place]) -> RecipeT:
     try:
-        return kind.model_validate(_at_home(source.data), strict=True)
+        return kind.model_validate(source.data, strict=True)
     except ValidationError as error:
         problems = describe_problems(error, kind, source, changed)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -286,31 +353,20 @@ def _validated(kind: type[RecipeT], source: Source, changed: frozenset[Place]) -
         ) from error
 
 
-def _at_home(value: Any) -> Any:
-    """Return recipe data with every path under ``~`` written out: no other text of a recipe begins so."""
-    if isinstance(value, str):
-        return expand_home(value)
-    if isinstance(value, Mapping):
-        return {key: _at_home(inner) for key, inner in value.items()}
-    return tuple(_at_home(item) for item in value) if isinstance(value, tuple) else value
-
-
-def _read(path: Path, ref: str) -> str:
+def _read(ref: str, overrides: Sequence[str]) -> tuple[str, Source, frozenset[Place], str]:
+    """Return a recipe's name, its content, the fields that were set on the command line, and its command."""
+    found = find_recipe(ref)
     try:
-        return read_text(path)
+        text = read_text(found.path)
     except DataError as error:
         raise ConfigError(f"{ref}: {error.found}", expected="a recipe") from error
-
-
-def _command_of(source: Source) -> str:
-    """Return the command that a recipe says it is for."""
-    named = source.data.get("command")
-    if not isinstance(named, str):
+    source, changed = apply_overrides(parse_source(text, ref), overrides)
+    command = source.data.get("command")
+    if not isinstance(command, str):
         raise ConfigError(
-            f"recipe {source.origin} does not say which command it is for",
-            expected="a line such as 'command: simulate'",
+            f"recipe {ref} does not say which command it is for", expected="a line such as 'command: simulate'"
         )
-    return named
+    return found.name, source, changed, command
 
 
 _MAKERS = {

@@ -20,6 +20,7 @@ from esckit.data.contexts import merge_runs
 from esckit.data.inspection import Reading, Report, build_report
 from esckit.data.labels import LabelRules
 from esckit.data.layouts import IssueList
+from esckit.data.readers import ANSWERS, SEEKER_RATINGS
 from esckit.data.selection import check_kept, read_labelled, with_split
 from esckit.data.splits import Scheme, assign_splits, shared_situations
 from esckit.errors import DataError
@@ -27,15 +28,6 @@ from esckit.records import dump_line, file_sha256, write_atomic, write_json, wri
 from esckit.strategies.taxonomy import load_mapping, load_taxonomy
 from esckit.text import ids_digest
 from esckit.types import Dialogue, Survey, Turn
-
-_SEEKER_RATINGS = (
-    ("initial_emotion_intensity", "initial_intensity"),
-    ("empathy", "empathy"),
-    ("relevance", "relevance"),
-    ("final_emotion_intensity", "final_intensity"),
-)
-
-_ANSWERS = ("seeker_question1", "seeker_question2", "supporter_question1", "supporter_question2")
 
 
 def hub_line(dialogue: Dialogue) -> str:
@@ -51,7 +43,7 @@ def hub_line(dialogue: Dialogue) -> str:
         "situation": scenario.situation,
         "survey_score": _survey_score(survey),
         "dialog": [_item(turn, mapped=dialogue.mapping is not None) for turn in dialogue.turns],
-        **{key: survey.answers.get(key) or "" for key in _ANSWERS},
+        **{key: survey.answers.get(key) or "" for key in ANSWERS},
     }
     return json.dumps(record)
 
@@ -59,7 +51,7 @@ def hub_line(dialogue: Dialogue) -> str:
 def _survey_score(survey: Survey) -> dict[str, dict[str, str]]:
     """Return the ratings as strings; what was not answered is absent."""
     ratings = survey.model_dump()
-    seeker = {key: str(ratings[name]) for key, name in _SEEKER_RATINGS if ratings[name] is not None}
+    seeker = {key: str(ratings[name]) for name, key in SEEKER_RATINGS.items() if ratings[name] is not None}
     relevance = survey.supporter_relevance
     return {"seeker": seeker, "supporter": {} if relevance is None else {"relevance": str(relevance)}}
 

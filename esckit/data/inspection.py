@@ -14,8 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from esckit.data.contexts import contexts, feedback_targets, merge_runs, turn_parts
-from esckit.data.corpus import Corpus
-from esckit.data.splits import SPLITS
+from esckit.data.corpus import SPLITS, Corpus
 from esckit.errors import DataError
 from esckit.protocols import Issue
 from esckit.text import ids_digest, n_words

@@ -1,27 +1,55 @@
-"""The two sinks that ship: one stops at the first refusal, one counts refusals and lets the loader go on.
+"""From raw records to dialogues: the formats, how they are recognised, and what happens to every record.
 
-The formats by name: which keys tell them apart, and who reads them.
+Recognition looks at the keys of records, never at file names. :class:`RecordFields` holds one record while it is read:
+it checks fields and says where in the file something was found. What it notes is held back until the record is
+accepted, so the counts are about accepted records only. :class:`IssueList` is the sink that ships.
 
-Recognition looks at records, never at file names.
-
-Raw records to dialogues: what happens to every record whatever its layout.
+What each format looks like inside is in :mod:`esckit.data.readers`, how files are opened in
+:mod:`esckit.data.containers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from esckit.data.containers import RawRecord, raw_records
 from esckit.data.decoding import OWN_DATA, StrictDecoder
-from esckit.data.fields import RecordFields
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
-from esckit.registry import Registry
-from esckit.text import json_type, listed, quoted
-from esckit.types import Dialogue
+from esckit.registry import Registry, nearest
+from esckit.text import (
+    ANY_FORMAT,
+    NOTHING,
+    Controls,
+    dialogue_id,
+    json_type,
+    listed,
+    normalise,
+    quoted,
+    without_surrogates,
+)
+from esckit.types import Dialogue, Scenario, Source, Speaker, Survey, Turn
+
+LONG_TEXT = 20_000
+
+MAX_TEXT = 1_000_000
+
+_RATING = re.compile(r"([0-9])(?:\.0+)?")
+
+_CONTROLS = Controls(ANY_FORMAT)
+
+_SEPARATOR = re.compile(r"[\s_]+")
+
+_SPEAKERS: dict[str, Speaker] = {
+    **dict.fromkeys(("seeker", "usr", "user", "speaker", "patient", "client", "help-seeker"), "seeker"),
+    **dict.fromkeys(
+        ("supporter", "sys", "assistant", "listener", "therapist", "counselor", "counsellor", "ai"), "supporter"
+    ),
+}
 
 
 class IssueList:
@@ -73,11 +101,11 @@ NEEDS: Mapping[str, str] = {
 RECORD_READERS = Registry(
     "data set format",
     {
-        "esconv": "esckit.data.esconv:original_record",
-        "esconv-hub": "esckit.data.esconv:hub_record",
-        "ppdpp": "esckit.data.esconv:ppdpp_record",
-        "extes": "esckit.data.extes:extes_record",
-        "jsonl": "esckit.data.jsonl:jsonl_record",
+        "esconv": "esckit.data.readers:original_record",
+        "esconv-hub": "esckit.data.readers:hub_record",
+        "ppdpp": "esckit.data.readers:ppdpp_record",
+        "extes": "esckit.data.readers:extes_record",
+        "jsonl": "esckit.data.readers:jsonl_record",
     },
 )
 """Format name to the function that reads one record of it; a user's own loader of whole files is a ``module:attr``."""
@@ -260,10 +288,231 @@ def check_format(asked: str, path: Path) -> None:
         )
 
 
+class RecordFields:
+    """Reads the fields of one record.
+
+    Args:
+        raw: The record.
+        path: File as the user gave it.
+
+    Attributes:
+        issues: What was noted so far.
+    """
+
+    def __init__(self, raw: RawRecord, path: Path) -> None:
+        self.raw = raw
+        self.path = path
+        self.issues: list[Issue] = []
+
+    # ------------------------------------------------------------ saying what was met
+
+    def note(
+        self, code: str, field: str | None = None, *, severity: Literal["N", "W"] = "N", detail: str | None = None
+    ) -> None:
+        """Note something that can be lived with."""
+        self.issues.append(Issue(code, severity, self.path.name, self.raw.index, field, detail))
+
+    def warn(self, code: str, field: str | None = None, *, detail: str | None = None) -> None:
+        """Note something that was dropped, ignored or is doubtful."""
+        self.note(code, field, severity="W", detail=detail)
+
+    def error(
+        self, found: str, field: str | None = None, *, expected: str | None = None, hint: str | None = None
+    ) -> DataError:
+        """Return the error that refuses this record."""
+        return DataError(
+            found,
+            path=str(self.path),
+            record=self.raw.index,
+            line=self.raw.line,
+            field=field,
+            expected=expected,
+            hint=hint,
+        )
+
+    def wrong_type(self, value: Any, field: str | None, expected: str) -> DataError:
+        """Return the error for a value of a wrong JSON type."""
+        return self.error(json_type(value), field, expected=expected)
+
+    def unknown(self, what: str, word: str, field: str | None, known: Collection[str]) -> DataError:
+        """Return the error for a word that is none of the known ones, with the nearest of them."""
+        close = nearest(word, known) if len(word) < 100 else None
+        asked = f"; did you mean {close!r}?" if close else ""
+        return self.error(f"the unknown {what} {quoted(word)}", field, expected=f"one of {', '.join(known)}{asked}")
+
+    # ------------------------------------------------------------ containers
+
+    def object(self, value: Any, field: str | None = None) -> dict[str, Any]:
+        """Return the value if it is an object."""
+        if not isinstance(value, dict):
+            raise self.wrong_type(value, field, "an object")
+        return value
+
+    def list(self, value: Any, field: str) -> list[Any]:
+        """Return the value if it is an array."""
+        if not isinstance(value, list):
+            raise self.wrong_type(value, field, "an array")
+        return value
+
+    def extra_keys(self, found: Mapping[str, Any], known: Iterable[str], field: str = "") -> None:
+        """Note the keys that the layout does not have."""
+        names = frozenset(known)
+        for key in (key for key in found if key not in names):
+            self.note("extra_key", field or None, detail=quoted(key))
+
+    # ------------------------------------------------------------ values
+
+    def text(self, value: Any, field: str) -> str:
+        """Return a normalised text."""
+        if not isinstance(value, str):
+            raise self.wrong_type(value, field, "a string")
+        text, codes = normalise(value)
+        for code in codes:
+            self.note(code, field)
+        for control in _CONTROLS.found(text):
+            self.note("control_token", field, detail=quoted(control))
+        return text
+
+    def utterance(self, value: Any, field: str) -> str:
+        """Return a normalised utterance of acceptable length."""
+        if isinstance(value, str) and len(value) > LONG_TEXT:
+            if len(value) > MAX_TEXT:
+                raise self.error(
+                    f"an utterance of {len(value):,} characters", field, expected=f"at most {MAX_TEXT:,} characters"
+                )
+            self.warn("long_text", field, detail=f"{len(value):,} characters")
+        return self.text(value, field)
+
+    def optional_text(self, value: Any, field: str) -> str | None:
+        """Return a normalised text, None if it is missing, null or empty."""
+        if value is None or value is NOTHING:
+            return None
+        return self.text(value, field) or None
+
+    def metadata(self, record: Mapping[str, Any], key: str) -> str | None:
+        """Return a text that the layout has in every record; warn if it is missing."""
+        text = self.optional_text(record.get(key), key)
+        if text is None:
+            self.warn("metadata_missing", key)
+        return text
+
+    def rating(self, value: Any, field: str) -> int | None:
+        """Return a rating 1-5, given as a number or a string; None if it is missing or outside that range.
+
+        A whole number may be written as 4.0: columns with gaps come so out of pandas and Arrow.
+        """
+        if value is None or value is NOTHING:
+            self.note("survey_missing", field)
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.wrong_type(value, field, "a rating from 1 to 5")
+        written = _RATING.fullmatch(value.strip() if isinstance(value, str) else str(value))
+        rating = int(written.group(1)) if written else None
+        if rating == 0:
+            self.note("rating_zero", field)
+        elif rating is None or rating > 5:
+            self.warn("rating_invalid", field)
+        return rating if rating is not None and 1 <= rating <= 5 else None
+
+    def speaker(self, value: Any, field: str, own: Collection[str]) -> Speaker:
+        """Return who speaks; ``own`` are the layout's own two words, any other accepted word is noted."""
+        if not isinstance(value, str):
+            raise self.wrong_type(value, field, f"one of {', '.join(_SPEAKERS)}")
+        found = _SPEAKERS.get(_SEPARATOR.sub("-", value.strip().casefold()))
+        if found is None:
+            raise self.unknown("speaker", value, field, _SPEAKERS)
+        if value not in own:
+            self.note("speaker_alias", field, detail=quoted(value))
+        return found
+
+    def label(self, value: Any, field: str) -> str | None:
+        """Return a strategy label exactly as it stands, None if it is missing, null or blank."""
+        if value is None or value is NOTHING:
+            return None
+        if not isinstance(value, str):
+            raise self.wrong_type(value, field, "a string")
+        return without_surrogates(value) if value.strip() else None
+
+
+class Placed(NamedTuple):
+    """A turn and the field path that it was read from."""
+
+    field: str
+    turn: Turn
+
+
+def checked_turns(fields: RecordFields, placed: Iterable[Placed]) -> tuple[Turn, ...]:
+    """Return the turns that have text; drop the others with a warning.
+
+    Raises:
+        DataError: If none has text.
+    """
+    kept = []
+    for item in placed:
+        if item.turn.text:
+            kept.append(item)
+        else:
+            fields.warn("empty_text", item.field)
+    if not kept:
+        raise fields.error("no utterance", expected="at least one")
+    _note_pattern(fields, kept)
+    return tuple(item.turn for item in kept)
+
+
+def _note_pattern(fields: RecordFields, kept: Sequence[Placed]) -> None:
+    """Note what is odd, and yet kept, in a sequence of turns."""
+    if len({item.turn.speaker for item in kept}) == 1:
+        fields.warn("one_sided")
+    in_run = False
+    for before, item in pairwise(kept):
+        same = item.turn.speaker == before.turn.speaker
+        if same and not in_run:
+            fields.note("same_speaker_run", before.field)
+        if same and item.turn.text == before.turn.text:
+            fields.note("repeat", item.field)
+        in_run = same
+    rated_since = False
+    for item in kept:
+        if item.turn.speaker == "supporter":
+            rated_since = True
+        elif item.turn.feedback is not None:
+            if not rated_since:
+                fields.note("feedback_without_target", item.field)
+            rated_since = False
+
+
+def assemble(
+    fields: RecordFields,
+    placed: Iterable[Placed],
+    scenario: Mapping[str, str | None],
+    survey: Survey | None,
+    *,
+    corpus: str,
+    format: str,
+) -> Dialogue:
+    """Return the dialogue of a foreign corpus; ``scenario`` holds the fields of a scenario but its id.
+
+    Raises:
+        DataError: If no turn has text.
+    """
+    turns = checked_turns(fields, placed)
+    own_id = dialogue_id(corpus, ((turn.speaker, turn.text) for turn in turns))
+    return Dialogue(
+        scenario=Scenario.model_validate({**scenario, "situation": scenario["situation"] or "", "id": own_id}),
+        turns=turns,
+        survey=survey,
+        source=Source(corpus=corpus, format=format, file=fields.path.name, record=fields.raw.index),
+    )
+
+
 RecordReader = Callable[[RecordFields], Dialogue]
 
 
-_ARRAY_FORMATS = frozenset({"esconv", "extes"})
+# The containers that a format is not usually kept in; lines count from the second on, since one may be a lone object.
+_UNUSUAL: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("esconv", "extes"), ("lines",)),
+    **dict.fromkeys(("esconv-hub", "ppdpp", "jsonl"), ("array", "object")),
+}
 
 
 def read_dialogues(
@@ -286,7 +535,6 @@ def read_dialogues(
     for raw in raw_records(path, sink=sink) if records is None else records:
         fields = RecordFields(raw, path)
         try:
-            _unwrap(fields)
             _check_shape(fields, format)
             dialogue = read(fields)
             if format == "jsonl":  # whose ids are the records' own word, so that two dialogues can have one
@@ -294,7 +542,7 @@ def read_dialogues(
         except DataError as error:
             sink.refuse(error)
             continue
-        if not container_noted and _is_foreign(raw, format):
+        if not container_noted and raw.container in _UNUSUAL[format] and (raw.index or raw.container != "lines"):
             fields.note("container", detail=raw.container)
             container_noted = True
         if accepted(fields.issues, sink):
@@ -322,8 +570,8 @@ def accepted(issues: Iterable[Issue], sink: IssueSink) -> bool:
     return True
 
 
-def _unwrap(fields: RecordFields) -> None:
-    """Replace a row with a JSON ``text`` column by what it holds."""
+def _check_shape(fields: RecordFields, format: str) -> None:
+    """Refuse a record that is no object, or one of another format; a JSON ``text`` column gives way to its content."""
     raw = fields.raw
     try:
         value = unwrapped(raw.value)
@@ -332,22 +580,9 @@ def _unwrap(fields: RecordFields) -> None:
     if value is not raw.value:
         fields.raw = RawRecord(raw.index, raw.line, value, raw.container)
         fields.note("text_column")
-
-
-def _check_shape(fields: RecordFields, format: str) -> None:
-    """Refuse a record that is no object, or one of another format."""
-    other = foreign(fields.raw.value)
+    other = foreign(value)
     if other is not None:
         raise fields.error(other.name, expected=f"format {format!r}: {NEEDS[format]}", hint=other.hint)
-    fields.object(fields.raw.value)
-    found = shape_of(fields.raw.value)
-    if found.format is None or not found.certain or agree(found.format, format):
-        return
-    raise fields.error(f"a record of format {found.format!r}", expected=f"format {format!r}: {NEEDS[format]}")
-
-
-def _is_foreign(raw: RawRecord, format: str) -> bool:
-    """Return whether the format is usually kept in another container; a single line may be a single object."""
-    if format in _ARRAY_FORMATS:
-        return raw.container == "lines" and raw.index > 0
-    return raw.container in ("array", "object")
+    found = shape_of(fields.object(value))
+    if found.format and found.certain and not agree(found.format, format):
+        raise fields.error(f"a record of format {found.format!r}", expected=f"format {format!r}: {NEEDS[format]}")

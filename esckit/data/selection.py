@@ -13,11 +13,11 @@ from typing import Any
 
 from esckit.config.sections import DataConfig
 from esckit.data.contexts import merge_runs
-from esckit.data.corpus import Corpus, read_corpus
+from esckit.data.corpus import SPLITS, Corpus, read_corpus
 from esckit.data.inspection import Reading
 from esckit.data.labels import LabelRules, resolve_labels
 from esckit.data.layouts import IssueList
-from esckit.data.splits import SPLITS, assign_splits
+from esckit.data.splits import assign_splits
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.registry import did_you_mean

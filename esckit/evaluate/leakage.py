@@ -1,6 +1,8 @@
-"""What a trained model has seen, read from the run folders that made it and from those of its inputs.
+"""What a trained model has seen, read from the run folders that made it, and two rules against testing on it.
 
-Rows of metrics carry the flags that follow from it; the rules themselves are in :mod:`esckit.data.splits`.
+Rule 1: no evaluated dialogue was used for training, tuning or search. Rule 2: training and evaluation use one family of
+splits, even where they share no dialogue. ``hub`` valid and ``ppdpp`` test, for example, share 65 dialogues, and such
+pairs are easily overlooked. A user may allow either; then every row of the metrics carries a flag.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from esckit.data.splits import LeakageRules, Seen
 from esckit.errors import DataError
 from esckit.runs import MANIFEST, read_manifest
 
@@ -28,8 +29,29 @@ _INPUT_FIELDS = frozenset({"checkpoint", "inputs", "trees", "opponent", "predict
 _SEES_NOTHING = ("evaluate", "predict")
 
 
+class Seen(NamedTuple):
+    """What a model has seen, itself or through its inputs.
+
+    Attributes:
+        model: Name of the model in messages.
+        ids: Dialogue ids.
+        corpus: Name of the corpus; the schemes of two corpora are not compared.
+        scheme: Split scheme with all that decides it, see :func:`family_of`.
+    """
+
+    model: str
+    ids: frozenset[str]
+    corpus: str | None
+    scheme: str | None
+
+
 def leakage_flags(
-    evaluated: Collection[str], scheme: str | None, runs: Mapping[str, Path], rules: LeakageRules
+    evaluated: Collection[str],
+    scheme: str | None,
+    runs: Mapping[str, Path],
+    *,
+    allow_overlap: bool = False,
+    allow_cross_family: bool = False,
 ) -> tuple[str, ...]:
     """Return the flags that every row must carry.
 
@@ -37,15 +59,23 @@ def leakage_flags(
         evaluated: Ids of the dialogues to be evaluated.
         scheme: Family of splits that they were chosen by, see :func:`family_of`.
         runs: Run folder per role that a trained model plays, or whose predictions are read.
-        rules: What the user allows.
+        allow_overlap: Flag what breaks rule 1 instead of raising.
+        allow_cross_family: Flag what breaks rule 2 instead of raising.
 
     Raises:
         DataError: If a rule is broken and not allowed to be, or a run does not say what it has seen.
     """
     seen = [one for role, run in runs.items() for one in seen_by(role, run)]
-    flags: dict[str, None] = {}
-    for corpus in sorted(corpora_of(evaluated)):
-        flags |= dict.fromkeys(rules.flags(evaluated, corpus=corpus, scheme=scheme, seen=seen))
+    flags = dict.fromkeys(
+        broken_rules(
+            evaluated,
+            seen,
+            scheme=scheme,
+            corpora=corpora_of(evaluated),
+            allow_overlap=allow_overlap,
+            allow_cross_family=allow_cross_family,
+        )
+    )
     for role, run in runs.items():
         if lost := lost_inputs(run):
             names = ", ".join(lost)
@@ -54,6 +84,42 @@ def leakage_flags(
             )
             flags[LOST_INPUT] = None
     return tuple(flags)
+
+
+def broken_rules(
+    evaluated: Collection[str],
+    seen: Iterable[Seen],
+    *,
+    scheme: str | None,
+    corpora: Collection[str],
+    allow_overlap: bool = False,
+    allow_cross_family: bool = False,
+) -> Iterator[str]:
+    """Yield ``overlap`` where rule 1 is broken and ``cross_family`` where rule 2 is.
+
+    Raises:
+        DataError: If a rule is broken and not allowed to be.
+    """
+    for model in seen:
+        shared = sorted(model.ids.intersection(evaluated))
+        if shared and not allow_overlap:
+            raise DataError(
+                f"{len(shared)} dialogues in both training (scheme {model.scheme or 'none'}) and evaluation "
+                f"(scheme {scheme or 'none'}), such as {', '.join(shared[:3])}",
+                expected="none",
+                hint="Evaluate on another split; allow_overlap: true runs all the same and marks every row",
+            )
+        if shared:
+            yield "overlap"
+        if model.ids and model.corpus in corpora and model.scheme != scheme:
+            if not allow_cross_family:
+                raise DataError(
+                    f"{model.model} was made with scheme {model.scheme or 'none'}, the evaluation has scheme "
+                    f"{scheme or 'none'}",
+                    expected="one scheme for both",
+                    hint="data.allow_cross_family: true runs all the same and marks every row",
+                )
+            yield "cross_family"
 
 
 def lost_inputs(run: Path) -> list[str]:

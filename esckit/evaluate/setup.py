@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from esckit.config.load import require_runs
 from esckit.config.sections import CheckpointBinding, RoleOptions
-from esckit.data.splits import LeakageRules
 from esckit.errors import ConfigError, DataError
 from esckit.evaluate.leakage import leakage_flags, run_folder, run_of
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
@@ -153,9 +152,14 @@ def _leakage(material: Material, part: Part) -> tuple[str, ...]:
         if isinstance(binding := bindings.get(role), CheckpointBinding)
     }
     data = recipe.data
-    rules = LeakageRules(data.allow_overlap, data.allow_cross_family) if data is not None else LeakageRules()
     evaluated = {unit.dialogue_id for unit in part.work.units}
-    return leakage_flags(evaluated, part.suite.family(material), runs | _runs_read(recipe, part.suite), rules)
+    return leakage_flags(
+        evaluated,
+        part.suite.family(material),
+        runs | _runs_read(recipe, part.suite),
+        allow_overlap=data is not None and data.allow_overlap,
+        allow_cross_family=data is not None and data.allow_cross_family,
+    )
 
 
 def _runs_read(recipe: EvaluateRecipe, suite: Suite) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esckit.config.catalogue import RECIPES
+from esckit.config.load import RECIPES
 from esckit.errors import ConfigError, DataError
 from esckit.records import write_atomic
 from esckit.report.about import cost, failures, provenance, thoughts, what_was_run

@@ -34,7 +34,7 @@ def leaves_with(monkeypatch, raised: BaseException, argv: tuple[str, ...] = ("re
         raise raised
 
     monkeypatch.setattr(sys, "argv", ["esckit", *argv])
-    monkeypatch.setattr("esckit.config.catalogue.shipped_recipes", fail)
+    monkeypatch.setattr("esckit.config.load.shipped_recipes", fail)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     return caught.value.code
@@ -159,7 +159,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def bug() -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("esckit.config.catalogue.shipped_recipes", bug)
+    monkeypatch.setattr("esckit.config.load.shipped_recipes", bug)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main()
 
@@ -173,11 +173,11 @@ def test_ctrl_c_and_its_likes_leave_with_130(tmp_path, how, in_background):
     code = f"""
         import pathlib, signal, sys, time
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup ignores it
-        import esckit.config.catalogue as catalogue
+        import esckit.config.load as recipes
         def wait():
             pathlib.Path({str(marker)!r}).touch()
             time.sleep(60)
-        catalogue.shipped_recipes = wait
+        recipes.shipped_recipes = wait
         sys.argv = ["esckit", "recipes", "list"]
         from esckit.cli.app import main
         main()
@@ -289,9 +289,9 @@ def test_the_traceback_of_a_bug_passes_the_gate(tmp_path):
     code = f"""
         import sys
         from esckit.cli import app
-        import esckit.config.catalogue as catalogue
+        import esckit.config.load as recipes
         def bug(*args): raise ZeroDivisionError({HOSTILE!a})
-        catalogue.shipped_recipes = bug
+        recipes.shipped_recipes = bug
         sys.argv = ["esckit", "recipes", "list"]
         app.main()
     """

@@ -5,7 +5,7 @@ import yaml
 from typer.testing import CliRunner
 
 from esckit.cli.app import app
-from esckit.config.catalogue import shipped_recipes
+from esckit.config.load import shipped_recipes
 from esckit.errors import ConfigError, EsckitError
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from esckit.config.catalogue import RECIPES, find_recipe, shipped_recipes
-from esckit.config.load import load_any_recipe, load_recipe
+from esckit.config.load import RECIPES, find_recipe, load_any_recipe, load_recipe, shipped_recipes
 from esckit.errors import ConfigError
 from esckit.simulate.recipe import SimulateRecipe
 

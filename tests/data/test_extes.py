@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from esckit.data.extes import scenes
+from esckit.data.readers import scenes
 from esckit.errors import DataError
 from esckit.types import Dialogue
 from tests.data.corpus_files import extes, read, write

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from esckit.data.splits import LeakageRules
 from esckit.errors import DataError
 from esckit.evaluate.leakage import corpora_of, family_of, leakage_flags, lost_inputs, run_of, seen_by
 from esckit.evaluate.run import plan
@@ -73,7 +72,7 @@ def test_a_reward_model_passes_its_dialogues_on_to_a_policy(tmp_path: Path) -> N
     )
     assert {dialogue for one in seen_by("supporter", policy) for dialogue in one.ids} == {A, B}
     with pytest.raises(DataError, match="1 dialogues in both"):
-        leakage_flags([A], "hub", {"supporter": policy}, LeakageRules())
+        leakage_flags([A], "hub", {"supporter": policy})
 
 
 def test_an_evaluation_has_seen_what_it_evaluated_and_not_its_own_cases(tmp_path: Path) -> None:
@@ -96,19 +95,18 @@ def test_a_run_that_does_not_say_what_it_used_is_refused(tmp_path: Path) -> None
 def test_rule_1_and_its_switch(tmp_path: Path) -> None:
     run = searched(tmp_path / "search", [A, B])
     with pytest.raises(DataError, match="scheme hub"):
-        leakage_flags([B, C], "hub", {"strategist": run}, LeakageRules())
-    assert leakage_flags([B, C], "hub", {"strategist": run}, LeakageRules(allow_overlap=True)) == ("overlap",)
-    assert leakage_flags([C], "hub", {"strategist": run}, LeakageRules()) == ()
+        leakage_flags([B, C], "hub", {"strategist": run})
+    assert leakage_flags([B, C], "hub", {"strategist": run}, allow_overlap=True) == ("overlap",)
+    assert leakage_flags([C], "hub", {"strategist": run}) == ()
 
 
 def test_rule_2_and_its_switch(tmp_path: Path) -> None:
     run = searched(tmp_path / "search", [A], PPDPP)
     with pytest.raises(DataError, match="ppdpp"):
-        leakage_flags([C], "hub", {"strategist": run}, LeakageRules())
-    allowed = LeakageRules(allow_cross_family=True)
-    assert leakage_flags([C], "hub", {"strategist": run}, allowed) == ("cross_family",)
+        leakage_flags([C], "hub", {"strategist": run})
+    assert leakage_flags([C], "hub", {"strategist": run}, allow_cross_family=True) == ("cross_family",)
     # Schemes of two corpora are not compared.
-    assert leakage_flags([f"extes-{'d' * 12}"], "ratio", {"strategist": run}, LeakageRules()) == ()
+    assert leakage_flags([f"extes-{'d' * 12}"], "ratio", {"strategist": run}) == ()
 
 
 def test_ratio_splits_are_one_family_only_with_one_seed_and_ratios() -> None:
@@ -206,7 +204,7 @@ def _ids(predictions: Path) -> list[str]:
 def test_an_input_that_is_gone_is_named_and_flags_every_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     gone = tmp_path / "policy"
     said = made(tmp_path / "said", "predict", recipe={"models": {"strategist": {"checkpoint": str(gone)}}})
-    assert leakage_flags([A], "hub", {"predictions": said}, LeakageRules()) == ("lost_input",)
+    assert leakage_flags([A], "hub", {"predictions": said}) == ("lost_input",)
     assert f"the predictions ({said}): made from {gone}, not there any more" in caplog.text
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from esckit.config.catalogue import shipped_recipes
-from esckit.config.load import load_recipe
+from esckit.config.load import load_recipe, shipped_recipes
 from esckit.errors import ConfigError
 from esckit.reward.recipe import GoalLabel, QuantileLabel, RewardOptim, ThresholdLabel, TrainRewardRecipe, plan_steps
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from esckit.data.splits import LeakageRules, Seen, esconv_permutation
+from esckit.data.splits import esconv_permutation
 from esckit.errors import DataError
+from esckit.evaluate.leakage import Seen, broken_rules
 
 _CUTS = {"hub": (195, 390), "ppdpp": (130, 260)}
 
@@ -33,30 +34,31 @@ def test_dialogues_shared_by_the_two_cuts(hub: str, ppdpp: str, shared: int) -> 
     assert len(HUB[hub] & PPDPP[ppdpp]) == shared
 
 
-def seen(part: str) -> Seen:
-    return Seen("the strategist", HUB[part], "esconv", "hub")
+def broken(scheme: str, part: str, *seen: Seen, allow_overlap: bool = False, allow_cross_family: bool = False) -> list:
+    evaluated = {"hub": HUB, "ppdpp": PPDPP}[scheme][part]
+    allowed = {"allow_overlap": allow_overlap, "allow_cross_family": allow_cross_family}
+    return list(broken_rules(evaluated, seen, scheme=scheme, corpora={"esconv"}, **allowed))
+
+
+TRAIN, VALID = (Seen("the strategist", HUB[part], "esconv", "hub") for part in ("train", "valid"))
 
 
 def test_rule_1_raises_with_count_schemes_and_three_ids() -> None:
-    with pytest.raises(DataError, match=r"65 dialogues .*hub.*ppdpp"):
-        LeakageRules(allow_cross_family=True).flags(
-            PPDPP["test"], corpus="esconv", scheme="ppdpp", seen=[seen("valid")]
-        )
+    with pytest.raises(DataError, match=r"65 dialogues .*hub.*ppdpp.*(\d+, ){2}\d+;.*allow_overlap"):
+        broken("ppdpp", "test", VALID, allow_cross_family=True)
 
 
 def test_rule_2_raises_where_no_dialogue_is_shared() -> None:
     with pytest.raises(DataError, match="made with scheme hub"):
-        LeakageRules().flags(PPDPP["test"], corpus="esconv", scheme="ppdpp", seen=[seen("train")])
+        broken("ppdpp", "test", TRAIN)
 
 
 def test_the_switches_flag() -> None:
-    both = LeakageRules(allow_overlap=True, allow_cross_family=True)
-    ask = {"corpus": "esconv", "scheme": "ppdpp"}
-    assert both.flags(PPDPP["test"], seen=[seen("valid")], **ask) == ("overlap", "cross_family")
-    assert both.flags(PPDPP["test"], seen=[seen("train")], **ask) == ("cross_family",)
-    assert LeakageRules().flags(HUB["test"], corpus="esconv", scheme="hub", seen=[seen("train")]) == ()
+    both = {"allow_overlap": True, "allow_cross_family": True}
+    assert broken("ppdpp", "test", VALID, **both) == ["overlap", "cross_family"]
+    assert broken("ppdpp", "test", TRAIN, **both) == ["cross_family"]
+    assert broken("hub", "test", TRAIN) == []
 
 
 def test_another_corpus_is_no_other_family() -> None:
-    other = Seen("the policy", frozenset({"extes-1"}), "extes", "ratio/13/0.8,0.1,0.1")
-    assert LeakageRules().flags(HUB["test"], corpus="esconv", scheme="hub", seen=[other]) == ()
+    assert broken("hub", "test", Seen("the policy", frozenset({"extes-1"}), "extes", "ratio/13/0.8,0.1,0.1")) == []
