@@ -1,10 +1,9 @@
-"""Reading text, JSON and YAML that others wrote: whatever is wrong with it is an error of ours, with file and place.
+"""Reading text, JSON and YAML that others wrote: every fault becomes an error of ours, with file and place.
 
 The one YAML loader of this package: no aliases (a few hundred bytes of them can stand for gigabytes), no tags, no
-dates, no key given twice, bounded nesting, and ``1e-5`` is a number. Not here: what the content means, records
-(:mod:`esckit.records`) and corpora (:mod:`esckit.data`).
-
-What pydantic finds wrong with a value, in the words of this package. Not here: where it stands in a file.
+dates, no key given twice, bounded nesting, and ``1e-5`` is a number. What pydantic finds wrong with a value is put into
+the words of this package. Not here: what the content means, records (:mod:`esckit.records`) and corpora
+(:mod:`esckit.data`).
 """
 
 from __future__ import annotations

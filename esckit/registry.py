@@ -1,9 +1,8 @@
-"""Where files lie: those that ship with esckit (in the wheel under ``_shipped/``), and a user's own under ``~``.
-
-Names to objects: a table of ``"module:attr"`` strings, resolved on use.
+"""Names to objects and to places: tables of ``"module:attr"`` strings, nearest names, shipped folders, ``~``.
 
 Nothing is imported before it is asked for. A name that holds a colon is taken as ``module:attr`` itself, which is how
-a user's own loader, model script or critic is plugged in without touching the package.
+a user's own loader, model script or critic is plugged in without changing the package. Shipped files lie in the wheel
+under ``_shipped/``.
 """
 
 from __future__ import annotations

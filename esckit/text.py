@@ -1,18 +1,10 @@
-"""Words and sentence ends of texts in any script.
+"""Text of dialogues: words and lines, speaker labels, control strings, normalised text, ids, and words for messages.
 
-Chinese, Japanese, Thai and their like write no spaces between words; there every character counts as a word.
-
-Dialogues as lines of text: what ends a line, and what labels a speaker.
-
-One definition of both, for whoever cleans a reply and for whoever renders turns, so that no turn can hold a line that
-reads as another speaker's.
-
-Control strings: what a tokenizer reads as the end of a turn, as a role, as anything but text.
-
-Dialogue text must not leave its turn, so before it is rendered every control string in it is broken up by a space. Text
-without such a string stays as it is, and so do its tokens.
-
-Text as esckit keeps it, ids made from it, and how little of it a message may show.
+Words and sentence ends are found in any script; Chinese, Japanese, Thai and their like write no spaces between words,
+so there every character counts as a word. Line ends and speaker labels are defined once, for cleaning a reply and for
+rendering turns, so that no turn can hold a line that reads as another speaker's. Control strings are what a tokenizer
+reads as the end of a turn or as a role: dialogue text must not leave its turn, so each is broken up by a space before
+it is rendered. Text without such a string keeps its tokens. Messages show little of a text, and nothing unprintable.
 """
 
 from __future__ import annotations

@@ -4,15 +4,9 @@ Records that touch disk are frozen pydantic models which refuse unknown keys; th
 carry a ``SCHEMA`` (see :mod:`esckit.records`). What only lives in memory is a frozen slotted dataclass. Collections are
 tuples. ``None`` means "the source may lack it", never "not computed yet".
 
-The base of everything that is stored.
-
-What a conversation is: scenario, turns, dialogue, and a context taken from one.
-
-Talking to chat models: what is asked, what comes back, what it costs and what may be spent.
-
-What roles say and critics read, and the simulated futures that are made of it.
-
-Search trees, flat as on disk: a node holds its parent's id and its own turns.
+In order: the base of everything that is stored; scenario, turns, dialogue, and a context taken from one; what chat
+models are asked, answer and cost; what roles say and critics read, with the simulated futures made of it; search trees,
+flat as on disk, where a node holds its parent's id and its own turns.
 """
 
 from __future__ import annotations

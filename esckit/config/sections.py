@@ -1,11 +1,9 @@
-"""What every recipe is made of: sections that refuse unknown keys, and the fields that all commands share.
+"""The sections that recipes are made of, each written once: they refuse unknown keys and are handed on as they are.
 
-The ``data:`` section: which dialogues of which corpus a run uses.
-
-The ``models:`` section: which model plays a role, and how it is sampled.
-
-A binding is exactly one of four kinds: a local ``backbone``, an ``endpoint``, a ``checkpoint`` that esckit trained, or
-a ``scripted`` fake. Secrets never stand in a recipe: an endpoint names the environment variable that holds its key.
+Here are the base of all recipes and what several commands share: the ``data:`` section (which dialogues of which corpus
+a run uses), the ``models:`` section (which model plays a role, and how it is sampled), rollouts and critics. A model is
+exactly one of four kinds: a local ``backbone``, an ``endpoint``, a ``checkpoint`` that esckit trained, or a
+``scripted`` fake. Secrets never stand in a recipe: an endpoint names the environment variable that holds its key.
 """
 
 from __future__ import annotations

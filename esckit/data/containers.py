@@ -22,12 +22,10 @@ from esckit.data.decoding import (
     Decoded,
     StrictDecoder,
     ends_early,
-    is_gzip,
-    is_parquet,
     is_python,
-    is_zip,
     known_kind,
     only_json_member,
+    packing,
     parquet_rows,
     skip_space,
     unpacked,
@@ -84,7 +82,7 @@ def raw_records(path: Path, *, sink: IssueSink) -> Iterator[RawRecord]:
         DataError: If the file cannot be read as JSON at all, or holds no record.
     """
     with _opened(path) as source:
-        if is_parquet(source):
+        if packing(source) == "parquet":
             for index, row in enumerate(parquet_rows(source, path)):
                 yield RawRecord(index, None, row, "rows")
         else:
@@ -96,11 +94,12 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file, what a gzip file holds, or the only JSON member of a zip, as bytes that can be read twice."""
     try:
         with path.open("rb") as source:
-            if is_gzip(source):
+            packed = packing(source)
+            if packed == "gzip":
                 with unpacked(source, path) as content:
                     yield content
                 return
-            if not is_zip(source):
+            if packed != "zip":
                 yield source
                 return
             member = only_json_member(source, path, max_bytes=MAX_DOCUMENT_BYTES)
@@ -133,7 +132,7 @@ class _Reading:
             else:
                 yield document
         elif not first:
-            raise self._empty()
+            raise self.error("a file that holds no dialogue", expected="at least one record")
         else:
             raise self._unreadable()
 
@@ -164,9 +163,6 @@ class _Reading:
             if stripped:
                 return stripped[:1]
         return b""
-
-    def _empty(self) -> DataError:
-        return self.error("a file that holds no dialogue", expected="at least one record")
 
     def _unreadable(self) -> DataError:
         """Say what a file looks like that is neither an array nor lines of objects."""
@@ -215,7 +211,7 @@ class _Reading:
         position = skip_space(text, skip_space(text, 0) + 1)
         index = 0
         if text[position : position + 1] == "]":
-            raise self._empty()
+            raise self.error("a file that holds no dialogue", expected="at least one record")
         while True:
             decoded = self._element(text, position, index)
             if decoded.fault is None:
@@ -246,14 +242,11 @@ class _Reading:
     def _syntax(self, error: json.JSONDecodeError, index: int) -> DataError:
         """Return what is wrong with a document, by line and column."""
         if index == 0 and is_python(error.doc):
-            return self._python()
+            return self.error(PYTHON_LITERALS, expected=READABLE)
         early = "; the file ends early" if ends_early(error) else ""
         return DataError.of_file(
             self.path, f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}{early}", record=index
         )
-
-    def _python(self) -> DataError:
-        return self.error(PYTHON_LITERALS, expected=READABLE)
 
     def _as_one_object(self) -> RawRecord | None:
         """Return a ``{`` document that spans several lines as one record, None if the file is JSON lines."""
@@ -262,7 +255,7 @@ class _Reading:
         if first is None or first.too_long or _parses(self.decoder, first.raw):
             return None
         if is_python(first.raw.decode("utf-8", errors="replace")):
-            raise self._python()
+            raise self.error(PYTHON_LITERALS, expected=READABLE)
         second = next(lines, None)
         if second is None or second.raw.startswith(b"{"):
             return None

@@ -1,13 +1,9 @@
-"""Joining the turns that one speaker utters in a row, and what a seeker's rating rates.
+"""Merged turns, ratings and contexts: every point of a corpus dialogue at which a supporter answered.
 
-Contexts: every point of a corpus dialogue at which a supporter answered.
-
-The situation is not part of a prefix: putting it into a prompt is a recipe's explicit switch, because it gives the
-problem away. Cutting to a number of tokens belongs to training.
-
-From selected dialogues to the contexts that simulation and RL work on.
-
-Seed dialogues: where a tree starts.
+Adjacent turns of one speaker are joined, a seeker's rating is given to the supporter turns that it rates, and a
+dialogue is cut into contexts (simulation and RL) or into an opening and the rest (search). The situation is not part of
+a prefix: putting it into a prompt is a recipe's explicit switch, because it gives the problem away. Cutting to a number
+of tokens belongs to training.
 """
 
 from __future__ import annotations

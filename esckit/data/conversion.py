@@ -1,10 +1,9 @@
-"""Writing dialogues in the layout of ESConv's Hub data set.
+"""What ``esckit data`` does to a corpus: inspect it, convert it, split it. One function per command.
 
-One line is ``{"experience_type": …, "emotion_type": …, "problem_type": …, "situation": …, "survey_score": …,
-"dialog": [{"text": …, "speaker": "usr"}, {"text": …, "speaker": "sys", "strategy": …}, …], "seeker_question1": …, …}``
-in ASCII. The project's own record format is written by :func:`esckit.records.write_records`.
-
-What ``esckit data`` does to a corpus: inspect it, convert it, split it. One function per command.
+Dialogues are written in the project's own format (:func:`esckit.records.write_records`) or in the layout of ESConv's
+Hub data set, in ASCII, one line each: ``{"experience_type": …, "emotion_type": …, "problem_type": …, "situation": …,
+"survey_score": …, "dialog": [{"text": …, "speaker": "usr"}, {"text": …, "speaker": "sys", "strategy": …}, …],
+"seeker_question1": …, …}``.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 from esckit.data.contexts import merge_runs
 from esckit.data.inspection import Reading, Report, build_report
-from esckit.data.labels import LabelRules
 from esckit.data.layouts import IssueList
 from esckit.data.readers import ANSWERS, SEEKER_RATINGS
-from esckit.data.selection import check_kept, read_labelled, with_split
+from esckit.data.selection import LabelRules, check_kept, read_labelled, with_split
 from esckit.data.splits import Scheme, assign_splits, shared_situations
 from esckit.errors import DataError
 from esckit.records import dump_line, file_sha256, write_atomic, write_json, write_records
@@ -36,24 +34,19 @@ def hub_line(dialogue: Dialogue) -> str:
     A strategy is written as the source has it; under a mapping, the mapped name takes its place.
     """
     scenario, survey = dialogue.scenario, dialogue.survey or Survey()
+    ratings = survey.model_dump()  # as strings; what was not answered is absent
+    seeker = {key: str(ratings[name]) for name, key in SEEKER_RATINGS.items() if ratings[name] is not None}
+    relevance = survey.supporter_relevance
     record = {
         "experience_type": scenario.experience_type or "",
         "emotion_type": scenario.emotion_type or "",
         "problem_type": scenario.problem_type or "",
         "situation": scenario.situation,
-        "survey_score": _survey_score(survey),
+        "survey_score": {"seeker": seeker, "supporter": {} if relevance is None else {"relevance": str(relevance)}},
         "dialog": [_item(turn, mapped=dialogue.mapping is not None) for turn in dialogue.turns],
         **{key: survey.answers.get(key) or "" for key in ANSWERS},
     }
     return json.dumps(record)
-
-
-def _survey_score(survey: Survey) -> dict[str, dict[str, str]]:
-    """Return the ratings as strings; what was not answered is absent."""
-    ratings = survey.model_dump()
-    seeker = {key: str(ratings[name]) for name, key in SEEKER_RATINGS.items() if ratings[name] is not None}
-    relevance = survey.supporter_relevance
-    return {"seeker": seeker, "supporter": {} if relevance is None else {"relevance": str(relevance)}}
 
 
 def _item(turn: Turn, *, mapped: bool) -> dict[str, Any]:

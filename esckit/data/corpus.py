@@ -132,12 +132,11 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     if format != AUTO:
         RECORD_READERS.resolve(format)
     found = _hub_parts(given, format) if given.startswith("hub:") else _file_parts(given, format)
-    tally = _Tally(sink)
-    gathering = _Gathering(tally, found.format)
+    gathering = _Gathering(sink, found.format)
     files = tuple(gathering.read(part) for part in found.parts)
     n_records = sum(file.n_records for file in files)
-    tally.check(given, n_records, max_refused_share)
-    return Corpus(given, found.format, tuple(gathering.dialogues), files, found.ignored, n_records, tally.n_refused)
+    gathering.check(given, n_records, max_refused_share)
+    return Corpus(given, found.format, tuple(gathering.dialogues), files, found.ignored, n_records, gathering.n_refused)
 
 
 # ---------------------------------------------------------------- files
@@ -334,21 +333,24 @@ def _common_format(given: str, found: list[tuple[str, str]]) -> str:
 # ---------------------------------------------------------------- putting them together
 
 
-class _Tally:
-    """Passes everything on to the caller's sink, and counts the refusals that it let pass."""
+class _Gathering:
+    """Collects the dialogues of all files, sees what comes twice, and counts the refusals that the sink let pass."""
 
-    def __init__(self, sink: IssueSink) -> None:
-        self.sink = sink
+    def __init__(self, sink: IssueSink, format: str) -> None:
+        self.note = sink.note
+        self.format = format
+        self.dialogues: list[Dialogue] = []
         self.n_refused = 0
-        self.first: DataError | None = None
-
-    def note(self, issue: Issue) -> None:
-        self.sink.note(issue)
+        self.first_refusal: DataError | None = None
+        self._sink = sink
+        self._places: dict[str, str] = {}
+        self._situations: dict[str, str] = {}
 
     def refuse(self, error: DataError) -> None:
-        self.sink.refuse(error)
+        """Let the caller's sink refuse a record, and count it if reading goes on."""
+        self._sink.refuse(error)
         self.n_refused += 1
-        self.first = self.first or error
+        self.first_refusal = self.first_refusal or error
 
     def check(self, path: str, n_records: int, max_share: float) -> None:
         """Raise if more than the allowed share was refused, or if nothing was there at all."""
@@ -359,28 +361,17 @@ class _Tally:
             raise DataError.of_file(
                 path,
                 f"{many} of {n_records:,} records refused ({self.n_refused:,}); is --format right?",
-                hint=f"The first: {self.first}",
-            ) from self.first
-
-
-class _Gathering:
-    """Collects the dialogues of all files, and sees what comes twice."""
-
-    def __init__(self, tally: _Tally, format: str) -> None:
-        self.tally = tally
-        self.format = format
-        self.dialogues: list[Dialogue] = []
-        self._places: dict[str, str] = {}
-        self._situations: dict[str, str] = {}
+                hint=f"The first: {self.first_refusal}",
+            ) from self.first_refusal
 
     def read(self, part: _Part) -> CorpusFile:
         """Take in one file. A record's index is the number of records accepted and refused before it."""
-        refused_before = self.tally.n_refused
+        refused_before = self.n_refused
         n_accepted = 0
-        for dialogue in part.read(sink=self.tally):
-            index = n_accepted + self.tally.n_refused - refused_before
+        for dialogue in part.read(sink=self):
+            index = n_accepted + self.n_refused - refused_before
             n_accepted += self._take(_stamped(dialogue, self.format, part, index), part, index)
-        n_records = n_accepted + self.tally.n_refused - refused_before
+        n_records = n_accepted + self.n_refused - refused_before
         return CorpusFile(part.path.name, part.sha256, part.split, n_records)
 
     def _take(self, dialogue: Dialogue, part: _Part, index: int) -> bool:
@@ -392,16 +383,16 @@ class _Gathering:
             first = self._situations.setdefault(situation, place) if situation else place
             if first != place:
                 detail = f"the same situation as {first}"
-                self.tally.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
+                self.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
             self.dialogues.append(dialogue)
             return True
         if self.format == "jsonl":  # there an id is the record's own word, so that two can differ under one id
             found = f"the id {quoted(dialogue.id)} again, first in {known}"
             error = DataError(found, path=str(part.path), record=index, field="scenario.id", expected="every id once")
-            self.tally.refuse(error)
+            self.refuse(error)
             return False
         detail = f"the same dialogue as {known}"
-        return accepted([Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail)], self.tally)
+        return accepted([Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail)], self)
 
 
 def _stamped(dialogue: Dialogue, format: str, part: _Part, index: int) -> Dialogue:

@@ -1,10 +1,8 @@
-"""JSON read strictly: no key twice, no NaN, no endless integers, and errors that say where.
+"""What a file is, and its content: strict JSON, packed files, and words for files that are no JSON corpus.
 
-Such faults do not stop the parser, so that the rest of an array can still be read; they come back beside the value.
-
-What a file that is no JSON corpus looks like, so that the error can say so.
-
-Packed files: gzip, Parquet (the Hub's own conversions), and zips, as ExTES ships. Nothing is unpacked to disk.
+JSON is read strictly: no key twice, no NaN, no endless integers, and errors that say where. Such faults do not stop the
+parser, so that the rest of an array can still be read; they come back beside the value. Packed files are gzip, Parquet
+(the Hub's own conversions), and zips, as ExTES ships; nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 from esckit.errors import DataError
 from esckit.text import json_type, listed, quoted
@@ -219,25 +217,15 @@ _ZIP_ERRORS = (
 )
 
 
-def is_zip(source: BinaryIO) -> bool:
-    """Return whether a file begins as a zip does; leaves the file at its start."""
-    return _head(source) in _ZIP
-
-
-def is_gzip(source: BinaryIO) -> bool:
-    """Return whether a file begins as gzip does; leaves the file at its start."""
-    return _head(source).startswith(_GZIP)
-
-
-def is_parquet(source: BinaryIO) -> bool:
-    """Return whether a file begins as Parquet does; leaves the file at its start."""
-    return _head(source) == _PARQUET
-
-
-def _head(source: BinaryIO) -> bytes:
+def packing(source: BinaryIO) -> Literal["zip", "gzip", "parquet"] | None:
+    """Return how a file is packed, by its first bytes; leaves the file at its start."""
     head = source.read(4)
     source.seek(0)
-    return head
+    if head in _ZIP:
+        return "zip"
+    if head.startswith(_GZIP):
+        return "gzip"
+    return "parquet" if head == _PARQUET else None
 
 
 @contextmanager
@@ -304,14 +292,20 @@ def only_json_member(source: BinaryIO, path: Path, *, max_bytes: int) -> bytes:
     try:
         with zipfile.ZipFile(source) as archive:
             member = _choose(archive, path)
-            if member.file_size > max_bytes:
-                raise _too_large(member.file_size, path, max_bytes)
-            with archive.open(member) as content:
-                data = content.read(max_bytes + 1)
+            size = member.file_size
+            if size <= max_bytes:
+                with archive.open(member) as content:
+                    data = content.read(max_bytes + 1)
+                size = len(data)
     except _ZIP_ERRORS as error:
         raise DataError.of_file(path, f"a zip that cannot be read ({type(error).__name__})") from error
-    if len(data) > max_bytes:
-        raise _too_large(len(data), path, max_bytes)
+    if size > max_bytes:
+        raise DataError.of_file(
+            path,
+            f"a zip member of {size:,} bytes",
+            expected=f"at most {max_bytes:,} bytes (512 MiB)",
+            hint="Write it as JSON lines, which are streamed",
+        )
     return data
 
 
@@ -324,13 +318,4 @@ def _choose(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
         path,
         f"a zip with {len(wanted)} .json members; its members: {listed(info.filename for info in members)}",
         expected="exactly one .json member",
-    )
-
-
-def _too_large(size: int, path: Path, max_bytes: int) -> DataError:
-    return DataError.of_file(
-        path,
-        f"a zip member of {size:,} bytes",
-        expected=f"at most {max_bytes:,} bytes (512 MiB)",
-        hint="Write it as JSON lines, which are streamed",
     )

@@ -153,8 +153,8 @@ def _by_split(dialogues: Iterable[Dialogue]) -> dict[str, list[Dialogue]]:
 
 def _count_turns(dialogues: Iterable[Dialogue]) -> dict[str, int]:
     """Return the number of turns, in all and per speaker."""
-    speakers = Counter(turn.speaker for dialogue in dialogues for turn in dialogue.turns)
-    return {"n": speakers.total(), **{speaker: speakers[speaker] for speaker in SPEAKERS}}
+    counts = _speakers(turn for dialogue in dialogues for turn in dialogue.turns)
+    return {"n": sum(counts.values()), **counts}
 
 
 def _n_contexts(dialogues: Iterable[Dialogue]) -> int:

@@ -161,25 +161,22 @@ def load_prompt(name_or_path: str, role: str | None = None) -> Prompt:
     Raises:
         ConfigError: If there is no such prompt, it uses a variable that it does not declare, or the role gives others.
     """
-    prompt = _found(name_or_path)
-    if role is not None:
-        prompt.check(role, name_or_path)
-    return prompt
-
-
-def _found(name_or_path: str) -> Prompt:
-    path = Path(name_or_path)
+    path, known = Path(name_or_path), prompt_names()
     if path.suffix in (".yaml", ".yml"):
-        return _prompt_of(read_yaml(path, "prompt"), name_or_path)
-    known = prompt_names()
-    if name_or_path not in known:
+        data = read_yaml(path, "prompt")
+    elif name_or_path in known:
+        text = resources.files("esckit.prompts").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        data = parse_yaml(text, name_or_path)
+    else:
         raise ConfigError(
             f"unknown prompt {name_or_path!r}",
             expected=f"one of {', '.join(known)}, or a .yaml file",
             hint=did_you_mean(name_or_path, known) or None,
         )
-    text = resources.files("esckit.prompts").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    return _prompt_of(parse_yaml(text, name_or_path), name_or_path)
+    prompt = _prompt_of(data, name_or_path)
+    if role is not None:
+        prompt.check(role, name_or_path)
+    return prompt
 
 
 def prompt_names() -> tuple[str, ...]:

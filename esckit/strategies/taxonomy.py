@@ -1,20 +1,14 @@
-"""The YAML files of taxonomies and mappings, shipped or the user's own, read and checked for their shape.
+"""Taxonomies of support strategies, and mappings between them: YAML files that ship, or the user's own.
 
-Not here: what a file means (:mod:`esckit.strategies.taxonomy`, :mod:`esckit.strategies.taxonomy`).
-
-Taxonomies of support strategies: ordered names with abbreviations, definitions, stages and spellings.
-
-The order in the file fixes display and tensor index *within a run*; files and records hold names, never indices. Stages
-inform prompts and analyses and constrain nothing.
-
-Mappings from the strategies of one taxonomy to those of another.
-
-They are never chained, never chosen silently and never derived backwards.
+A taxonomy is an ordered set of names with abbreviations, definitions, stages and spellings. The order in the file fixes
+display and tensor index *within a run*; files and records hold names, never indices. Stages inform prompts and analyses
+and constrain nothing. Mappings are never chained, never chosen silently and never derived backwards.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from esckit.documents import complaint, read_yaml
 from esckit.errors import ConfigError, DataError
@@ -39,13 +33,7 @@ _HERE = Path(__file__).resolve().parent
 _FOLDERS: dict[Kind, Path] = {"taxonomy": _HERE, "mapping": _HERE / "mappings"}
 
 
-class Section(BaseModel):
-    """A part of a file as the user wrote it; unknown keys are kept, so that they can be reported with the rest."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
-
-
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=BaseModel)
 
 
 def shipped_names(kind: Kind) -> tuple[str, ...]:
@@ -81,9 +69,13 @@ def _shipped_path(kind: Kind, name: str) -> Path:
 
 
 def parse_section(section: type[S], data: Any, place: str, faults: list[str]) -> S | None:
-    """Return a part of a file, adding what is wrong with it to ``faults``; None if it cannot be used at all."""
+    """Return a part of a file, adding what is wrong with it to ``faults``; None if it cannot be used at all.
+
+    Unknown keys make no part unusable, so they are reported with the rest: ``section`` is an open class.
+    """
     try:
-        parsed = section.model_validate(data)
+        # As JSON, where a list may become a tuple and every other type is taken strictly.
+        parsed = section.model_validate_json(json.dumps(data))
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_input=False):
             faults.append(f"{field_path(place, *fault['loc'])}: {complaint(fault)}")
@@ -317,45 +309,34 @@ def kept_taxonomy(name: str, *folders: Path) -> Taxonomy:
     return _load_shipped(name)
 
 
-class _StrategySection(Section):
-    name: str
-    abbr: str
-    definition: str
-    stage: str
-    stages: list[str] = Field(default_factory=list)
-    aliases: list[str] = Field(default_factory=list)
-    fallback: bool = False
+class _OpenStrategy(Strategy, extra="allow", strict=True):
+    pass
 
 
-class _TaxonomySection(Section):
-    name: str
-    title: str
-    source: str
-    stages: list[str]
-    strategies: list[object]
+class _OpenTaxonomy(Taxonomy, extra="allow", strict=True):
+    strategies: tuple[Any, ...]
 
 
 def _load(name_or_path: str) -> Taxonomy:
     """Read and check one file."""
     faults: list[str] = []
-    head = parse_section(_TaxonomySection, read_shipped("taxonomy", name_or_path), "", faults)
+    head = parse_section(_OpenTaxonomy, read_shipped("taxonomy", name_or_path), "", faults)
     strategies: list[tuple[int, Strategy]] = []
     if head is not None:
         for position, item in enumerate(head.strategies):
-            section = parse_section(_StrategySection, item, f"strategies[{position}]", faults)
+            section = parse_section(_OpenStrategy, item, f"strategies[{position}]", faults)
             if section is not None:
-                known = section.model_dump(include=set(Strategy.model_fields))
-                strategies.append((position, Strategy.model_validate(known)))
+                strategies.append((position, _closed(Strategy, section)))
         faults += _faults(head, strategies)
     raise_faults("taxonomy", name_or_path, faults)
     assert head is not None
-    return Taxonomy(
-        name=head.name,
-        title=head.title,
-        source=head.source,
-        stages=tuple(head.stages),
-        strategies=tuple(strategy for _, strategy in strategies),
-    )
+    whole = head.model_copy(update={"strategies": tuple(strategy for _, strategy in strategies)})
+    return _closed(Taxonomy, whole)
+
+
+def _closed(kind: type[S], section: S) -> S:
+    """Return what was read through an open class as the class itself."""
+    return kind.model_validate({name: getattr(section, name) for name in kind.model_fields})
 
 
 @cache
@@ -364,7 +345,7 @@ def _load_shipped(name: str) -> Taxonomy:
     return _load(name)
 
 
-def _faults(head: _TaxonomySection, strategies: list[tuple[int, Strategy]]) -> list[str]:
+def _faults(head: Taxonomy, strategies: list[tuple[int, Strategy]]) -> list[str]:
     """Return what is wrong with a taxonomy beyond its shape."""
     faults = [f"{field}: empty" for field, text in (("name", head.name), ("title", head.title)) if not text.strip()]
     if not _MIN_STRATEGIES <= len(head.strategies) <= _MAX_STRATEGIES:
@@ -420,13 +401,9 @@ class StrategyMapping(Record):
         return digest(self.model_dump(mode="json"))
 
 
-class _MappingSection(Section):
-    name: str
+class _OpenMapping(StrategyMapping, extra="allow", strict=True):
     source: str = Field(alias="from")
     target: str = Field(alias="to")
-    lossy: bool
-    note: str
-    map: dict[str, str | None]
 
 
 def mapping_names() -> tuple[str, ...]:
@@ -447,14 +424,14 @@ def load_mapping(name_or_path: str) -> StrategyMapping:
         ConfigError: If there is none, or with all faults of the file at once.
     """
     faults: list[str] = []
-    section = parse_section(_MappingSection, read_shipped("mapping", name_or_path), "", faults)
+    section = parse_section(_OpenMapping, read_shipped("mapping", name_or_path), "", faults)
     if section is not None:
         source, target = (_beside(name_or_path, end) for end in (section.source, section.target))
         section = section.model_copy(update={"source": source, "target": target})
         faults += _mapping_faults(section)
     raise_faults("mapping", name_or_path, faults)
     assert section is not None
-    return StrategyMapping.model_validate(section.model_dump(include=set(StrategyMapping.model_fields)))
+    return _closed(StrategyMapping, section)
 
 
 def _beside(mapping: str, end: str) -> str:
@@ -464,7 +441,7 @@ def _beside(mapping: str, end: str) -> str:
     return str(here) if only_there else end
 
 
-def _mapping_faults(section: _MappingSection) -> list[str]:
+def _mapping_faults(section: StrategyMapping) -> list[str]:
     """Return the names that the two taxonomies do not agree with."""
     source, target = load_taxonomy(section.source), load_taxonomy(section.target)
     faults = [f"map: {name!r} of taxonomy {source.name} is missing" for name in source.names if name not in section.map]

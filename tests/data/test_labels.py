@@ -3,8 +3,8 @@
 import pytest
 
 from esckit.data.contexts import merge_runs
-from esckit.data.labels import LabelRules, resolve_labels
 from esckit.data.layouts import IssueList
+from esckit.data.selection import LabelRules, resolve_labels
 from esckit.errors import ConfigError, DataError
 from esckit.strategies.taxonomy import load_mapping, load_taxonomy
 from esckit.types import Dialogue, Turn
