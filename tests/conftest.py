@@ -1,7 +1,9 @@
 """What every test shares: an offline, single-threaded process, and where the real corpora lie."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,3 +32,14 @@ def corpora() -> Path:
     if not folder.is_dir():
         pytest.skip("real corpora not found: set ESCKIT_DATA (see docs/data.md)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before() -> Iterator[None]:
+    """Undo what a command that runs in this process sets for its own logging."""
+    own = logging.getLogger("esckit")
+    level = own.level
+    yield
+    own.setLevel(level)
+    for handler in [each for each in logging.root.handlers if type(each).__module__.startswith("esckit.")]:
+        logging.root.removeHandler(handler)
