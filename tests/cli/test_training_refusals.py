@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from esckit.cli.app import main
-from esckit.config.load import load_recipe
-from esckit.reward.recipe import TrainRewardRecipe
 from tests.flow.flow_runs import recipe as flow_recipe
 from tests.flow.flow_runs import sparse_tree, write_trees
 from tests.reward.reward_runs import reward_recipe, simulated
 
 Refused = Callable[..., str]
+
+OLD_RUNS = Path(__file__).resolve().parents[1] / "old_runs" / "runs"
 
 
 @pytest.fixture
@@ -110,12 +110,11 @@ def test_a_step_that_the_processes_cannot_share(
 
 
 def test_a_reward_model_of_another_prompt_version(refused: Refused, tmp_path: Path) -> None:
-    reward = tmp_path / "reward"
-    reward.mkdir()
-    recipe = load_recipe("rlff/train_reward", TrainRewardRecipe).recipe.resolved()
-    prompts = {"reward_model": "reward_model/0123456789abcdef"}
-    manifest = {"schema": "esckit.manifest/1", "command": "train-reward", "recipe_digest": "0", "recipe": recipe}
-    (reward / "manifest.json").write_text(json.dumps({**manifest, "prompts": prompts}))
+    reward = shutil.copytree(OLD_RUNS / "reward-classifier", tmp_path / "reward")
+    metadata = reward / "checkpoint" / "reward.json"
+    known = json.loads(metadata.read_text())
+    other = {**known["template"], "prompt": "reward_model/0123456789abcdef"}
+    metadata.write_text(json.dumps({**known, "template": other}))
     message = refused("train-rl", "smoke/train_rl_scripted", "--set", f"models.reward.checkpoint={reward}")
     assert "was trained with prompt reward_model/0123456789abcdef" in message
 
