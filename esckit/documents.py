@@ -13,19 +13,21 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from esckit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
 
 Place = tuple[str | int, ...]
 """Keys and list indices that lead to a value."""
 
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="BaseModel")
 
 _MAX_DEPTH = 32
 
@@ -93,6 +95,9 @@ def read_shipped(kind: type[M], package: str, name: str) -> M:
     Raises:
         DataError: If the file does not hold such a model.
     """
+    # Not at the top: `esckit --help` reads documents and needs no pydantic.
+    from pydantic import ValidationError
+
     data = parse_yaml(resources.files(package).joinpath(name).read_text(encoding="utf-8"), name)
     try:
         return kind.model_validate(data)
