@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,21 +200,6 @@ def _fit(session: _Session) -> None:
         validation = GoldValidation(passes, taus=recipe.objective.logit_adjust, train_counts=session.counts)
     selects = optim.select == "best_valid"
     watched = ("train/loss", "train/grad_norm", *([validation.key] if selects else []))
-    tokens = {f"tokens/{name}": count for name, count in token_counts(session.trees["train"]).items()}
-    is_sharp = False
-
-    def row(window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the row of an update; the last of an epoch also has token counts."""
-        nonlocal is_sharp
-        (values,) = ({name: value for name, value in logs.items() if "/" in name} for logs in window)
-        if values["train/policy_entropy"] < LOW_ENTROPY and not is_sharp:
-            is_sharp = True
-            log.warning(
-                "the policy's entropy is %.2f nats at update %d: it is close to always choosing the same",
-                values["train/policy_entropy"],
-                trainer.state.global_step,
-            )
-        return values | (tokens if trainer.state.global_step in updates.epoch_ends else {})
 
     def evaluated(state: TrainerState, metrics: Mapping[str, Any]) -> None:
         """Write a row and keep the model if it is the best so far; called in every process."""
@@ -229,7 +214,7 @@ def _fit(session: _Session) -> None:
         run,
         diverged,
         watched=lambda logs: watched,
-        means=row,
+        means=_rows(session, lambda: trainer.state.global_step),
         epoch=lambda step: 1 + sum(end < step for end in updates.epoch_ends),
         evaluated=evaluated,
         step_key="update",
@@ -260,6 +245,31 @@ def _fit(session: _Session) -> None:
         ],
     )
     fit(trainer, run, diverged)
+
+
+def _rows(session: _Session, step: Callable[[], int]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """Return what makes the row of an update, with token counts at the end of an epoch; warn once of a sharp policy.
+
+    Args:
+        session: The training.
+        step: Number of the update.
+    """
+    tokens = {f"tokens/{name}": count for name, count in token_counts(session.trees["train"]).items()}
+    is_sharp = False
+
+    def row(window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        nonlocal is_sharp
+        (values,) = ({name: value for name, value in logs.items() if "/" in name} for logs in window)
+        if values["train/policy_entropy"] < LOW_ENTROPY and not is_sharp:
+            is_sharp = True
+            log.warning(
+                "the policy's entropy is %.2f nats at update %d: it is close to always choosing the same",
+                values["train/policy_entropy"],
+                step(),
+            )
+        return values | (tokens if step() in session.updates.epoch_ends else {})
+
+    return row
 
 
 def _keep(
