@@ -396,7 +396,13 @@ def _denominators(all_chunks: Sequence[Chunk], terms: LossTerms) -> Denominators
         actions = (chunk.tree.paths[index].actions for chunk in all_chunks for index in chunk.paths)
         flow = float(sum(map(len, actions)))
     elif unique and terms.objective.name != "dpo":
-        flow = _n_pairs(_path_tensors(all_chunks), terms.objective)
+        paths, objective = _path_tensors(all_chunks), terms.objective
+        mask, phi = paths.mask, torch.zeros(paths.value.shape, dtype=torch.float64)
+        if not objective.terminal_boundary:
+            mask, phi = mask[:, 1:], phi[:, 1:]
+        # The summed weight of the update's distinct subpaths.
+        weights = path_terms(objective.name, subtb_lambda=objective.subtb_lambda)(phi, mask)[1]
+        flow = float((weights * first_ends(paths, objective)[:, 1 : mask.shape[1] + 1]).sum())
     else:
         flow = n_states if unique else n_paths
     return Denominators(
@@ -405,15 +411,6 @@ def _denominators(all_chunks: Sequence[Chunk], terms: LossTerms) -> Denominators
         kl=n_states if unique and terms.kl.form == "full" else n_paths,
         response=sum(sum(_target_weights([chunk])) for chunk in all_chunks) or 1.0,
     )
-
-
-def _n_pairs(paths: PathTensors, objective: FlowObjective) -> float:
-    """Return the summed weight of an update's distinct subpaths."""
-    mask, phi = paths.mask, torch.zeros(paths.value.shape, dtype=torch.float64)
-    if not objective.terminal_boundary:
-        mask, phi = mask[:, 1:], phi[:, 1:]
-    weights = path_terms(objective.name, subtb_lambda=objective.subtb_lambda)(phi, mask)[1]
-    return float((weights * first_ends(paths, objective)[:, 1 : mask.shape[1] + 1]).sum())
 
 
 def first_ends(paths: PathTensors | FlowBatch, objective: FlowObjective) -> Tensor:

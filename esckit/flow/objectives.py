@@ -18,9 +18,9 @@ Not here: where flows come from, and how paths are weighted (:mod:`esckit.flow.t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,12 +32,8 @@ from esckit.registry import Registry
 # ---------------------------------------------------------------- flow
 
 
-class Objective(Protocol):
-    """A pure function of paths."""
-
-    def __call__(self, log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss of each path (B,) from log_pf (B, T), log_flow (B, T+1) and mask (B, T)."""
-        ...
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Returns the loss of each path (B,) from log_pf (B, T), log_flow (B, T+1) and mask (B, T)."""
 
 
 def subtb(log_pf: Tensor, log_flow: Tensor, mask: Tensor, *, subtb_lambda: float = 1.0) -> Tensor:
@@ -84,12 +80,9 @@ def without_terminal(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> tuple[Te
     return log_pf[:, :-1], log_flow[:, :-1], mask[:, 1:]
 
 
-class PathTerms(Protocol):
-    """The squared residuals of an objective, gathered by the upper end of their subpaths."""
-
-    def __call__(self, phi: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return, per action, summed weighted squares (B, T) and summed weights (B, T) of subpaths ending after it."""
-        ...
+PathTerms = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Returns, of φ (B, T+1) and mask (B, T), what each action's subpaths that end after it weigh: the summed weighted
+squares of their residuals (B, T), and the summed weights (B, T)."""
 
 
 def subtb_terms(phi: Tensor, mask: Tensor, *, subtb_lambda: float) -> tuple[Tensor, Tensor]:

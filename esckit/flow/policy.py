@@ -142,7 +142,7 @@ class CheckpointPolicy:
         top_k: int | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> None:
-        self.name = name
+        self.name, self.strategies = name, model.strategies
         self._model, self._text = model.eval(), text
         self._value_weight, self._top_k, self._max_tokens = value_weight, top_k, max_tokens
         self._reader = PrefixReader(self._model)
@@ -187,11 +187,6 @@ class CheckpointPolicy:
         return cls(
             model.to(place), text, name=policy_id(run), value_weight=value_weight, top_k=top_k, max_tokens=max_tokens
         )
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        """Names in taxonomy order."""
-        return self._model.strategies
 
     async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
         """Return the strategy of the highest score, and π, which is positive; read off the event loop."""
@@ -245,8 +240,8 @@ class FlowWriter:
     """
 
     def __init__(self, model: LocalModel, text: FlowText) -> None:
-        self._model = model
-        self._text = text
+        self.name = model.name
+        self._model, self._text = model, text
 
     @classmethod
     def load(cls, run: Path, *, abbreviations: Mapping[str, str], dtype: Dtype = "auto", device: str = "auto") -> Self:
@@ -268,11 +263,6 @@ class FlowWriter:
         load_adapter(causal.get_decoder(), checkpoint_folder(run) / ADAPTER).merge_and_unload()
         model = LocalModel(causal.to(place, pick_dtype(dtype, place)), tokenizer, name=policy_id(run))
         return cls(model, FlowText(tokenizer, situation=False, tags=abbreviations))
-
-    @property
-    def name(self) -> str:
-        """The checkpoint, for provenance."""
-        return self._model.name
 
     async def write(self, turns: Sequence[Turn], strategy: str, sampling: Sampling, scope: Scope) -> Reply:
         """Write the next supporter turn under a strategy; whole oldest turns go where the talk is too long."""

@@ -53,9 +53,7 @@ def plan(recipe: TrainFlowRecipe, *, n_processes: int | None = None) -> dict[str
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
-    require_runs(recipe)
-    material = collect(recipe.data)
-    _check(recipe, material)
+    material = _checked(recipe)
     check_trackers(recipe.trackers)
     return counts(material, recipe.data)
 
@@ -71,9 +69,7 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    require_runs(recipe)
-    material = collect(recipe.data)
-    _check(recipe, material)
+    material = _checked(recipe)
     inputs: dict[str, Any] = {"data": material.facts, "inputs": material.inputs}
     if recipe.model.init is not None:
         inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
@@ -93,16 +89,18 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     return result
 
 
-def _check(recipe: TrainFlowRecipe, material: Material) -> None:
-    """Refuse an unknown backbone, and a checkpoint to start from that does not fit.
+def _checked(recipe: TrainFlowRecipe) -> Material:
+    """Return what is learnt from; refuse an unknown backbone, and a checkpoint to start from that does not fit.
 
     Raises:
         ConfigError: If there is no such backbone, or recipe and checkpoint read dialogues differently.
         CheckpointError: If there is no such checkpoint, or it is of another taxonomy.
     """
+    require_runs(recipe)
+    material = collect(recipe.data)
     find_backbone(recipe.model.backbone)
     if recipe.model.init is None:
-        return
+        return material
     metadata = read_metadata(Path(recipe.model.init), strategies=material.labels.names)
     for field, ours, theirs in (
         ("model.backbone", recipe.model.backbone, metadata.backbone),
@@ -114,6 +112,7 @@ def _check(recipe: TrainFlowRecipe, material: Material) -> None:
             raise ConfigError(
                 f"{field}: {ours}, but model.init was trained with {theirs}", hint=f"Set {field} to {theirs}"
             )
+    return material
 
 
 # ---------------------------------------------------------------- the training

@@ -77,10 +77,13 @@ def flow_loss(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> dict[
     has_kl = terms.kl.weight > 0 and terms.kl.reference != "none"
     found = {
         "flow": _flow_term(outputs, batch, terms),
-        "rank": _rank_term(outputs, batch, terms) if terms.rank.weight > 0 else nothing,
+        "rank": nothing,
         "kl": _kl_term(outputs, batch, terms) if has_kl else nothing,
         "resp": _response_term(outputs, batch) if terms.response_weight > 0 else nothing,
     }
+    if terms.rank.weight > 0:
+        losses = hinge(outputs.log_value.exp(), margin=terms.rank.margin)
+        found["rank"] = _sum_of_pairs(losses, batch, terms) / batch.denominators.rank
     loss = (
         found["flow"]
         + terms.rank.weight * found["rank"]
@@ -126,11 +129,6 @@ def _flow_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tens
         squares, _ = path_terms(wanted.name, subtb_lambda=wanted.subtb_lambda)(potentials(*paths), paths.mask)
         losses = squares * first_ends(batch, wanted)[:, 1 : squares.shape[1] + 1]
     return losses.sum() / batch.denominators.flow
-
-
-def _rank_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
-    losses = hinge(outputs.log_value.exp(), margin=terms.rank.margin)
-    return _sum_of_pairs(losses, batch, terms) / batch.denominators.rank
 
 
 def _kl_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:

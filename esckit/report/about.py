@@ -38,11 +38,12 @@ _STATUS = {
 def what_was_run(run: Run) -> Section:
     """Return the opening section of a run: what it is, and what to be careful about."""
     manifest, recipe = run.manifest, run.recipe
-    data = section(manifest, "data")
+    data, settings = section(manifest, "data"), section(recipe, "settings")
+    one_seed = " (one seed: intervals cover cases, not training runs)" if run.command == "evaluate" else ""
     pairs = [
         ("recipe digest", str(manifest["recipe_digest"])),
         ("created", str(manifest.get("created", ABSENT))),
-        ("seed", _seed(run)),
+        ("seed", f"{recipe['seed']}{one_seed}" if "seed" in recipe else ABSENT),
         ("data", _data(recipe, data)),
         ("taxonomy", plain(recipe.get("taxonomy") or data.get("taxonomy"))),
         ("model", _chosen(section(recipe, "model"), ("backbone", "init", "trainable", "pooling", "precision"))),
@@ -50,7 +51,7 @@ def what_was_run(run: Run) -> Section:
         ("objective", plain(section(recipe, "objective").get("name") or section(recipe, "objective").get("kind"))),
         ("critic", _chosen(section(recipe, "critic"), ("preset", "rubric", "readout", "samples", "threshold"))),
         ("suites", plain(recipe.get("suites"))),
-        *_settings(recipe),
+        *((f"{name} suite", plain(settings[name])) for name in recipe.get("suites") or () if settings.get(name)),
         ("inputs", plain(recipe.get("inputs"))),
         ("predictions", plain(recipe.get("predictions"))),
         ("determinism", str(manifest.get("determinism", ABSENT))),
@@ -63,11 +64,6 @@ def what_was_run(run: Run) -> Section:
             *_warnings(run),
         ),
     )
-
-
-def _seed(run: Run) -> str:
-    said = " (one seed: intervals cover cases, not training runs)" if run.command == "evaluate" else ""
-    return f"{run.recipe['seed']}{said}" if "seed" in run.recipe else ABSENT
 
 
 def _data(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -83,12 +79,6 @@ def _data(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         "{} dialogues": number(found),
     }
     return " · ".join(shape.format(piece) for shape, piece in pieces.items() if piece != ABSENT) or ABSENT
-
-
-def _settings(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the switches of every suite that was run, one line a suite."""
-    settings = section(recipe, "settings")
-    return [(f"{suite} suite", plain(settings[suite])) for suite in recipe.get("suites") or () if settings.get(suite)]
 
 
 def _chosen(of: Mapping[str, Any], keys: Sequence[str]) -> str:

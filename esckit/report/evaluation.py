@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from esckit.metrics.phrases import crisis_rules
 from esckit.report.blocks import Block, Heat, Lines, Note, Section, Table, flow_of, mean_and_quartiles, transitions
@@ -108,17 +108,15 @@ def _confusion(run: Run, rows: Sequence[Row]) -> list[Heat]:
         for case in run.lines("examples/strategy.jsonl")
         if case.get("predicted") and case.get("gold")
     )
-    labels = _in_order({label for pair in pairs for label in pair}, rows)
+    # In the order of the taxonomy, which rows by class are in.
+    classes = list(dict.fromkeys(str(row["group"]["class"]) for row in rows if "class" in (row.get("group") or {})))
+    place = {label: index for index, label in enumerate(classes)}
+    found = {label for pair in pairs for label in pair}
+    labels = tuple(sorted(found, key=lambda label: (place.get(label, len(place)), label)))
     if not labels:
         return []
     counts = tuple(tuple(pairs[predicted, gold] for gold in labels) for predicted in labels)
     return [Heat("confusion", "Predicted against gold strategy", "predicted", "gold", labels, counts)]
-
-
-def _in_order(labels: Collection[str], rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return labels in the order of the taxonomy, which rows by class are in."""
-    classes = list(dict.fromkeys(str(row["group"]["class"]) for row in rows if "class" in (row.get("group") or {})))
-    return tuple(sorted(labels, key=lambda label: (classes.index(label) if label in classes else len(classes), label)))
 
 
 def _harm(run: Run) -> list[Block]:

@@ -30,7 +30,6 @@ from esckit.report.blocks import (
     Note,
     Points,
     Report,
-    Section,
     Table,
     Tiles,
 )
@@ -62,14 +61,16 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    templates.filters |= {
-        "breakable": _breakable,
-        "column_kinds": _column_kinds,
-        "embedded": lambda value: Markup(embedded(value)),
-        "side_by_side": _side_by_side,
-        "svg": lambda chart: Markup(svg(chart)),
-        "what": lambda block: type(block).__name__,
-    }
+    templates.filters.update(
+        # A name such as ``overall.first_share`` breaks between its words, not in one.
+        breakable=lambda cell: Markup(_NAME_JOINT.sub(r"\1<wbr>", str(escape(cell)))),
+        column_kinds=_column_kinds,
+        embedded=lambda value: Markup(embedded(value)),
+        # Neighbouring narrow charts share a row.
+        grouped=lambda blocks: groupby(blocks, key=lambda block: isinstance(block, Lines | Bars | Heat)),
+        svg=lambda chart: Markup(svg(chart)),
+        what=lambda block: type(block).__name__,
+    )
     script, style = asset("report.js"), asset("style.css")
     page = templates.get_template("page.html").render(
         report=report,
@@ -95,17 +96,6 @@ def embedded(value: object) -> str:
     """Return JSON that can stand inside a ``<script>`` element: no character in it means anything to HTML."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _side_by_side(section: Section) -> list[tuple[bool, list[Block]]]:
-    """Return the blocks of a section in groups: neighbouring narrow charts share a row, of which True is said."""
-    groups = groupby(section.blocks, key=lambda block: isinstance(block, Lines | Bars | Heat))
-    return [(is_row, list(blocks)) for is_row, blocks in groups]
-
-
-def _breakable(cell: str) -> Markup:
-    """Return a cell, escaped; a name such as ``overall.first_share`` breaks between its words, not in one."""
-    return Markup(_NAME_JOINT.sub(r"\1<wbr>", str(escape(cell))))
 
 
 def _column_kinds(table: Table) -> list[str]:

@@ -192,19 +192,15 @@ def _metrics(run: Run, other: Run) -> list[Block]:
     blocks: list[Block] = []
     pairs = [(row, theirs[_key(row)]) for row in _rows(run) if _key(row) in theirs and not row.get("group")]
     for suite in dict.fromkeys(suite_of(row) for row, _ in pairs):
-        rows = tuple(
-            (short_name(a), *value_cells(a), *value_cells(b), signed(_difference(a, b), str(a.get("unit"))))
-            for a, b in pairs
-            if suite_of(a) == suite
-        )
+        rows = []
+        for a, b in (pair for pair in pairs if suite_of(pair[0]) == suite):
+            difference = None if None in (a.get("value"), b.get("value")) else float(a["value"]) - float(b["value"])
+            cells = (*value_cells(a), *value_cells(b), signed(difference, str(a.get("unit"))))
+            rows.append((short_name(a), *cells))
         columns = ("metric", run.name, "interval", "n", other.name, "interval", "n", "difference")
-        blocks.append(Table(columns, rows, title=suite))
+        blocks.append(Table(columns, tuple(rows), title=suite))
     note = "Values side by side, without a test. A comparison case by case, with p, is what evaluate --against makes."
     return [*blocks, Note(note)]
-
-
-def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float | None:
-    return None if a.get("value") is None or b.get("value") is None else float(a["value"]) - float(b["value"])
 
 
 def _summaries(run: Run, other: Run) -> list[Block]:

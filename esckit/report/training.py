@@ -25,12 +25,15 @@ _MOST_POINTS = 400
 def training_sections(run: Run) -> list[Section]:
     """Return curves, final values, the model card and calibration, as far as they are there."""
     rows = run.lines("metrics.jsonl")
-    blocks = (*_curves(rows), *_last(rows)) if rows else (Note("The run has logged nothing yet.", "warning"),)
+    blocks = (*_curves(rows), _last(rows)) if rows else (Note("The run has logged nothing yet.", "warning"),)
+    cards = sorted(run.path.glob("*/README.md"))
+    refuse_links(cards)
+    codes = tuple(Code(f"{card.parent.name}/README.md", read_text(card)) for card in cards)
     return [
         Section("Training", blocks),
         *summary_sections(run),
         *_calibration(run.object("calibration.json")),
-        *_cards(run),
+        *([Section("Model card", codes)] if codes else []),
     ]
 
 
@@ -84,13 +87,13 @@ def _series(name: str, points: Sequence[tuple[float, float]]) -> Series:
     return Series(name, tuple(x for x, _ in kept), tuple(y for _, y in kept))
 
 
-def _last(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _last(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the last value of every quantity."""
     last: dict[str, tuple[str, float]] = {}
     for at, numbers in _numbers(rows):
         last |= {key: (number(at), value) for key, value in numbers.items()}
     found = tuple((key, number(value), at) for key, (at, value) in sorted(last.items()))
-    return [Table(("quantity", "last value", f"at {_axis(rows) or 'line'}"), found, title="Last values", folded=True)]
+    return Table(("quantity", "last value", f"at {_axis(rows) or 'line'}"), found, title="Last values", folded=True)
 
 
 def summary_sections(run: Run) -> list[Section]:
@@ -133,11 +136,3 @@ def _calibration(found: Mapping[str, Any]) -> list[Section]:
     chart = Lines(*labels, (series,), (0.0, 1.0), band="95 % interval of the share", diagonal=True)
     facts = tuple((name.replace("_", " "), number(value)) for name, value in flattened(found).items())
     return [Section("Calibration", (chart, *((Facts(facts),) if facts else ())))]
-
-
-def _cards(run: Run) -> list[Section]:
-    """Return the model cards of what was trained."""
-    cards = sorted(run.path.glob("*/README.md"))
-    refuse_links(cards)
-    blocks = tuple(Code(f"{card.parent.name}/README.md", read_text(card)) for card in cards)
-    return [Section("Model card", blocks)] if blocks else []

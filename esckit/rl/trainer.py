@@ -190,23 +190,23 @@ def dpo_arguments(recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun) -> DP
     )
 
 
-def grpo_trainer(
+def make_trainer(
     recipe: TrainRlRecipe,
     learner: Learner,
     rows: Sequence[dict[str, Any]],
-    rewards: PairedRewards,
     *,
+    rewards: PairedRewards | None,
     plan: StepPlan,
     run: TrainingRun,
     callbacks: Sequence[TrainerCallback] = (),
-) -> GRPOTrainer:
-    """Return TRL's trainer, ready to train.
+) -> GRPOTrainer | DPOTrainer:
+    """Return TRL's trainer of the recipe's algorithm, ready to train.
 
     Args:
         recipe: The recipe.
         learner: The policy.
-        rows: As :func:`esckit.rl.rows.build_rows` makes them.
-        rewards: The two callables.
+        rows: As :func:`esckit.rl.rows.build_rows` makes them, for DPO as :func:`esckit.rl.rows.build_pairs` does.
+        rewards: The two callables; None for DPO.
         plan: The steps over the rows.
         run: Where states to resume from lie.
         callbacks: What watches it.
@@ -215,41 +215,22 @@ def grpo_trainer(
         ConfigError: If the model lacks layers that the adapter names.
     """
     order = training_order(len(rows), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
+    if rewards is None:
+        rows = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in rows]
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+    shared: dict[str, Any] = {
+        "model": learner.model,
+        "train_dataset": Dataset.from_list(list(rows)).select(order),
+        "processing_class": learner.tokenizer,
+        "callbacks": list(callbacks),
+        "peft_config": adapter_config(recipe.lora, learner.model, task_type="CAUSAL_LM"),
+    }
     with quiet_warnings():
-        return GRPOTrainer(
-            model=learner.model,
-            reward_funcs=[rewards.future_reward, rewards.format_reward],
-            args=grpo_arguments(recipe, plan, run),
-            train_dataset=Dataset.from_list(list(rows)).select(order),
-            processing_class=learner.tokenizer,
-            callbacks=list(callbacks),
-            peft_config=adapter_config(recipe.lora, learner.model, task_type="CAUSAL_LM"),
-        )
-
-
-def dpo_trainer(
-    recipe: TrainRlRecipe,
-    learner: Learner,
-    pairs: Sequence[dict[str, Any]],
-    *,
-    plan: StepPlan,
-    run: TrainingRun,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> DPOTrainer:
-    """Return TRL's trainer, ready to train; arguments and errors are those of :func:`grpo_trainer`."""
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    order = training_order(len(pairs), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
-    columns = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in pairs]
-    with quiet_warnings():
-        return DPOTrainer(
-            model=learner.model,
-            args=dpo_arguments(recipe, plan, run),
-            train_dataset=Dataset.from_list([columns[index] for index in order]),
-            processing_class=learner.tokenizer,
-            callbacks=list(callbacks),
-            peft_config=adapter_config(recipe.lora, learner.model, task_type="CAUSAL_LM"),
-        )
+        if rewards is None:
+            return DPOTrainer(args=dpo_arguments(recipe, plan, run), **shared)
+        functions = [rewards.future_reward, rewards.format_reward]
+        return GRPOTrainer(reward_funcs=functions, args=grpo_arguments(recipe, plan, run), **shared)
 
 
 @contextmanager
@@ -410,8 +391,8 @@ def _grpo(training: Training, stack: ExitStack) -> Diverged:
         callbacks.append(
             DevEvaluation(dev, recipe.monitor.dev_every, run.resumed_step, measured, lambda: training.trainer)
         )
-    training.trainer = grpo_trainer(
-        recipe, learner, built.rows, rewards, plan=plan, run=run, callbacks=[monitor, *callbacks]
+    training.trainer = make_trainer(
+        recipe, learner, built.rows, rewards=rewards, plan=plan, run=run, callbacks=[monitor, *callbacks]
     )
     return diverged
 
@@ -436,8 +417,8 @@ def _dpo(training: Training) -> Diverged:
 
     diverged = Diverged(run, context_ids)
     monitor, watch, guard = _watching(training, diverged, plan)
-    training.trainer = dpo_trainer(
-        recipe, training.learner, built.rows, plan=plan, run=run, callbacks=[monitor, watch, guard]
+    training.trainer = make_trainer(
+        recipe, training.learner, built.rows, rewards=None, plan=plan, run=run, callbacks=[monitor, watch, guard]
     )
     return diverged
 

@@ -8,7 +8,7 @@ import torch
 from esckit.errors import ConfigError, DataError
 from esckit.rl.monitor import means, watched
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
-from esckit.rl.trainer import dpo_arguments, dpo_trainer
+from esckit.rl.trainer import dpo_arguments, make_trainer
 from esckit.training.harness import Diverged
 from esckit.training.monitor import Monitor
 from esckit.training.run import TrainingRun
@@ -51,7 +51,7 @@ def fitted(run: TrainingRun, *callbacks, ids=list, logging=None, **changes):
         EngineGuard(lambda: trainer, diverged.stop),
     ]
     plan = plan_steps(ours, n_rows=len(pairs), n_processes=1)
-    trainer = dpo_trainer(ours, policy, pairs, plan=plan, run=run, callbacks=[*watching, *callbacks])
+    trainer = make_trainer(ours, policy, pairs, rewards=None, plan=plan, run=run, callbacks=[*watching, *callbacks])
     return trainer, trained(trainer, run, diverged)
 
 

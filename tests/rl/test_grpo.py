@@ -11,7 +11,7 @@ from esckit.models.backbones import tiny_random
 from esckit.rl.monitor import DevSet, means, watched
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards
-from esckit.rl.trainer import grpo_arguments, grpo_trainer, learner_of
+from esckit.rl.trainer import grpo_arguments, learner_of, make_trainer
 from esckit.training.harness import Diverged
 from esckit.training.monitor import Monitor
 from esckit.training.run import TrainingRun
@@ -36,8 +36,8 @@ def planned(ours, n_rows=64, n_processes=1):
 
 def trainer_of(ours, run, *callbacks, rewards=None):
     policy = learner()
-    return grpo_trainer(
-        ours, policy, rows(policy), rewards or paired(), plan=planned(ours, 8), run=run, callbacks=callbacks
+    return make_trainer(
+        ours, policy, rows(policy), rewards=rewards or paired(), plan=planned(ours, 8), run=run, callbacks=callbacks
     )
 
 
