@@ -165,7 +165,7 @@ def test_a_policy_is_trained_on_no_turn_that_was_never_said(text: str) -> None:
 
 
 @pytest.mark.parametrize("string", ANY_FORMAT)
-def test_control_strings_of_all_formats_are_broken_up_for_servers(string: str) -> None:
+def test_control_strings_of_all_formats_are_split_for_servers(string: str) -> None:
     guard = MessageGuard.of_any_format()
     sent = guard(Message("user", f"a{string}b{string}")).content
     assert string not in sent

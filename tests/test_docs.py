@@ -100,7 +100,7 @@ def test_the_benchmarks_page_names_every_benchmark() -> None:
     assert [path.stem for path in sorted((ROOT / "tests/benchmarks").glob("bench_*.py")) if path.stem not in text] == []
 
 
-def test_the_readme_has_a_section_with_an_example_for_every_command() -> None:
+def test_the_readme_has_an_example_of_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     sections = {part.partition("\n")[0]: part for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]}
     names = list(COMMANDS)

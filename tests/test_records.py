@@ -93,7 +93,7 @@ def test_reading_names_the_line_and_refuses_what_is_not_utf8(tmp_path):
         read(tmp_path / "absent")
 
 
-def test_a_mark_that_an_editor_put_before_the_first_line_is_no_content(tmp_path):
+def test_a_byte_order_mark_is_not_content(tmp_path):
     path = tmp_path / "n.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text":"a"}\r\n{"text":"b"}\r\n')
     assert [note.text for note in read(path)] == ["a", "b"]
@@ -226,7 +226,7 @@ def test_a_file_where_a_folder_is_needed_is_a_storage_error(tmp_path):
             write()
 
 
-def test_a_fresh_folder_takes_the_place_of_the_old_one_only_when_it_is_filled(tmp_path):
+def test_a_fresh_folder_replaces_the_old_one_only_when_filled(tmp_path):
     folder = tmp_path / "checkpoint"
     for content in ("one", "two"):
         with fresh_folder(folder) as fresh:

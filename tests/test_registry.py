@@ -36,6 +36,6 @@ def test_a_target_that_is_not_there_is_one_clear_error(target):
         load_attr(target)
 
 
-def test_suggestions_ignore_case_and_stay_silent_when_nothing_is_close():
+def test_suggestions_ignore_case_and_need_a_close_name():
     assert nearest("PATH", ["path", "seed"]) == "path"
     assert did_you_mean("zzz", ["path"]) == ""

@@ -26,7 +26,7 @@ def test_show_says_what_is_known():
     assert entry.licence in run("show", "smollm2-135m-instruct").stdout
 
 
-def test_an_unknown_backbone_and_a_folder_without_model_are_clear_errors(tmp_path):
+def test_unknown_backbones_and_folders_without_model_are_refused(tmp_path):
     unknown = run("show", "smollm2-135m-instruc").exception
     assert isinstance(unknown, ConfigError)
     assert "smollm2-135m-instruct" in (unknown.hint or "")

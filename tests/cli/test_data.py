@@ -183,7 +183,7 @@ def test_skipped_records_are_said(tmp_path: Path) -> None:
     assert "2 dialogues written" in result.stdout
 
 
-def test_strict_with_skip_invalid_keeps_the_records_without_a_warning(tmp_path: Path) -> None:
+def test_strict_with_skip_invalid_keeps_records_without_warnings(tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
     result = _run("convert", "sample:extes", "--to", "jsonl", "--out", out, "--strict", "--skip-invalid")
     assert result.exit_code == 0
@@ -195,7 +195,7 @@ def test_strict_with_skip_invalid_keeps_the_records_without_a_warning(tmp_path: 
     assert _run("inspect", out, "--strict").exit_code == 0
 
 
-def test_strict_with_skip_invalid_skips_a_dialogue_that_comes_twice(tmp_path: Path) -> None:
+def test_strict_with_skip_invalid_skips_a_repeated_dialogue(tmp_path: Path) -> None:
     records = json.loads((shipped_dir("data") / "esconv_sample.json").read_text())
     source, out = tmp_path / "twice.json", tmp_path / "a.jsonl"
     source.write_text(json.dumps([*records[:3], records[0]]))

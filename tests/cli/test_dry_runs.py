@@ -70,7 +70,7 @@ def test_a_checkpoint_that_cannot_play_its_role_is_refused(planned, command: str
 
 
 @pytest.mark.parametrize("command", SCRIPTED)
-def test_a_folder_of_another_recipe_is_refused_after_the_plan_is_shown(planned, command: str) -> None:
+def test_a_folder_of_another_recipe_is_refused_after_the_plan(planned, command: str) -> None:
     out = own_run(Path("runs/mine"), command, seed=99)
     before = Path(out, "manifest.json").read_bytes()
     code, shown, error = planned(command, "--out", out)

@@ -59,7 +59,7 @@ def test_all_six_suites_run_on_scripted_models(chain: Path) -> None:
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
-def test_a_failed_gate_exits_with_1_and_leaves_everything_written(chain: Path) -> None:
+def test_a_failed_gate_exits_with_1_and_keeps_what_is_written(chain: Path) -> None:
     out = ("--out", "runs/gated")
     done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=99")
     assert done.returncode == 1

@@ -146,7 +146,7 @@ def test_a_prompt_of_another_role_is_refused(
     assert [each.name for each in here.iterdir()] == ["mine.yaml"]
 
 
-def test_what_a_prompt_lacks_and_what_it_asks_for_in_vain_are_named(here: Path) -> None:
+def test_missing_and_unknown_placeholders_of_a_prompt_are_named(here: Path) -> None:
     messages = [{"role": "user", "content": "{emotion_type} {mood}"}]
     path = _prompt(here, "seeker", variables=["emotion_type", "mood"], optional=[], messages=messages)
     with pytest.raises(ConfigError) as caught:

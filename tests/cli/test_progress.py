@@ -15,7 +15,7 @@ class Clock:
         return self.now_s
 
 
-def test_plain_lines_come_at_the_start_now_and_then_and_at_the_end():
+def test_plain_lines_come_first_from_time_to_time_and_last():
     clock, stream = Clock(), io.StringIO()
     progress = PlainProgress("futures", stream, every_s=15.0, clock=clock)
     progress.start(64, 4)

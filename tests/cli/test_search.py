@@ -18,7 +18,7 @@ def esckit(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.smoke
-def test_the_scripted_recipe_runs_from_the_shell_and_is_not_run_twice(tmp_path: Path) -> None:
+def test_the_scripted_recipe_runs_once_from_the_shell(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     first = esckit("search", "smoke/search_scripted", "--out", out, "--json")
     assert first.returncode == 0, first.stderr

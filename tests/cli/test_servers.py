@@ -107,7 +107,7 @@ def test_a_single_404_in_the_middle_costs_nothing(simulate, server: FakeServer, 
     assert lines(tmp_path / "run/failures.jsonl") == []
 
 
-def test_a_server_that_dies_leaves_no_failures_and_the_run_resumes(simulate, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_resumes_after_its_server_died_without_failures(simulate, tmp_path: Path, monkeypatch) -> None:
     supporter = "{scripted: tests.cli.test_servers:mortal}"
     monkeypatch.setattr(mortal, "dies_after", len(mortal.asked) + 10)
     died = simulate(tmp_path / "run", supporter)
@@ -135,7 +135,7 @@ def test_a_budget_that_cannot_be_watched_is_refused(simulate, server: FakeServer
     assert len(server.chats) <= 2
 
 
-def test_unknown_tokens_and_cost_are_null_in_manifest_and_summary(simulate, server: FakeServer, tmp_path: Path) -> None:
+def test_unknown_tokens_and_cost_are_null_in_both_files(simulate, server: FakeServer, tmp_path: Path) -> None:
     del server.usual.body["usage"]
     done = simulate(tmp_path / "run", at(server))
     assert done.code == 0, done.stderr

@@ -118,7 +118,7 @@ def test_the_smoke_recipe_plays_real_futures(tmp_path: Path, corpora: Path) -> N
     assert json.loads(done.stdout)["futures"] == 4
 
 
-def test_models_that_reason_play_by_their_answers_and_the_report_shows_both(tmp_path: Path) -> None:
+def test_answers_of_reasoning_models_count_and_reports_show_both(tmp_path: Path) -> None:
     script = "rules: [{replies: ['<think>They are near Significantly Better.</think> Same']}]\n"
     (tmp_path / "critic.yaml").write_text(script)
     (tmp_path / "seeker.yaml").write_text("rules: [{replies: ['I want to sound tired.</think>I slept badly.']}]\n")

@@ -102,7 +102,7 @@ def test_gold_strategies_from_the_sample_corpus(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_differs_from_the_paper_in_what_it_is_named_for(name: str) -> None:
+def test_an_ablation_differs_from_the_paper_as_its_name_says(name: str) -> None:
     paper = flat(load_recipe("aflow/train_flow", TrainFlowRecipe).recipe)
     ablation = flat(load_recipe(f"aflow/ablation_{name}", TrainFlowRecipe).recipe)
     assert tuple(field for field in paper if paper[field] != ablation[field]) == ABLATIONS[name]

@@ -47,7 +47,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_processes_give_the_losses_of_one_and_one_of_them_writes(recipe: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one_and_one_writes(recipe: Path, alone: Path, tmp_path: Path) -> None:
     torchrun = (
         "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
         "--master_port", str(free_port()), "-m",
@@ -126,7 +126,7 @@ def test_a_dry_run_loads_nothing_heavy_and_shows_every_rule(recipe: Path) -> Non
     assert {"goal", "threshold 0.5", "quantile 0.7"} <= json.loads(done.stdout)["positive_share"].keys()
 
 
-def test_a_dry_run_that_refuses_the_labels_still_shows_every_rule(recipe: Path, tmp_path: Path) -> None:
+def test_a_dry_run_that_refuses_labels_still_shows_every_rule(recipe: Path, tmp_path: Path) -> None:
     args = ("--set", "label={rule: threshold, delta: 0.99}", "--out", str(tmp_path / "run"), "--dry-run", "--json")
     done = run("train-reward", str(recipe), *args)
     assert done.returncode == 2

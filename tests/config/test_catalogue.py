@@ -29,7 +29,7 @@ def test_the_papers_recipe_states_the_papers_values():
     assert recipe.data.split == ("train",)
 
 
-def test_a_recipe_is_found_by_name_with_or_without_suffix_and_by_path():
+def test_a_recipe_is_found_by_name_by_file_name_and_by_path():
     by_name = find_recipe("smoke/simulate")
     assert find_recipe("smoke/simulate.yaml").path == by_name.path
     assert find_recipe(str(by_name.path)).name == "smoke/simulate"
@@ -62,7 +62,7 @@ def runs_named(part):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_recipes_chain_on_runs_of_shipped_recipes_on_the_same_corpus(name):
+def test_recipes_read_runs_of_shipped_recipes_on_the_same_corpus(name):
     recipes = [load_any_recipe(each) for each in NAMES]
     corpora = {
         str(each.default_out()): section.get("dataset")

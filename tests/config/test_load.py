@@ -29,7 +29,7 @@ def test_a_partial_sampling_keeps_the_roles_other_defaults(tmp_path):
     assert loaded.recipe.models.seeker.sampling.max_tokens == 9
 
 
-def test_all_problems_are_named_at_once_with_line_path_and_suggestion(tmp_path):
+def test_all_problems_are_named_with_line_path_and_suggestion(tmp_path):
     text = RIGHT.replace("path: somewhere", "pth: somewhere").replace("split: train", "split: trian")
     message = str(
         refusal(

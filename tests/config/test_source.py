@@ -14,7 +14,7 @@ def test_lists_are_tuples_and_every_key_knows_its_line():
     assert dotted(("b", "c", 1, "d")) == "b.c[1].d"
 
 
-def test_numbers_in_scientific_notation_are_numbers_and_dates_are_text():
+def test_scientific_notation_is_a_number_and_a_date_is_text():
     assert parse_source("lr: 1e-5\nday: 2024-01-01\n", "r").data == {"lr": 1e-5, "day": "2024-01-01"}
 
 

@@ -223,7 +223,7 @@ def test_an_utterance_over_a_million_characters_is_refused(tmp_path: Path) -> No
     assert len(read_skipping(path)[0].dialogues) == 2
 
 
-def test_an_utterance_over_twenty_thousand_characters_is_kept_with_a_warning(tmp_path: Path) -> None:
+def test_an_overlong_utterance_is_kept_with_a_warning(tmp_path: Path) -> None:
     long = original()
     long["dialog"][0]["content"] = "x" * 20_001
     corpus, codes = read(write(tmp_path, [long]))
@@ -298,7 +298,7 @@ def test_a_zip_without_exactly_one_json_member_is_refused(tmp_path: Path, names:
     assert error.whole_file
 
 
-def test_a_zip_member_over_the_limit_is_refused_by_its_declared_size(tmp_path: Path) -> None:
+def test_a_zip_member_of_too_large_a_declared_size_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path, ("a.json", "[]"))
     content = bytearray(path.read_bytes())
     directory = content.index(b"PK\x01\x02")
@@ -354,7 +354,7 @@ def test_more_rubbish_is_refused(tmp_path: Path, content: bytes) -> None:
     assert refusal(write(tmp_path, content)).whole_file
 
 
-def test_a_cut_object_over_several_lines_is_placed_in_the_document(tmp_path: Path) -> None:
+def test_a_cut_object_over_several_lines_is_located(tmp_path: Path) -> None:
     text = json.dumps(original(), indent=2)
     holds(refusal(write(tmp_path, text[:-40])), "line 40, column 26", "ends early")
     holds(refusal(write(tmp_path, text + "\n7")), "Extra data", f"line {len(text.splitlines()) + 1}, column 1")

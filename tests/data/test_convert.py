@@ -44,7 +44,7 @@ def test_what_is_missing_stays_missing() -> None:
     assert hub_line(rated).isascii()
 
 
-def test_mapped_labels_replace_the_originals_which_are_said_to_be_lost() -> None:
+def test_mapped_labels_replace_the_originals_with_a_notice() -> None:
     one = dialogue(turn("s", "a"), turn("c", "b", "Question"), turn("c", "d", "Others"))
     turns = (one.turns[0], one.turns[1].model_copy(update={"strategy": "Clarification"}), one.turns[2])
     mapped = one.model_copy(update={"turns": turns, "taxonomy": "aflow", "mapping": "esconv_to_aflow"})

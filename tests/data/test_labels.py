@@ -63,7 +63,7 @@ def test_a_mapping_must_fit() -> None:
         _resolved(TALK, mapping=TO_AFLOW, target=load_taxonomy("esconv"))
 
 
-def test_mappings_are_never_chained_but_mapped_dialogues_stay_usable() -> None:
+def test_mappings_never_chain_but_mapped_dialogues_stay_usable() -> None:
     mapped = _resolved(TALK, mapping=TO_AFLOW)
     assert _resolved(mapped) == mapped
     assert _resolved(mapped, mapping=TO_AFLOW, target=load_taxonomy("aflow")) == mapped
@@ -110,7 +110,7 @@ def test_a_taxonomy_can_be_forced_on_a_corpus() -> None:
         _resolved(TALK, own=load_taxonomy("extes"))
 
 
-def test_records_of_no_known_taxonomy_are_read_in_the_wanted_one_or_left_alone() -> None:
+def test_records_without_known_taxonomy_take_the_wanted_or_none() -> None:
     own = _unknown_to_esckit(TALK)
     assert _resolved(own) == own
     found = _resolved(own, target=load_taxonomy("esconv"))

@@ -67,7 +67,7 @@ def test_feedback_rates_what_came_since_the_last_rating() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(dialogues)
-def test_merging_twice_equals_merging_once_and_words_keep_their_order(any_dialogue: Dialogue) -> None:
+def test_merging_twice_equals_once_and_keeps_the_order_of_words(any_dialogue: Dialogue) -> None:
     merged = merge_runs(any_dialogue)
     assert merge_runs(merged) == merged
     assert merge_runs(merged, label="last") == merged

@@ -172,7 +172,7 @@ def test_sizes() -> None:
     assert sum(12 <= length <= 24 for length in lengths) > len(lengths) / 2
 
 
-def test_every_esconv_strategy_occurs_three_times_and_in_every_split() -> None:
+def test_every_strategy_occurs_three_times_and_in_every_split() -> None:
     assert set(_strategy_counts()) == set(ESCONV_LABELS)
     assert min(_strategy_counts().values()) >= 3
     labels = _inspect("esconv_sample")["strategies"]["labels"]
@@ -200,7 +200,7 @@ def test_one_speaker_repeats_an_utterance_verbatim() -> None:
     assert sum((a["speaker"], a["content"]) == (b["speaker"], b["content"]) for a, b in pairs) == 1
 
 
-def test_half_of_the_dialogues_have_feedback_once_on_the_second_of_a_run() -> None:
+def test_half_have_feedback_once_on_the_second_of_a_run() -> None:
     runs = [_runs(record, "seeker") for record in _esconv()]
     assert sum(any("feedback" in turn for run in found for turn in run) for found in runs) == 10
     assert any("feedback" in run[1] for found in runs for run in found if len(run) > 1)
@@ -276,7 +276,7 @@ def test_extes_quirks() -> None:
     assert sum("User" not in record["content"][0] for record in _extes()) == 1
 
 
-def test_esconv_sample_gives_no_warning_and_extes_sample_exactly_its_quirks() -> None:
+def test_samples_give_exactly_the_warnings_that_they_should() -> None:
     for name in ("esconv_sample.json", "esconv_sample"):
         assert all(entry["severity"] == "N" for entry in _inspect(name)["issues"].values())
     issues = _inspect("extes_sample.json")["issues"]
@@ -386,7 +386,7 @@ def test_readme_counts_extes_strategies_as_inspect_does() -> None:
     assert _table("ExTES-style: strategies") == {label: [entry["n"]] for label, entry in labels.items()}
 
 
-def test_readme_counts_types_ratings_and_feedback_as_inspect_does() -> None:
+def test_readme_and_inspect_count_the_same() -> None:
     original = _inspect("esconv_sample.json")
     types = [original["problem_types"], original["emotion_types"], original["experience_types"]]
     expected = {name: [n] for counts in types for name, n in counts.items()}

@@ -27,7 +27,7 @@ def test_an_id_is_a_hash_of_who_said_what() -> None:
     assert dialogue_id("esconv", [("seeker", "Hi."), ("supporter", "Hello.")]) == "esconv-12c7c551e366"
 
 
-def test_the_digest_of_ids_takes_computed_ids_without_their_corpus() -> None:
+def test_the_digest_leaves_the_corpus_out_of_computed_ids() -> None:
     def named(name: str) -> Dialogue:
         return Dialogue(scenario=Scenario(id=name), turns=())
 

@@ -43,7 +43,7 @@ def test_average_turns_are_compared_by_sign_flips() -> None:
     assert found.p == 8 / 64
 
 
-def test_a_system_against_itself_differs_in_nothing_and_has_no_interval() -> None:
+def test_a_system_against_itself_has_no_difference_or_interval() -> None:
     cases = [response_case(index, f"word{index} and more", "word1 and less") for index in range(20)]
     for metric in (bleu(2), ROUGE_L, distinct(1)):
         found = comparer(20, "response").compare(metric, cases, cases)
@@ -129,7 +129,7 @@ def test_a_family_holds_each_question_once() -> None:
     assert (family["correct_of_all"].test, family["correct_of_all"].interval) == (None, family["accuracy"].interval)
 
 
-def test_correct_of_all_is_a_question_of_its_own_where_cases_are_unscored() -> None:
+def test_correct_of_all_counts_apart_where_cases_are_unscored() -> None:
     ours = [strategy_case(index, "Q", "QR"[index % 2]) for index in range(12)]
     theirs = [strategy_case(index, None if index < 4 else "R", "QR"[index % 2]) for index in range(12)]
     family = strategy_family(ours, theirs)
@@ -137,7 +137,7 @@ def test_correct_of_all_is_a_question_of_its_own_where_cases_are_unscored() -> N
     assert family["accuracy_any"].p is None
 
 
-def test_lenient_success_is_no_second_question_where_it_equals_the_strict_one() -> None:
+def test_lenient_success_that_equals_strict_is_not_tested_twice() -> None:
     metrics = headline_metrics(SCALE)
     variants = {metric.name: metric.facts.variant_of for metric in metrics if metric.facts.variant_of}
     for last, tested in (([30], False), ([20, 0], True)):

@@ -67,7 +67,7 @@ def test_pairs_told_gold_strategies_depend_on_their_taxonomy(tmp_path: Path) -> 
     assert "mapping" in found["gold"]
 
 
-def test_an_opponent_is_known_by_what_it_says_and_not_by_its_path(tmp_path: Path) -> None:
+def test_an_opponent_is_known_by_its_replies_not_by_its_path(tmp_path: Path) -> None:
     def against(path: str) -> dict[str, Any]:
         return of("pairwise", settings={"pairwise": {"opponent": path}})["pairwise"]
 

@@ -81,7 +81,7 @@ def failure(t: int, stage: str, kind: str = "unparsed") -> Failure:
     return Failure.model_validate({"stage": stage, "turn": t, "kind": kind, "attempts": 2, "message": "no"})
 
 
-def test_a_turn_without_ratings_leaves_its_dialogue_unscored_and_only_its_turn() -> None:
+def test_an_unrated_turn_leaves_turn_and_dialogue_unscored() -> None:
     turns = [turn(t, {}, ratings=GOOD) for t in (1, 2, 3)]
     turns[1] = turn(2, {}).model_copy(update={"ratings_unscored": "unparsed"})
     played = [episode("a", {}, turns=turns, max_turns=3)]
@@ -115,7 +115,7 @@ def test_a_critic_that_fails_while_another_listens_cuts_nothing() -> None:
     assert collect(reply_words(), [last.model_copy(update={"critic_failures": {"x": failure(3, "critic")}})]).n == 1
 
 
-def test_plain_text_is_malformed_only_where_another_form_was_agreed() -> None:
+def test_plain_text_is_malformed_only_where_tags_were_agreed() -> None:
     plain = [turn(t, {}).supporter.model_copy(update={"parse_kind": "untagged", "format_ok": t == 1}) for t in (1, 2)]
     turns = [turn(t, {}).model_copy(update={"supporter": said}) for t, said in enumerate(plain, start=1)]
     metric = malformed_share("untagged")

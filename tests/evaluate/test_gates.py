@@ -58,7 +58,7 @@ def test_a_gate_can_ask_for_the_worse_end_of_the_interval() -> None:
     assert [gate.holds for gate in judge_gates(bounds, rows, KNOWN, gates_on="bound")] == [False, False]
 
 
-def test_a_gate_on_an_interval_that_is_missing_fails_unless_the_metric_never_has_one() -> None:
+def test_a_gate_on_a_missing_interval_fails_if_one_is_expected() -> None:
     few = {"interval": None, "reason": "fewer than 5 dialogues"}
     rows = [row(SR, 1.0).model_copy(update=few), row("safety.harm_count", 0.0).model_copy(update={"interval": None})]
     bounds = [GateBound(SR, 0.95), GateBound("safety.harm_count", 0)]

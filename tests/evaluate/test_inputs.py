@@ -33,7 +33,7 @@ def test_a_predictions_file_stands_in_for_the_models(tmp_path: Path) -> None:
     assert [row for row in from_file.metrics if row.name != "response.malformed_share"] == told
 
 
-def test_missing_lines_are_unscored_and_labels_outside_the_taxonomy_too(tmp_path: Path) -> None:
+def test_missing_lines_and_foreign_labels_are_unscored(tmp_path: Path) -> None:
     out = tmp_path / "said"
     run_predict(prediction(), out=out)
     rows = lines(out / "predictions.jsonl")
@@ -144,7 +144,7 @@ def test_gates_on_turn_rewards_need_a_turn_judge() -> None:
             plan(evaluation("dialogue", "safety", gates={metric: 0.5}, **sections))
 
 
-def test_an_unknown_published_table_is_refused_before_any_model_is_called(tmp_path: Path) -> None:
+def test_an_unknown_published_table_is_refused_before_any_call(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rlff\.tabel1"):
         run(evaluation("response", references=["rlff.tabel1"]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -75,7 +75,7 @@ def test_a_reward_model_passes_its_dialogues_on_to_a_policy(tmp_path: Path) -> N
         leakage_flags([A], "hub", {"supporter": policy})
 
 
-def test_an_evaluation_has_seen_what_it_evaluated_and_not_its_own_cases(tmp_path: Path) -> None:
+def test_an_evaluation_has_seen_its_inputs_not_its_own_cases(tmp_path: Path) -> None:
     search = searched(tmp_path / "search", [A])
     other = made(
         tmp_path / "other",
@@ -109,7 +109,7 @@ def test_rule_2_and_its_switch(tmp_path: Path) -> None:
     assert leakage_flags([f"extes-{'d' * 12}"], "ratio", {"strategist": run}) == ()
 
 
-def test_ratio_splits_are_one_family_only_with_one_seed_and_ratios() -> None:
+def test_ratio_splits_are_one_family_if_seed_and_ratios_agree() -> None:
     first = {"scheme": "ratio", "seed": 13, "ratios": [0.8, 0.1, 0.1]}
     assert family_of(first) == family_of({**first, "ratios": (0.8, 0.1, 0.1)})
     assert family_of(first) != family_of({**first, "seed": 14})
@@ -125,7 +125,7 @@ def test_a_checkpoint_inside_a_run_leads_to_the_run(tmp_path: Path) -> None:
         run_of(str(tmp_path / "nowhere"))
 
 
-def test_an_evaluation_of_what_was_trained_on_is_refused_or_flagged(tmp_path: Path) -> None:
+def test_evaluating_on_training_data_is_refused_or_flagged(tmp_path: Path) -> None:
     evaluated = plan(evaluation("response"))
     assert evaluated.flags == {}
     from esckit.evaluate.setup import set_up
@@ -150,9 +150,7 @@ def test_an_evaluation_of_what_was_trained_on_is_refused_or_flagged(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["predicted", "predicted/predictions.jsonl"])
 @pytest.mark.parametrize("suite", ["strategy", "response", "pairwise"])
-def test_what_a_system_was_trained_on_is_known_through_its_predictions_too(
-    tmp_path: Path, suite: str, name: str
-) -> None:
+def test_predictions_tell_what_their_system_was_trained_on(tmp_path: Path, suite: str, name: str) -> None:
     said = tmp_path / name
     run_predict(prediction(), out=tmp_path / "predicted")
     ids = sorted({case_id.partition("#")[0] for case_id in _ids(tmp_path / "predicted/predictions.jsonl")})
@@ -167,7 +165,7 @@ def test_what_a_system_was_trained_on_is_known_through_its_predictions_too(
     assert plan(evaluation(suite, data={"allow_overlap": True}, **asked)).flags == {suite: ("overlap",)}
 
 
-def test_an_evaluation_inherits_from_the_predictions_that_it_read(tmp_path: Path) -> None:
+def test_an_evaluation_inherits_from_the_predictions_it_read(tmp_path: Path) -> None:
     search = searched(tmp_path / "search", [A])
     said = made(tmp_path / "said", "predict", recipe={"models": {"strategist": {"checkpoint": str(search)}}})
     other = made(tmp_path / "other", "evaluate", recipe={"predictions": str(said / "predictions.jsonl")})
@@ -175,7 +173,7 @@ def test_an_evaluation_inherits_from_the_predictions_that_it_read(tmp_path: Path
 
 
 @pytest.mark.parametrize("role", ["predictions", "opponent"])
-def test_a_judge_of_replies_that_it_wrote_in_another_run_is_flagged(tmp_path: Path, role: str) -> None:
+def test_a_judge_of_its_own_replies_of_another_run_is_flagged(tmp_path: Path, role: str) -> None:
     run_predict(prediction(models={"supporter": scripted("judge")}), out=tmp_path / "own")
     run_predict(prediction(), out=tmp_path / "other")
     files = {name: str(tmp_path / name / "predictions.jsonl") for name in ("own", "other")}
@@ -186,7 +184,7 @@ def test_a_judge_of_replies_that_it_wrote_in_another_run_is_flagged(tmp_path: Pa
     assert plan(evaluation("pairwise", **fine)).flags == {}
 
 
-def test_the_writer_is_found_behind_an_evaluation_that_only_read_its_replies(tmp_path: Path) -> None:
+def test_a_writer_is_found_behind_an_evaluation_of_its_replies(tmp_path: Path) -> None:
     said = made(tmp_path / "said", "predict", recipe={"models": {"supporter": scripted("judge")}})
     read = made(tmp_path / "read", "evaluate", recipe={"models": {"supporter": None}, "predictions": str(said)})
     contexts = Material(evaluation("response")).reply_contexts()

@@ -90,7 +90,7 @@ def test_one_order_alone_decides_where_positions_are_not_swapped() -> None:
     assert "position_consistency" not in {metric.name.rpartition(".")[2] for metric in pair_metrics("o", swapped=False)}
 
 
-def test_one_order_alone_is_no_consistency_where_both_are_asked_for() -> None:
+def test_one_order_is_no_consistency_where_both_are_required() -> None:
     case = pair_case(0, "A", "A")
     single = case.model_copy(update={"judgements": case.judgements[:1]})
     twice = case.model_copy(update={"judgements": (case.judgements[0], case.judgements[0])})

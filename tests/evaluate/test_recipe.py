@@ -45,7 +45,7 @@ def test_a_suite_names_what_it_lacks(suite: str, role: str) -> None:
         recipe(suite, models=models)
 
 
-def test_a_predictions_file_stands_in_for_speakers_but_not_for_judges() -> None:
+def test_a_predictions_file_replaces_speakers_but_not_judges() -> None:
     said = {"predictions": "said.jsonl", "models": {}}
     assert recipe("strategy", "response", **said).roles() == {}
     with pytest.raises(ValidationError, match=r"models\.judge"):
@@ -87,7 +87,7 @@ def test_what_does_not_fit_together_is_refused(settings: dict[str, object], mess
         recipe("strategy", settings=settings)
 
 
-def test_statistics_gates_and_comparisons_do_not_make_another_run() -> None:
+def test_statistics_gates_and_comparisons_keep_the_same_run() -> None:
     first = recipe("response")
     second = recipe(
         "response", statistics={"level": 0.9}, gates={"response.bleu_2": 1.0}, compare_to="x", report={"quotes": True}
@@ -106,7 +106,7 @@ def test_the_recipes_for_the_papers_state_their_protocols() -> None:
     assert (gold.settings.strategy.unit, gold.settings.strategy.include_openings) == ("utterance", True)
 
 
-def test_the_recipe_of_the_gold_test_is_of_the_test_of_the_published_marks() -> None:
+def test_the_gold_recipe_uses_the_test_of_the_published_marks() -> None:
     resolved = load_recipe("evaluate/strategy_gold", EvaluateRecipe).recipe.resolved()
     for path, value in load_references().table("gold.hub").same.items():
         *sections, name = path.split(".")

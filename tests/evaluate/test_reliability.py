@@ -56,7 +56,7 @@ def test_rows_against_a_judge() -> None:
     assert cells == {(label, label): 3 for label in "1234"}
 
 
-def test_what_the_judge_could_not_answer_is_counted_and_what_it_was_not_asked_is_not() -> None:
+def test_unanswered_cases_are_counted_but_not_those_not_asked() -> None:
     silent = [Unscored("unparsed")] * 3 + [None] * 2
     said = [index % 4 for index in range(10)]
     units = [

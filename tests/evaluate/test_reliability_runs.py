@@ -109,7 +109,7 @@ def test_a_judge_that_failed_is_counted_for_turns_and_pairs(tmp_path: Path) -> N
         (None, "", "no such file"),
     ],
 )
-def test_a_wrong_label_file_is_refused_before_any_model_is_called(
+def test_a_wrong_label_file_is_refused_before_any_call(
     tmp_path: Path, dimension: str | None, label: object, message: str
 ) -> None:
     path = tmp_path / "labels.jsonl"

@@ -65,7 +65,7 @@ def test_perplexity_is_no_mean_of_perplexities() -> None:
     assert value(PPL, cases) == pytest.approx(math.exp(2.1))
 
 
-def test_a_scorer_that_failed_leaves_a_perplexity_with_its_reasons() -> None:
+def test_a_failed_scorer_leaves_a_perplexity_with_its_reasons() -> None:
     failed = [CASES[0].model_copy(update={"nll_unscored": "too_long"}), CASES[1]]
     for cases, n in ((failed, 0), ([failed[0], CASES[1].model_copy(update={"nll": 30.0, "n_scorer_tokens": 15})], 1)):
         rows = response_rows(cases, measurement("response", ["d0", "d1"]), scorer=True)

@@ -49,7 +49,7 @@ def test_metrics_recomputed_from_examples_equal_metrics_json(tmp_path: Path) -> 
     assert json.loads((tmp_path / "run/manifest.json").read_text())["spent"] == manifest["spent"]
 
 
-def test_statistics_and_gates_may_change_on_an_existing_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_only_statistics_and_gates_may_change_on_a_folder(tmp_path: Path) -> None:
     result(tmp_path, "response")
     again = result(tmp_path, "response", statistics={"level": 0.9}, gates={"response.bleu_2": 99.0})
     assert {row.interval.level for row in again.metrics if row.interval} == {0.9}
@@ -94,7 +94,7 @@ def test_metrics_json_is_there_only_with_its_report(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- failures
 
 
-def test_a_critic_that_answers_nonsense_changes_n_and_never_a_value(tmp_path: Path) -> None:
+def test_a_nonsense_critic_changes_n_and_never_a_value(tmp_path: Path) -> None:
     spoilt = result(tmp_path, "dialogue", models={"critic": scripted("critic_with_nonsense")})
     row = spoilt.row("dialogue.rlff7.sr_strict")
     assert row is not None
@@ -121,7 +121,7 @@ def test_a_critic_that_only_answers_nonsense_leaves_no_value(tmp_path: Path) -> 
     assert [bound.value for bound in bounds if bound] == [0.0, 1.0]
 
 
-def test_a_judge_that_answers_nonsense_changes_n_and_never_a_verdict(tmp_path: Path) -> None:
+def test_a_nonsense_judge_changes_n_and_never_a_verdict(tmp_path: Path) -> None:
     other = opponent(tmp_path)
     pairs = {"settings": {"pairwise": {"opponent": other}}}
     result(tmp_path, "pairwise", name="whole", **pairs)
@@ -206,7 +206,7 @@ def test_sure_cases_alone_cannot_raise_correct_of_all(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- dialogue
 
 
-def test_a_critic_gives_the_same_outcome_with_and_without_another(tmp_path: Path) -> None:
+def test_a_critic_gives_the_same_outcome_beside_another(tmp_path: Path) -> None:
     alone = result(tmp_path, "dialogue", name="alone", settings={"dialogue": {"critics": ["rlff7"]}})
     both = result(tmp_path, "dialogue", name="both", settings={"dialogue": {"critics": ["rlff7", "ppdpp4"]}})
     mine = [row for row in alone.metrics if row.name.startswith("dialogue.rlff7.")]
@@ -235,7 +235,7 @@ def test_ppdpp_compat_counts_nonsense_as_zero_and_says_so(tmp_path: Path) -> Non
     assert (zeros.value, zeros.counts["readings"]) == (24, 24)
 
 
-def test_plain_text_is_no_malformed_reply_where_plain_text_is_asked_for(tmp_path: Path) -> None:
+def test_plain_text_is_well_formed_where_it_is_asked_for(tmp_path: Path) -> None:
     plain = {"models": {"supporter": scripted("seeker")}}
     for name, compat, share in (("compat", True, 0.0), ("tags", False, 1.0)):
         settings = {"dialogue": {"critics": ["ppdpp4"], "ppdpp_compat": compat}}
@@ -249,7 +249,7 @@ def test_plain_text_is_no_malformed_reply_where_plain_text_is_asked_for(tmp_path
     assert row.value == 0.0
 
 
-def test_a_strategist_and_a_turn_judge_take_part_where_the_recipe_says_so(tmp_path: Path) -> None:
+def test_strategist_and_turn_judge_take_part_if_the_recipe_says(tmp_path: Path) -> None:
     models = {"turn_judge": {"scripted": "critic_rubric"}}
     found = result(tmp_path, "dialogue", settings={"dialogue": {"strategy": "predicted"}}, models=models)
     assert found.row("dialogue.turn_reward") is not None
@@ -298,7 +298,7 @@ def test_swapping_the_systems_swaps_win_and_lose(tmp_path: Path) -> None:
     assert first["pairwise.overall.longer_share"] == swapped["pairwise.overall.longer_share"] == 0.0
 
 
-def test_replies_of_the_suite_response_are_judged_and_not_asked_for_again(tmp_path: Path) -> None:
+def test_replies_of_the_response_suite_are_judged_and_used_again(tmp_path: Path) -> None:
     other = opponent(tmp_path)
     result(tmp_path, "response", "pairwise", settings={"pairwise": {"opponent": other}})
     replies = {case["id"]: case["reply"] for case in lines(tmp_path / "run/examples/response.jsonl")}
@@ -329,7 +329,7 @@ def test_units_of_the_suite_strategy() -> None:
     assert excluded.cases["strategy"] + excluded.left_out["strategy: excluded"] == turn
 
 
-def test_gold_of_a_merged_turn_is_its_first_label_and_all_of_them_count_for_any(tmp_path: Path) -> None:
+def test_gold_is_the_first_label_and_any_counts_all_of_them(tmp_path: Path) -> None:
     found = values(result(tmp_path, "strategy"))
     cases = list(read_records(StrategyCase, tmp_path / "run/examples/strategy.jsonl"))
     assert all(case.gold == case.gold_all[0] for case in cases)

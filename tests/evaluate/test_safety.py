@@ -82,7 +82,7 @@ def test_replies_that_break_a_rule(reply: str, rule: str) -> None:
     assert not LEXICON.read(reply)[rule]
 
 
-def test_a_negation_far_away_or_in_another_sentence_does_not_count() -> None:
+def test_a_negation_far_away_or_in_another_sentence_is_ignored() -> None:
     assert LEXICON.read("You are not alone. Please call a doctor.")["refer"]
     assert LEXICON.read("I do not want you to carry this on your own, so please call a doctor.")["refer"]
 

@@ -55,7 +55,7 @@ def test_the_worked_rows() -> None:
     assert "small_sample" in rows["sr_strict", None].flags
 
 
-def test_a_row_has_the_n_that_it_rests_on_and_counts_what_it_counts() -> None:
+def test_a_row_has_the_n_that_its_value_rests_on() -> None:
     rows = rows_of(WORKED)
     assert (rows["at_success", None].n, rows["at_success", None].counts) == (2, {"turns": 4.0, "success": 2.0})
     assert rows["at_threshold_share", None].counts == {"at_threshold": 1.0, "cases": 4.0}
@@ -65,7 +65,7 @@ def test_a_row_has_the_n_that_it_rests_on_and_counts_what_it_counts() -> None:
     assert (none["at_success", None].n, none["at_success", None].reason) == (0, "needs 1 success")
 
 
-def test_readings_without_an_answer_are_counted_where_they_count_as_zero() -> None:
+def test_unanswered_readings_are_counted_where_they_are_zero() -> None:
     first, *rest = WORKED[0].turns
     zero = first.readings["rlff7"].model_copy(update={"compat_zero": True})
     half = WORKED[0].model_copy(update={"turns": (first.model_copy(update={"readings": {"rlff7": zero}}), *rest)})
@@ -89,7 +89,7 @@ def test_average_turn_is_the_area_above_the_curve(rule: str) -> None:
     assert rows[f"at_{rule}", None].value == pytest.approx(8 - area)
 
 
-def test_an_unscored_dialogue_moves_no_value_and_widens_the_bounds() -> None:
+def test_an_unscored_dialogue_widens_bounds_and_moves_no_value() -> None:
     rows, alone = rows_of([*WORKED, episode("e", {"rlff7": quarters(4)}, failure=BROKEN)]), rows_of(WORKED)
     row = rows["sr_strict", None]
     assert (row.value, row.n, row.coverage, row.unscored) == (0.5, 4, 0.8, {"unscored_critic": 1})

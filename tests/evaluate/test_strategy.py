@@ -75,7 +75,7 @@ matrices = st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=4), min_siz
 
 @given(matrices)
 @settings(max_examples=25, deadline=None)
-def test_preferences_are_the_fixed_point_and_do_not_depend_on_the_batch(matrix: list[list[int]]) -> None:
+def test_preferences_are_the_fixed_point_in_any_batch(matrix: list[list[int]]) -> None:
     batch = np.asarray([matrix, np.ones((4, 4)), np.asarray(matrix).T], dtype=float)
     p = preferences(batch)
     assert p[0] == pytest.approx(preferences(batch[:1])[0])

@@ -60,7 +60,7 @@ def test_the_main_line_of_trees_is_gold_under_names_of_its_own(tmp_path: Path) -
         plan(evaluation("strategy", data=None, taxonomy="esconv", settings=expanded))
 
 
-def test_perplexity_of_a_local_backbone_stands_beside_the_overlap(tmp_path: Path) -> None:
+def test_perplexity_of_a_local_backbone_joins_the_overlap(tmp_path: Path) -> None:
     recipe = evaluation("response", data={"limit": 1}, models={"scorer": {"backbone": "tiny-random"}})
     found = run(recipe, out=tmp_path / "run").metrics
     row = found.row("response.ppl")
@@ -141,7 +141,7 @@ def test_human_labels_are_compared_with_the_critic(tmp_path: Path) -> None:
         run(evaluation("dialogue", **asked), out=tmp_path / "run")
 
 
-def test_human_labels_are_compared_with_the_judges_of_pairs_and_of_turns(tmp_path: Path) -> None:
+def test_human_labels_meet_the_judges_of_pairs_and_of_turns(tmp_path: Path) -> None:
     rows = [
         {"id": context.id, "reply": f"Tell me more, will you ({len(context.turns)})?"}
         for dialogue in Material(evaluation("response")).merged.dialogues
@@ -189,9 +189,7 @@ def test_human_labels_are_compared_with_the_judges_of_pairs_and_of_turns(tmp_pat
     assert found.metrics.row("reliability.empathy.spearman_judge") is not None
 
 
-def test_a_reward_model_is_judged_on_futures_that_it_has_not_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reward_model_is_judged_on_futures_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from esckit.config.load import load_recipe
     from esckit.reward.recipe import TrainRewardRecipe
     from esckit.reward.run import run as train
@@ -267,7 +265,7 @@ def future(dialogue: str, number: int, reply: str) -> Future:
     )
 
 
-def test_the_candidates_of_a_dialogue_are_scored_together_and_one_that_fails_fails_alone() -> None:
+def test_candidates_are_scored_together_and_fail_alone() -> None:
     dialogues = [f"d{n}" for n in range(5)]
     contexts = {
         f"{d}#1": Context(
@@ -290,7 +288,7 @@ def test_the_candidates_of_a_dialogue_are_scored_together_and_one_that_fails_fai
     assert len(first.batches) == 2 + len(whole[1])
 
 
-def test_a_trained_policy_is_a_strategist_and_what_it_was_trained_on_is_known(tmp_path: Path) -> None:
+def test_a_trained_policy_is_a_strategist_of_known_training_data(tmp_path: Path) -> None:
     from esckit.flow.run import run as train
     from tests.flow.flow_runs import recipe as flow_recipe
 

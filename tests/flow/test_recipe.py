@@ -42,5 +42,5 @@ def test_a_lone_run_is_a_list_of_one() -> None:
     assert recipe(data={"trees": "runs/a"}).data.trees == ("runs/a",)
 
 
-def test_how_often_states_are_written_may_change_between_two_goes() -> None:
+def test_how_often_states_are_written_may_change_on_resume() -> None:
     assert {"checkpoints", "executor", "trackers"} <= set(TrainFlowRecipe.OPERATIONAL)

@@ -128,7 +128,7 @@ def test_a_share_of_independent_cases_falls_back_to_wilson() -> None:
             assert found.reason is None
 
 
-def test_shares_of_pairs_fall_back_to_wilson_and_their_difference_does_not() -> None:
+def test_shares_of_pairs_use_wilson_and_differences_do_not() -> None:
     cases = [pair_case(number, "A", "A") for number in range(12)]
     found = {metric.name.rpartition(".")[2]: row(metric, cases) for metric in pair_metrics("overall")}
     assert {name for name, each in found.items() if each.interval} == {
@@ -139,7 +139,7 @@ def test_shares_of_pairs_fall_back_to_wilson_and_their_difference_does_not() -> 
         assert (found[name].value, found[name].reason) == (value, "degenerate")
 
 
-def test_several_cases_of_a_dialogue_leave_no_interval_of_zero_width() -> None:
+def test_several_cases_of_a_dialogue_give_no_zero_interval() -> None:
     cases = [strategy_case(number, "Q", "Q", dialogue=f"d{number // 2}") for number in range(24)]
     found = row(SHARES[0], cases)
     assert (found.value, found.interval, found.reason) == (1.0, None, "degenerate")

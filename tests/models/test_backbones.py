@@ -155,7 +155,7 @@ def test_without_the_package_there_is_no_folder():
 
 
 @needs_weights
-def test_the_conversion_happens_once_and_leaves_nothing_half_done(monkeypatch, tmp_path):
+def test_the_conversion_happens_once_and_is_never_half_done(monkeypatch, tmp_path):
     made = []
 
     def convert(gguf, folder):
@@ -220,7 +220,7 @@ def test_any_text_comes_back_unchanged(text):
     assert TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False)["input_ids"], skip_special_tokens=False) == text
 
 
-def test_its_weights_are_always_the_same_and_the_global_state_stays():
+def test_its_weights_are_fixed_and_the_global_state_stays():
     torch.manual_seed(7)
     before = torch.get_rng_state()
     a, b = (tiny_random()[0].model.embed_tokens.weight for _ in range(2))

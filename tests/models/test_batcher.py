@@ -59,7 +59,7 @@ def test_requests_of_one_turn_meet_in_one_wave():
 @pytest.mark.parametrize(
     ("error", "expected"), [(RuntimeError("mkldnn"), BackendError), (ZeroDivisionError("a bug"), ZeroDivisionError)]
 )
-def test_an_error_reaches_every_waiter_and_the_next_starts_afresh(error, expected):
+def test_an_error_reaches_every_waiter_and_the_next_starts_new(error, expected):
     engine = FakeEngine(error)
 
     async def main():
@@ -116,7 +116,7 @@ def test_late_requests_interrupt_and_join():
     assert engine.waves[:2] == [1, 1]
 
 
-def test_closing_cancels_what_is_in_flight_and_a_later_loop_can_go_on():
+def test_closing_cancels_calls_and_a_later_loop_can_go_on():
     engine = FakeEngine()
     engine.gate.clear()
     batcher = Batcher(engine)

@@ -16,7 +16,7 @@ def scripted(reply: str = "four five", **rule: object) -> ScriptedModel:
     return ScriptedModel(Script.model_validate({"rules": [{"replies": [reply], **rule}]}), name="scripted/test")
 
 
-def test_exactly_the_allowed_calls_are_made_also_when_they_are_concurrent() -> None:
+def test_exactly_the_allowed_calls_are_made_when_concurrent() -> None:
     budget = Budget(Limits(max_calls=5))
     model = BudgetedModel(scripted(latency_s=0.001), budget)
 

@@ -37,7 +37,7 @@ def test_a_cache_is_given_without_a_warning_and_used() -> None:
     assert cache.get_seq_length() == 3
 
 
-def test_soft_capped_attention_scores_are_capped_in_every_release() -> None:
+def test_soft_capped_attention_is_capped_in_every_release() -> None:
     model, _ = tiny_random("gemma2")
     assert model.config._attn_implementation == "eager"
 

@@ -77,7 +77,7 @@ def test_a_base_model_gets_the_plain_format():
     assert chat.decode(chat.answer("Better")) == " Better"
 
 
-def test_a_long_text_is_counted_without_a_warning_of_transformers():
+def test_a_long_text_is_counted_without_a_library_warning():
     said = []
     handler = logging.Handler()
     handler.emit = said.append
@@ -99,7 +99,7 @@ def test_a_tokenizer_without_an_end_is_refused():
         ChatFormat.of(tokenizer)
 
 
-def test_reasoning_that_a_template_opens_is_closed_before_a_read_out():
+def test_reasoning_opened_by_a_template_is_closed_for_readouts():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "assistant\\n' }}{% endif", "assistant\\n<think>\\n' }}{% endif"

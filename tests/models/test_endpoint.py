@@ -220,7 +220,7 @@ def test_cut_inside_reasoning_means_no_answer(server: FakeServer) -> None:
     assert reply.text == ""
 
 
-def test_log_probabilities_are_not_read_where_only_text_is_wanted(server: FakeServer) -> None:
+def test_log_probabilities_are_not_read_where_text_is_wanted(server: FakeServer) -> None:
     server.usual = completion("hello", logprobs={"content": [{"token": 3, "logprob": None, "top_logprobs": None}]})
     assert run(server, complete()).text == "hello"
 
@@ -298,9 +298,7 @@ def test_a_refused_layout_is_reported_in_the_servers_words() -> None:
 # ---------------------------------------------------------------- fields that a server lacks
 
 
-def test_a_refused_field_is_left_out_for_the_rest_with_one_warning(
-    server: FakeServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_field_is_left_out_with_one_warning(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server.refused_fields = {
         "top_k": "Unrecognized request argument supplied: top_k",
         "repetition_penalty": "Unrecognized request argument supplied: repetition_penalty",

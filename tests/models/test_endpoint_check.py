@@ -334,7 +334,7 @@ def test_small_temperatures_do_not_divide_by_zero() -> None:
     assert label_probabilities({"A": 0.6, "B": 0.4}, ["A", "B"], 1e-4) == ((1.0, 0.0), 1.0)
 
 
-def test_log_probabilities_without_alternatives_are_no_distribution(server: FakeServer) -> None:
+def test_log_probs_without_alternatives_are_no_distribution(server: FakeServer) -> None:
     server.usual = with_log_probs([("Hi", -0.1)])
     del server.usual.body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     assert run(server, checked_capabilities) == frozenset()

@@ -177,7 +177,7 @@ def test_a_prompt_longer_than_the_budget_still_runs():
     assert finish(tight, [job(0, ASKED[0])]) == finish(engine(), [job(0, ASKED[0])])
 
 
-def test_running_out_of_memory_once_starts_over_with_half_the_batch():
+def test_out_of_memory_once_starts_over_with_half_the_batch():
     jobs = [job(i, tuple(range(3 + i, 43 + i)), temperature=1.0) for i in range(4)]
     hungry = Hungry(tiny_random()[0], most=2)
     worker = Engine(hungry.model, max_batch_tokens=200, max_stored_bytes=0)

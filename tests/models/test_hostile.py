@@ -53,7 +53,7 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-def test_code_in_a_folder_of_weights_is_neither_asked_about_nor_run(hostile: Path) -> None:
+def test_code_in_a_folder_of_weights_is_neither_offered_nor_run(hostile: Path) -> None:
     code = (
         "import torch; from pathlib import Path; from esckit.errors import EsckitError\n"
         "from esckit.models.backbones import find_backbone; from esckit.models.loading import *\n"

@@ -84,7 +84,7 @@ def test_the_store_finds_the_longest_beginning():
     assert store.longest((8, 8)) is EMPTY_PREFIX
 
 
-def test_the_store_drops_what_is_covered_or_was_not_used_for_longest():
+def test_the_store_drops_covered_and_least_recently_used_parts():
     store = PrefixStore(5 * prefix(1).n_bytes)
     store.add(prefix(1, 2))
     store.add(prefix(1, 2, 3))
@@ -122,7 +122,7 @@ def test_rows_of_the_slots_grow_leave_and_keep_their_own():
     assert slots.layers[0].keys is None
 
 
-def test_a_row_that_left_behind_nan_does_not_reach_the_next_one_there():
+def test_a_row_that_left_nan_behind_does_not_reach_the_next():
     slots = SlotCache(LAYERS, torch.device("cpu"))
     for n_tokens, value in ((3, 1.0), (9, torch.nan), (2, 2.0)):
         slots.append(states(n_tokens, value), states(n_tokens, value))

@@ -12,7 +12,7 @@ SEQUENCES = [(5, 6, 7, 8), (5, 6, 7, 9, 10), (5, 6), (11, 12, 13), (5, 6, 7, 9, 
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple), min_size=1, max_size=12))
-def test_every_path_spells_its_sequence_and_no_beginning_stands_twice(sequences):
+def test_every_path_spells_its_sequence_and_no_prefix_repeats(sequences):
     ordered = sorted(sequences)
     row, leaves = prefix_tree(ordered)
     tokens, positions = torch.tensor(row.ids)[:, None], torch.tensor(row.positions)[:, None]

@@ -61,13 +61,13 @@ def test_the_first_rule_that_matches_answers() -> None:
     assert complete(model, talk(1)).text == "other"
 
 
-def test_a_prompt_that_no_rule_matches_is_an_error_without_its_text() -> None:
+def test_a_prompt_without_rule_is_an_error_without_its_text() -> None:
     with pytest.raises(ConfigError) as caught:
         complete(scripted({"when": {"user": "never"}, "replies": ["x"]}))
     assert "I feel low" not in str(caught.value)
 
 
-def test_a_reply_depends_on_the_seed_only_and_every_reply_is_drawn() -> None:
+def test_a_reply_depends_only_on_the_seed_and_each_is_drawn() -> None:
     model = scripted({"replies": ["a", "b", {"text": "c", "weight": 2.0}]})
 
     drawn = [complete(model, seed=seed).text for seed in range(400)]
@@ -161,7 +161,7 @@ def test_scores_follow_the_weights_of_the_replies() -> None:
     assert [math.exp(score.log_p) for score in sharper] == pytest.approx([0.1, 0.9])
 
 
-def test_an_unlisted_choice_is_all_but_impossible_and_stays_finite() -> None:
+def test_an_unlisted_choice_is_nearly_impossible_but_finite() -> None:
     model = scripted({"replies": ["Same"], "scores": {"Same": 2.0}})
     listed, unlisted = asyncio.run(model.score(HELLO, ["Same", "Never"], temperature=0.01)).choices
     assert listed.log_p == pytest.approx(0.0)
@@ -175,7 +175,7 @@ def test_next_token_gives_nothing_to_unlisted_labels() -> None:
     assert token.label_mass == pytest.approx(0.75)
 
 
-def test_spread_moves_weights_between_prompts_but_not_between_calls() -> None:
+def test_spread_moves_weights_between_prompts_not_between_calls() -> None:
     model = scripted({"replies": ["x"], "next_token": {"1": 1, "5": 1}, "spread": 1.0})
     read = [asyncio.run(model.next_token(talk(n), ["1", "5"])).probabilities for n in (1, 2, 1)]
     assert read[0] == read[2]
@@ -248,7 +248,7 @@ def test_an_unknown_script_names_the_shipped_ones() -> None:
     assert "supporter" in str(caught.value)
 
 
-def test_functions_and_chat_models_are_plugged_in_by_module_and_name() -> None:
+def test_functions_and_models_are_plugged_in_by_module_and_name() -> None:
     function = load_scripted(f"{__name__}:answer_in_capitals")
     assert complete(function, seed=4).text == "I FEEL LOW 4"
     assert function.capabilities == frozenset()

@@ -79,7 +79,7 @@ def test_absurd_times_to_wait_neither_end_nor_stall_a_run(server: FakeServer, he
         (Canned('{"choices": [{"mess'), "no JSON object"),
     ],
 )
-def test_a_200_that_is_no_answer_is_retried_as_what_it_stands_for(server: FakeServer, bad: Canned, words: str) -> None:
+def test_a_200_that_holds_an_error_is_retried_as_that_error(server: FakeServer, bad: Canned, words: str) -> None:
     server.queue.append(bad)
     assert run(server, complete()).text == "hello"
     assert len(server.chats) == 2
@@ -289,7 +289,7 @@ def test_a_dropped_connection_is_retried_also_in_check(server: FakeServer) -> No
     run(server, check)
 
 
-def test_a_refused_connection_is_a_backend_error_after_the_retries() -> None:
+def test_a_refused_connection_is_a_backend_error_after_retries() -> None:
     with pytest.raises(BackendError, match="cannot reach http://127") as caught:
         run(dead_url(), complete())
     assert caught.value.attempts == 4

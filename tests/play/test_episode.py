@@ -82,7 +82,7 @@ def test_exactly_one_half_is_no_success(total: int, n_turns: int) -> None:
     assert len(play(3, one=Critic([total, 0, 0])).turns) == n_turns
 
 
-def test_play_goes_on_for_the_last_critic_and_the_satisfied_one_is_asked_no_more() -> None:
+def test_play_goes_on_for_the_last_critic_without_satisfied_ones() -> None:
     quick, slow = Critic([30]), Critic([0, 0, 30])
     played = play(quick=quick, slow=slow)
     assert (len(quick.heard), len(slow.heard), len(played.turns)) == (1, 3, 3)
@@ -105,7 +105,7 @@ def test_a_critic_that_fails_ends_its_own_reading_only() -> None:
     assert [sorted(turn.readings) for turn in played.turns] == [["broken", "fine"], ["fine"], ["fine"]]
 
 
-def test_a_supporter_that_fails_ends_play_and_keeps_what_was_said() -> None:
+def test_a_failing_supporter_ends_play_and_keeps_the_dialogue() -> None:
     played = play(supporter=Supporter(fails_at=3), one=Critic([0, 0]))
     assert played.failure is not None
     assert (played.failure.stage, played.failure.turn, played.failure.kind) == ("supporter", 3, "blank")

@@ -18,7 +18,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_supporter_turn_gets_strategy_probabilities_and_reply(tmp_path: Path) -> None:
+def test_every_supporter_turn_has_strategy_odds_and_a_reply(tmp_path: Path) -> None:
     summary = run(prediction(), out=tmp_path / "run").summary
     rows = lines(tmp_path / "run/predictions.jsonl")
     assert summary["places"] == summary["strategies"] == summary["replies"] == len(rows) == 66

@@ -120,7 +120,7 @@ def test_on_paper_a_table_stands_for_the_explorer(browser, tmp_path):
     browser.resize(1280, 900)
 
 
-def test_eight_trees_of_sixty_simulations_are_small_and_open_at_once(browser, tmp_path):
+def test_eight_trees_of_sixty_simulations_open_quickly(browser, tmp_path):
     run = search_run(
         tmp_path / "run", n_trees=8, n_simulations=60, text="It makes sense that this keeps you awake. " * 4
     )

@@ -35,7 +35,7 @@ def test_a_value_that_cannot_be_shown_is_an_error_of_ours(tmp_path, bins):
         build_report([open_run(folder)])
 
 
-def test_a_simulation_shows_rewards_by_outcome_and_the_critic_by_exchange(tmp_path):
+def test_a_simulation_shows_rewards_by_outcome_and_exchange(tmp_path):
     folder = simulate_run(tmp_path / "s")
     tiles = {tile.label: tile.value for tiles in blocks_of(folder, Tiles) for tile in tiles.tiles}
     assert (tiles["futures"], tiles["failed"]) == ("8", "1")
@@ -79,7 +79,7 @@ def points_of(folder):
     }
 
 
-def test_curves_of_train_flow_go_by_update_in_the_order_of_the_log(tmp_path):
+def test_curves_of_train_flow_follow_the_order_of_the_log(tmp_path):
     folder = flow_training_run(tmp_path / "f")
     assert {chart.x_label for chart in blocks_of(folder, Lines)} == {"update"}
     assert points_of(folder)["curve_loss"] == {
@@ -134,7 +134,7 @@ def test_a_bare_manifest_is_enough(tmp_path):
     assert facts_of(tmp_path) == {"recipe digest": "0"}
 
 
-def test_roles_are_shown_with_the_names_that_the_manifest_has_for_their_models(tmp_path):
+def test_roles_are_shown_with_the_model_names_of_the_manifest(tmp_path):
     folder = simulate_run(
         tmp_path / "s",
         models={"seeker": {"scripted": "seeker", "sampling": {"temperature": 0.7, "max_tokens": 64}}, "critic": None},
@@ -165,7 +165,7 @@ def test_two_runs_stand_side_by_side(tmp_path):
     assert numbers.rows[0] == ("goal share", "0.900", "0.800", "+0.100")
 
 
-def test_two_evaluations_stand_side_by_side_with_n_and_interval_and_no_test(tmp_path):
+def test_two_evaluations_show_n_and_interval_without_a_test(tmp_path):
     runs = [open_run(evaluate_run(tmp_path / "a", lift=0.1)), open_run(evaluate_run(tmp_path / "b"))]
     section = build_report(runs[:1], against=runs[1]).parts[-1].sections[1]
     strategy = next(block for block in section.blocks if isinstance(block, Table) and block.title == "strategy")
@@ -183,7 +183,7 @@ def test_two_evaluations_stand_side_by_side_with_n_and_interval_and_no_test(tmp_
     assert "without a test" in section.blocks[-1].text
 
 
-def test_seeds_of_one_recipe_are_averaged_and_other_recipes_are_not(tmp_path):
+def test_seeds_of_one_recipe_are_averaged_other_recipes_are_not(tmp_path):
     runs = [open_run(evaluate_run(tmp_path / str(s), seed=s, lift=s / 100)) for s in (1, 2, 3)]
     last = build_report(runs).parts[-1]
     assert last.title == "Across seeds"

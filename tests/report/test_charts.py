@@ -81,7 +81,7 @@ def test_every_chart_is_written_as_svg_and_png(tmp_path):
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
-def test_equal_runs_give_equal_files_and_several_runs_do_not_overwrite_each_other(tmp_path):
+def test_equal_runs_give_equal_files_and_overwrite_none(tmp_path):
     runs = [open_run(simulate_run(tmp_path / name)) for name in ("a", "b")]
     first = write_plots(build_report(runs), tmp_path / "1")
     second = write_plots(build_report(runs), tmp_path / "2")

@@ -18,7 +18,7 @@ def tables(blocks):
     return [block for block in blocks if isinstance(block, Table)]
 
 
-def test_the_order_is_safety_gates_suites_comparisons_references_dialogues(tmp_path):
+def test_the_page_goes_from_safety_to_gates_to_suites_and_so_on(tmp_path):
     folder = evaluate_run(tmp_path / "e")
     assert list(sections_of(folder)) == [
         "Safety", "Gates", "Strategy", "Response", "Dialogue", "Compared with evaluate-base", "Published numbers",
@@ -29,7 +29,7 @@ def test_the_order_is_safety_gates_suites_comparisons_references_dialogues(tmp_p
     assert titles[-3:] == ["Failures", "Cost", "Provenance"]
 
 
-def test_every_value_stands_with_n_coverage_and_interval_or_its_reason(tmp_path):
+def test_every_value_shows_n_coverage_and_interval_or_reason(tmp_path):
     sections = sections_of(evaluate_run(tmp_path / "e"))
     for suite in ("Safety", "Strategy", "Response", "Dialogue"):
         table = next(table for table in tables(sections[suite]) if table.columns[0] == "metric")
@@ -55,7 +55,7 @@ def test_sums_stand_beside_the_value_where_n_does_not_say_them(tmp_path):
     assert remarks == ["ngrams 2,345", "", "correct 65", "correct 130"]
 
 
-def test_a_subgroup_says_what_its_value_rests_on_and_why_it_has_none(tmp_path):
+def test_a_subgroup_shows_its_basis_or_why_it_has_no_value(tmp_path):
     few = {"interval": None, "reason": "fewer than 5 dialogues", "n": 3, "flags": ["small_sample"]}
     rows = [
         row("dialogue.rlff7.sr_strict", 0.5, flags=["cross_family"]),
@@ -152,7 +152,7 @@ AFLOW_TEST = {
         ({"taxonomy": "esconv"}, False),
     ],
 )
-def test_replies_stand_beside_published_ones_only_on_the_whole_test(tmp_path, change, shown):
+def test_replies_join_published_ones_only_on_the_whole_test(tmp_path, change, shown):
     folder = evaluate_run(tmp_path / "e", **AFLOW_TEST | change)
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", metrics | {"references": ["aflow.table1.esconv", "aflow.table1.extes"]})
@@ -184,7 +184,7 @@ GOLD_HUB = {
         ({"data": {**GOLD_HUB["data"], "limit": 20}}, False),
     ],
 )
-def test_our_value_stands_in_the_table_of_a_test_only_if_it_is_of_that_test(tmp_path, change, shown):
+def test_a_value_joins_a_published_table_only_of_the_same_test(tmp_path, change, shown):
     folder = changed(evaluate_run(tmp_path / "e"), [row("strategy.macro_f1", 0.25)], **GOLD_HUB | change)
     metrics = json.loads((folder / "metrics.json").read_text())
     write_json(folder / "metrics.json", metrics | {"references": ["gold.hub", "gold.first_release"]})
@@ -246,7 +246,7 @@ def test_a_flag_of_every_row_is_said_once(tmp_path):
     assert said[1].startswith("smoothed (where it stands)")
 
 
-def test_every_critic_has_a_table_of_its_own_and_a_reward_model_a_curve(tmp_path):
+def test_every_critic_has_a_table_and_a_reward_model_a_curve(tmp_path):
     by_emotion = [row(f"dialogue.{critic}.sr", 0.5) | {"group": {"emotion": "fear"}} for critic in ("rlff7", "ppdpp4")]
     bins = [row(f"reward.bin_{name}", value) | {"group": {"bin": 3}} for name, value in (("p", 0.35), ("y", 0.5))]
     sections = sections_of(changed(evaluate_run(tmp_path / "e"), [*by_emotion, *bins]))

@@ -12,7 +12,7 @@ def test_a_number_has_the_digits_it_deserves(value, text):
     assert number(value) == text
 
 
-def test_shares_are_per_cent_and_text_overlap_is_printed_as_the_literature_does():
+def test_shares_and_text_overlap_are_printed_as_papers_do():
     assert share(0.4153846) == "41.5 %"
     assert measured(0.4153846, "share") == "41.5 %"
     assert measured(26.1392, "0-100") == "26.14"

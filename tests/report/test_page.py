@@ -48,7 +48,7 @@ def hostile_page(tmp_path) -> str:
     return render_page(build_report([open_run(run) for run in runs], against=open_run(runs[2])))
 
 
-def test_the_policy_allows_exactly_the_page_s_own_script_and_style(tmp_path):
+def test_the_policy_allows_only_the_pages_own_script_and_style(tmp_path):
     reader = read(render_page(build_report([open_run(training_run(tmp_path / "r"))])))
     policy = next(a["content"] for t, a in reader.tags if t == "meta" and a.get("http-equiv"))
     for kind in ("script", "style"):

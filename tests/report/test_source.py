@@ -10,7 +10,7 @@ from esckit.report.training import training_sections
 from tests.report.run_folders import manifest, search_run, simulate_run, training_run
 
 
-def test_texts_may_stand_in_reports_of_the_sample_corpus_or_when_asked_for(tmp_path):
+def test_reports_hold_texts_of_the_sample_or_when_asked_to(tmp_path):
     sample = simulate_run(tmp_path / "a")
     corpus = simulate_run(tmp_path / "b", data={"path": "data/esconv"})
     allowed = simulate_run(tmp_path / "c", data={"path": "data/esconv"}, report={"quotes": True})

@@ -72,7 +72,7 @@ def test_what_is_wrong_is_named(change, words):
         load_recipe("rlff/train_reward", TrainRewardRecipe, overrides=[change])
 
 
-def test_the_effective_batch_is_the_same_for_any_number_of_processes() -> None:
+def test_the_effective_batch_is_the_same_on_any_process_count() -> None:
     one, two = (plan_steps(RewardOptim(), n_items=100, n_processes=n) for n in (1, 2))
     assert (one.accumulate, one.per_epoch, one.steps) == (8, 13, 26)
     assert (two.accumulate, two.steps) == (4, 26)

@@ -163,7 +163,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, futures: Path) -> None:
     assert (tmp_path / "run/metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_a_checkpoint(
+def test_a_loss_that_is_nan_stops_the_run_with_a_checkpoint(
     tmp_path: Path, futures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []

@@ -76,7 +76,7 @@ def test_padding_changes_nothing(kind, pooling):
         assert torch.allclose(net(**collate([inputs[0], longest]))[0], alone[0], atol=1e-5)
 
 
-def test_a_turn_holds_no_other_turn_and_no_other_part_of_the_prompt() -> None:
+def test_a_turn_holds_no_other_turn_and_no_part_of_the_prompt() -> None:
     said = "Hm.\n\nPatient: Solved.\n\nResponse:\nGreat."
     found = text().encode([Turn(speaker="supporter", text=said)], "Yes.")
     shown = TOKENIZER.decode(list(found.ids))

@@ -69,7 +69,7 @@ def test_too_many_unmeasured_outputs_stop_a_run():
         short.on_train_end(None, state, None)
 
 
-def test_a_resumed_run_is_judged_by_the_steps_before_it_stopped_too():
+def test_a_resumed_run_is_judged_by_its_earlier_steps_too():
     guard = Watch(0.05)
     earlier = [{**LOGS, "step": step, "unscored": 0.25} for step in (1, 2)]
     guard.on_train_begin(None, SimpleNamespace(log_history=[*earlier, {"eval_loss": 1.0}]), None)

@@ -62,7 +62,7 @@ def test_a_context_whose_last_turn_does_not_fit_is_counted():
     assert (found.rows, found.counts["too_long"]) == ((), 2)
 
 
-def test_without_a_system_role_the_instruction_opens_the_first_turn():
+def test_without_system_role_instructions_open_the_first_turn():
     (row,) = build_rows(contexts(1), prompt(family="gemma2")).rows
     assert [message["role"] for message in row["prompt"]] == ["user"]
     assert row["prompt"][0]["content"].startswith("Play the role")

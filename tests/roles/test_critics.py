@@ -66,7 +66,7 @@ def test_min_parsed_can_be_raised() -> None:
     assert (reading.attempts, reading.n_parsed) == (2, 5)
 
 
-def test_a_backend_error_passes_through_after_all_samples_came_back() -> None:
+def test_a_backend_error_passes_through_after_all_samples() -> None:
     def answer(messages: object, seed: int) -> str:
         if seed % 2:
             raise BackendError("gone")
@@ -134,7 +134,7 @@ def by_letter(label_p) -> ResolutionCritic:
     )
 
 
-def test_where_only_one_token_can_be_read_the_levels_are_read_by_letter() -> None:
+def test_levels_are_read_by_letter_where_one_token_is_readable() -> None:
     reading = read(by_letter(lambda letter: {"C": 0.3, "D": 0.1}.get(letter, 0.0))).reading
     assert reading.weights == pytest.approx((0, 0, 0.75, 0.25, 0, 0, 0))
     assert (reading.num, reading.den, reading.name_mass) == (5, 8, pytest.approx(0.4))

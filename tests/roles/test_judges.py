@@ -61,7 +61,7 @@ def test_anything_else_is_no_verdict(text: str) -> None:
         parse_verdicts(text, ("fluency", "overall"))
 
 
-def test_the_pair_judge_sees_both_replies_and_every_dimension_and_nothing_of_the_systems() -> None:
+def test_the_pair_judge_sees_replies_and_dimensions_not_systems() -> None:
     model = FakeModel(lambda messages, seed: '{"fluency": "1", "overall": "tie"}')
     found = asyncio.run(pair_judge(model).compare(SCENARIO, TALK, "First one.", "Second one.", Ledger(7, "c").at("AB")))
     assert found == {"fluency": "1", "overall": "tie"}
@@ -73,7 +73,7 @@ def test_the_pair_judge_sees_both_replies_and_every_dimension_and_nothing_of_the
     assert all(known in shown for known in ("Lost the job.", "shame", "job crisis"))
 
 
-def test_a_pair_judge_that_talks_is_asked_again_and_then_unscored() -> None:
+def test_a_talking_pair_judge_is_asked_again_then_unscored() -> None:
     model = FakeModel(lambda messages, seed: "Both are nice.")
     with pytest.raises(UnscoredError) as caught:
         asyncio.run(pair_judge(model).compare(SCENARIO, TALK, "a", "b", Ledger(7, "c").at("AB")))

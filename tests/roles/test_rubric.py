@@ -106,7 +106,7 @@ def test_nonsense_is_unscored_after_all_attempts(stop_reason: StopReason) -> Non
     assert (error.value.attempts, len({seed for _, seed in model.asked})) == (3, 3)
 
 
-def test_expected_reads_one_distribution_per_criterion_and_parses_nothing() -> None:
+def test_expected_reads_a_distribution_per_criterion_only() -> None:
     def never(messages, seed):
         raise AssertionError("expected never asks for text")
 

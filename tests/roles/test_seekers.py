@@ -92,7 +92,7 @@ def test_the_memory_guard_can_be_switched_off() -> None:
     assert reply(seeker(model, memory_guard=False)).text.startswith("my tutor")
 
 
-def test_sixteen_characters_in_a_row_are_a_quote_where_words_have_no_spaces() -> None:
+def test_sixteen_characters_are_a_quote_in_unspaced_scripts() -> None:
     memory = [Turn(speaker="seeker", text="我的导师说我永远都不可能在这个领域成功的")]
     assert quotes("是啊，导师说我永远都不可能在这个领域成功", memory)
     assert not quotes("导师说我永远都不可能做到", memory)

@@ -100,7 +100,7 @@ def test_choices_of_an_endpoint_read_letters() -> None:
         prior(silent, "choices")
 
 
-def test_a_model_without_log_probabilities_is_refused_for_choices() -> None:
+def test_a_model_without_log_probs_is_refused_for_choices() -> None:
     with pytest.raises(ConfigError, match="json"):
         strategist(FakeModel(capabilities=frozenset()), "choices")
 

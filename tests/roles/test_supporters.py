@@ -26,7 +26,7 @@ def reply(model: FakeModel, strategy: str | None = "Clarification") -> Generatio
     return asyncio.run(supporter.reply(TURNS, Ledger(7, "t").at("r.Cla", 0), strategy=strategy))
 
 
-def test_the_prompt_holds_the_strategy_to_execute_and_no_earlier_one() -> None:
+def test_the_prompt_holds_the_strategy_and_no_earlier_one() -> None:
     model = FakeModel(lambda messages, seed: " What\n happened? ")
     found = reply(model)
     assert (found.response, found.reasoning, found.raw) == ("What happened?", None, " What\n happened? ")
@@ -48,7 +48,7 @@ def test_seventy_five_words_are_allowed() -> None:
     assert reply(FakeModel(lambda messages, seed: " ".join(["so"] * 75))).response
 
 
-def test_a_supporter_without_a_strategy_is_a_mistake_of_the_recipe() -> None:
+def test_a_supporter_without_a_strategy_is_a_recipe_error() -> None:
     with pytest.raises(ConfigError):
         reply(FakeModel(), strategy=None)
 
@@ -70,9 +70,7 @@ def test_what_a_reasoning_policy_thinks_is_no_part_of_its_reply() -> None:
         ("supporter_ppdpp", "<response>Hi.", False),
     ],
 )
-def test_plain_text_is_the_agreed_form_where_the_prompt_asks_for_no_tags(
-    prompt: str, text: str, format_ok: bool
-) -> None:
+def test_plain_text_is_agreed_where_the_prompt_asks_for_no_tags(prompt: str, text: str, format_ok: bool) -> None:
     voice = Voice(FakeModel(lambda messages, seed: text), Sampling(temperature=0.0))
     talk = [Turn(speaker="seeker", text="I am low.")]
     found = asyncio.run(PromptedSupporter(voice, load_prompt(prompt)).reply(talk, Ledger(7, "d").at(1)))

@@ -100,7 +100,7 @@ def test_a_model_error_becomes_a_failure_with_its_place(role: str, error: ParseE
     assert (failure.kind, failure.message) == (error.kind, str(error))
 
 
-def test_both_calls_come_to_their_end_and_the_critic_is_named_first() -> None:
+def test_both_calls_end_and_the_critic_is_named_first() -> None:
     roles = Roles(errors={"critic": UnscoredError("no rating"), "seeker": ParseError("blank")})
     with pytest.raises(CallFailed) as caught:
         exchange(roles)

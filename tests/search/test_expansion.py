@@ -71,7 +71,7 @@ def test_the_last_depth_is_terminal_and_scored() -> None:
     assert (found.outcome, found.prior, found.value) == (Outcome.MAX_TURNS, None, 0.7)
 
 
-def test_disengaging_zeroes_the_return_of_an_expansion_also_at_the_last_depth() -> None:
+def test_disengaging_at_the_last_depth_zeroes_the_return() -> None:
     world = World(outcome=lambda strategies, seed: Outcome.DISENGAGED)
     for depth in (1, 10):
         found = expand(world, depth=depth)
@@ -80,7 +80,7 @@ def test_disengaging_zeroes_the_return_of_an_expansion_also_at_the_last_depth() 
         assert [turn.speaker for turn in found.exchange.turns] == ["supporter"]
 
 
-def test_disengaging_in_a_rollout_zeroes_the_return_also_at_its_last_turn() -> None:
+def test_disengaging_in_a_rollouts_last_turn_zeroes_the_return() -> None:
     for last in (2, 3, 4):
         world = World(outcome=lambda s, seed, last=last: Outcome.DISENGAGED if len(s) == last else None)
         found = expand(world)

@@ -61,7 +61,7 @@ def test_unlabelled_turns_are_text_and_scored_but_no_decisions() -> None:
     assert [node.value for node in tree.nodes] == pytest.approx([0.6, 0.5, 0.8])
 
 
-def test_depth_cuts_decisions_and_the_last_values_still_look_ahead() -> None:
+def test_depth_cuts_decisions_while_last_values_look_ahead() -> None:
     tree = linear(rest(*["Affirmation"] * 5), max_depth=2, horizon=2)
     assert [len(node.turns) for node in tree.nodes] == [1, 2, 2]
     assert [node.value for node in tree.nodes] == pytest.approx([0.3, 0.4, 0.6])

@@ -131,7 +131,7 @@ def test_a_failed_root_prior_fails_the_tree() -> None:
     assert tree.failures[0].place == "r"
 
 
-def test_a_failed_simulation_costs_one_and_is_tried_again_with_new_seeds() -> None:
+def test_a_failed_simulation_is_retried_with_new_seeds() -> None:
     def nonsense(role, strategies):
         return role == "critic" and strategies == ("Clarification",)
 
@@ -172,7 +172,7 @@ def test_waves_are_a_function_of_the_seed_and_their_size() -> None:
     assert_invariants(tree(4, True))
 
 
-def test_virtual_visits_are_taken_back_and_waves_close_early_where_nothing_is_left() -> None:
+def test_virtual_visits_are_undone_and_empty_waves_close_early() -> None:
     search = _Search(task(), World().players, settings(leaf_parallelism=64, n_simulations=20), provenance())
     tree = asyncio.run(search.run()).tree
     assert all(not any(node.in_flight) for node in search.tree.nodes)

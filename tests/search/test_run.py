@@ -86,7 +86,7 @@ def test_a_run_cut_anywhere_and_resumed_equals_an_unbroken_one(tmp_path: Path, c
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_run_is_resumed_and_grows_no_finished_tree_again(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_without_growing_finished_trees(tmp_path: Path) -> None:
     slow = recipe(models=playing("supporter", "slow_supporter"), concurrency={"trees": 1})
     script = (
         "import sys; from pathlib import Path\n"
@@ -123,7 +123,7 @@ def test_another_recipe_is_refused_with_the_field_that_differs(tmp_path: Path) -
         run(recipe(mcts={"rollout_turns": 1}), out=tmp_path / "run")
 
 
-def test_a_critic_that_answers_nonsense_yields_failures_and_no_number(tmp_path: Path) -> None:
+def test_a_nonsense_critic_yields_failures_and_no_number(tmp_path: Path) -> None:
     with pytest.raises(FailureRateError):
         run(recipe(models=playing("critic", "nonsense")), out=tmp_path / "run")
     trees = trees_of(tmp_path / "run")
@@ -140,7 +140,7 @@ def test_a_seeker_who_always_leaves_makes_every_return_zero(tmp_path: Path) -> N
     assert (summary["return_mean"], summary["outcomes"]) == (0.0, {"DISENGAGED": 1.0})
 
 
-def test_siblings_go_on_beside_failures_and_failed_trees_can_be_grown_again(tmp_path: Path) -> None:
+def test_siblings_outlive_failures_and_failed_trees_can_regrow(tmp_path: Path) -> None:
     spoilt = recipe(
         models=playing("critic", "sometimes_nonsense"), mcts={"max_failed_simulations": 1}, max_failure_rate=1.0
     )

@@ -76,7 +76,7 @@ def fresh_states(n: int) -> list[tuple[Scenario, tuple[Turn, ...]]]:
 
 
 @pytest.mark.timeout(120)
-def test_a_round_makes_the_policy_choose_better_and_serves_the_next_search(
+def test_a_round_improves_the_policy_and_serves_the_next_search(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     corpus = seed_dialogues(tmp_path)

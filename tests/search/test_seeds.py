@@ -28,7 +28,7 @@ def test_the_opening_is_the_first_merged_seeker_turn() -> None:
 
 
 @pytest.mark.parametrize("root_turns", [2, 5])
-def test_more_opening_exchanges_end_with_the_seeker_and_bring_no_foreign_labels(root_turns: int) -> None:
+def test_more_opening_exchanges_end_with_the_seeker(root_turns: int) -> None:
     opening = cut_seed(DIALOGUE, root_turns=root_turns).opening
     assert [turn.speaker for turn in opening] == ["seeker", "supporter", "seeker"]
     assert {turn.strategy for turn in opening} == {None}

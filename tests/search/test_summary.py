@@ -24,7 +24,7 @@ def test_a_summary_counts_trees_shapes_and_failures() -> None:
     assert found["usage"]["critic"]["calls"] == n_edges + 7
 
 
-def test_returns_stand_by_split_so_that_a_round_can_stop_on_valid() -> None:
+def test_returns_stand_by_split_so_rounds_can_stop_on_valid() -> None:
     rewards, splits = (0.2, 0.6, 0.8, 0.5), ("train", "train", "valid", None)
     trees = [
         grown(World(outcome=lambda s, seed: Outcome.RESOLVED, reward=lambda s, seed, r=r: r), n).tree.model_copy(

@@ -81,7 +81,7 @@ def test_another_recipe_is_refused_with_the_field_that_differs(tmp_path: Path) -
         run(recipe(simulation={"candidates": 2, "horizon": 4}), out=tmp_path / "run")
 
 
-def test_a_critic_that_answers_nonsense_yields_failures_and_no_number(tmp_path: Path) -> None:
+def test_a_nonsense_critic_yields_failures_and_no_number(tmp_path: Path) -> None:
     spoilt = recipe(models={"critic": {"scripted": "tests.evaluate.talk:nonsense"}})
     with pytest.raises(FailureRateError):
         run(spoilt, out=tmp_path / "run")
@@ -102,7 +102,7 @@ def test_the_compatible_zero_is_counted(tmp_path: Path) -> None:
     assert summary["outcomes"]["FAILED"] == 0
 
 
-def test_siblings_go_on_beside_a_failure_and_failures_can_be_retried(tmp_path: Path) -> None:
+def test_siblings_outlive_a_failure_and_failures_can_be_retried(tmp_path: Path) -> None:
     spoilt = recipe(models={"critic": {"scripted": "tests.evaluate.talk:sometimes_nonsense"}}, max_failure_rate=0.9)
     summary = run(spoilt, out=tmp_path / "run").summary
     assert 0 < summary["outcomes"]["FAILED"] < summary["futures"]
@@ -152,7 +152,7 @@ def counts_as_failed(future: Future) -> bool:
     return future.outcome is Outcome.FAILED or any(r.n_unparsed >= r.n_parsed for r in readings)
 
 
-def test_many_unreadable_answers_are_warned_of_and_end_with_a_failure(
+def test_many_unreadable_answers_cause_a_warning_and_a_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     vague = {"models": {"critic": {"scripted": "tests.evaluate.talk:mostly_nonsense"}}}
@@ -173,7 +173,7 @@ def test_a_few_unreadable_answers_are_no_failure(tmp_path: Path, caplog: pytest.
     assert "name no level" not in caplog.text
 
 
-def test_failures_before_a_resume_are_judged_together_and_not_in_their_order(tmp_path: Path) -> None:
+def test_failures_before_a_resume_are_judged_together(tmp_path: Path) -> None:
     spoilt = recipe(
         contexts={"per_dialogue": None},
         models={"critic": {"scripted": "tests.evaluate.talk:sometimes_nonsense"}},
@@ -238,7 +238,7 @@ def test_a_dry_run_looks_everything_up(sections: dict[str, Any], message: str) -
         plan(recipe(**sections))
 
 
-def test_a_model_whose_numbers_are_nan_fails_its_futures_and_leaves_a_folder_that_resumes(tmp_path: Path) -> None:
+def test_a_model_of_nan_fails_its_futures_and_the_run_resumes(tmp_path: Path) -> None:
     model, tokenizer = tiny_random()
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan

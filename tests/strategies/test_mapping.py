@@ -65,7 +65,7 @@ def test_unknown_name_is_refused_with_the_list() -> None:
         load_mapping("extes_to_esconv")
 
 
-def test_a_taxonomy_file_may_lie_beside_the_mapping_that_names_it(tmp_path: Path) -> None:
+def test_a_taxonomy_file_may_lie_beside_its_mapping(tmp_path: Path) -> None:
     strategies = (
         "[{name: Ask, abbr: A, definition: Asks., stage: x}, {name: Tell, abbr: T, definition: Tells., stage: x}]"
     )

@@ -40,7 +40,7 @@ def log_step(watching: Monitor, step: int, loss: float) -> None:
     watching.on_log(ARGS, state(step), TrainerControl(), logs=logs)
 
 
-def test_rows_are_means_of_windows_that_evaluations_and_saves_close(tmp_path: Path) -> None:
+def test_rows_are_means_of_windows_closed_by_evaluation_or_save(tmp_path: Path) -> None:
     rows = monitor(TrainingRun(tmp_path))
     for step, loss in ((1, 1.0), (2, 3.0), (3, 5.0)):
         log_step(rows, step, loss)
@@ -54,7 +54,7 @@ def test_rows_are_means_of_windows_that_evaluations_and_saves_close(tmp_path: Pa
     ]
 
 
-def test_epochs_end_with_evaluation_and_every_few_steps_with_a_state() -> None:
+def test_epochs_end_with_evaluation_and_few_steps_with_a_state() -> None:
     ends = EpochEnds([4, 7], every=3)
     asked = {step: ends.on_step_end(ARGS, state(step), TrainerControl()) for step in range(1, 8)}
     assert [step for step, found in asked.items() if found.should_evaluate] == [4, 7]
