@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from esckit.models import backbones
-from esckit.models.capabilities import keep_soft_caps
+from esckit.models.loading import keep_soft_caps
 
 TinyFamily = Literal["qwen2", "llama", "gemma2"]
 

@@ -121,7 +121,7 @@ def _play(
 
 
 def _is_main() -> bool:
-    from esckit.processes import this_process
+    from esckit.training.run import this_process
 
     return this_process().is_main
 

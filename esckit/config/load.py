@@ -29,13 +29,13 @@ _COMMAND = re.compile(r"^command:\s*([\w-]+)", re.MULTILINE)
 RECIPES = Registry(
     "command",
     {
-        "simulate": "esckit.simulate.recipe:SimulateRecipe",
+        "simulate": "esckit.simulate.run:SimulateRecipe",
         "search": "esckit.search.recipe:SearchRecipe",
         "train-flow": "esckit.flow.recipe:TrainFlowRecipe",
         "train-reward": "esckit.reward.recipe:TrainRewardRecipe",
         "train-rl": "esckit.rl.recipe:TrainRlRecipe",
         "evaluate": "esckit.evaluate.recipe:EvaluateRecipe",
-        "predict": "esckit.predict.recipe:PredictRecipe",
+        "predict": "esckit.predict.run:PredictRecipe",
     },
 )
 """The recipe class of every command."""

@@ -26,7 +26,7 @@ from esckit.flow.recipe import FlowEncoding, FlowObjective, FlowOptim, Kl, Rank
 from esckit.flow.text import drop_oldest
 from esckit.ledger import derive_seed
 from esckit.models.packing import PackedRows, TreeRow
-from esckit.processes import Process
+from esckit.training.run import Process
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,12 @@ from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import HEADS, FlowMetadata, read_metadata
 from esckit.models.backbones import resolve_backbone
-from esckit.models.capabilities import checkpoint_activations
 from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, checkpoint_folder
 from esckit.models.loading import (
     Float32Linear,
     base_decoder,
     check_whole,
+    checkpoint_activations,
     layer_classes,
     load_adapter,
     load_base,

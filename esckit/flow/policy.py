@@ -2,7 +2,7 @@
 
 :class:`CheckpointPolicy` scores strategies: score(a|s) = log π(a|s) + w · V(s, a) over the ``top_k`` strategies of
 highest π, and takes the best one. One reading of the dialogue, no search, no draw. Its prompted counterpart is
-:class:`esckit.roles.strategist.PromptedStrategist`.
+:class:`esckit.roles.players.PromptedStrategist`.
 
 :class:`FlowWriter` writes the reply itself. With ``response_weight`` above 0, ``train-flow`` also teaches the adapter
 the supporter turns of good paths: the dialogue as ``flow_text/1``, then the marker of a supporter turn with its
@@ -30,10 +30,18 @@ from esckit.flow.model import FlowModel, load_flow_model
 from esckit.flow.text import FlowText, drop_oldest, policy_id, writer_metadata
 from esckit.ledger import Scope
 from esckit.models.backbones import resolve_backbone
-from esckit.models.capabilities import cache_parameter
 from esckit.models.checkpoint import ADAPTER, checkpoint_folder
 from esckit.models.kvcache import PrefixKV, PrefixStore
-from esckit.models.loading import Dtype, base_decoder, exact_dtype, load_adapter, load_causal, pick_device, pick_dtype
+from esckit.models.loading import (
+    Dtype,
+    base_decoder,
+    cache_parameter,
+    exact_dtype,
+    load_adapter,
+    load_causal,
+    pick_device,
+    pick_dtype,
+)
 from esckit.models.local import LocalModel
 from esckit.models.packing import only_attends
 from esckit.protocols import Decision

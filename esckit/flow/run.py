@@ -24,11 +24,10 @@ from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id
 from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
 from esckit.models.checkpoint import FOLDER
 from esckit.play.runner import SUMMARY, RunResult
-from esckit.processes import Process
 from esckit.protocols import Part, Progress
 from esckit.records import write_atomic, write_json
 from esckit.strategies.taxonomy import keep_taxonomy
-from esckit.training.run import TrainingRun, training
+from esckit.training.run import Process, TrainingRun, training
 from esckit.training.sections import check_trackers
 
 if TYPE_CHECKING:

@@ -371,15 +371,18 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from esckit.models.capabilities import dequantised_gguf
-
+    options: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        pass  # such releases can only dequantise
+    else:
+        options["quantization_config"] = GgufConfig(dequantize=True)
     quiet_off_terminal()
     _log.info("converting %s once into %s", gguf.name, folder)
     with fresh_folder(folder) as fresh:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.bfloat16, **dequantised_gguf()
-        )
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from esckit.models.capabilities import cache_parameter
 from esckit.models.kvcache import (
     EMPTY_PREFIX,
     MIN_SHARED,
@@ -31,6 +30,7 @@ from esckit.models.kvcache import (
     use_shared_prefix_attention,
     uses_of,
 )
+from esckit.models.loading import cache_parameter
 from esckit.types import Sampling, StopReason
 
 _CUT_WIDTHS = (256, 4096)

@@ -2,6 +2,9 @@
 
 Every model of this package is loaded here, from safetensors and without code that lies beside the weights. Which
 backbones have names is in :mod:`esckit.models.backbones`; the heads on top of a backbone belong to their trainings.
+
+The functions at the end adapt to the installed release of a library. They ask for a capability (a parameter, a method,
+a field), never for a version number.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +28,6 @@ from transformers import PreTrainedModel
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError
 from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal, tiny_random
-from esckit.models.capabilities import keep_soft_caps
 
 _log = logging.getLogger(__name__)
 
@@ -258,3 +262,47 @@ def base_decoder(backbone: nn.Module) -> PreTrainedModel:
 def layer_classes(backbone: nn.Module) -> list[str]:
     """Return the class names of a backbone's layers, which FSDP shards as one piece each."""
     return sorted(base_decoder(backbone)._no_split_modules or ())
+
+
+def cache_parameter(model: nn.Module) -> str:
+    """Return the name under which ``forward`` of a transformers model takes its cache."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
+def keep_soft_caps(model: Any) -> None:
+    """Let a transformers model with soft-capped attention scores (Gemma 2) cap them: with SDPA some releases do not."""
+    if model.config.to_dict().get("attn_logit_softcapping"):
+        model.set_attn_implementation("eager")
+
+
+def checkpoint_activations(decoder: Any) -> None:
+    """Let a transformers model compute its activations again in the backward pass, to save memory."""
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(decoder, name):
+            getattr(decoder, name)({"use_reentrant": False})
+            return
+
+
+def checkpointing_arguments(arguments: type, *, wanted: bool) -> dict[str, Any]:
+    """Return what to give the training arguments of a ``Trainer`` so that activations are computed again, or kept.
+
+    Args:
+        arguments: The class of the arguments.
+        wanted: Whether they are to be computed again.
+    """
+    known = {field.name for field in fields(arguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False} if wanted else None}
+
+
+def generating(trainer: Any) -> AbstractContextManager[Any]:
+    """Return a context that gives a trainer's model ready to generate: whole under ZeRO-3, without recomputation."""
+    from trl.models import unwrap_model_for_generation
+
+    options: dict[str, Any] = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    known = signature(unwrap_model_for_generation).parameters
+    given = {name: value for name, value in options.items() if name in known}
+    found: AbstractContextManager[Any] = unwrap_model_for_generation(
+        trainer.model_wrapped, trainer.accelerator, **given
+    )
+    return found

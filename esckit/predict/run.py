@@ -12,10 +12,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+from pydantic import Field, PositiveInt, model_validator
+
+from esckit.config import sections
 from esckit.config.load import require_runs
-from esckit.config.sections import CheckpointBinding
 from esckit.data.contexts import after_opening, contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
@@ -33,7 +35,6 @@ from esckit.play.runner import (
     play_units,
     playing,
 )
-from esckit.predict.recipe import PredictRecipe
 from esckit.protocols import Progress
 from esckit.records import read_records, write_records
 from esckit.roles.cast import Casting, prompt_ids
@@ -41,6 +42,81 @@ from esckit.roles.pool import ModelPool, look_up, part_of, policy_taxonomy, requ
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.text import listed
 from esckit.types import Context, Record
+
+PREDICTIONS = "predictions.jsonl"
+
+FAILURES = "failures.jsonl"
+
+MIN_PLACES_FOR_RATE = 20
+
+_Strategist = Annotated[sections.ModelBinding, sections.role_defaults(sampling={"temperature": 0.0, "max_tokens": 256})]
+
+_Supporter = Annotated[
+    sections.ModelBinding,
+    sections.role_defaults(sampling={"temperature": 0.0, "max_tokens": 512}, on_length="last_sentence"),
+]
+
+
+class PredictModels(sections.Roles):
+    """Who speaks: a strategist, a supporter or both."""
+
+    strategist: _Strategist | None = None
+    supporter: _Supporter | None = None
+
+
+class Predict(sections.Section):
+    """What is predicted.
+
+    Attributes:
+        at: Every supporter turn of the dialogues, or what comes after their last turn.
+        strategy: Which strategy the supporter is given: the strategist's, the corpus's own, or none.
+        max_attempts: Tries in all for one answer.
+    """
+
+    at: Literal["turns", "end"] = "turns"
+    strategy: Literal["predicted", "gold", "none"] = "none"
+    max_attempts: int = Field(default=3, ge=1, le=10)
+
+
+class PredictPrompts(sections.Section):
+    """Prompt of each role: the name of a shipped one, or a file; see ``esckit evaluate``."""
+
+    strategist: str | None = None
+    supporter: str = "supporter_rlff"
+
+
+class PredictConcurrency(sections.Section):
+    """How much is in flight at once; changes no result. Operational."""
+
+    cases: PositiveInt = Field(default=16, le=1024)
+
+
+class PredictRecipe(sections.ModelRecipe):
+    """Everything that ``esckit predict`` can be told."""
+
+    command: Literal["predict"]
+    data: sections.AlternatingData
+    taxonomy: str | None = None
+    models: PredictModels
+    predict: Predict = Predict()
+    strategist: sections.Strategist = sections.Strategist()
+    prompts: PredictPrompts = PredictPrompts()
+    concurrency: PredictConcurrency = PredictConcurrency()
+    resume: sections.Resume = sections.Resume()
+    max_failure_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        named = self.models.bindings()
+        if not named:
+            raise ValueError("models names nobody: a strategist, a supporter or both")
+        if self.predict.strategy == "predicted" and len(named) < len(PredictModels.model_fields):
+            raise ValueError("predict.strategy: predicted needs models.strategist and models.supporter")
+        if self.predict.strategy == "gold" and self.predict.at == "end":
+            raise ValueError("predict.strategy: gold needs at: turns, since nobody knows what comes next")
+        sections.check_prices(self.budget, named.values())
+        return self
+
 
 if TYPE_CHECKING:
     from esckit.metrics.metric import Unscored
@@ -99,13 +175,6 @@ def predicted(prediction: Prediction | None, field: Literal["reply", "strategy"]
     if text is None:
         return Unscored("missing")
     return text if text.strip() else Unscored("blank")
-
-
-PREDICTIONS = "predictions.jsonl"
-
-FAILURES = "failures.jsonl"
-
-MIN_PLACES_FOR_RATE = 20
 
 
 class FailedPrediction(Record):
@@ -177,7 +246,7 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
     strategist = recipe.models.strategist
     if recipe.taxonomy is not None:
         return load_taxonomy(recipe.taxonomy)
-    if isinstance(strategist, CheckpointBinding) and part_of("strategist", strategist) == "strategist":
+    if isinstance(strategist, sections.CheckpointBinding) and part_of("strategist", strategist) == "strategist":
         return policy_taxonomy(Path(strategist.checkpoint))
     if selection.taxonomy is None and strategist is not None:
         raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME or FILE.yaml")

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from esckit.ledger import derive_seed
-from esckit.processes import Process
 from esckit.reward.examples import RewardExample, preference_pairs
 from esckit.reward.model import collate
 from esckit.reward.recipe import StepPlan
 from esckit.reward.text import RewardInput, RewardText
+from esckit.training.run import Process
 
 N_REMEMBERED = 64
 """How many of the latest examples are remembered, for the report of a divergence."""

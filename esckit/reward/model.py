@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 from esckit.errors import BackendError, CheckpointError, ConfigError, NotFiniteError
 from esckit.models.backbones import quiet_off_terminal, resolve_backbone
-from esckit.models.capabilities import checkpoint_activations
 from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, checkpoint_folder, read_metadata
 from esckit.models.loading import (
     Dtype,
     Float32Linear,
     base_decoder,
     check_whole,
+    checkpoint_activations,
     exact_dtype,
     load_adapter,
     load_base,

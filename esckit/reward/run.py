@@ -17,12 +17,11 @@ from esckit.errors import DataError
 from esckit.models.backbones import find_backbone
 from esckit.play.futures import RewardInputs, read_inputs
 from esckit.play.runner import RunResult
-from esckit.processes import this_process
 from esckit.protocols import Progress
 from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import reward_template
-from esckit.training.run import training
+from esckit.training.run import this_process, training
 from esckit.training.sections import check_trackers
 
 log = logging.getLogger(__name__)

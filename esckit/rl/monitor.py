@@ -19,13 +19,12 @@ import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerState
 
 from esckit.errors import FailureRateError
-from esckit.models.capabilities import generating
-from esckit.processes import gathered, together
+from esckit.models.loading import generating
 from esckit.records import JsonlAppender
 from esckit.rl.rewards import MOMENTS, PARSE_KINDS, Completion, Judged, PairedRewards, correlation
 from esckit.roles.asking import split_output
 from esckit.training.monitor import Logs, keep_rows
-from esckit.training.run import TrainingRun
+from esckit.training.run import TrainingRun, gathered, together
 from esckit.types import Turn
 
 log = logging.getLogger(__name__)

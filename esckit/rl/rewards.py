@@ -29,7 +29,6 @@ from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import kind_of
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.play.runner import booking
-from esckit.processes import together
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
 from esckit.registry import load_attr, own_code
@@ -39,7 +38,7 @@ from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up
 from esckit.roles.verdicts import load_preset
 from esckit.text import n_words
-from esckit.training.run import TrainingRun
+from esckit.training.run import TrainingRun, together
 from esckit.types import Context, Future, Generation, Outcome, ParseKind, Sampling, Turn
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)

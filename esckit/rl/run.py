@@ -16,7 +16,6 @@ from esckit.config.load import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import FOLDER
 from esckit.play.runner import SUMMARY, RunResult
-from esckit.processes import this_process
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
 from esckit.records import write_atomic, write_json
@@ -24,7 +23,7 @@ from esckit.rl.policy import read_policy
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect
-from esckit.training.run import training
+from esckit.training.run import this_process, training
 from esckit.training.sections import check_trackers
 
 if TYPE_CHECKING:

@@ -28,11 +28,9 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.capabilities import checkpointing_arguments
 from esckit.models.chat import ChatFormat
 from esckit.models.checkpoint import FOLDER
-from esckit.models.loading import load_causal
-from esckit.processes import gathered
+from esckit.models.loading import checkpointing_arguments, load_causal
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, watched
 from esckit.rl.policy import PolicyMetadata, read_policy, training_format
@@ -42,7 +40,7 @@ from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, tr
 from esckit.training.checkpoint import adapter_config, save_checkpoint
 from esckit.training.harness import Diverged, fit, set_up, trainer_arguments, uses_bf16
 from esckit.training.monitor import METRICS, Monitor, read_rows
-from esckit.training.run import TrainingRun
+from esckit.training.run import TrainingRun, gathered
 from esckit.training.sharding import EngineGuard, gathered_state
 
 A = TypeVar("A", bound=TrainingArguments)

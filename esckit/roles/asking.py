@@ -75,7 +75,7 @@ class Window:
         dropped = bisect_left(range(len(turns) - 1), True, 1, key=lambda n: count(messages(turns[n:])) <= limit)
         dropped = max(0, min(dropped, len(turns) - 1))
         if dropped:
-            scope.spend(role, Usage(dropped_turns=dropped))
+            scope.spend(role.partition(".")[0], Usage(dropped_turns=dropped))
         return messages(turns[dropped:])
 
 
@@ -100,12 +100,20 @@ class Voice:
     window: Window = field(default_factory=Window)
 
 
-async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]) -> T:
+async def ask(
+    voice: Voice,
+    messages: Callable[[Sequence[Turn]], list[Message]],
+    turns: Sequence[Turn],
+    scope: Scope,
+    role: str,
+    parse: Callable[[Reply], T],
+) -> T:
     """Complete, parse, and ask again with the next attempt's seed while the answer is unusable.
 
     Args:
         voice: Model and settings of the role.
-        messages: The prompt.
+        messages: Returns the prompt over some turns.
+        turns: The conversation; the oldest ones are left out where the prompt would be too long.
         scope: Where seeds come from and usage goes to.
         role: Name under which seeds are drawn and usage is booked (``critic.3`` is booked on ``critic``).
         parse: Turns a reply into the answer, or raises :class:`~esckit.errors.ParseError`.
@@ -114,9 +122,10 @@ async def ask(voice: Voice, messages: Sequence[Message], scope: Scope, role: str
         ModelError: The last attempt's error, with ``attempts`` in its message; a
             :class:`~esckit.errors.BackendError` is not retried here, since backends retry by themselves.
     """
+    prompt = voice.window.fit(messages, turns, scope, role)
 
     async def complete() -> Reply:
-        return await voice.model.complete(messages, voice.sampling, seed=scope.seed(role))
+        return await voice.model.complete(prompt, voice.sampling, seed=scope.seed(role))
 
     return await until_parsed(complete, scope, role, parse, max_attempts=voice.max_attempts)
 

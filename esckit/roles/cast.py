@@ -19,10 +19,16 @@ from esckit.protocols import Critic, StrategyPolicy, Supporter
 from esckit.roles.asking import Voice
 from esckit.roles.critics import ResolutionCritic, RewardCritic
 from esckit.roles.judges import PairJudge, ReplyJudge
-from esckit.roles.players import AFlowSeeker, AFlowSupporter, FlowSupporter, PromptedSeeker, PromptedSupporter
+from esckit.roles.players import (
+    AFlowSeeker,
+    AFlowSupporter,
+    FlowSupporter,
+    PromptedSeeker,
+    PromptedStrategist,
+    PromptedSupporter,
+)
 from esckit.roles.pool import ModelPool, known_taxonomy, part_of
 from esckit.roles.rubric import RubricCritic
-from esckit.roles.strategist import PromptedStrategist
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Turn

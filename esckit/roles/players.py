@@ -1,4 +1,4 @@
-"""The two who talk: seekers, which play the person of a scenario, and supporters, which see the talk alone.
+"""Who takes part in a talk: seekers play the person of a scenario; supporters and strategists see the talk alone.
 
 The seeker of RLFF-ESC (arXiv 2508.12935) stays until others end the conversation; the seeker of AFlow (arXiv
 2602.08826) remembers its seed dialogue and may be relieved, or leave.
@@ -6,6 +6,11 @@ The seeker of RLFF-ESC (arXiv 2508.12935) stays until others end the conversatio
 There are three supporters: a chat model that reasons before it answers (RLFF-ESC), one that carries out a given
 strategy in one utterance (AFlow), and a flow checkpoint that was trained to write. Which of them a binding and a prompt
 make is decided in :mod:`esckit.roles.cast`.
+
+The prompted strategist is a prior over strategies at a supporter decision (AFlow). It has two read-outs. ``json``: the
+model writes one probability per strategy. ``choices``: one scoring pass over the names of the strategies, or over
+option letters where a model only gives next-token probabilities; deterministic, for small models that cannot keep to
+the JSON form. A trained policy stands in the same place.
 """
 
 from __future__ import annotations
@@ -13,14 +18,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from math import exp
+from string import ascii_uppercase
+from typing import Literal, Protocol
 
 from esckit.config.sections import RoleOptions
-from esckit.errors import ConfigError, ParseError
-from esckit.ledger import Scope
+from esckit.errors import ConfigError, ParseError, UnscoredError
+from esckit.ledger import Scope, uniform
 from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
-from esckit.protocols import SeekerTurn
+from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import (
     LEAVES,
     RESOLVED,
@@ -40,6 +48,7 @@ from esckit.roles.asking import (
     until_parsed,
     within_words,
 )
+from esckit.roles.verdicts import read_json, verdict_text
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.text import is_spaceless, tokenise, whole_sentences
 from esckit.types import Generation, Message, Outcome, Reply, Sampling, Scenario, StopReason, Turn
@@ -75,16 +84,13 @@ class PromptedSeeker:
         def messages(shown: Sequence[Turn]) -> list[Message]:
             return merge_messages([*opening, *as_chat(shown, speaking="seeker")])
 
-        text = await ask(
-            self.voice, self.voice.window.fit(messages, talk, scope, "seeker"), scope, "seeker", self._parse
-        )
-        return SeekerTurn(text)
+        return await ask(self.voice, messages, talk, scope, "seeker", self._parse)
 
-    def _parse(self, reply: Reply) -> str:
+    def _parse(self, reply: Reply) -> SeekerTurn:
         text = clean_reply(finished_text(reply, self.voice.on_length), speaking="seeker")
         if not text:
             raise ParseError("a blank reply", kind="blank", samples=(reply.text,))
-        return within_words(text, self.voice.max_words)
+        return SeekerTurn(within_words(text, self.voice.max_words))
 
 
 _QUOTE_WORDS = 8
@@ -137,7 +143,7 @@ class AFlowSeeker:
                 raise ParseError("a reply that quotes the seeker's memory", kind="memory", samples=(answer.text,))
             return answer
 
-        return await ask(self.voice, self.voice.window.fit(messages, turns, scope, "seeker"), scope, "seeker", parse)
+        return await ask(self.voice, messages, turns, scope, "seeker", parse)
 
 
 def parse_seeker(text: str, taxonomy: Taxonomy, max_words: int | None) -> SeekerTurn:
@@ -198,9 +204,7 @@ class PromptedSupporter:
         def messages(shown: Sequence[Turn]) -> list[Message]:
             return merge_messages([*opening, *as_chat(shown, speaking="supporter")])
 
-        return await ask(
-            self.voice, self.voice.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
-        )
+        return await ask(self.voice, messages, turns, scope, "supporter", self._parse)
 
     def _parse(self, reply: Reply) -> Generation:
         found = split_output(reply.whole)
@@ -250,9 +254,7 @@ class AFlowSupporter:
             transcript = as_tagged_lines(shown, show_strategy=False)
             return self.prompt.render(strategy=strategy, definition=definition, transcript=transcript)
 
-        return await ask(
-            self.voice, self.voice.window.fit(messages, turns, scope, "supporter"), scope, "supporter", self._parse
-        )
+        return await ask(self.voice, messages, turns, scope, "supporter", self._parse)
 
     def _parse(self, reply: Reply) -> Generation:
         # A policy that was trained to reason does so under any prompt; what it thinks is for nobody else.
@@ -315,3 +317,114 @@ class FlowSupporter:
         if not text:
             raise ParseError("a blank reply", kind="blank", samples=(reply.text,))
         return Generation(raw=reply.text, reasoning=None, response=text, format_ok=True, parse_kind="untagged")
+
+
+_SUM_RANGE = (0.98, 1.02)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedStrategist:
+    """A chat model as the prior of a search, or as the chooser of a simulation.
+
+    Attributes:
+        voice: Model and settings.
+        prompt: A prompt with ``definitions`` and ``transcript``, and the optional ``keys`` (``json``) and ``options``
+            (``choices``).
+        taxonomy: The strategies.
+        readout: How probabilities are read.
+    """
+
+    voice: Voice
+    prompt: Prompt
+    taxonomy: Taxonomy
+    readout: Literal["json", "choices"]
+
+    def __post_init__(self) -> None:
+        if self.readout == "choices" and not self.voice.model.capabilities & {"score", "next_token"}:
+            raise ConfigError(
+                f"model {self.voice.model.name} gives no log-probabilities",
+                expected="a model that can score choices",
+                hint="Set strategist.readout: json",
+            )
+        if self.readout == "choices" and len(self.taxonomy.names) > len(ascii_uppercase):
+            raise ConfigError(f"{len(self.taxonomy.names)} strategies", expected=f"at most {len(ascii_uppercase)}")
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Names in taxonomy order."""
+        return self.taxonomy.names
+
+    async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
+        """Return the most probable strategy (a seeded draw breaks a tie), and all probabilities; some may be 0.
+
+        Raises:
+            ModelError: If no usable answer came within the allowed attempts.
+        """
+        probabilities = await self._probabilities(turns, scope)
+        tied = [name for name, p in zip(self.strategies, probabilities, strict=True) if p == max(probabilities)]
+        drawn = int(uniform(scope.seed("tie")) * len(tied)) if len(tied) > 1 else 0
+        return Decision(tied[min(drawn, len(tied) - 1)], probabilities)
+
+    async def _probabilities(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        if self.readout == "json":
+            messages = partial(self._messages, keys=", ".join(f'"{abbr}"' for abbr in self.taxonomy.abbrs))
+            return await ask(self.voice, messages, turns, scope, "strategist", self._parse)
+        if "score" in self.voice.model.capabilities:
+            return await self._scored(turns, scope)
+        return await self._lettered(turns, scope)
+
+    async def _scored(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Read the softmax over length-normalised log-probabilities of the names."""
+        messages = partial(self._messages, options="\n".join(f"- {name}" for name in self.strategies))
+        prompt = self.voice.window.fit(messages, turns, scope, "strategist")
+        scores = await self.voice.model.score(prompt, self.strategies)
+        scope.spend("strategist", scores.usage)
+        means = [choice.log_p / choice.n_tokens for choice in scores.choices]
+        return _normalised([exp(mean - max(means)) for mean in means])
+
+    async def _lettered(self, turns: Sequence[Turn], scope: Scope) -> tuple[float, ...]:
+        """Read the next-token probabilities of option letters."""
+        letters = ascii_uppercase[: len(self.strategies)]
+        options = "\n".join(f"{letter}. {name}" for letter, name in zip(letters, self.strategies, strict=True))
+        messages = partial(self._messages, options=f"{options}\nAnswer with the letter alone.")
+        prompt = self.voice.window.fit(messages, turns, scope, "strategist")
+        found = await self.voice.model.next_token(prompt, tuple(letters))
+        scope.spend("strategist", found.usage)
+        if found.label_mass <= 0.0:
+            raise UnscoredError("no option letter among the likely answers", expected=f"one of {', '.join(letters)}")
+        return _normalised(found.probabilities)
+
+    def _messages(self, shown: Sequence[Turn], *, keys: str | None = None, options: str | None = None) -> list[Message]:
+        definitions = "\n".join(f"{s.abbr} ({s.name}): {s.definition}" for s in self.taxonomy.strategies)
+        transcript = as_tagged_lines(shown, show_strategy=True)
+        return self.prompt.render(definitions=definitions, transcript=transcript, keys=keys, options=options)
+
+    def _parse(self, reply: Reply) -> tuple[float, ...]:
+        return parse_probabilities(verdict_text(reply), self.taxonomy.abbrs)
+
+
+def parse_probabilities(text: str, keys: Sequence[str]) -> tuple[float, ...]:
+    """Return the probabilities of one JSON object, normalised, in the order of ``keys``.
+
+    Args:
+        text: One object, with or without code fences; its keys are exactly ``keys``, its values lie in [0, 1] and
+            sum to 1 within 0.02.
+        keys: Abbreviations in taxonomy order.
+
+    Raises:
+        ParseError: If it is anything else.
+    """
+    found = read_json(text, keys, what="strategies")
+    values = [found[key] for key in keys]
+    # True is a number to Python.
+    if not all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 for p in values):
+        raise ParseError("a value that is not a probability", expected="numbers in [0, 1]", samples=(text,))
+    total = sum(values)
+    if not _SUM_RANGE[0] <= total <= _SUM_RANGE[1]:
+        raise ParseError(f"probabilities that sum to {total:.3g}", expected="a sum of 1", samples=(text,))
+    return _normalised(values)
+
+
+def _normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)

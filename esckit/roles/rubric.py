@@ -1,4 +1,4 @@
-"""The rubric of AFlow (arXiv 2602.08826) in this project's words, and the critic that rates supporter turns by it.
+"""Rubrics, and the critic that rates supporter turns by one, as in AFlow (arXiv 2602.08826).
 
 The critic gives the last supporter turn four ratings from 1 to 5, whose weighted mean over 5 is the reward. It has two
 read-outs: ``sampled`` reads four lines that the model writes, ``expected`` reads each criterion from one next-token
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import partial
 from math import fsum, isfinite
+from pathlib import Path
 
 from esckit.config import sections
+from esckit.documents import read_yaml
 from esckit.errors import NOT_FINITE, ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
@@ -21,15 +22,14 @@ from esckit.records import digest
 from esckit.roles.asking import Voice, as_tagged_lines, gather_all
 from esckit.roles.verdicts import MassWatch, ask_verdict, unfenced, verdict_text
 from esckit.text import lines_of
-from esckit.types import Message, NextToken, RubricReading, Scenario, Score, Turn
+from esckit.types import Message, NextToken, Record, Reply, RubricReading, Scenario, Score, Turn
 
 MAX_RATING = 5
 
 RATINGS = ("1", "2", "3", "4", "5")
 
 
-@dataclass(frozen=True, slots=True)
-class Criterion:
+class Criterion(Record):
     """One criterion.
 
     Attributes:
@@ -48,8 +48,7 @@ class Criterion:
         return "\n".join([f"{number}. {self.key}: {self.question}", *anchors])
 
 
-@dataclass(frozen=True)
-class Rubric:
+class Rubric(Record):
     """A named list of criteria."""
 
     name: str
@@ -60,75 +59,22 @@ class Rubric:
         """Names of the criteria in order."""
         return tuple(criterion.key for criterion in self.criteria)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """First 16 hex digits of SHA-256 over the rubric's content."""
-        return digest(asdict(self))
-
-
-AFLOW = Rubric(
-    "aflow",
-    (
-        Criterion(
-            "empathy",
-            "Is the seeker's feeling and need understood, and shown without judging?",
-            (
-                "cold, blaming or belittling",
-                "misses or hurries past the feeling, or paints it over with cheer",
-                "kind, but would fit anyone",
-                "names the main feeling rightly and answers it",
-                "reaches what lies behind the words, warmly and exactly",
-            ),
-        ),
-        Criterion(
-            "information",
-            "Is what it says true, relevant and usable here and now? A turn that rightly offers no advice is rated on "
-            "the relevance of what it does say.",
-            (
-                "wrong, unsafe or unrelated",
-                "vague or beside the point",
-                "sound but general",
-                "relevant and practical, little tailoring",
-                "concrete, made for this case, opens a way",
-            ),
-        ),
-        Criterion(
-            "naturalness",
-            "Would one believe that a caring person said it?",
-            (
-                "broken, list-like or with machine artefacts",
-                "stock phrases, repetition",
-                "polite but formal or formulaic",
-                "flows, slightly stiff",
-                "lively, spoken, nothing mechanical",
-            ),
-        ),
-        Criterion(
-            "strategy",
-            "Is this the right kind of support now (explore, then insight, then action), and well done?",
-            (
-                "makes it worse",
-                "wrong for the seeker's readiness",
-                "recognisable but clumsy",
-                "fitting and correct",
-                "well timed and skilful, moves things on",
-            ),
-        ),
-    ),
-)
-
-RUBRICS = {AFLOW.name: AFLOW}
+        return digest(self.model_dump())
 
 
 def load_rubric(name: str) -> Rubric:
-    """Return a rubric by name.
+    """Return a shipped rubric by name.
 
     Raises:
         ConfigError: If there is none of this name.
     """
-    if name not in RUBRICS:
-        raise ConfigError(f"unknown rubric {name!r}", expected=f"one of {', '.join(RUBRICS)}")
-    return RUBRICS[name]
+    known = read_yaml(Path(__file__).parent / "rubrics.yaml", "rubrics")
+    if name not in known:
+        raise ConfigError(f"unknown rubric {name!r}", expected=f"one of {', '.join(known)}")
+    return Rubric.model_validate({"name": name, "criteria": known[name]})
 
 
 def weighted_reward(ratings: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -210,19 +156,17 @@ class RubricCritic:
 
     async def _sampled(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], None]:
         criteria = "\n\n".join(c.as_text(number) for number, c in enumerate(self.rubric.criteria, start=1))
-        messages = self._messages(turns, scope, criteria=criteria)
-        n = len(self.rubric.criteria)
-        ratings = await ask_verdict(
-            self.voice, messages, scope, "critic", lambda reply: parse_ratings(verdict_text(reply), n)
-        )
+
+        def parse(reply: Reply) -> list[float]:
+            return parse_ratings(verdict_text(reply), len(self.rubric.criteria))
+
+        messages = partial(self._messages, criteria=criteria)
+        ratings = await ask_verdict(self.voice, messages, turns, scope, "critic", parse)
         return dict(zip(self.rubric.keys, ratings, strict=True)), None
 
     async def _expected(self, turns: Sequence[Turn], scope: Scope) -> tuple[dict[str, float], float]:
-        prompts = [
-            self._messages(turns, scope, criterion=criterion.as_text(number))
-            for number, criterion in enumerate(self.rubric.criteria, start=1)
-        ]
-        found = await gather_all(*(self._distribution(messages, scope) for messages in prompts))
+        criteria = [criterion.as_text(number) for number, criterion in enumerate(self.rubric.criteria, start=1)]
+        found = await gather_all(*(self._distribution(criterion, turns, scope) for criterion in criteria))
         mass = min(distribution.label_mass for distribution in found)
         self._mass.add(mass)
         if mass <= 0.0 or mass < self.settings.min_label_mass:
@@ -235,16 +179,14 @@ class RubricCritic:
         return dict(zip(self.rubric.keys, ratings, strict=True)), mass
 
     def _messages(
-        self, turns: Sequence[Turn], scope: Scope, *, criteria: str | None = None, criterion: str | None = None
+        self, shown: Sequence[Turn], *, criteria: str | None = None, criterion: str | None = None
     ) -> list[Message]:
-        def messages(shown: Sequence[Turn]) -> list[Message]:
-            transcript = as_tagged_lines(shown, show_strategy=self.settings.show_strategy)
-            return self.prompt.render(transcript=transcript, criteria=criteria, criterion=criterion)
+        transcript = as_tagged_lines(shown, show_strategy=self.settings.show_strategy)
+        return self.prompt.render(transcript=transcript, criteria=criteria, criterion=criterion)
 
-        return self.voice.window.fit(messages, turns, scope, "critic")
-
-    async def _distribution(self, messages: Sequence[Message], scope: Scope) -> NextToken:
-        found = await self.voice.model.next_token(messages, RATINGS)
+    async def _distribution(self, criterion: str, turns: Sequence[Turn], scope: Scope) -> NextToken:
+        prompt = self.voice.window.fit(partial(self._messages, criterion=criterion), turns, scope, "critic")
+        found = await self.voice.model.next_token(prompt, RATINGS)
         scope.spend("critic", found.usage)
         return found
 

@@ -22,7 +22,7 @@ from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.roles.asking import OnLength, Voice, ask, finished_text
 from esckit.text import LINE_END, lines_of
-from esckit.types import Message, Reply
+from esckit.types import Message, Reply, Turn
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,12 @@ def verdict_text(reply: Reply, on_length: OnLength = "fail") -> str:
 
 
 async def ask_verdict(
-    voice: Voice, messages: Sequence[Message], scope: Scope, role: str, parse: Callable[[Reply], T]
+    voice: Voice,
+    messages: Callable[[Sequence[Turn]], list[Message]],
+    turns: Sequence[Turn],
+    scope: Scope,
+    role: str,
+    parse: Callable[[Reply], T],
 ) -> T:
     """Ask as :func:`~esckit.roles.asking.ask`, for an answer that is a score.
 
@@ -77,7 +82,7 @@ async def ask_verdict(
         BackendError: If the backend failed.
     """
     try:
-        return await ask(voice, messages, scope, role, parse)
+        return await ask(voice, messages, turns, scope, role, parse)
     except ParseError as error:
         unscored = UnscoredError(error.found, kind=error.kind, expected=error.expected, samples=error.samples)
         unscored.attempts = error.attempts

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, TypeVar
 
 from esckit.errors import DataError
-from esckit.ledger import Ledger, Scope
+from esckit.ledger import Scope
 from esckit.protocols import Critic, Decision, StrategyPolicy
 from esckit.roles.asking import gather_all
 from esckit.search.expansion import CallFailed, recorded, rubric_ratings, smoothed
 from esckit.search.recipe import Mcts
-from esckit.search.tree import Node, Provenance, Task, Tree, tree_record
+from esckit.search.tree import Node, Provenance, Task, Tree
 from esckit.types import Failure, FailureStage, Score, SearchTree, Turn
 
 T = TypeVar("T")
@@ -48,43 +48,35 @@ async def score_linear(
     Raises:
         DataError: If a turn has a strategy of another taxonomy.
     """
-    ledger = Ledger(provenance.run_seed, task.tree_id)
-    tree = Tree(provenance.taxonomy)
-    spoken = _lay_out(tree, task, knobs)
+    tree = Tree(task, provenance)
+    spoken = _lay_out(tree, knobs)
     deciding = tree.nodes[:-1]
 
     async def score(turn: _ScoredTurn) -> Score | Failure:
-        scope = ledger.at(turn.node.id, turn.step)
+        scope = tree.ledger.at(turn.node.id, turn.step)
         return await _answer("critic", scope, critic.score(task.scenario, turn.dialogue, scope))
 
     async def decide(node: Node) -> Decision | Failure:
-        scope = ledger.at(node.id, 0)
+        scope = tree.ledger.at(node.id, 0)
         return await _answer("strategist", scope, strategist.decide(task.scenario, node.dialogue(), scope))
 
     scores, decisions = await gather_all(gather_all(*map(score, spoken)), gather_all(*map(decide, deciding)))
-    failures = [answer for answer in (*scores, *decisions) if isinstance(answer, Failure)]
-    if not failures:
+    tree.failures += [answer for answer in (*scores, *decisions) if isinstance(answer, Failure)]
+    if not tree.failures:
         for node, decision in zip(deciding, decisions, strict=True):
             node.prior = smoothed(decision.probabilities, knobs.prior_smoothing)
         _set_values(tree, spoken, scores, knobs.rollout_turns)
-    return tree_record(
-        task,
-        provenance,
-        tree,
-        mcts=knobs.model_dump(include={"max_depth", "rollout_turns", "prior_smoothing"}),
-        status="failed" if failures else "linear",
-        failures=failures,
-        ledger=ledger,
-    )
+    mcts = knobs.model_dump(include={"max_depth", "rollout_turns", "prior_smoothing"})
+    return tree.record("failed" if tree.failures else "linear", mcts)
 
 
-def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_ScoredTurn]:
+def _lay_out(tree: Tree, knobs: Mcts) -> list[_ScoredTurn]:
     """Make the nodes; return the supporter turns to score."""
-    node = tree.add(task.opening)
-    dialogue = task.opening
+    dialogue = tree.task.opening
+    node = tree.add(dialogue)
     spoken: list[_ScoredTurn] = []
     on_path = True
-    for turn in task.rest:
+    for turn in tree.task.rest:
         dialogue = (*dialogue, turn)
         if turn.speaker == "supporter":
             if turn.strategy is not None and node.depth == knobs.max_depth:
@@ -101,7 +93,7 @@ def _lay_out(tree: Tree, task: Task, knobs: Mcts) -> list[_ScoredTurn]:
 
 
 def _index(tree: Tree, strategy: str) -> int:
-    names = tree.taxonomy.names
+    names = tree.provenance.taxonomy.names
     if strategy not in names:
         raise DataError(
             f"strategy {strategy!r}",

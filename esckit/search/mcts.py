@@ -22,11 +22,11 @@ from collections.abc import Collection, Sequence
 from math import exp, log, sqrt
 from typing import Literal, NamedTuple
 
-from esckit.ledger import Ledger, uniform
+from esckit.ledger import uniform
 from esckit.roles.asking import gather_all
 from esckit.search.expansion import CallFailed, Expander, Expansion, Players, Rollout, rubric_ratings
 from esckit.search.recipe import Mcts
-from esckit.search.tree import ROOT, Node, Provenance, Task, Tree, tree_record
+from esckit.search.tree import ROOT, Node, Provenance, Task, Tree
 from esckit.types import Failure, SearchTree
 
 
@@ -110,41 +110,29 @@ class _Search:
     """The state of one growing tree."""
 
     def __init__(self, task: Task, players: Players, knobs: Mcts, provenance: Provenance) -> None:
-        self.task = task
         self.knobs = knobs
-        self.provenance = provenance
-        self.ledger = Ledger(provenance.run_seed, task.tree_id)
-        self.tree = Tree(provenance.taxonomy)
-        self.failures: list[Failure] = []
+        self.tree = Tree(task, provenance)
         self.rollouts: list[Rollout] = []
-        self.expander = Expander(task.scenario, players, self.ledger, provenance.taxonomy.names, knobs)
+        self.expander = Expander(task.scenario, players, self.tree.ledger, provenance.taxonomy.names, knobs)
 
     async def run(self) -> Grown:
         """Grow the tree to its budget, or until too many simulations failed; it fails too if all of them did."""
         status = await self._status()
         mcts = self.knobs.model_dump(exclude={"trees_per_scenario"})
-        tree = tree_record(
-            self.task,
-            self.provenance,
-            self.tree,
-            mcts=mcts | {"max_failed_simulations": self.knobs.allowed_failures},
-            status=status,
-            failures=self.failures,
-            ledger=self.ledger,
-        )
-        return Grown(tree, tuple(self.rollouts))
+        mcts["max_failed_simulations"] = self.knobs.allowed_failures
+        return Grown(self.tree.record(status, mcts), tuple(self.rollouts))
 
     async def _status(self) -> Literal["complete", "failed"]:
-        root = self.tree.add(self.task.opening)
+        root = self.tree.add(self.tree.task.opening)
         try:
             root.prior = await self.expander.prior(root.turns, ROOT, 0)
         except CallFailed as failed:
-            self.failures.append(failed.failure)
+            self.tree.failures.append(failed.failure)
             return "failed"
         left = self.knobs.n_simulations
         while left > 0:
             left -= await self._wave(min(self.knobs.leaf_parallelism, left))
-            if len(self.failures) > self.knobs.allowed_failures:
+            if len(self.tree.failures) > self.knobs.allowed_failures:
                 return "failed"
         # Without any return there is no tree to learn from, however many failures are allowed.
         return "complete" if root.visits else "failed"
@@ -183,7 +171,7 @@ class _Search:
         blocked: set[int] = set()
         while len(blocked) < len(distribution):
             remaining = without(distribution, blocked) if blocked else distribution
-            scope = self.ledger.at(node.id, node.n_draws)
+            scope = self.tree.ledger.at(node.id, node.n_draws)
             node.n_draws += 1
             strategy = draw(remaining, uniform(scope.seed("select")))
             if node.children[strategy] is not None or not node.in_flight[strategy]:
@@ -219,7 +207,7 @@ class _Search:
     def _take(self, leaf: _Leaf, result: Expansion | Failure | None) -> None:
         """Attach what an expansion brought and back its return up; a failure leaves no trace in the tree."""
         if isinstance(result, Failure):
-            self.failures.append(result)
+            self.tree.failures.append(result)
             return
         end = leaf.terminal if result is None else self._attach(*leaf.path[-1], result)
         assert end is not None
@@ -235,7 +223,7 @@ class _Search:
         child.reward, child.ratings = new.exchange.score.reward, rubric_ratings(new.exchange.score)
         child.first_return, child.outcome = new.value, new.outcome
         if self.knobs.keep_rollouts:
-            self.rollouts.append(new.rollout_record(self.task.tree_id, child.id))
+            self.rollouts.append(new.rollout_record(self.tree.task.tree_id, child.id))
         return child
 
 

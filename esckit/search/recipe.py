@@ -9,32 +9,21 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from esckit.config.sections import (
-    AlternatingData,
-    CheckpointBinding,
-    ModelBinding,
-    ModelRecipe,
-    Roles,
-    RubricCritic,
-    Section,
-    Strategist,
-    check_prices,
-    role_defaults,
-)
+from esckit.config import sections
 
 _SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 128}
 
-_Seeker = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING, max_words=60)]
+_Seeker = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING, max_words=60)]
 
-_Supporter = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING, max_words=75)]
+_Supporter = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING, max_words=75)]
 
-_Critic = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING)]
+_Critic = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING)]
 
 # Eight numbers as JSON can be longer than 128 tokens.
-_Strategist = Annotated[ModelBinding, role_defaults(sampling=_SAMPLING | {"max_tokens": 256})]
+_Strategist = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING | {"max_tokens": 256})]
 
 
-class SearchModels(Roles):
+class SearchModels(sections.Roles):
     """Who plays whom; seeker and supporter have no part in ``search.mode: linear``."""
 
     seeker: _Seeker | None = None
@@ -43,7 +32,7 @@ class SearchModels(Roles):
     strategist: _Strategist
 
 
-class SearchOptions(Section):
+class SearchOptions(sections.Section):
     """What is grown.
 
     Attributes:
@@ -61,7 +50,7 @@ class SearchOptions(Section):
     retry_failed: bool = False
 
 
-class AFlowSeeker(Section):
+class AFlowSeeker(sections.Section):
     """The seeker's own rules.
 
     Attributes:
@@ -71,7 +60,7 @@ class AFlowSeeker(Section):
     memory_guard: bool = True
 
 
-class Mcts(Section):
+class Mcts(sections.Section):
     """The knobs of the search; equations in :mod:`esckit.search.expansion`.
 
     Attributes:
@@ -116,7 +105,7 @@ class Mcts(Section):
         return max(3, self.n_simulations // 10)
 
 
-class SearchPrompts(Section):
+class SearchPrompts(sections.Section):
     """Prompt of each role: the name of a shipped one, or a file."""
 
     seeker: str = "seeker_aflow"
@@ -125,23 +114,23 @@ class SearchPrompts(Section):
     strategist: str = "strategist"
 
 
-class Concurrency(Section):
+class Concurrency(sections.Section):
     """How much is in flight at once; changes no result. Operational."""
 
     trees: PositiveInt = Field(default=8, le=1024)
 
 
-class SearchRecipe(ModelRecipe):
+class SearchRecipe(sections.ModelRecipe):
     """Everything that ``esckit search`` can be told."""
 
     command: Literal["search"]
-    data: AlternatingData
+    data: sections.AlternatingData
     taxonomy: str = "aflow"
     models: SearchModels
     search: SearchOptions = SearchOptions()
     seeker: AFlowSeeker = AFlowSeeker()
-    critic: RubricCritic = RubricCritic()
-    strategist: Strategist = Strategist()
+    critic: sections.RubricCritic = sections.RubricCritic()
+    strategist: sections.Strategist = sections.Strategist()
     mcts: Mcts = Mcts()
     prompts: SearchPrompts = SearchPrompts()
     concurrency: Concurrency = Concurrency()
@@ -152,7 +141,7 @@ class SearchRecipe(ModelRecipe):
         named = self.models.bindings()
         if self.search.mode == "mcts" and len(named) < len(SearchModels.model_fields):
             raise ValueError("search.mode: mcts needs models.seeker and models.supporter")
-        if (self.critic.readout == "reward_model") != isinstance(self.models.critic, CheckpointBinding):
+        if (self.critic.readout == "reward_model") != isinstance(self.models.critic, sections.CheckpointBinding):
             raise ValueError("critic.readout: reward_model and models.critic: {checkpoint: RUN} belong together")
-        check_prices(self.budget, named.values())
+        sections.check_prices(self.budget, named.values())
         return self

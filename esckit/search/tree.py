@@ -7,9 +7,9 @@ are grown in :mod:`esckit.search.mcts`, or laid along a dialogue in :mod:`esckit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from esckit.ledger import Ledger
 from esckit.strategies.taxonomy import Taxonomy
@@ -101,15 +101,24 @@ class Node:
 
 @dataclass(slots=True)
 class Tree:
-    """A root and its descendants.
+    """A root and its descendants, and what the calls of models made of them.
 
     Attributes:
-        taxonomy: Strategies in the order of all per-strategy lists.
+        task: What is grown.
+        provenance: Where it comes from; its taxonomy gives the order of all per-strategy lists.
         nodes: In creation order; the first is the root.
+        failures: Calls that gave nothing usable.
+        ledger: What the calls used, and what the models thought.
     """
 
-    taxonomy: Taxonomy
+    task: Task
+    provenance: Provenance
     nodes: list[Node] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.provenance.run_seed, self.task.tree_id)
 
     @property
     def root(self) -> Node:
@@ -118,7 +127,7 @@ class Tree:
 
     def child_id(self, parent: Node, strategy: int) -> str:
         """Return the id that a parent's child has or would have."""
-        return f"{parent.id}.{self.taxonomy.abbrs[strategy]}"
+        return f"{parent.id}.{self.provenance.taxonomy.abbrs[strategy]}"
 
     def add(
         self,
@@ -129,21 +138,27 @@ class Tree:
         """Make a node: the root, or the child at an edge, which is a parent and a strategy."""
         parent, strategy = edge or (None, None)
         name = self.child_id(*edge) if edge else ROOT
-        width, depth = len(self.taxonomy.names), parent.depth + 1 if parent else 0
+        width, depth = len(self.provenance.taxonomy.names), parent.depth + 1 if parent else 0
         node = Node(name, parent, depth, strategy, turns, prior, [None] * width, [0] * width)
         self.nodes.append(node)
         if edge:
             edge[0].children[edge[1]] = node
         return node
 
-    def records(self) -> tuple[TreeNode, ...]:
-        """Return the nodes as records, in creation order."""
-        return tuple(
+    def record(self, status: Literal["complete", "failed", "linear"], mcts: Mapping[str, Any]) -> SearchTree:
+        """Return the record of the finished tree.
+
+        Args:
+            status: How it ended.
+            mcts: The settings that it was grown with.
+        """
+        names = self.provenance.taxonomy.names
+        nodes = tuple(
             TreeNode(
                 id=node.id,
                 parent=None if node.parent is None else node.parent.id,
                 depth=node.depth,
-                strategy=None if node.strategy is None else self.taxonomy.names[node.strategy],
+                strategy=None if node.strategy is None else names[node.strategy],
                 turns=node.turns,
                 prior=node.prior,
                 visits=node.visits,
@@ -155,44 +170,21 @@ class Tree:
             )
             for node in self.nodes
         )
-
-
-def tree_record(
-    task: Task,
-    provenance: Provenance,
-    tree: Tree,
-    *,
-    mcts: Mapping[str, float | int | bool],
-    status: Literal["complete", "failed", "linear"],
-    failures: Sequence[Failure],
-    ledger: Ledger,
-) -> SearchTree:
-    """Return the record of a finished tree.
-
-    Args:
-        task: What was to be grown.
-        provenance: Where it comes from.
-        tree: What was grown.
-        mcts: The settings that it was grown with.
-        status: How it ended.
-        failures: Calls that gave nothing usable.
-        ledger: What the calls used, and what the models thought.
-    """
-    return SearchTree(
-        id=task.tree_id,
-        scenario=task.scenario,
-        split=task.split,
-        run_seed=provenance.run_seed,
-        taxonomy=provenance.taxonomy.name,
-        strategies=provenance.taxonomy.names,
-        round=provenance.round,
-        prior_source=provenance.prior_source,
-        readout=provenance.readout,
-        prompts=dict(provenance.prompts),
-        mcts=dict(mcts),
-        status=status,
-        nodes=tree.records(),
-        failures=tuple(failures),
-        usage=dict(sorted(ledger.usage.items())),
-        reasoning=ledger.thoughts(),
-    )
+        return SearchTree(
+            id=self.task.tree_id,
+            scenario=self.task.scenario,
+            split=self.task.split,
+            run_seed=self.provenance.run_seed,
+            taxonomy=self.provenance.taxonomy.name,
+            strategies=names,
+            round=self.provenance.round,
+            prior_source=self.provenance.prior_source,
+            readout=self.provenance.readout,
+            prompts=dict(self.provenance.prompts),
+            mcts=dict(mcts),
+            status=status,
+            nodes=nodes,
+            failures=tuple(self.failures),
+            usage=dict(sorted(self.ledger.usage.items())),
+            reasoning=self.ledger.thoughts(),
+        )

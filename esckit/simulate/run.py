@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import PositiveInt, model_validator
+
+from esckit.config import sections
 from esckit.config.load import require_runs
-from esckit.config.sections import RoleOptions
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.ledger import usage_facts
@@ -39,11 +41,86 @@ from esckit.records import write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.verdicts import load_preset
-from esckit.simulate.recipe import SimulateRecipe
 from esckit.strategies.taxonomy import load_taxonomy, taxonomy_inputs
 from esckit.types import Context, CriticReading, Future, Outcome, Record
 
+log = logging.getLogger(__name__)
+
+MIN_FUTURES_FOR_RATE = 50
+
+UNPARSED_WARNING = 0.1
+"""Share of unreadable critic answers beyond which a run warns."""
+
 HALF = Fraction(1, 2)
+
+_Strategist = Annotated[
+    sections.ModelBinding, sections.role_defaults(sampling={"temperature": 0.7, "top_p": 0.9, "max_tokens": 256})
+]
+
+
+class SimulateModels(sections.Roles):
+    """Who plays whom. A strategist takes part only with ``simulation.strategy: predicted``."""
+
+    supporter: sections.RolloutSupporter
+    seeker: sections.RolloutSeeker
+    critic: sections.RolloutCritic
+    strategist: _Strategist | None = None
+
+
+class Simulation(sections.Rollout):
+    """What is simulated.
+
+    Attributes:
+        candidates: Replies to each context, each valued by one future.
+        retry_failed: On resuming, play failed futures again. Operational.
+        strategy: Whether a strategist names the strategy of every supporter turn.
+    """
+
+    candidates: PositiveInt = 4
+    retry_failed: bool = False
+    strategy: Literal["none", "predicted"] = "none"
+
+
+class SimulatePrompts(sections.Section):
+    """Prompt of each role: the name of a shipped one, or a file; the critic's is its preset's own unless named."""
+
+    supporter: str = "supporter_rlff"
+    seeker: str = "seeker"
+    critic: str | None = None
+    strategist: str = "strategist"
+
+
+class Concurrency(sections.Section):
+    """How much is in flight at once; changes no result. Operational."""
+
+    futures: PositiveInt = 64
+
+
+class SimulateRecipe(sections.ModelRecipe):
+    """Everything that ``esckit simulate`` can be told.
+
+    Attributes:
+        taxonomy: The strategies among which a strategist chooses, and which the corpus is mapped into then.
+        strategist: How a strategist is read.
+    """
+
+    command: Literal["simulate"]
+    data: sections.AlternatingData
+    contexts: sections.Contexts = sections.Contexts()
+    taxonomy: str = "aflow"
+    models: SimulateModels
+    critic: sections.ResolutionCritic = sections.ResolutionCritic()
+    strategist: sections.Strategist = sections.Strategist()
+    simulation: Simulation = Simulation()
+    prompts: SimulatePrompts = SimulatePrompts()
+    concurrency: Concurrency = Concurrency()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.simulation.strategy == "predicted" and self.models.strategist is None:
+            raise ValueError("simulation.strategy: predicted needs models.strategist")
+        sections.check_prices(self.budget, self.models.bindings().values())
+        return self
 
 
 def summarise(contexts: Sequence[Context], futures: Sequence[Future]) -> dict[str, Any]:
@@ -101,15 +178,6 @@ def _reading_facts(readings: Sequence[CriticReading]) -> dict[str, Any]:
         "compat_zeros": sum(reading.compat_zero for reading in readings),
         "mean_name_mass": sum(masses) / len(masses) if masses else None,
     }
-
-
-log = logging.getLogger(__name__)
-
-
-MIN_FUTURES_FOR_RATE = 50
-
-UNPARSED_WARNING = 0.1
-"""Share of unreadable critic answers beyond which a run warns."""
 
 
 class FailedFuture(Record):
@@ -250,7 +318,7 @@ def _is_guided(recipe: SimulateRecipe) -> bool:
     return recipe.simulation.strategy == "predicted"
 
 
-def _bindings(recipe: SimulateRecipe) -> dict[str, RoleOptions]:
+def _bindings(recipe: SimulateRecipe) -> dict[str, sections.RoleOptions]:
     """Return the models that take part, by role."""
     named = recipe.models.bindings()
     return {role: binding for role, binding in named.items() if role != "strategist" or _is_guided(recipe)}

@@ -21,9 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
-from esckit.processes import Process
 from esckit.records import write_json
-from esckit.training.run import TrainingRun
+from esckit.training.run import Process, TrainingRun
 from esckit.training.sections import Optim, Precision, check_trackers
 from esckit.training.sharding import one_device
 

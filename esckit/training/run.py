@@ -1,22 +1,93 @@
-"""A run that trains: its folder, the state that it resumes from, and its end. Imports nothing heavy."""
+"""A run that trains: its folder, its processes, the state that it resumes from, and its end.
+
+accelerate and torchrun say in the environment which of several processes this is. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from esckit.config.sections import Recipe
 from esckit.documents import parse_json, read_json_object
-from esckit.errors import DataError, StorageError
+from esckit.errors import DataError, EsckitError, StorageError
 from esckit.models.checkpoint import FOLDER
 from esckit.play.runner import SUMMARY, NoProgress, RunResult
-from esckit.processes import Process, ending_group, this_process
 from esckit.protocols import Progress
 from esckit.runs import RunFolder
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One of the processes of a run.
+
+    Attributes:
+        rank: 0 in the main process, which alone writes.
+        count: Number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+
+def this_process() -> Process:
+    """Return which process this is; the only one where no launcher says otherwise."""
+    return Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@contextmanager
+def ending_group() -> Iterator[None]:
+    """End the process group that a training opened, however it ends.
+
+    A group that is left open aborts the process when Python ends, so that the launcher reports a failure.
+    """
+    try:
+        yield
+    finally:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def gathered(values: Sequence[T]) -> list[list[T]]:
+    """Return the values of every process, by rank; they must be picklable. Called in all processes."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        return [list(values)]
+    shares: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(shares, list(values))
+    return shares
+
+
+def together(compute: Callable[[], T]) -> T:
+    """Compute something, and fail in all processes if one of them fails: one that is left alone would wait for ever.
+
+    Raises:
+        EsckitError: This process's own, else the first one by rank.
+    """
+    result, failure = None, None
+    try:
+        result = compute()
+    except EsckitError as error:
+        failure = error
+    failures = [found for share in gathered([failure]) for found in share if found is not None]
+    if failures:
+        raise failure or failures[0]
+    return cast(T, result)
+
 
 STATES = "states"
 """The folder of the states that a training resumes from, inside its run folder."""

@@ -19,9 +19,8 @@ from esckit.play.runner import AsyncioExecutor
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import Voice
-from esckit.roles.players import AFlowSeeker, AFlowSupporter
+from esckit.roles.players import AFlowSeeker, AFlowSupporter, PromptedStrategist
 from esckit.roles.rubric import RubricCritic
-from esckit.roles.strategist import PromptedStrategist
 from esckit.search.expansion import Players
 from esckit.search.mcts import Grown, grow_tree
 from esckit.types import Generation, Message, Reply, RubricReading, Sampling, Score, StopReason, Turn, Usage

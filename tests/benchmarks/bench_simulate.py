@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from esckit.config.load import load_recipe
-from esckit.simulate.recipe import SimulateRecipe
-from esckit.simulate.run import run
+from esckit.simulate.run import SimulateRecipe, run
 
 
 def per_minute(n_futures: int, limit: int) -> tuple[float, int]:

@@ -2,7 +2,7 @@ import pytest
 
 from esckit.config.load import RECIPES, find_recipe, load_any_recipe, load_recipe, shipped_recipes
 from esckit.errors import ConfigError
-from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import SimulateRecipe
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
 

@@ -2,7 +2,7 @@ import pytest
 
 from esckit.config.load import load_any_recipe, load_recipe
 from esckit.errors import ConfigError
-from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import SimulateRecipe
 from tests.config.configfakes import RIGHT, write_recipe
 
 

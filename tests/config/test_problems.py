@@ -3,7 +3,7 @@ import pytest
 from esckit.config.load import known_fields, load_recipe
 from esckit.errors import ConfigError
 from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import SimulateRecipe
 from tests.config.configfakes import write_recipe
 
 

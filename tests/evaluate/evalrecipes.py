@@ -3,7 +3,7 @@
 from typing import Any
 
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
-from esckit.predict.recipe import PredictRecipe
+from esckit.predict.run import PredictRecipe
 
 DATA = {"dataset": "esconv", "path": "sample:esconv", "scheme": "files", "split": "test"}
 ROLES = ("strategist", "supporter", "seeker", "critic", "judge")

@@ -19,7 +19,7 @@ from esckit.records import read_records
 from esckit.reward.checkpoint import load_reward_model
 from esckit.search.recipe import SearchRecipe
 from esckit.search.run import run as run_search
-from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import SimulateRecipe
 from esckit.simulate.run import run as run_simulate
 from esckit.types import Context, Future, Generation, Outcome, Scenario, SearchTree, Turn
 from tests.evaluate.evalrecipes import DATA, evaluation

@@ -13,7 +13,7 @@ from esckit.flow.recipe import FlowEncoding
 from esckit.flow.text import FlowText
 from esckit.flow.trainer import flow_loss
 from esckit.models.packing import PackedRows
-from esckit.processes import Process
+from esckit.training.run import Process
 from tests.flow.flow_fakes import PAPER, ByteTokenizer, changed, search_tree, some_flow_tree, tiny_model
 
 TREE = FlowEncoding(mode="tree", max_tokens=100_000)

@@ -5,7 +5,7 @@ import torch
 from esckit.flow.batch import Chunk, FlowBatch, Updates, chunks, make_update
 from esckit.flow.recipe import FlowEncoding, FlowOptim
 from esckit.flow.trainer import TreeValidation, best_actions, confusions
-from esckit.processes import Process
+from esckit.training.run import Process
 from tests.flow.flow_fakes import PAPER, some_flow_tree, tiny_model
 
 ENCODING = FlowEncoding(mode="tree", max_tokens=2048)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.cache_utils import DynamicCache
 
-from esckit.models.capabilities import cache_parameter, checkpoint_activations, checkpointing_arguments
+from esckit.models.loading import cache_parameter, checkpoint_activations, checkpointing_arguments
 from tests.tiny import tiny_random
 
 pytestmark = pytest.mark.smoke

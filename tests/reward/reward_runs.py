@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.reward.recipe import TrainRewardRecipe
-from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import SimulateRecipe
 from esckit.simulate.run import run as run_simulate
 
 

@@ -9,12 +9,12 @@ import pytest
 from transformers import EvalPrediction
 
 from esckit.errors import NotFiniteError
-from esckit.processes import Process
 from esckit.reward.batches import Encoded, Item, MicroBatches
 from esckit.reward.examples import RewardExample
 from esckit.reward.recipe import RewardOptim, plan_steps
 from esckit.reward.text import RewardInput
 from esckit.reward.trainer import DevScores
+from esckit.training.run import Process
 
 
 @pytest.mark.parametrize("n_items", [5, 8, 13])

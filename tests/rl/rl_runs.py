@@ -6,7 +6,7 @@ from typing import Any
 from esckit.errors import NotFiniteError
 from esckit.play.runner import NoProgress
 from esckit.rl.recipe import TrainRlRecipe
-from esckit.simulate.recipe import SimulateRecipe
+from esckit.simulate.run import SimulateRecipe
 
 
 def no_reward(conversations: Any, responses: Any) -> list[None]:

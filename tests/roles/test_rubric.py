@@ -12,7 +12,6 @@ from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
 from esckit.roles.rubric import (
-    AFLOW,
     RATINGS,
     RubricCritic,
     expected_rating,
@@ -23,6 +22,7 @@ from esckit.roles.rubric import (
 from esckit.types import RubricReading, Sampling, Scenario, Score, StopReason, Turn
 from tests.fakes import FakeModel
 
+AFLOW = load_rubric("aflow")
 WEIGHTS = {"empathy": 0.1, "information": 0.1, "naturalness": 0.1, "strategy": 0.2}
 TURNS = (
     Turn(speaker="seeker", text="I failed."),

@@ -10,7 +10,7 @@ from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
-from esckit.roles.strategist import PromptedStrategist, parse_probabilities
+from esckit.roles.players import PromptedStrategist, parse_probabilities
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Sampling, Scenario, Turn
 from tests.fakes import FakeModel

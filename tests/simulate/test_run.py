@@ -11,8 +11,7 @@ from esckit.errors import BudgetError, ConfigError, FailureRateError
 from esckit.models.backbones import tiny_random
 from esckit.records import read_records
 from esckit.registry import shipped_dir
-from esckit.simulate.recipe import SimulateRecipe
-from esckit.simulate.run import plan, run
+from esckit.simulate.run import SimulateRecipe, plan, run
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Context, Future, Outcome
 

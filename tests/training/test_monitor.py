@@ -8,10 +8,9 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import TrainingError
-from esckit.processes import Process
 from esckit.training.harness import Diverged
 from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best, keep_rows, read_rows
-from esckit.training.run import TrainingRun
+from esckit.training.run import Process, TrainingRun
 
 ARGS = TrainingArguments(output_dir="unused", use_cpu=True)
 

@@ -9,7 +9,7 @@ import torch
 
 from esckit.errors import ConfigError, ModelError
 from esckit.flow.objectives import OBJECTIVES, TERMS, potentials, without_terminal
-from esckit.processes import gathered, together
+from esckit.training.run import gathered, together
 from esckit.training.sections import share_batch
 from esckit.training.sharding import one_device
 
