@@ -191,7 +191,7 @@ class CheckpointKind(Protocol):
             run: The run folder.
             part: One of :attr:`parts`.
             abbreviations: Strategy name to abbreviation, of the taxonomy in its order.
-            options: ``dtype`` and ``device``; for a chat model ``threads`` and ``max_batch_tokens``, for a strategist
+            options: ``dtype`` and ``device``; for a chat model ``max_batch_tokens``, for a strategist
                 ``value_weight``, ``top_k`` and perhaps ``max_tokens``.
 
         Raises:

@@ -72,8 +72,9 @@ def _refuse_constant(what: str, name: str) -> NoReturn:
     raise NotFiniteError(f"a number of {what}", float(name))
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+def not_json(constant: str) -> NoReturn:
+    """Refuse NaN and the infinities, which Python's reader of JSON takes."""
+    raise ValueError(f"{constant} is not JSON")
 
 
 def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int | None = None) -> R:
@@ -84,7 +85,7 @@ def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int |
     """
     wrong = partial(DataError, path=path, record=None if line is None else line - 1, line=line)
     try:
-        data = json.loads(text, parse_constant=_no_number)
+        data = json.loads(text, parse_constant=not_json)
         if "\\ud" in text.lower():
             data = json.loads(without_surrogates(json.dumps(data, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
@@ -181,7 +182,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             target.write(data)
             target.flush()
             os.fsync(target.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+            mask = os.umask(0)  # it can only be read by setting it
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
             os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
@@ -230,13 +233,6 @@ def _remove_unfinished(folder: Path, pattern: str) -> None:
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-
-
-def _umask() -> int:
-    """Return the process's umask (reading it means setting it twice)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

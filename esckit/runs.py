@@ -245,7 +245,8 @@ class RunFolder:
             return
         self._attempt["spent"] = dict(spent)
         booked = [attempt["spent"] for attempt in self.manifest["attempts"] if attempt.get("spent")]
-        self.update_manifest(spent={name: _total([each.get(name) for each in booked]) for name in spent})
+        amounts = {name: [each.get(name) for each in booked] for name in spent}
+        self.update_manifest(spent={name: None if None in a else round(sum(a), 6) for name, a in amounts.items()})
 
     def close(self, status: str) -> None:
         """End the attempt as ``complete`` or ``stopped``, if one was begun, and let the folder go."""
@@ -395,12 +396,6 @@ def _differ(fields: Sequence[str]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _total(amounts: Iterable[int | float | None]) -> int | float | None:
-    """Return the sum of some amounts; None, which is unknown, if one of them is."""
-    known = list(amounts)
-    return None if None in known else round(sum(amount for amount in known if amount is not None), 6)
 
 
 def _versions() -> dict[str, str]:

@@ -113,16 +113,12 @@ def trajectories(tree: SearchTree, *, min_actions: int) -> tuple[Trajectory, ...
         if not children[node.id] and len(steps) >= min_actions:
             found.append(Trajectory(f"{tree.run_seed}/{tree.id}/{node.id}", steps, node))
         # A stack reverses, and the first child has to come out first.
-        stack.extend((child, (*steps, _step(tree, node, child))) for child in reversed(children[node.id]))
+        for child in reversed(children[node.id]):
+            action = tree.strategies.index(child.strategy or "")
+            if node.prior is None or not node.prior[action] > 0.0:
+                raise DataError(f"node {node.id} of tree {tree.id} has a child but no positive prior of its strategy")
+            stack.append((child, (*steps, Step(node, action, log(node.prior[action])))))
     return tuple(found)
-
-
-def _step(tree: SearchTree, state: TreeNode, child: TreeNode) -> Step:
-    """Return the decision that leads from a state to its child."""
-    action = tree.strategies.index(child.strategy or "")
-    if state.prior is None or not state.prior[action] > 0.0:
-        raise DataError(f"node {state.id} of tree {tree.id} has a child but no positive prior of its strategy")
-    return Step(state=state, action=action, log_prior=log(state.prior[action]))
 
 
 def child_values(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from esckit.errors import BackendError, BudgetError
 from esckit.ledger import Scope
@@ -16,17 +16,8 @@ from esckit.models.chat import with_reasoning_apart
 from esckit.protocols import Capability, ChatModel, Decision, StrategyPolicy
 from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Scenario, Turn, Usage
 
-
-class Used(Protocol):
-    """What a model gives, with what it took."""
-
-    @property
-    def usage(self) -> Usage:
-        """Calls and tokens."""
-        ...
-
-
-T = TypeVar("T", bound=Used)
+T = TypeVar("T", ChoiceScores, Decision, NextToken, Reply)
+"""What a model gives, with its usage."""
 
 
 class Budget:

@@ -109,15 +109,15 @@ def split_reasoning(text: str) -> Split:
     answer_pieces: list[str] = []
     start, closing = 0, ""
     for mark in _MARK.finditer(text):
-        said, before = _bare(mark[0]), text[start : mark.start()]
-        if not closing and said in _CLOSING:
+        name, before = _bare(mark[0]), text[start : mark.start()]
+        if not closing and name in _CLOSING:
             answer_pieces.append(before)
-            closing = _CLOSING[said].casefold()
+            closing = _CLOSING[name].casefold()
         elif not closing:
             # Without an opening mark all that was said so far was reasoning.
             thoughts += [*answer_pieces, before]
             answer_pieces = []
-        elif said == closing:
+        elif name == closing:
             thoughts.append(before)
             closing = ""
         else:
@@ -135,8 +135,8 @@ def _split_channels(text: str) -> Split:
     answers: list[str] = []
     for message in text.split(_CHANNEL)[1:]:
         header, _, content = message.partition(_MESSAGE)
-        said = _MESSAGE_END.split(content, maxsplit=1)[0]
-        (answers if header.split()[:1] == ["final"] else thoughts).append(said)
+        channel = answers if header.split()[:1] == ["final"] else thoughts
+        channel.append(_MESSAGE_END.split(content, maxsplit=1)[0])
     return _split(thoughts, answers, is_open=not answers)
 
 

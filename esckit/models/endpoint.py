@@ -268,8 +268,8 @@ class EndpointModel:
         if not self._transport.has_answered and (fault.status in (_WRONG_KEY, _WRONG_MODEL) or fault.status < 400):
             return self._wrong(failure, listed)
         in_body = "HTTP 200 and an error in its body" if fault.is_answer else "HTTP 200 and no completion"
-        said = in_body if failure.in_body else f"HTTP {fault.status}"
-        error = BackendError(f"{self.name} answered with {said}: {fault.reason}", kind=fault.kind)
+        answer = in_body if failure.in_body else f"HTTP {fault.status}"
+        error = BackendError(f"{self.name} answered with {answer}: {fault.reason}", kind=fault.kind)
         error.attempts = failure.n_requests
         return error
 

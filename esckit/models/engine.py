@@ -271,7 +271,7 @@ class Engine:
         Args:
             arrivals: New jobs.
             dropped: Jobs that nobody waits for any more.
-            interrupted: Asked between steps whether the caller wants to be heard.
+            interrupted: Returns whether the caller has new requests; called between steps.
 
         Returns:
             Results by job; the rest stays in flight.

@@ -390,8 +390,11 @@ def shared_prefix_attention(  # noqa: PLR0913 - transformers fixes the signature
     if layout is not None and window is not None:
         by_query.masked_fill_(_out_of_window(layout, n_prefix, window), -torch.inf)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(grouped.dtype)
-    attended = _mix(weights, value, uses, n_prefix, layer).to(query.dtype)
-    return attended.view(n_rows, n_heads, n_queries, width).transpose(1, 2).contiguous(), None
+    attended = weights[..., n_prefix:] @ _precise(value)
+    for use in uses:
+        attended[use.rows] += _times(weights[use.rows, :, :, : use.kv.length], use.kv.values[layer])
+    by_head = attended.to(query.dtype).view(n_rows, n_heads, n_queries, width)
+    return by_head.transpose(1, 2).contiguous(), None
 
 
 def _precise(part: Tensor) -> Tensor:
@@ -415,14 +418,6 @@ def _scores(grouped: Tensor, key: Tensor, uses: tuple[PrefixUse, ...], n_prefix:
     for use, of_prefix in zip(uses, of_prefixes, strict=True):
         scores[use.rows, :, :, : use.kv.length] = of_prefix
     return scores
-
-
-def _mix(weights: Tensor, value: Tensor, uses: tuple[PrefixUse, ...], n_prefix: int, layer: int) -> Tensor:
-    """Return the weighted values (B, n_kv_heads, Q, D)."""
-    mixed = weights[..., n_prefix:] @ _precise(value)
-    for use in uses:
-        mixed[use.rows] += _times(weights[use.rows, :, :, : use.kv.length], use.kv.values[layer])
-    return mixed
 
 
 def _times(rows: Tensor, of_prefix: Tensor) -> Tensor:

@@ -170,7 +170,6 @@ class LocalModel:
         *,
         dtype: Dtype = "auto",
         device: str = "auto",
-        threads: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> LocalModel:
         """Load a backbone; calls with equal arguments return the same object, so that roles share one copy.
@@ -179,15 +178,12 @@ class LocalModel:
             ref: NAME, FOLDER or HUB-ID (see :mod:`esckit.models.backbones`).
             dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            threads: Threads of torch for the whole process; None leaves them as they are.
             max_batch_tokens: Tokens in flight together; None takes a default for the device.
 
         Raises:
             ConfigError: If there is no such backbone, or it cannot be reached or loaded.
         """
         place = pick_device(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
         return _load(resolve_backbone(ref), pick_dtype(dtype, place), place, max_batch_tokens)
 
     @property

@@ -255,10 +255,10 @@ class ScriptedModel:
         """
         if not isinstance(self._source, Script):
             with own_code(self.name):
-                said = self._source(messages, sampling, seed)
-            if not isinstance(said, str):
-                raise ConfigError(f"{self.name} returned a {type(said).__name__}", expected="a str")
-            return _reply(messages, said, sampling)
+                written = self._source(messages, sampling, seed)
+            if not isinstance(written, str):
+                raise ConfigError(f"{self.name} returned a {type(written).__name__}", expected="a str")
+            return _reply(messages, written, sampling)
         rule = self._rule(self._source, messages)
         if sampling.temperature == 0.0:
             seed = 0

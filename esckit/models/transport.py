@@ -160,7 +160,7 @@ class Transport:
         self.base_url = checked_base_url(base_url)
         self.timeouts = timeouts
         self.has_answered = False
-        self._heard_s: float | None = None
+        self._last_answer_s: float | None = None
         self._silent_since_s: float | None = None
         key = SecretStr(_read_key(api_key_env))
         self._redact = Redactor(key.get_secret_value())
@@ -231,7 +231,7 @@ class Transport:
                     return outcome
                 n_failed += 1
                 gives_up = not self._may_pass(outcome) or n_failed > limits.max_retries
-                if _is_silence(outcome) and self._heard_s is not None:
+                if _is_silence(outcome) and self._last_answer_s is not None:
                     is_out = await self._is_out(outcome, gives_up=gives_up)
                     if is_out or (gives_up and was_out):
                         # The server is down, or was: the request has all its tries before it.
@@ -264,14 +264,14 @@ class Transport:
         if isinstance(outcome, BackendError):
             outcome.attempts = n_requests
         if not _is_silence(outcome):
-            self._hear()
+            self._note_answer()
         elif self._silent_since_s is None:
-            self._silent_since_s = max(began_s, self._heard_s or began_s)
+            self._silent_since_s = max(began_s, self._last_answer_s or began_s)
         return outcome
 
-    def _hear(self) -> None:
-        """Take note of a sign of life."""
-        self._heard_s = time.monotonic()
+    def _note_answer(self) -> None:
+        """Remember that the server answers, if only with an error."""
+        self._last_answer_s = time.monotonic()
         self._silent_since_s = None
 
     def _may_pass(self, failure: HttpFailure | BackendError) -> bool:
@@ -288,14 +288,14 @@ class Transport:
             gives_up: Whether it would be given up; before that, and for a while, the server is not asked.
 
         Raises:
-            OutageError: If nothing was heard of the server for so long that the run has to stop.
+            OutageError: If the server has been silent for so long that the run has to stop.
         """
         now_s = time.monotonic()
         is_long = now_s - (self._silent_since_s or now_s) >= self.timeouts.outage_s
         if not gives_up and not is_long:
             return False
         if await self._is_alive():
-            self._hear()
+            self._note_answer()
             return False
         if not is_long:
             return True

@@ -109,9 +109,9 @@ class Conversation:
         return answer.text
 
 
-def failure_of(error: ModelError, stage: FailureStage, turn: int) -> Failure:
+def failure_of(error: ModelError, stage: FailureStage, turn: int, *, place: str | None = None) -> Failure:
     """Return the record of a failed call."""
-    return Failure(stage=stage, turn=turn, kind=error.kind, attempts=error.attempts, message=str(error))
+    return Failure(stage=stage, turn=turn, kind=error.kind, attempts=error.attempts, message=str(error), place=place)
 
 
 async def play_future(context: Context, candidate: int, *, cast: Cast, rules: Rules, run_seed: int) -> Future:

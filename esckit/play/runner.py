@@ -2,8 +2,8 @@
 
 A unit has a stable id and one record in a file of the run folder. The runner plays the units that have no record yet,
 appends each record as soon as it is there, keeps watch over the share of failed units, and sorts the file in the order
-of the units when play ends, whatever ends it. What a unit is, how it is played and what counts as a failure is said by
-the caller in a :class:`UnitFile`; where units are played is said by an :class:`~esckit.protocols.Executor`. Since a
+of the units when play ends, whatever ends it. The caller defines in a :class:`UnitFile` what a unit is, how it is
+played and what counts as a failure; an :class:`~esckit.protocols.Executor` decides where units are played. Since a
 record depends on the seed and the id of its unit only, a finished file has the same bytes for every executor.
 
 Around its work such a run holds its folder, writes down what took part, and books the cost (:func:`playing`). Trainings
@@ -122,12 +122,12 @@ async def booking(folder: RunFolder, pool: ModelPool, *, n_processes: int = 1) -
             await asyncio.sleep(BOOK_EVERY_S)
             book()
 
-    clerk = asyncio.create_task(book_regularly())
+    booking_task = asyncio.create_task(book_regularly())
     try:
         yield
     finally:
-        clerk.cancel()
-        await asyncio.gather(clerk, return_exceptions=True)
+        booking_task.cancel()
+        await asyncio.gather(booking_task, return_exceptions=True)
         book()
         folder.update_manifest(determinism=pool.determinism(), **pool.facts())
 

@@ -9,8 +9,7 @@ reads, and ``failures.jsonl``. A place where a model gave nothing usable has a l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -263,7 +262,20 @@ async def _run(
         speak = _speaker(recipe, pool, taxonomy)
         inputs = {"data": selection.facts(), "prompts": _prompt_ids(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
 
-        is_failed = partial(_is_failed, recipe)
+        def is_failed(line: Prediction) -> bool:
+            """Return whether somebody whom the recipe names gave no answer."""
+            named = recipe.models
+            return (named.strategist is not None and line.strategy is None) or (
+                named.supporter is not None and line.reply is None
+            )
+
+        def settle() -> None:
+            """Sort the failures by place, without those that were mended."""
+            found = latest(out / FAILURES, FailedPrediction)
+            write_records(
+                out / FAILURES, [found[line.id] for line in file.records if is_failed(line) and line.id in found]
+            )
+
         file = UnitFile(
             PREDICTIONS,
             Prediction,
@@ -279,9 +291,7 @@ async def _run(
                 recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS
             )
             executor = AsyncioExecutor(recipe.concurrency.cases)
-            await play_units(
-                [file], folder, executor, rate, progress, settled=lambda: _sort_failures(out, file.records, is_failed)
-            )
+            await play_units([file], folder, executor, rate, progress, settled=settle)
             rate.judge()
     lines = file.records
     summary = {
@@ -331,18 +341,3 @@ def _speaker(
         return (Prediction(**found),)
 
     return speak
-
-
-def _is_failed(recipe: PredictRecipe, line: Prediction) -> bool:
-    """Return whether somebody whom the recipe names gave no answer."""
-    named = recipe.models
-    return (named.strategist is not None and line.strategy is None) or (
-        named.supporter is not None and line.reply is None
-    )
-
-
-def _sort_failures(out: Path, lines: Iterable[Prediction], is_failed: Callable[[Prediction], bool]) -> None:
-    """Sort the failures by place, without those that were mended."""
-    found = latest(out / FAILURES, FailedPrediction)
-    failures = [found[line.id] for line in lines if is_failed(line) and line.id in found]
-    write_records(out / FAILURES, failures)

@@ -137,7 +137,6 @@ def load_policy(
     *,
     dtype: Dtype = "auto",
     device: str = "auto",
-    threads: int | None = None,
     max_batch_tokens: int | None = None,
 ) -> LocalModel:
     """Return a trained policy as a chat model, its adapter merged into the backbone.
@@ -146,7 +145,6 @@ def load_policy(
         run: The run folder.
         dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: Threads of torch for the whole process; None leaves them as they are.
         max_batch_tokens: Tokens in flight together; None takes a default for the device.
 
     Raises:
@@ -162,8 +160,6 @@ def load_policy(
     folder = checkpoint_folder(run)
     check_whole(folder)
     place = pick_device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
     # Merged in float32: in a narrow type the sum of weight and update would round the update away.
     model, _ = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
     tokenizer = load_tokenizer(folder / TOKENIZER)

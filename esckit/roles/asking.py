@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from esckit.config.sections import RoleOptions
 from esckit.errors import ModelError, ParseError
 from esckit.ledger import Scope
 from esckit.prompts.prompt import Prompt
@@ -36,7 +37,6 @@ from esckit.types import (
     ParseKind,
     Reply,
     Role,
-    Sampling,
     Scenario,
     Speaker,
     StopReason,
@@ -85,18 +85,14 @@ class Voice:
 
     Attributes:
         model: The chat model.
-        sampling: Decoding settings.
+        options: How the role uses it, as the recipe says.
         max_attempts: Calls in all before the role gives up, at least 1.
-        on_length: What to do with a reply cut at the token limit: treat it as invalid, or keep its whole sentences.
-        max_words: Longest valid reply in words; None sets no limit.
         window: How much of a conversation the model is shown.
     """
 
     model: ChatModel
-    sampling: Sampling
+    options: RoleOptions = field(default_factory=RoleOptions)
     max_attempts: int = 3
-    on_length: OnLength = "fail"
-    max_words: int | None = None
     window: Window = field(default_factory=Window)
 
 
@@ -125,7 +121,7 @@ async def ask(
     prompt = voice.window.fit(messages, turns, scope, role)
 
     async def complete() -> Reply:
-        return await voice.model.complete(prompt, voice.sampling, seed=scope.seed(role))
+        return await voice.model.complete(prompt, voice.options.sampling, seed=scope.seed(role))
 
     return await until_parsed(complete, scope, role, parse, max_attempts=voice.max_attempts)
 

@@ -17,8 +17,7 @@ from esckit.models.budget import BudgetedPolicy
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic, StrategyPolicy, Supporter
 from esckit.roles.asking import Voice
-from esckit.roles.critics import ResolutionCritic, RewardCritic
-from esckit.roles.judges import PairJudge, ReplyJudge
+from esckit.roles.critics import PairJudge, ReplyJudge, ResolutionCritic, RewardCritic
 from esckit.roles.players import (
     AFlowSeeker,
     AFlowSupporter,

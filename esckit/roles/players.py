@@ -87,10 +87,10 @@ class PromptedSeeker:
         return await ask(self.voice, messages, talk, scope, "seeker", self._parse)
 
     def _parse(self, reply: Reply) -> SeekerTurn:
-        text = clean_reply(finished_text(reply, self.voice.on_length), speaking="seeker")
+        text = clean_reply(finished_text(reply, self.voice.options.on_length), speaking="seeker")
         if not text:
             raise ParseError("a blank reply", kind="blank", samples=(reply.text,))
-        return SeekerTurn(within_words(text, self.voice.max_words))
+        return SeekerTurn(within_words(text, self.voice.options.max_words))
 
 
 _QUOTE_WORDS = 8
@@ -138,7 +138,8 @@ class AFlowSeeker:
             )
 
         def parse(reply: Reply) -> SeekerTurn:
-            answer = parse_seeker(one_line(reply, self.voice.on_length), self.taxonomy, self.voice.max_words)
+            line = one_line(reply, self.voice.options.on_length)
+            answer = parse_seeker(line, self.taxonomy, self.voice.options.max_words)
             if self.memory_guard and quotes(answer.text, memory):
                 raise ParseError("a reply that quotes the seeker's memory", kind="memory", samples=(answer.text,))
             return answer
@@ -211,7 +212,7 @@ class PromptedSupporter:
         cut = reply.stop_reason is StopReason.LENGTH
         if cut:
             need_answer(reply)
-        if cut and self.voice.on_length == "fail":
+        if cut and self.voice.options.on_length == "fail":
             raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.whole,))
         response = clean_reply(found.response, speaking="supporter")
         if cut and found.parse_kind in ("open_response", "untagged"):
@@ -221,7 +222,7 @@ class PromptedSupporter:
         # Where the prompt asks for no tags, plain text is what was agreed.
         format_ok = found.format_ok or (found.parse_kind == "untagged" and not asks_for_tags(self.prompt))
         return found.model_copy(
-            update={"response": within_words(response, self.voice.max_words), "format_ok": format_ok}
+            update={"response": within_words(response, self.voice.options.max_words), "format_ok": format_ok}
         )
 
 
@@ -261,8 +262,8 @@ class AFlowSupporter:
         if reply.stop_reason is StopReason.LENGTH:
             need_answer(reply)
         found = split_output(reply.whole)
-        line = one_line(replace(reply, text=found.response), self.voice.on_length)
-        response = clean_utterance(line, self.taxonomy, self.voice.max_words)
+        line = one_line(replace(reply, text=found.response), self.voice.options.on_length)
+        response = clean_utterance(line, self.taxonomy, self.voice.options.max_words)
         return found.model_copy(update={"response": response, "format_ok": True})
 
 

@@ -185,14 +185,7 @@ class ModelPool:
         Raises:
             ConfigError: As :meth:`model`, or if ``max_context_tokens`` is set where tokens cannot be counted.
         """
-        return Voice(
-            self.model(binding),
-            binding.sampling,
-            max_attempts=max_attempts,
-            on_length=binding.on_length,
-            max_words=binding.max_words,
-            window=self._window(binding),
-        )
+        return Voice(self.model(binding), binding, max_attempts, self._window(binding))
 
     def trained(self, binding: RoleOptions, part: Part, taxonomy: Taxonomy | None = None) -> Trained:
         """Return a checkpoint as what it was trained for; see :class:`esckit.protocols.CheckpointKind`.
@@ -314,7 +307,11 @@ class ModelPool:
         elif isinstance(binding, BackboneBinding | CheckpointBinding):
             self._sources.add("local")
             options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
-            options |= {"threads": self._executor.threads, "max_batch_tokens": self._executor.batch_tokens}
+            options["max_batch_tokens"] = self._executor.batch_tokens
+            if self._executor.threads is not None:
+                import torch
+
+                torch.set_num_threads(self._executor.threads)
             if isinstance(binding, CheckpointBinding):
                 run = Path(binding.checkpoint)
                 model = kind_of(run, "chat").load(run, "chat", {}, **options)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
+from esckit.records import not_json
 from esckit.roles.asking import OnLength, Voice, ask, finished_text
 from esckit.text import LINE_END, lines_of
 from esckit.types import Message, Reply, Turn
@@ -179,7 +180,7 @@ def read_json(text: str, keys: Sequence[str], *, what: str) -> dict[str, Any]:
         ParseError: If it is anything else, or holds a key twice.
     """
     try:
-        found: Any = json.loads(unfenced(text), object_pairs_hook=_without_doubles, parse_constant=_refused)
+        found: Any = json.loads(unfenced(text), object_pairs_hook=_without_doubles, parse_constant=not_json)
     except (ValueError, RecursionError) as error:
         raise ParseError(f"no JSON object ({error})", samples=(text,)) from error
     if not isinstance(found, dict) or set(found) != set(keys):
@@ -193,10 +194,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")
     return found
-
-
-def _refused(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
 
 
 @dataclass(frozen=True, slots=True)

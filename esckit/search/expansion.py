@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 from esckit.errors import ModelError
 from esckit.ledger import Ledger, Scope, uniform
+from esckit.play.rollout import failure_of
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.asking import gather_all
 from esckit.search.recipe import Mcts
@@ -26,17 +27,19 @@ from esckit.types import Failure, FailureStage, Outcome, Record, RubricReading, 
 T = TypeVar("T")
 
 
-class ScoredExchange(NamedTuple):
+class ScoredExchange(Record):
     """What one exchange adds to a dialogue.
 
     Attributes:
         turns: The supporter's turn, tagged with its strategy, and the seeker's answer unless the seeker disengaged.
-        score: The critic's score of the supporter's turn.
+        reward: The reward of the supporter's turn.
+        ratings: The critic's ratings behind it, None where it gives none.
         outcome: ``DISENGAGED`` or ``RESOLVED`` if the conversation ends here, else None.
     """
 
     turns: tuple[Turn, ...]
-    score: Score
+    reward: float
+    ratings: dict[str, float] | None
     outcome: Outcome | None
 
 
@@ -63,16 +66,7 @@ async def recorded(stage: FailureStage, scope: Scope, call: Awaitable[T]) -> T:
         return await call
     except ModelError as error:
         place, step = scope.place
-        raise CallFailed(
-            Failure(
-                stage=stage,
-                turn=int(step),
-                kind=error.kind,
-                attempts=error.attempts,
-                message=str(error),
-                place=str(place),
-            )
-        ) from error
+        raise CallFailed(failure_of(error, stage, int(step), place=str(place))) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +93,15 @@ class Players:
             CallFailed: If a role gave nothing usable; the critic's failure comes before the seeker's.
         """
         written = await recorded("supporter", scope, self.supporter.reply(turns, scope, strategy=strategy))
-        turn = Turn(speaker="supporter", text=written.response, strategy=strategy)
-        shown = (*turns, turn)
+        added: tuple[Turn, ...] = (Turn(speaker="supporter", text=written.response, strategy=strategy),)
+        shown = turns + added
         score, answer = await gather_all(
             recorded("critic", scope, self.critic.score(scenario, shown, scope)),
             recorded("seeker", scope, self.seeker.reply(scenario, shown, scope)),
         )
-        if answer.outcome is Outcome.DISENGAGED:
-            return ScoredExchange((turn,), score, Outcome.DISENGAGED)
-        return ScoredExchange((turn, Turn(speaker="seeker", text=answer.text)), score, answer.outcome)
-
-
-class RolloutExchange(Record):
-    """One exchange of a rollout, with the reward of its supporter turn."""
-
-    turns: tuple[Turn, ...]
-    reward: float
-    ratings: dict[str, float] | None
-    outcome: Outcome | None
+        if answer.outcome is not Outcome.DISENGAGED:
+            added += (Turn(speaker="seeker", text=answer.text),)
+        return ScoredExchange(turns=added, reward=score.reward, ratings=rubric_ratings(score), outcome=answer.outcome)
 
 
 class Rollout(Record):
@@ -133,7 +118,7 @@ class Rollout(Record):
     tree: str
     node: str
     value: float
-    exchanges: tuple[RolloutExchange, ...]
+    exchanges: tuple[ScoredExchange, ...]
 
 
 class Expansion(NamedTuple):
@@ -152,19 +137,6 @@ class Expansion(NamedTuple):
     prior: tuple[float, ...] | None
     value: float
     rollout: tuple[ScoredExchange, ...]
-
-    def rollout_record(self, tree_id: str, node_id: str) -> Rollout:
-        """Return the rollout as a record."""
-        exchanges = tuple(
-            RolloutExchange(
-                turns=played.turns,
-                reward=played.score.reward,
-                ratings=rubric_ratings(played.score),
-                outcome=played.outcome,
-            )
-            for played in self.rollout
-        )
-        return Rollout(tree=tree_id, node=node_id, value=self.value, exchanges=exchanges)
 
 
 def rubric_ratings(score: Score) -> dict[str, float] | None:
@@ -234,9 +206,7 @@ class Expander:
             prior = await self.prior(turns, place, 0)
             rollout = await self._roll_out(turns, prior, place, min(self.knobs.rollout_turns, left))
         played = [own, *rollout]
-        value = simulation_return(
-            [each.score.reward for each in played], disengaged=played[-1].outcome is Outcome.DISENGAGED
-        )
+        value = simulation_return([each.reward for each in played], disengaged=played[-1].outcome is Outcome.DISENGAGED)
         return Expansion(own, outcome, prior, value, tuple(rollout))
 
     async def _exchange(self, turns: tuple[Turn, ...], strategy: int, place: str, step: int) -> ScoredExchange:

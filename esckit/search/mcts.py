@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from esckit.ledger import uniform
 from esckit.roles.asking import gather_all
-from esckit.search.expansion import CallFailed, Expander, Expansion, Players, Rollout, rubric_ratings
+from esckit.search.expansion import CallFailed, Expander, Expansion, Players, Rollout
 from esckit.search.recipe import Mcts
 from esckit.search.tree import ROOT, Node, Provenance, Task, Tree
 from esckit.types import Failure, SearchTree
@@ -220,10 +220,11 @@ class _Search:
 
     def _attach(self, parent: Node, strategy: int, new: Expansion) -> Node:
         child = self.tree.add(new.exchange.turns, (parent, strategy), new.prior)
-        child.reward, child.ratings = new.exchange.score.reward, rubric_ratings(new.exchange.score)
+        child.reward, child.ratings = new.exchange.reward, new.exchange.ratings
         child.first_return, child.outcome = new.value, new.outcome
         if self.knobs.keep_rollouts:
-            self.rollouts.append(new.rollout_record(self.tree.task.tree_id, child.id))
+            played = Rollout(tree=self.tree.task.tree_id, node=child.id, value=new.value, exchanges=new.rollout)
+            self.rollouts.append(played)
         return child
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -206,8 +206,8 @@ async def _run(
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         bindings = recipe.models.bindings()
         await pool.prepare(bindings)
-        grow = _grower(recipe, pool, selection)
         provenance = provenance_of(recipe)
+        grow = _grower(recipe, provenance, pool, selection)
         taxonomy = provenance.taxonomy
         inputs = {
             "data": selection.facts(),
@@ -234,7 +234,7 @@ async def _run(
             summary = {
                 "schema": "esckit.search_summary/1",
                 **summarise(file.records),
-                "environment": _environment(recipe),
+                "environment": _environment(recipe, provenance.prompts),
             }
             write_json(folder.file(SUMMARY), summary)
             rate.judge()
@@ -242,22 +242,15 @@ async def _run(
 
 
 def _grower(
-    recipe: SearchRecipe, pool: ModelPool, selection: Selection
+    recipe: SearchRecipe, provenance: Provenance, pool: ModelPool, selection: Selection
 ) -> Callable[[Task], Awaitable[tuple[Record, ...]]]:
     """Return what grows one tree of the recipe, and gives its rollouts and the tree.
 
     Raises:
         ConfigError: If a model cannot do what its role needs.
     """
-    provenance = provenance_of(recipe)
-    casting = Casting(
-        pool,
-        recipe.models.bindings(),
-        recipe.prompts.model_dump(),
-        recipe.search.max_attempts,
-        provenance.taxonomy,
-        recipe.strategist.readout,
-    )
+    roles, prompts, max_attempts = recipe.models.bindings(), recipe.prompts.model_dump(), recipe.search.max_attempts
+    casting = Casting(pool, roles, prompts, max_attempts, provenance.taxonomy, recipe.strategist.readout)
     critic, strategist = casting.rubric_critic(recipe.critic), casting.strategist()
     if recipe.search.mode == "linear":
 
@@ -295,9 +288,8 @@ def _is_failed(tree: SearchTree) -> bool:
     return tree.status == "failed"
 
 
-def _environment(recipe: SearchRecipe) -> dict[str, Any]:
+def _environment(recipe: SearchRecipe, prompts: Mapping[str, str]) -> dict[str, Any]:
     """Return what has to be equal for the returns of two rounds to be comparable."""
-    prompts = provenance_of(recipe).prompts
     return {
         role: {"prompt": prompts.get(role), **binding.model_dump(mode="json", exclude={"prices"}, exclude_none=True)}
         for role, binding in recipe.models.bindings().items()

@@ -249,14 +249,8 @@ async def _run(
     async with ModelPool(recipe.executor, recipe.budget) as pool:
         await pool.prepare(bindings)
         taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
-        casting = Casting(
-            pool,
-            bindings,
-            recipe.prompts.model_dump(),
-            recipe.simulation.max_attempts,
-            taxonomy,
-            recipe.strategist.readout,
-        )
+        prompts, max_attempts = recipe.prompts.model_dump(), recipe.simulation.max_attempts
+        casting = Casting(pool, bindings, prompts, max_attempts, taxonomy, recipe.strategist.readout)
         critic = casting.resolution_critic(recipe.critic)
         strategist = casting.strategist() if taxonomy else None
         cast = Cast(casting.supporter(), casting.seeker(), critic, strategist)
@@ -266,11 +260,8 @@ async def _run(
             "roles": casting.labels(),
             **taxonomy_inputs(taxonomy),
         }
-        rules = Rules(
-            horizon=recipe.simulation.horizon,
-            threshold=Fraction(recipe.critic.threshold),
-            score_first_exchange=recipe.simulation.score_first_exchange,
-        )
+        settings = recipe.simulation
+        rules = Rules(settings.horizon, Fraction(recipe.critic.threshold), settings.score_first_exchange)
 
         async def play(unit: tuple[Context, int]) -> Future:
             return await play_future(*unit, cast=cast, rules=rules, run_seed=recipe.seed)
@@ -283,7 +274,9 @@ async def _run(
                 for context in contexts
                 for candidate in range(recipe.simulation.candidates)
             ],
-            is_failed=_is_unsound,
+            is_failed=lambda future: (
+                _is_failed(future) or any(reading.is_mostly_unparsed for reading in _readings(future))
+            ),
             is_retried=_is_failed if recipe.simulation.retry_failed else None,
             play=play,
             timed_as="future",
@@ -342,8 +335,3 @@ def _write_failures(out: Path, futures: Iterable[Future]) -> None:
 
 def _is_failed(future: Future) -> bool:
     return future.outcome is Outcome.FAILED
-
-
-def _is_unsound(future: Future) -> bool:
-    """Return whether a future counts for ``max_failure_rate``: it failed, or a reading of it says little."""
-    return _is_failed(future) or any(reading.is_mostly_unparsed for reading in _readings(future))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esckit.config import sections
+from esckit.config.sections import RoleOptions
 from esckit.play.runner import AsyncioExecutor
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision, SeekerTurn
@@ -50,7 +51,7 @@ def prompted_players(latency_s: float) -> Players:
     """The real roles, each on a model with a fixed latency."""
 
     def voice(text: str) -> Voice:
-        return Voice(SlowModel(text=text, latency_s=latency_s), SAMPLING)
+        return Voice(SlowModel(text=text, latency_s=latency_s), RoleOptions(sampling=SAMPLING))
 
     memories = {task(number).scenario.id: MEMORY for number in range(64)}
     return Players(

@@ -196,8 +196,8 @@ def test_a_read_only_cache_is_a_clear_error(monkeypatch, tmp_path):
 @pytest.mark.smoke
 @pytest.mark.slow
 def test_the_embedded_model_answers():
-    model = LocalModel.load(EMBEDDED, threads=1)
-    assert model is LocalModel.load(EMBEDDED, threads=1)
+    model = LocalModel.load(EMBEDDED)
+    assert model is LocalModel.load(EMBEDDED)
     asked = [Message("user", "What is the capital of France? Answer in one short sentence.")]
 
     async def talk():

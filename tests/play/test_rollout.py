@@ -40,12 +40,12 @@ class World:
         samples: int = 10,
     ) -> None:
         self.supporter, self.seeker, self.critic = FakeModel(supporter), FakeModel(seeker), FakeModel(critic)
-        sampling = Sampling(max_tokens=64)
+        options = sections.RoleOptions(sampling=Sampling(max_tokens=64))
         self.cast = Cast(
-            PromptedSupporter(Voice(self.supporter, sampling), load_prompt("supporter_rlff")),
-            PromptedSeeker(Voice(self.seeker, sampling), load_prompt("seeker")),
+            PromptedSupporter(Voice(self.supporter, options), load_prompt("supporter_rlff")),
+            PromptedSeeker(Voice(self.seeker, options), load_prompt("seeker")),
             ResolutionCritic(
-                Voice(self.critic, sampling),
+                Voice(self.critic, options),
                 load_prompt("critic_resolution"),
                 load_preset("rlff7"),
                 sections.ResolutionCritic(samples=samples),
@@ -190,7 +190,7 @@ def strategist(name: str) -> object:
 def test_a_strategist_names_the_strategy_of_every_turn() -> None:
     world = World(by_turn("Same"))
     supporter = PromptedSupporter(
-        Voice(world.supporter, Sampling()), load_prompt("supporter_rlff"), definitions={"Question": "ask one thing"}
+        Voice(world.supporter), load_prompt("supporter_rlff"), definitions={"Question": "ask one thing"}
     )
     cast = Cast(supporter, world.cast.seeker, world.cast.critic, strategist("Question"))
     future = asyncio.run(play_future(CONTEXT, 0, cast=cast, rules=Rules(horizon=2), run_seed=7))

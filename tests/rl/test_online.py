@@ -15,7 +15,6 @@ from esckit.roles.asking import Voice, split_output
 from esckit.roles.critics import ResolutionCritic
 from esckit.roles.players import PromptedSeeker, PromptedSupporter
 from esckit.roles.verdicts import load_preset
-from esckit.types import Sampling
 from tests.fakes import FakeModel
 from tests.rl.rl_fakes import WELL_FORMED, contexts, said
 from tests.rl.rl_fakes import columns as columns_of
@@ -35,10 +34,10 @@ class Players:
 
     def cast(self) -> Cast:
         return Cast(
-            PromptedSupporter(Voice(self.supporter, Sampling()), load_prompt("supporter_rlff")),
-            PromptedSeeker(Voice(self.seeker, Sampling()), load_prompt("seeker")),
+            PromptedSupporter(Voice(self.supporter), load_prompt("supporter_rlff")),
+            PromptedSeeker(Voice(self.seeker), load_prompt("seeker")),
             ResolutionCritic(
-                Voice(self.critic, Sampling(), max_attempts=1),
+                Voice(self.critic, max_attempts=1),
                 load_prompt("critic_resolution"),
                 load_preset("rlff7"),
                 sections.ResolutionCritic(samples=2),

@@ -17,7 +17,7 @@ from esckit.rl.rows import PolicyPrompt, best_and_worst, build_pairs, build_rows
 from esckit.rl.run import run
 from esckit.roles.asking import Voice, split_output
 from esckit.roles.players import PromptedSupporter
-from esckit.types import Exchange, Future, Message, Outcome, Sampling
+from esckit.types import Exchange, Future, Message, Outcome
 from tests.fakes import FakeModel
 from tests.reward.reward_runs import simulated
 from tests.rl.rl_fakes import WELL_FORMED, contexts
@@ -38,7 +38,7 @@ def prompt(max_tokens: int = 2048, family="qwen2") -> PolicyPrompt:
 def test_the_policy_is_asked_exactly_as_a_prompted_supporter_is():
     context = contexts(1, n_turns=5)[0]
     model = FakeModel(answer=lambda messages, seed: WELL_FORMED)
-    supporter = PromptedSupporter(Voice(model, Sampling()), load_prompt("supporter_rlff"))
+    supporter = PromptedSupporter(Voice(model), load_prompt("supporter_rlff"))
     asyncio.run(supporter.reply(context.turns, Ledger(7, context.id).at(0, 0)))
     (row,) = build_rows([context], prompt()).rows
     assert row["prompt"] == [{"role": m.role, "content": m.content} for m in model.asked[0][0]]

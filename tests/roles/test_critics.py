@@ -24,7 +24,7 @@ LOG_P = dict(zip(load_preset("rlff7").levels, (-2.0, -1.2, -0.7, -2.5, -5.0, -6.
 
 def critic(model: FakeModel, *, temperature: float = 1.1, **settings: object) -> ResolutionCritic:
     return ResolutionCritic(
-        Voice(model, Sampling(temperature=temperature, max_tokens=16)),
+        Voice(model, sections.RoleOptions(sampling=Sampling(temperature=temperature, max_tokens=16))),
         load_prompt("critic_resolution"),
         load_preset("rlff7"),
         sections.ResolutionCritic(**settings),
@@ -127,7 +127,7 @@ def test_usage_is_booked_on_the_critic() -> None:
 def by_letter(label_p) -> ResolutionCritic:
     model = FakeModel(label_p=label_p, capabilities=frozenset({"next_token"}))
     return ResolutionCritic(
-        Voice(model, Sampling(temperature=1.0)),
+        Voice(model, sections.RoleOptions(sampling=Sampling(temperature=1.0))),
         load_prompt("critic_resolution_letters"),
         load_preset("rlff7"),
         sections.ResolutionCritic(readout="expected"),

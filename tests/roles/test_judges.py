@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from esckit.config import sections
+from esckit.config.sections import RoleOptions
 from esckit.errors import BackendError, ParseError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
-from esckit.roles.judges import DIMENSIONS, PairJudge, ReplyJudge, parse_verdicts
+from esckit.roles.critics import DIMENSIONS, PairJudge, ReplyJudge, parse_verdicts
 from esckit.roles.rubric import RubricCritic
 from esckit.roles.verdicts import parse_yes_no
 from esckit.types import Sampling, Scenario, StopReason, Turn
@@ -20,7 +21,7 @@ SCENARIO = Scenario(id="d1", situation="Lost the job.", emotion_type="shame", pr
 
 
 def voice(model: FakeModel) -> Voice:
-    return Voice(model, Sampling(temperature=0.0), max_attempts=2)
+    return Voice(model, RoleOptions(sampling=Sampling(temperature=0.0)), max_attempts=2)
 
 
 def pair_judge(model: FakeModel, dimensions: tuple[str, ...] = ("fluency", "overall")) -> PairJudge:

@@ -19,7 +19,7 @@ from esckit.roles.rubric import (
     parse_ratings,
     weighted_reward,
 )
-from esckit.types import RubricReading, Sampling, Scenario, Score, StopReason, Turn
+from esckit.types import RubricReading, Scenario, Score, StopReason, Turn
 from tests.fakes import FakeModel
 
 AFLOW = load_rubric("aflow")
@@ -33,7 +33,7 @@ P = dict(zip(RATINGS, (0.02, 0.08, 0.30, 0.45, 0.15), strict=True))
 
 def critic(model: FakeModel, readout: str = "sampled", **changes: object) -> RubricCritic:
     settings = sections.RubricCritic(readout=readout, **changes)
-    return RubricCritic(Voice(model, Sampling()), load_prompt("critic_aflow"), settings)
+    return RubricCritic(Voice(model), load_prompt("critic_aflow"), settings)
 
 
 def score(found: RubricCritic, ledger: Ledger | None = None) -> Score:

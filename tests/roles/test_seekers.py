@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from esckit.config.sections import RoleOptions
 from esckit.errors import ParseError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
@@ -28,7 +29,7 @@ TURNS = (
 
 
 def seeker(model: FakeModel, *, memory_guard: bool = True, max_attempts: int = 3) -> AFlowSeeker:
-    voice = Voice(model, Sampling(temperature=0.7, top_p=0.9), max_attempts, max_words=60)
+    voice = Voice(model, RoleOptions(sampling=Sampling(temperature=0.7, top_p=0.9), max_words=60), max_attempts)
     return AFlowSeeker(voice, load_prompt("seeker_aflow"), AFLOW, {"s": MEMORY}, memory_guard)
 
 

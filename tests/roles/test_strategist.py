@@ -12,7 +12,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
 from esckit.roles.players import PromptedStrategist, parse_probabilities
 from esckit.strategies.taxonomy import load_taxonomy
-from esckit.types import Sampling, Scenario, Turn
+from esckit.types import Scenario, Turn
 from tests.fakes import FakeModel
 
 AFLOW = load_taxonomy("aflow")
@@ -25,7 +25,7 @@ GOOD = dict(zip(AFLOW.abbrs, (0.2, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.11), strict=T
 
 
 def strategist(model: FakeModel, readout: str) -> PromptedStrategist:
-    return PromptedStrategist(Voice(model, Sampling(max_tokens=256)), load_prompt("strategist"), AFLOW, readout)
+    return PromptedStrategist(Voice(model), load_prompt("strategist"), AFLOW, readout)
 
 
 def prior(model: FakeModel, readout: str) -> tuple[float, ...]:

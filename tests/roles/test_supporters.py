@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from esckit.config.sections import RoleOptions
 from esckit.errors import ConfigError, ParseError
 from esckit.ledger import Ledger
 from esckit.prompts.prompt import load_prompt
@@ -22,7 +23,7 @@ TURNS = (
 
 
 def reply(model: FakeModel, strategy: str | None = "Clarification") -> Generation:
-    supporter = AFlowSupporter(Voice(model, Sampling(), max_words=75), load_prompt("supporter_aflow"), AFLOW)
+    supporter = AFlowSupporter(Voice(model, RoleOptions(max_words=75)), load_prompt("supporter_aflow"), AFLOW)
     return asyncio.run(supporter.reply(TURNS, Ledger(7, "t").at("r.Cla", 0), strategy=strategy))
 
 
@@ -71,7 +72,7 @@ def test_what_a_reasoning_policy_thinks_is_no_part_of_its_reply() -> None:
     ],
 )
 def test_plain_text_is_agreed_where_the_prompt_asks_for_no_tags(prompt: str, text: str, format_ok: bool) -> None:
-    voice = Voice(FakeModel(lambda messages, seed: text), Sampling(temperature=0.0))
+    voice = Voice(FakeModel(lambda messages, seed: text), RoleOptions(sampling=Sampling(temperature=0.0)))
     talk = [Turn(speaker="seeker", text="I am low.")]
     found = asyncio.run(PromptedSupporter(voice, load_prompt(prompt)).reply(talk, Ledger(7, "d").at(1)))
     assert (found.response, found.format_ok) == ("Hi.", format_ok)

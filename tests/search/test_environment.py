@@ -71,7 +71,7 @@ def test_an_exchange_adds_a_tagged_turn_and_its_answer() -> None:
     found = exchange(roles)
     turn = Turn(speaker="supporter", text="That hurts.", strategy="Emotional Validation")
     assert found.turns == (turn, Turn(speaker="seeker", text="It does."))
-    assert (found.score.reward, found.outcome) == (0.8, None)
+    assert (found.reward, found.outcome) == (0.8, None)
     assert roles.seen == {"supporter": OPENING, "critic": (*OPENING, turn), "seeker": (*OPENING, turn)}
 
 

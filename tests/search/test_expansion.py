@@ -76,7 +76,7 @@ def test_disengaging_at_the_last_depth_zeroes_the_return() -> None:
     for depth in (1, 10):
         found = expand(world, depth=depth)
         assert (found.outcome, found.value, found.prior) == (Outcome.DISENGAGED, 0.0, None)
-        assert found.exchange.score.reward >= 0.5
+        assert found.exchange.reward >= 0.5
         assert [turn.speaker for turn in found.exchange.turns] == ["supporter"]
 
 

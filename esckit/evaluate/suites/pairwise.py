@@ -24,7 +24,7 @@ from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unsc
 from esckit.predict.run import read_predictions
 from esckit.records import digest, read_records
 from esckit.roles.cast import Casting
-from esckit.roles.judges import DIMENSIONS, PairJudge
+from esckit.roles.critics import DIMENSIONS, PairJudge
 from esckit.text import n_words
 from esckit.types import Context
 

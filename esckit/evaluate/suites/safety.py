@@ -24,7 +24,7 @@ from esckit.metrics.metric import FIRST, RATIO, Facts, Metric, Sums, Unscored, c
 from esckit.metrics.phrases import CrisisRules, Question, SycophancyLexicon, crisis_rules, sycophancy_lexicon
 from esckit.records import digest
 from esckit.roles.cast import Casting
-from esckit.roles.judges import CONTROL_QUESTION, CRISIS_QUESTIONS, SYCOPHANCY_QUESTIONS, Answer, ReplyJudge
+from esckit.roles.critics import CONTROL_QUESTION, CRISIS_QUESTIONS, SYCOPHANCY_QUESTIONS, Answer, ReplyJudge
 from esckit.types import Record, Scenario, Turn
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ async def _play_sycophancy(probe: SycophancyProbe, reply: Reply, judge: ReplyJud
 
 
 def _readable(answers: Mapping[str, Answer]) -> dict[str, bool]:
-    return {name: answer.said for name, answer in answers.items() if answer.said is not None}
+    return {name: answer.is_yes for name, answer in answers.items() if answer.is_yes is not None}
 
 
 def _unread(answers: Mapping[str, Answer]) -> str | None:
