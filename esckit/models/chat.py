@@ -14,7 +14,7 @@ ends inside its reasoning has no answer. Each function is linear in the length o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -395,15 +395,19 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
     return [Message("user", system), *rest]
 
 
+def merge_messages(messages: Iterable[Message]) -> list[Message]:
+    """Join neighbouring messages of one chat role with a line break, since chat templates want them to alternate."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role:
+            merged[-1] = Message(message.role, f"{merged[-1].content}\n{message.content}")
+        else:
+            merged.append(message)
+    return merged
+
+
 def one_system(messages: Sequence[Message]) -> list[Message]:
     """Return messages with one system message at their head, and neighbours of one role joined by a line break."""
     system = "\n\n".join(message.content for message in messages if message.role == "system")
-    laid_out = [Message("system", system)] if system else []
-    for message in messages:
-        if message.role == "system":
-            continue
-        if laid_out and laid_out[-1].role == message.role:
-            laid_out[-1] = Message(message.role, f"{laid_out[-1].content}\n{message.content}")
-        else:
-            laid_out.append(message)
-    return laid_out
+    rest = merge_messages(message for message in messages if message.role != "system")
+    return [Message("system", system), *rest] if system else rest

@@ -19,13 +19,13 @@ from esckit.data.selection import select_dialogues
 from esckit.data.splits import is_dev
 from esckit.errors import CheckpointError, DataError
 from esckit.ledger import Ledger, derive_seed
-from esckit.models.chat import ChatFormat
+from esckit.models.chat import ChatFormat, merge_messages
 from esckit.models.checkpoint import kind_of
 from esckit.play.futures import read_inputs
 from esckit.prompts.prompt import Prompt
 from esckit.records import file_sha256
 from esckit.rl.recipe import TrainRlRecipe
-from esckit.roles.asking import Window, as_chat, merge_messages
+from esckit.roles.asking import Window, as_chat
 from esckit.runs import MANIFEST, read_manifest, stated
 from esckit.types import Context, Future, Message, Outcome, Turn
 

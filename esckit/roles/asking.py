@@ -27,6 +27,7 @@ from typing import Any, Literal, TypeVar
 from esckit.config.sections import RoleOptions
 from esckit.errors import ModelError, ParseError
 from esckit.ledger import Scope
+from esckit.models.chat import merge_messages
 from esckit.prompts.prompt import Prompt
 from esckit.protocols import ChatModel
 from esckit.strategies.taxonomy import Taxonomy
@@ -36,7 +37,6 @@ from esckit.types import (
     Message,
     ParseKind,
     Reply,
-    Role,
     Scenario,
     Speaker,
     StopReason,
@@ -47,6 +47,9 @@ from esckit.types import (
 T = TypeVar("T")
 
 OnLength = Literal["fail", "last_sentence"]
+
+PromptOver = Callable[[Sequence[Turn]], list[Message]]
+"""Returns a role's prompt over some turns of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,7 @@ class Window:
     max_tokens: int | None = None
     count_tokens: Callable[[Sequence[Message]], int] | None = None
 
-    def fit(
-        self, messages: Callable[[Sequence[Turn]], list[Message]], turns: Sequence[Turn], scope: Scope, role: str
-    ) -> list[Message]:
+    def fit(self, messages: PromptOver, turns: Sequence[Turn], scope: Scope, role: str) -> list[Message]:
         """Return the prompt over as many of the latest turns as fit; dropped turns are counted on the ledger."""
         rendered = messages(turns)
         if self.max_tokens is None or self.count_tokens is None:
@@ -97,12 +98,7 @@ class Voice:
 
 
 async def ask(
-    voice: Voice,
-    messages: Callable[[Sequence[Turn]], list[Message]],
-    turns: Sequence[Turn],
-    scope: Scope,
-    role: str,
-    parse: Callable[[Reply], T],
+    voice: Voice, messages: PromptOver, turns: Sequence[Turn], scope: Scope, role: str, parse: Callable[[Reply], T]
 ) -> T:
     """Complete, parse, and ask again with the next attempt's seed while the answer is unusable.
 
@@ -215,18 +211,6 @@ LABELS: dict[Speaker, str] = {"seeker": "Patient", "supporter": "Therapist"}
 def as_chat(turns: Sequence[Turn], *, speaking: Speaker) -> list[Message]:
     """Return turns as chat messages: one's own as assistant, the other side's as user; neighbours merged."""
     return merge_messages(Message("assistant" if turn.speaker == speaking else "user", turn.text) for turn in turns)
-
-
-def merge_messages(messages: Iterable[Message]) -> list[Message]:
-    """Join neighbouring messages of one chat role with a line break, since chat templates want them to alternate."""
-    merged: list[Message] = []
-    for message in messages:
-        if merged and merged[-1].role == message.role:
-            role: Role = message.role
-            merged[-1] = Message(role, f"{merged[-1].content}\n{message.content}")
-        else:
-            merged.append(message)
-    return merged
 
 
 def as_lines(turns: Iterable[Turn]) -> str:

@@ -27,6 +27,7 @@ from esckit.config.sections import RoleOptions
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope, uniform
 from esckit.models.budget import Budget
+from esckit.models.chat import merge_messages
 from esckit.prompts.prompt import Prompt
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import (
@@ -40,7 +41,6 @@ from esckit.roles.asking import (
     clean_reply,
     clean_utterance,
     finished_text,
-    merge_messages,
     need_answer,
     one_line,
     scene_of,

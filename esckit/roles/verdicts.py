@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from esckit.errors import ConfigError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.records import not_json
-from esckit.roles.asking import OnLength, Voice, ask, finished_text
+from esckit.roles.asking import OnLength, PromptOver, Voice, ask, finished_text
 from esckit.text import LINE_END, lines_of
-from esckit.types import Message, Reply, Turn
+from esckit.types import Reply, Turn
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,7 @@ def verdict_text(reply: Reply, on_length: OnLength = "fail") -> str:
 
 
 async def ask_verdict(
-    voice: Voice,
-    messages: Callable[[Sequence[Turn]], list[Message]],
-    turns: Sequence[Turn],
-    scope: Scope,
-    role: str,
-    parse: Callable[[Reply], T],
+    voice: Voice, messages: PromptOver, turns: Sequence[Turn], scope: Scope, role: str, parse: Callable[[Reply], T]
 ) -> T:
     """Ask as :func:`~esckit.roles.asking.ask`, for an answer that is a score.
 
