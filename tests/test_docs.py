@@ -1,11 +1,8 @@
 """README and docs name files, functions, recipes and commands, and show output: all of it has to be there."""
 
 import ast
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +14,8 @@ from esckit.cli.app import COMMANDS
 from esckit.config.load import shipped_recipes
 from esckit.evaluate.measurement import known_metrics
 from tests.evaluate.evalrecipes import everything
+from tests.shell import ROOT, esckit
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 _FILE = re.compile(r"`((?:[\w.]+/)*\w+\.(?:py|yaml))(?:: (\w+)(?:\.(\w+))?)?`")
@@ -129,33 +126,17 @@ def test_the_architecture_page_draws_the_floors_of_the_contract() -> None:
     assert floors == contract[0]["layers"]
 
 
-TRAINED = re.compile(r"esckit (train-\w+|evaluate|predict|report) ")
-
-
-def run_as_shown(page: Path, folder: Path, corpora: Path, *, trained: bool) -> None:
-    """Run the commands of a page one after the other and look for the lines that it shows."""
-    (folder / "data").mkdir()
-    (folder / "data" / "esconv").symlink_to(corpora / "esconv")
-    for command, lines in shown(page):
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md"])
+def test_the_pages_show_what_the_commands_print(name: str, tmp_path: Path, corpora: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "esconv").symlink_to(corpora / "esconv")
+    for command, lines in shown(ROOT / name):
         program, *words = shlex.split(command)
-        if program != "esckit" or (not trained and TRAINED.match(command)):
+        if program != "esckit":
             continue
-        done = subprocess.run(
-            [sys.executable, "-m", "esckit", *words],
-            capture_output=True, text=True, cwd=folder, timeout=300, check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "2"},
-        )  # fmt: skip
+        done = esckit(*words, cwd=tmp_path)
         # A page may leave out the last columns.
         printed = "\n" + "\n".join(" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines())
         assert [line for line in lines if "\n" + " ".join(line.split()) not in printed] == [], command
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/data.md"])
-def test_the_pages_show_what_the_commands_print(name: str, tmp_path: Path, corpora: Path) -> None:
-    run_as_shown(ROOT / name, tmp_path, corpora, trained=False)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_whole_chain_prints_what_the_readme_shows(tmp_path: Path, corpora: Path) -> None:
-    run_as_shown(ROOT / "README.md", tmp_path, corpora, trained=True)

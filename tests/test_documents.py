@@ -1,8 +1,6 @@
 """Text, JSON and YAML of others: read carefully, and one clear error for what cannot be read."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from esckit.errors import ConfigError, DataError, EsckitError
 from esckit.models.scripted import load_scripted
 from esckit.prompts.prompt import load_prompt
 from esckit.strategies.taxonomy import load_mapping, load_taxonomy
-from tests.conftest import ROOT
+from tests.shell import ROOT, esckit
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
 HOSTILE = {
@@ -78,9 +76,7 @@ def test_yaml_and_json_of_others_are_read_in_one_place() -> None:
 def test_a_prompt_of_aliases_ends_with_one_message(tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text(BOMB)
     command = ["simulate", "smoke/simulate_scripted", "--dry-run", "--set", f"prompts.critic={tmp_path}/bomb.yaml"]
-    done = subprocess.run(
-        [sys.executable, "-m", "esckit", *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = esckit(*command)
     assert done.returncode == 2, done.stderr
     assert "bomb.yaml, line 2: an alias" in done.stderr
     assert "Traceback" not in done.stderr

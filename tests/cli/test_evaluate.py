@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.shell import ROOT, esckit
+
 ALL = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")
 QUICK = ("--set", "suites=[response]", "--set", "models.scorer=null", "--set", "settings.response.strategy=none")
-
-
-def esckit(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "esckit", *args], capture_output=True, text=True, timeout=300, check=False, cwd=cwd
-    )
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +27,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train-reward", "smoke/train_reward_scripted"),
         ("predict", "smoke/predict_scripted"),
     ):
-        done = esckit(cwd, *command)
+        done = esckit(*command, cwd=cwd)
         assert done.returncode == 0, done.stderr
     return cwd
 
 
 @pytest.mark.smoke
 def test_all_six_suites_run_on_scripted_models(chain: Path) -> None:
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--json")
+    done = esckit("evaluate", "smoke/evaluate_scripted", "--json", cwd=chain)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert tuple(found["suites"]) == ALL
@@ -54,19 +49,19 @@ def test_all_six_suites_run_on_scripted_models(chain: Path) -> None:
         assert (out / "examples" / f"{name}.jsonl").is_file()
     for name in ("episodes.jsonl", "failures.jsonl", "manifest.json", "report.md", "report.html"):
         assert (out / name).is_file()
-    again = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--json")
+    again = esckit("evaluate", "smoke/evaluate_scripted", "--json", cwd=chain)
     assert again.stdout == done.stdout
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
 def test_a_failed_gate_exits_with_1_and_keeps_what_is_written(chain: Path) -> None:
     out = ("--out", "runs/gated")
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=99")
+    done = esckit("evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=99", cwd=chain)
     assert done.returncode == 1
     assert "gate failed: response.bleu_2" in done.stderr
     gates = json.loads((chain / "runs/gated/metrics.json").read_text())["gates"]
     assert [gate["holds"] for gate in gates] == [False]
-    held = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=0")
+    held = esckit("evaluate", "smoke/evaluate_scripted", *QUICK, *out, "--fail-under", "response.bleu_2=0", cwd=chain)
     assert held.returncode == 0, held.stderr
 
 
@@ -84,7 +79,7 @@ def test_a_failed_gate_exits_with_1_and_keeps_what_is_written(chain: Path) -> No
     ],
 )
 def test_what_is_wrong_exits_with_2_and_one_message(chain: Path, options: tuple[str, ...], message: str) -> None:
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, "--out", "runs/wrong", *options)
+    done = esckit("evaluate", "smoke/evaluate_scripted", *QUICK, "--out", "runs/wrong", *options, cwd=chain)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -93,16 +88,16 @@ def test_what_is_wrong_exits_with_2_and_one_message(chain: Path, options: tuple[
 
 def test_leakage_exits_with_2(chain: Path) -> None:
     inputs = "settings.reward.inputs=[runs/simulate-smoke-scripted]"
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", "--dry-run", "--set", inputs)
+    done = esckit("evaluate", "smoke/evaluate_scripted", "--dry-run", "--set", inputs, cwd=chain)
     assert done.returncode == 2
     assert "both training" in done.stderr
 
 
 def test_another_system_is_compared_on_the_same_cases(chain: Path) -> None:
-    first = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, "--out", "runs/base")
+    first = esckit("evaluate", "smoke/evaluate_scripted", *QUICK, "--out", "runs/base", cwd=chain)
     assert first.returncode == 0, first.stderr
     other = ("--set", "models.supporter={scripted: supporter}", "--out", "runs/other", "--against", "runs/base")
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *other)
+    done = esckit("evaluate", "smoke/evaluate_scripted", *QUICK, *other, cwd=chain)
     assert done.returncode == 0, done.stderr
     assert "against runs/base" in done.stdout
     comparisons = json.loads((chain / "runs/other/metrics.json").read_text())["comparisons"]
@@ -113,12 +108,12 @@ def test_another_system_is_compared_on_the_same_cases(chain: Path) -> None:
 
 def test_a_comparison_with_an_unfinished_run_says_so(chain: Path) -> None:
     quick = ("smoke/evaluate_scripted", *QUICK, "--set", "data.limit=2", "--out")
-    assert esckit(chain, "evaluate", *quick, "runs/whole").returncode == 0
+    assert esckit("evaluate", *quick, "runs/whole", cwd=chain).returncode == 0
     shutil.copytree(chain / "runs/whole", chain / "runs/half")
     (chain / "runs/half/metrics.json").unlink()
     cases = chain / "runs/half/examples/response.jsonl"
     cases.write_text("".join(cases.read_text().splitlines(keepends=True)[:-3]))
-    done = esckit(chain, "evaluate", *quick, "runs/whole", "--against", "runs/half")
+    done = esckit("evaluate", *quick, "runs/whole", "--against", "runs/half", cwd=chain)
     assert done.returncode == 0, done.stderr
     assert "runs/half is not finished: only the cases that are there are compared" in done.stderr
     assert "(3 dropped)" in done.stdout
@@ -126,7 +121,7 @@ def test_a_comparison_with_an_unfinished_run_says_so(chain: Path) -> None:
 
 def test_predictions_of_one_command_are_read_by_the_other(chain: Path) -> None:
     said = ("--set", "predictions=runs/predict-smoke-scripted/predictions.jsonl", "--set", "models={}")
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *QUICK, *said, "--out", "runs/said", "--json")
+    done = esckit("evaluate", "smoke/evaluate_scripted", *QUICK, *said, "--out", "runs/said", "--json", cwd=chain)
     assert done.returncode == 0, done.stderr
     assert {row["n"] for row in json.loads(done.stdout)["metrics"]} == {66}
 
@@ -134,10 +129,10 @@ def test_predictions_of_one_command_are_read_by_the_other(chain: Path) -> None:
 def test_dialogues_of_ones_own_need_no_recipe(tmp_path: Path) -> None:
     own = ROOT / "data/esconv_sample.json"
     options = ("--input", str(own), "--supporter", "tiny-random", "--set", "data.limit=1", "--dry-run", "--json")
-    done = esckit(tmp_path, "predict", *options)
+    done = esckit("predict", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dialogues"] == 1
-    nothing = esckit(tmp_path, "predict", "--input", str(own))
+    nothing = esckit("predict", "--input", str(own), cwd=tmp_path)
     assert nothing.returncode == 2
     assert "nothing to predict" in nothing.stderr
 
@@ -147,7 +142,7 @@ def test_no_value_stands_with_what_was_unscored(chain: Path) -> None:
     wrong = [json.dumps({**json.loads(line), "strategy": "Question"}) + "\n" for line in lines]  # of another taxonomy
     (chain / "wrong.jsonl").write_text("".join(wrong))
     options = ("--set", "suites=[strategy]", "--set", "predictions=wrong.jsonl", "--out", "runs/wrong-labels")
-    done = esckit(chain, "evaluate", "smoke/evaluate_scripted", *options)
+    done = esckit("evaluate", "smoke/evaluate_scripted", *options, cwd=chain)
     assert done.returncode == 3, done.stderr
     assert "– (needs 1 case; unscored: unparsed 56)" in done.stdout
     assert "56 of 56 cases are unscored, in whole or in part (unparsed 56)" in done.stderr
@@ -156,7 +151,7 @@ def test_no_value_stands_with_what_was_unscored(chain: Path) -> None:
 
 def test_a_model_of_the_command_line_takes_one_role_of_a_recipe(tmp_path: Path) -> None:
     argv = ("smoke/predict_scripted", "--strategist", "tiny-random", "--dry-run", "--json")
-    done = esckit(tmp_path, "predict", *argv)
+    done = esckit("predict", *argv, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["calls_at_most"]) == {"strategist", "supporter"}
 
@@ -203,10 +198,10 @@ def test_a_judge_that_cannot_be_read_is_no_success(tmp_path: Path) -> None:
         "statistics": {"resamples": 100},
     }
     (tmp_path / "safety.yaml").write_text(json.dumps(recipe))
-    done = esckit(tmp_path, "evaluate", "safety.yaml", "--set", "max_failure_rate=0.99", "--out", "run")
+    done = esckit("evaluate", "safety.yaml", "--set", "max_failure_rate=0.99", "--out", "run", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
-    done = esckit(tmp_path, "evaluate", "safety.yaml", "--set", "max_failure_rate=1", "--out", "run")
+    done = esckit("evaluate", "safety.yaml", "--set", "max_failure_rate=1", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "safety.pass_rate" in done.stdout
     assert "cases are unscored, in whole or in part (unparsed" in done.stderr

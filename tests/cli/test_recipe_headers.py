@@ -14,7 +14,7 @@ from esckit.reward import run as train_reward
 from esckit.reward.recipe import TrainRewardRecipe
 from esckit.rl import run as train_rl
 from esckit.rl.recipe import TrainRlRecipe
-from tests.sharded.engines import esckit as forked
+from tests.shell import esckit
 
 RECIPES = shipped_dir("recipes")
 _COMMAND = re.compile(r"esckit ((?:simulate|search|predict|evaluate|train-\w+) \w+/[^`)\n]*)")
@@ -63,8 +63,8 @@ def place(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     made.mkdir()
     for name, words in sources.items():
-        done = forked("one", words, made / name, n=1)
-        assert done.code == 0, done.logs[0]
+        done = esckit(*words, "--out", str(made / name))
+        assert done.returncode == 0, done.stderr
     (folder / "runs").mkdir()
     for text in (path.read_text(encoding="utf-8") for path in RECIPES.glob("*/*.yaml")):
         for run in _RUN.findall(text):

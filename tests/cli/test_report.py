@@ -1,20 +1,13 @@
 """`esckit report` as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from esckit.errors import ConfigError
 from esckit.report.run import write_report
-from tests.conftest import ROOT
 from tests.report.run_folders import search_run, simulate_run
-
-
-def esckit(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "esckit", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+from tests.shell import esckit
 
 
 @pytest.mark.smoke

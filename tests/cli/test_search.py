@@ -1,20 +1,13 @@
 """`esckit search` from the shell, on the scripted recipe."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from esckit.records import read_records
 from esckit.types import SearchTree
-
-
-def esckit(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "esckit", *args], capture_output=True, text=True, timeout=120, check=False
-    )
+from tests.shell import esckit
 
 
 @pytest.mark.smoke

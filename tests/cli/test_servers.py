@@ -14,9 +14,9 @@ import pytest
 from esckit.cli import app as cli
 from esckit.errors import OutageError
 from esckit.types import Message, Reply, Sampling
-from tests.conftest import ROOT
 from tests.fakes import FakeModel
 from tests.models.fake_server import Canned, FakeServer, completion, refusal
+from tests.shell import ROOT
 
 REPLY = "<think>a</think> <response>That is a lot to carry.</response>"
 

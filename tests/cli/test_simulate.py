@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 from esckit.models.backbones import shipped_gguf
-from tests.conftest import ROOT
+from tests.shell import ROOT, esckit
 
 DATA_FILES = ("contexts.jsonl", "futures.jsonl", "failures.jsonl", "summary.json")
 SLOW = [f"--set=models.{role}.scripted=tests.evaluate.talk:slow_{role}" for role in ("supporter", "seeker", "critic")]
-
-
-def esckit(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "esckit", *args], cwd=ROOT, capture_output=True, text=True, timeout=280, **options
-    )
 
 
 def started(*args: str) -> subprocess.Popen[str]:
@@ -112,10 +106,10 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_the_smoke_recipe_plays_real_futures(tmp_path: Path, corpora: Path) -> None:
     done = esckit(
         "simulate", "smoke/simulate", "--json", "--out", str(tmp_path / "run"),
-        "--set", f"data.path={corpora / 'esconv'}", "--set", "data.limit=2",
+        "--set", f"data.path={corpora / 'esconv'}", "--set", "data.limit=1", "--set", "simulation.horizon=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["futures"] == 4
+    assert json.loads(done.stdout)["futures"] == 2
 
 
 def test_answers_of_reasoning_models_count_and_reports_show_both(tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """`esckit train-flow` through the shell, behind `esckit search`."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from esckit.config.load import load_recipe
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.run import run
 from tests.flow.flow_runs import recipe, rows, sparse_tree, write_trees
+from tests.shell import started
 
 SHELL = CliRunner()
 ABLATIONS = {
@@ -79,13 +77,13 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(tmp_path: Path) -> No
             executor={"threads": 1},
         ).model_dump_json()
     )
-    command = [sys.executable, "-m", "esckit", "--quiet", "train-flow", str(file), "--out", str(out)]
     for moment in ("metrics.jsonl", "states/checkpoint-3", "checkpoint/flow.json", "states/checkpoint-17"):
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while process.poll() is None and not (out / moment).exists():
+        process = started("--quiet", "train-flow", str(file), "--out", str(out), log=tmp_path / "log")
+        while process.is_alive() and not (out / moment).exists():
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, moment
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, moment
     settings = load_recipe(str(file), TrainFlowRecipe).recipe
     killed, whole = run(settings, out=out), run(settings, out=tmp_path / "whole")
     assert killed.summary == whole.summary

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.reward.reward_runs import reward_recipe, simulated
-
-
-def run(*args: str, launcher: tuple[str, ...] = ("-m",), **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, "esckit", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, **options)
+from tests.sharded.engines import esckit as shared
+from tests.shell import ROOT, esckit, started
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +26,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(recipe: Path) -> Path:
     """The run of one process."""
-    done = run("train-reward", str(recipe), "--out", str(recipe.parent / "alone"), "--json")
+    done = esckit("train-reward", str(recipe), "--out", str(recipe.parent / "alone"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dev"]["n_pairs"] > 0
     return recipe.parent / "alone"
@@ -41,20 +36,10 @@ def rows(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_two_processes_give_the_losses_of_one_and_one_writes(recipe: Path, alone: Path, tmp_path: Path) -> None:
-    torchrun = (
-        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
-        "--master_port", str(free_port()), "-m",
-    )  # fmt: skip
-    done = run("train-reward", str(recipe), "--out", str(tmp_path / "two"), launcher=torchrun)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("selected step") == 1
+    done = shared("ddp", ["train-reward", str(recipe)], tmp_path / "two")
+    assert done.code == 0, "\n".join(done.logs)
+    assert [log.count("selected step") for log in done.logs] == [1, 0]
     one, two = rows(alone), rows(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for ours, theirs in zip(one, two, strict=True):
@@ -67,11 +52,11 @@ def test_two_processes_give_the_losses_of_one_and_one_writes(recipe: Path, alone
 
 @pytest.mark.slow
 def test_the_launcher_starts_the_same_command(recipe: Path, alone: Path, tmp_path: Path) -> None:
-    done = run("train-reward", str(recipe), "--out", str(tmp_path / "launched"), "--accelerate", "single", "--json")
+    done = esckit("train-reward", str(recipe), "--out", str(tmp_path / "launched"), "--accelerate", "single", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dev"]["n_pairs"] > 0
     assert (tmp_path / "launched/dev_predictions.jsonl").read_bytes() == (alone / "dev_predictions.jsonl").read_bytes()
-    refused = run("train-reward", str(recipe), "--out", str(alone), "--accelerate=single", "--set", "seed=9")
+    refused = esckit("train-reward", str(recipe), "--out", str(alone), "--accelerate=single", "--set", "seed=9")
     assert refused.returncode == 2, refused.stderr
     assert "Traceback" not in refused.stderr
 
@@ -79,14 +64,15 @@ def test_the_launcher_starts_the_same_command(recipe: Path, alone: Path, tmp_pat
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_equals_an_unbroken_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
     args = ["train-reward", str(recipe), "--out", str(tmp_path / "cut"), "--set", "logging.save_every=2"]
-    started = subprocess.Popen([sys.executable, "-m", "esckit", *args], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = started(*args, log=tmp_path / "log")
     for _ in range(1200):
         if list((tmp_path / "cut/states").glob("checkpoint-*")):
             break
         time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
-    done = run(*args)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    done = esckit(*args)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "cut/dev_predictions.jsonl").read_bytes() == (alone / "dev_predictions.jsonl").read_bytes()
 
@@ -105,11 +91,11 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(recipe: Path, alone: Pa
 def test_what_is_wrong_is_one_message_and_leaves_nothing(
     recipe: Path, tmp_path: Path, args: list[str], words: list[str]
 ) -> None:
-    done = run("train-reward", str(recipe), *args, "--out", str(tmp_path / "run"))
+    done = esckit("train-reward", str(recipe), *args, "--out", str(tmp_path / "run"))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
-    planned = run("train-reward", str(recipe), *args, "--out", str(tmp_path / "run"), "--dry-run")
+    planned = esckit("train-reward", str(recipe), *args, "--out", str(tmp_path / "run"), "--dry-run")
     assert (planned.returncode, planned.stderr) == (2, done.stderr)
     assert not (tmp_path / "run").exists()
 
@@ -128,7 +114,7 @@ def test_a_dry_run_loads_nothing_heavy_and_shows_every_rule(recipe: Path) -> Non
 
 def test_a_dry_run_that_refuses_labels_still_shows_every_rule(recipe: Path, tmp_path: Path) -> None:
     args = ("--set", "label={rule: threshold, delta: 0.99}", "--out", str(tmp_path / "run"), "--dry-run", "--json")
-    done = run("train-reward", str(recipe), *args)
+    done = esckit("train-reward", str(recipe), *args)
     assert done.returncode == 2
     planned = json.loads(done.stdout)
     assert planned["refusal"].startswith("one class only")

@@ -1,7 +1,6 @@
 """`esckit train-rl` as a user runs it: through the command line, stopped, and told wrong things."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +8,22 @@ from pathlib import Path
 import pytest
 
 from esckit.cli.app import main
-from tests.conftest import ROOT
-
-
-def esckit(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "esckit", *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+from tests.sharded.engines import esckit as shared
+from tests.shell import esckit
 
 
 @pytest.mark.smoke
 def test_the_lexicon_recipe_trains_a_policy_from_the_shell(tmp_path: Path) -> None:
-    done = esckit("train-rl", "smoke/train_rl_lexicon", "--json", "--set", "optim.max_steps=1", cwd=tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "esckit",
+        "train-rl",
+        "smoke/train_rl_lexicon",
+        "--json",
+        "--set=optim.max_steps=1",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
@@ -58,18 +62,10 @@ def test_two_processes_share_a_step_and_one_of_them_writes(tmp_path: Path) -> No
         "reward.kind": "tests.rl.rl_runs:letter_reward", "grpo.micro_batch": 2, "optim.max_steps": 2,
         "monitor.log_every": 1, "monitor.sample_every": 1,
     }  # fmt: skip
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
     sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "esckit", "train-rl", "smoke/train_rl_lexicon", *sets,
-         "--out", str(tmp_path / "run")],
-        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("selected step") == 1
+    done = shared("ddp", ["train-rl", "smoke/train_rl_lexicon", *sets], tmp_path / "run")
+    assert done.code == 0, "\n".join(done.logs)
+    assert [log.count("selected step") for log in done.logs] == [1, 0]
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if "rl/reward/total" in row]
     assert [row["step"] for row in trained] == [1, 2]

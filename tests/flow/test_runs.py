@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from tests.flow.flow_runs import (
     weights,
     write_trees,
 )
+from tests.sharded.engines import environments
+from tests.shell import forked
 
 # ---------------------------------------------------------------- stops
 
@@ -254,40 +255,31 @@ def test_the_plan_counts_without_a_model(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- several processes
 
 
+def train_as_rank(recipe_path: Path, out: Path) -> None:
+    """Train in one of several processes, of which only the first may write into ``out``."""
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        writes = event in ("os.rename", "os.remove") or (event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+        if writes and str(out) in str(args[0]):
+            raise RuntimeError(f"the second process writes: {event} {args}")
+
+    if os.environ["RANK"] != "0":
+        sys.addaudithook(watch)
+    run(TrainFlowRecipe.model_validate_json(recipe_path.read_text()), out=out)
+
+
 def test_two_processes_train_as_one_and_only_one_writes(tmp_path: Path) -> None:
     trees = write_trees(tmp_path, some_trees())
     run(recipe(trees), out=tmp_path / "one")
     (tmp_path / "recipe.json").write_text(recipe(trees).model_dump_json())
-    code = (
-        "import os, sys; from pathlib import Path\n"
-        "def watch(event, args):\n"
-        "    if event in ('open', 'os.rename', 'os.remove') and sys.argv[2] in str(args[0]):\n"
-        "        if event != 'open' or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):\n"
-        "            raise RuntimeError(f'the second process writes: {event} {args}')\n"
-        "if os.environ['RANK'] != '0':\n"
-        "    sys.addaudithook(watch)\n"
-        "from esckit.flow.recipe import TrainFlowRecipe\n"
-        "from esckit.flow.run import run\n"
-        "recipe = TrainFlowRecipe.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "run(recipe, out=Path(sys.argv[2]))\n"
-    )
-    (tmp_path / "go.py").write_text(code)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    done = subprocess.run(
-        [
-            *launch,
-            "--master_port",
-            "29613",
-            str(tmp_path / "go.py"),
-            str(tmp_path / "recipe.json"),
-            str(tmp_path / "two"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]
+    ranks = [
+        forked(train_as_rank, tmp_path / "recipe.json", tmp_path / "two", env=environment, stdout=log, stderr=log)
+        for environment, log in zip(environments("ddp", 2), logs, strict=True)
+    ]
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0], [log.read_text()[-3000:] for log in logs]
     assert {path.name for path in (tmp_path / "two").rglob("*")} == {
         path.name for path in (tmp_path / "one").rglob("*")
     }

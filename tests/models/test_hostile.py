@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from esckit.errors import CheckpointError, EsckitError
 from esckit.models.backbones import find_backbone, tiny_random
 from esckit.models.loading import load_adapter, load_base, load_causal, load_tensors, load_tokenizer
-from tests.conftest import ROOT
+from tests.shell import ROOT
 
 CODE = """
 from pathlib import Path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.pins.pinned import environment
+from tests.shell import esckit
 
 WORLD = Path(__file__).resolve().parent / "world"
 
@@ -159,7 +160,7 @@ DRY = tuple(
 )
 
 
-def play(folder: Path, hash_seed: str = "0") -> list[Said]:
+def play(folder: Path, hash_seed: str | None = None) -> list[Said]:
     """Run everything in a new folder, two commands at a time, and return what was printed."""
     shutil.copytree(WORLD, folder)
     with ThreadPoolExecutor(2) as pool:
@@ -172,15 +173,18 @@ def play(folder: Path, hash_seed: str = "0") -> list[Said]:
         return said + together(EVALUATIONS[1:]) + together((*REPORTS, *CORPORA, *DRY))
 
 
-def shell(folder: Path, run: Run, hash_seed: str = "0") -> Said:
-    """Run one command in a process of its own.
+def shell(folder: Path, run: Run, hash_seed: str | None = None) -> Said:
+    """Run one command in a process of its own; with a seed of hashes in one that is not forked.
 
     Raises:
         AssertionError: If it leaves with another exit code than it should.
     """
-    command = [sys.executable, "-m", "esckit", "-q", *run.words]
-    variables = environment(PYTHONHASHSEED=hash_seed)
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=200, check=False)
+    words = ("-q", *run.words)
+    if hash_seed is None:
+        done = esckit(*words, cwd=folder, env=environment())
+    else:
+        command, variables = [sys.executable, "-m", "esckit", *words], environment(PYTHONHASHSEED=hash_seed)
+        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == run.code, f"{run.name} left with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return Said(run.name, run.words, done.returncode, done.stdout, done.stderr)
 

@@ -36,7 +36,7 @@ _FOREIGN = ("tokenizer", "backbone", "adapter")
 _VARYING = ("_s", ".manifest")
 
 
-def play(folder: Path, hash_seed: str = "0") -> dict[str, str]:
+def play(folder: Path, hash_seed: str | None = None) -> dict[str, str]:
     """Run all trainings in a new folder and return the pinned texts by their file's name."""
     folder.mkdir()
     with ThreadPoolExecutor(2) as pool:

@@ -217,9 +217,11 @@ def test_the_record_says_where_it_came_from() -> None:
     ],
 )
 def test_the_expected_shape(n_simulations, temperature, leaves, depth_mean, depth_max, children, branching) -> None:
+    trees = 3_000 // n_simulations
+
     async def forest() -> list[SearchTree]:
         changes = {"n_simulations": n_simulations, "selection_temperature": temperature}
-        return [(await grow(World(reward=random_reward), number, **changes)).tree for number in range(200)]
+        return [(await grow(World(reward=random_reward), number, **changes)).tree for number in range(trees)]
 
     found = shape(asyncio.run(forest()))
     assert found["nodes"] == pytest.approx(n_simulations + 1, abs=0.3)

@@ -1,6 +1,5 @@
 """Material of the matrix: the backbone, futures and trees, and the runs of one process to compare with."""
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,19 +9,13 @@ from tests.sharded.cells import arguments, write_wide
 from tests.sharded.engines import Done, esckit
 
 
-@pytest.fixture(scope="session", autouse=True)
-def server() -> None:
-    """Have the heavy imports done once, in the process that the ranks are forked from."""
-    multiprocessing.set_forkserver_preload(["tests.sharded.preload"])
-
-
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wide(tmp_path_factory.mktemp("wide") / "model")
 
 
 @pytest.fixture(scope="session")
-def runs(server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Futures and trees of scripted speakers."""
     folder = tmp_path_factory.mktemp("runs")
     futures = esckit("one", ["simulate", "smoke/simulate_scripted", "--set", "data.limit=6"], folder / "futures", n=1)

@@ -3,25 +3,24 @@
 accelerate takes CPU processes for one plain device each, so it is told that gloo processes are a multi-GPU machine.
 Everything above that line is real: DeepSpeed's optimisers, FSDP2's sharding, the Trainer, TRL and esckit's commands.
 
-Processes are forked from a server that has the heavy imports done, so that a run costs seconds. A forked process does
-not finalise Python, which is where a process group that was never ended aborts; so each rank checks that it is ended.
+A forked process (see :mod:`tests.shell`) does not finalise Python, which is where a process group that was never ended
+aborts; so each rank checks that it is ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from tests.shell import ROOT, forked
 
 ENGINES = ("ddp", "zero2", "zero3", "fsdp")
 GROUP_LEFT_OPEN = 99
@@ -74,6 +73,7 @@ def esckit(
     recorded: bool = False,
     stop_after: int | None = None,
     poison_after: int | None = None,
+    cwd: Path = ROOT,
     timeout_s: float = 240.0,
 ) -> Done:
     """Run a command of esckit in ``n`` processes.
@@ -87,29 +87,19 @@ def esckit(
         recorded: GRPO takes its outputs from :func:`tests.sharded.worker.recorded_output` instead of sampling.
         stop_after: Interrupt the run after so many optimiser steps.
         poison_after: Make gradients of a flow model NaN in the last rank after so many steps.
+        cwd: Where the command is run.
         timeout_s: After so long all ranks are killed.
     """
-    context = multiprocessing.get_context("forkserver")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     logs = [out.with_name(f"{out.name}.rank{rank}.log") for rank in range(n)]
     ranks: list[BaseProcess] = []
-    for rank, log in enumerate(logs):
-        environment = dict(_ALWAYS)
-        if n > 1:
-            environment |= {
-                **_ENVIRONMENT[engine], "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
-                "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
+    for rank, (log, environment) in enumerate(zip(logs, environments(engine, n), strict=True)):
+        log.unlink(missing_ok=True)
         switches = {
             "pretend": n > 1 and engine != "ddp", "bf16": bf16, "recorded": recorded, "stop_after": stop_after,
             "poison_after": poison_after if rank == n - 1 else None,
         }  # fmt: skip
         words = [*arguments, "--out", str(out)]
-        ranks.append(context.Process(target=_rank, args=(environment, switches, words, str(log))))
-    for process in ranks:
-        process.start()
+        ranks.append(forked(_rank, words, env=environment, stdout=log, stderr=log, cwd=cwd, **switches))
     for process in ranks:
         process.join(timeout_s)
     codes = [process.exitcode for process in ranks]
@@ -119,6 +109,19 @@ def esckit(
             process.join()
     worst = next((code for code in codes if code), 0) if None not in codes else -9
     return Done(int(worst or 0), out, tuple(log.read_text(encoding="utf-8", errors="replace") for log in logs))
+
+
+def environments(engine: str, n: int) -> list[dict[str, str]]:
+    """Return the variables of each rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, **_ALWAYS}
+    if n == 1:
+        return [shared]
+    shared |= {**_ENVIRONMENT[engine], "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
 
 
 def launched(engine: str, arguments: Sequence[str], out: Path) -> subprocess.CompletedProcess[str]:
@@ -134,29 +137,16 @@ def launched(engine: str, arguments: Sequence[str], out: Path) -> subprocess.Com
     )  # fmt: skip
 
 
-def _rank(environment: Mapping[str, str], switches: Mapping[str, Any], words: Sequence[str], log: str) -> None:
-    os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    # Python's own objects may be those of the server, which has no terminal.
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    code: Any = 1
+def _rank(words: Sequence[str], **switches: Any) -> None:
+    from tests.sharded.worker import play
+
     try:
-        from tests.sharded.worker import play
-
         play(words, **switches)
-        code = 0
-    except SystemExit as left:
-        code = left.code or 0
-    except BaseException:  # noqa: BLE001 - the log is all that is left of it
-        traceback.print_exc()
-    import torch.distributed
+    finally:
+        import torch.distributed
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        print("the process group was left open", file=sys.stderr)  # noqa: T201
-        code = code or GROUP_LEFT_OPEN
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(int(code) if isinstance(code, int) else 1)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            print("the process group was left open", file=sys.stderr)  # noqa: T201
+            left = sys.exception()
+            if left is None or (isinstance(left, SystemExit) and not left.code):
+                sys.exit(GROUP_LEFT_OPEN)
