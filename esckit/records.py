@@ -196,7 +196,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def fresh_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which then takes the place of ``folder`` as a whole.
 
-    Whoever looks, also after a crash, finds the old folder, the new one or none, but never a part. Where a crash left
+    Readers find, also after a crash, the old folder, the new one or none, but never a part. Where a crash left
     none, :func:`clear_leftovers` brings the old one back.
     """
     fresh, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
@@ -269,7 +269,7 @@ def require_in_place(fd: int, path: Path, whole: Path) -> None:
 class JsonlAppender:
     """Appends lines to a file so that a crash loses at most the line being written.
 
-    On opening, an unfinished last line is cut off: it was never whole, so whoever resumes does it again. A failed write
+    On opening, an unfinished last line is cut off: it was never whole, so a resumed run does it again. A failed write
     (a full disk, say) is taken back to the last whole line.
 
     Raises:
@@ -304,7 +304,7 @@ class JsonlAppender:
             while written < len(data):
                 written += os.write(self._fd, data[written:])
         except OSError as error:
-            # Where even this fails, whoever opens the file next cuts the line off.
+            # Where even this fails, the next opening of the file cuts the line off.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._end)
                 os.lseek(self._fd, self._end, os.SEEK_SET)

@@ -213,7 +213,7 @@ class RunFolder:
         if n_found < n_planned:
             raise StorageError(
                 f"{self.path} holds {n_found} of {n_planned} {what}, although all were done",
-                expected="files that nobody else changes during the run",
+                expected="files that no other program changes during the run",
                 hint="Run the same command again: what is missing is done again",
             )
 

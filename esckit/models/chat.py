@@ -301,7 +301,7 @@ class ChatFormat:
                     turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation_prompt
                 )
             )
-        except Exception as error:  # a template is a program of whoever made the model
+        except Exception as error:  # a template is a program of the model's author
             roles = ", ".join(message.role for message in messages)
             raise ConfigError(
                 f"the model's chat template refuses messages of {roles}: {error or type(error).__name__}",
@@ -331,7 +331,7 @@ class ChatFormat:
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text as it stands."""
-        # Not verbose: whoever calls looks at the length itself.
+        # Not verbose: callers check the length themselves.
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def answer(self, text: str) -> tuple[int, ...]:

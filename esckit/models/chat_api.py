@@ -1,8 +1,8 @@
 """The chat-completions interface as data: where servers are, what each of them takes, and what an answer says.
 
-Servers fill the interface's open fields with words of their own, so only what is needed is read, and leniently: an odd
-usage is unknown, an odd reason to stop is understood by its words. Anything else is a typed failure. Talks to nobody:
-requests are made in :mod:`esckit.models.transport`, errors are read in :mod:`esckit.models.faults`.
+Servers fill the interface's open fields in their own ways, so esckit reads only what it needs, and leniently: an
+invalid usage counts as unknown, and an unfamiliar finish reason is interpreted by its words. Anything else is a typed
+failure. Requests are made in :mod:`esckit.models.transport`, errors are read in :mod:`esckit.models.faults`.
 """
 
 from __future__ import annotations

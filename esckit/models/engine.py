@@ -1,7 +1,7 @@
 """The engine: many requests to one model, worked off together. Torch only; it knows nothing of asyncio or chat.
 
 Prompts that share a beginning read one copy of its keys and values (:mod:`esckit.models.kvcache`). Rows join the
-running batch as soon as there is room for them and leave it when they are done, so a long reply holds nobody up.
+running batch as soon as there is room for them and leave it when they are done, so a long reply delays no other.
 
 The first part is the step from logits to the next token of each row, as pure tensor functions. A row's draw depends on
 its own logits, its own settings and its own uniform number only, never on the rows beside it.
@@ -270,7 +270,7 @@ class Engine:
 
         Args:
             arrivals: New jobs.
-            dropped: Jobs that nobody waits for any more.
+            dropped: Jobs whose results are not wanted any more.
             interrupted: Returns whether the caller has new requests; called between steps.
 
         Returns:

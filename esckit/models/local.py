@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Batcher:
-    """Hands jobs to an engine and results back to whoever waits for them.
+    """Hands jobs to an engine and their results back to the callers.
 
     One event loop at a time may use it. When that loop ends, what was in flight is forgotten.
 
@@ -73,7 +73,7 @@ class Batcher:
         try:
             return await waiter
         finally:
-            if self._waiters.pop(job, None) is not None:  # cancelled: nobody waits for it any more
+            if self._waiters.pop(job, None) is not None:  # cancelled: the result is not wanted any more
                 self._arrivals = [other for other in self._arrivals if other is not job]
                 self._dropped.add(job)
                 self._wake.set()
@@ -90,7 +90,7 @@ class Batcher:
             self._thread = None
 
     async def _drive(self) -> None:
-        """Feed the engine until nobody waits."""
+        """Feed the engine until no caller waits."""
         loop = asyncio.get_running_loop()
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="esckit-model")
         while self._waiters:

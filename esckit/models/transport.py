@@ -84,7 +84,7 @@ class HttpFailure(Exception):
 
 
 class _UnreadableError(openai.OpenAIError):
-    """A body that is not read, since it is too large or in an encoding that nobody asked for."""
+    """A body that is not read, since it is too large or in an encoding that was not requested."""
 
 
 class _BoundedClient(openai.DefaultAsyncHttpxClient):
@@ -281,7 +281,7 @@ class Transport:
         return failure.fault.may_pass or (self.has_answered and failure.fault.status in (401, 404))
 
     async def _is_out(self, failure: HttpFailure | BackendError, *, gives_up: bool) -> bool:
-        """Return whether the server is down, so that a request which nobody answered is not to blame.
+        """Return whether the server is down, so that an unanswered request does not count as a failure.
 
         Args:
             failure: What happened to the request.
@@ -333,7 +333,7 @@ class Transport:
 
 
 def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
-    """Return whether nobody answered: not the server, or not the one behind a gateway."""
+    """Return whether the server gave no answer: there was none at all, or only one of a gateway before it."""
     if isinstance(outcome, BackendError):
         return outcome.kind != "unreadable"
     return isinstance(outcome, HttpFailure) and not outcome.in_body and outcome.fault.status in _NOBODY_THERE

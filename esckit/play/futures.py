@@ -49,7 +49,7 @@ class RewardInputs:
     schemes: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
-        """Return what the manifest says about the data; whoever uses the model inherits the ids."""
+        """Return what the manifest says about the data; a model trained on it inherits the ids."""
         return {
             "inputs": self.digests,
             "simulation": self.simulation,

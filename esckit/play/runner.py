@@ -35,7 +35,7 @@ BOOK_EVERY_S = 60.0
 """How often a run writes what it has spent; what a killed attempt spent is known up to this."""
 
 HOPELESS = 0.5
-"""Share of failed units that ends a run whose other units are worth having, even where less is allowed."""
+"""A run whose finished units are useful by themselves stops early only above this share of failed units."""
 
 TIMINGS = "metrics.jsonl"
 
@@ -297,7 +297,7 @@ async def play_units(
         files: Read already.
         folder: The open run folder; a new attempt begins if anything is missing.
         executor: Plays the units.
-        rate: Counts all units. The caller judges it at the end, after having written what the others are worth.
+        rate: Counts all units. The caller judges it at the end, after writing the results.
         progress: Shows how far the run is.
         settled: Writes what follows from the sorted files.
 

@@ -108,11 +108,11 @@ class PredictRecipe(sections.ModelRecipe):
     def _fits_together(self) -> Self:
         named = self.models.bindings()
         if not named:
-            raise ValueError("models names nobody: a strategist, a supporter or both")
+            raise ValueError("models is empty: name a strategist, a supporter or both")
         if self.predict.strategy == "predicted" and len(named) < len(PredictModels.model_fields):
             raise ValueError("predict.strategy: predicted needs models.strategist and models.supporter")
         if self.predict.strategy == "gold" and self.predict.at == "end":
-            raise ValueError("predict.strategy: gold needs at: turns, since nobody knows what comes next")
+            raise ValueError("predict.strategy: gold needs at: turns, since the corpus ends there")
         sections.check_prices(self.budget, named.values())
         return self
 

@@ -4,10 +4,10 @@ Asking: :func:`ask` calls a model until its answer has the agreed form, or gives
 only place where roles retry. Nothing is repaired beyond what the role's parser allows, and nothing replaces an answer
 that did not come.
 
-Showing: a dialogue is chat messages for whoever takes part and labelled lines for whoever judges. In the lines of RLFF-
-ESC's prompts the speakers are called "Patient" and "Therapist", as in its protocol and PPDPP's, so that results can be
-compared; these words claim nothing clinical. If a conversation does not fit into the model's context (:class:`Window`),
-whole oldest turns are left out, but never the last one.
+Showing: a dialogue is chat messages for roles that take part and labelled lines for roles that judge. In the lines of
+RLFF-ESC's prompts the speakers are called "Patient" and "Therapist", as in its protocol and PPDPP's, so that results
+can be compared; these words claim nothing clinical. If a conversation does not fit into the model's context
+(:class:`Window`), whole oldest turns are left out, but never the last one.
 
 Reading: :func:`split_output` takes a supporter's output ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv
 2508.12935) apart. A published policy can end with only half of its outputs well-formed, so everyone who reads one uses

@@ -1,8 +1,8 @@
 """Who plays a run: simulation, search, evaluation, prediction and online RL build their roles here.
 
 A recipe binds each role to a model and names its prompt. :class:`Casting` makes the role of it: a prompted chat model,
-or a checkpoint that was trained for the role. Which models there are stands in :mod:`esckit.roles.pool`; what the roles
-do together is the business of whoever plays them.
+or a checkpoint that was trained for the role. Models are loaded in :mod:`esckit.roles.pool`; how the roles act together
+is defined where they are played.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class RewardCritic:
         place = next(self._places)
         self._waiting[place] = (tuple(turns[:-1]), turns[-1].text)
         try:
-            # Whoever asks at the same time joins the batch.
+            # Turns that arrive at the same time join the batch.
             await asyncio.sleep(0)
             async with self._lock:
                 if place in self._waiting:

@@ -258,7 +258,7 @@ class AFlowSupporter:
         return await ask(self.voice, messages, turns, scope, "supporter", self._parse)
 
     def _parse(self, reply: Reply) -> Generation:
-        # A policy that was trained to reason does so under any prompt; what it thinks is for nobody else.
+        # A policy that was trained to reason does so under any prompt; its reasoning is not shown to others.
         if reply.stop_reason is StopReason.LENGTH:
             need_answer(reply)
         found = split_output(reply.whole)

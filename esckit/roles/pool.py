@@ -221,7 +221,7 @@ class ModelPool:
         """Return the run's language model for perplexities.
 
         Raises:
-            ConfigError: If it cannot be had.
+            ConfigError: If it is not available.
         """
         from esckit.models.local import PerplexityScorer
 

@@ -89,9 +89,9 @@ def test_a_supporter_alone_speaks_to_dialogues_of_any_layout(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"models": {"strategist": None, "supporter": None}}, "models names nobody"),
+        ({"models": {"strategist": None, "supporter": None}}, "models is empty"),
         ({"models": {"strategist": None}, "predict": {"strategy": "predicted"}}, "needs models.strategist"),
-        ({"predict": {"strategy": "gold", "at": "end"}}, "nobody knows"),
+        ({"predict": {"strategy": "gold", "at": "end"}}, "the corpus ends there"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(sections: dict[str, Any], message: str) -> None:
