@@ -371,7 +371,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options: dict[str, Any] = {}
     try:
         from transformers import GgufConfig
     except ImportError:
@@ -382,7 +382,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     _log.info("converting %s once into %s", gguf.name, folder)
     with fresh_folder(folder) as fresh:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False, dtype=torch.bfloat16, **options
+        )
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
 
