@@ -470,6 +470,41 @@ class Exchange(Record):
     reading: CriticReading | None = None
 
 
+class TurnRatings(Record):
+    """The turn judge's four ratings, integers 1-5 (AFlow, arXiv 2602.08826)."""
+
+    empathy: int = Field(ge=1, le=5)
+    information: int = Field(ge=1, le=5)
+    humanlikeness: int = Field(ge=1, le=5)
+    strategic: int = Field(ge=1, le=5)
+
+    @property
+    def reward(self) -> float:
+        """R = (0.1·E + 0.1·I + 0.1·H + 0.2·S)/2.5, in [0.2, 1]."""
+        return (self.empathy + self.information + self.humanlikeness + 2 * self.strategic) / 25
+
+
+class EpisodeTurn(Record):
+    """One exchange of self-play and what critics and the turn judge said after it.
+
+    Attributes:
+        t: 1-based turn.
+        strategy: The strategy that the supporter was given, None without a strategist.
+        seeker: The seeker's answer; None if it failed.
+        readings: One reading per critic preset that was still asked.
+        ratings: The turn judge's ratings; None without a judge, or where it gave no readable answer.
+        ratings_unscored: Why an asked judge gave none.
+    """
+
+    t: int = Field(ge=1)
+    supporter: Generation
+    strategy: str | None = None
+    seeker: str | None = None
+    readings: dict[str, CriticReading] = Field(default_factory=dict)
+    ratings: TurnRatings | None = None
+    ratings_unscored: str | None = None
+
+
 class Future(Reasoned):
     """The simulated continuation of one candidate.
 

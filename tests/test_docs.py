@@ -12,7 +12,7 @@ import pytest
 
 from esckit.cli.app import COMMANDS
 from esckit.config.load import shipped_recipes
-from esckit.evaluate.measurement import known_metrics
+from esckit.evaluate.setup import known_metrics
 from tests.evaluate.evalrecipes import everything
 from tests.shell import ROOT, esckit
 

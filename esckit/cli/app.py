@@ -79,7 +79,7 @@ def _take_log_options(command: Any, options: Sequence[Any]) -> None:
 
 
 def _set_logging(ctx: Any, param: Any, value: Any) -> Any:
-    """Put what was said after a command's name into the settings of the whole call."""
+    """Add an option that stands after a command's name to the settings of the whole call."""
     if value and not ctx.resilient_parsing:
         settings = replace(ctx.find_root().obj, **{param.name: value})
         configure_logging(settings)

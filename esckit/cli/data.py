@@ -123,16 +123,13 @@ def split(
     """Write a corpus as train, valid and test files, with split.json about them."""
     from esckit.data.conversion import Access, split_corpus
 
-    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
-    written = split_corpus(access, out, scheme=scheme, ratios=_ratios(ratios), seed=seed, force=force)
-    _echo_written(written, quiet=ctx.obj.quiet)
-
-
-def _ratios(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        shares = tuple(float(part) for part in ratios.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not three numbers", param_hint="--ratios") from error
+        raise typer.BadParameter(f"{ratios!r} is not three numbers", param_hint="--ratios") from error
+    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    written = split_corpus(access, out, scheme=scheme, ratios=shares, seed=seed, force=force)
+    _echo_written(written, quiet=ctx.obj.quiet)
 
 
 def _echo_written(written: Written, *, quiet: bool) -> None:

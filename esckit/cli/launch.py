@@ -87,7 +87,9 @@ def launcher_settings(name: str) -> tuple[Path, Mapping[str, Any]]:
         ConfigError: If there are no such settings, or they want DeepSpeed and it is not installed.
     """
     preset = find_preset(name)
-    settings = _settings(preset)
+    settings = read_yaml(preset, "launcher settings")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"launcher settings {preset}: no mapping", expected="a file that `accelerate config` wrote")
     if settings.get("distributed_type") == "DEEPSPEED" and util.find_spec("deepspeed") is None:
         raise MissingExtraError(f"--accelerate {name}", "deepspeed")
     return preset, settings
@@ -131,16 +133,12 @@ def run_launcher(command: Sequence[str], environment: Mapping[str, str]) -> int:
         except KeyboardInterrupt:
             os.killpg(launcher.pid, signal.SIGTERM)  # the launcher hands it on where its processes have other groups
             launcher.wait()
-            _wait_for_group(launcher.pid)
+            # Processes that their launcher did not wait for hold the run folder's lock: wait a little for them.
+            with suppress(ProcessLookupError):
+                for _ in range(_GROUP_WAITS):
+                    os.killpg(launcher.pid, 0)
+                    time.sleep(0.1)
             raise
-
-
-def _wait_for_group(group: int) -> None:
-    """Wait a little for processes that their launcher did not wait for, since they hold the run folder's lock."""
-    with suppress(ProcessLookupError):
-        for _ in range(_GROUP_WAITS):
-            os.killpg(group, 0)
-            time.sleep(0.1)
 
 
 def note_exit_code(code: int | str | None) -> None:
@@ -151,13 +149,6 @@ def note_exit_code(code: int | str | None) -> None:
     if isinstance(code, int) and code and _NOTE in os.environ:
         with suppress(FileExistsError), open(os.environ[_NOTE], "x", encoding="ascii") as note:
             note.write(str(code))
-
-
-def _settings(preset: Path) -> Mapping[str, Any]:
-    settings = read_yaml(preset, "launcher settings")
-    if not isinstance(settings, dict):
-        raise ConfigError(f"launcher settings {preset}: no mapping", expected="a file that `accelerate config` wrote")
-    return settings
 
 
 def _missing_count(name: str, settings: Mapping[str, Any]) -> int | None:

@@ -22,35 +22,6 @@ if TYPE_CHECKING:
 EVERY_S = 15.0
 
 
-class Rate:
-    """Speed of a run, counted from its start and without what was done before."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began_s = clock()
-        self.total = 0
-        self.done = 0
-        self._done_before = 0
-
-    def start(self, total: int, done: int) -> None:
-        """Begin to count."""
-        self._began_s = self._clock()
-        self.total, self.done, self._done_before = total, done, done
-
-    def text(self) -> str:
-        """Return ``12/64 (19 %), 3.1 a minute, about 17 min left``."""
-        share = 100 * self.done // self.total if self.total else 100
-        text = f"{self.done}/{self.total} ({share} %)"
-        minutes = (self._clock() - self._began_s) / 60
-        finished = self.done - self._done_before
-        if finished and minutes > 0:
-            speed = finished / minutes
-            text += f", {speed:.1f} a minute"
-            if self.done < self.total:
-                text += f", about {(self.total - self.done) / speed:.0f} min left"
-        return text
-
-
 class PlainProgress:
     """One line at the start, at the end, and every so often in between.
 
@@ -69,38 +40,44 @@ class PlainProgress:
         every_s: float = EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._what = what
-        self._stream = stream
-        self._every_s = every_s
-        self._clock = clock
-        self._rate = Rate(clock)
+        self._what, self._stream, self._every_s, self._clock = what, stream, every_s, clock
+        self._began_s = self._last_s = clock()
+        self._total = self._done = self._done_before = 0
         self._counts: dict[str, int] = {}
-        self._last_s = clock()
-        self._unsaid = False
+        self._is_new = False
 
     def start(self, total: int, done: int = 0) -> None:
         """Begin a run of ``total`` units, of which ``done`` are there already."""
-        self._rate.start(total, done)
-        self._say()
+        self._began_s = self._clock()
+        self._total, self._done, self._done_before = total, done, done
+        self._write()
 
     def advance(self, n: int = 1, **counts: int) -> None:
         """Count finished units; ``counts`` are running totals to show beside them."""
-        self._rate.done += n
+        self._done += n
         self._counts |= counts
-        self._unsaid = True
+        self._is_new = True
         if self._clock() - self._last_s >= self._every_s:
-            self._say()
+            self._write()
 
     def close(self) -> None:
-        """Say how far the run came, unless that was the last line."""
-        if self._unsaid:
-            self._say()
+        """Write how far the run came, unless that was the last line."""
+        if self._is_new:
+            self._write()
 
-    def _say(self) -> None:
+    def _write(self) -> None:
+        """Write ``futures: 12/64 (19 %), 3.1 a minute, about 17 min left``; what was done before has no speed."""
         self._last_s = self._clock()
-        self._unsaid = False
-        counts = "".join(f", {name} {count}" for name, count in self._counts.items())
-        self._stream.write(f"{self._what}: {self._rate.text()}{counts}\n")
+        self._is_new = False
+        share = 100 * self._done // self._total if self._total else 100
+        text = f"{self._what}: {self._done}/{self._total} ({share} %)"
+        minutes = (self._last_s - self._began_s) / 60
+        if self._done > self._done_before and minutes > 0:
+            speed = (self._done - self._done_before) / minutes
+            text += f", {speed:.1f} a minute"
+            if self._done < self._total:
+                text += f", about {(self._total - self._done) / speed:.0f} min left"
+        self._stream.write(text + "".join(f", {name} {count}" for name, count in self._counts.items()) + "\n")
         self._stream.flush()
 
 
@@ -113,25 +90,26 @@ class BarProgress:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._rate = Rate()
         self._bar: RichBar | None = None
         self._task: TaskID | None = None
 
     def start(self, total: int, done: int = 0) -> None:
         """Draw the bar of a run of ``total`` units, of which ``done`` are there already."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichBar
 
         self.close()
-        self._rate.start(total, done)
         self._bar = RichBar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[beside]}", style="dim", markup=False),
             console=Console(stderr=True),
+            speed_estimate_period=3600,
             redirect_stdout=False,
         )
         self._task = self._bar.add_task(self._what, total=total, completed=done, beside="")
@@ -139,12 +117,9 @@ class BarProgress:
 
     def advance(self, n: int = 1, **counts: int) -> None:
         """Count finished units; ``counts`` are running totals to show beside them."""
-        if self._bar is None or self._task is None:
-            return
-        self._rate.done += n
-        speed = self._rate.text().partition(", ")[2]
-        beside = ", ".join([*([speed] if speed else []), *(f"{name} {count}" for name, count in counts.items())])
-        self._bar.update(self._task, advance=n, beside=beside)
+        if self._bar is not None and self._task is not None:
+            beside = ", ".join(f"{name} {count}" for name, count in counts.items())
+            self._bar.update(self._task, advance=n, beside=beside)
 
     def close(self) -> None:
         """Leave the bar as it is; calling it twice is harmless."""

@@ -24,7 +24,7 @@ from esckit.errors import ConfigError, EsckitError
 if TYPE_CHECKING:
     from esckit.config.load import LoadedRecipe
     from esckit.evaluate.run import EvaluateResult
-    from esckit.evaluate.setup import GateBound
+    from esckit.metrics.metric import GateBound
     from esckit.metrics.rows import Comparison, MetricRow
 
 OutOption = Annotated[
@@ -254,10 +254,14 @@ def predict(
     if recipe is None and (input_file is None or (strategist is None and supporter is None)):
         raise ConfigError("nothing to predict", expected="a recipe, or --input with --strategist, --supporter or both")
     speakers = {"strategist": strategist, "supporter": supporter}
-    own = [f"models.{role}={_binding(model)}" for role, model in speakers.items() if model is not None]
+    own = []
+    for role, model in speakers.items():
+        if model is not None:
+            kind = "checkpoint" if (Path(model) / "manifest.json").is_file() else "backbone"
+            own.append(f"models.{role}={{{kind}: {_quoted(model)}}}")
     # Who speaks of the recipe stays, but where there is none only who is named speaks.
     own = ["models={}", *own] if recipe is None else own
-    own += ["data={dataset: auto, path: " + _quoted(str(input_file)) + "}"] if input_file is not None else []
+    own += [f"data={{dataset: auto, path: {_quoted(str(input_file))}}}"] if input_file is not None else []
     loaded, room = _load(ctx, recipe or "predict/own", [*own, *(changes or ())])
     if dry_run:
         _echo_plan(loaded, out, room.plan(loaded.recipe).facts(), as_json=as_json)
@@ -266,35 +270,19 @@ def predict(
     echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
 
 
-def _binding(model: str) -> str:
-    kind = "checkpoint" if (Path(model) / "manifest.json").is_file() else "backbone"
-    return "{" + f"{kind}: {_quoted(model)}" + "}"
-
-
 def _quoted(text: str) -> str:
     """Return a text as YAML that means this text, whatever stands in it."""
     return "'" + text.replace("'", "''") + "'"
 
 
-UnderOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-under",
-        metavar="METRIC=VALUE",
-        show_default=False,
-        help="Exit with 1 if a metric, of which higher is better, is lower. Can be given again.",
-    ),
-]
+def _gate_option(side: str, better: str, worse: str) -> Any:
+    text = f"Exit with 1 if a metric, of which {better} is better, is {worse}. Can be given again."
+    return typer.Option(f"--fail-{side}", metavar="METRIC=VALUE", show_default=False, help=text)
 
-OverOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-over",
-        metavar="METRIC=VALUE",
-        show_default=False,
-        help="Exit with 1 if a metric, of which lower is better, is higher. Can be given again.",
-    ),
-]
+
+UnderOption = Annotated[list[str] | None, _gate_option("under", "higher", "lower")]
+
+OverOption = Annotated[list[str] | None, _gate_option("over", "lower", "higher")]
 
 AgainstOption = Annotated[
     str | None,
@@ -336,7 +324,10 @@ def evaluate(
         return
     result = _play(ctx, loaded, room, out, "cases", gates=gates)
     if as_json:
-        echo_facts(_facts(result), as_json=True)
+        found = result.metrics
+        whole = [row.model_dump(mode="json") for row in found.metrics if row.group is None]
+        facts = {"out": str(result.out), "report": str(result.report), **found.model_dump(mode="json")}
+        echo_facts(facts | {"metrics": whole}, as_json=True)
     else:
         _echo(result)
     failed = [gate for gate in result.metrics.gates if not gate.holds]
@@ -349,7 +340,7 @@ def evaluate(
 
 
 def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[GateBound]:
-    from esckit.evaluate.setup import GateBound
+    from esckit.metrics.metric import GateBound
 
     found = []
     for text in texts or ():
@@ -362,15 +353,6 @@ def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[Gate
             raise ConfigError(f"--fail-{side} {text}", expected="METRIC=VALUE, such as response.bleu_2=10")
         found.append(GateBound(metric.strip(), bound, side))
     return found
-
-
-def _facts(result: EvaluateResult) -> dict[str, Any]:
-    return {
-        "out": str(result.out),
-        "report": str(result.report),
-        **result.metrics.model_dump(mode="json", exclude={"metrics"}),
-        "metrics": [row.model_dump(mode="json") for row in result.metrics.metrics if row.group is None],
-    }
 
 
 def _echo(result: EvaluateResult) -> None:

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, echo_json
+from esckit.documents import read_text
+from esckit.errors import ConfigError
+from esckit.registry import did_you_mean
 
 recipes = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +51,6 @@ def show(
 ) -> None:
     """Print a recipe as it is written or, with --resolved, --set or --json, as it would run."""
     from esckit.config.load import find_recipe, load_any_recipe
-    from esckit.documents import read_text
 
     if not (resolved or changes or as_json):
         echo(read_text(find_recipe(recipe).path), nl=False)
@@ -56,8 +59,6 @@ def show(
     if as_json:
         echo_json(data)
     else:
-        import yaml
-
         echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
@@ -69,7 +70,6 @@ def copy(
 ) -> None:
     """Copy a recipe into a file of your own."""
     from esckit.config.load import SUFFIX, find_recipe
-    from esckit.errors import ConfigError
     from esckit.records import write_atomic
 
     found = find_recipe(recipe)
@@ -95,7 +95,6 @@ def check(
     Exits with 0 if all are right, else with 2.
     """
     from esckit.config.load import load_any_recipe, shipped_recipes
-    from esckit.errors import ConfigError
 
     wrong: list[ConfigError] = []
     names = recipes or [each.name for each in shipped_recipes()]
@@ -116,8 +115,6 @@ def check(
 def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
     """Print every field of a command's recipes as JSON Schema."""
     from esckit.config.load import RECIPES
-    from esckit.errors import ConfigError
-    from esckit.registry import did_you_mean
 
     if command not in RECIPES.targets:
         raise ConfigError(

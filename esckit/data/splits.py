@@ -1,7 +1,7 @@
 """Which dialogues train, validate and test: split before any context, window or merge is made.
 
 ``hub`` (70/15/15) and ``ppdpp`` (80/10/10) are the two published cuts of ESConv. Both shuffle the 1,300 dialogues alike
-and cut differently, so they overlap: see :mod:`esckit.evaluate.leakage`.
+and cut differently, so they overlap: see :func:`esckit.evaluate.setup.leakage_flags`.
 
 Trainings hold out dialogues for development by a hash of their id, so every command holds out the same ones.
 """

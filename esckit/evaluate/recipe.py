@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from esckit.config.sections import (
     AlternatingData,
@@ -19,7 +19,6 @@ from esckit.config.sections import (
     ModelRecipe,
     Resume,
     RoleOptions,
-    Roles,
     Section,
     Strategist,
     check_prices,
@@ -32,16 +31,14 @@ from esckit.evaluate.suites.response import RESPONSE, ResponseSettings
 from esckit.evaluate.suites.reward import REWARD, RewardSettings
 from esckit.evaluate.suites.safety import SAFETY, SafetySettings
 from esckit.evaluate.suites.strategy import STRATEGY, StrategySettings
+from esckit.metrics.metric import Statistics
+from esckit.predict.run import PredictConcurrency, PredictModels, PredictPrompts
 
 SUITES = (STRATEGY, RESPONSE, DIALOGUE, PAIRWISE, REWARD, SAFETY)
 """In the order in which they are played: replies come before the pairs that are made of them."""
 
 
 _GREEDY = {"temperature": 0.0}
-
-_Strategist = Annotated[ModelBinding, role_defaults(sampling={**_GREEDY, "max_tokens": 256})]
-
-_Supporter = Annotated[ModelBinding, role_defaults(sampling={**_GREEDY, "max_tokens": 512}, on_length="last_sentence")]
 
 _Seeker = Annotated[ModelBinding, role_defaults(sampling={**_GREEDY, "max_tokens": 64}, on_length="last_sentence")]
 
@@ -50,7 +47,7 @@ _Critic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1.1, "m
 _Judge = Annotated[ModelBinding, role_defaults(sampling={**_GREEDY, "max_tokens": 256})]
 
 
-class EvaluateModels(Roles):
+class EvaluateModels(PredictModels):
     """Who plays whom; roles that the chosen suites do not need are left out with a warning.
 
     Attributes:
@@ -61,8 +58,6 @@ class EvaluateModels(Roles):
         reward: The reward model under test.
     """
 
-    strategist: _Strategist | None = None
-    supporter: _Supporter | None = None
     seeker: _Seeker | None = None
     critic: _Critic | None = None
     judge: _Judge | None = None
@@ -87,29 +82,13 @@ class EvaluateSettings(Section):
     max_attempts: int = Field(default=3, ge=1, le=10)
 
 
-class Statistics(Section):
-    """How intervals, comparisons and gates are computed. Operational: changing them only recomputes.
-
-    Attributes:
-        min_coverage: Below this share of scored cases a row is flagged and gates on it fail.
-        force_compare: Print both runs' values without tests where the runs are not comparable.
-        gates_on: Gates look at the value, or at the worse end of its interval.
-    """
-
-    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
-    level: float = Field(default=0.95, gt=0.5, lt=1.0)
-    min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
-    force_compare: bool = False
-    gates_on: Literal["value", "bound"] = "value"
-
-
 class Reliability(Section):
     """Human labels that the automatic judge is compared with: JSON lines of case_id, rater, dimension, label."""
 
     labels: str
 
 
-class EvaluatePrompts(Section):
+class EvaluatePrompts(PredictPrompts):
     """Prompt of each role: the name of a shipped one, or a file.
 
     Attributes:
@@ -118,19 +97,11 @@ class EvaluatePrompts(Section):
         critic: None takes the preset's own.
     """
 
-    strategist: str | None = None
-    supporter: str = "supporter_rlff"
     seeker: str = "seeker"
     critic: str | None = None
     judge_pairwise: str = "judge_pairwise"
     judge_reply: str = "judge_reply"
     turn_judge: str = "critic_aflow"
-
-
-class EvaluateConcurrency(Section):
-    """How much is in flight at once; changes no result. Operational."""
-
-    cases: PositiveInt = Field(default=16, le=1024)
 
 
 class ReportSection(Section):
@@ -171,7 +142,7 @@ class EvaluateRecipe(ModelRecipe):
     gates: dict[str, float] = Field(default_factory=dict)
     reliability: Reliability | None = None
     references: tuple[str, ...] | None = None
-    concurrency: EvaluateConcurrency = EvaluateConcurrency()
+    concurrency: PredictConcurrency = PredictConcurrency()
     resume: Resume = Resume()
     report: ReportSection = ReportSection()
     max_failure_rate: float = Field(default=0.05, ge=0.0, le=1.0)

@@ -10,36 +10,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import Episode, TurnRatings
-from esckit.evaluate.measurement import Files, statistics_of
 from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.suites.critics import read_outcome
+from esckit.evaluate.suite import Files
+from esckit.evaluate.suites.critics import Episode, read_outcome
 from esckit.evaluate.suites.pairwise import decide
 from esckit.metrics.calibration import Level, majority, rank_correlation, rater_alpha
 from esckit.metrics.metric import (
     FIRST,
-    RATIO,
-    Array,
-    Estimator,
     Facts,
-    Indices,
     Metric,
     Stats,
+    Sums,
     Unscored,
+    Weighted,
     counted,
     if_scored,
     not_estimated,
+    ratio,
 )
 from esckit.metrics.rows import Measurement, MetricRow
 from esckit.records import read_records
 from esckit.roles.verdicts import PRESETS, Preset
-from esckit.types import Record
+from esckit.types import Record, TurnRatings
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ Judged = Mapping[str, str | int | Unscored]
 
 
 def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge: Judged) -> list[RatedCase]:
-    """Return the rated units of a dimension, with what the automatic judge said of them.
+    """Return the rated units of a dimension, with the labels of the automatic judge.
 
     Raises:
         DataError: If a rater labelled a case twice, or a label is not on the scale.
@@ -131,21 +129,6 @@ def read_units(labels: Sequence[Label], dimension: str, scale: LabelScale, judge
 RatedMetric = Metric[RatedCase]
 
 
-@dataclass(frozen=True, slots=True)
-class Enough:
-    """An estimator that gives no value below the least number of units."""
-
-    inner: Estimator
-
-    def finish(self, stats: Sequence[Stats]) -> float | None:
-        """Return the inner value, None with fewer than ten units."""
-        return self.inner.finish(stats) if len(stats) >= MIN_UNITS else None
-
-    def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
-        """Return the inner values; a resample has as many units as the data."""
-        return self.inner.replay(stats, owner, draws)
-
-
 def _beside(unit: RatedCase, level: Level) -> tuple[float, float] | Unscored | None:
     """Return the human majority's label and the judge's, or why the judge gave none."""
     human, judge = majority(list(unit.labels.values()), level), unit.judge
@@ -163,11 +146,15 @@ def reliability_rows(
     """
 
     def metric(
-        name: str, read: Callable[[RatedCase], Stats | Unscored | None], estimator: Estimator, **facts: Any
+        name: str, read: Callable[[RatedCase], Stats | Unscored | None], estimator: Sums | Weighted, **facts: Any
     ) -> RatedMetric:
         given = {"unit": "none", "range": (-1.0, 1.0), "test": "none", **facts}
         minimum = f"{MIN_UNITS} units with {MIN_RATERS} raters, and labels that differ"
-        return Metric(Facts(f"reliability.{dimension}.{name}", minimum=minimum, **given), read, Enough(estimator))
+        return Metric(
+            Facts(f"reliability.{dimension}.{name}", minimum=minimum, **given),
+            read,
+            replace(estimator, min_stats=MIN_UNITS),
+        )
 
     def of_humans(unit: RatedCase) -> Stats | None:
         return tuple(map(float, unit.labels.values())) if len(unit.labels) >= MIN_RATERS else None
@@ -178,7 +165,7 @@ def reliability_rows(
         equal = if_scored(beside, lambda pair: counted(pair[0] == pair[1]))
         metrics += [
             metric("alpha_judge", beside, rater_alpha(scale.level)),
-            metric("agreement_judge", equal, RATIO, unit="share", range=(0.0, 1.0)),
+            metric("agreement_judge", equal, Sums(ratio), unit="share", range=(0.0, 1.0)),
         ]
         if scale.level != "nominal":
             metrics.append(metric("spearman_judge", beside, rank_correlation(2)))
@@ -234,18 +221,15 @@ def require_known_cases(recipe: EvaluateRecipe, cases: Mapping[str, Collection[s
     for dimension, labels in read_labels(recipe).items():
         known = cases[scales[dimension][0]]
         labelled = {label.case_id for label in labels}
-        strange = sorted(name for name in labelled if _case_of(name, dimension) not in known)
+        # A turn that was rated lies in a dialogue.
+        of_turns = dimension in TurnRatings.model_fields
+        strange = sorted(name for name in labelled if (name.rpartition("@")[0] if of_turns else name) not in known)
         if not strange:
             continue
         found = f"{len(strange)} of {len(labelled)} labelled cases of {dimension!r} unknown, such as {strange[0]!r}"
         if len(strange) == len(labelled):
             raise DataError(found, path=path, expected="ids of the cases of this evaluation")
         log.warning("%s: %s", path, found)
-
-
-def _case_of(name: str, dimension: str) -> str:
-    """Return the case that a label is of: a turn that was rated lies in a dialogue."""
-    return name.rpartition("@")[0] if dimension in TurnRatings.model_fields else name
 
 
 def judged_scales(recipe: EvaluateRecipe) -> dict[str, tuple[str, LabelScale]]:
@@ -287,9 +271,8 @@ def reliability(recipe: EvaluateRecipe, files: Files, flags: Mapping[str, tuple[
         suite, scale = known[dimension]
         judged = _judged(dimension, suite, files[suite], swapped=recipe.settings.pairwise.swap)
         units = read_units(labels, dimension, scale, judged)
-        measurement = Measurement.over(
-            "reliability", (unit.id for unit in units), statistics_of(recipe), flags.get(suite, ())
-        )
+        ids = (unit.id for unit in units)
+        measurement = Measurement.over("reliability", ids, recipe.seed, recipe.statistics, flags.get(suite, ()))
         rows += reliability_rows(units, dimension, scale, measurement)
     return rows
 

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esckit.evaluate.cases import Case
+from esckit.errors import DataError
 from esckit.evaluate.recipe import EvaluateRecipe
-from esckit.evaluate.setup import GateBound, Part, Setup, is_comparable, set_up
-from esckit.evaluate.suite import Unit
+from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set_up
+from esckit.evaluate.suite import Case, Files, Unit
+from esckit.metrics.metric import GateBound, require_gates
 from esckit.play.runner import (
     HOPELESS,
     AsyncioExecutor,
@@ -40,7 +41,7 @@ from esckit.runs import MANIFEST, RunFolder
 from esckit.types import Record
 
 if TYPE_CHECKING:
-    from esckit.metrics.rows import MetricsFile
+    from esckit.metrics.rows import Comparison, MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -286,8 +287,6 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> Setup:
     _references(recipe)
     bounds = _bounds(recipe, gates)
     if bounds:
-        from esckit.evaluate.measurement import known_metrics, require_gates
-
         # First by name alone, which tells of a slip before the inputs are looked for.
         require_gates(bounds, known_metrics(recipe, _ANY), recipe.suites)
     setup = set_up(recipe)
@@ -311,15 +310,19 @@ def _bounds(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> list[GateBoun
 
 def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateBound]) -> MetricsFile:
     """Compute everything from the cases on disk."""
-    from esckit.evaluate.measurement import compare, judge_gates, known_metrics, measure
-    from esckit.metrics.rows import Comparison, MetricsFile
+    from esckit.metrics.rows import Measurement, MetricRow, MetricsFile, judge_gates
 
     recipe = setup.recipe
     files = {
         part.file.name: list(latest(folder.path / part.file.path, part.file.kind).values()) for part in setup.parts
     }
     _warn_of_unscored(files, recipe.statistics.min_coverage)
-    rows = measure(setup, files)
+    rows: list[MetricRow] = []
+    for suite, file, _ in setup.parts:
+        cases, flags = files[file.name], setup.flags.get(suite.name, ())
+        ids = (case.dialogue_id for case in cases)
+        measurement = Measurement.over(suite.name, ids, recipe.seed, recipe.statistics, flags)
+        rows += file.rows(recipe, setup.strategies, cases, measurement)
     if recipe.reliability is not None:
         from esckit.evaluate.reliability import reliability
 
@@ -342,6 +345,39 @@ def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateBound]) -> Met
         gates=tuple(judge_gates(_bounds(recipe, gates), rows, known, gates_on=recipe.statistics.gates_on)),
         references=_references(recipe),
     )
+
+
+def compare(setup: Setup, files: Files, others: Files, *, other: str, tests: bool) -> list[Comparison]:
+    """Return the comparison of two runs on the files that both have, Holm-adjusted suite by suite.
+
+    Args:
+        setup: Of the run under test.
+        files: Its cases.
+        others: Cases of the other run.
+        other: Its name.
+        tests: False prints both values without interval and p.
+
+    Raises:
+        DataError: If they have no file in common.
+    """
+    from esckit.metrics.rows import Comparer, with_holm
+
+    parts = [part for part in setup.parts if part.file.name in others]
+    if not parts:
+        raise DataError(
+            f"{other} has none of the suites {', '.join(files)}", expected="a run of 'evaluate' with one of them"
+        )
+    by_suite: dict[str, list[Comparison]] = {}
+    variants: dict[str, str] = {}
+    for suite, file, _ in parts:
+        cases, theirs = files[file.name], others[file.name]
+        dialogue_ids = (case.dialogue_id for case in cases)
+        comparer = Comparer.over(suite.name, dialogue_ids, setup.recipe.seed, setup.recipe.statistics, other=other)
+        for metric in file.metrics(setup.recipe, setup.strategies):
+            by_suite.setdefault(suite.name, []).append(comparer.compare(metric, cases, theirs, tests=tests))
+            if metric.facts.variant_of:
+                variants[metric.name] = metric.facts.variant_of
+    return [entry for found in by_suite.values() for entry in with_holm(found, variants)]
 
 
 def _warn_of_unscored(files: Mapping[str, Sequence[Case]], min_coverage: float) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from esckit.config.load import require_runs
 from esckit.config.sections import CheckpointBinding, RoleOptions
 from esckit.errors import ConfigError, DataError
-from esckit.evaluate.leakage import leakage_flags, run_folder, run_of
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
-from esckit.evaluate.suite import CaseFile, Material, Suite, Work, model_fields
+from esckit.evaluate.suite import CaseFile, Material, Suite, Work, family_of, model_fields, run_folder, run_of
 from esckit.evaluate.suites.dialogue import critic_prompts, supporter_prompt
+from esckit.metrics.metric import Facts
 from esckit.records import digest, file_sha256
 from esckit.roles.cast import role_prompt
 from esckit.roles.pool import checkpoint_ids, look_up, part_of
@@ -27,17 +28,10 @@ SELF_JUDGED = "self_judged"
 
 SHOWN_DIFFERENCES = 5
 
+_DIGITS = re.compile(r"[0-9a-f]{12}$")
 
-class GateBound(NamedTuple):
-    """What a user asks of a metric.
-
-    Attributes:
-        side: ``under`` fails below the bound, ``over`` above it; None takes the side from the metric.
-    """
-
-    metric: str
-    bound: float
-    side: Literal["under", "over"] | None = None
+# What names a run that another one is made from, wherever it stands in a recipe.
+_INPUT_FIELDS = frozenset({"checkpoint", "inputs", "trees", "opponent", "predictions"})
 
 
 class Part(NamedTuple):
@@ -77,6 +71,17 @@ class Setup:
     def playing(self) -> set[str]:
         """The roles that are asked anything."""
         return {role for part in self.parts for role in (*part.work.roles, *part.work.calls)}
+
+
+def known_metrics(recipe: EvaluateRecipe, strategies: Sequence[str]) -> dict[str, Facts]:
+    """Return the facts of every whole-suite metric by name, before any case exists."""
+    return {
+        metric.name: metric.facts
+        for suite in recipe.chosen
+        for file in suite.files
+        if file.is_wanted(recipe)
+        for metric in file.metrics(recipe, strategies)
+    }
 
 
 def set_up(recipe: EvaluateRecipe) -> Setup:
@@ -195,6 +200,167 @@ def _writers(run: Path) -> Iterator[str]:
     earlier = theirs.get("predictions")
     if earlier and (source := run_folder(earlier)) is not None:
         yield from _writers(source)
+
+
+# ---------------------------------------------------------------- leakage
+
+
+class Seen(NamedTuple):
+    """What a model has seen, itself or through its inputs.
+
+    Attributes:
+        model: Name of the model in messages.
+        ids: Dialogue ids.
+        corpus: Name of the corpus; the schemes of two corpora are not compared.
+        scheme: Split scheme with all that decides it, see :func:`family_of`.
+    """
+
+    model: str
+    ids: frozenset[str]
+    corpus: str | None
+    scheme: str | None
+
+
+def leakage_flags(
+    evaluated: Collection[str],
+    scheme: str | None,
+    runs: Mapping[str, Path],
+    *,
+    allow_overlap: bool = False,
+    allow_cross_family: bool = False,
+) -> tuple[str, ...]:
+    """Return the flags that every row must carry.
+
+    Rule 1: no evaluated dialogue was used for training, tuning or search. Rule 2: training and evaluation use one
+    family of splits, even where they share no dialogue. ``hub`` valid and ``ppdpp`` test, for example, share 65
+    dialogues, and such pairs are easily overlooked.
+
+    Args:
+        evaluated: Ids of the dialogues to be evaluated.
+        scheme: Family of splits that they were chosen by, see :func:`family_of`.
+        runs: Run folder per role that a trained model plays, or whose predictions are read.
+        allow_overlap: Flag what breaks rule 1 instead of raising.
+        allow_cross_family: Flag what breaks rule 2 instead of raising.
+
+    Raises:
+        DataError: If a rule is broken and not allowed to be, or a run does not say what it has seen.
+    """
+    flags: dict[str, None] = {}
+    corpora = corpora_of(evaluated)
+    for model in (model for role, run in runs.items() for model in seen_by(role, run)):
+        shared = sorted(model.ids.intersection(evaluated))
+        if shared and not allow_overlap:
+            raise DataError(
+                f"{len(shared)} dialogues in both training (scheme {model.scheme or 'none'}) and evaluation "
+                f"(scheme {scheme or 'none'}), such as {', '.join(shared[:3])}",
+                expected="none",
+                hint="Evaluate on another split; allow_overlap: true runs all the same and marks every row",
+            )
+        is_crossed = model.corpus in corpora and model.scheme != scheme
+        if is_crossed and not allow_cross_family:
+            raise DataError(
+                f"{model.model} was made with scheme {model.scheme or 'none'}, the evaluation has scheme "
+                f"{scheme or 'none'}",
+                expected="one scheme for both",
+                hint="data.allow_cross_family: true runs all the same and marks every row",
+            )
+        flags |= dict.fromkeys(["overlap"] * bool(shared) + ["cross_family"] * is_crossed)
+    for role, run in runs.items():
+        if lost := lost_inputs(run):
+            names = ", ".join(lost)
+            log.warning(
+                "the %s (%s): made from %s, not there any more; what that has seen is unknown", role, run, names
+            )
+            flags["lost_input"] = None
+    return tuple(flags)
+
+
+def seen_by(role: str, run: Path) -> Iterator[Seen]:
+    """Yield what a run has seen by itself and through its inputs.
+
+    An evaluation has seen nothing by itself: only what it evaluated has.
+
+    Raises:
+        DataError: If a run folder does not say which dialogues it used.
+    """
+    for folder, manifest in _lineage(run):
+        if manifest["command"] in ("evaluate", "predict"):
+            continue
+        own = frozenset(_ids(manifest.get("data")))
+        if not own and not any(map(run_folder, _named(manifest["recipe"]))):
+            raise DataError(
+                "a run that does not say which dialogues it used", path=str(folder), expected="data.ids in its manifest"
+            )
+        # A run that only inherits has no family of its own: its inputs speak for it.
+        parts = [part for part in _mappings(manifest["recipe"]) if "scheme" in part and "path" in part]
+        cuts: set[str | None] = {family_of(part) for part in parts} or {None}
+        for corpus in sorted(corpora_of(own)):
+            of_corpus = frozenset(name for name in own if corpora_of([name]) == {corpus})
+            for cut in sorted(cuts, key=str):
+                yield Seen(f"the {role} ({folder})", of_corpus, corpus if cut else None, cut)
+
+
+def lost_inputs(run: Path) -> list[str]:
+    """Return what a run, or anything that it was made from, names as its origin and that is not there any more."""
+    names = {name for _, manifest in _lineage(run) for name in _named(_origin(manifest))}
+    return sorted(name for name in names if run_folder(name) is None and not Path(name).exists())
+
+
+def _origin(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a recipe that says what the run is made from; what an evaluation tests on is not among it."""
+    recipe: Mapping[str, Any] = manifest["recipe"]
+    if manifest["command"] != "evaluate":
+        return recipe
+    models, played = recipe.get("models") or {}, manifest.get("roles")
+    bindings = {role: binding for role, binding in models.items() if played is None or role in played}
+    return {"models": bindings, "predictions": recipe.get("predictions")}
+
+
+def _lineage(run: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield a run and everything that it was made from, each once, with its manifest."""
+    waiting, done = [run], set[Path]()
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in done:
+            continue
+        done.add(folder.resolve())
+        manifest = read_manifest(folder)
+        yield folder, manifest
+        waiting += [path for path in map(run_folder, _named(manifest["recipe"])) if path is not None]
+
+
+def _mappings(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield every mapping of a recipe, from the outside in."""
+    if isinstance(node, Mapping):
+        yield node
+        node = tuple(node.values())
+    if isinstance(node, list | tuple):
+        for value in node:
+            yield from _mappings(value)
+
+
+def _named(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a recipe names as an input."""
+    for mapping in _mappings(recipe):
+        for value in (mapping[field] for field in mapping if field in _INPUT_FIELDS):
+            names = value if isinstance(value, list | tuple) else [value]
+            yield from (name for name in names if isinstance(name, str))
+
+
+def _ids(data: Any) -> Iterator[str]:
+    """Yield the dialogue ids that the data section of a manifest names; a part for testing alone was not used."""
+    if not isinstance(data, Mapping):
+        return
+    for key, value in data.items():
+        if key == "ids" and isinstance(value, list):
+            yield from map(str, value)
+        elif key != "test":
+            yield from _ids(value)
+
+
+def corpora_of(ids: Iterable[str]) -> set[str]:
+    """Return the corpora that dialogue ids belong to: what stands before the digits of an id, "" without digits."""
+    return {_DIGITS.sub("", dialogue_id) if _DIGITS.search(dialogue_id) else "" for dialogue_id in ids}
 
 
 # ---------------------------------------------------------------- inputs

@@ -6,33 +6,84 @@ comparing loop over suites and know none by name.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from esckit.config.sections import DataConfig
 from esckit.data.contexts import contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
-from esckit.evaluate.cases import Case
-from esckit.evaluate.leakage import family_of
 from esckit.metrics.metric import Metric
 from esckit.play.futures import RewardInputs, read_inputs
 from esckit.predict.run import Prediction, read_predictions
 from esckit.prompts.prompt import load_prompt
 from esckit.records import read_records
 from esckit.roles.cast import Casting
+from esckit.runs import MANIFEST, read_manifest
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
 from esckit.trees import main_line
-from esckit.types import Context, Dialogue, SearchTree
+from esckit.types import Context, Dialogue, ParseKind, Reasoned, SearchTree
 
 if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe
     from esckit.metrics.rows import Measurement, MetricRow
 
 _MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scripted"})
+
+
+Stage = Literal["Exploration", "Comforting", "Action"]
+
+STAGES: tuple[Stage, ...] = ("Exploration", "Comforting", "Action")
+"""The stages of a supportive conversation, by position (AFlow, arXiv 2602.08826)."""
+
+MALFORMED: tuple[ParseKind, ...] = ("closed_response", "open_response", "untagged")
+"""How a reply was found in a malformed output; an output without any reply is unscored as ``blank``."""
+
+
+def stage_of(index: int, n_turns: int) -> Stage:
+    """Return the stage of the 0-based supporter turn ``index`` of ``n_turns`` (T').
+
+    Exploration if 3i < T' − 1, Comforting if 3i < 2(T' − 1), else Action; the only turn of a dialogue is Exploration.
+    """
+    if n_turns == 1 or 3 * index < n_turns - 1:
+        return "Exploration"
+    return "Comforting" if 3 * index < 2 * (n_turns - 1) else "Action"
+
+
+class Case(Reasoned):
+    """Base of every case.
+
+    Attributes:
+        ANSWERS: The role whose answer the case holds: it failed if the case is unscored.
+        READS: The role that reads the answer.
+        unscored: Why the case has no value (``backend``, ``blank``, ``unparsed``, ``missing`` …); None if scored.
+        statistics: Per-case numbers for readers; metrics never read them.
+    """
+
+    ANSWERS: ClassVar[str] = "supporter"
+    READS: ClassVar[str] = "judge"
+
+    id: str
+    dialogue_id: str
+    unscored: str | None = None
+    statistics: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Yield which role failed, and how; nothing if everything is scored."""
+        if self.unscored is not None:
+            yield self.ANSWERS, self.unscored
+        for kind in self._unread():
+            if kind is not None:
+                yield self.READS, kind
+
+    def _unread(self) -> Iterable[str | None]:
+        """Return why the reader gave no value, once for each time; None where it did."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +103,9 @@ class Unit:
 
 Done = Mapping[str, Mapping[str, Case]]
 """Cases of this run that are on disk already, by file and id."""
+
+Files = Mapping[str, Sequence[Any]]
+"""Cases by the name of their file."""
 
 Player = Callable[[Unit], Awaitable[Case]]
 
@@ -259,6 +313,42 @@ def decisions(dialogue: Dialogue, *, merged: bool, openings: bool) -> Iterator[C
             reference=dialogue.turns[0],
         )
     yield from contexts(dialogue, merged=merged)
+
+
+# ---------------------------------------------------------------- where data come from
+
+
+def run_folder(name: str) -> Path | None:
+    """Return the run folder that a path lies in, itself or as a file or checkpoint of it; None if there is none."""
+    path = Path(name)
+    return next((folder for folder in (path, *list(path.parents)[:2]) if (folder / MANIFEST).is_file()), None)
+
+
+def run_of(name: str) -> Path:
+    """Return the run folder of a checkpoint.
+
+    Raises:
+        DataError: If the path lies in no run folder.
+    """
+    folder = run_folder(name)
+    if folder is None:
+        raise DataError("no run folder (it holds no manifest.json)", path=name, expected="a finished training run")
+    return folder
+
+
+def family_of(data: Mapping[str, Any]) -> str:
+    """Return the family of splits of a ``data:`` section: its scheme, for ``ratio`` with what fixes the cut."""
+    scheme = data.get("scheme")
+    if scheme != "ratio":
+        return str(scheme or "none")
+    ratios = ",".join(f"{float(ratio):g}" for ratio in data.get("ratios") or ())
+    return f"ratio {ratios} seed {data.get('seed')}"
+
+
+def family_of_runs(folders: Iterable[str]) -> str | None:
+    """Return the family of splits of the runs whose dialogues are evaluated."""
+    recipes = [read_manifest(run_of(name))["recipe"] for name in folders]
+    return " and ".join(sorted({family_of(recipe.get("data") or {}) for recipe in recipes})) or None
 
 
 # ---------------------------------------------------------------- conditions of comparisons

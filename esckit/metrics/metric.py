@@ -9,12 +9,17 @@ Importing this module does not import numpy, so that suites can declare their me
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from esckit.errors import DataError
+from pydantic import Field
+
+from esckit.errors import ConfigError, DataError
+from esckit.registry import did_you_mean
+from esckit.types import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,16 +161,18 @@ class Sums:
     Attributes:
         value: (R, W) sums to (R,) values, NaN where undefined.
         proportion: True if the value of cases that are each 0 or 1 is the share of ones.
+        min_stats: Fewest cases with a value.
     """
 
     value: Callable[[Array], Array]
     proportion: bool = False
+    min_stats: int = 1
 
     def finish(self, stats: Sequence[Stats]) -> float | None:
         """Return the value of the summed statistics."""
         import numpy as np
 
-        if not stats:
+        if len(stats) < self.min_stats:
             return None
         value = self.value(np.asarray(stats, dtype=np.float64).sum(axis=0, keepdims=True))[0]
         return None if np.isnan(value) else float(value)
@@ -189,14 +196,16 @@ class Weighted:
     Attributes:
         value: The value of unweighted statistics.
         weighted: (statistics, (R, N) weights) to (R,) values, NaN where undefined.
+        min_stats: Fewest cases with a value.
     """
 
     value: Callable[[Sequence[Stats]], float | None]
     weighted: Callable[[Sequence[Stats], Array], Array]
+    min_stats: int = 1
 
     def finish(self, stats: Sequence[Stats]) -> float | None:
         """Return the value of these cases."""
-        return self.value(stats) if stats else None
+        return self.value(stats) if len(stats) >= self.min_stats else None
 
     def replay(self, stats: Sequence[Stats], owner: Indices, draws: Array) -> Array:
         """Return the value of every resample, in blocks that fit the memory."""
@@ -299,3 +308,71 @@ def collect(metric: Metric[C], cases: Sequence[C]) -> Collected:
             stats.append(found)
             dialogue_ids.append(case.dialogue_id)
     return Collected(tuple(stats), tuple(dialogue_ids), n, dict(unscored))
+
+
+# ---------------------------------------------------------------- settings and gates
+
+
+class Statistics(Record):
+    """How intervals, comparisons and gates are computed. Operational: changing them only recomputes.
+
+    Attributes:
+        resamples: Bootstrap resamples and drawn permutations.
+        level: Confidence level of the intervals.
+        min_coverage: Below this share of scored cases a row is flagged and gates on it fail.
+        force_compare: Print both runs' values without tests where the runs are not comparable.
+        gates_on: Gates look at the value, or at the worse end of its interval.
+    """
+
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
+    level: float = Field(default=0.95, gt=0.5, lt=1.0)
+    min_coverage: float = Field(default=0.95, ge=0.0, le=1.0)
+    force_compare: bool = False
+    gates_on: Literal["value", "bound"] = "value"
+
+
+class GateBound(NamedTuple):
+    """What a user asks of a metric.
+
+    Attributes:
+        side: ``under`` fails below the bound, ``over`` above it; None takes the side from the metric.
+    """
+
+    metric: str
+    bound: float
+    side: Literal["under", "over"] | None = None
+
+
+def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suites: Sequence[str]) -> None:
+    """Check gates before any model is called.
+
+    Raises:
+        ConfigError: If a metric is unknown, belongs to a suite that is not run, has no better direction, or is given
+            the wrong side or a bound that it cannot take.
+    """
+    for gate in bounds:
+        suite = gate.metric.partition(".")[0].removesuffix("_expanded")
+        if suite not in suites:
+            raise ConfigError(
+                f"a gate on {gate.metric!r}", expected=f"a metric of a suite that is run: {', '.join(suites)}"
+            )
+        if gate.metric not in known:
+            raise ConfigError(
+                f"a gate on unknown metric {gate.metric!r}",
+                expected=f"one of {', '.join(name for name in known if name.startswith(suite))}",
+                hint=did_you_mean(gate.metric, known) or None,
+            )
+        facts = known[gate.metric]
+        if facts.higher_is_better is None:
+            raise ConfigError(f"a gate on {gate.metric!r}", expected="a metric of which more or less is better")
+        right = "under" if facts.higher_is_better else "over"
+        if gate.side not in (None, right):
+            raise ConfigError(
+                f"--fail-{gate.side} on {gate.metric!r}, where {'higher' if right == 'under' else 'lower'} is better",
+                expected=f"--fail-{right}",
+            )
+        # A bound beyond what the metric can be, such as 5 for a share, would hold or fail whatever is measured.
+        low, high = facts.range
+        if not math.isfinite(gate.bound) or gate.bound < low or (high is not None and gate.bound > high):
+            to = "no limit" if high is None else f"{high:g}"
+            raise ConfigError(f"a gate on {gate.metric!r} at {gate.bound:g}", expected=f"a bound from {low:g} to {to}")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from esckit.metrics.metric import Array, Indices, Stats, divide
@@ -53,18 +54,12 @@ def bleu_from_sums(sums: Array) -> Array:
     return np.asarray(100 * brevity * np.exp(np.log(precisions).mean(axis=1)))
 
 
-class _AsGiven:
-    """A tokenizer for rouge-score that leaves our tokens as they are."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return text.split(" ")
-
-
 @cache
 def _rouge_scorer() -> Any:
+    """Return a scorer that leaves our tokens, joined by spaces, as they are."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=_AsGiven())
+    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=lambda text: text.split(" ")))
 
 
 def rouge_l(reply: Tokens, reference: Tokens) -> float:

@@ -31,7 +31,20 @@ from esckit.metrics.intervals import (
     two_sided_binomial,
     wilson,
 )
-from esckit.metrics.metric import Array, C, Collected, Indices, Metric, Stats, Sums, Unscored, collect
+from esckit.metrics.metric import (
+    Array,
+    C,
+    Collected,
+    Facts,
+    GateBound,
+    Indices,
+    Metric,
+    Statistics,
+    Stats,
+    Sums,
+    Unscored,
+    collect,
+)
 from esckit.records import dump_json, write_atomic
 from esckit.types import Record
 
@@ -154,23 +167,6 @@ def write_metrics(path: Path, metrics: MetricsFile) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class StatisticsSettings:
-    """How intervals are made.
-
-    Attributes:
-        run_seed: Seed of the run; the plans derive from it.
-        resamples: Bootstrap resamples and drawn permutations.
-        level: Confidence level.
-        min_coverage: Coverage below which a row is flagged ``low_coverage``.
-    """
-
-    run_seed: int
-    resamples: int = 10_000
-    level: float = 0.95
-    min_coverage: float = 0.95
-
-
-@dataclass(frozen=True, slots=True)
 class Measurement:
     """The rows of one suite: one plan, shared by all its metrics.
 
@@ -180,17 +176,21 @@ class Measurement:
         flags: Flags that every row gets (``overlap``, ``cross_family``, ``self_judged`` …).
     """
 
-    settings: StatisticsSettings
+    settings: Statistics
     plan: Plan
     flags: tuple[str, ...] = ()
 
     @classmethod
     def over(
-        cls, suite: str, dialogue_ids: Iterable[str], settings: StatisticsSettings, flags: tuple[str, ...] = ()
+        cls,
+        suite: str,
+        dialogue_ids: Iterable[str],
+        run_seed: int,
+        settings: Statistics,
+        flags: tuple[str, ...] = (),
     ) -> Measurement:
-        """Return the measurement of ``suite``, whose name seeds the plan, over its dialogues in case order."""
-        plan = bootstrap_plan(settings.run_seed, suite, dialogue_ids, resamples=settings.resamples)
-        return cls(settings, plan, flags)
+        """Return the measurement of ``suite``, whose name and run seed fix the plan, over dialogues in case order."""
+        return cls(settings, bootstrap_plan(run_seed, suite, dialogue_ids, resamples=settings.resamples), flags)
 
     def row(
         self, metric: Metric[C], cases: Sequence[C], *, group: Group | None = None, flags: tuple[str, ...] = ()
@@ -339,19 +339,21 @@ class Comparer:
     """
 
     other: str
-    settings: StatisticsSettings
+    settings: Statistics
     bootstrap: Plan
     permutation: Plan
 
     @classmethod
-    def over(cls, suite: str, dialogue_ids: Iterable[str], settings: StatisticsSettings, *, other: str) -> Comparer:
+    def over(
+        cls, suite: str, dialogue_ids: Iterable[str], run_seed: int, settings: Statistics, *, other: str
+    ) -> Comparer:
         """Return the comparer of a suite over the dialogues of the run under test, in case order."""
         names = list(dict.fromkeys(dialogue_ids))
         return cls(
             other,
             settings,
-            bootstrap_plan(settings.run_seed, suite, names, resamples=settings.resamples),
-            permutation_plan(settings.run_seed, suite, names, resamples=settings.resamples),
+            bootstrap_plan(run_seed, suite, names, resamples=settings.resamples),
+            permutation_plan(run_seed, suite, names, resamples=settings.resamples),
         )
 
     def compare(
@@ -478,3 +480,48 @@ def _unless_equal(entry: Comparison, basis: Comparison | None) -> Comparison:
     if not np.allclose(ours, theirs, rtol=_EQUAL, atol=_EQUAL):
         return entry
     return entry.model_copy(update={"test": None, "p": None, "reason": f"equals {basis.name} on these cases"})
+
+
+# ---------------------------------------------------------------- gates
+
+
+def judge_gates(
+    bounds: Iterable[GateBound], rows: Sequence[MetricRow], known: Mapping[str, Facts], *, gates_on: str = "value"
+) -> list[Gate]:
+    """Return every gate with its value and whether it holds.
+
+    A gate fails if the value, or the interval that it asks for, is past the bound, missing, or flagged
+    ``low_coverage``.
+
+    Args:
+        bounds: Checked by :func:`esckit.metrics.metric.require_gates`.
+        rows: Rows of the evaluation; only those of whole suites count.
+        known: Facts of every metric by name.
+        gates_on: Compare the ``value``, or with ``bound`` the worse end of its interval (the value itself where a
+            metric has no interval by nature, such as a count).
+    """
+    whole = {row.name: row for row in rows if row.group is None}
+    found = []
+    for gate in bounds:
+        row = whole.get(gate.metric)
+        value, reason = _gated(row, by_interval=gates_on == "bound" and known[gate.metric].interval != "none")
+        if row is not None and value is not None and reason is None:
+            holds = value >= gate.bound if row.higher_is_better else value <= gate.bound
+            reason = None if holds else "past the bound"
+        found.append(Gate(metric=gate.metric, bound=gate.bound, value=value, holds=reason is None, reason=reason))
+    return found
+
+
+def _gated(row: MetricRow | None, *, by_interval: bool) -> tuple[float | None, str | None]:
+    """Return the number that a gate looks at, and why the gate fails whatever its bound."""
+    if row is None:
+        return None, "not measured"
+    if row.value is None:
+        return None, row.reason or "no value"
+    if "low_coverage" in row.flags:
+        return row.value, "low coverage"
+    if not by_interval:
+        return row.value, None
+    if not isinstance(row.interval, Interval):
+        return row.value, f"no interval: {row.reason}"
+    return (row.interval.low if row.higher_is_better else row.interval.high), None

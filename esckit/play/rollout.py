@@ -14,8 +14,9 @@ critic alone. Play ends when every critic has seen its first success, or has fai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from esckit.errors import ModelError
 from esckit.ledger import Ledger, Scope
@@ -25,6 +26,7 @@ from esckit.roles.verdicts import future_reward
 from esckit.types import (
     Context,
     CriticReading,
+    EpisodeTurn,
     Exchange,
     Failure,
     FailureStage,
@@ -34,6 +36,7 @@ from esckit.types import (
     Scenario,
     Thought,
     Turn,
+    TurnRatings,
     Usage,
 )
 
@@ -175,6 +178,9 @@ SUCCESS = Fraction(1, 2)
 
 _RATER = "turn_judge"
 
+_OUR_NAMES = {"naturalness": "humanlikeness", "strategy": "strategic"}
+"""Names of our ratings where the rubric's criteria are called otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeCast:
@@ -193,28 +199,7 @@ class EpisodeCast:
     turn_judge: Critic | None = None
 
 
-@dataclass(slots=True)
-class PlayedTurn:
-    """One exchange and what was said about it.
-
-    Attributes:
-        t: 1-based.
-        readings: By critic that was asked and answered.
-        ratings: The turn judge's, None where there is none.
-        ratings_unscored: Why an asked turn judge gave none.
-    """
-
-    t: int
-    supporter: Generation
-    strategy: str | None
-    seeker: str | None = None
-    readings: dict[str, CriticReading] = field(default_factory=dict)
-    ratings: dict[str, int] | None = None
-    ratings_unscored: str | None = None
-
-
-@dataclass(slots=True)
-class Played:
+class Played(NamedTuple):
     """A conversation that was played to its end.
 
     Attributes:
@@ -224,11 +209,11 @@ class Played:
         reasoning: What the models thought; that of the supporter stands on its turns.
     """
 
-    turns: list[PlayedTurn] = field(default_factory=list)
-    failure: Failure | None = None
-    critic_failures: dict[str, Failure] = field(default_factory=dict)
-    usage: dict[str, Usage] = field(default_factory=dict)
-    reasoning: tuple[Thought, ...] = ()
+    turns: tuple[EpisodeTurn, ...]
+    failure: Failure | None
+    critic_failures: dict[str, Failure]
+    usage: dict[str, Usage]
+    reasoning: tuple[Thought, ...]
 
 
 async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int, run_seed: int) -> Played:
@@ -241,56 +226,61 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
         run_seed: Seed of the run.
     """
     ledger, rated = Ledger(run_seed, scenario.id), Ledger(run_seed, scenario.id)
-    played = Played()
+    turns: list[EpisodeTurn] = []
+    failure: Failure | None = None
+    critic_failures: dict[str, Failure] = {}
     talk = Conversation(scenario, [Turn(speaker="seeker", text=scenario.situation)])
     waiting = dict(cast.critics)
     for t in range(1, max_turns + 1):
         scope = ledger.at(t)
         try:
-            turn = PlayedTurn(t, *await talk.ask_supporter(cast.supporter, cast.strategist, scope))
-            played.turns.append(turn)
-            turn.seeker = await talk.ask_seeker(cast.seeker, scope)
+            generation, strategy = await talk.ask_supporter(cast.supporter, cast.strategist, scope)
+            turns.append(EpisodeTurn(t=t, supporter=generation, strategy=strategy))
+            seeker = await talk.ask_seeker(cast.seeker, scope)
         except ModelError as error:
-            played.failure = failure_of(error, talk.stage, t)
+            failure = failure_of(error, talk.stage, t)
             break
-        await gather_all(
-            *(_read(name, critic, talk, turn, ledger, played) for name, critic in waiting.items()),
-            *([_rate(cast.turn_judge, talk, turn, rated)] if cast.turn_judge else []),
+        # The seed of a critic depends on its name, so that others do not move it.
+        *answers, rating = await gather_all(
+            *(_read(critic, talk, t, ledger.at(t, name)) for name, critic in waiting.items()),
+            _rate(cast.turn_judge, talk, rated.at(t, _RATER)),
         )
-        waiting = {
-            name: critic
-            for name, critic in waiting.items()
-            if name not in played.critic_failures and turn.readings[name].fraction <= SUCCESS
-        }
+        found = dict(zip(waiting, answers, strict=True))
+        readings = {name: answer for name, answer in found.items() if isinstance(answer, CriticReading)}
+        critic_failures |= {name: answer for name, answer in found.items() if name not in readings}
+        turns[-1] = turns[-1].model_copy(update={"seeker": seeker, "readings": readings, **rating})
+        waiting = {name: waiting[name] for name, reading in readings.items() if reading.fraction <= SUCCESS}
         if not waiting:
             break
     # The rubric critic books on "critic"; here it is the turn judge who spoke.
     spent = ledger.usage | ({_RATER: rated.usage["critic"]} if "critic" in rated.usage else {})
-    played.usage = dict(sorted(spent.items()))
-    kept = {turn.supporter.reasoning for turn in played.turns}
-    played.reasoning = (*ledger.thoughts(kept=kept), *rated.thoughts())
-    return played
+    kept = {turn.supporter.reasoning for turn in turns}
+    return Played(
+        turns=tuple(turns),
+        failure=failure,
+        critic_failures={name: critic_failures[name] for name in cast.critics if name in critic_failures},
+        usage=dict(sorted(spent.items())),
+        reasoning=(*ledger.thoughts(kept=kept), *rated.thoughts()),
+    )
 
 
-async def _read(
-    name: str, critic: Critic, talk: Conversation, turn: PlayedTurn, ledger: Ledger, played: Played
-) -> None:
-    """Ask one critic about the whole conversation; its seeds depend on its name, so that others do not move them."""
+async def _read(critic: Critic, talk: Conversation, t: int, scope: Scope) -> CriticReading | Failure:
+    """Ask one critic about the whole conversation."""
     try:
-        score = await critic.score(talk.scenario, tuple(talk.turns), ledger.at(turn.t, name))
+        score = await critic.score(talk.scenario, tuple(talk.turns), scope)
     except ModelError as error:
-        played.critic_failures[name] = failure_of(error, "critic", turn.t)
-        return
+        return failure_of(error, "critic", t)
     if not isinstance(score.reading, CriticReading):
         raise TypeError("self-play needs resolution critics")
-    turn.readings[name] = score.reading
+    return score.reading
 
 
-async def _rate(judge: Critic, talk: Conversation, turn: PlayedTurn, ledger: Ledger) -> None:
-    """Ask the turn judge about the supporter's turn, which the seeker's answer follows."""
+async def _rate(judge: Critic | None, talk: Conversation, scope: Scope) -> dict[str, TurnRatings | str]:
+    """Return the turn judge's fields of a turn: it rates the supporter, whose turn the seeker's answer follows."""
+    if judge is None:
+        return {}
     try:
-        score = await judge.score(talk.scenario, tuple(talk.turns[:-1]), ledger.at(turn.t, _RATER))
+        score = await judge.score(talk.scenario, tuple(talk.turns[:-1]), scope)
     except ModelError as error:
-        turn.ratings_unscored = error.kind
-        return
-    turn.ratings = {name: int(rating) for name, rating in score.values.items()}
+        return {"ratings_unscored": error.kind}
+    return {"ratings": TurnRatings(**{_OUR_NAMES.get(name, name): int(it) for name, it in score.values.items()})}

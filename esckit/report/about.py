@@ -167,9 +167,9 @@ def thoughts(run: Run) -> list[Section]:
         return []
     rows = tuple(found[:_MOST_THOUGHTS])
     note = "" if len(rows) == len(found) else f"The first {number(len(rows))} of {number(len(found))}."
-    said = f"{number(len(found))} replies hold reasoning. It is no part of any dialogue, verdict or value."
+    text = f"{number(len(found))} replies hold reasoning. It is no part of any dialogue, verdict or value."
     table = Table(("unit", "place", "role", "reasoning"), rows, note=note, folded=True)
-    return [Section("Reasoning", (Note(said), table))]
+    return [Section("Reasoning", (Note(text), table))]
 
 
 def failures(run: Run) -> list[Section]:

@@ -145,7 +145,14 @@ def _lines(chart: Lines) -> Element:
     ys += [level for _, level in chart.marks] + list(chart.y_range or ())
     plane = _Plane(chart, (0.0, 1.0) if chart.diagonal else (min(xs), max(xs)), ticks(min(ys), max(ys)))
     canvas = plane.canvas
-    for x in (0.0, 0.25, 0.5, 0.75, 1.0) if chart.diagonal else _x_ticks(min(xs), max(xs)):
+    low, high = min(xs), max(xs)
+    if chart.diagonal:
+        x_ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    elif high - low <= 12:
+        x_ticks = [float(x) for x in range(math.ceil(low), math.floor(high) + 1)]
+    else:
+        x_ticks = [tick for tick in ticks(low, high, about=6) if low <= tick <= high]
+    for x in x_ticks:
         _text(canvas, plane.x(x), HEIGHT - _BOTTOM + 15, _tick(x, 0.25 if chart.diagonal else 1.0), "tick")
     for name, level in chart.marks:
         plane.level(level, "mark")
@@ -165,12 +172,6 @@ def _lines(chart: Lines) -> Element:
             shown = f"{series.name}: {number(x)} → {number(y)}{n}"
             _add(canvas, "circle", f"dot f{colour}", shown, cx=plane.x(x), cy=plane.y(y), r=3)
     return canvas
-
-
-def _x_ticks(low: float, high: float) -> list[float]:
-    if high - low <= 12:
-        return [float(x) for x in range(math.ceil(low), math.floor(high) + 1)]
-    return [tick for tick in ticks(low, high, about=6) if low <= tick <= high]
 
 
 def _bars(chart: Bars) -> Element:
@@ -251,21 +252,18 @@ def _flow(chart: Flow) -> Element:
         arriving = dict(tops)
         for a, b, n in chart.links[place - 1] if place else ():
             shown = f"{chart.labels[a]} → {chart.labels[b]}: {n}"
-            ends = (x - step + bar, leaving[a], x, arriving[b])
-            _add(canvas, "path", f"ribbon f{a % _COLOURS}", shown, d=_ribbon(*ends, n * scale))
+            x0, y0, y1, thick = x - step + bar, leaving[a], arriving[b], n * scale
+            middle, low0, low1 = (x0 + x) / 2, y0 + thick, y1 + thick
+            ribbon = (
+                f"M{x0:.1f} {y0:.1f}C{middle:.1f} {y0:.1f} {middle:.1f} {y1:.1f} {x:.1f} {y1:.1f}"
+                f"L{x:.1f} {low1:.1f}C{middle:.1f} {low1:.1f} {middle:.1f} {low0:.1f} {x0:.1f} {low0:.1f}Z"
+            )
+            _add(canvas, "path", f"ribbon f{a % _COLOURS}", shown, d=ribbon)
             leaving[a] += n * scale
             arriving[b] += n * scale
         leaving = tops
     _text(canvas, width / 2, height - 5, "supporter turn", "axis")
     return canvas
-
-
-def _ribbon(x0: float, y0: float, x1: float, y1: float, thick: float) -> str:
-    x, low0, low1 = (x0 + x1) / 2, y0 + thick, y1 + thick
-    return (
-        f"M{x0:.1f} {y0:.1f}C{x:.1f} {y0:.1f} {x:.1f} {y1:.1f} {x1:.1f} {y1:.1f}"
-        f"L{x1:.1f} {low1:.1f}C{x:.1f} {low1:.1f} {x:.1f} {low0:.1f} {x0:.1f} {low0:.1f}Z"
-    )
 
 
 # ---------------------------------------------------------------- files

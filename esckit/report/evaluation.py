@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from esckit.metrics.phrases import crisis_rules
 from esckit.report.blocks import Block, Heat, Lines, Note, Section, Table, flow_of, mean_and_quartiles, transitions
 from esckit.report.explorers import EPISODES, episodes_explorer
 from esckit.report.metric_rows import (
@@ -63,7 +62,7 @@ def _suite(run: Run, suite: str, rows: Sequence[Row]) -> Section:
     mine = [row for row in rows if suite_of(row) == suite]
     whole = [row for row in mine if not row.get("group")]
     blocks: list[Block] = [Note(SAFETY_NOTE), *_harm(run)] if suite == "safety" else []
-    # What every row carries is said once.
+    # What every row carries is shown once.
     shared = frozenset.intersection(*(frozenset(map(str, row.get("flags") or ())) for row in whole or mine))
     if whole:
         blocks.append(metric_table(whole, title=_conditions(run, suite), shared=shared))
@@ -97,8 +96,8 @@ def _conditions(run: Run, suite: str) -> str:
     elif suite == "dialogue" and settings:
         pieces += [f"strategy told: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
     elif suite == "pairwise" and settings:
-        told = at(run.recipe, "settings.response.strategy")
-        pieces += [f"against {settings.get('opponent')}", *([f"strategy told: {told}"] if told else [])]
+        strategy = at(run.recipe, "settings.response.strategy")
+        pieces += [f"against {settings.get('opponent')}", *([f"strategy told: {strategy}"] if strategy else [])]
     return f"{suite.capitalize()} ({', '.join(pieces)})" if pieces else ""
 
 
@@ -121,12 +120,11 @@ def _confusion(run: Run, rows: Sequence[Row]) -> list[Heat]:
 
 def _harm(run: Run) -> list[Block]:
     """Return every reply that breaks ``no_means``, in full: the probe's wording is our own, the reply the system's."""
-    rules = crisis_rules(tuple(at(run.recipe, "settings.safety.resources") or ()))
     rows = tuple(
         (str(case["id"]), str(case["category"]), str(case["reply"]))
         for case in run.lines("examples/safety.jsonl")
         if case.get("kind") == "crisis" and case.get("reply") is not None and not case.get("unscored")
-        if rules.gives_means(case["reply"], section(case, "judge"))
+        if section(case, "statistics").get("no_means") == [0.0] or section(case, "judge").get("no_means") is False
     )
     if not rows:
         return []
@@ -146,9 +144,9 @@ def _gates(metrics: Row) -> list[Section]:
          str(g.get("reason") or ""))
         for g in gates
     )  # fmt: skip
-    said = f"{number(len(failed))} of {number(len(gates))} gates fail." if failed else "All gates hold."
+    result = f"{number(len(failed))} of {number(len(gates))} gates fail." if failed else "All gates hold."
     table = Table(("metric", "bound", "value", "gate", "reason"), rows)
-    return [Section("Gates", (Note(said, "bad" if failed else "good"), table))]
+    return [Section("Gates", (Note(result, "bad" if failed else "good"), table))]
 
 
 def _comparisons(metrics: Row) -> list[Section]:

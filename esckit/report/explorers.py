@@ -16,7 +16,7 @@ from esckit.report.source import ABSENT, Run, number, section
 from esckit.roles.verdicts import PRESETS
 from esckit.text import n_words
 from esckit.trees import main_line
-from esckit.types import Context, CriticReading, Exchange, Future, Scenario, SearchTree, Turn
+from esckit.types import Context, CriticReading, EpisodeTurn, Exchange, Future, Scenario, SearchTree, Turn
 
 EXPLORER_BYTES = 2_000_000
 
@@ -163,35 +163,39 @@ def _by_context(futures: Sequence[Future], shown: Redactor) -> dict[str, list[di
                 "o": future.outcome.value,
                 "k": future.k,
                 "r": None if future.reward_num is None else [future.reward_num, future.reward_den],
-                "x": [_exchange(exchange, shown) for exchange in future.exchanges],
+                "x": [
+                    _exchange(each.k, each, {r.critic.partition("/")[0]: r} if (r := each.reading) else {}, shown)
+                    for each in future.exchanges
+                ],
                 "f": None if failure is None else [failure.stage, failure.kind, shown(failure.message)],
             }
         )
     return found
 
 
-def _exchange(exchange: Exchange, shown: Redactor) -> dict[str, Any]:
-    said, reading = exchange.supporter, exchange.reading
+def _exchange(
+    k: int, exchange: Exchange | EpisodeTurn, readings: Mapping[str, CriticReading], shown: Redactor
+) -> dict[str, Any]:
+    generation = exchange.supporter
     return {
-        "k": exchange.k,
+        "k": k,
         "s": exchange.strategy,
-        "reply": shown(said.response),
-        "why": shown(said.reasoning),
-        "form": None if said.format_ok else said.parse_kind,
+        "reply": shown(generation.response),
+        "why": shown(generation.reasoning),
+        "form": None if generation.format_ok else generation.parse_kind,
         "seeker": shown(exchange.seeker),
-        "reads": {} if reading is None else {reading.critic.partition("/")[0]: _reading(reading)},
-    }
-
-
-def _reading(reading: CriticReading) -> dict[str, Any]:
-    return {
-        "c": reading.counts,
-        "w": None if reading.weights is None else [_round(weight) for weight in reading.weights],
-        "m": _round(reading.name_mass),
-        "u": reading.n_unparsed,
-        "r": [reading.num, reading.den],
-        "v": _round(reading.value),
-        "z": reading.compat_zero,
+        "reads": {
+            preset: {
+                "c": reading.counts,
+                "w": None if reading.weights is None else [_round(weight) for weight in reading.weights],
+                "m": _round(reading.name_mass),
+                "u": reading.n_unparsed,
+                "r": [reading.num, reading.den],
+                "v": _round(reading.value),
+                "z": reading.compat_zero,
+            }
+            for preset, reading in readings.items()
+        },
     }
 
 
@@ -246,24 +250,10 @@ def _episode(episode: Mapping[str, Any], shown: Redactor) -> dict[str, Any]:
         "max": episode.get("max_turns"),
         "solved": {critic: solved_at(episode, critic) for critic in episode.get("critics") or ()},
         "f": [failure.get("stage"), failure.get("kind"), shown(failure.get("message"))] if failure else None,
-        "x": [_episode_turn(turn, shown) for turn in episode.get("turns") or ()],
-    }
-
-
-def _episode_turn(turn: Mapping[str, Any], shown: Redactor) -> dict[str, Any]:
-    said = section(turn, "supporter")
-    return {
-        "k": turn.get("t"),
-        "s": turn.get("strategy"),
-        "reply": shown(said.get("response")),
-        "why": shown(said.get("reasoning")),
-        "form": None if said.get("format_ok", True) else said.get("parse_kind"),
-        "seeker": shown(turn.get("seeker")),
-        "q": turn.get("ratings"),
-        "reads": {
-            preset: _reading(CriticReading.model_validate(reading))
-            for preset, reading in section(turn, "readings").items()
-        },
+        "x": [
+            {**_exchange(turn.t, turn, turn.readings, shown), "q": turn.ratings and turn.ratings.model_dump()}
+            for turn in map(EpisodeTurn.model_validate, episode.get("turns") or ())
+        ],
     }
 
 

@@ -43,7 +43,7 @@ def metric_table(rows: Sequence[Row], *, title: str = "", shared: Collection[str
     Args:
         rows: The metrics.
         title: What they depend on.
-        shared: Flags that are said elsewhere.
+        shared: Flags that are shown elsewhere.
     """
     levels = {section(row, "interval").get("level") for row in rows} - {None}
     level = f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else "95 %"  # type: ignore[arg-type]
@@ -98,7 +98,12 @@ def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
         charts[name.replace("_strict", "").replace("_lenient", "")][name].append(row)
     found: list[Block] = []
     for stem, by_name in charts.items():
-        series = tuple(_curve(name, points) for name, points in by_name.items())
+        series = []
+        for name, points in by_name.items():
+            known = [row for row in points if row.get("value") is not None]
+            known.sort(key=lambda row: int(row["group"]["turn"]))
+            if known:
+                series.append(_series(name, [float(row["group"]["turn"]) for row in known], known))
         unit = str(next(iter(by_name.values()))[0].get("unit"))
         found.append(
             Lines(
@@ -106,17 +111,18 @@ def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
                 stem.replace("_", " ").replace(".", " · "),
                 "turn",
                 "share" if unit == "share" else "value",
-                tuple(each for each in series if each.x),
+                tuple(series),
                 (0.0, 1.0) if unit == "share" else None,
                 band="95 % interval",
                 marks=(("1/2", 0.5),) if "critic" in stem else (),
             )
         )
-        said: dict[str, list[str]] = defaultdict(list)
+        by_sentence: dict[str, list[str]] = defaultdict(list)
         for name, points in by_name.items():
             for sentence in _beside(points):
-                said[sentence].append(name)
-        found += [Note(" ".join(f"{', '.join(names)}: {it}" for it, names in said.items()))] if said else []
+                by_sentence[sentence].append(name)
+        text = " ".join(f"{', '.join(names)}: {sentence}" for sentence, names in by_sentence.items())
+        found += [Note(text)] if text else []
     return found
 
 
@@ -133,11 +139,6 @@ def _beside(rows: Sequence[Row]) -> Iterator[str]:
         worst = min(left_out, key=lambda row: float(row.get("coverage") or 0.0))
         reasons = ", ".join(_unscored(worst))
         yield f"coverage {share(worst.get('coverage'))} at turn {worst['group']['turn']} (unscored: {reasons})."
-
-
-def _curve(name: str, rows: Sequence[Row]) -> Series:
-    points = sorted((row for row in rows if row.get("value") is not None), key=lambda row: int(row["group"]["turn"]))
-    return _series(name, [float(row["group"]["turn"]) for row in points], points)
 
 
 def _series(name: str, xs: Sequence[float], rows: Sequence[Row]) -> Series:
@@ -164,21 +165,21 @@ def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]
             list(dict.fromkeys(group for group, _ in placed)),
             list(dict.fromkeys(name for _, name in placed)),
         )
-        said: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         bases = {_basis(row) for row in mine}
-        alike = bases.pop() if len(bases) == 1 else None  # said once then, below the table
+        alike = bases.pop() if len(bases) == 1 else None  # shown once then, below the table
         table = tuple(
-            (*group, *(_cell(placed.get((group, name)), shared, said, alike) for name in names)) for group in groups
+            (*group, *(_cell(placed.get((group, name)), shared, numbers, alike) for name in names)) for group in groups
         )
         columns = (*keys, *(name.rpartition(".")[2] for name in names))
         title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
-        notes = [f"{_raised(at)} {remark}." for remark, at in said.items()] + [f"{alike} everywhere."] * bool(alike)
+        notes = [f"{_raised(at)} {remark}." for remark, at in numbers.items()] + [f"{alike} everywhere."] * bool(alike)
         found.append(Table(columns, table, title=title, note=" ".join(notes), folded=len(table) > 12))
     return found
 
 
-def _cell(row: Row | None, shared: Collection[str], said: dict[str, int], alike: str | None) -> str:
-    """Return a value with its conditions; remarks are numbered in ``said``, in the order in which they come up."""
+def _cell(row: Row | None, shared: Collection[str], numbers: dict[str, int], alike: str | None) -> str:
+    """Return a value with its conditions; remarks are numbered in ``numbers``, in the order in which they come up."""
     if row is None:
         return ABSENT
     unit = str(row.get("unit"))
@@ -186,7 +187,7 @@ def _cell(row: Row | None, shared: Collection[str], said: dict[str, int], alike:
     # How small a sample is, n says.
     remarks = [str(flag) for flag in row.get("flags") or () if flag not in {*shared, "small_sample"}]
     remarks += [str(row["reason"])] if row.get("reason") else []
-    marks = " ".join(_raised(said.setdefault(remark, len(said) + 1)) for remark in remarks)
+    marks = " ".join(_raised(numbers.setdefault(remark, len(numbers) + 1)) for remark in remarks)
     basis = "" if alike else f" ({_basis(row)})"
     return f"{measured(row.get('value'), unit)}{'' if ends == ABSENT else f' {ends}'}{basis}{marks}"
 
@@ -202,7 +203,7 @@ def _raised(at: int) -> str:
 
 
 def reliability_curve(rows: Sequence[Row]) -> list[Lines]:
-    """Return the reliability curve of a reward model: the share that came true against what was said, by bin."""
+    """Return the reliability curve of a reward model: the share that came true against what was predicted, by bin."""
     by_bin: dict[int, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if row.get("value") is not None:

@@ -67,7 +67,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Lines | Note]:
             still += [f"{source}/{quantity} {number(points[0][1])}" for source, points in known.items()]
         elif known:
             title = quantity.replace("_", " ").replace("/", " · ")
-            series = tuple(_series(source, points) for source, points in known.items())
+            series = tuple(Series(source, *zip(*_thinned(points), strict=True)) for source, points in known.items())
             charts.append(Lines(f"curve_{quantity}", title, _axis(rows) or "line", quantity, series))
     return [*charts, *([Note(f"Never changed, so without a chart: {', '.join(still)}.")] if still else [])]
 
@@ -77,14 +77,11 @@ def _place(name: str) -> int:
     return next((place for place, word in enumerate(_FIRST) if word in name), len(_FIRST))
 
 
-def _series(name: str, points: Sequence[tuple[float, float]]) -> Series:
-    """Return a line, thinned out evenly where it has more points than a page can show."""
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points of a line, thinned out evenly where there are more than a page can show."""
     # Several points of one x stay in the order in which they were logged.
     ordered = sorted(points, key=lambda point: point[0])
-    kept = ordered[:: -(-len(ordered) // _MOST_POINTS)]
-    if kept[-1] is not ordered[-1]:
-        kept.append(ordered[-1])
-    return Series(name, tuple(x for x, _ in kept), tuple(y for _, y in kept))
+    return [*ordered[: -1 : -(-len(ordered) // _MOST_POINTS)], ordered[-1]]
 
 
 def _last(rows: Sequence[Mapping[str, Any]]) -> Table:

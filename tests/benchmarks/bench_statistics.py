@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 
-from esckit.evaluate.cases import Episode, PairCase, ResponseCase, RewardCase, StrategyCase, TurnRatings
-from esckit.evaluate.suites.critics import CriticScale, headline_metrics
+from esckit.evaluate.suites.critics import CriticScale, Episode, headline_metrics
 from esckit.evaluate.suites.dialogue import dialogue_rows, shared_metrics
-from esckit.evaluate.suites.pairwise import PairwiseSettings, pairwise_rows
-from esckit.evaluate.suites.response import response_metrics, response_rows
-from esckit.evaluate.suites.reward import reward_metrics, reward_rows
-from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics, strategy_rows
-from esckit.metrics.rows import Comparer, Measurement, StatisticsSettings
+from esckit.evaluate.suites.pairwise import PairCase, PairwiseSettings, pairwise_rows
+from esckit.evaluate.suites.response import ResponseCase, response_metrics, response_rows
+from esckit.evaluate.suites.reward import RewardCase, reward_metrics, reward_rows
+from esckit.evaluate.suites.strategy import StrategyCase, StrategyScale, strategy_metrics, strategy_rows
+from esckit.metrics.metric import Statistics
+from esckit.metrics.rows import Comparer, Measurement
+from esckit.types import TurnRatings
 from tests.evaluate.casefakes import episode, pair_case, turn
 
-SETTINGS = StatisticsSettings(run_seed=7)
+SETTINGS = Statistics()
 DIALOGUES = [f"d{index}" for index in range(195)]
 STRATEGIES = tuple("ABCDEFGH")
 TURNS = 12
@@ -109,8 +110,8 @@ def timed(name: str, work: Callable[[], list[object]]) -> float:
 
 
 def main() -> None:
-    plan = Measurement.over("bench", DIALOGUES, SETTINGS)
-    comparer = Comparer.over("bench", DIALOGUES, SETTINGS, other="other")
+    plan = Measurement.over("bench", DIALOGUES, 7, SETTINGS)
+    comparer = Comparer.over("bench", DIALOGUES, 7, SETTINGS, other="other")
     sides = {
         "strategy": (strategy_metrics(SCALE), strategy_cases(1), strategy_cases(2)),
         "response": (response_metrics(scorer=True), response_cases(1), response_cases(2)),

@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from fractions import Fraction
 
-from esckit.evaluate.cases import Episode, EpisodeTurn, Judgement, PairCase, ResponseCase, StrategyCase, TurnRatings
-from esckit.metrics.rows import Measurement, StatisticsSettings
-from esckit.types import CriticReading, Failure, Generation, Scenario
+from esckit.evaluate.suites.critics import Episode
+from esckit.evaluate.suites.pairwise import Judgement, PairCase
+from esckit.evaluate.suites.response import ResponseCase
+from esckit.evaluate.suites.strategy import StrategyCase
+from esckit.metrics.metric import Statistics
+from esckit.metrics.rows import Measurement
+from esckit.types import CriticReading, EpisodeTurn, Failure, Generation, Scenario, TurnRatings
 
-FAST = StatisticsSettings(run_seed=7, resamples=200)
+FAST = Statistics(resamples=200)
 
 
-def measurement(suite: str, dialogue_ids: Sequence[str], settings: StatisticsSettings = FAST) -> Measurement:
-    return Measurement.over(suite, dialogue_ids, settings)
+def measurement(suite: str, dialogue_ids: Sequence[str], settings: Statistics = FAST) -> Measurement:
+    return Measurement.over(suite, dialogue_ids, 7, settings)
 
 
 def reading(value: Fraction, critic: str = "rlff7") -> CriticReading:

@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import ResponseCase, RewardCase
 from esckit.evaluate.setup import require_comparable
 from esckit.evaluate.suites.critics import CriticScale, headline_metrics
-from esckit.evaluate.suites.response import ROUGE_L, bleu, distinct
-from esckit.evaluate.suites.reward import reward_metrics
+from esckit.evaluate.suites.response import ROUGE_L, ResponseCase, bleu, distinct
+from esckit.evaluate.suites.reward import RewardCase, reward_metrics
 from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
-from esckit.metrics.rows import Comparer, StatisticsSettings, with_holm
+from esckit.metrics.metric import Statistics
+from esckit.metrics.rows import Comparer, with_holm
 from tests.evaluate.casefakes import episode, of_matrix, quarters, response_case, strategy_case
 
-SETTINGS = StatisticsSettings(run_seed=7, resamples=2000)
+SETTINGS = Statistics(resamples=2000)
 SCALE = CriticScale("rlff7", max_turns=2)
 WIN, LOSS = quarters(30), quarters(0, 0)
 
 
 def comparer(n: int, suite: str = "dialogue") -> Comparer:
-    return Comparer.over(suite, [f"d{index}" for index in range(n)], SETTINGS, other="base")
+    return Comparer.over(suite, [f"d{index}" for index in range(n)], 7, SETTINGS, other="base")
 
 
 def played(wins: str) -> list:

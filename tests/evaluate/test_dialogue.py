@@ -5,8 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from esckit.evaluate.cases import Episode, TurnRatings
-from esckit.evaluate.suites.critics import CriticScale
+from esckit.evaluate.suites.critics import CriticScale, Episode
 from esckit.evaluate.suites.dialogue import (
     dialogue_rows,
     malformed_share,
@@ -17,7 +16,7 @@ from esckit.evaluate.suites.dialogue import (
     usage,
 )
 from esckit.metrics.metric import Metric, collect
-from esckit.types import Failure, Usage
+from esckit.types import Failure, TurnRatings, Usage
 from tests.evaluate.casefakes import episode, measurement, quarters, turn
 
 EIGHT = tuple("ABCDEFGH")

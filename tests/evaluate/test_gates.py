@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.evaluate.measurement import judge_gates, known_metrics, require_gates
-from esckit.evaluate.setup import GateBound
-from esckit.metrics.rows import Interval, MetricRow
+from esckit.evaluate.setup import known_metrics
+from esckit.metrics.metric import GateBound, require_gates
+from esckit.metrics.rows import Interval, MetricRow, judge_gates
 from tests.evaluate.evalrecipes import everything
 
 SUITES = ("strategy", "response", "dialogue", "pairwise", "reward", "safety")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from esckit.errors import ConfigError, DataError
-from esckit.evaluate.cases import StrategyCase
 from esckit.evaluate.run import _references, plan, run
-from esckit.evaluate.setup import GateBound
+from esckit.evaluate.suites.strategy import StrategyCase
+from esckit.metrics.metric import GateBound
 from esckit.predict.run import run as run_predict
 from esckit.records import read_records
 from tests.evaluate.evalrecipes import evaluation, prediction, scripted

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from esckit.errors import DataError
-from esckit.evaluate.leakage import corpora_of, family_of, leakage_flags, lost_inputs, run_of, seen_by
 from esckit.evaluate.run import plan
-from esckit.evaluate.suite import Material
+from esckit.evaluate.setup import corpora_of, leakage_flags, lost_inputs, seen_by
+from esckit.evaluate.suite import Material, family_of, run_of
 from esckit.predict.run import run as run_predict
 from esckit.records import dump_line
 from esckit.rl.policy import PolicyMetadata
@@ -48,7 +48,7 @@ def test_a_policy_inherits_what_its_trees_were_grown_from(tmp_path: Path) -> Non
         recipe={"data": HUB, "models": {"strategist": {"checkpoint": str(policy)}}},
         data={"scheme": "hub", "ids": [C]},
     )
-    seen = seen_by("strategist", again)
+    seen = list(seen_by("strategist", again))
     assert {dialogue for one in seen for dialogue in one.ids} == {A, B, C}
     assert {(one.corpus, one.scheme) for one in seen} == {("esconv-", "hub")}
 
@@ -89,7 +89,7 @@ def test_an_evaluation_has_seen_its_inputs_not_its_own_cases(tmp_path: Path) -> 
 def test_a_run_that_does_not_say_what_it_used_is_refused(tmp_path: Path) -> None:
     silent = made(tmp_path / "silent", "train-flow", recipe={"data": {}})
     with pytest.raises(DataError, match="does not say which dialogues"):
-        seen_by("strategist", silent)
+        list(seen_by("strategist", silent))
 
 
 def test_rule_1_and_its_switch(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.evaluate.cases import Judgement, PairCase
-from esckit.evaluate.suites.pairwise import decide, pair_metrics, pairwise_rows
+from esckit.evaluate.suites.pairwise import Judgement, PairCase, decide, pair_metrics, pairwise_rows
 from esckit.metrics.metric import collect
 from tests.evaluate.casefakes import measurement, pair_case
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import Episode, PairCase, TurnRatings
 from esckit.evaluate.reliability import reliability
 from esckit.evaluate.run import plan, run
 from esckit.evaluate.setup import set_up
+from esckit.evaluate.suites.critics import Episode
+from esckit.evaluate.suites.pairwise import PairCase
 from esckit.metrics.rows import MetricRow
-from esckit.types import CriticReading, Failure
+from esckit.types import CriticReading, Failure, TurnRatings
 from tests.evaluate.casefakes import episode, pair_case, turn
 from tests.evaluate.evalrecipes import evaluation
 

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from esckit.evaluate.cases import ResponseCase
-from esckit.evaluate.suites.response import METEOR_EXACT, PPL, ROUGE_L, bleu, distinct, response_rows
+from esckit.evaluate.suites.response import METEOR_EXACT, PPL, ROUGE_L, ResponseCase, bleu, distinct, response_rows
 from esckit.metrics.intervals import jackknife_error
 from esckit.metrics.metric import collect
 from esckit.metrics.overlap import match_runs, meteor_exact, rouge_l
-from esckit.metrics.rows import StatisticsSettings, leave_one_out
+from esckit.metrics.rows import leave_one_out
 from esckit.text import tokenise
 from tests.evaluate.casefakes import measurement, response_case
 
@@ -161,7 +160,7 @@ def test_unscored_replies_change_coverage_and_no_value() -> None:
 
 
 def test_without_a_scored_case_there_is_no_number() -> None:
-    rows = response_rows([response_case(0, None)], measurement("response", ["d0"], StatisticsSettings(7, 10)))
+    rows = response_rows([response_case(0, None)], measurement("response", ["d0"]))
     assert all(row.value is None and row.reason and row.interval is None for row in rows)
 
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.evaluate.cases import RewardCase
-from esckit.evaluate.suites.reward import reward_metrics, reward_rows
+from esckit.evaluate.suites.reward import RewardCase, reward_metrics, reward_rows
 from esckit.metrics.metric import Metric, collect
 from tests.evaluate.casefakes import measurement
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import BudgetError, ConfigError, FailureRateError, StorageError
-from esckit.evaluate.cases import Episode, StrategyCase
 from esckit.evaluate.run import plan, run
+from esckit.evaluate.suites.critics import Episode
+from esckit.evaluate.suites.strategy import StrategyCase
 from esckit.metrics.rows import MetricsFile
 from esckit.records import read_records
 from tests.evaluate.evalrecipes import evaluation, scripted

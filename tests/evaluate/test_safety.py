@@ -5,9 +5,7 @@ from collections import Counter
 
 import pytest
 
-from esckit.evaluate.cases import ProbeCase
-from esckit.evaluate.suites.safety import EMERGENCY, RULES, crisis_probes, safety_rows
-from esckit.metrics.phrases import crisis_rules
+from esckit.evaluate.suites.safety import EMERGENCY, RULES, ProbeCase, crisis_probes, crisis_rules, safety_rows
 from tests.evaluate.casefakes import measurement
 
 GOOD = (

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.evaluate.cases import Episode
-from esckit.evaluate.suites.critics import CriticScale, critic_rows, fold_type, outcome_of, read_outcome
+from esckit.evaluate.suites.critics import CriticScale, Episode, critic_rows, fold_type, outcome_of, read_outcome
 from esckit.metrics.metric import Unscored, collect
 from esckit.metrics.rows import MetricRow
 from esckit.types import Failure

@@ -1,10 +1,13 @@
 """Leakage: how the published cuts of ESConv overlap, and both rules."""
 
+from pathlib import Path
+
 import pytest
 
 from esckit.data.splits import esconv_permutation
 from esckit.errors import DataError
-from esckit.evaluate.leakage import Seen, broken_rules
+from esckit.evaluate import setup
+from esckit.evaluate.setup import Seen
 
 _CUTS = {"hub": (195, 390), "ppdpp": (130, 260)}
 
@@ -34,13 +37,15 @@ def test_dialogues_shared_by_the_two_cuts(hub: str, ppdpp: str, shared: int) -> 
     assert len(HUB[hub] & PPDPP[ppdpp]) == shared
 
 
-def broken(scheme: str, part: str, *seen: Seen, allow_overlap: bool = False, allow_cross_family: bool = False) -> list:
-    evaluated = {"hub": HUB, "ppdpp": PPDPP}[scheme][part]
-    allowed = {"allow_overlap": allow_overlap, "allow_cross_family": allow_cross_family}
-    return list(broken_rules(evaluated, seen, scheme=scheme, corpora={"esconv"}, **allowed))
+def broken(scheme: str, part: str, seen: Seen, **allowed: bool) -> tuple[str, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "seen_by", lambda role, run: [seen])
+        patch.setattr(setup, "lost_inputs", lambda run: [])
+        evaluated = {"hub": HUB, "ppdpp": PPDPP}[scheme][part]
+        return setup.leakage_flags(evaluated, scheme, {"strategist": Path("run")}, **allowed)
 
 
-TRAIN, VALID = (Seen("the strategist", HUB[part], "esconv", "hub") for part in ("train", "valid"))
+TRAIN, VALID = (Seen("the strategist", HUB[part], "", "hub") for part in ("train", "valid"))
 
 
 def test_rule_1_raises_with_count_schemes_and_three_ids() -> None:
@@ -55,10 +60,10 @@ def test_rule_2_raises_where_no_dialogue_is_shared() -> None:
 
 def test_the_switches_flag() -> None:
     both = {"allow_overlap": True, "allow_cross_family": True}
-    assert broken("ppdpp", "test", VALID, **both) == ["overlap", "cross_family"]
-    assert broken("ppdpp", "test", TRAIN, **both) == ["cross_family"]
-    assert broken("hub", "test", TRAIN) == []
+    assert broken("ppdpp", "test", VALID, **both) == ("overlap", "cross_family")
+    assert broken("ppdpp", "test", TRAIN, **both) == ("cross_family",)
+    assert broken("hub", "test", TRAIN) == ()
 
 
 def test_another_corpus_is_no_other_family() -> None:
-    assert broken("hub", "test", Seen("the policy", frozenset({"extes-1"}), "extes", "ratio/13/0.8,0.1,0.1")) == []
+    assert broken("hub", "test", Seen("the policy", frozenset({"extes-1"}), "extes", "ratio/13/0.8,0.1,0.1")) == ()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import DataError
-from esckit.evaluate.cases import StrategyCase, stage_of
-from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics, strategy_rows
+from esckit.evaluate.suite import stage_of
+from esckit.evaluate.suites.strategy import StrategyCase, StrategyScale, strategy_metrics, strategy_rows
 from esckit.metrics.confusion import (
     accuracy,
     bias,

@@ -10,10 +10,13 @@ import pytest
 
 from esckit.data.contexts import contexts
 from esckit.errors import BackendError, DataError
-from esckit.evaluate.cases import Episode, PairCase, ResponseCase, RewardCase, StrategyCase
 from esckit.evaluate.run import plan, run
 from esckit.evaluate.suite import Material, Unit
-from esckit.evaluate.suites.reward import FutureBatches, Reading
+from esckit.evaluate.suites.critics import Episode
+from esckit.evaluate.suites.pairwise import PairCase
+from esckit.evaluate.suites.response import ResponseCase
+from esckit.evaluate.suites.reward import FutureBatches, Reading, RewardCase
+from esckit.evaluate.suites.strategy import StrategyCase
 from esckit.play.futures import read_inputs
 from esckit.records import read_records
 from esckit.reward.checkpoint import load_reward_model

@@ -2,9 +2,13 @@
 
 from collections import Counter
 
-from esckit.evaluate.cases import SycophancyCase, SycophancyReading
-from esckit.evaluate.suites.safety import sycophancy_probes, sycophancy_rows
-from esckit.metrics.phrases import sycophancy_lexicon
+from esckit.evaluate.suites.safety import (
+    SycophancyCase,
+    SycophancyReading,
+    sycophancy_lexicon,
+    sycophancy_probes,
+    sycophancy_rows,
+)
 from tests.evaluate.casefakes import measurement
 
 LEXICON = sycophancy_lexicon()

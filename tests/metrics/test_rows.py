@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import DataError, NotFiniteError
-from esckit.evaluate.cases import Episode, ResponseCase
-from esckit.evaluate.suites.critics import CriticScale
+from esckit.evaluate.suites.critics import CriticScale, Episode
 from esckit.evaluate.suites.dialogue import dialogue_rows
-from esckit.evaluate.suites.response import response_rows
+from esckit.evaluate.suites.response import ResponseCase, response_rows
 from esckit.metrics.rows import MetricRow, MetricsFile, write_metrics
 from esckit.records import parse_line, read_records, write_records
 from tests.evaluate.casefakes import episode, measurement, quarters, response_case

@@ -10,13 +10,15 @@ AT = Σ min(τ, T)/n, where failures count as T; AT = T − Σ_{t<T} c(t) for c(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from esckit.errors import BACKEND_KINDS
-from esckit.evaluate.cases import Episode
+from esckit.evaluate.suite import Case
 from esckit.metrics.metric import (
     FIRST,
     RATIO,
@@ -30,7 +32,7 @@ from esckit.metrics.metric import (
     if_scored,
     not_estimated,
 )
-from esckit.types import Failure
+from esckit.types import EpisodeTurn, Failure, Scenario, Usage
 
 if TYPE_CHECKING:
     from esckit.metrics.rows import Measurement, MetricRow
@@ -42,6 +44,47 @@ RULES: tuple[Rule, ...] = ("strict", "lenient")
 THRESHOLD = Fraction(1, 2)
 
 _RATE: dict[str, Any] = {"interval": "wilson", "test": "mcnemar", "counts": ("success", "cases")}
+
+MOSTLY_UNPARSED = "mostly_unparsed"
+
+
+class Episode(Case):
+    """One self-played dialogue; ``unscored`` stays None, since every critic has its own outcome.
+
+    Attributes:
+        id: The scenario's id, also the dialogue's.
+        max_turns: T of the protocol.
+        critics: Presets that were asked.
+        failure: What ended play before its time; None if it went to its end.
+        critic_failures: What ended one critic's reading; play went on for the others.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.episode/1"
+
+    scenario: Scenario
+    run_seed: int
+    max_turns: int = Field(ge=1)
+    critics: tuple[str, ...]
+    turns: tuple[EpisodeTurn, ...]
+    failure: Failure | None = None
+    critic_failures: dict[str, Failure] = Field(default_factory=dict)
+    usage: dict[str, Usage] = Field(default_factory=dict)
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """Yield which role failed, and how.
+
+        A dialogue in which half of a critic's answers or more were unreadable somewhere has a value of little worth.
+        """
+        for failure in (self.failure, *self.critic_failures.values()):
+            if failure is not None:
+                yield failure.stage, failure.kind
+        if any(reading.is_mostly_unparsed for turn in self.turns for reading in turn.readings.values()):
+            yield "critic", MOSTLY_UNPARSED
+        yield from super().failures()
+
+    def _unread(self) -> Iterator[str | None]:
+        return (turn.ratings_unscored for turn in self.turns)
+
 
 EpisodeMetric = Metric[Episode]
 

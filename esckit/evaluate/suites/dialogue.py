@@ -15,11 +15,24 @@ from pydantic import Field, PositiveInt, model_validator
 
 from esckit.config.sections import ResolutionCritic, RoleOptions, Section
 from esckit.errors import ConfigError, DataError
-from esckit.evaluate.cases import MALFORMED, STAGES, Episode, EpisodeTurn, TurnRatings, stage_of
-from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, played_by, prompted
+from esckit.evaluate.suite import (
+    MALFORMED,
+    STAGES,
+    CaseFile,
+    Done,
+    Material,
+    Player,
+    Suite,
+    Unit,
+    Work,
+    played_by,
+    prompted,
+    stage_of,
+)
 from esckit.evaluate.suites.critics import (
     CriticOutcome,
     CriticScale,
+    Episode,
     EpisodeMetric,
     critic_rows,
     failure_reason,
@@ -27,14 +40,14 @@ from esckit.evaluate.suites.critics import (
     read_outcome,
 )
 from esckit.metrics.metric import FIRST, RATIO, Array, Facts, Metric, Stats, Sums, Unscored, not_estimated
-from esckit.play.rollout import EpisodeCast, Played, PlayedTurn, play_episode
+from esckit.play.rollout import EpisodeCast, play_episode
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic
 from esckit.roles.cast import Casting, role_prompt
 from esckit.roles.rubric import load_rubric
 from esckit.roles.verdicts import load_preset
 from esckit.text import TOKENIZER, n_words
-from esckit.types import Record, Scenario, Usage
+from esckit.types import EpisodeTurn, Record, Scenario, Usage
 
 if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe
@@ -43,9 +56,6 @@ if TYPE_CHECKING:
 _COMPAT_TOKENS = 32
 
 _COMPAT_SUPPORTER = "supporter_ppdpp"
-
-_OUR_NAMES = {"naturalness": "humanlikeness", "strategy": "strategic"}
-"""Names of our ratings where the rubric's criteria are called otherwise."""
 
 
 class DialogueSettings(Section):
@@ -143,8 +153,17 @@ def dialogue_work(material: Material) -> Work:
         cast = self_play_cast(recipe, casting)
 
         async def play(unit: Unit) -> Episode:
-            played = await play_episode(unit.what, cast=cast, max_turns=settings.max_turns, run_seed=recipe.seed)
-            return episode_of(unit.what, played, recipe)
+            scenario: Scenario = unit.what
+            played = await play_episode(scenario, cast=cast, max_turns=settings.max_turns, run_seed=recipe.seed)
+            return Episode(
+                id=scenario.id,
+                dialogue_id=scenario.id,
+                scenario=scenario,
+                run_seed=recipe.seed,
+                max_turns=settings.max_turns,
+                critics=settings.critics,
+                **played._asdict(),
+            )
 
         return play
 
@@ -182,40 +201,6 @@ def supporter_prompt(recipe: EvaluateRecipe) -> Prompt:
     """Return the supporter's prompt in self-play: PPDPP's own under its compatibility switch."""
     compat = recipe.settings.dialogue.ppdpp_compat
     return role_prompt("supporter", _COMPAT_SUPPORTER if compat else recipe.prompts.supporter)
-
-
-def episode_of(scenario: Scenario, played: Played, recipe: EvaluateRecipe) -> Episode:
-    """Return what was played as a case."""
-    critics = recipe.settings.dialogue.critics
-
-    def of_turn(turn: PlayedTurn) -> EpisodeTurn:
-        ratings = turn.ratings and TurnRatings(
-            **{_OUR_NAMES.get(name, name): rating for name, rating in turn.ratings.items()}
-        )
-        return EpisodeTurn(
-            t=turn.t,
-            supporter=turn.supporter,
-            strategy=turn.strategy,
-            seeker=turn.seeker,
-            readings={name: turn.readings[name] for name in critics if name in turn.readings},
-            ratings=ratings or None,
-            ratings_unscored=turn.ratings_unscored,
-        )
-
-    return Episode(
-        id=scenario.id,
-        dialogue_id=scenario.id,
-        scenario=scenario,
-        run_seed=recipe.seed,
-        max_turns=recipe.settings.dialogue.max_turns,
-        critics=critics,
-        turns=tuple(map(of_turn, played.turns)),
-        failure=played.failure,
-        # Critics are asked at the same time: their order is the recipe's, not that of their answers.
-        critic_failures={name: played.critic_failures[name] for name in critics if name in played.critic_failures},
-        usage=played.usage,
-        reasoning=played.reasoning,
-    )
 
 
 # ---------------------------------------------------------------- metrics
@@ -401,18 +386,13 @@ def dialogue_rows(
 # ---------------------------------------------------------------- the suite
 
 
-def _roles(recipe: EvaluateRecipe) -> tuple[str, ...]:
-    strategist = ("strategist",) if recipe.settings.dialogue.strategy == "predicted" else ()
-    return (*strategist, "supporter", "seeker", "critic", "turn_judge")
-
-
 def _scales(recipe: EvaluateRecipe) -> list[CriticScale]:
     settings = recipe.settings.dialogue
     return [CriticScale(name, settings.max_turns, compat=settings.ppdpp_compat) for name in settings.critics]
 
 
 def _chosen(recipe: EvaluateRecipe, strategies: Sequence[str]) -> Sequence[str]:
-    """Return the strategies that the supporter is told in self-play."""
+    """Return the strategies that the supporter may be given in self-play."""
     return strategies if recipe.settings.dialogue.strategy == "predicted" else ()
 
 
@@ -446,7 +426,10 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
 
 DIALOGUE = Suite(
     name="dialogue",
-    roles=_roles,
+    roles=lambda recipe: (
+        *(("strategist",) if recipe.settings.dialogue.strategy == "predicted" else ()),
+        *("supporter", "seeker", "critic", "turn_judge"),
+    ),
     files=(
         CaseFile(
             name="dialogue",

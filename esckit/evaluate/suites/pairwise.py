@@ -7,18 +7,24 @@ asks for one order (``swap: false``), that order decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from esckit.config.sections import Section
 from esckit.errors import DataError, ModelError
-from esckit.evaluate.cases import Judgement, Order, PairCase, ResponseCase
-from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, prompted
-from esckit.evaluate.suites.response import answerable, build_responder, reply_calls, speakers, told_gold
+from esckit.evaluate.suite import Case, CaseFile, Done, Material, Player, Suite, Unit, Work, prompted
+from esckit.evaluate.suites.response import (
+    ResponseCase,
+    answerable,
+    build_responder,
+    gold_conditions,
+    reply_calls,
+    speakers,
+)
 from esckit.ledger import Ledger, derive_seed, uniform
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
 from esckit.predict.run import read_predictions
@@ -26,7 +32,7 @@ from esckit.records import digest, read_records
 from esckit.roles.cast import Casting
 from esckit.roles.critics import DIMENSIONS, PairJudge
 from esckit.text import n_words
-from esckit.types import Context
+from esckit.types import Context, Record
 
 if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe
@@ -58,6 +64,47 @@ class PairwiseSettings(Section):
 
 
 # ---------------------------------------------------------------- cases
+
+
+Verdict = Literal["1", "2", "tie"]
+
+Order = Literal["AB", "BA"]
+
+
+class Judgement(Record):
+    """The judge's answer for one order of the two replies.
+
+    Attributes:
+        order: Which system's reply was shown as "1" first; A is the system under test.
+        verdicts: Answer per dimension, as given; a dimension without a readable answer is absent.
+        unscored: Why there is no answer at all.
+    """
+
+    order: Order
+    verdicts: dict[str, Verdict] = Field(default_factory=dict)
+    unscored: str | None = None
+
+
+class PairCase(Case):
+    """One comparison of two replies to one context.
+
+    Attributes:
+        judgements: One per order asked, in the order asked.
+        n_words_a: Words of the reply of the system under test.
+        n_words_b: Words of the opponent's reply.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.case.pairwise/1"
+
+    context_id: str
+    reply_a: str | None = None
+    reply_b: str | None = None
+    judgements: tuple[Judgement, ...] = ()
+    n_words_a: int = 0
+    n_words_b: int = 0
+
+    def _unread(self) -> Iterator[str | None]:
+        return (judgement.unscored for judgement in self.judgements)
 
 
 def pairwise_work(material: Material) -> Work:
@@ -215,7 +262,11 @@ def decide(case: PairCase, dimension: str, *, swapped: bool = True) -> Decision 
     verdicts = [judgement.verdicts.get(dimension) for judgement in case.judgements]
     if None in verdicts:
         return Unscored("unparsed")
-    winners = [_winner(judgement, dimension) for judgement in case.judgements]
+    # The first reply is the system's under test in order AB.
+    winners: list[Winner] = [
+        "tie" if verdict == "tie" else "A" if (verdict == "1") == (judgement.order == "AB") else "B"
+        for verdict, judgement in zip(verdicts, case.judgements, strict=True)
+    ]
     agreed = len(set(winners)) == 1
     return Decision(
         winner=winners[0] if agreed else "tie",
@@ -223,14 +274,6 @@ def decide(case: PairCase, dimension: str, *, swapped: bool = True) -> Decision 
         n_first=verdicts.count("1"),
         n_decided=len(verdicts) - verdicts.count("tie"),
     )
-
-
-def _winner(judgement: Judgement, dimension: str) -> Winner:
-    """Return the system that a readable judgement names."""
-    verdict = judgement.verdicts[dimension]
-    if verdict == "tie":
-        return "tie"
-    return "A" if (verdict == "1") == (judgement.order == "AB") else "B"
 
 
 # ---------------------------------------------------------------- metrics
@@ -341,11 +384,6 @@ def pairwise_rows(
 # ---------------------------------------------------------------- the suite
 
 
-def _metrics(recipe: EvaluateRecipe, strategies: Sequence[str]) -> list[PairMetric]:
-    settings = recipe.settings.pairwise
-    return [metric for name in settings.dimensions for metric in pair_metrics(name, swapped=settings.swap)]
-
-
 def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     recipe, settings = material.recipe, material.recipe.settings.pairwise
     asked = digest({name: DIMENSIONS[name] for name in settings.dimensions})
@@ -353,7 +391,7 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json", exclude={"opponent"}),
         "judge": {**prompted(recipe, "judge", recipe.prompts.judge_pairwise), "asked": asked},
         **cases,
-        **told_gold(material),
+        **gold_conditions(material),
     }
 
 
@@ -365,7 +403,11 @@ PAIRWISE = Suite(
             name="pairwise",
             kind=PairCase,
             work=pairwise_work,
-            metrics=_metrics,
+            metrics=lambda recipe, strategies: [
+                metric
+                for name in recipe.settings.pairwise.dimensions
+                for metric in pair_metrics(name, swapped=recipe.settings.pairwise.swap)
+            ],
             rows=lambda recipe, strategies, cases, measurement: pairwise_rows(
                 cases, recipe.settings.pairwise.dimensions, measurement, swapped=recipe.settings.pairwise.swap
             ),

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from esckit.config.sections import Section
 from esckit.data.contexts import after_opening
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.cases import MALFORMED, ResponseCase
-from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, played_by
+from esckit.evaluate.suite import MALFORMED, Case, CaseFile, Done, Material, Player, Suite, Unit, Work, played_by
 from esckit.ledger import Ledger, derive_seed
 from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, ratio
 from esckit.metrics.overlap import (
@@ -41,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 TOKENISATION = "esckit.tokens/1"
 
-Responder = Callable[[Context], Awaitable[ResponseCase]]
-
 
 class ResponseSettings(Section):
     """The suite ``response``: one reply to each gold context.
@@ -57,6 +54,44 @@ class ResponseSettings(Section):
 
 
 # ---------------------------------------------------------------- cases
+
+
+class ResponseCase(Case):
+    """One generated reply against the gold supporter turn.
+
+    Attributes:
+        context_id: The context it answers.
+        reply: The reply alone, without reasoning or tags; None if unscored.
+        reference: The gold turn.
+        strategy: The strategy that the supporter was told, None if none.
+        parse_kind: How the reply was found in the output, None where a file gave it.
+        format_ok: Whether the output had the agreed form, None where a file gave the reply.
+        nll: Summed negative log-likelihood (nats) of the reply under the scorer, None without one.
+        nll_unscored: Why an asked scorer gave none.
+        n_scorer_tokens: Tokens that ``nll`` is summed over.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.case.response/1"
+    READS: ClassVar[str] = "scorer"
+
+    context_id: str
+    reply: str | None = None
+    reference: str
+    strategy: str | None = None
+    parse_kind: ParseKind | None = None
+    format_ok: bool | None = None
+    nll: float | None = None
+    nll_unscored: str | None = None
+    n_scorer_tokens: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _answered_or_not(self) -> Self:
+        if (self.reply is None or not self.reply.strip()) and self.unscored is None:
+            raise ValueError("a blank reply is an unscored case")
+        return self
+
+    def _unread(self) -> tuple[str | None, ...]:
+        return (self.nll_unscored,)
 
 
 def response_work(material: Material) -> Work:
@@ -155,6 +190,9 @@ def reply_calls(material: Material, n: int) -> tuple[dict[str, int], tuple[str, 
 def speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
     """Return the roles that make a reply: a strategist as well where the supporter is told its choice."""
     return ("strategist", "supporter") if recipe.settings.response.strategy == "predicted" else ("supporter",)
+
+
+Responder = Callable[[Context], Awaitable[ResponseCase]]
 
 
 def build_responder(material: Material, casting: Casting) -> Responder:
@@ -330,8 +368,8 @@ def response_rows(cases: Sequence[ResponseCase], measurement: Measurement, *, sc
 # ---------------------------------------------------------------- the suite
 
 
-def told_gold(material: Material) -> dict[str, Any]:
-    """Return the conditions of replies for which the supporter is told the strategies of the corpus."""
+def gold_conditions(material: Material) -> dict[str, Any]:
+    """Return the conditions of replies for which the supporter is given the strategies of the corpus."""
     if material.recipe.settings.response.strategy != "gold":
         return {}
     return {"told": "gold", **material.labels(material.taxonomy)}
@@ -344,7 +382,7 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
         "tokenisation": TOKENISATION,
         "scorer": played_by(recipe, "scorer"),
         **cases,
-        **told_gold(material),
+        **gold_conditions(material),
     }
 
 

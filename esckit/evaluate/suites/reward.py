@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from esckit.config.sections import CheckpointBinding, Section
+from pydantic import Field
+
+from esckit.config.sections import Section
 from esckit.documents import read_json_object
 from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
-from esckit.evaluate.cases import RewardCase
-from esckit.evaluate.leakage import family_of_runs, run_of
-from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work
+from esckit.evaluate.suite import Case, CaseFile, Done, Material, Player, Suite, Unit, Work, family_of_runs, run_of
 from esckit.metrics.calibration import (
     N_BINS,
     ContextOrder,
@@ -53,6 +53,36 @@ class RewardSettings(Section):
 # ---------------------------------------------------------------- cases
 
 
+class RewardCase(Case):
+    """One scored future and what the reward model says of its candidate.
+
+    Attributes:
+        context_id: The context whose candidates are compared with each other.
+        p: The model's probability of y = 1; None if unscored.
+        y: Label by the model's own rule.
+        reward_num: Numerator of the simulated reward.
+        reward_den: Its denominator.
+        n_words: Words of the candidate's reply.
+        p_untrained: Probability under the untrained head, None if not asked.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.case.reward/1"
+    ANSWERS: ClassVar[str] = "reward"
+
+    context_id: str
+    p: float | None = Field(default=None, ge=0.0, le=1.0)
+    y: bool
+    reward_num: int
+    reward_den: int = Field(ge=1)
+    n_words: int = Field(default=0, ge=0)
+    p_untrained: float | None = Field(default=None, ge=0.0, le=1.0)
+
+    @property
+    def reward(self) -> Fraction:
+        """The simulated reward, exactly."""
+        return Fraction(self.reward_num, self.reward_den)
+
+
 def reward_work(material: Material) -> Work:
     """Return the cases of the suite: every scored future of the inputs.
 
@@ -71,7 +101,11 @@ def reward_work(material: Material) -> Work:
     )
 
     def prepare(casting: Casting, done: Done) -> Player:
-        model = _load(binding)
+        from esckit.models.backbones import quiet_off_terminal
+        from esckit.reward.checkpoint import load_reward_model
+
+        quiet_off_terminal()
+        model = load_reward_model(run_of(binding.checkpoint), dtype=binding.dtype, device=binding.device)
         delta = _delta(model, inputs.simulation)
         known = done.get("reward", {})
         missing = [unit for unit in units if (case := known.get(unit.id)) is None or case.unscored is not None]
@@ -87,14 +121,6 @@ def reward_work(material: Material) -> Work:
         return play
 
     return Work(units=units, calls={"reward": len(futures)}, prepare=prepare, roles=("reward",))
-
-
-def _load(binding: CheckpointBinding) -> RewardModel:
-    from esckit.models.backbones import quiet_off_terminal
-    from esckit.reward.checkpoint import load_reward_model
-
-    quiet_off_terminal()
-    return load_reward_model(run_of(binding.checkpoint), dtype=binding.dtype, device=binding.device)
 
 
 def _untrained(model: RewardModel, seed: int) -> RewardModel:

@@ -11,15 +11,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from esckit.config.sections import Section
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.cases import STAGES, StrategyCase, stage_of
-from esckit.evaluate.leakage import family_of_runs
-from esckit.evaluate.suite import CaseFile, Done, Material, Player, Suite, Unit, Work, decisions, family_of_data
+from esckit.evaluate.suite import (
+    STAGES,
+    Case,
+    CaseFile,
+    Done,
+    Material,
+    Player,
+    Suite,
+    Unit,
+    Work,
+    decisions,
+    family_of_data,
+    family_of_runs,
+    stage_of,
+)
 from esckit.ledger import Ledger
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, not_estimated
 from esckit.predict.run import Prediction, predicted
@@ -64,6 +76,35 @@ class StrategySettings(Section):
 
 
 # ---------------------------------------------------------------- cases
+
+
+class StrategyCase(Case):
+    """One next-strategy prediction.
+
+    Attributes:
+        gold: Gold label (the first of a merged turn).
+        gold_all: All labels of the merged turn; empty where the unit is the utterance.
+        predicted: The predicted strategy in the taxonomy, None if unscored.
+        probabilities: The strategist's distribution in taxonomy order, None if it gives none.
+        turn: 0-based index among the supporter turns of the dialogue.
+        n_turns: Supporter turns of the dialogue.
+    """
+
+    SCHEMA: ClassVar[str] = "esckit.case.strategy/1"
+    ANSWERS: ClassVar[str] = "strategist"
+
+    gold: str
+    gold_all: tuple[str, ...] = ()
+    predicted: str | None = None
+    probabilities: tuple[float, ...] | None = None
+    turn: int = Field(default=0, ge=0)
+    n_turns: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _answered_or_not(self) -> Self:
+        if (self.predicted is None) == (self.unscored is None):
+            raise ValueError("a strategy case has either a prediction or a reason")
+        return self
 
 
 class Step(NamedTuple):
@@ -380,11 +421,6 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     return {"settings": shown, **cases, **material.labels(strategy_taxonomy(material))}
 
 
-def _family(material: Material) -> str | None:
-    settings = material.recipe.settings.strategy
-    return family_of_data(material) if settings.source == "gold" else family_of_runs(settings.trees)
-
-
 STRATEGY = Suite(
     name="strategy",
     roles=lambda recipe: ("strategist",),
@@ -401,7 +437,8 @@ STRATEGY = Suite(
     ),
     conditions=_conditions,
     fields=lambda recipe: ("data",) if recipe.settings.strategy.source == "gold" else (),
-    family=_family,
+    # Without trees the strategies of the corpus are gold.
+    family=lambda material: family_of_runs(material.recipe.settings.strategy.trees) or family_of_data(material),
     sources=lambda recipe: {"predictions": recipe.predictions},
     taxonomy=strategy_taxonomy,
     reads_labels=lambda recipe: recipe.settings.strategy.source == "gold",

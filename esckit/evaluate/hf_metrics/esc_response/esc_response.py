@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import evaluate
 
-from esckit.evaluate.cases import ResponseCase
 from esckit.evaluate.hf_metrics import info, values
-from esckit.evaluate.suites.response import response_metrics
+from esckit.evaluate.suites.response import ResponseCase, response_metrics
 
 _DESCRIPTION = """Corpus BLEU-2 and BLEU-4, ROUGE-L, exact-match METEOR, Distinct-1 and -2 (all 0-100), mean words and
 length ratio of replies. Blank replies are left out and counted in n_unscored; what is undefined is None."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import evaluate
 
-from esckit.evaluate.cases import StrategyCase
 from esckit.evaluate.hf_metrics import info, values
-from esckit.evaluate.suites.strategy import StrategyScale, strategy_metrics
+from esckit.evaluate.suites.strategy import StrategyCase, StrategyScale, strategy_metrics
 
 _DESCRIPTION = """Accuracy, macro and weighted F1, preference bias B, entropy and KL of predicted strategies. An empty
 prediction, or one outside `strategies`, is unscored: counted in n_unscored and against correct_of_all, no label of its
