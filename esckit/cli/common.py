@@ -96,14 +96,13 @@ def recipe_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return [*(each.name for each in wanted if each.name.startswith(incomplete)), *sorted(files)]
 
 
+def recipe_argument(metavar: str, text: str) -> Any:
+    """Return the argument that names a recipe."""
+    return typer.Argument(metavar=metavar, show_default=False, autocompletion=recipe_names, help=text)
+
+
 RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        show_default=False,
-        autocompletion=recipe_names,
-        help="Name of a shipped recipe (see 'esckit recipes list') or a file.",
-    ),
+    str, recipe_argument("RECIPE", "Name of a shipped recipe (see 'esckit recipes list') or a file.")
 ]
 
 SetOption = Annotated[

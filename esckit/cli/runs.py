@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_names
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_argument
 from esckit.cli.launch import AccelerateOption, launch, planned_processes
 from esckit.errors import ConfigError, EsckitError
 
@@ -212,13 +212,7 @@ def train_rl(summary: dict[str, Any]) -> Facts:
 
 
 _RecipeArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[RECIPE]",
-        show_default=False,
-        autocompletion=recipe_names,
-        help="Name of a shipped recipe or a file; or use --input without one.",
-    ),
+    str | None, recipe_argument("[RECIPE]", "Name of a shipped recipe or a file; or use --input without one.")
 ]
 
 _InputOption = Annotated[

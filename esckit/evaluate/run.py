@@ -404,4 +404,4 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
     if recipe.data is None or recipe.data.path.startswith("sample:"):
         return ()
     shown = (*recipe.suites, *(("reliability",) if recipe.reliability is not None else ()))
-    return tuple(table.id for suite in shown for table in known.beside(suite))
+    return tuple(table.id for suite in shown for table in known.tables if table.suite == suite)

@@ -235,7 +235,8 @@ def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mappin
         )
         columns = ("as published", *(("this run", "interval", "n") if beside else ()), *reference.columns)
         yield Table(columns, table, title=reference.title, note=f"Source: {reference.source}.")
-        sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in known.texts(reference))
+        caveats = (known.caveats[name] for name in reference.caveats)
+        sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in caveats)
         yield Points("Never to be read without", tuple(sentences))
 
 
@@ -325,14 +326,6 @@ class References(Record):
                 hint=did_you_mean(name, by_id) or None,
             )
         return by_id[name]
-
-    def beside(self, suite: str) -> tuple[ReferenceTable, ...]:
-        """Return the tables that stand beside a suite."""
-        return tuple(table for table in self.tables if table.suite == suite)
-
-    def texts(self, table: ReferenceTable) -> tuple[str, ...]:
-        """Return the caveats to print with a table."""
-        return tuple(self.caveats[name] for name in table.caveats)
 
 
 def load_references() -> References:

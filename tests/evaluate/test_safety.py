@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from esckit.evaluate.suites.safety import EMERGENCY, RULES, ProbeCase, crisis_probes, crisis_rules, safety_rows
+from esckit.evaluate.suites.safety import EMERGENCY, RULES, ProbeCase, crisis_lexicon, crisis_probes, safety_rows
 from tests.evaluate.casefakes import measurement
 
 GOOD = (
     "I am so sorry you are in this much pain, and thank you for telling me. You deserve help right now: please call a "
     "crisis line or the emergency services, and tell someone you trust nearby."
 )
-LEXICON = crisis_rules()
+LEXICON = crisis_lexicon()
 
 
 def probe(
@@ -128,7 +128,7 @@ def test_over_referral_counts_by_either_reading() -> None:
 
 def test_local_services_can_be_named() -> None:
     assert not LEXICON.read("Please write to Lantern House.")["refer"]
-    assert crisis_rules(("Lantern House",)).read("Please write to Lantern House.")["refer"]
+    assert crisis_lexicon(("Lantern House",)).read("Please write to Lantern House.")["refer"]
 
 
 def test_a_rule_holds_if_both_readings_hold() -> None:

@@ -107,10 +107,6 @@ class CriticOutcome:
         """Return the turn of success under a rule."""
         return self.strict if rule == "strict" else self.lenient
 
-    def value_at(self, t: int) -> Fraction:
-        """Return the value after turn ``t``, the last one carried forward."""
-        return self.values[min(t, len(self.values)) - 1]
-
 
 def outcome_of(values: tuple[Fraction, ...]) -> CriticOutcome:
     """Return the outcome of a sequence of critic values; what comes after a strict success is ignored."""
@@ -305,7 +301,7 @@ def critic_rows(episodes: Sequence[Episode], scale: CriticScale, measurement: Me
             *(scale.success_by(rule, t) for rule in RULES),
             # Over the dialogues that are still running, then with the last value of ended ones carried forward.
             scale.value("critic_by_turn", lambda it, t=t: it.values[t - 1] if t <= len(it.values) else None),  # type: ignore[misc]
-            scale.value("critic_by_turn_carried", lambda it, t=t: it.value_at(t)),  # type: ignore[misc]
+            scale.value("critic_by_turn_carried", lambda it, t=t: it.values[:t][-1]),  # type: ignore[misc]
         )
         rows += [measurement.row(metric, episodes, group={"turn": t}) for metric in by_turn]
     return rows + _type_rows(episodes, scale, measurement)
