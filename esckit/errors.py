@@ -183,12 +183,12 @@ class NotFiniteError(CheckpointError):
         self.value = value
 
     def as_failure(self) -> BackendError:
-        """Return the failure of the one call that gave the number, for runs that go on without it."""
+        """Return the failure of the one call that gave the number, for runs that continue without it."""
         return BackendError(self.found, kind=NOT_FINITE, expected=self.expected)
 
 
 class TrainingError(EsckitError, RuntimeError):
-    """Training diverged or cannot go on."""
+    """Training diverged or cannot continue."""
 
 
 class ModelError(EsckitError):

@@ -82,7 +82,7 @@ class ChatModel(Protocol):
 
 
 class SeekerTurn(NamedTuple):
-    """What the seeker says, and how the conversation ends with it (None: it goes on)."""
+    """What the seeker says, and how the conversation ends with it (None: it continues)."""
 
     text: str
     outcome: Outcome | None = None
@@ -237,7 +237,7 @@ class Executor(Protocol):
 
 
 class Issue(NamedTuple):
-    """Something a loader met and could live with: class ``N`` noted, ``W`` warned."""
+    """A recoverable problem that a loader found: class ``N`` noted, ``W`` warned."""
 
     code: str
     severity: Literal["N", "W"]
@@ -248,14 +248,14 @@ class Issue(NamedTuple):
 
 
 class IssueSink(Protocol):
-    """Takes what a loader meets."""
+    """Takes the problems that a loader finds."""
 
     def note(self, issue: Issue) -> None:
         """Take something that was accepted; raise a DataError if it is not to be, which refuses its record."""
         ...
 
     def refuse(self, error: DataError) -> None:
-        """Raise the error, or count it and return; then the loader goes on with the next record."""
+        """Raise the error, or count it and return; then the loader continues with the next record."""
         ...
 
 

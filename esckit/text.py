@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from esckit.types import Dialogue, Message, Speaker
 
@@ -122,23 +122,19 @@ def without_label(text: str, speaker: Speaker) -> str:
     return text[label.end() :].lstrip() if label else text
 
 
-def headings_of(text: str) -> frozenset[str]:
-    """Return what stands before the colon in the lines of a prompt that open a part of it (``Reply 1``).
+def opens_a_part_of(prompt: str) -> Callable[[str], bool]:
+    """Return a test whether a line begins as a line of a prompt that opens a part of it (``Reply 1:``).
 
-    Labels of speakers are none: a prompt may show them, and transcripts that are filled in consist of them.
+    Labels of speakers open none: a prompt may show them, and transcripts that are filled in consist of them.
     """
-    opening = (line for line in lines_of(text) if not starts_with_label(line))
-    return frozenset(found[1].casefold() for line in opening if (found := _HEADING.match(line)))
+    opening = (line for line in lines_of(prompt) if not starts_with_label(line))
+    headings = {found[1].casefold() for line in opening if (found := _HEADING.match(line))}
 
-
-def starts_with_one_of(headings: frozenset[str]) -> Callable[[str], bool]:
-    """Return a test whether a line opens a part of a prompt."""
-
-    def starts(line: str) -> bool:
+    def opens(line: str) -> bool:
         found = _HEADING.match(line)
         return found is not None and found[1].casefold() in headings
 
-    return starts
+    return opens
 
 
 def as_turn(text: str, is_label: Callable[[str], bool] = starts_with_label) -> str:
@@ -147,7 +143,7 @@ def as_turn(text: str, is_label: Callable[[str], bool] = starts_with_label) -> s
     A text of which no line but the first starts with a label stays as it is.
 
     Args:
-        text: What was said.
+        text: The utterance.
         is_label: Which lines start with a label.
     """
     first, *rest = lines_of(text)
@@ -171,15 +167,6 @@ REASONING_TAGS = frozenset({"<think>", "</think>"})
 """Tags of RLFF-ESC's output form; instructions and outputs hold them, and they are no control strings there."""
 
 
-class AddedTokens(Protocol):
-    """The part of a transformers tokenizer that is needed here."""
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Special and added tokens by id."""
-        ...
-
-
 class Controls:
     """The control strings of one tokenizer, or of all formats that a server may use.
 
@@ -198,7 +185,7 @@ class Controls:
         self.n_broken = 0
 
     @classmethod
-    def of(cls, tokenizer: AddedTokens, *, without: Iterable[str] = ()) -> Controls:
+    def of(cls, tokenizer: Any, *, without: Iterable[str] = ()) -> Controls:
         """Return those of a tokenizer: every special or added token that is more than white space.
 
         Args:
@@ -229,10 +216,9 @@ class Controls:
         starts = [start for start in self._by_start if start in text]
         if not starts:
             return text
-        at = sorted(index for start in starts for index in _places(text, start))
         pieces, done = [], 0
-        for index in at:
-            strings = self._by_start[text[index]]
+        for match in re.finditer(f"[{re.escape(''.join(starts))}]", text):
+            index, strings = match.start(), self._by_start[match[0]]
             if index < done or not text.startswith(strings, index):
                 continue
             string = next(string for string in strings if text.startswith(string, index))
@@ -259,7 +245,7 @@ class MessageGuard:
     form: Controls
 
     @classmethod
-    def of(cls, tokenizer: AddedTokens) -> MessageGuard:
+    def of(cls, tokenizer: Any) -> MessageGuard:
         """Return the guard of a tokenizer."""
         return cls(Controls.of(tokenizer), Controls.of(tokenizer, without=REASONING_TAGS))
 
@@ -278,13 +264,6 @@ class MessageGuard:
         controls = self.dialogue if message.role == "user" else self.form
         content = controls.neutralise(message.content)
         return message if content is message.content else Message(message.role, content)
-
-
-def _places(text: str, character: str) -> Iterable[int]:
-    at = text.find(character)
-    while at >= 0:
-        yield at
-        at = text.find(character, at + 1)
 
 
 # One block reads better than a list of a hundred lines.
@@ -323,15 +302,8 @@ NOTHING = object()
 """Stands for the value of a key that an object lacks, where ``None`` would mean a JSON null."""
 
 
-class Normalised(NamedTuple):
-    """A normalised text and the codes of what was changed."""
-
-    text: str
-    codes: tuple[str, ...]
-
-
-def normalise(raw: str) -> Normalised:
-    """Normalise a text field.
+def normalise(raw: str) -> tuple[str, tuple[str, ...]]:
+    """Return a text field normalised, and the codes of what was changed.
 
     Lone surrogates become U+FFFD, control characters that are not white space go, every run of white space becomes one
     space and the ends are trimmed. Case, quotes, emoji and Unicode form stay.
@@ -346,7 +318,7 @@ def normalise(raw: str) -> Normalised:
     spaced = " ".join(cleaned.split())
     if spaced != cleaned:
         codes.append("white_space")
-    return Normalised(spaced, tuple(codes))
+    return spaced, tuple(codes)
 
 
 def dialogue_id(corpus: str, utterances: Iterable[tuple[str, str]]) -> str:

@@ -6,16 +6,18 @@ tuples. ``None`` means "the source may lack it", never "not computed yet".
 
 In order: the base of everything that is stored; scenario, turns, dialogue, and a context taken from one; what chat
 models are asked, answer and cost; what roles say and critics read, with the simulated futures made of it; search trees,
-flat as on disk, where a node holds its parent's id and its own turns.
+flat as on disk, where a node holds its parent's id and its own turns; their root-to-leaf paths, derived and never
+stored.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -200,15 +202,8 @@ class Usage(Record):
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum."""
-        return Usage(
-            calls=self.calls + other.calls,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            dropped_turns=self.dropped_turns + other.dropped_turns,
-            unknown_calls=self.unknown_calls + other.unknown_calls,
-            reasoned=self.reasoned + other.reasoned,
-            only_reasoned=self.only_reasoned + other.only_reasoned,
-        )
+        theirs = dict(other)
+        return Usage(**{name: n + theirs[name] for name, n in self})
 
     def facts(self) -> dict[str, int | None]:
         """Return the counts for a summary: tokens are None where the server did not count them all."""
@@ -458,7 +453,7 @@ class Exchange(Record):
 
     Attributes:
         k: 0 for the exchange that holds the candidate, then 1, 2, …
-        strategy: The strategy that the supporter was told, None without a strategist.
+        strategy: The strategy that the supporter was given, None without a strategist.
         seeker: The seeker's answer; None if it failed.
         reading: None where the critic was not asked, or failed.
     """
@@ -609,10 +604,107 @@ class SearchTree(Reasoned):
     failures: tuple[Failure, ...] = ()
     usage: dict[str, Usage] = Field(default_factory=dict)
 
-    def by_id(self) -> dict[str, TreeNode]:
-        """Return the nodes keyed by id."""
-        return {node.id: node for node in self.nodes}
 
-    def replaced(self, **changes: object) -> Self:
-        """Return a copy with some fields replaced."""
-        return self.model_copy(update=changes)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision of a trajectory.
+
+    Attributes:
+        state: The node at which the strategy was chosen.
+        action: Index of the strategy in taxonomy order.
+    """
+
+    state: TreeNode
+    action: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A root-to-leaf path.
+
+    Attributes:
+        id: ``{run seed}/{tree id}/{leaf id}``.
+        steps: The decisions, root first.
+        leaf: The node in which it ends, terminal or never expanded.
+    """
+
+    id: str
+    steps: tuple[Step, ...]
+    leaf: TreeNode
+
+    @property
+    def leaf_value(self) -> float:
+        """Search value of the leaf, in [0, 1]."""
+        return self.leaf.mean_return
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the path ended; None for a leaf that was never expanded."""
+        return self.leaf.outcome
+
+
+def children_of(tree: SearchTree) -> dict[str, tuple[TreeNode, ...]]:
+    """Return the children of every node in taxonomy order, keyed by node id; leaves have an empty tuple.
+
+    Raises:
+        DataError: If a node's parent is missing or its strategy is not of the tree's taxonomy.
+    """
+    order = {name: index for index, name in enumerate(tree.strategies)}
+    found: dict[str, list[TreeNode]] = {node.id: [] for node in tree.nodes}
+    for node in tree.nodes:
+        if node.parent is None:
+            continue
+        if node.parent not in found:
+            raise DataError(f"node {node.id} of tree {tree.id} without its parent {node.parent}")
+        if node.strategy not in order:
+            raise DataError(f"strategy {node.strategy!r} in tree {tree.id}", expected=f"one of {tree.strategies}")
+        found[node.parent].append(node)
+    return {
+        node_id: tuple(sorted(nodes, key=lambda node: order[node.strategy or ""])) for node_id, nodes in found.items()
+    }
+
+
+def main_line(tree: SearchTree) -> list[TreeNode]:
+    """Return the path from the root along the most visited child; of equals the higher value, then the older one."""
+    children: dict[str | None, list[TreeNode]] = {}
+    for node in tree.nodes:
+        children.setdefault(node.parent, []).append(node)
+    line = [tree.nodes[0]]
+    while below := children.get(line[-1].id):
+        # Nodes of a failed tree may have no value; they come last.
+        line.append(max(below, key=lambda node: (node.visits, -1.0 if node.value is None else node.value)))
+    return line
+
+
+def trajectories(tree: SearchTree, *, min_actions: int) -> tuple[Trajectory, ...]:
+    """Return every root-to-leaf path with at least ``min_actions`` actions.
+
+    Depth first, children in taxonomy order. Nothing is filtered by reward (arXiv 2602.08826).
+
+    Raises:
+        DataError: If the tree is not whole.
+    """
+    children = children_of(tree)
+    found: list[Trajectory] = []
+    stack: list[tuple[TreeNode, tuple[Step, ...]]] = [(tree.nodes[0], ())]
+    while stack:
+        node, steps = stack.pop()
+        if not children[node.id] and len(steps) >= min_actions:
+            found.append(Trajectory(f"{tree.run_seed}/{tree.id}/{node.id}", steps, node))
+        # A stack reverses, and the first child has to come out first.
+        for child in reversed(children[node.id]):
+            action = tree.strategies.index(child.strategy or "")
+            if node.prior is None or not node.prior[action] > 0.0:
+                raise DataError(f"node {node.id} of tree {tree.id} has a child but no positive prior of its strategy")
+            stack.append((child, (*steps, Step(node, action))))
+    return tuple(found)
+
+
+def child_values(
+    tree: SearchTree, state: TreeNode, children: Mapping[str, tuple[TreeNode, ...]]
+) -> tuple[float | None, ...]:
+    """Return the search values Q(state, a) in taxonomy order, None where the strategy was never tried."""
+    values: list[float | None] = [None] * len(tree.strategies)
+    for child in children[state.id]:
+        values[tree.strategies.index(child.strategy or "")] = child.value
+    return tuple(values)

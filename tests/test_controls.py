@@ -9,12 +9,11 @@ from esckit.flow.text import FlowText
 from esckit.models.chat import CHATML, ChatFormat
 from esckit.models.local import PerplexityScorer
 from esckit.prompts.prompt import load_prompt
-from esckit.reward.text import RewardText
+from esckit.reward.text import RewardText, reward_template
 from esckit.rl.rows import PolicyPrompt, build_pairs, build_rows
 from esckit.roles.asking import split_output
 from esckit.text import ANY_FORMAT, Controls, MessageGuard
 from esckit.types import Context, Exchange, Future, Message, Outcome, Scenario, Turn
-from tests.reward.reward_fakes import template as reward_template
 from tests.tiny import tiny_random, tiny_tokenizer
 
 LLAMA3 = (
@@ -109,7 +108,9 @@ def test_a_flow_text_holds_no_turn_that_was_never_said() -> None:
 @pytest.mark.parametrize("text", EVIL)
 def test_a_reward_text_holds_no_control_token(text: str) -> None:
     tokenizer = tokenizer_of("chatml")
-    found = RewardText(tokenizer, reward_template(), max_length=2048).encode([Turn(speaker="seeker", text=text)], text)
+    found = RewardText(tokenizer, reward_template("reward_model"), max_length=2048).encode(
+        [Turn(speaker="seeker", text=text)], text
+    )
     assert found is not None
     assert controls_in(tokenizer, found.ids) == []
 

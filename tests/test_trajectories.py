@@ -1,12 +1,9 @@
-import math
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import DataError
-from esckit.trees import child_values, children_of, trajectories
-from esckit.types import Outcome, Scenario, SearchTree, TreeNode
+from esckit.types import Outcome, Scenario, SearchTree, TreeNode, child_values, children_of, trajectories
 
 NAMES = ("EV", "Cla", "SO")
 PRIOR = (0.5, 0.3, 0.2)
@@ -64,13 +61,11 @@ def test_paths_come_depth_first_in_taxonomy_order() -> None:
     assert [path.leaf.id for path in trajectories(TREE, min_actions=1)] == ["r.EV.Cla.SO", "r.EV.SO", "r.SO"]
 
 
-def test_a_step_holds_state_action_prior_and_value() -> None:
+def test_a_step_holds_state_and_action() -> None:
     path = trajectories(TREE, min_actions=3)[0]
     assert [step.state.id for step in path.steps] == ["r", "r.EV", "r.EV.Cla"]
     assert [step.action for step in path.steps] == [0, 1, 2]
-    assert [step.value for step in path.steps] == [0.6, 0.7, 0.8]
-    assert [math.exp(step.log_prior) for step in path.steps] == pytest.approx([0.5, 0.3, 0.2])
-    assert [step.visits for step in path.steps] == [1, 1, 1]
+    assert [step.state.mean_return for step in path.steps] == [0.6, 0.7, 0.8]
     assert path.leaf_value == 0.9
     assert path.outcome is Outcome.RESOLVED
 

@@ -172,15 +172,15 @@ def train_flow(summary: dict[str, Any]) -> Facts:
 
 def _labels(plan: Any, as_json: bool) -> Facts:
     """Return what to print of a reward model's plan; a reader gets the refusal as the error that follows."""
-    facts = plan.facts()
+    refusal = plan["refusal"]
     if as_json:
-        return dict(facts)
-    return {name: value for name, value in facts.items() if name != "refusal"} | {
-        "warnings": "; ".join(plan.warnings) or None
+        return {**plan, "refusal": str(refusal) if refusal else None}
+    return {name: value for name, value in plan.items() if name != "refusal"} | {
+        "warnings": "; ".join(plan["warnings"]) or None
     }
 
 
-@RunCommand("steps", trains=True, planned=_labels, refusal=lambda plan: plan.refusal)
+@RunCommand("steps", trains=True, planned=_labels, refusal=lambda plan: plan["refusal"])
 def train_reward(summary: dict[str, Any]) -> Facts:
     """Train a reward model that tells good replies without simulating their future.
 
@@ -196,7 +196,7 @@ def train_reward(summary: dict[str, Any]) -> Facts:
     return {name: value for name, value in summary.items() if name != "warnings"}
 
 
-@RunCommand("steps", trains=True)
+@RunCommand("steps", trains=True, planned=lambda plan, as_json: dict(plan))
 def train_rl(summary: dict[str, Any]) -> Facts:
     """Train a supporter that reasons before it answers, by reinforcement learning.
 

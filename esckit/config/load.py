@@ -2,7 +2,7 @@
 
 Every key of a recipe's YAML knows its line (:mod:`esckit.documents` says what is refused), and ``--set a.b=c`` changes
 single fields. What is wrong with a recipe is reported all at once, one line each: dotted path, line, what to do;
-secrets are never quoted. A recipe that names earlier runs which are not there is told the commands that make them.
+secrets are never quoted. If a recipe names earlier runs that do not exist, the error gives the commands that make them.
 """
 
 from __future__ import annotations
@@ -42,22 +42,15 @@ RECIPES = Registry(
 
 
 class RecipeFile(NamedTuple):
-    """A recipe's name and file."""
+    """A recipe's name and file; of one that ships also its command and its first comment line."""
 
     name: str
     path: Path
+    command: str = ""
+    title: str = ""
 
 
-class ShippedRecipe(NamedTuple):
-    """A recipe that ships: name, file, its command, and its first comment line."""
-
-    name: str
-    path: Path
-    command: str
-    title: str
-
-
-def shipped_recipes() -> tuple[ShippedRecipe, ...]:
+def shipped_recipes() -> tuple[RecipeFile, ...]:
     """Return the shipped recipes, sorted by name."""
     folder = shipped_dir("recipes")
     found = []
@@ -68,9 +61,8 @@ def shipped_recipes() -> tuple[ShippedRecipe, ...]:
         text = path.read_text(encoding="utf-8")
         command = _COMMAND.search(text)
         title = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
-        found.append(
-            ShippedRecipe(relative.with_suffix("").as_posix(), path, command.group(1) if command else "", title)
-        )
+        name = relative.with_suffix("").as_posix()
+        found.append(RecipeFile(name, path, command.group(1) if command else "", title))
     return tuple(found)
 
 
@@ -89,9 +81,9 @@ def find_recipe(ref: str) -> RecipeFile:
     if path.is_dir():
         raise ConfigError(f"{ref} is a folder", expected="a recipe's name or file")
     name = ref.removesuffix(SUFFIX)
-    shipped = {recipe.name: recipe.path for recipe in shipped_recipes()}
+    shipped = {recipe.name: recipe for recipe in shipped_recipes()}
     if name in shipped:
-        return RecipeFile(name, shipped[name])
+        return shipped[name]
     close = nearest(name, shipped)
     raise ConfigError(
         f"no recipe {ref!r}",
@@ -127,15 +119,6 @@ def parse_source(text: str, origin: str) -> Source:
     return Source(origin, _frozen(data), lines)
 
 
-def parse_value(text: str, origin: str) -> Any:
-    """Parse the right-hand side of ``--set``; the empty text is None.
-
-    Raises:
-        ConfigError: If it is not YAML, or holds a key twice.
-    """
-    return _frozen(parse_yaml(text, origin))
-
-
 def _frozen(value: Any) -> Any:
     """Return a value with tuples for lists, as strict validation wants them, and every path under ``~`` written out.
 
@@ -156,7 +139,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, f
 
     Args:
         source: The recipe as it was written.
-        overrides: ``a.b=c`` each; ``c`` is YAML, and replaces the whole of ``a.b``. Later ones win.
+        overrides: ``a.b=c`` each; ``c`` is YAML (nothing is None), and replaces the whole of ``a.b``. Later ones win.
 
     Raises:
         ConfigError: If any of them is not of this form; all of them are named.
@@ -168,7 +151,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> tuple[Source, f
             if not equals or not _FIELD.match(name):
                 raise ConfigError(f"--set {name!r} names no field" if equals else f"--set {text!r} has no '='")
             path = tuple(name.split("."))
-            data = _replaced(data, path, parse_value(written, f"--set {name}"), name)
+            data = _replaced(data, path, _frozen(parse_yaml(written, f"--set {name}")), name)
         except ConfigError as error:
             problems.append(str(error))
         else:
@@ -218,7 +201,7 @@ def _where(path: Place, source: Source, changed: frozenset[Place]) -> str:
 
 
 def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
-    """Return what is wrong and, where it can be told, what was meant."""
+    """Return what is wrong and, if there is a near match, what was probably meant."""
     *section, field = detail["loc"] or ("",)
     value = detail["input"]
     if detail["type"] == "extra_forbidden":
@@ -288,7 +271,7 @@ class LoadedRecipe(Generic[RecipeT]):
     recipe: RecipeT
 
     def default_out(self) -> Path:
-        """Return ``runs/<command>-<name>``; the command's word is not said twice.
+        """Return ``runs/<command>-<name>``; the command's word is not repeated.
 
         ``smoke/simulate`` runs in ``runs/simulate-smoke``, ``mine.yaml`` in ``runs/simulate-mine``.
         """
@@ -322,7 +305,15 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
             expected=f"a recipe for {wanted!r}",
             hint=f"Run: esckit {named} {ref}" if named in RECIPES.targets else None,
         )
-    return LoadedRecipe(name, _validated(kind, source, changed))
+    try:
+        return LoadedRecipe(name, kind.model_validate(source.data, strict=True))
+    except ValidationError as error:
+        problems = describe_problems(error, kind, source, changed)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(
+            "\n  ".join([f"recipe {source.origin}: {count}", *problems]),
+            hint=f"'esckit recipes schema {named}' lists every field",
+        ) from error
 
 
 def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[Recipe]:
@@ -331,26 +322,14 @@ def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[
     Raises:
         ConfigError: If there is no such recipe or command, or anything in it is wrong.
     """
-    name, source, changed, named = _read(ref, overrides)
+    named = _read(ref, overrides)[3]
     if named not in RECIPES.targets:
         raise ConfigError(
             f"recipe {ref} is for the command {named!r}, which this version of esckit does not have",
             expected=f"one of {', '.join(RECIPES.names())}",
             hint=did_you_mean(named, RECIPES.targets).capitalize() or None,
         )
-    return LoadedRecipe(name, _validated(RECIPES.resolve(named), source, changed))
-
-
-def _validated(kind: type[RecipeT], source: Source, changed: frozenset[Place]) -> RecipeT:
-    try:
-        return kind.model_validate(source.data, strict=True)
-    except ValidationError as error:
-        problems = describe_problems(error, kind, source, changed)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(
-            "\n  ".join([f"recipe {source.origin}: {count}", *problems]),
-            hint=f"'esckit recipes schema {source.data['command']}' lists every field",
-        ) from error
+    return load_recipe(ref, RECIPES.resolve(named), overrides=overrides)
 
 
 def _read(ref: str, overrides: Sequence[str]) -> tuple[str, Source, frozenset[Place], str]:
@@ -400,11 +379,15 @@ def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:
     if not missing:
         return
     lines = [f"{field}: there is no {path}{_did_you_mean(path)}" for field, path, _ in missing]
-    made = {path: maker for _, path, maker in missing}
+    commands = {Path(path): f"esckit {maker} RECIPE --out {path}" for _, path, maker in missing}
+    for recipe_file in reversed(shipped_recipes()):
+        folder = default_out(recipe_file.command, recipe_file.name)
+        if folder in commands:
+            commands[folder] = f"esckit {recipe_file.command} {recipe_file.name}"
     raise ConfigError(
         "\n  ".join(lines),
         expected="what earlier commands wrote",
-        hint="Make it with: " + "; ".join(_command(maker, path) for path, maker in made.items()),
+        hint="Make it with: " + "; ".join(commands.values()),
     )
 
 
@@ -429,10 +412,3 @@ def _did_you_mean(path: str) -> str:
     folder = Path(path).parent
     close = nearest(Path(path).name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
     return f"; did you mean {folder / close}?" if close else ""
-
-
-def _command(maker: str, path: str) -> str:
-    """Return the command that makes a run: that of the shipped recipe which writes there, if there is one."""
-    writes = (each for each in shipped_recipes() if default_out(each.command, each.name) == Path(path))
-    recipe = next(writes, None)
-    return f"esckit {recipe.command} {recipe.name}" if recipe else f"esckit {maker} RECIPE --out {path}"

@@ -1,9 +1,10 @@
 """The sections that recipes are made of, each written once: they refuse unknown keys and are handed on as they are.
 
 Here are the base of all recipes and what several commands share: the ``data:`` section (which dialogues of which corpus
-a run uses), the ``models:`` section (which model plays a role, and how it is sampled), rollouts and critics. A model is
-exactly one of four kinds: a local ``backbone``, an ``endpoint``, a ``checkpoint`` that esckit trained, or a
-``scripted`` fake. Secrets never stand in a recipe: an endpoint names the environment variable that holds its key.
+a run uses), the ``models:`` section (which model plays a role, and how it is sampled), rollouts and critics, adapters
+and optimisers (a training's own subclass states the defaults of its method). A model is exactly one of four kinds: a
+local ``backbone``, an ``endpoint``, a ``checkpoint`` that esckit trained, or a ``scripted`` fake. Secrets never stand
+in a recipe: an endpoint names the environment variable that holds its key.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     Tag,
     field_validator,
@@ -456,6 +458,43 @@ class Strategist(Section):
     """How the prior is read: probabilities written as ``json``, or scored ``choices``."""
 
     readout: Literal["json", "choices"] = "json"
+
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""``auto`` is bfloat16 autocast on a GPU and float32 on a processor."""
+
+
+class Lora(Section):
+    """A LoRA adapter.
+
+    Attributes:
+        targets: Names of modules, ``all-linear`` for those of attention and MLP, or None for those that the backbone
+            registry names.
+    """
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] | Literal["all-linear"] | None = None
+
+
+class Optim(Section):
+    """The optimiser: AdamW (0.9, 0.999) with a warm-up.
+
+    Attributes:
+        lr: Highest learning rate.
+        epochs: Passes over the training part.
+        warmup_share: Share of all steps during which the learning rate rises.
+    """
+
+    lr: PositiveFloat
+    epochs: PositiveInt
+    schedule: Schedule = "linear"
+    warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
 
 
 class Resume(Section):

@@ -6,11 +6,13 @@ utterances may hold other line separators. What a record means is not known here
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -117,6 +119,7 @@ class _Reading:
         self.source = source
         self.path = path
         self.sink = sink
+        self.error = partial(DataError.of_file, path)
         self.decoder = StrictDecoder()
         self.start = 0
 
@@ -135,10 +138,6 @@ class _Reading:
             raise self.error("a file that holds no dialogue", expected="at least one record")
         else:
             raise self._unreadable()
-
-    def error(self, found: str, *, expected: str | None = None, hint: str | None = None) -> DataError:
-        """Return an error that concerns the whole file."""
-        return DataError.of_file(self.path, found, expected=expected, hint=hint)
 
     def note(self, code: str, *, detail: str | None = None) -> None:
         """Note something about the file as a whole."""
@@ -171,16 +170,8 @@ class _Reading:
         kind = known_kind(head)
         if kind is not None:
             return self.error(kind.found, expected=READABLE, hint=kind.hint)
-        nul = head.find(b"\0")
-        if nul >= 0:
-            return self.error(_nul(self.start + nul), hint="Save it as UTF-8")
-        try:
-            head.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if len(head) < _CHUNK or error.start < len(head) - 4:  # else a character that the chunk cut
-                return self.error(_not_utf8(self.start + error.start), expected="UTF-8", hint="Save it as UTF-8")
-        guess = what_it_is(head.decode("utf-8", errors="replace"))
-        return self.error(guess, expected=READABLE, hint=OWN_DATA)
+        text = _utf8(head, self.start, self.error, whole=len(head) < _CHUNK)
+        return self.error(what_it_is(text), expected=READABLE, hint=OWN_DATA)
 
     # ------------------------------------------------------------ documents
 
@@ -194,16 +185,10 @@ class _Reading:
                 hint="Write it as JSON lines, which are streamed",
             )
         self.source.seek(self.start)
-        data = self.source.read()
-        nul = data.find(b"\0")
-        if nul >= 0:
-            raise self.error(_nul(self.start + nul), hint="Save it as UTF-8")
-        if b"\r\n" in data:
+        text = _utf8(self.source.read(), self.start, self.error)
+        if "\r\n" in text:
             self.note("crlf")
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.error(_not_utf8(self.start + error.start), expected="UTF-8", hint="Save it as UTF-8") from error
+        return text
 
     def _array(self) -> Iterator[RawRecord]:
         """Yield the elements of an array as they are parsed."""
@@ -227,7 +212,10 @@ class _Reading:
             if mark != ",":
                 raise self._syntax(json.JSONDecodeError("Expecting ',' delimiter", text, position), index - 1)
             position = skip_space(text, position + 1)
-        end = skip_space(text, position + 1)
+        self._check_end(text, position + 1, index)
+
+    def _check_end(self, text: str, position: int, index: int) -> None:
+        end = skip_space(text, position)
         if end != len(text):
             raise self._syntax(json.JSONDecodeError("Extra data", text, end), index)
 
@@ -237,22 +225,27 @@ class _Reading:
         except json.JSONDecodeError as error:
             raise self._syntax(error, index) from error
         except RecursionError as error:
-            raise DataError.of_file(self.path, "JSON that is nested too deeply", record=index) from error
+            raise self.error("JSON that is nested too deeply", record=index) from error
 
     def _syntax(self, error: json.JSONDecodeError, index: int) -> DataError:
         """Return what is wrong with a document, by line and column."""
         if index == 0 and is_python(error.doc):
             return self.error(PYTHON_LITERALS, expected=READABLE)
         early = "; the file ends early" if ends_early(error) else ""
-        return DataError.of_file(
-            self.path, f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}{early}", record=index
-        )
+        return self.error(f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}{early}", record=index)
 
     def _as_one_object(self) -> RawRecord | None:
         """Return a ``{`` document that spans several lines as one record, None if the file is JSON lines."""
         lines = (line for line in self._lines() if line.too_long or line.raw.strip())
         first = next(lines, None)
-        if first is None or first.too_long or _parses(self.decoder, first.raw):
+        if first is None or first.too_long:
+            return None
+        try:
+            self.decoder.whole(first.raw.decode("utf-8"))
+            return None
+        except json.JSONDecodeError:
+            pass  # only a syntax error says that this is no line of JSON lines
+        except (UnicodeDecodeError, RecursionError):
             return None
         if is_python(first.raw.decode("utf-8", errors="replace")):
             raise self.error(PYTHON_LITERALS, expected=READABLE)
@@ -261,11 +254,9 @@ class _Reading:
             return None
         text = self._document()
         decoded = self._element(text, skip_space(text, 0), 0)
-        end = skip_space(text, decoded.end)
-        if end != len(text):
-            raise self._syntax(json.JSONDecodeError("Extra data", text, end), 1)
+        self._check_end(text, decoded.end, 1)
         if decoded.fault is not None:
-            raise DataError.of_file(self.path, decoded.fault.found, record=0, expected=decoded.fault.expected)
+            raise self.error(decoded.fault.found, record=0, expected=decoded.fault.expected)
         return RawRecord(0, None, decoded.value, "object")
 
     # ------------------------------------------------------------ lines
@@ -278,19 +269,12 @@ class _Reading:
             number += 1
             size = len(raw)
             too_long = len(raw.rstrip(b"\r\n")) > MAX_LINE_BYTES
-            if too_long and not raw.endswith(b"\n"):
-                size += self._skip_line()
+            rest = raw
+            while too_long and rest and not rest.endswith(b"\n"):
+                rest = self.source.readline(_CHUNK)
+                size += len(rest)
             yield _Line(number, offset, size, b"" if too_long else raw.removesuffix(b"\n"), too_long)
             offset += size
-
-    def _skip_line(self) -> int:
-        """Read on to the end of an overlong line; return the number of bytes skipped."""
-        skipped = 0
-        while chunk := self.source.readline(_CHUNK):
-            skipped += len(chunk)
-            if chunk.endswith(b"\n"):
-                break
-        return skipped
 
     def _json_lines(self) -> Iterator[RawRecord]:
         """Yield the records of JSON lines; refuse broken lines one by one."""
@@ -314,44 +298,34 @@ class _Reading:
 
     def _line_value(self, line: _Line, index: int) -> Any:
         """Parse one line."""
-
-        def refused(found: str, expected: str | None = None, hint: str | None = None) -> DataError:
-            where = str(self.path)
-            return DataError(found, path=where, record=index, line=line.number, expected=expected, hint=hint)
-
+        refused = partial(DataError, path=str(self.path), record=index, line=line.number)
         if line.too_long:
-            raise refused(f"a line of {line.size:,} bytes", f"at most {MAX_LINE_BYTES:,} bytes (8 MiB) a line")
-        nul = line.raw.find(b"\0")
-        if nul >= 0:
-            raise refused(_nul(line.offset + nul), hint="Save it as UTF-8")
+            limit = f"at most {MAX_LINE_BYTES:,} bytes (8 MiB) a line"
+            raise refused(f"a line of {line.size:,} bytes", expected=limit)
+        text = _utf8(line.raw, line.offset, refused)
         try:
-            decoded = self.decoder.whole(line.raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise refused(_not_utf8(line.offset + error.start), "UTF-8", "Save it as UTF-8") from error
+            decoded = self.decoder.whole(text)
         except json.JSONDecodeError as error:
             early = "; the line ends early" if ends_early(error) else ""
             raise refused(f"no JSON at line {line.number}, column {error.colno}: {error.msg}{early}") from error
         except RecursionError as error:
             raise refused("JSON that is nested too deeply") from error
         if decoded.fault is not None:
-            raise refused(decoded.fault.found, decoded.fault.expected)
+            raise refused(decoded.fault.found, expected=decoded.fault.expected)
         return decoded.value
 
 
-def _parses(decoder: StrictDecoder, raw: bytes) -> bool:
-    """Return whether a line can be a line of JSON lines; only a syntax error says that it is not."""
+def _utf8(data: bytes, offset: int, error: Callable[..., DataError], *, whole: bool = True) -> str:
+    """Return the text of bytes that begin at an offset of the file; unless ``whole``, their last character may be cut.
+
+    Raises:
+        DataError: What ``error`` makes of NUL bytes, or of bytes that are not UTF-8.
+    """
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise error(f"a NUL byte at byte offset {offset + nul:,}", hint="Save it as UTF-8")
     try:
-        decoder.whole(raw.decode("utf-8"))
-    except json.JSONDecodeError:
-        return False
-    except (UnicodeDecodeError, RecursionError):
-        return True
-    return True
-
-
-def _nul(offset: int) -> str:
-    return f"a NUL byte at byte offset {offset:,}"
-
-
-def _not_utf8(offset: int) -> str:
-    return f"bytes that are not UTF-8 at byte offset {offset:,}"
+        return codecs.utf_8_decode(data, "strict", whole)[0]
+    except UnicodeDecodeError as fault:
+        found = f"bytes that are not UTF-8 at byte offset {offset + fault.start:,}"
+        raise error(found, expected="UTF-8", hint="Save it as UTF-8") from fault

@@ -101,7 +101,9 @@ def contexts(
     """
     if last_turns is not None and last_turns < 1:
         raise ValueError(f"last_turns must be at least 1, not {last_turns}")
-    mark = "#m" if (alternates(dialogue) if merged is None else merged) else "#"
+    if merged is None:
+        merged = all(left.speaker != right.speaker for left, right in pairwise(dialogue.turns))
+    mark = "#m" if merged else "#"
     for index, turn in enumerate(dialogue.turns):
         if turn.speaker != "supporter" or index == 0:
             continue
@@ -117,11 +119,6 @@ def contexts(
                 n_dropped_turns=index - len(prefix),
                 reference=turn,
             )
-
-
-def alternates(dialogue: Dialogue) -> bool:
-    """Return whether no speaker has two turns in a row."""
-    return all(left.speaker != right.speaker for left, right in pairwise(dialogue.turns))
 
 
 def build_contexts(
@@ -156,14 +153,11 @@ def build_contexts(
         raise DataError(
             "no context", expected="at least one supporter turn with a seeker turn before it", hint="See data.split"
         )
-    return tuple(_with_situation(context) if situation_first else context for context in found)
-
-
-def _with_situation(context: Context) -> Context:
-    if not context.scenario.situation:
-        return context
-    first = Turn(speaker="seeker", text=context.scenario.situation)
-    return context.model_copy(update={"turns": (first, *context.turns)})
+    for at, context in enumerate(found):
+        if situation_first and context.scenario.situation:
+            first = Turn(speaker="seeker", text=context.scenario.situation)
+            found[at] = context.model_copy(update={"turns": (first, *context.turns)})
+    return tuple(found)
 
 
 class Seed(NamedTuple):

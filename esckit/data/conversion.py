@@ -25,7 +25,7 @@ from esckit.errors import DataError
 from esckit.records import dump_line, file_sha256, write_atomic, write_json, write_records
 from esckit.strategies.taxonomy import load_mapping, load_taxonomy
 from esckit.text import ids_digest
-from esckit.types import Dialogue, Survey, Turn
+from esckit.types import Dialogue, Survey
 
 
 def hub_line(dialogue: Dialogue) -> str:
@@ -37,24 +37,20 @@ def hub_line(dialogue: Dialogue) -> str:
     ratings = survey.model_dump()  # as strings; what was not answered is absent
     seeker = {key: str(ratings[name]) for name, key in SEEKER_RATINGS.items() if ratings[name] is not None}
     relevance = survey.supporter_relevance
-    record = {
+    record: dict[str, Any] = {
         "experience_type": scenario.experience_type or "",
         "emotion_type": scenario.emotion_type or "",
         "problem_type": scenario.problem_type or "",
         "situation": scenario.situation,
         "survey_score": {"seeker": seeker, "supporter": {} if relevance is None else {"relevance": str(relevance)}},
-        "dialog": [_item(turn, mapped=dialogue.mapping is not None) for turn in dialogue.turns],
+        "dialog": [],
         **{key: survey.answers.get(key) or "" for key in ANSWERS},
     }
+    for turn in dialogue.turns:
+        label = turn.strategy if dialogue.mapping is not None or turn.source_strategy is None else turn.source_strategy
+        item = {"text": turn.text, "speaker": "usr" if turn.speaker == "seeker" else "sys"}
+        record["dialog"].append(item | ({} if turn.speaker == "seeker" or label is None else {"strategy": label}))
     return json.dumps(record)
-
-
-def _item(turn: Turn, *, mapped: bool) -> dict[str, Any]:
-    """Return one utterance."""
-    if turn.speaker == "seeker":
-        return {"text": turn.text, "speaker": "usr"}
-    label = turn.strategy if mapped or turn.source_strategy is None else turn.source_strategy
-    return {"text": turn.text, "speaker": "sys", **({} if label is None else {"strategy": label})}
 
 
 def hub_losses(dialogues: Sequence[Dialogue]) -> list[str]:

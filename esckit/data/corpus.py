@@ -24,7 +24,6 @@ from esckit.data.layouts import (
     AUTO,
     RECORD_READERS,
     accepted,
-    check_format,
     read_dialogues,
     recognise,
     recognise_file,
@@ -121,7 +120,7 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
         path: File, folder, zip, ``sample:NAME`` or ``hub:OWNER/NAME[@REVISION]``.
         format: Name of a format, ``auto``, or ``module:attr`` of a :class:`~esckit.protocols.DatasetLoader`.
         sink: Takes what is noted, and decides whether a refused record ends the reading.
-        max_refused_share: Share of records, in [0, 1], that may be refused where the sink goes on; ``data inspect``
+        max_refused_share: Share of records, in [0, 1], that may be refused if the sink continues; ``data inspect``
             asks for all.
 
     Raises:
@@ -147,11 +146,8 @@ def _file_parts(given: str, format: str) -> _Parts:
     paths, ignored = _files_of(given)
     if format == AUTO:
         format = _common_format(given, [(path.name, recognise_file(path)) for path in paths])
-    elif format in RECORD_READERS.targets:
-        for path in paths:
-            check_format(format, path)
     if format in RECORD_READERS.targets:
-        loader: DatasetLoader = partial(read_dialogues, format=format)
+        loader: DatasetLoader = partial(read_dialogues, format=format, places=_places(format))
     else:
         loader = _own_loader(format, RECORD_READERS.resolve(format))
     parts = []
@@ -162,6 +158,11 @@ def _file_parts(given: str, format: str) -> _Parts:
             raise DataError.of_file(path, f"a file that cannot be read ({error.strerror})") from error
         parts.append(_Part(path, digest, split, partial(loader, path)))
     return _Parts(format, parts, ignored)
+
+
+def _places(format: str) -> dict[str, str] | None:
+    """Return where ids are kept while files are read; only in ``jsonl`` they are the records' own word."""
+    return {} if format == "jsonl" else None
 
 
 def _files_of(given: str) -> tuple[dict[Path, str | None], tuple[str, ...]]:
@@ -269,14 +270,14 @@ def _hub_parts(given: str, format: str) -> _Parts:
             raise DataError.of_file(f"{given}/{name}", "a split that holds no dialogue")
     if format == AUTO:
         format = _common_format(given, [(n, recognise(_raw(rows[n]), str(Path(given) / n))) for n in known])
-    parts = []
+    parts, places = [], _places(format)
     for name in known:
         digest = sha256()
         for row in rows[name]:
             text = row["text"] if row.keys() == {"text"} else json.dumps(row, ensure_ascii=True, default=str)
             digest.update(f"{text}\n".encode("utf-8", errors="replace"))
         place = Path(given) / name
-        read = partial(read_dialogues, place, format=format, records=_raw(rows[name]))
+        read = partial(read_dialogues, place, format=format, records=_raw(rows[name]), places=places)
         parts.append(_Part(place, digest.hexdigest(), _SPLIT_WORDS[name], read))
     return _Parts(format, parts, tuple(sorted(str(name) for name in loaded if name not in _SPLIT_WORDS)))
 
@@ -347,7 +348,7 @@ class _Gathering:
         self._situations: dict[str, str] = {}
 
     def refuse(self, error: DataError) -> None:
-        """Let the caller's sink refuse a record, and count it if reading goes on."""
+        """Let the caller's sink refuse a record, and count it if reading continues."""
         self._sink.refuse(error)
         self.n_refused += 1
         self.first_refusal = self.first_refusal or error
@@ -365,12 +366,22 @@ class _Gathering:
             ) from self.first_refusal
 
     def read(self, part: _Part) -> CorpusFile:
-        """Take in one file. A record's index is the number of records accepted and refused before it."""
+        """Take in one file; its dialogues get a source and, where the file's name says it, a split.
+
+        A record's index is the number of records accepted and refused before it.
+        """
         refused_before = self.n_refused
         n_accepted = 0
         for dialogue in part.read(sink=self):
             index = n_accepted + self.n_refused - refused_before
-            n_accepted += self._take(_stamped(dialogue, self.format, part, index), part, index)
+            source = dialogue.source or Source(
+                corpus=self.format, format=self.format, file=part.path.name, record=index
+            )
+            if part.split is not None and source.split != part.split:
+                source = source.model_copy(update={"split": part.split})
+            if source is not dialogue.source:
+                dialogue = dialogue.model_copy(update={"source": source})
+            n_accepted += self._take(dialogue, part, index)
         n_records = n_accepted + self.n_refused - refused_before
         return CorpusFile(part.path.name, part.sha256, part.split, n_records)
 
@@ -386,18 +397,5 @@ class _Gathering:
                 self.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
             self.dialogues.append(dialogue)
             return True
-        if self.format == "jsonl":  # there an id is the record's own word, so that two can differ under one id
-            found = f"the id {quoted(dialogue.id)} again, first in {known}"
-            error = DataError(found, path=str(part.path), record=index, field="scenario.id", expected="every id once")
-            self.refuse(error)
-            return False
         detail = f"the same dialogue as {known}"
         return accepted([Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail)], self)
-
-
-def _stamped(dialogue: Dialogue, format: str, part: _Part, index: int) -> Dialogue:
-    """Return the dialogue with a source, and with the split that its file's name gives."""
-    source = dialogue.source or Source(corpus=format, format=format, file=part.path.name, record=index)
-    if part.split is not None and source.split != part.split:
-        source = source.model_copy(update={"split": part.split})
-    return dialogue if source is dialogue.source else dialogue.model_copy(update={"source": source})

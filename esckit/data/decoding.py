@@ -157,7 +157,7 @@ class Guess(NamedTuple):
 
 
 def known_kind(head: bytes) -> Guess | None:
-    """Return which other kind of file the first bytes (at least 512, where there are so many) speak for."""
+    """Return the kind of file that the first bytes (at least 512, if there are so many) indicate."""
     for signature, found, hint in _BINARY:
         if head.startswith(signature):
             return Guess(found, hint)

@@ -37,7 +37,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A corpus as it was read: with resolved labels and everything met on the way.
+    """A corpus as it was read: with resolved labels and every problem found.
 
     Attributes:
         corpus: The corpus as read, labels unresolved.
@@ -97,7 +97,10 @@ def build_report(reading: Reading, *, merge: bool = False, limit_problems: int =
             **_count_turns(shown),
             "per_dialogue": spread([len(dialogue.turns) for dialogue in dialogues]),
             "merged_per_dialogue": spread([len(dialogue.turns) for dialogue in merged]),
-            "contexts": {"unmerged": _n_contexts(dialogues), "merged": _n_contexts(merged)},
+            "contexts": {
+                name: sum(1 for dialogue in cut for _ in contexts(dialogue))
+                for name, cut in (("unmerged", dialogues), ("merged", merged))
+            },
         },
         "strategies": _strategies(reading, shown),
         "words": {"utterance": _words(dialogues), "merged_turn": _words(merged)},
@@ -155,10 +158,6 @@ def _count_turns(dialogues: Iterable[Dialogue]) -> dict[str, int]:
     """Return the number of turns, in all and per speaker."""
     counts = _speakers(turn for dialogue in dialogues for turn in dialogue.turns)
     return {"n": sum(counts.values()), **counts}
-
-
-def _n_contexts(dialogues: Iterable[Dialogue]) -> int:
-    return sum(1 for dialogue in dialogues for _ in contexts(dialogue))
 
 
 def _shown_label(turn: Turn | TurnPart, resolved: bool) -> str | None:
@@ -394,32 +393,23 @@ def _strategies_text(strategies: Mapping[str, Any]) -> list[str]:
     return [head, *table(rows), "  " + ", ".join(f"{strategies[f'n_{name}']:,} {name}" for name in rest)]
 
 
-def _spread_row(name: str, values: Mapping[str, Any]) -> Sequence[object]:
-    return (name, *(values[key] for key in ("min", "mean", "median", "p95", "max")))
-
-
 def _lengths(report: Mapping[str, Any]) -> list[str]:
-    words, counts = report["words"], report["utterances"]
-    return [
-        "lengths",
-        *table(
-            [
-                ("", "min", "mean", "median", "p95", "max"),
-                _spread_row("words per utterance, seeker", words["utterance"]["seeker"]),
-                _spread_row("words per utterance, supporter", words["utterance"]["supporter"]),
-                _spread_row("words per merged turn, seeker", words["merged_turn"]["seeker"]),
-                _spread_row("words per merged turn, supporter", words["merged_turn"]["supporter"]),
-                _spread_row("utterances per dialogue", counts["per_dialogue"]),
-                _spread_row("merged turns per dialogue", counts["merged_per_dialogue"]),
-            ]
-        ),
-    ]
+    columns = ("min", "mean", "median", "p95", "max")
+    found = {
+        f"words per {what.replace('_', ' ')}, {speaker}": values
+        for what, by_speaker in report["words"].items()
+        for speaker, values in by_speaker.items()
+    }
+    found["utterances per dialogue"] = report["utterances"]["per_dialogue"]
+    found["merged turns per dialogue"] = report["utterances"]["merged_per_dialogue"]
+    rows = [(name, *(values[column] for column in columns)) for name, values in found.items()]
+    return ["lengths", *table([("", *columns), *rows])]
 
 
 def _issues_text(issues: Mapping[str, Any]) -> list[str]:
     if not issues:
         return []
-    lines = ["met on the way (N noted, W warned)"]
+    lines = ["found while reading (N noted, W warned)"]
     for code, found in issues.items():
         lines.append(f"  {found['severity']} {code}: {found['n']:,}")
         lines += [f"      {place}" for place in found["places"]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from esckit.data.containers import RawRecord, raw_records
-from esckit.data.decoding import OWN_DATA, StrictDecoder
+from esckit.data.decoding import OWN_DATA, Guess, StrictDecoder
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.registry import Registry, nearest
@@ -53,10 +53,10 @@ _SPEAKERS: dict[str, Speaker] = {
 
 
 class IssueList:
-    """The sink that ships: collects what is noted; raises on the first refusal, or counts refusals and goes on.
+    """The sink that ships: collects what is noted; raises on the first refusal, or counts refusals and continues.
 
     Args:
-        go_on: Whether to go on after a refused record; an error of a whole file is raised all the same.
+        go_on: Whether to continue after a refused record; an error of a whole file is raised all the same.
         strict: Whether a warning refuses its record (``--strict``).
 
     Attributes:
@@ -111,23 +111,16 @@ RECORD_READERS = Registry(
 """Format name to the function that reads one record of it; a user's own loader of whole files is a ``module:attr``."""
 
 
-class Foreign(NamedTuple):
-    """A layout that is known and not read, and what to do about it."""
+_CHAT = Guess("chat records ('messages' of 'role' and 'content')", f"They cannot be read yet. {OWN_DATA}")
 
-    name: str
-    hint: str
+_SHAREGPT = Guess("ShareGPT records ('conversations' of 'from' and 'value')", f"They cannot be read yet. {OWN_DATA}")
 
-
-_CHAT = Foreign("chat records ('messages' of 'role' and 'content')", f"They cannot be read yet. {OWN_DATA}")
-
-_SHAREGPT = Foreign("ShareGPT records ('conversations' of 'from' and 'value')", f"They cannot be read yet. {OWN_DATA}")
-
-_CARDS = Foreign(
+_CARDS = Guess(
     "role cards of ESC-Eval ('base' and 'res'), which describe seekers and hold no dialogue",
     "A scenario of self-play comes from a dialogue; docs/data.md lists the corpora that are read",
 )
 
-_MULTIESC = Foreign(
+_MULTIESC = Guess(
     "MultiESC's copy of ESConv (items with 'all_strategy'), whose turns are joined and whose labels are fused",
     "Use ESConv itself; docs/data.md says where it is",
 )
@@ -146,7 +139,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(value: Any) -> Shape:
-    """Return which format a record's keys speak for."""
+    """Return the format that a record's keys indicate."""
     if not isinstance(value, dict):
         return Shape(None, certain=False)
     if "scenario" in value and "turns" in value:
@@ -162,7 +155,7 @@ def shape_of(value: Any) -> Shape:
     return Shape(None, certain=False)
 
 
-def foreign(value: Any) -> Foreign | None:
+def foreign(value: Any) -> Guess | None:
     """Return which known layout a value has that is not read, None if it has none of these."""
     if isinstance(value, list):
         return foreign({"messages": value})
@@ -238,7 +231,7 @@ def recognise(records: Iterable[RawRecord], path: str) -> str:
             continue
         other = foreign(value)
         if other is not None:
-            raise DataError.of_file(path, other.name, expected=", ".join(NEEDS) + " (docs/data.md)", hint=other.hint)
+            raise DataError.of_file(path, other.found, expected=", ".join(NEEDS) + " (docs/data.md)", hint=other.hint)
         shape = shape_of(value)
         if shape.format and shape.certain:
             return shape.format
@@ -269,25 +262,6 @@ def recognise_file(path: Path) -> str:
     return recognise(chain([first], records), str(path))
 
 
-def check_format(asked: str, path: Path) -> None:
-    """Check that a format that was asked for is not plainly the wrong one.
-
-    Raises:
-        DataError: If the first telling record is of another format.
-    """
-    try:
-        found = recognise_file(path)
-    except DataError:
-        return  # the loader says it better, record by record
-    if not agree(found, asked):
-        raise DataError.of_file(
-            path,
-            f"records of format {found!r} ({NEEDS[found]}) where format {asked!r} was asked for",
-            expected=NEEDS[asked],
-            hint=f"Use --format {found} or leave it out",
-        )
-
-
 class RecordFields:
     """Reads the fields of one record.
 
@@ -304,12 +278,10 @@ class RecordFields:
         self.path = path
         self.issues: list[Issue] = []
 
-    # ------------------------------------------------------------ saying what was met
-
     def note(
         self, code: str, field: str | None = None, *, severity: Literal["N", "W"] = "N", detail: str | None = None
     ) -> None:
-        """Note something that can be lived with."""
+        """Note a recoverable problem."""
         self.issues.append(Issue(code, severity, self.path.name, self.raw.index, field, detail))
 
     def warn(self, code: str, field: str | None = None, *, detail: str | None = None) -> None:
@@ -516,7 +488,12 @@ _UNUSUAL: Mapping[str, tuple[str, ...]] = {
 
 
 def read_dialogues(
-    path: Path, *, format: str, sink: IssueSink, records: Iterable[RawRecord] | None = None
+    path: Path,
+    *,
+    format: str,
+    sink: IssueSink,
+    records: Iterable[RawRecord] | None = None,
+    places: dict[str, str] | None = None,
 ) -> Iterator[Dialogue]:
     """Yield the dialogues of a file; refused records go to the sink and are passed over.
 
@@ -525,20 +502,25 @@ def read_dialogues(
         format: Name of a shipped format.
         sink: Takes notes, warnings and refusals.
         records: Raw records from elsewhere.
+        places: Where in the corpus each id stands, added to here: an id that is there already is refused. None: ids
+            are computed from the dialogues, so one that comes again is the same dialogue.
 
     Raises:
         DataError: If the whole file is unusable, or the sink raises.
     """
     read: RecordReader = RECORD_READERS.resolve(format)
     container_noted = False
-    places: dict[str, str] = {}
     for raw in raw_records(path, sink=sink) if records is None else records:
         fields = RecordFields(raw, path)
         try:
             _check_shape(fields, format)
             dialogue = read(fields)
-            if format == "jsonl":  # whose ids are the records' own word, so that two dialogues can have one
-                _check_new(fields, dialogue.id, places)
+            if places is not None:
+                place = ", ".join([f"record {raw.index}", *([f"line {raw.line}"] if raw.line else [])])
+                first = places.setdefault(dialogue.id, f"{place} of {path.name}")
+                if first != f"{place} of {path.name}":
+                    found = f"the id {quoted(dialogue.id)} again, first in {first}"
+                    raise fields.error(found, "scenario.id", expected="every id once")
         except DataError as error:
             sink.refuse(error)
             continue
@@ -549,19 +531,10 @@ def read_dialogues(
             yield dialogue
 
 
-def _check_new(fields: RecordFields, dialogue_id: str, places: dict[str, str]) -> None:
-    """Refuse an id that the file had before."""
-    place = f"record {fields.raw.index}" + (f", line {fields.raw.line}" if fields.raw.line else "")
-    first = places.setdefault(dialogue_id, place)
-    if first != place:
-        found = f"the id {quoted(dialogue_id)} again, first in {first} and now in {place}"
-        raise fields.error(found, "scenario.id", expected="every id once")
-
-
 def accepted(issues: Iterable[Issue], sink: IssueSink) -> bool:
-    """Note what was met in one record; return False if the sink takes a warning for a refusal and goes on."""
+    """Note the issues of one record; return False if the sink treats a warning as a refusal and continues."""
     try:
-        # Warnings first: what else was met in a refused record does not count.
+        # Warnings first: other issues of a refused record do not count.
         for issue in sorted(issues, key=lambda issue: issue.severity == "N"):
             sink.note(issue)
     except DataError as error:
@@ -582,7 +555,13 @@ def _check_shape(fields: RecordFields, format: str) -> None:
         fields.note("text_column")
     other = foreign(value)
     if other is not None:
-        raise fields.error(other.name, expected=f"format {format!r}: {NEEDS[format]}", hint=other.hint)
+        raise fields.error(other.found, expected=f"format {format!r}: {NEEDS[format]}", hint=other.hint)
     found = shape_of(fields.object(value))
     if found.format and found.certain and not agree(found.format, format):
-        raise fields.error(f"a record of format {found.format!r}", expected=f"format {format!r}: {NEEDS[format]}")
+        wrong = fields.error(
+            f"a record of format {found.format!r} ({NEEDS[found.format]})",
+            expected=f"format {format!r}: {NEEDS[format]}",
+            hint=f"Use --format {found.format} or leave it out",
+        )
+        wrong.whole_file = raw.index == 0  # then it is the format that is wrong, and not one record
+        raise wrong

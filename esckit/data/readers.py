@@ -1,7 +1,7 @@
 """The readers of records: ESConv in the three layouts that circulate, ExTES, and the project's own format.
 
 Each takes one raw record, checks every field, and returns a dialogue; what all of them share is in
-:mod:`esckit.data.layouts`, which also says how the layouts are told apart.
+:mod:`esckit.data.layouts`, which also recognises the layouts.
 
 ESConv as published (``esconv``, also FailedESConv), one record::
 
@@ -194,7 +194,7 @@ def _with_canonical_keys(fields: RecordFields, item: Mapping[str, Any], place: s
 
 
 def _extes_turns(fields: RecordFields, item: dict[str, Any], place: str) -> list[Placed]:
-    """Return the turns of one item, the seeker's first; none, with a warning, if nobody said anything."""
+    """Return the turns of one item, the seeker's first; none, with a warning, if the item has no text."""
     turns = []
     if _USER not in item and _AI not in item:
         fields.warn("no_speaker", place)

@@ -29,7 +29,7 @@ from esckit.strategies.taxonomy import (
     load_mapping,
     load_taxonomy,
     mappings_between,
-    taxonomy_names,
+    shipped_names,
 )
 from esckit.types import Dialogue, Turn, TurnPart
 
@@ -84,7 +84,7 @@ def resolve_labels(dialogues: Iterable[Dialogue], rules: LabelRules, sink: Issue
 
     Raises:
         ConfigError: If the taxonomies differ and no mapping, or an unfit one, is given.
-        DataError: If a label is unknown and the sink does not go on.
+        DataError: If a label is unknown and the sink does not continue.
     """
     resolver = _Resolver(rules, sink)
     found = []
@@ -133,7 +133,7 @@ class _Resolver:
         if name is None:
             return self.rules.target
         if name not in self._taxonomies:
-            if self.rules == LabelRules() and name not in taxonomy_names():
+            if self.rules == LabelRules() and name not in shipped_names("taxonomy"):
                 return None
             self._taxonomies[name] = load_taxonomy(name)
         return self._taxonomies[name]
@@ -357,7 +357,7 @@ def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Select
 def read_labelled(
     path: str, *, format: str, rules: LabelRules, go_on: bool, strict: bool = False, max_refused_share: float = 0.5
 ) -> Reading:
-    """Return a whole corpus with its labels resolved, and everything met on the way.
+    """Return a whole corpus with its labels resolved, and every problem found.
 
     Args:
         path: File, folder, ``sample:NAME`` or ``hub:OWNER/NAME``.
@@ -365,7 +365,7 @@ def read_labelled(
         rules: How labels are read.
         go_on: Count refused records instead of raising.
         strict: Take a record with a warning for a refused one.
-        max_refused_share: Share of records, in [0, 1], that the loader may refuse if it goes on.
+        max_refused_share: Share of records, in [0, 1], that the loader may refuse if it continues.
     """
     sink = IssueList(go_on=go_on, strict=strict)
     corpus = read_corpus(path, format=format, sink=sink, max_refused_share=max_refused_share)
@@ -378,7 +378,7 @@ def read_labelled(
 
 def _named(name: str | None, rules: LabelRules) -> Taxonomy | None:
     """Return the taxonomy of a name, as the rules know it, else the shipped one."""
-    shipped = load_taxonomy(name) if name in taxonomy_names() else None
+    shipped = load_taxonomy(name) if name in shipped_names("taxonomy") else None
     return rules.taxonomies().get(name, shipped) if name is not None else None
 
 

@@ -26,8 +26,7 @@ from esckit.records import read_records
 from esckit.roles.cast import Casting
 from esckit.runs import MANIFEST, read_manifest
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
-from esckit.trees import main_line
-from esckit.types import Context, Dialogue, ParseKind, Reasoned, SearchTree
+from esckit.types import Context, Dialogue, ParseKind, Reasoned, SearchTree, main_line
 
 if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -99,7 +99,11 @@ def n_tokens(group: Sequence[Chunk], encoding: FlowEncoding) -> int:
     """Return the tokens of one forward pass over some chunks, padding included."""
     if encoding.mode == "tree":
         return sum(len(chunk.tree.nodes[node].tokens) for chunk in group for node in chunk.nodes)
-    lengths = [_sequence_length(chunk.tree, node, encoding) for chunk in group for node in _row_ends(chunk, encoding)]
+    ends = ((chunk.tree, node) for chunk in group for node in _row_ends(chunk, encoding))
+    if encoding.mode == "prefix" and encoding.max_prefix_tokens is not None:
+        lengths = [len(_sequence(tree, node, encoding)) for tree, node in ends]
+    else:
+        lengths = [tree.prefix_length(node) for tree, node in ends]
     return len(lengths) * max(lengths, default=0)
 
 
@@ -217,12 +221,6 @@ def _sequence(tree: FlowTree, node: int, encoding: FlowEncoding) -> tuple[int, .
     return tuple(token for piece in pieces for token in piece)
 
 
-def _sequence_length(tree: FlowTree, node: int, encoding: FlowEncoding) -> int:
-    if encoding.mode == "prefix" and encoding.max_prefix_tokens is not None:
-        return len(_sequence(tree, node, encoding))
-    return tree.prefix_length(node)
-
-
 # ---------------------------------------------------------------- forward passes
 
 
@@ -235,32 +233,18 @@ class Denominators(NamedTuple):
     response: float
 
 
-class PathTensors(NamedTuple):
-    """P paths of at most T actions through the states of a pass; real decisions stand first.
+@dataclass(frozen=True, slots=True)
+class FlowBatch:
+    """One forward pass: rows, S states in them, and P paths of at most T actions through those states.
 
     Attributes:
-        state: State of each decision (P, T); 0 outside the mask.
+        rows: What the model reads.
+        state: State of each decision (P, T), real ones first; 0 outside the mask.
         action: Strategy taken in it (P, T).
         mask: Real decisions, boolean (P, T).
         value: Search values of states and leaf (P, T+1); the leaf follows the last decision.
         first_node: Whether the path is the update's first with this node, boolean (P, T+1).
         first_edge: The same with edges in place of states, boolean (P, T+1).
-    """
-
-    state: Tensor
-    action: Tensor
-    mask: Tensor
-    value: Tensor
-    first_node: Tensor
-    first_edge: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class FlowBatch:
-    """One forward pass: rows, S states in them, and P paths through those states (see :class:`PathTensors`).
-
-    Attributes:
-        rows: What the model reads.
         prior: Recorded prior of each state (S, A).
         child_value: Q(s, a) (S, A), 0 where not visited.
         visited: Boolean (S, A).
@@ -322,7 +306,7 @@ def _batch(group: Sequence[Chunk], encoding: FlowEncoding, denominators: Denomin
     states = [(chunk.tree, chunk.tree.facts(node)) for chunk in group for node in chunk.states]
     return FlowBatch(
         rows=pack(group, encoding),
-        **_path_tensors(group)._asdict(),
+        **_path_tensors(group),
         prior=torch.tensor([facts.prior for _, facts in states]),
         child_value=torch.tensor([[value or 0.0 for value in facts.child_values] for _, facts in states]),
         visited=torch.tensor([[value is not None for value in facts.child_values] for _, facts in states]),
@@ -342,8 +326,8 @@ def _empty_batch(n_strategies: int, encoding: FlowEncoding, denominators: Denomi
     return _batch([Chunk(tree, (), (0,), Firsts([], [], [False]))], encoding, denominators)
 
 
-def _path_tensors(group: Sequence[Chunk]) -> PathTensors:
-    """Return the path tensors of some chunks, states numbered through."""
+def _path_tensors(group: Sequence[Chunk]) -> dict[str, Tensor]:
+    """Return the tensors of a :class:`FlowBatch` about paths, states numbered through."""
     paths: list[tuple[FlowTree, FlowPath, dict[int, int]]] = []
     n_states = 0
     for chunk in group:
@@ -366,7 +350,8 @@ def _path_tensors(group: Sequence[Chunk]) -> PathTensors:
         value[row, : n_actions + 1] = torch.tensor(values)
         first_node[row, : n_actions + 1] = torch.tensor(node_flags[row])
         first_edge[row, : n_actions + 1] = torch.tensor(edge_flags[row])
-    return PathTensors(state, action, mask, value, first_node, first_edge)
+    names = ("state", "action", "mask", "value", "first_node", "first_edge")
+    return dict(zip(names, (state, action, mask, value, first_node, first_edge), strict=True))
 
 
 def _firsts(chunk: Chunk) -> Firsts:
@@ -397,12 +382,12 @@ def _denominators(all_chunks: Sequence[Chunk], terms: LossTerms) -> Denominators
         flow = float(sum(map(len, actions)))
     elif unique and terms.objective.name != "dpo":
         paths, objective = _path_tensors(all_chunks), terms.objective
-        mask, phi = paths.mask, torch.zeros(paths.value.shape, dtype=torch.float64)
+        mask, phi = paths["mask"], torch.zeros(paths["value"].shape, dtype=torch.float64)
         if not objective.terminal_boundary:
             mask, phi = mask[:, 1:], phi[:, 1:]
         # The summed weight of the update's distinct subpaths.
         weights = path_terms(objective.name, subtb_lambda=objective.subtb_lambda)(phi, mask)[1]
-        flow = float((weights * first_ends(paths, objective)[:, 1 : mask.shape[1] + 1]).sum())
+        flow = float((weights * paths[first_ends(objective)][:, 1 : mask.shape[1] + 1]).sum())
     else:
         flow = n_states if unique else n_paths
     return Denominators(
@@ -413,9 +398,9 @@ def _denominators(all_chunks: Sequence[Chunk], terms: LossTerms) -> Denominators
     )
 
 
-def first_ends(paths: PathTensors | FlowBatch, objective: FlowObjective) -> Tensor:
-    """Return whether each node of each path counts as the upper end of distinct subpaths, boolean (P, T+1)."""
-    return paths.first_node if objective.state_value == "policy_mean" else paths.first_edge
+def first_ends(objective: FlowObjective) -> Literal["first_node", "first_edge"]:
+    """Return which field of :class:`FlowBatch` tells the upper ends of distinct subpaths."""
+    return "first_node" if objective.state_value == "policy_mean" else "first_edge"
 
 
 # ---------------------------------------------------------------- updates

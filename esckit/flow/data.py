@@ -29,8 +29,7 @@ from esckit.flow.text import FlowText, drop_oldest
 from esckit.records import file_sha256, read_records
 from esckit.runs import refuse_links
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
-from esckit.trees import Trajectory, child_values, children_of, trajectories
-from esckit.types import Dialogue, Outcome, SearchTree, TreeNode
+from esckit.types import Dialogue, Outcome, SearchTree, Trajectory, TreeNode, child_values, children_of, trajectories
 
 TREES = "trees.jsonl"
 

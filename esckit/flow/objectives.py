@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esckit.flow.recipe import Negatives
-from esckit.registry import Registry
 
 # ---------------------------------------------------------------- flow
 
@@ -126,29 +125,17 @@ def _per_path(sums: Tensor, weights: Tensor) -> Tensor:
     return sums.sum(dim=1) / torch.where(total > 0, total, 1.0)
 
 
-OBJECTIVES = Registry("flow objective", {name: f"esckit.flow.objectives:{name}" for name in ("subtb", "tb", "db")})
-
-TERMS = Registry("flow objective", {name: f"esckit.flow.objectives:{name}_terms" for name in ("subtb", "tb", "db")})
-
-
 def objective(name: str, *, subtb_lambda: float) -> Objective:
-    """Return the objective of a name, or of ``module:attr``; λ enters only ``subtb``.
-
-    Raises:
-        ConfigError: If the name is unknown.
-    """
-    found: Objective = OBJECTIVES.resolve(name)
-    return partial(subtb, subtb_lambda=subtb_lambda) if name == "subtb" else found
+    """Return the objective of a name; λ enters only ``subtb``."""
+    found: dict[str, Objective] = {"subtb": partial(subtb, subtb_lambda=subtb_lambda), "tb": tb, "db": db}
+    return found[name]
 
 
 def path_terms(name: str, *, subtb_lambda: float) -> PathTerms:
-    """Return the residual terms of an objective, for weightings that count every distinct subpath once.
-
-    Raises:
-        ConfigError: If the name is unknown.
-    """
-    found: PathTerms = TERMS.resolve(name)
-    return partial(subtb_terms, subtb_lambda=subtb_lambda) if name == "subtb" else found
+    """Return the residual terms of an objective, for weightings that count every distinct subpath once."""
+    subtb_own = partial(subtb_terms, subtb_lambda=subtb_lambda)
+    found: dict[str, PathTerms] = {"subtb": subtb_own, "tb": tb_terms, "db": db_terms}
+    return found[name]
 
 
 def policy_value(log_pi: Tensor, log_value: Tensor) -> Tensor:

@@ -13,8 +13,19 @@ from pydantic import (
     model_validator,
 )
 
-from esckit.config.sections import Executor, Format, Names, Ratios, Recipe, Scheme, Section, Split
-from esckit.training.sections import Lora, Optim, Precision
+from esckit.config.sections import (
+    Executor,
+    Format,
+    Lora,
+    Names,
+    Optim,
+    Precision,
+    Ratios,
+    Recipe,
+    Scheme,
+    Section,
+    Split,
+)
 
 Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
 
@@ -83,7 +94,7 @@ class FlowBackbone(Section):
 
     Attributes:
         backbone: A name of the backbone registry, a folder, or a hub id.
-        init: Run of an earlier train-flow to go on from; None starts anew.
+        init: Run of an earlier train-flow to continue from; None starts anew.
         trainable: A ``lora`` adapter, or the ``full`` backbone.
         frozen_layers: With ``full``, so many lowest layers and the embeddings stay as they are; 0 freezes nothing.
         precision: ``bfloat16`` autocast or ``float32``; ``auto`` is bfloat16 on a GPU, float32 on a processor. Heads
@@ -221,7 +232,7 @@ class Checkpoints(Section):
 
 
 class TrainFlowRecipe(Recipe):
-    """Everything that ``esckit train-flow`` can be told."""
+    """All settings of ``esckit train-flow``."""
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = (*Recipe.OPERATIONAL, "checkpoints")
 

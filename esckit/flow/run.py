@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import esckit
 from esckit.config.load import require_runs
 from esckit.errors import ConfigError
 from esckit.flow.data import Material, class_counts, class_weights, collect, counts, flow_trees, token_counts
@@ -25,10 +24,9 @@ from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenize
 from esckit.models.checkpoint import FOLDER
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.protocols import Part, Progress
-from esckit.records import write_atomic, write_json
+from esckit.records import write_json
 from esckit.strategies.taxonomy import keep_taxonomy
-from esckit.training.run import Process, TrainingRun, training
-from esckit.training.sections import check_trackers
+from esckit.training.run import Process, TrainingRun, check_trackers, training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -326,12 +324,12 @@ def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowM
     )
 
 
-# ---------------------------------------------------------------- what is said about it
+# ---------------------------------------------------------------- results
 
 
 def _finish(session: _Session) -> dict[str, Any]:
     """Measure the kept checkpoint on test, where there is one, and write summary and card; return the summary."""
-    from esckit.training.checkpoint import metrics_table, render_card
+    from esckit.training.checkpoint import metrics_table, write_card
 
     metadata = read_metadata(session.run.out)
     valid = {name.removeprefix("valid/"): value for name, value in metadata.metrics.items() if "@" not in name}
@@ -347,25 +345,15 @@ def _finish(session: _Session) -> dict[str, Any]:
     if "test" in session.trees:
         test = summary["test"] = _test(session)
         columns |= {"test": test, "majority": test["majority"], "frequencies": test["frequency_guessing"]}
-    card = render_card(
-        "flow_policy",
-        version=esckit.__version__,
-        backbone=metadata.backbone,
-        trainable=metadata.trainable,
-        objective=metadata.objective["name"],
-        taxonomy=f"{metadata.taxonomy}: {', '.join(metadata.strategies)}",
-        flow_text=metadata.flow_text,
-        strategy_tags=metadata.strategy_tags,
-        situation=metadata.situation,
-        round=metadata.round,
-        n_train=len(metadata.dialogue_ids) - len(metadata.dev_ids),
-        n_valid=len(metadata.dev_ids),
-        selected_by=metadata.selected_by,
-        step=metadata.step,
-        steps=summary["updates"],
-        metrics=metrics_table(columns, [name for name in valid if name != "loss"]),
-    )
-    write_atomic(session.run.out / FOLDER / "README.md", card)
+    facts = metadata.model_dump() | {
+        "objective": metadata.objective["name"],
+        "taxonomy": f"{metadata.taxonomy}: {', '.join(metadata.strategies)}",
+        "n_train": len(metadata.dialogue_ids) - len(metadata.dev_ids),
+        "n_valid": len(metadata.dev_ids),
+        "steps": summary["updates"],
+        "metrics": metrics_table(columns, [name for name in valid if name != "loss"]),
+    }
+    write_card(session.run.out / FOLDER, "flow_policy", facts)
     write_json(session.run.out / SUMMARY, summary)
     return summary
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from esckit.errors import CheckpointError
 from esckit.models import checkpoint as checkpoints
@@ -35,24 +35,6 @@ MAX_SITUATION_TOKENS = 256
 _TASK = "Task: choose the next support strategy.\n"
 
 _UNKNOWN = "unknown"
-
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is needed here."""
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Id that opens a text, None if the tokenizer has none."""
-        ...
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Special and added tokens by id."""
-        ...
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the ids of a text."""
-        ...
 
 
 class TurnTokens(NamedTuple):
@@ -77,12 +59,12 @@ class FlowText:
     """Turns dialogues into token ids.
 
     Args:
-        tokenizer: The backbone's tokenizer.
+        tokenizer: The backbone's Hugging Face tokenizer.
         situation: Put scene and situation into the header; a deployed supporter would not know them.
         tags: Abbreviation by strategy name, with which supporter turns are marked; None marks none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, situation: bool, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(self, tokenizer: Any, *, situation: bool, tags: Mapping[str, str] | None = None) -> None:
         self._tokenizer, self._controls = tokenizer, Controls.of(tokenizer)
         self._situation, self._tags = situation, tags or {}
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,14 +59,6 @@ MONITORED = ("entropy", "states", "log_flow", "at_eps", "nodes", "tokens")
 # ---------------------------------------------------------------- the loss
 
 
-class FlowPaths(NamedTuple):
-    """What objectives see: log_pf (P, T), log_flow (P, T+1) and mask (P, T)."""
-
-    log_pf: Tensor
-    log_flow: Tensor
-    mask: Tensor
-
-
 def flow_loss(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> dict[str, Tensor]:
     """Return the terms of the loss and their weighted sum, each divided by the update's denominator.
 
@@ -79,8 +71,12 @@ def flow_loss(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> dict[
         "flow": _flow_term(outputs, batch, terms),
         "rank": nothing,
         "kl": _kl_term(outputs, batch, terms) if has_kl else nothing,
-        "resp": _response_term(outputs, batch) if terms.response_weight > 0 else nothing,
+        "resp": nothing,
     }
+    if terms.response_weight > 0:  # the weighted negative log-likelihood of the supporter's words
+        if outputs.target_log_p is None:
+            raise ValueError("the rows hold no response targets")
+        found["resp"] = -(outputs.target_log_p * batch.target_weight).sum() / batch.denominators.response
     if terms.rank.weight > 0:
         losses = hinge(outputs.log_value.exp(), margin=terms.rank.margin)
         found["rank"] = _sum_of_pairs(losses, batch, terms) / batch.denominators.rank
@@ -95,8 +91,10 @@ def flow_loss(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> dict[
     return {"loss": loss, **found}
 
 
-def gather_paths(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> FlowPaths:
-    """Return the paths of a pass: head outputs, computed once per state, gathered along them.
+def gather_paths(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what objectives take: log_pf (P, T), log_flow (P, T+1) and mask (P, T).
+
+    Head outputs are computed once per state and gathered along the paths.
 
     log F(s_t) = log max(ε, Q_hat(s_t)) + log V(s_t) before the leaf; at the leaf the search value alone.
     """
@@ -106,7 +104,7 @@ def gather_paths(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Fl
     else:
         log_value = policy_value(outputs.log_pi, outputs.log_value)[batch.state]
     log_value = F.pad(torch.where(batch.mask, log_value, 0.0), (0, 1))
-    return FlowPaths(log_pf, batch.value.clamp(min=terms.objective.flow_eps).log() + log_value, batch.mask)
+    return log_pf, batch.value.clamp(min=terms.objective.flow_eps).log() + log_value, batch.mask
 
 
 def _flow_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
@@ -122,12 +120,13 @@ def _flow_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tens
         return _sum_of_pairs(losses, batch, terms) / batch.denominators.flow
     paths = gather_paths(outputs, batch, terms)
     if not wanted.terminal_boundary:
-        paths = FlowPaths(*without_terminal(*paths))
+        paths = without_terminal(*paths)
     if wanted.weighting == "paths":
         losses = objective(wanted.name, subtb_lambda=wanted.subtb_lambda)(*paths)
     else:
-        squares, _ = path_terms(wanted.name, subtb_lambda=wanted.subtb_lambda)(potentials(*paths), paths.mask)
-        losses = squares * first_ends(batch, wanted)[:, 1 : squares.shape[1] + 1]
+        squares, _ = path_terms(wanted.name, subtb_lambda=wanted.subtb_lambda)(potentials(*paths), paths[2])
+        first = {"first_node": batch.first_node, "first_edge": batch.first_edge}[first_ends(wanted)]
+        losses = squares * first[:, 1 : squares.shape[1] + 1]
     return losses.sum() / batch.denominators.flow
 
 
@@ -138,13 +137,6 @@ def _kl_term(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor
         return taken.sum() / batch.denominators.kl
     of_states = kl_full(outputs.log_pi, log_ref)
     return _sum_over(of_states, of_states[batch.state], batch, terms) / batch.denominators.kl
-
-
-def _response_term(outputs: FlowOutputs, batch: FlowBatch) -> Tensor:
-    """Return the weighted negative log-likelihood of the supporter's words."""
-    if outputs.target_log_p is None:
-        raise ValueError("the rows hold no response targets")
-    return -(outputs.target_log_p * batch.target_weight).sum() / batch.denominators.response
 
 
 def _log_reference(batch: FlowBatch, terms: LossTerms) -> Tensor:
@@ -181,13 +173,13 @@ def monitor(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> Tensor:
     log_pi = outputs.log_pi
     if not batch.mask.shape[0]:
         return log_pi.new_zeros(len(MONITORED))
-    paths = gather_paths(outputs, batch, terms)
+    _, log_flow, _ = gather_paths(outputs, batch, terms)
     nodes = F.pad(batch.mask, (1, 0), value=True)
     return torch.stack(
         [
             -(log_pi.exp() * log_pi).sum(),
             log_pi.new_tensor(float(log_pi.shape[0])),
-            torch.where(nodes, paths.log_flow, 0.0).sum(),
+            torch.where(nodes, log_flow, 0.0).sum(),
             (nodes & (batch.value <= terms.objective.flow_eps)).sum().to(log_pi.dtype),
             nodes.sum().to(log_pi.dtype),
             log_pi.new_tensor(float(batch.rows.n_tokens)),

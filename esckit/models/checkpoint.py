@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "train-flow": Kind("flow model", "flow.json", "esckit.flow.run:FlowKind"),
-    "train-reward": Kind("reward model", "reward.json", "esckit.reward.checkpoint:RewardKind"),
+    "train-reward": Kind("reward model", "reward.json", "esckit.reward.run:RewardKind"),
     "train-rl": Kind("policy", "policy.json", "esckit.rl.policy:PolicyKind"),
 }
 """The kinds of checkpoints, by the command that writes them; the metadata file in a run folder tells the kind."""

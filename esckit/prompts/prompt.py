@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from esckit.documents import complaint, dotted, parse_yaml, read_yaml
 from esckit.errors import ConfigError
 from esckit.records import digest
 from esckit.registry import did_you_mean
-from esckit.text import as_turn, headings_of, starts_with_one_of
+from esckit.text import as_turn, opens_a_part_of
 from esckit.types import Message, Role
 
 
@@ -56,7 +55,7 @@ ROLES: Mapping[str, Slots] = {
     "reward model": Slots(("conversation", "response")),
     "policy": Slots(),
 }
-"""By role what its prompt is rendered with. A policy in training is told nothing, so that its prompt needs nothing."""
+"""By role what its prompt is rendered with. A policy in training gets no values, so its prompt has no variables."""
 
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([a-z_]+)\}|[{}]")
@@ -141,7 +140,7 @@ class Prompt(BaseModel):
 
 def _fill(template: str, values: dict[str, str]) -> str:
     """Replace every slot once; values are inserted as they are, but that no line of them opens a part of the prompt."""
-    is_heading = starts_with_one_of(headings_of(template))
+    is_heading = opens_a_part_of(template)
 
     def value_of(match: re.Match[str]) -> str:
         if match.group(0) in ("{{", "}}"):
@@ -189,7 +188,11 @@ def _prompt_of(data: Any, place: str) -> Prompt:
     try:
         prompt = Prompt.model_validate(data)
     except ValidationError as error:
-        wrong = [_fault(detail) for detail in error.errors()]
+        wrong = []
+        for detail in error.errors():
+            field = dotted(detail["loc"])
+            hint = did_you_mean(field, Prompt.model_fields) if detail["type"] == "extra_forbidden" else ""
+            wrong.append(f"{field or 'the file'}: {complaint(detail)}" + (f" ({hint})" if hint else ""))
         raise ConfigError(f"prompt {place}: {'; '.join(wrong)}") from error
     declared = {*prompt.variables, *prompt.optional}
     faults: list[str] = []
@@ -205,9 +208,3 @@ def _prompt_of(data: Any, place: str) -> Prompt:
     if faults:
         raise ConfigError(f"prompt {place}: {'; '.join(faults)}")
     return prompt
-
-
-def _fault(detail: ErrorDetails) -> str:
-    field = dotted(detail["loc"])
-    hint = did_you_mean(field, Prompt.model_fields) if detail["type"] == "extra_forbidden" else ""
-    return f"{field or 'the file'}: {complaint(detail)}" + (f" ({hint})" if hint else "")

@@ -15,8 +15,17 @@ from esckit.report.blocks import Explorer, Table
 from esckit.report.source import ABSENT, Run, number, section
 from esckit.roles.verdicts import PRESETS
 from esckit.text import n_words
-from esckit.trees import main_line
-from esckit.types import Context, CriticReading, EpisodeTurn, Exchange, Future, Scenario, SearchTree, Turn
+from esckit.types import (
+    Context,
+    CriticReading,
+    EpisodeTurn,
+    Exchange,
+    Future,
+    Scenario,
+    SearchTree,
+    Turn,
+    main_line,
+)
 
 EXPLORER_BYTES = 2_000_000
 

@@ -22,8 +22,7 @@ from esckit.report.blocks import (
 )
 from esckit.report.explorers import futures_explorer, trees_explorer
 from esckit.report.source import Run, number, share
-from esckit.trees import main_line
-from esckit.types import Context, Future, Outcome, SearchTree
+from esckit.types import Context, Future, Outcome, SearchTree, main_line
 
 
 def search_sections(run: Run) -> list[Section]:

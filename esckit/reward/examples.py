@@ -60,11 +60,6 @@ class Part:
     labelling: Labelling
 
     @property
-    def positive_share(self) -> float | None:
-        """Share of good futures, in [0, 1]; None without any."""
-        return self.labelling.positive_share
-
-    @property
     def n_dialogues(self) -> int:
         """Number of dialogues that the futures are of."""
         return len({future.dialogue_id for future in self.futures})

@@ -284,7 +284,15 @@ class RewardModel:
     ) -> RewardModel:
         """Load a model to read as it was trained, whatever became of its prompt.
 
-        See :func:`esckit.reward.checkpoint.load_reward_model` for arguments and errors.
+        Args:
+            run: The run folder.
+            dtype: ``auto`` is float32 on a processor, bfloat16 on a GPU.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+
+        Raises:
+            CheckpointError: If there is no reward model, or it is not whole.
+            ConfigError: If its backbone cannot be had.
         """
         metadata = read_metadata(RewardMetadata, run)
         place = pick_device(device)
@@ -303,7 +311,7 @@ class RewardModel:
             template: The prompt.
             max_length: Longest input in tokens.
             seed: Of the head; torch's generator is seeded with it.
-            dtype: See :func:`esckit.reward.checkpoint.load_reward_model`.
+            dtype: As for :meth:`load`.
             device: The same.
         """
         torch.manual_seed(seed)

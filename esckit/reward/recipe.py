@@ -9,8 +9,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
-from esckit.config.sections import DecimalText, Executor, Recipe, Section
-from esckit.training.sections import Lora, Optim, Precision, share_batch
+from esckit.config.sections import DecimalText, Executor, Lora, Optim, Precision, Recipe, Section
+from esckit.training.run import share_batch
 
 Kind = Literal["classifier", "pairwise", "rrhf"]
 
@@ -145,7 +145,7 @@ class Logging(Section):
 
 
 class TrainRewardRecipe(Recipe):
-    """Everything that ``esckit train-reward`` can be told."""
+    """All settings of ``esckit train-reward``."""
 
     command: Literal["train-reward"]
     inputs: tuple[str, ...] = Field(min_length=1)

@@ -2,60 +2,49 @@
 
 The run folder holds ``checkpoint/`` (the best state so far, whole at any moment), ``metrics.jsonl``,
 ``dev_predictions.jsonl``, ``calibration.json`` and ``.svg``, ``summary.json``; while it trains also ``states/``, from
-which a stopped run resumes.
+which a stopped run resumes. :class:`RewardKind` says as what other runs can use the checkpoint, which holds::
+
+    checkpoint/reward.json            metadata: prompt, label rule, objective, backbone, what it was trained on
+    checkpoint/head.safetensors       the float32 head (of a ranker with an untied LM head: that)
+    checkpoint/adapter/ or backbone/  as peft or transformers write them; neither if only the head was trained
+    checkpoint/tokenizer/             as transformers writes it
+
+A model is used only with the prompt it was trained with.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esckit.config.load import require_runs
-from esckit.errors import DataError
+from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import find_backbone
+from esckit.models.checkpoint import read_metadata
 from esckit.play.futures import RewardInputs, read_inputs
 from esckit.play.runner import RunResult
-from esckit.protocols import Progress
+from esckit.prompts.prompt import prompt_names
+from esckit.protocols import Part, Progress
 from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name, label_parts, split_futures
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
-from esckit.reward.text import reward_template
-from esckit.training.run import this_process, training
-from esckit.training.sections import check_trackers
+from esckit.reward.text import RewardMetadata, reward_template
+from esckit.runs import MANIFEST, read_manifest, stated
+from esckit.training.run import check_trackers, this_process, training
+
+if TYPE_CHECKING:
+    from esckit.reward.model import RewardModel
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainRewardPlan:
-    """What a run would do.
-
-    Attributes:
-        positive_share: Of the training and the dev part, by label rule; the recipe's own rule first.
-        steps_at_most: Optimiser steps, before examples that are too long or pair with nothing are left out.
-        warnings: Reasons to expect a weak model.
-        refusal: Why a run would refuse it, None if it would not.
-    """
-
-    dialogues: dict[str, int]
-    examples: dict[str, int]
-    failed_futures: int
-    positive_share: dict[str, dict[str, float | None]]
-    delta: float | None
-    steps_at_most: int
-    warnings: list[str]
-    refusal: DataError | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return asdict(replace(self, refusal=None)) | {"refusal": str(self.refusal) if self.refusal else None}
-
-
-def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainRewardPlan:
+def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do, without any model.
 
-    Labels of one class only are a ``refusal`` of the plan, which shows by what rule they would be of two.
+    Labels of one class only are the ``refusal`` of the plan (a DataError, else None): it shows by what rule they would
+    be of two. ``positive_share`` is given by label rule, the recipe's own first; ``steps_at_most`` is the number before
+    examples that are too long or pair with nothing are left out.
 
     Args:
         recipe: The recipe.
@@ -70,7 +59,8 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainR
     shares: dict[str, dict[str, float | None]] = {}
     for label in (recipe.label, *USUAL_LABELS):
         labelled = label_parts(train, dev, label)
-        shares[label_name(label)] = {"train": labelled.train.positive_share, "dev": labelled.dev.positive_share}
+        sides = (("train", labelled.train), ("dev", labelled.dev))
+        shares[label_name(label)] = {name: side.labelling.positive_share for name, side in sides}
     warnings: list[str] = []
     refusal = None
     try:
@@ -79,16 +69,17 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> TrainR
         refusal = error
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
     delta = parts.train.labelling.delta
-    return TrainRewardPlan(
-        dialogues={"train": parts.train.n_dialogues, "dev": parts.dev.n_dialogues},
-        examples={"train": len(train), "dev": len(dev)},
-        failed_futures=len(inputs.futures) - len(train) - len(dev),
-        positive_share=shares,
-        delta=None if delta is None else float(delta),
-        steps_at_most=plan_steps(recipe.optim, n_items=n_items, n_processes=n_processes or this_process().count).steps,
-        warnings=warnings,
-        refusal=refusal,
-    )
+    steps = plan_steps(recipe.optim, n_items=n_items, n_processes=n_processes or this_process().count).steps
+    return {
+        "dialogues": {"train": parts.train.n_dialogues, "dev": parts.dev.n_dialogues},
+        "examples": {"train": len(train), "dev": len(dev)},
+        "failed_futures": len(inputs.futures) - len(train) - len(dev),
+        "positive_share": shares,
+        "delta": None if delta is None else float(delta),
+        "steps_at_most": steps,
+        "warnings": warnings,
+        "refusal": refusal,
+    }
 
 
 def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -111,7 +102,7 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
             return result
         for warning in warnings if run.process.is_main else ():
             log.warning("%s", warning)
-        from esckit.reward.report import finish
+        from esckit.reward.quality import finish
         from esckit.reward.trainer import prepare, train
 
         session = prepare(recipe, inputs, parts, run)
@@ -127,3 +118,62 @@ def _read(recipe: TrainRewardRecipe) -> tuple[RewardInputs, Parts]:
     inputs = read_inputs(recipe.inputs)
     train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
     return inputs, label_parts(train, dev, recipe.label)
+
+
+# ---------------------------------------------------------------- its checkpoints in use
+
+
+def reward_manifest(run: Path) -> dict[str, Any]:
+    """Return the manifest of a run of ``train-reward`` whose model can be used today; loads nothing heavy.
+
+    Raises:
+        CheckpointError: If it is not such a run, holds no reward model, or its prompt has changed since.
+    """
+    if not (run / MANIFEST).is_file():
+        raise CheckpointError(f"{run} is no run folder", expected="a run folder of train-reward")
+    manifest = read_manifest(run)
+    if manifest["command"] != "train-reward":
+        raise CheckpointError(f"{run} is a run of {manifest['command']!r}", expected="one of 'train-reward'")
+    trained = read_metadata(RewardMetadata, run).template
+    name = str(stated(manifest, "recipe.prompt", path=run))
+    # A prompt file of the user's own may be gone; then the model is read as it was trained.
+    today = reward_template(name) if name in prompt_names() or Path(name).is_file() else trained
+    if today != trained:
+        raise CheckpointError(
+            f"{run} was trained with prompt {trained.prompt}",
+            expected=today.prompt,
+            hint="Train it again, or name the prompt's version that it was trained with",
+        )
+    return manifest
+
+
+class RewardKind:
+    """Checkpoints of ``train-reward``: they score supporter turns."""
+
+    parts: frozenset[Part] = frozenset({"scorer"})
+
+    def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
+        """Refuse a model that was trained with another version of its prompt."""
+        reward_manifest(run)
+
+    def identity(self, run: Path) -> str:
+        """Return ``reward_model/<digest of its recipe>``."""
+        return f"reward_model/{read_manifest(run)['recipe_digest']}"
+
+    def taxonomy(self, run: Path) -> str | None:
+        """Return None: it knows no strategies."""
+        return None
+
+    def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> RewardModel:
+        """Return the reward model, see :meth:`esckit.reward.model.RewardModel.load`.
+
+        Raises:
+            CheckpointError: If there is no reward model, it is not whole, or it was trained with another prompt.
+            ConfigError: If its backbone cannot be had.
+        """
+        from esckit.reward.model import RewardModel
+
+        status = reward_manifest(run).get("status")
+        if status != "complete":
+            log.warning("%s is not complete (%s): its reward model is the best so far", run, status)
+        return RewardModel.load(run, **options)

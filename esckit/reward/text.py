@@ -16,7 +16,7 @@ from esckit.models.checkpoint import CheckpointMetadata
 from esckit.prompts.prompt import load_prompt
 from esckit.reward.recipe import Kind, Pooling, Trainable
 from esckit.roles.asking import LABELS
-from esckit.text import Controls, as_turn, headings_of, starts_with_one_of
+from esckit.text import Controls, as_turn, opens_a_part_of
 from esckit.types import Record, Turn
 
 _CONVERSATION, _RESPONSE = "\x00conversation\x00", "\x00response\x00"
@@ -41,35 +41,23 @@ class RewardTemplate(Record):
     seeker: str
     supporter: str
 
-    @classmethod
-    def of(cls, text: str, *, prompt: str, seeker: str, supporter: str) -> RewardTemplate:
-        """Cut a prompt that was rendered with :data:`SLOTS` at its slots.
-
-        Raises:
-            ConfigError: If the conversation does not stand before the response.
-        """
-        head, found, rest = text.partition(_CONVERSATION)
-        middle, found_too, tail = rest.partition(_RESPONSE)
-        if not found or not found_too:
-            raise ConfigError(
-                f"prompt {prompt} as a reward model's", expected="first {conversation}, then {response}, once each"
-            )
-        return cls(prompt=prompt, head=head, middle=middle, tail=tail, seeker=seeker, supporter=supporter)
-
-
-SLOTS = {"conversation": _CONVERSATION, "response": _RESPONSE}
-"""Values to render a reward prompt with, so that :meth:`RewardTemplate.of` finds its slots."""
-
 
 def reward_template(name: str) -> RewardTemplate:
     """Return a reward model's prompt as it is today.
 
     Raises:
-        ConfigError: If there is no such prompt, or it has not the right variables.
+        ConfigError: If there is no such prompt, or it has not the right variables, first conversation, then response.
     """
     prompt = load_prompt(name, "reward model")
-    text = "\n\n".join(message.content for message in prompt.render(**SLOTS))
-    return RewardTemplate.of(text, prompt=prompt.identity, seeker=LABELS["seeker"], supporter=LABELS["supporter"])
+    messages = prompt.render(conversation=_CONVERSATION, response=_RESPONSE)
+    head, found, rest = "\n\n".join(message.content for message in messages).partition(_CONVERSATION)
+    middle, found_too, tail = rest.partition(_RESPONSE)
+    if not found or not found_too:
+        raise ConfigError(
+            f"prompt {prompt.identity} as a reward model's",
+            expected="first {conversation}, then {response}, once each",
+        )
+    return RewardTemplate(prompt=prompt.identity, head=head, middle=middle, tail=tail, **LABELS)
 
 
 class RewardMetadata(CheckpointMetadata):
@@ -129,7 +117,7 @@ class RewardText:
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._controls = Controls.of(tokenizer)
-        self._opens_a_part = starts_with_one_of(headings_of(f"{template.head}{template.middle}"))
+        self._opens_a_part = opens_a_part_of(f"{template.head}{template.middle}")
         self._encode = lru_cache(maxsize=65_536)(self._encode_anew)
         bos = tokenizer.bos_token_id
         self._head = (() if bos is None else (int(bos),)) + self._encode(template.head)
@@ -167,8 +155,8 @@ class RewardText:
 
     def _line(self, turn: Turn, *, first: bool) -> tuple[int, ...]:
         label = self.template.seeker if turn.speaker == "seeker" else self.template.supporter
-        said = self._controls.neutralise(as_turn(as_turn(turn.text), self._opens_a_part))
-        return self._encode(f"{'' if first else chr(10)}{label}: {said}")
+        text = self._controls.neutralise(as_turn(as_turn(turn.text), self._opens_a_part))
+        return self._encode(f"{'' if first else chr(10)}{label}: {text}")
 
     def _encode_anew(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False)) if text else ()

@@ -1,4 +1,4 @@
-"""One training of a reward model (RLFF-ESC, arXiv 2508.12935; RRHF for the ranking ablation): losses, net and examples.
+"""One training of a reward model (RLFF-ESC, arXiv 2508.12935; RRHF for the ranking ablation): losses, batches and loop.
 
 Not here: the command and its run folder (:mod:`esckit.reward.run`), where labels come from
 (:mod:`esckit.reward.examples`), and how good the result is (:mod:`esckit.reward.quality`).
@@ -7,36 +7,35 @@ Not here: the command and its run folder (:mod:`esckit.reward.run`), where label
 from __future__ import annotations
 
 import math
+import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments
 
 from esckit.errors import DataError, NotFiniteError
+from esckit.ledger import derive_seed
 from esckit.models.checkpoint import FOLDER
 from esckit.models.loading import layer_classes
 from esckit.play.futures import RewardInputs
 from esckit.records import write_records
-from esckit.reward.batches import Encoded, Item, MicroBatches, collate_items, encode_examples, group_items, single_items
-from esckit.reward.examples import Parts, build_examples
-from esckit.reward.model import HEAD, RewardNet, build_net, probability
-from esckit.reward.quality import Metrics, dev_metrics
-from esckit.reward.recipe import TrainRewardRecipe, plan_steps
-from esckit.reward.text import RewardMetadata, RewardText, reward_template
+from esckit.reward.examples import Parts, RewardExample, build_examples, preference_pairs
+from esckit.reward.model import HEAD, RewardNet, build_net, collate, probability
+from esckit.reward.quality import PREDICTIONS, DevPrediction, Metrics, dev_metrics
+from esckit.reward.recipe import StepPlan, TrainRewardRecipe, plan_steps
+from esckit.reward.text import RewardInput, RewardMetadata, RewardText, reward_template
 from esckit.training.checkpoint import save_checkpoint
 from esckit.training.harness import Diverged, fit, in_order, set_up, trainer_arguments
 from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best
-from esckit.training.run import TrainingRun
+from esckit.training.run import Process, TrainingRun
 from esckit.training.sharding import EngineGuard, gathered_state, store_trained_only
-from esckit.types import Record
-
-PREDICTIONS = "dev_predictions.jsonl"
 
 _WATCHED = ("loss", "grad_norm")
 """What must be finite at every step, and is written."""
@@ -80,6 +79,157 @@ def rrhf_loss(score: Tensor, pairs: Tensor, best: Tensor, n_tokens: Tensor) -> T
     rank = (score[pairs[:, 1]] - score[pairs[:, 0]]).clamp(min=0.0).sum()
     likelihood = (score[best] * n_tokens[best]).sum()
     return (rank - likelihood) / len(best)
+
+
+# ---------------------------------------------------------------- batches
+
+N_REMEMBERED = 64
+"""How many of the latest examples are remembered, for the report of a divergence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What the data loader draws: one example of a classifier, or all candidates of a context of a ranker.
+
+    Attributes:
+        ids: Ids of the examples.
+        inputs: Their tokens.
+        labels: 1 for good futures.
+        pairs: Index pairs (better, worse).
+        best: Index of the highest reward.
+    """
+
+    ids: tuple[str, ...]
+    inputs: tuple[RewardInput, ...]
+    labels: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    best: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Examples as tokens; those whose response does not fit are left out.
+
+    Attributes:
+        examples: What is left, in order.
+        inputs: Their tokens.
+        n_too_long: How many were left out.
+        n_cut: How many lost oldest turns.
+    """
+
+    examples: tuple[RewardExample, ...]
+    inputs: tuple[RewardInput, ...]
+    n_too_long: int
+    n_cut: int
+
+
+def encode_examples(examples: Sequence[RewardExample], text: RewardText) -> Encoded:
+    """Return examples as tokens."""
+    pairs = [(example, text.encode(example.turns, example.response)) for example in examples]
+    kept = [(example, tokens) for example, tokens in pairs if tokens is not None]
+    return Encoded(
+        examples=tuple(example for example, _ in kept),
+        inputs=tuple(tokens for _, tokens in kept),
+        n_too_long=len(pairs) - len(kept),
+        n_cut=sum(tokens.n_dropped_turns > 0 for _, tokens in kept),
+    )
+
+
+def single_items(encoded: Encoded) -> list[Item]:
+    """Return one item for each example."""
+    return [
+        Item((example.id,), (tokens,), (int(example.label),))
+        for example, tokens in zip(encoded.examples, encoded.inputs, strict=True)
+    ]
+
+
+def group_items(encoded: Encoded, *, margin: Fraction) -> tuple[list[Item], int]:
+    """Return one item for each context whose candidates differ, and the number of contexts that give no pair."""
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(encoded.examples):
+        groups.setdefault(example.group, []).append(index)
+    items = []
+    for members in groups.values():
+        values = [encoded.examples[index].reward for index in members]
+        pairs = preference_pairs(values, margin)
+        if pairs:
+            items.append(
+                Item(
+                    ids=tuple(encoded.examples[index].id for index in members),
+                    inputs=tuple(encoded.inputs[index] for index in members),
+                    labels=tuple(int(encoded.examples[index].label) for index in members),
+                    pairs=pairs,
+                    best=values.index(max(values)),
+                )
+            )
+    return items, len(groups) - len(items)
+
+
+def collate_items(items: Sequence[Item]) -> dict[str, Tensor]:
+    """Return one batch: that of :func:`~esckit.reward.model.collate`, ``labels`` (B,) and what rankers need.
+
+    ``pairs`` (P, 2) and ``best`` (C,) index the batch's rows; ``pair_weights`` (P,) sum up to 1.
+    """
+    pairs: list[tuple[int, int]] = []
+    weights: list[float] = []
+    best: list[int] = []
+    start = 0
+    for item in items:
+        pairs += [(start + better, start + worse) for better, worse in item.pairs]
+        weights += [1.0 / (len(item.pairs) * len(items)) for _ in item.pairs]
+        best.append(start + item.best)
+        start += len(item.inputs)
+    return {
+        **collate([tokens for item in items for tokens in item.inputs]),
+        "labels": torch.tensor([label for item in items for label in item.labels]),
+        "pairs": torch.tensor(pairs, dtype=torch.long).view(-1, 2),
+        "pair_weights": torch.tensor(weights),
+        "best": torch.tensor(best),
+    }
+
+
+class MicroBatches(Dataset[dict[str, Tensor]]):
+    """All forward passes of one process, in the order of training, each epoch shuffled by a seed of its own.
+
+    A step's items are the same whatever the number of processes, and its loss is the mean over them. So a pass carries
+    the weight of its items in the step, and where a step has too few items for all processes, an idle pass weighs 0.
+
+    Args:
+        items: What to learn from.
+        plan: How they come into steps.
+        epochs: Passes over the items.
+        seed: The run's.
+        process: This process.
+
+    Attributes:
+        recent: Ids of the latest examples.
+    """
+
+    def __init__(self, items: Sequence[Item], *, plan: StepPlan, epochs: int, seed: int, process: Process) -> None:
+        self._items = items
+        self.recent: deque[str] = deque(maxlen=N_REMEMBERED)
+        self._passes: list[tuple[list[int], float]] = []
+        n_passes = plan.accumulate * process.count
+        batch = plan.micro_batch * n_passes
+        for epoch in range(epochs):
+            order = list(range(len(items)))
+            random.Random(derive_seed(seed, "reward-epoch", epoch)).shuffle(order)
+            for start in range(0, len(order), batch):
+                step = order[start : start + batch]
+                for first in range(process.rank * plan.micro_batch, batch, process.count * plan.micro_batch):
+                    own = step[first : first + plan.micro_batch]
+                    self._passes.append((own or step[:1], len(own) * n_passes / len(step)))
+
+    def __len__(self) -> int:
+        """Return the number of forward passes."""
+        return len(self._passes)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one forward pass."""
+        own, weight = self._passes[index]
+        items = [self._items[item] for item in own]
+        self.recent.extend(name for item in items for name in item.ids)
+        return {**collate_items(items), "weight": torch.tensor(weight)}
 
 
 # ---------------------------------------------------------------- before the first step
@@ -162,7 +312,7 @@ class RewardTask(nn.Module):
         best: Tensor,
         weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return loss and p (B,) of a batch from :func:`~esckit.reward.batches.collate_items`.
+        """Return loss and p (B,) of a batch from :func:`collate_items`.
 
         ``weight`` is that of a training batch in its step.
         """
@@ -252,8 +402,12 @@ def train(session: Session) -> None:
         every=recipe.logging.every,
         evaluated=evaluated,
     )
+    class_weight = None
+    if recipe.objective.class_weight == "balanced":  # N / (2 N_c)
+        n, n_positive = len(session.train.examples), sum(example.label for example in session.train.examples)
+        class_weight = torch.tensor([n / (2 * (n - n_positive)), n / (2 * n_positive)])
     trainer = RewardTrainer(
-        model=RewardTask(session.net, class_weight=_class_weight(session)),
+        model=RewardTask(session.net, class_weight=class_weight),
         args=trainer_arguments(
             TrainingArguments,
             optim,
@@ -281,15 +435,6 @@ def train(session: Session) -> None:
     fit(trainer, run, diverged)
 
 
-def _class_weight(session: Session) -> Tensor | None:
-    """Return N / (2 N_c) of each class where the recipe asks for it."""
-    if session.recipe.objective.class_weight == "none":
-        return None
-    n = len(session.train.examples)
-    n_positive = sum(example.label for example in session.train.examples)
-    return torch.tensor([n / (2 * (n - n_positive)), n / (2 * n_positive)])
-
-
 def _means(window: Sequence[Logs]) -> dict[str, float]:
     """Return the row of ``metrics.jsonl`` for a window of steps."""
     means = {
@@ -301,20 +446,6 @@ def _means(window: Sequence[Logs]) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------- what is kept
-
-
-class DevPrediction(Record):
-    """A line of ``dev_predictions.jsonl``; ``step`` is that of the checkpoint that gave p."""
-
-    SCHEMA: ClassVar[str] = "esckit.dev_prediction/1"
-
-    id: str
-    dialogue_id: str
-    p: float
-    label: bool
-    reward_num: int
-    reward_den: int
-    step: int
 
 
 def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Tensor]) -> None:

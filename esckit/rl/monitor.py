@@ -123,7 +123,7 @@ class Watch(TrainerCallback):
         self._judge_rate()
 
     def _add(self, logs: Logs) -> None:
-        """Add a step to the rolling shares; one that goes on learning from an earlier batch has none."""
+        """Add a step to the rolling shares; one that learns again from an earlier batch has none."""
         if "unscored" in logs:
             self._unscored.append(float(logs["unscored"]))
         if logs.get("frac_reward_zero_std") is not None:
@@ -184,7 +184,7 @@ class Samples(TrainerCallback):
     """Writes some outputs of a step with all components to ``samples.jsonl``.
 
     Attributes:
-        run: The run; rows beyond the step that it goes on from are cut off first.
+        run: The run; rows after the step that it resumes from are removed first.
         every: Steps between two looks.
         n: Outputs of one look.
         weights: Of R_fut and R_fmt.

@@ -101,15 +101,6 @@ class PolicyMetadata(CheckpointMetadata):
     diverged: bool = False
 
 
-def read_policy(run: Path) -> PolicyMetadata:
-    """Return the metadata of the policy in a run folder (or of a checkpoint folder); loads nothing heavy.
-
-    Raises:
-        CheckpointError: If there is none, or it cannot be read.
-    """
-    return read_metadata(PolicyMetadata, run)
-
-
 class PolicyKind:
     """Checkpoints of ``train-rl``: chat models."""
 
@@ -117,7 +108,7 @@ class PolicyKind:
 
     def check(self, run: Path, part: Part, strategies: tuple[str, ...] | None) -> None:
         """Refuse a checkpoint whose metadata cannot be read."""
-        read_policy(run)
+        read_metadata(PolicyMetadata, run)
 
     def identity(self, run: Path) -> str:
         """Return ``policy/<name of the run>``."""
@@ -151,7 +142,7 @@ def load_policy(
         CheckpointError: If there is no policy, or its adapter does not fit its backbone.
         ConfigError: If its backbone cannot be had.
     """
-    metadata = read_policy(run)
+    metadata = read_metadata(PolicyMetadata, run)
     import torch
 
     from esckit.models.loading import check_whole, load_adapter, load_causal, load_tokenizer, pick_device, pick_dtype

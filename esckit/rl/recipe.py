@@ -25,8 +25,11 @@ from esckit.config.sections import (
     Contexts,
     Device,
     DType,
+    Lora,
     ModelRecipe,
     Names,
+    Optim,
+    Precision,
     ResolutionCritic,
     Rollout,
     RolloutCritic,
@@ -36,7 +39,7 @@ from esckit.config.sections import (
     check_prices,
 )
 from esckit.errors import ConfigError, DataError
-from esckit.training.sections import Lora, Optim, Precision, share_batch
+from esckit.training.run import share_batch
 
 REWARD_KINDS = ("classifier", "ranker", "untrained", "online")
 
@@ -285,7 +288,7 @@ class Saving(Section):
 
 
 class TrainRlRecipe(ModelRecipe):
-    """Everything that ``esckit train-rl`` can be told."""
+    """All settings of ``esckit train-rl``."""
 
     command: Literal["train-rl"]
     algorithm: Literal["grpo", "dpo"] = "grpo"

@@ -286,7 +286,7 @@ class OnlineMeasure:
 
     Attributes:
         contexts: By id.
-        cast: Seeker, critic, and the supporter that goes on after the policy's reply.
+        cast: Seeker, critic, and the supporter that continues after the policy's reply.
         rules: How futures are played.
         value: What of a future counts.
         run_seed: Seed of the run.
@@ -306,7 +306,7 @@ class OnlineMeasure:
         try:
             futures = playing.result()
         except BaseException:
-            # Interrupted: what is in flight must not go on calling models.
+            # Interrupted: tasks in flight must not call models any more.
             playing.cancel()
             raise
         return [future_value(future, self.rules, self.value) for future in futures]

@@ -1,61 +1,36 @@
 """``esckit train-rl``: a supporter that reasons, trained against future rewards (RLFF-ESC, arXiv 2508.12935).
 
 The run folder holds ``checkpoint/`` with its card (what later recipes name by the run), ``metrics.jsonl``,
-``samples.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run goes on. A run that
+``samples.jsonl`` and ``summary.json``; while it trains also ``states/``, from which a stopped run resumes. A run that
 diverged leaves ``diverged.json`` beside the last finite policy. Torch is imported only when a training begins.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import esckit
 from esckit.config.load import require_runs
 from esckit.models.backbones import find_backbone
-from esckit.models.checkpoint import FOLDER
+from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
-from esckit.records import write_atomic, write_json
-from esckit.rl.policy import read_policy
+from esckit.records import write_json
+from esckit.rl.policy import PolicyMetadata
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect
-from esckit.training.run import this_process, training
-from esckit.training.sections import check_trackers
+from esckit.training.run import check_trackers, this_process, training
 
 if TYPE_CHECKING:
     from esckit.rl.trainer import Training
 
 
-@dataclass(frozen=True, slots=True)
-class TrainRlPlan:
-    """What a run would do.
-
-    Attributes:
-        steps_at_most: Optimiser steps, before contexts that are too long are left out.
-        outputs_at_most: Outputs that the policy writes while it trains.
-        pairs_at_most: Preference pairs (DPO), before malformed and too long ones are left out.
-        calls_at_most: Calls by role, where futures are played online.
-    """
-
-    dialogues: dict[str, int]
-    contexts: dict[str, int]
-    steps_at_most: int
-    outputs_at_most: int
-    pairs_at_most: int
-    calls_at_most: dict[str, int]
-    reward: dict[str, str]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return asdict(self)
-
-
-def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> TrainRlPlan:
+def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do, without any model.
+
+    Its bounds are those before contexts that are too long, or malformed outputs, are left out.
 
     Args:
         recipe: The recipe.
@@ -68,7 +43,7 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> TrainRlPla
     return _checked(recipe, n_processes or this_process().count)[0]
 
 
-def _checked(recipe: TrainRlRecipe, n_processes: int) -> tuple[TrainRlPlan, RlMaterial, dict[str, str]]:
+def _checked(recipe: TrainRlRecipe, n_processes: int) -> tuple[dict[str, Any], RlMaterial, dict[str, str]]:
     """Check everything that needs no model; return plan, material, and the identities of the reward's prompts."""
     online = recipe.algorithm == "grpo" and recipe.reward.kind == "online"
     trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
@@ -83,15 +58,15 @@ def _checked(recipe: TrainRlRecipe, n_processes: int) -> tuple[TrainRlPlan, RlMa
     steps = plan_steps(recipe, n_rows=n_pairs if is_dpo else len(material.train), n_processes=n_processes)
     n_outputs = 0 if is_dpo else steps.n_batches * recipe.grpo.prompts_per_step * recipe.grpo.n_generations
     parts = {"train": material.train, "dev": material.dev}
-    planned = TrainRlPlan(
-        dialogues={name: len({context.dialogue_id for context in part}) for name, part in parts.items()},
-        contexts={name: len(part) for name, part in parts.items()},
-        steps_at_most=steps.steps,
-        outputs_at_most=n_outputs,
-        pairs_at_most=n_pairs,
-        calls_at_most=_online_calls(recipe, n_outputs) if online else {},
-        reward=material.reward_facts,
-    )
+    planned = {
+        "dialogues": {name: len({context.dialogue_id for context in part}) for name, part in parts.items()},
+        "contexts": {name: len(part) for name, part in parts.items()},
+        "steps_at_most": steps.steps,
+        "outputs_at_most": n_outputs,
+        "pairs_at_most": n_pairs,
+        "calls_at_most": _online_calls(recipe, n_outputs) if online else {},
+        "reward": material.reward_facts,
+    }
     return planned, material, prompts
 
 
@@ -108,7 +83,7 @@ def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
 
 
 def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
-    """Train the policy of the recipe; a stopped run goes on from its last state.
+    """Train the policy of the recipe; a stopped run resumes from its last state.
 
     Args:
         recipe: The recipe.
@@ -138,32 +113,25 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
 
 def _finish(trained: Training) -> None:
     """Write summary and card, and let the states go."""
-    from esckit.training.checkpoint import metrics_table, render_card
+    from esckit.training.checkpoint import metrics_table, write_card
 
     recipe, material, out = trained.recipe, trained.material, trained.run.out
-    metadata = read_policy(out)
+    metadata = read_metadata(PolicyMetadata, out)
     steps = trained.trainer.state.global_step
     targets = recipe.lora.targets
     names = sorted({name for row in trained.dev.values() for name in row})
-    card = render_card(
-        "policy",
-        version=esckit.__version__,
-        backbone=metadata.backbone,
-        algorithm=metadata.algorithm,
-        steps=steps,
-        rank=recipe.lora.rank,
-        alpha=recipe.lora.alpha,
-        targets=targets if isinstance(targets, str) else ", ".join(targets),
-        prompt=metadata.prompt,
-        reward=", ".join(f"{name} {value}" for name, value in metadata.reward.items()),
-        n_train=trained.counts["rows"],
-        n_dev=len(material.dev),
-        n_dialogues=len(metadata.dialogue_ids),
-        selected_by=metadata.selected_by,
-        step=metadata.step,
-        metrics=metrics_table(trained.dev, names) if trained.dev else "Not measured.",
-    )
-    write_atomic(out / FOLDER / "README.md", card)
+    facts = {
+        **metadata.model_dump(),
+        **recipe.lora.model_dump(),
+        "steps": steps,
+        "targets": targets if isinstance(targets, str) else ", ".join(targets),
+        "reward": ", ".join(f"{name} {value}" for name, value in metadata.reward.items()),
+        "n_train": trained.counts["rows"],
+        "n_dev": len(material.dev),
+        "n_dialogues": len(metadata.dialogue_ids),
+        "metrics": metrics_table(trained.dev, names) if trained.dev else "Not measured.",
+    }
+    write_card(out / FOLDER, "policy", facts)
     summary = {
         "schema": "esckit.train_rl_summary/1",
         "algorithm": recipe.algorithm,

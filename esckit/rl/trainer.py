@@ -29,11 +29,11 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import ChatFormat
-from esckit.models.checkpoint import FOLDER
+from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.models.loading import checkpointing_arguments, load_causal
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, watched
-from esckit.rl.policy import PolicyMetadata, read_policy, training_format
+from esckit.rl.policy import PolicyMetadata, training_format
 from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards, open_measure
 from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, training_order
@@ -287,7 +287,7 @@ class Training:
         Called in all processes; the main one looks.
         """
         out = self.run.out
-        return gathered([(out / FOLDER).is_dir() and not read_policy(out).diverged])[0][0]
+        return gathered([(out / FOLDER).is_dir() and not read_metadata(PolicyMetadata, out).diverged])[0][0]
 
     def keep(self, step: int, metrics: Mapping[str, float | None], *, diverged: bool = False) -> None:
         """Write the policy as it is; after a divergence only if all its weights are finite. Called in all processes."""

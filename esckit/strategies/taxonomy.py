@@ -10,16 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from esckit.documents import complaint, read_yaml
+from esckit.documents import complaint, dotted, read_yaml
 from esckit.errors import ConfigError, DataError
 from esckit.records import digest, write_atomic
 from esckit.registry import did_you_mean
@@ -33,7 +32,7 @@ _HERE = Path(__file__).resolve().parent
 _FOLDERS: dict[Kind, Path] = {"taxonomy": _HERE, "mapping": _HERE / "mappings"}
 
 
-S = TypeVar("S", bound=BaseModel)
+S = TypeVar("S", bound=Record)
 
 
 def shipped_names(kind: Kind) -> tuple[str, ...]:
@@ -46,54 +45,57 @@ def is_file_name(name_or_path: str) -> bool:
     return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
 
 
-def read_shipped(kind: Kind, name_or_path: str) -> dict[str, Any]:
+def _read(kind: Kind, name_or_path: str) -> dict[str, Any]:
     """Return the content of a shipped file or of the user's own.
 
     Raises:
         ConfigError: If there is no such name or file, or it holds no YAML mapping.
     """
-    path = Path(name_or_path).expanduser() if is_file_name(name_or_path) else _shipped_path(kind, name_or_path)
+    path, names = Path(name_or_path).expanduser(), shipped_names(kind)
+    if not is_file_name(name_or_path):
+        path = _FOLDERS[kind] / f"{name_or_path}.yaml"
+        if name_or_path not in names:
+            own = f"A {kind} of your own is named by its .yaml file"
+            hint = " ".join((did_you_mean(name_or_path, names), own)).strip()
+            raise ConfigError(f"unknown {kind} {name_or_path!r}", expected=f"one of {', '.join(names)}", hint=hint)
     content = read_yaml(path, f"{kind} file")
     if not isinstance(content, dict):
         raise ConfigError(f"{kind} file {path} holds a {type(content).__name__}", expected="keys and values")
     return content
 
 
-def _shipped_path(kind: Kind, name: str) -> Path:
-    """Return the path of a shipped file, or say which ones there are."""
-    names = shipped_names(kind)
-    if name not in names:
-        hint = " ".join((did_you_mean(name, names), f"A {kind} of your own is named by its .yaml file")).strip()
-        raise ConfigError(f"unknown {kind} {name!r}", expected=f"one of {', '.join(names)}", hint=hint)
-    return _FOLDERS[kind] / f"{name}.yaml"
+def _parsed(kind: type[S], content: dict[str, Any], faults: list[str], *parts: type[Record]) -> S | None:
+    """Return the content of a file as a record; None if it cannot be used at all.
 
-
-def parse_section(section: type[S], data: Any, place: str, faults: list[str]) -> S | None:
-    """Return a part of a file, adding what is wrong with it to ``faults``; None if it cannot be used at all.
-
-    Unknown keys make no part unusable, so they are reported with the rest: ``section`` is an open class.
+    Args:
+        kind: Class of the record.
+        content: As the file has it; unknown keys are reported and removed, since they make no content unusable.
+        faults: What is wrong is added here.
+        parts: Classes of records inside, for hints.
     """
     try:
         # As JSON, where a list may become a tuple and every other type is taken strictly.
-        parsed = section.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False):
-            faults.append(f"{field_path(place, *fault['loc'])}: {complaint(fault)}")
-        return None
-    known = [field.alias or name for name, field in section.model_fields.items()]
-    for key in parsed.model_extra or {}:
-        hint = did_you_mean(key, known)
-        faults.append(f"{field_path(place, key)}: unknown key" + (f" ({hint})" if hint else ""))
-    return parsed
+        details = error.errors(include_url=False, include_input=False)
+    sections: tuple[type[Record], ...] = (kind, *parts)
+    known = [field.alias or name for section in sections for name, field in section.model_fields.items()]
+    for detail in details:
+        *place, key = detail["loc"]
+        if detail["type"] != "extra_forbidden":
+            faults.append(f"{dotted(detail['loc'])}: {complaint(detail)}")
+            continue
+        hint = did_you_mean(str(key), known)
+        faults.append(f"{dotted(detail['loc'])}: unknown key" + (f" ({hint})" if hint else ""))
+        holder: Any = content
+        for step in place:
+            holder = holder[step]
+        del holder[key]
+    only_unknown = all(detail["type"] == "extra_forbidden" for detail in details)
+    return kind.model_validate_json(json.dumps(content), strict=True) if only_unknown else None
 
 
-def field_path(place: str, *parts: int | str) -> str:
-    """Return a dotted path such as ``strategies[2].stage``."""
-    steps = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return (place + steps).lstrip(".")
-
-
-def raise_faults(kind: Kind, name_or_path: str, faults: list[str]) -> None:
+def _raise_faults(kind: Kind, name_or_path: str, faults: list[str]) -> None:
     """Raise one error with all faults of a file, if there are any."""
     if faults:
         noun = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -112,7 +114,7 @@ class Strategy(Record):
 
     Attributes:
         stage: The stage it belongs to first, or ``any``.
-        stages: Further stages it is met in.
+        stages: Further stages in which it is used.
         aliases: Other spellings found in corpora.
         fallback: True for the catch-all.
     """
@@ -248,11 +250,10 @@ class Taxonomy(Record):
 
     def _known_elsewhere(self, label: str) -> list[str]:
         """Return a clause that names the other shipped taxonomies which know the label, if there are any."""
-        others = [name for name in taxonomy_names() if name != self.name and load_taxonomy(name).find(label)]
+        others = [name for name in shipped_names("taxonomy") if name != self.name and load_taxonomy(name).find(label)]
         if not others:
             return []
-        sources = {f"{other}_to_{self.name}" for other in others}
-        mappings = [name for name in shipped_names("mapping") if name.split(".")[0] in sources]
+        mappings = [name for other in others for name in mappings_between(other, self.name)]
         through = f" (mapping: {' or '.join(mappings)})" if mappings else ""
         return [f"known to taxonomy {', '.join(others)}{through}"]
 
@@ -262,11 +263,6 @@ def label_key(label: str) -> str:
     text = " ".join(re.split(r"[\s_\-\u2010\u2011]+", label.casefold().replace("&", " and "))).strip()
     inner = re.fullmatch(r"\[(.*)\]|\((.*)\)", text)
     return (inner[1] or inner[2] or "").strip() if inner else text
-
-
-def taxonomy_names() -> tuple[str, ...]:
-    """Return the names of the shipped taxonomies, sorted."""
-    return shipped_names("taxonomy")
 
 
 def load_taxonomy(name_or_path: str) -> Taxonomy:
@@ -280,7 +276,7 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
 
 def is_shipped(taxonomy: Taxonomy) -> bool:
     """Return whether a taxonomy is one that ships, rather than a user's own."""
-    return taxonomy.name in taxonomy_names() and load_taxonomy(taxonomy.name) == taxonomy
+    return taxonomy.name in shipped_names("taxonomy") and load_taxonomy(taxonomy.name) == taxonomy
 
 
 def keep_taxonomy(taxonomy: Taxonomy, folder: Path) -> None:
@@ -309,34 +305,15 @@ def kept_taxonomy(name: str, *folders: Path) -> Taxonomy:
     return _load_shipped(name)
 
 
-class _OpenStrategy(Strategy, extra="allow", strict=True):
-    pass
-
-
-class _OpenTaxonomy(Taxonomy, extra="allow", strict=True):
-    strategies: tuple[Any, ...]
-
-
 def _load(name_or_path: str) -> Taxonomy:
     """Read and check one file."""
     faults: list[str] = []
-    head = parse_section(_OpenTaxonomy, read_shipped("taxonomy", name_or_path), "", faults)
-    strategies: list[tuple[int, Strategy]] = []
-    if head is not None:
-        for position, item in enumerate(head.strategies):
-            section = parse_section(_OpenStrategy, item, f"strategies[{position}]", faults)
-            if section is not None:
-                strategies.append((position, _closed(Strategy, section)))
-        faults += _faults(head, strategies)
-    raise_faults("taxonomy", name_or_path, faults)
-    assert head is not None
-    whole = head.model_copy(update={"strategies": tuple(strategy for _, strategy in strategies)})
-    return _closed(Taxonomy, whole)
-
-
-def _closed(kind: type[S], section: S) -> S:
-    """Return what was read through an open class as the class itself."""
-    return kind.model_validate({name: getattr(section, name) for name in kind.model_fields})
+    taxonomy = _parsed(Taxonomy, _read("taxonomy", name_or_path), faults, Strategy)
+    if taxonomy is not None:
+        faults += _faults(taxonomy)
+    _raise_faults("taxonomy", name_or_path, faults)
+    assert taxonomy is not None
+    return taxonomy
 
 
 @cache
@@ -345,14 +322,14 @@ def _load_shipped(name: str) -> Taxonomy:
     return _load(name)
 
 
-def _faults(head: Taxonomy, strategies: list[tuple[int, Strategy]]) -> list[str]:
+def _faults(head: Taxonomy) -> list[str]:
     """Return what is wrong with a taxonomy beyond its shape."""
     faults = [f"{field}: empty" for field, text in (("name", head.name), ("title", head.title)) if not text.strip()]
     if not _MIN_STRATEGIES <= len(head.strategies) <= _MAX_STRATEGIES:
         faults.append(f"strategies: {len(head.strategies)} found, {_MIN_STRATEGIES} to {_MAX_STRATEGIES} expected")
     stages = {*head.stages, ANY_STAGE}
     owners: dict[str, tuple[int, str]] = {}
-    for position, strategy in strategies:
+    for position, strategy in enumerate(head.strategies):
         place = f"strategies[{position}]"
         texts = (("name", strategy.name), ("abbr", strategy.abbr), ("definition", strategy.definition))
         faults += [f"{place}.{field}: empty" for field, text in texts if not text.strip()]
@@ -360,9 +337,9 @@ def _faults(head: Taxonomy, strategies: list[tuple[int, Strategy]]) -> list[str]
             faults.append(f"{place}.stage: unknown stage {strategy.stage!r}, expected one of {', '.join(head.stages)}")
         for index, stage in enumerate(strategy.stages):
             if stage not in stages:
-                faults.append(f"{field_path(place, 'stages', index)}: unknown stage {stage!r}")
+                faults.append(f"{place}.stages[{index}]: unknown stage {stage!r}")
         faults += _collisions(position, strategy, owners)
-    fallbacks = Counter(strategy.fallback for _, strategy in strategies)[True]
+    fallbacks = sum(strategy.fallback for strategy in head.strategies)
     if fallbacks > 1:
         faults.append(f"strategies: {fallbacks} fallbacks found, at most one expected")
     return faults
@@ -389,8 +366,8 @@ class StrategyMapping(Record):
     """
 
     name: str
-    source: str
-    target: str
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
     lossy: bool
     note: str
     map: dict[str, str | None]
@@ -401,19 +378,9 @@ class StrategyMapping(Record):
         return digest(self.model_dump(mode="json"))
 
 
-class _OpenMapping(StrategyMapping, extra="allow", strict=True):
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
-
-
-def mapping_names() -> tuple[str, ...]:
-    """Return the names of the shipped mappings, sorted."""
-    return shipped_names("mapping")
-
-
 def mappings_between(source: str, target: str) -> tuple[str, ...]:
     """Return the names of the shipped mappings from one taxonomy to another."""
-    loaded = (load_mapping(name) for name in mapping_names())
+    loaded = (load_mapping(name) for name in shipped_names("mapping"))
     return tuple(mapping.name for mapping in loaded if (mapping.source, mapping.target) == (source, target))
 
 
@@ -424,14 +391,14 @@ def load_mapping(name_or_path: str) -> StrategyMapping:
         ConfigError: If there is none, or with all faults of the file at once.
     """
     faults: list[str] = []
-    section = parse_section(_OpenMapping, read_shipped("mapping", name_or_path), "", faults)
-    if section is not None:
-        source, target = (_beside(name_or_path, end) for end in (section.source, section.target))
-        section = section.model_copy(update={"source": source, "target": target})
-        faults += _mapping_faults(section)
-    raise_faults("mapping", name_or_path, faults)
-    assert section is not None
-    return _closed(StrategyMapping, section)
+    mapping = _parsed(StrategyMapping, _read("mapping", name_or_path), faults)
+    if mapping is not None:
+        source, target = (_beside(name_or_path, end) for end in (mapping.source, mapping.target))
+        mapping = mapping.model_copy(update={"source": source, "target": target})
+        faults += _mapping_faults(mapping)
+    _raise_faults("mapping", name_or_path, faults)
+    assert mapping is not None
+    return mapping
 
 
 def _beside(mapping: str, end: str) -> str:

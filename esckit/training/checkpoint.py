@@ -7,7 +7,7 @@ backbone in ``adapter/`` or ``backbone/``, and trained heads, if there are any, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+import esckit
+from esckit.config.sections import Lora
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import ADAPTER, BACKBONE, KINDS, TOKENIZER, CheckpointMetadata
 from esckit.records import dump_line, fresh_folder, write_atomic, write_json
-from esckit.training.sections import Lora
 
 _BUG = "The checkpoint that was there before is kept, and so are the states. Please report this"
 
@@ -138,14 +139,17 @@ def check_stored(state: Mapping[str, Tensor], folder: Path) -> None:
         CheckpointError: If a stored tensor differs from the trained one, or a trained one is not stored.
     """
     with ExitStack() as stack:
-        stored = {_plain(name): read for name, read in _tensors(folder, stack)}
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.rglob("*.safetensors"))]
+        stored = {_plain(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
         first_name: dict[int, str] = {}
         for name, trained in state.items():
             is_tied = first_name.setdefault(trained.data_ptr(), name) != name
-            read = next((stored[end] for end in _ends(_plain(name)) if end in stored), None)
-            if read is None and not is_tied:
+            parts = _plain(name).split(".")
+            ends = (".".join(parts[start:]) for start in range(len(parts)))
+            file, stored_name = next((stored[end] for end in ends if end in stored), (None, ""))
+            if file is None and not is_tied:
                 raise CheckpointError(f"the checkpoint just written lacks {name}", hint=_BUG)
-            if read is not None and not torch.equal(found := read(), trained.to(found.dtype)):
+            if file is not None and not torch.equal(found := file.get_tensor(stored_name), trained.to(found.dtype)):
                 raise CheckpointError(
                     f"{name} has shape {tuple(found.shape)} or other values in the checkpoint just written",
                     expected=f"the trained tensor, shape {tuple(trained.shape)}",
@@ -153,36 +157,21 @@ def check_stored(state: Mapping[str, Tensor], folder: Path) -> None:
                 )
 
 
-def _tensors(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Any]]:
-    """Yield name and a function that reads it for every tensor below a folder."""
-    for path in sorted(folder.rglob("*.safetensors")):
-        file = stack.enter_context(safe_open(path, framework="pt"))
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            yield name, lambda file=file, name=name: file.get_tensor(name)
-
-
 def _plain(name: str) -> str:
     return name.replace(".default.", ".")
-
-
-def _ends(name: str) -> Iterator[str]:
-    """Yield a dotted name and its shorter and shorter ends."""
-    parts = name.split(".")
-    for start in range(len(parts)):
-        yield ".".join(parts[start:])
 
 
 # ---------------------------------------------------------------- model cards
 
 
-def render_card(name: str, **facts: object) -> str:
-    """Return the shipped card ``name`` with every fact filled in.
+def write_card(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Write the shipped card ``name`` beside a checkpoint, with every fact filled in.
 
     Raises:
         KeyError: If the template names a fact that is not given.
     """
     text = resources.files("esckit.training").joinpath("cards", f"{name}.md").read_text(encoding="utf-8")
-    return Template(text).substitute(facts)
+    write_atomic(folder / "README.md", Template(text).substitute(facts, version=esckit.__version__))
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:

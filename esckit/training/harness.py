@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
+from esckit.config.sections import Optim, Precision
 from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
 from esckit.records import write_json
-from esckit.training.run import Process, TrainingRun
-from esckit.training.sections import Optim, Precision, check_trackers
+from esckit.training.run import Process, TrainingRun, check_trackers
 from esckit.training.sharding import one_device
 
 T = TypeVar("T")
@@ -132,12 +132,7 @@ def trainer_arguments(
 
 def in_order(items: Dataset[T]) -> DataLoader[T]:
     """Return a loader of items that are whole batches, laid out in the order of training for this process."""
-    return DataLoader(items, batch_size=1, shuffle=False, collate_fn=_only)
-
-
-def _only(items: list[T]) -> T:
-    (item,) = items
-    return item
+    return DataLoader(items, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
 
 
 # ---------------------------------------------------------------- divergence

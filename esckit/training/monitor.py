@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from esckit.documents import parse_json
 from esckit.errors import DataError
@@ -28,7 +28,7 @@ class Monitor(TrainerCallback):
     Stands before all other callbacks, so that nothing is written of a step that diverged.
 
     Args:
-        run: The run; rows beyond the step that it goes on from are cut off first.
+        run: The run; rows after the step that it resumes from are removed first.
         diverged: Ends the run.
         watched: Returns which numbers of a step's logs must be finite.
         means: Returns the row of a window of steps, from their logs.
@@ -57,24 +57,15 @@ class Monitor(TrainerCallback):
         if run.process.is_main:
             keep_rows(run.out / METRICS, run.resumed_step, key=step_key)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """Show where training begins."""
         self._run.progress.start(state.max_steps, state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         """Show that a step is done."""
         self._run.advance()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Logs | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs | None = None, **_: Any) -> None:
         """Look at the logs; those of a step hold its loss.
 
         Raises:
@@ -89,26 +80,17 @@ class Monitor(TrainerCallback):
             if state.global_step % self._every == 0:
                 self._flush(state.global_step)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Logs | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Logs | None = None, **_: Any) -> None:
         """Write the steps that led to the evaluation, and hand its metrics over."""
         self._flush(state.global_step)
         if self._evaluated is not None:
             self._evaluated(state, metrics or {})
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """Write what the window holds, so that a resumed run writes the same rows."""
         self._flush(state.global_step)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """Write what is left."""
         self._flush(state.global_step)
 
@@ -138,9 +120,7 @@ class EpochEnds(TrainerCallback):
     def __init__(self, epoch_ends: Sequence[int], every: int | None) -> None:
         self._ends, self._every = frozenset(epoch_ends), every
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Ask for evaluation and saving."""
         if state.global_step in self._ends:
             control.should_evaluate = control.should_save = True

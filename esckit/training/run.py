@@ -1,4 +1,4 @@
-"""A run that trains: its folder, its processes, the state that it resumes from, and its end.
+"""A run that trains: its folder, its processes and their shares of a step, the state to resume from, and its end.
 
 accelerate and torchrun say in the environment which of several processes this is. Imports nothing heavy.
 """
@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib import util
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from esckit.config.sections import Recipe
 from esckit.documents import parse_json, read_json_object
-from esckit.errors import DataError, EsckitError, StorageError
+from esckit.errors import ConfigError, DataError, EsckitError, MissingExtraError, StorageError
 from esckit.models.checkpoint import FOLDER
 from esckit.play.runner import SUMMARY, NoProgress, RunResult
 from esckit.protocols import Progress
@@ -105,12 +106,7 @@ def last_state(folder: Path) -> Path | None:
         return True
 
     found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if is_whole(path)]
-    return max(found, key=step_of, default=None)
-
-
-def step_of(state: Path | None) -> int:
-    """Return the step that training resumes from, 0 without a state."""
-    return int(state.name.rpartition("-")[2]) if state else 0
+    return max(found, key=lambda state: int(state.name.rpartition("-")[2]), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +134,8 @@ class TrainingRun:
 
     @property
     def resumed_step(self) -> int:
-        """Step that training resumes from."""
-        return step_of(self.state)
+        """Step that training resumes from, 0 without a state."""
+        return int(self.state.name.rpartition("-")[2]) if self.state else 0
 
     def advance(self) -> None:
         """Count a step.
@@ -201,3 +197,50 @@ def training(
             yield TrainingRun(out, process, folder, shown, last_state(out / STATES))
         finally:
             shown.close()
+
+
+def share_batch(total: int, *, at_most: int, n_processes: int, what: str) -> tuple[int, int]:
+    """Return how one optimiser step is shared: items of a forward pass, and forward passes of a process.
+
+    The items of a step are the same whatever the number of processes.
+
+    Args:
+        total: Items of a step, over all processes together.
+        at_most: Items that one process can take in a forward pass.
+        n_processes: Processes that share the step.
+        what: What the items are and which fields set their number, for the message.
+
+    Raises:
+        ConfigError: If the processes cannot share a step evenly; names the numbers that can.
+    """
+    if total % n_processes:
+        able = [n for n in range(1, total + 1) if total % n == 0]
+        raise ConfigError(
+            f"{total} {what} in a step over {n_processes} processes",
+            expected=f"a number of processes that divides them: {', '.join(map(str, able))}",
+            hint="Start fewer processes, or change the size of a step",
+        )
+    own = total // n_processes
+    micro_batch = max(n for n in range(1, min(at_most, own) + 1) if own % n == 0)
+    return micro_batch, own // micro_batch
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that transformers does not know, or that are not installed.
+
+    Raises:
+        ConfigError: If there is one; for those that are extras of esckit it names the command that installs them.
+    """
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    for name in ("tensorboard", "wandb"):
+        if name in names and util.find_spec(name) is None:
+            raise MissingExtraError(f"trackers: {name}", name)
+    installed = get_available_reporting_integrations()
+    if missing := [name for name in names if name not in installed]:
+        raise ConfigError(
+            f"trackers: {', '.join(missing)}",
+            expected=f"trackers that transformers knows and that are installed (here {', '.join(installed) or 'none'})",
+        )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 
 from esckit.errors import ConfigError
 
@@ -123,7 +123,7 @@ class EngineGuard(TrainerCallback):
     DeepSpeed frees gradients while the backward pass runs and takes its step inside of it, before any callback. There,
     hooks on the parameters look at the gradients, and the engine steps only if no process saw a bad one. FSDP2 gathers
     the root's weights before ``forward`` only, so ``generate`` is registered as a second way in, and transformers is
-    told that all processes take part in every step of it.
+    informed that all processes take part in every step of it.
 
     Args:
         trainer: Returns the trainer.
@@ -134,9 +134,7 @@ class EngineGuard(TrainerCallback):
         self._trainer = trainer
         self._stop = stop
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """Prepare the engine.
 
         Raises:
@@ -175,9 +173,7 @@ class EngineGuard(TrainerCallback):
 
         engine.step = guarded_step
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Look at the gradients where the Trainer takes the step."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if gradients and not torch.isfinite(_whole(torch.nn.utils.get_total_norm(gradients))):

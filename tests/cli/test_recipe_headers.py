@@ -106,8 +106,8 @@ def test_a_papers_training_is_shared_by_eight_devices(here: Path, recipe: str) -
     n_processes = 8  # and so by 2 and by 4
     loaded = load_any_recipe(recipe).recipe
     if isinstance(loaded, TrainRewardRecipe):
-        planned = train_reward.plan(loaded, n_processes=n_processes).steps_at_most
-        assert planned == train_reward.plan(loaded, n_processes=1).steps_at_most
+        planned = train_reward.plan(loaded, n_processes=n_processes)["steps_at_most"]
+        assert planned == train_reward.plan(loaded, n_processes=1)["steps_at_most"]
     else:
         assert isinstance(loaded, TrainRlRecipe)
-        assert train_rl.plan(loaded, n_processes=n_processes).steps_at_most > 0
+        assert train_rl.plan(loaded, n_processes=n_processes)["steps_at_most"] > 0

@@ -42,7 +42,7 @@ def real(corpora: Path, name: str) -> Path:
 
 
 LABELS = ("Question", "Others", "Information")
-texts = st.text(max_size=20).map(lambda raw: normalise(raw).text).filter(bool)
+texts = st.text(max_size=20).map(lambda raw: normalise(raw)[0]).filter(bool)
 seeker_turns = st.builds(
     Turn, speaker=st.just("seeker"), text=texts, feedback=st.none() | st.integers(min_value=1, max_value=5)
 )

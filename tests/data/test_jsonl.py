@@ -14,7 +14,7 @@ from esckit.text import dialogue_id, normalise
 from esckit.types import Context, Dialogue, Future, Scenario, SearchTree, Source, Survey, Turn, TurnPart
 from tests.data.corpus_files import lines, original, own, read, read_skipping, write
 
-texts = st.text(max_size=30).map(lambda raw: normalise(raw).text)
+texts = st.text(max_size=30).map(lambda raw: normalise(raw)[0])
 spoken = texts.filter(bool)
 labels = st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
 ratings = st.none() | st.integers(1, 5)
@@ -148,7 +148,9 @@ def test_a_minor_schema_version_is_read(tmp_path: Path) -> None:
 def test_the_same_id_in_two_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path, lines(own(1), own(2)), "train.jsonl")
     write(tmp_path, lines(own(3), own(2)), "test.jsonl")
-    with pytest.raises(DataError, match=r"record 1, scenario.id: .*'own:2' again, first in record 1 of train.jsonl"):
+    with pytest.raises(
+        DataError, match=r"record 1, line 2, scenario.id: .*'own:2' again, first in record 1, line 2 of train.jsonl"
+    ):
         read(tmp_path)
 
 

@@ -19,7 +19,7 @@ from esckit.evaluate.suites.reward import FutureBatches, Reading, RewardCase
 from esckit.evaluate.suites.strategy import StrategyCase
 from esckit.play.futures import read_inputs
 from esckit.records import read_records
-from esckit.reward.checkpoint import load_reward_model
+from esckit.reward.run import RewardKind
 from esckit.search.recipe import SearchRecipe
 from esckit.search.run import run as run_search
 from esckit.simulate.run import SimulateRecipe
@@ -218,7 +218,7 @@ def test_a_reward_model_is_judged_on_futures_it_has_not_seen(tmp_path: Path, mon
 
 
 def _scored_as_one_by_one_and_read_once() -> None:
-    model = load_reward_model("runs/reward")
+    model = RewardKind().load(Path("runs/reward"), "scorer", {})
     inputs = read_inputs(["runs/test"])
     scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
     units = [Unit(future.id, future.dialogue_id, future) for future in scored]

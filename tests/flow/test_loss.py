@@ -100,7 +100,7 @@ def test_losses_of_single_paths(
 
 def test_the_policys_mean_value_gives_the_policy_no_gradient() -> None:
     ours = outputs(((1.5, 0.1, 0.2), (0.8, 0.3, 0.1), (1.2, 0.2, 0.3)))
-    flow = gather_paths(ours, worked_batch(MEAN), MEAN).log_flow
+    flow = gather_paths(ours, worked_batch(MEAN), MEAN)[1]
     flow.sum().backward()
     assert ours.log_pi.grad is None
     assert ours.log_value.grad is not None
@@ -119,7 +119,7 @@ def test_a_search_value_of_zero_is_clamped() -> None:
     tree = worked_tree()
     tree = replace(tree, paths=(replace(tree.paths[0], leaf_value=0.0),))
     (batch,) = make_update(list(chunks(tree, TREE)), TREE, FLOW_ONLY)
-    assert gather_paths(outputs(), batch, FLOW_ONLY).log_flow[0, 3].item() == pytest.approx(-6.907755, abs=1e-5)
+    assert gather_paths(outputs(), batch, FLOW_ONLY)[1][0, 3].item() == pytest.approx(-6.907755, abs=1e-5)
     assert flow_loss(outputs(), batch, FLOW_ONLY)["flow"].item() == pytest.approx(12.395986, abs=1e-5)
 
 

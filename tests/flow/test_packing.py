@@ -145,6 +145,6 @@ def test_any_order_of_children_gives_the_same_tokens() -> None:
     nodes = list(tree.nodes[1:])
     random.Random(0).shuffle(nodes)
     nodes.sort(key=lambda node: node.depth)
-    shuffled = tree.replaced(nodes=(tree.nodes[0], *nodes))
+    shuffled = tree.model_copy(update={"nodes": (tree.nodes[0], *nodes)})
     first, second = (flow_tree(t, flow_text(), min_actions=2, max_path_tokens=4096) for t in (tree, shuffled))
     assert first == second

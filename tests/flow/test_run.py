@@ -51,7 +51,7 @@ def test_leaf_probabilities_become_proportional_to_leaf_values(tmp_path: Path) -
     policy = policy_of(tmp_path / "run")
     root = tree.nodes[0]
     first = policy.read(tree.scenario, root.turns).probabilities
-    by_id = tree.by_id()
+    by_id = {node.id: node for node in tree.nodes}
     reached, wanted = [], []
     for a, abbr in enumerate(AFLOW.abbrs):
         child = by_id[f"r.{abbr}"]

@@ -5,19 +5,12 @@ from typing import Any
 
 import torch
 
-from esckit.prompts.prompt import load_prompt
 from esckit.reward.model import Kind, RewardModel, RewardNet
-from esckit.reward.text import SLOTS, RewardTemplate, RewardText
+from esckit.reward.text import RewardText, reward_template
 from esckit.types import Turn
 from tests.tiny import TinyFamily, tiny_random
 
 WORDS = ("I", "feel", "so", "anxious", "and", "you", "do", "not", "know", "ça", "va", "🙂", "today", "it", "hurts")
-
-
-def template() -> RewardTemplate:
-    prompt = load_prompt("reward_model")
-    text = prompt.render(**SLOTS)[0].content
-    return RewardTemplate.of(text, prompt=prompt.identity, seeker="Patient", supporter="Therapist")
 
 
 def tiny_net(kind: Kind = "classifier", *, family: TinyFamily = "qwen2", **options: Any) -> tuple[RewardNet, Any]:
@@ -28,7 +21,9 @@ def tiny_net(kind: Kind = "classifier", *, family: TinyFamily = "qwen2", **optio
 
 def tiny_reward(kind: Kind = "classifier", *, max_batch_tokens: int = 2048, **options: Any) -> RewardModel:
     net, tokenizer = tiny_net(kind, **options)
-    return RewardModel(net, RewardText(tokenizer, template(), max_length=1024), max_batch_tokens=max_batch_tokens)
+    return RewardModel(
+        net, RewardText(tokenizer, reward_template("reward_model"), max_length=1024), max_batch_tokens=max_batch_tokens
+    )
 
 
 def talk(seed: int, n_turns: int) -> tuple[Turn, ...]:

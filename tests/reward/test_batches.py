@@ -9,11 +9,10 @@ import pytest
 from transformers import EvalPrediction
 
 from esckit.errors import NotFiniteError
-from esckit.reward.batches import Encoded, Item, MicroBatches
 from esckit.reward.examples import RewardExample
 from esckit.reward.recipe import RewardOptim, plan_steps
 from esckit.reward.text import RewardInput
-from esckit.reward.trainer import DevScores
+from esckit.reward.trainer import DevScores, Encoded, Item, MicroBatches
 from esckit.training.run import Process
 
 

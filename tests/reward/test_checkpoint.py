@@ -9,9 +9,9 @@ import pytest
 from esckit.errors import CheckpointError
 from esckit.models.checkpoint import read_metadata
 from esckit.reward.model import HEAD, RewardModel
-from esckit.reward.text import RewardMetadata
+from esckit.reward.text import RewardMetadata, reward_template
 from esckit.training.checkpoint import save_checkpoint
-from tests.reward.reward_fakes import grouped_inputs, template, tiny_net, tiny_reward
+from tests.reward.reward_fakes import grouped_inputs, tiny_net, tiny_reward
 
 
 def saved(folder: Path) -> Path:
@@ -22,7 +22,7 @@ def saved(folder: Path) -> Path:
         trainable="head",
         pooling="last",
         max_length=1024,
-        template=template(),
+        template=reward_template("reward_model"),
         label={"rule": "goal"},
         delta=None,
         simulation={"preset": "rlff7"},

@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.play.runner import NoProgress
 from esckit.records import read_records
-from esckit.reward.checkpoint import load_reward_model
-from esckit.reward.quality import dev_metrics
-from esckit.reward.run import plan, run
-from esckit.reward.trainer import DevPrediction, classifier_loss
+from esckit.reward.quality import DevPrediction, dev_metrics
+from esckit.reward.run import RewardKind, plan, run
+from esckit.reward.trainer import classifier_loss
 from esckit.types import Context, Future
 from tests.reward.reward_runs import reward_recipe, simulated
 
@@ -43,7 +42,7 @@ def rescored(out: Path, futures: Path) -> tuple[list[float], list[float]]:
     played = [by_id[prediction.id] for prediction in predictions]
     turns = [contexts[future.context_id].turns for future in played]
     replies = [future.exchanges[0].supporter.response for future in played]
-    return [prediction.p for prediction in predictions], load_reward_model(out).score(turns, replies)
+    return [prediction.p for prediction in predictions], RewardKind().load(out, "scorer", {}).score(turns, replies)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_the_manifest_and_the_checkpoint_name_what_was_used(tmp_path: Path, futu
     used = json.loads((futures / "manifest.json").read_text())["data"]["ids"]
     assert manifest["data"]["ids"] == used
     assert manifest["prompts"]["reward_model"].startswith("reward_model/")
-    metadata = load_reward_model(tmp_path / "run").metadata
+    metadata = RewardKind().load(tmp_path / "run", "scorer", {}).metadata
     assert metadata is not None
     assert list(metadata.dialogue_ids) == used
     assert set(metadata.dev_ids) < set(used)
@@ -216,18 +215,18 @@ def test_a_model_of_another_prompt_version_is_refused(
     run(reward_recipe(futures, optim={"epochs": 1}), out=tmp_path / "run")
     manifest = tmp_path / "run/manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete"', '"stopped"'))
-    load_reward_model(tmp_path / "run")
+    RewardKind().load(tmp_path / "run", "scorer", {})
     assert "is not complete (stopped)" in caplog.text
     source = tmp_path / "run/checkpoint/reward.json"
     metadata = json.loads(source.read_text())
     metadata["template"]["prompt"] = "reward_model/0123456789abcdef"
     source.write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match="reward_model/0123456789abcdef"):
-        load_reward_model(tmp_path / "run")
+        RewardKind().load(tmp_path / "run", "scorer", {})
     with pytest.raises(CheckpointError, match="'simulate'"):
-        load_reward_model(futures)
+        RewardKind().load(futures, "scorer", {})
     with pytest.raises(CheckpointError, match="no run folder"):
-        load_reward_model(tmp_path)
+        RewardKind().load(tmp_path, "scorer", {})
 
 
 def test_a_run_goes_on_only_with_the_futures_that_it_began_with(tmp_path: Path, futures: Path) -> None:
@@ -241,7 +240,7 @@ def test_a_run_goes_on_only_with_the_futures_that_it_began_with(tmp_path: Path, 
 
 
 def test_the_plan_shows_the_shares_of_all_rules(futures: Path) -> None:
-    found = plan(reward_recipe(futures, label={"rule": "threshold", "delta": "0.7"})).facts()
+    found = plan(reward_recipe(futures, label={"rule": "threshold", "delta": "0.7"}))
     assert set(found["positive_share"]) == {"threshold 0.7", "goal", "threshold 0.5", "quantile 0.7"}
     assert found["examples"] == {"train": 24, "dev": 6}
     assert found["steps_at_most"] == 12
@@ -255,7 +254,7 @@ def test_one_class_says_what_there_is_and_what_to_change(tmp_path: Path, futures
         run(recipe, out=tmp_path / "run")
     assert "--dry-run" in str(caught.value)
     assert not (tmp_path / "run").exists()
-    assert str(plan(recipe).refusal).startswith("one class only")
+    assert str(plan(recipe)["refusal"]).startswith("one class only")
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from esckit.errors import ConfigError, DataError
 from esckit.models.backbones import tiny_tokenizer
 from esckit.reward.model import collate
-from esckit.reward.text import RewardTemplate, RewardText
+from esckit.reward.text import RewardText, reward_template
 from esckit.types import Turn
-from tests.reward.reward_fakes import grouped_inputs, talk, template, tiny_net
+from tests.reward.reward_fakes import grouped_inputs, talk, tiny_net
 
 TOKENIZER = tiny_tokenizer()
 
 
 def text(max_length: int = 1024) -> RewardText:
-    return RewardText(TOKENIZER, template(), max_length=max_length)
+    return RewardText(TOKENIZER, reward_template("reward_model"), max_length=max_length)
 
 
 def test_the_input_reads_as_the_prompt_does():
@@ -59,9 +59,12 @@ def test_nothing_to_judge_is_an_error(turns, response):
         text().encode(turns, response)
 
 
-def test_a_prompt_without_its_slots_is_refused():
-    with pytest.raises(ConfigError, match="mine/0"):
-        RewardTemplate.of("no slots here", prompt="mine/0", seeker="A", supporter="B")
+def test_a_prompt_with_its_slots_in_another_order_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    message = "{role: user, content: 'Reply: {response} to {conversation}'}"
+    path.write_text(f"name: mine\nversion: 1\nvariables: [conversation, response]\nmessages: [{message}]\n")
+    with pytest.raises(ConfigError, match="mine/"):
+        reward_template(str(path))
 
 
 @pytest.mark.parametrize("kind", ["classifier", "pairwise", "rrhf"])

@@ -10,12 +10,13 @@ import torch
 
 from esckit.data.splits import is_dev
 from esckit.errors import CheckpointError, ConfigError, DataError, FailureRateError, TrainingError
+from esckit.models.checkpoint import read_metadata
 from esckit.prompts.prompt import load_prompt
 from esckit.report.source import open_run
 from esckit.report.training import training_sections
 from esckit.reward.run import run as run_train_reward
 from esckit.rl.monitor import DevSet
-from esckit.rl.policy import read_policy
+from esckit.rl.policy import PolicyMetadata
 from esckit.rl.rewards import open_measure
 from esckit.rl.rows import PolicyPrompt, build_pairs, collect, training_order
 from esckit.rl.run import plan, run
@@ -47,7 +48,7 @@ def futures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_policy_metrics_samples_card_and_summary(trained: Path) -> None:
-    metadata = read_policy(trained)
+    metadata = read_metadata(PolicyMetadata, trained)
     # Four contexts, two a step: what three steps come to is a pass and a half.
     assert [row["epoch"] for row in rows(trained) if "rl/loss" in row] == [0.5, 1.0, 1.5]
     manifest = json.loads((trained / "manifest.json").read_text())
@@ -143,7 +144,7 @@ def test_a_reward_model_hands_its_dialogues_on(futures: Path, tmp_path: Path) ->
         models=models, reward={"kind": "classifier"}, data={"split": "valid", "limit": 8}, optim={"max_steps": 1}
     )
     run(ours, out=tmp_path / "run")
-    policy = read_policy(tmp_path / "run")
+    policy = read_metadata(PolicyMetadata, tmp_path / "run")
     reward_ids = json.loads((tmp_path / "reward/manifest.json").read_text())["data"]["ids"]
     assert set(reward_ids) < set(policy.dialogue_ids)
     assert policy.reward["objective"] == "classifier"
@@ -202,7 +203,7 @@ def test_a_reward_of_ones_own_that_raises_is_named() -> None:
 
 def test_the_plan_counts_what_online_futures_cost() -> None:
     models = {role: {"scripted": role} for role in ("seeker", "critic")}
-    found = plan(recipe(reward={"kind": "online"}, models=models, optim={"max_steps": 10})).facts()
+    found = plan(recipe(reward={"kind": "online"}, models=models, optim={"max_steps": 10}))
     assert found["outputs_at_most"] == 10 * 8
     assert found["calls_at_most"] == {"supporter": 80 * 8, "seeker": 80 * 9, "critic": 80 * 8 * 10}
 
@@ -212,9 +213,9 @@ def test_dpo_learns_from_simulated_candidates(futures: Path, tmp_path: Path) -> 
         algorithm="dpo", inputs=(str(futures),), data=None, dpo={"batch_size": 4, "max_prompt_tokens": 1600},
         monitor={"sample_every": None, "dev_every": None}, optim={"max_steps": 2},
     )  # fmt: skip
-    assert plan(ours).pairs_at_most > 0
+    assert plan(ours)["pairs_at_most"] > 0
     result = run(ours, out=tmp_path / "run")
-    metadata = read_policy(tmp_path / "run")
+    metadata = read_metadata(PolicyMetadata, tmp_path / "run")
     assert result.summary["rows"]["rows"] > 0
     assert metadata.inputs.keys() == {str(futures)}
     assert set(metadata.dialogue_ids) == set(json.loads((futures / "manifest.json").read_text())["data"]["ids"])
@@ -241,7 +242,7 @@ def test_the_best_dev_policy_is_kept_if_the_recipe_asks(tmp_path: Path) -> None:
     run(recipe(optim={"select": "best_dev", "max_steps": 2}, monitor={"dev_every": 1}), out=tmp_path / "run")
     dev = {row["step"]: row["dev/reward/future"] for row in rows(tmp_path / "run") if "dev/reward/future" in row}
     best = max((value, -step) for step, value in dev.items() if step)
-    assert read_policy(tmp_path / "run").step == -best[1]
+    assert read_metadata(PolicyMetadata, tmp_path / "run").step == -best[1]
 
 
 def test_outputs_that_nothing_can_measure_stop_the_run(tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_a_diverged_run_keeps_the_last_finite_policy(
     assert (told["step"], told["what"], told["rows"]) == (0, {what: "nan"}, [])
     # Two contexts, four outputs each.
     assert (len(told["input_ids"]), len(set(told["input_ids"]))) == (8, 2)
-    assert read_policy(tmp_path / "run").diverged
+    assert read_metadata(PolicyMetadata, tmp_path / "run").diverged
     run_simulate(simulated_recipe(tmp_path / "run"), out=tmp_path / "simulated")
     assert "policy/run" in (tmp_path / "simulated/manifest.json").read_text()
     assert [record.levelname for record in caplog.records if "is not complete (stopped)" in record.message] == [

@@ -139,7 +139,7 @@ def test_a_failed_simulation_is_retried_with_new_seeds() -> None:
     tree = grown(world, n_simulations=6, max_failed_simulations=6).tree
     failed = [failure for failure in tree.failures if failure.place == "r.Cla"]
     assert len(failed) >= 2
-    assert "r.Cla" not in tree.by_id()
+    assert "r.Cla" not in [node.id for node in tree.nodes]
     assert tree.nodes[0].visits == 6 - len(tree.failures)
     assert_invariants(tree)
 

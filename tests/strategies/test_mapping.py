@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.strategies.taxonomy import load_mapping, load_taxonomy, mapping_names, mappings_between
+from esckit.strategies.taxonomy import load_mapping, load_taxonomy, mappings_between, shipped_names
 
 TABLES = {
     "extes_to_esconv.published": "RS-RF Cla-Q EV-AR ES-AR Aff-AR OH-AR AJC-AR SO-PS CP-PS PDP-PS RNT-PS SI-IN NE-PS "
@@ -19,7 +19,7 @@ TABLES = {
 
 
 def test_four_mappings_ship() -> None:
-    assert set(mapping_names()) == set(TABLES)
+    assert set(shipped_names("mapping")) == set(TABLES)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -36,7 +36,11 @@ def test_tables_are_as_pinned(name: str) -> None:
 
 
 def test_own_tables_say_that_they_are_ours() -> None:
-    assert all("This project's table" in load_mapping(name).note for name in mapping_names() if "published" not in name)
+    assert all(
+        "This project's table" in load_mapping(name).note
+        for name in shipped_names("mapping")
+        if "published" not in name
+    )
 
 
 def test_mappings_between() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import ConfigError, DataError
-from esckit.strategies.taxonomy import Taxonomy, label_key, load_taxonomy, taxonomy_names
+from esckit.strategies.taxonomy import Taxonomy, label_key, load_taxonomy, shipped_names
 
 ESCONV = (
     "Question",
@@ -20,7 +20,7 @@ ESCONV = (
 
 
 def test_four_taxonomies_ship_in_their_order() -> None:
-    assert taxonomy_names() == ("aflow", "cso", "esconv", "extes")
+    assert shipped_names("taxonomy") == ("aflow", "cso", "esconv", "extes")
     assert load_taxonomy("esconv").names == ESCONV
     assert load_taxonomy("esconv").abbrs == ("Q", "RP", "RF", "SD", "AR", "PS", "IN", "OT")
     assert " ".join(load_taxonomy("extes").abbrs) == "RS Cla EV ES Aff OH AJC SO CP PDP RNT SI NE PSP SM Oth"
@@ -38,7 +38,7 @@ def test_files_are_named_after_what_they_hold(name: str) -> None:
 
 
 def test_fallbacks_and_stages() -> None:
-    fallbacks = {name: load_taxonomy(name).fallback for name in taxonomy_names()}
+    fallbacks = {name: load_taxonomy(name).fallback for name in shipped_names("taxonomy")}
     assert {name: found.name if found else None for name, found in fallbacks.items()} == {
         "esconv": "Others",
         "extes": "Others",

@@ -1,9 +1,10 @@
 """Model cards: a template that ships, filled with what the run knows."""
 
 from importlib import resources
+from pathlib import Path
 from string import Template
 
-from esckit.training.checkpoint import metrics_table, render_card
+from esckit.training.checkpoint import metrics_table, write_card
 
 
 def test_metrics_stand_side_by_side():
@@ -16,10 +17,11 @@ def test_metrics_stand_side_by_side():
     ]
 
 
-def test_a_card_names_what_it_is_for():
+def test_a_card_names_what_it_is_for(tmp_path: Path):
     template = resources.files("esckit.training").joinpath("cards", "reward_model.md").read_text(encoding="utf-8")
     names = set(Template(template).get_identifiers())
     assert {"backbone", "label", "delta", "metrics", "warnings"} <= names
-    card = render_card("reward_model", **dict.fromkeys(names, "X"))
+    write_card(tmp_path, "reward_model", dict.fromkeys(names, "X"))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "no clinical measure" in card
     assert "$" not in card

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from esckit.errors import ConfigError, ModelError
-from esckit.flow.objectives import OBJECTIVES, TERMS, potentials, without_terminal
-from esckit.training.run import gathered, together
-from esckit.training.sections import share_batch
+from esckit.flow.objectives import objective, path_terms, potentials, without_terminal
+from esckit.training.run import gathered, share_batch, together
 from esckit.training.sharding import one_device
 
 
@@ -52,7 +51,6 @@ def test_a_failure_of_one_process_is_raised() -> None:
 def test_a_pass_without_paths_gives_no_loss_with_or_without_leaf(name: str) -> None:
     nothing = torch.zeros(0, 1), torch.zeros(0, 2), torch.zeros(0, 1, dtype=torch.bool)
     for paths in (nothing, without_terminal(*nothing)):
-        assert OBJECTIVES.resolve(name)(*paths).shape == (0,)
-        options = {"subtb_lambda": 0.9} if name == "subtb" else {}
-        squares, weights = TERMS.resolve(name)(potentials(*paths), paths[2], **options)
+        assert objective(name, subtb_lambda=0.9)(*paths).shape == (0,)
+        squares, weights = path_terms(name, subtb_lambda=0.9)(potentials(*paths), paths[2])
         assert squares.sum() == weights.sum() == 0

@@ -102,10 +102,10 @@ def reward_work(material: Material) -> Work:
 
     def prepare(casting: Casting, done: Done) -> Player:
         from esckit.models.backbones import quiet_off_terminal
-        from esckit.reward.checkpoint import load_reward_model
+        from esckit.reward.run import RewardKind
 
         quiet_off_terminal()
-        model = load_reward_model(run_of(binding.checkpoint), dtype=binding.dtype, device=binding.device)
+        model = RewardKind().load(run_of(binding.checkpoint), "scorer", {}, dtype=binding.dtype, device=binding.device)
         delta = _delta(model, inputs.simulation)
         known = done.get("reward", {})
         missing = [unit for unit in units if (case := known.get(unit.id)) is None or case.unscored is not None]

@@ -37,8 +37,7 @@ from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unsc
 from esckit.predict.run import Prediction, predicted
 from esckit.roles.cast import Casting
 from esckit.strategies.taxonomy import Taxonomy
-from esckit.trees import main_line
-from esckit.types import Scenario, Turn
+from esckit.types import Scenario, Turn, main_line
 
 if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe
