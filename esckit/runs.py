@@ -85,14 +85,17 @@ class _Manifest(_Shape):
 
 def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
     """Return a recipe without some dotted paths; ``*.name`` removes ``name`` from every section."""
-    kept = json.loads(json.dumps(recipe))
+    kept: dict[str, Any] = json.loads(json.dumps(recipe))
     for path in paths:
-        head, _, tail = path.partition(".")
-        holders = kept.values() if head == "*" else [kept.get(head)] if tail else [kept]
-        for section in holders:
-            if isinstance(section, dict):
-                section.pop(tail or head, None)
-    return dict(kept)
+        *sections, name = path.split(".")
+        holders: list[Any] = [kept]
+        for section in sections:
+            inside = [holder for holder in holders if isinstance(holder, dict)]
+            holders = [value for holder in inside for key, value in holder.items() if section in ("*", key)]
+        for holder in holders:
+            if isinstance(holder, dict):
+                holder.pop(name, None)
+    return kept
 
 
 def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:

@@ -49,16 +49,38 @@ DecimalText = Annotated[str, BeforeValidator(_number_to_text), Field(pattern=r"^
 """A decimal number kept as text, so that comparisons with it can be exact (``Fraction(text)``)."""
 
 
-class Executor(Section):
-    """How local models use the machine; changes no draw. Operational.
+class Threads(Section):
+    """How a training uses the machine. Operational.
 
     Attributes:
         threads: Threads of the tensor library; None leaves the choice to it.
-        batch_tokens: Tokens, padding included, that one forward pass of a local model may hold.
     """
 
     threads: PositiveInt | None = None
+
+
+class Executor(Threads):
+    """How local models use the machine; changes no draw. Operational.
+
+    Attributes:
+        batch_tokens: Tokens, padding included, that one forward pass of a local model may hold.
+    """
+
     batch_tokens: PositiveInt = 16_384
+
+
+_DELETED = (
+    "data.allow_overlap",
+    "data.allow_cross_family",
+    *(f"models.{role}.adapter" for role in ("seeker", "critic", "strategist", "judge", "turn_judge", "reward")),
+    *(
+        f"models.{role}.{name}"
+        for role in ("seeker", "supporter", "critic", "judge", "turn_judge", "reward")
+        for name in ("value_weight", "top_k")
+    ),
+    *(f"models.reward.{name}" for name in ("sampling", "on_length", "max_words", "max_context_tokens")),
+)
+"""Fields of 0.1.0 that had no effect where they stood; what an older manifest says of them does not count."""
 
 
 class Recipe(Section):
@@ -77,6 +99,7 @@ class Recipe(Section):
         "logging",
         "trackers",
         "report",
+        *_DELETED,
     )
 
     command: str
@@ -90,7 +113,7 @@ class Recipe(Section):
 class Roles(Section):
     """Base of ``models:`` where every field is the model of a role, or None."""
 
-    def bindings(self) -> dict[str, RoleOptions]:
+    def bindings(self) -> dict[str, Binding]:
         """Return the models that are named, by role."""
         return {role: binding for role, binding in self if binding is not None}
 
@@ -145,8 +168,6 @@ class DataConfig(Section):
         skip_invalid: Skip and count records that are refused, instead of stopping.
         blank_as: Strategy that a missing label stands for; None leaves it missing.
         mapping: Name or file of a strategy mapping into another taxonomy.
-        allow_overlap: Evaluate on dialogues that a model was trained on, and flag every row.
-        allow_cross_family: Evaluate under a split scheme of another family than that of training, and flag every row.
     """
 
     dataset: str
@@ -163,8 +184,6 @@ class DataConfig(Section):
     unknown_strategy: Literal["refuse", "keep"] = "refuse"
     blank_as: str | None = None
     mapping: str | None = None
-    allow_overlap: bool = False
-    allow_cross_family: bool = False
 
     @model_validator(mode="after")
     def _split_needs_scheme(self) -> Self:
@@ -195,8 +214,12 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
 
 
-class RoleOptions(Section):
-    """What every binding takes beside the model itself.
+class Binding(Section):
+    """Names the model of a role."""
+
+
+class RoleOptions(Binding):
+    """What the binding of a role that writes or rates text takes beside the model itself.
 
     Attributes:
         sampling: Decoding settings; what is left out takes the role's own default in the recipe class.
@@ -258,23 +281,39 @@ def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-class CheckpointBinding(RoleOptions):
-    """Something that esckit trained: a run folder, whose manifest says what it is.
-
-    Attributes:
-        adapter: A run of ``train-flow`` as supporter: ``off`` is its plain backbone as a chat model, ``on`` lets the
-            adapter write, if it was trained to (``response_weight``). Without meaning for other runs and roles.
-        value_weight: A run of ``train-flow`` as chooser: weight of V beside log π; None is 1, or 0 where the values
-            were not trained.
-        top_k: The same: so many strategies of highest π may be chosen; None is all.
-    """
+class Checkpoint(Binding):
+    """Something that esckit trained: a run folder, whose manifest says what it is."""
 
     checkpoint: str = Field(min_length=1)
-    adapter: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
-    value_weight: NonNegativeFloat | None = None
-    top_k: PositiveInt | None = None
     dtype: DType = "auto"
     device: Device = "auto"
+
+
+class CheckpointBinding(Checkpoint, RoleOptions):
+    """Something that esckit trained and that plays a role."""
+
+
+class SupporterCheckpoint(CheckpointBinding):
+    """A checkpoint as supporter.
+
+    Attributes:
+        adapter: A run of ``train-flow``: ``off`` is its plain backbone as a chat model, ``on`` lets the adapter write,
+            if it was trained to (``response_weight``). Without meaning for other runs.
+    """
+
+    adapter: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
+
+
+class StrategistCheckpoint(CheckpointBinding):
+    """A checkpoint that chooses strategies.
+
+    Attributes:
+        value_weight: Weight of V beside log π; None is 1, or 0 where the values were not trained.
+        top_k: So many strategies of highest π may be chosen; None is all.
+    """
+
+    value_weight: NonNegativeFloat | None = None
+    top_k: PositiveInt | None = None
 
 
 class ScriptedBinding(RoleOptions):
@@ -310,19 +349,34 @@ def _kind_tag(value: object) -> str | None:
     return next((f"<{kind}>" for kind in KINDS if kind in keys), None)
 
 
+_Backbone = Annotated[BackboneBinding, Tag("<backbone>")]
+
+_Endpoint = Annotated[EndpointBinding, Tag("<endpoint>")]
+
+_Scripted = Annotated[ScriptedBinding, Tag("<scripted>")]
+
+_BY_KIND = Discriminator(
+    _kind_tag,
+    custom_error_type="binding_kind",
+    custom_error_message=f"must be a mapping with one of {', '.join(KINDS)}",
+)
+
+_ONE_KIND = BeforeValidator(_check_kind)
+
 ModelBinding = Annotated[
-    Annotated[BackboneBinding, Tag("<backbone>")]
-    | Annotated[EndpointBinding, Tag("<endpoint>")]
-    | Annotated[CheckpointBinding, Tag("<checkpoint>")]
-    | Annotated[ScriptedBinding, Tag("<scripted>")],
-    Discriminator(
-        _kind_tag,
-        custom_error_type="binding_kind",
-        custom_error_message=f"must be a mapping with one of {', '.join(KINDS)}",
-    ),
-    BeforeValidator(_check_kind),
+    _Backbone | _Endpoint | Annotated[CheckpointBinding, Tag("<checkpoint>")] | _Scripted, _BY_KIND, _ONE_KIND
 ]
 """The model of a role, one of four classes; tell them apart with ``match`` or ``isinstance``."""
+
+SupporterBinding = Annotated[
+    _Backbone | _Endpoint | Annotated[SupporterCheckpoint, Tag("<checkpoint>")] | _Scripted, _BY_KIND, _ONE_KIND
+]
+"""The model of a supporter."""
+
+StrategistBinding = Annotated[
+    _Backbone | _Endpoint | Annotated[StrategistCheckpoint, Tag("<checkpoint>")] | _Scripted, _BY_KIND, _ONE_KIND
+]
+"""The model that chooses strategies."""
 
 
 def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValidator:
@@ -344,7 +398,7 @@ def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValid
 
 
 RolloutSupporter = Annotated[
-    ModelBinding,
+    SupporterBinding,
     role_defaults(sampling={"temperature": 1.1, "top_k": 80, "max_tokens": 512}, on_length="last_sentence"),
 ]
 
@@ -356,7 +410,7 @@ RolloutCritic = Annotated[ModelBinding, role_defaults(sampling={"temperature": 1
 """Who plays a future; the sampling is that of RLFF-ESC (arXiv 2508.12935)."""
 
 
-def check_prices(budget: Limits, bindings: Iterable[RoleOptions | None]) -> None:
+def check_prices(budget: Limits, bindings: Iterable[Binding | None]) -> None:
     """Refuse a limit of cost that could not be watched.
 
     Raises:

@@ -14,11 +14,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from esckit.config.sections import (
     AlternatingData,
     BackboneBinding,
-    CheckpointBinding,
+    Binding,
+    Checkpoint,
     ModelBinding,
     ModelRecipe,
     Resume,
-    RoleOptions,
     Section,
     Strategist,
     check_prices,
@@ -63,7 +63,19 @@ class EvaluateModels(PredictModels):
     judge: _Judge | None = None
     turn_judge: _Judge | None = None
     scorer: BackboneBinding | None = None
-    reward: CheckpointBinding | None = None
+    reward: Checkpoint | None = None
+
+
+class EvaluateData(AlternatingData):
+    """``data:`` of an evaluation.
+
+    Attributes:
+        allow_overlap: Evaluate on dialogues that a model was trained on, and flag every row.
+        allow_cross_family: Evaluate under a split scheme of another family than that of training, and flag every row.
+    """
+
+    allow_overlap: bool = False
+    allow_cross_family: bool = False
 
 
 class EvaluateSettings(Section):
@@ -118,7 +130,7 @@ class EvaluateRecipe(ModelRecipe):
     """Everything that ``esckit evaluate`` can be told."""
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = (
-        *ModelRecipe.OPERATIONAL,
+        *(path for path in ModelRecipe.OPERATIONAL if not path.startswith("data.")),
         "statistics",
         "compare_to",
         "gates",
@@ -130,7 +142,7 @@ class EvaluateRecipe(ModelRecipe):
     suites: tuple[Literal["strategy", "response", "dialogue", "pairwise", "reward", "safety"], ...] = Field(
         min_length=1
     )
-    data: AlternatingData | None = None
+    data: EvaluateData | None = None
     taxonomy: str | None = None
     models: EvaluateModels = EvaluateModels()
     settings: EvaluateSettings = Field(default=EvaluateSettings(), validate_default=True)
@@ -183,7 +195,7 @@ class EvaluateRecipe(ModelRecipe):
         """The suites, in the order in which they are played."""
         return tuple(suite for suite in SUITES if suite.name in self.suites)
 
-    def roles(self) -> dict[str, RoleOptions]:
+    def roles(self) -> dict[str, Binding]:
         """Return the bindings that the chosen suites use, by role."""
         wanted = {role for suite in self.chosen for role in suite.roles(self)}
         return {role: binding for role, binding in self.models.bindings().items() if role in wanted}

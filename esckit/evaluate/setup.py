@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esckit.config.load import require_runs
-from esckit.config.sections import CheckpointBinding, RoleOptions
+from esckit.config.sections import Binding, Checkpoint
 from esckit.errors import ConfigError, DataError
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
 from esckit.evaluate.suite import CaseFile, Material, Suite, Work, family_of, model_fields, run_folder, run_of
@@ -154,7 +154,7 @@ def _leakage(material: Material, part: Part) -> tuple[str, ...]:
     runs = {
         role: run_of(binding.checkpoint)
         for role in part.work.roles
-        if isinstance(binding := bindings.get(role), CheckpointBinding)
+        if isinstance(binding := bindings.get(role), Checkpoint)
     }
     data = recipe.data
     evaluated = {unit.dialogue_id for unit in part.work.units}
@@ -187,7 +187,7 @@ def _is_self_judged(recipe: EvaluateRecipe, part: Part) -> bool:
     return _model_of(judge) in players
 
 
-def _model_of(binding: RoleOptions) -> str:
+def _model_of(binding: Binding) -> str:
     """Return a digest of which model a binding names, however it is sampled."""
     return digest(model_fields(binding.model_dump(mode="json")))
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from esckit.config.sections import DataConfig
 from esckit.data.contexts import contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
@@ -227,7 +226,7 @@ class Material:
     def _select(self, *, merge: bool) -> Selection:
         recipe = self.recipe
         assert recipe.data is not None
-        data = DataConfig.model_validate({**recipe.data.model_dump(), "merge": merge})
+        data = recipe.data.model_copy(update={"merge": merge})
         with_labels = any(suite.reads_labels(recipe) for suite in recipe.chosen)
         return select_dialogues(data, taxonomy=recipe.taxonomy if with_labels else None)
 

@@ -14,7 +14,6 @@ from pydantic import (
 )
 
 from esckit.config.sections import (
-    Executor,
     Format,
     Lora,
     Names,
@@ -25,6 +24,7 @@ from esckit.config.sections import (
     Scheme,
     Section,
     Split,
+    Threads,
 )
 
 Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
@@ -246,7 +246,7 @@ class TrainFlowRecipe(Recipe):
     kl: Kl = Kl()
     response_weight: NonNegativeFloat = 0.0
     optim: FlowOptim = FlowOptim()
-    executor: Executor = Executor()
+    executor: Threads = Threads()
     checkpoints: Checkpoints = Checkpoints()
     trackers: tuple[str, ...] = ()
 

@@ -21,7 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from esckit.config.sections import Recipe, RoleOptions
+from esckit.config.sections import Binding, Recipe
 from esckit.errors import FailureRateError
 from esckit.protocols import Executor, Progress
 from esckit.records import read_records, write_records
@@ -78,7 +78,7 @@ async def playing(
     out: Path,
     pool: ModelPool,
     *,
-    bindings: Iterable[RoleOptions],
+    bindings: Iterable[Binding],
     inputs: Mapping[str, Any],
 ) -> AsyncIterator[RunFolder]:
     """Hold the folder of a run that plays with models.

@@ -48,10 +48,12 @@ FAILURES = "failures.jsonl"
 
 MIN_PLACES_FOR_RATE = 20
 
-_Strategist = Annotated[sections.ModelBinding, sections.role_defaults(sampling={"temperature": 0.0, "max_tokens": 256})]
+_Strategist = Annotated[
+    sections.StrategistBinding, sections.role_defaults(sampling={"temperature": 0.0, "max_tokens": 256})
+]
 
 _Supporter = Annotated[
-    sections.ModelBinding,
+    sections.SupporterBinding,
     sections.role_defaults(sampling={"temperature": 0.0, "max_tokens": 512}, on_length="last_sentence"),
 ]
 
@@ -245,7 +247,7 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
     strategist = recipe.models.strategist
     if recipe.taxonomy is not None:
         return load_taxonomy(recipe.taxonomy)
-    if isinstance(strategist, sections.CheckpointBinding) and part_of("strategist", strategist) == "strategist":
+    if isinstance(strategist, sections.Checkpoint) and part_of("strategist", strategist) == "strategist":
         return policy_taxonomy(Path(strategist.checkpoint))
     if selection.taxonomy is None and strategist is not None:
         raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME or FILE.yaml")

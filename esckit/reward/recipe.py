@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
-from esckit.config.sections import DecimalText, Executor, Lora, Optim, Precision, Recipe, Section
+from esckit.config.sections import DecimalText, Lora, Optim, Precision, Recipe, Section, Threads
 from esckit.training.run import share_batch
 
 Kind = Literal["classifier", "pairwise", "rrhf"]
@@ -155,7 +155,7 @@ class TrainRewardRecipe(Recipe):
     optim: RewardOptim = RewardOptim()
     dev: Dev = Dev()
     prompt: str = "reward_model"
-    executor: Executor = Executor()
+    executor: Threads = Threads()
     logging: Logging = Logging()
     trackers: tuple[str, ...] = ()
 

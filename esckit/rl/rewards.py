@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, SupportsFloat, get_args
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from esckit.config.sections import BackboneBinding, RoleOptions
+from esckit.config.sections import BackboneBinding, Binding
 from esckit.errors import ConfigError, ModelError, NotFiniteError
 from esckit.ledger import Scope
 from esckit.models.backbones import find_backbone
@@ -385,7 +385,7 @@ def check_reward(recipe: TrainRlRecipe) -> dict[str, str]:
     return {**_spoken_prompts(bindings, prompts), **critics}
 
 
-def online_bindings(recipe: TrainRlRecipe) -> dict[str, RoleOptions]:
+def online_bindings(recipe: TrainRlRecipe) -> dict[str, Binding]:
     """Return the models that play futures, by role; the supporter is the untrained policy unless one is named."""
     roles, grpo = recipe.models, recipe.grpo
     assert roles.seeker is not None
@@ -400,7 +400,7 @@ def online_bindings(recipe: TrainRlRecipe) -> dict[str, RoleOptions]:
     return {"supporter": roles.supporter or untrained, "seeker": roles.seeker, "critic": roles.critic}
 
 
-def _spoken_prompts(bindings: Mapping[str, RoleOptions], prompts: Mapping[str, str | None]) -> dict[str, str]:
+def _spoken_prompts(bindings: Mapping[str, Binding], prompts: Mapping[str, str | None]) -> dict[str, str]:
     return prompt_ids({role: bindings[role] for role in ("supporter", "seeker")}, prompts)
 
 

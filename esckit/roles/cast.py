@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.config import sections
-from esckit.config.sections import CheckpointBinding, RoleOptions
+from esckit.config.sections import Binding, Checkpoint, RoleOptions
 from esckit.models.budget import BudgetedPolicy
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic, StrategyPolicy, Supporter
@@ -58,7 +58,7 @@ def role_prompt(role: str, name: str | None, *, taxonomy: Taxonomy | None = None
 
 
 def prompt_ids(
-    bindings: Mapping[str, RoleOptions],
+    bindings: Mapping[str, Binding],
     prompts: Mapping[str, str | None],
     *,
     taxonomy: Taxonomy | None = None,
@@ -96,7 +96,7 @@ class Casting:
     """
 
     pool: ModelPool
-    bindings: Mapping[str, RoleOptions]
+    bindings: Mapping[str, Binding]
     prompts: Mapping[str, str | None]
     max_attempts: int
     taxonomy: Taxonomy | None = None
@@ -105,9 +105,15 @@ class Casting:
     def labels(self) -> dict[str, str]:
         """Return the name of what plays each role, for the manifest."""
         return {
-            role: binding.checkpoint if isinstance(binding, CheckpointBinding) else self.pool.model(binding).name
+            role: binding.checkpoint if isinstance(binding, Checkpoint) else self.pool.model(binding).name
             for role, binding in self.bindings.items()
         }
+
+    def options(self, role: str) -> RoleOptions:
+        """Return the binding of a role that writes or rates text."""
+        binding = self.bindings[role]
+        assert isinstance(binding, RoleOptions), f"{role} is bound as what is measured"
+        return binding
 
     def seeker(self) -> PromptedSeeker:
         """Return the seeker of simulations and self-play."""
@@ -120,7 +126,7 @@ class Casting:
 
     def supporter(self) -> Supporter:
         """Return a flow checkpoint that writes, or a supporter of the kind that its prompt is for."""
-        binding, taxonomy = self.bindings["supporter"], self.taxonomy
+        binding, taxonomy = self.options("supporter"), self.taxonomy
         if part_of("supporter", binding) == "writer":
             writer = self.pool.trained(binding, "writer", known_taxonomy(taxonomy)).model
             return FlowSupporter(writer, binding, self.pool.budget, self.max_attempts)
@@ -140,7 +146,7 @@ class Casting:
 
     def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset | None = None) -> ResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
-        binding, preset = self.bindings["critic"], preset or load_preset(settings.preset)
+        binding, preset = self.options("critic"), preset or load_preset(settings.preset)
         by_letter = settings.readout == "expected" and self.pool.model(binding).capabilities == {"next_token"}
         name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
         return ResolutionCritic(
@@ -172,7 +178,7 @@ class Casting:
     def _prompted(self, role: str, kind: str | None = None, *, prompt: str | None = None) -> tuple[Voice, Prompt]:
         """Return a chat model in a role, and its prompt."""
         name = prompt or role
-        voice = self.pool.voice(self.bindings[role], max_attempts=self.max_attempts)
+        voice = self.pool.voice(self.options(role), max_attempts=self.max_attempts)
         return voice, role_prompt(name, self.prompts[name], taxonomy=self.taxonomy, kind=kind)
 
     def _rater(self, role: str, settings: sections.RubricCritic) -> RubricCritic:

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from esckit.config.sections import (
     BackboneBinding,
+    Binding,
+    Checkpoint,
     CheckpointBinding,
     EndpointBinding,
     Executor,
     RoleOptions,
     ScriptedBinding,
+    StrategistCheckpoint,
+    SupporterCheckpoint,
 )
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
@@ -53,20 +57,20 @@ _DETERMINISM = {
 _SAME_BYTES = "identical bytes for every concurrency"
 
 
-def part_of(role: str, binding: RoleOptions) -> Part:
+def part_of(role: str, binding: Binding) -> Part:
     """Return as what a role uses a model: as a chat model, unless it was trained for this very role.
 
     Raises:
         CheckpointError: If a run that is named holds no checkpoint.
     """
-    if not isinstance(binding, CheckpointBinding):
+    if not isinstance(binding, Checkpoint):
         return "chat"
     part = _TRAINED_FOR.get(role, "chat")
-    is_wanted = part != "writer" or binding.adapter == "on"
+    is_wanted = part != "writer" or (isinstance(binding, SupporterCheckpoint) and binding.adapter == "on")
     return part if is_wanted and part in kind_of(Path(binding.checkpoint)).parts else "chat"
 
 
-def look_up(bindings: Iterable[RoleOptions | None]) -> None:
+def look_up(bindings: Iterable[Binding | None]) -> None:
     """Check that every model named in a recipe is known, before anything heavy is imported or loaded.
 
     Raises:
@@ -78,13 +82,13 @@ def look_up(bindings: Iterable[RoleOptions | None]) -> None:
             find_backbone(binding.backbone)
         elif isinstance(binding, EndpointBinding) and isinstance(binding.endpoint, str):
             load_endpoint(binding.endpoint)
-        elif isinstance(binding, CheckpointBinding):
+        elif isinstance(binding, Checkpoint):
             read_manifest(Path(binding.checkpoint))
         elif isinstance(binding, ScriptedBinding):
             load_scripted(binding.scripted)
 
 
-def require_checkpoints(bindings: Mapping[str, RoleOptions], taxonomy: Taxonomy | None = None) -> None:
+def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | None = None) -> None:
     """Check that every checkpoint of a recipe is there and can play its role; loads nothing heavy.
 
     Args:
@@ -96,7 +100,7 @@ def require_checkpoints(bindings: Mapping[str, RoleOptions], taxonomy: Taxonomy 
         ConfigError: If a flow checkpoint is to write and no taxonomy is known.
     """
     for role, binding in bindings.items():
-        if isinstance(binding, CheckpointBinding):
+        if isinstance(binding, Checkpoint):
             part = part_of(role, binding)
             strategies = known_taxonomy(taxonomy).names if part == "writer" or taxonomy else None
             kind_of(Path(binding.checkpoint), part, strategies=strategies)
@@ -127,12 +131,12 @@ def policy_taxonomy(run: Path) -> Taxonomy:
     return kept_taxonomy(name, run / FOLDER, run)
 
 
-def checkpoint_ids(bindings: Iterable[RoleOptions | None]) -> dict[str, str]:
+def checkpoint_ids(bindings: Iterable[Binding | None]) -> dict[str, str]:
     """Return which training each named checkpoint is of, by its path, and whether it is over.
 
     Until a training is over its checkpoint may still change.
     """
-    paths = [binding.checkpoint for binding in bindings if isinstance(binding, CheckpointBinding)]
+    paths = [binding.checkpoint for binding in bindings if isinstance(binding, Checkpoint)]
     manifests = {path: read_manifest(Path(path)) for path in paths}
     return {
         path: f"{manifest['recipe_digest']} of {manifest.get('created')}, {manifest.get('status')}"
@@ -169,7 +173,7 @@ class ModelPool:
         self._sources: set[str] = set()
         self._scorer: PerplexityScorer | None = None
 
-    def model(self, binding: RoleOptions) -> ChatModel:
+    def model(self, binding: Binding) -> ChatModel:
         """Return the chat model of a binding, on the run's budget.
 
         Raises:
@@ -187,7 +191,7 @@ class ModelPool:
         """
         return Voice(self.model(binding), binding, max_attempts, self._window(binding))
 
-    def trained(self, binding: RoleOptions, part: Part, taxonomy: Taxonomy | None = None) -> Trained:
+    def trained(self, binding: Binding, part: Part, taxonomy: Taxonomy | None = None) -> Trained:
         """Return a checkpoint as what it was trained for; see :class:`esckit.protocols.CheckpointKind`.
 
         Args:
@@ -199,11 +203,11 @@ class ModelPool:
             CheckpointError: If it cannot be this, or is of another taxonomy.
             ConfigError: If the binding names no checkpoint.
         """
-        if not isinstance(binding, CheckpointBinding):
+        if not isinstance(binding, Checkpoint):
             raise ConfigError("not a checkpoint", expected="checkpoint: RUN")
         fields = {"checkpoint", "dtype", "device"}
         options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
-        if part == "strategist":
+        if part == "strategist" and isinstance(binding, StrategistCheckpoint):
             fields |= {"value_weight", "top_k", "max_context_tokens"}
             options |= {"value_weight": binding.value_weight, "top_k": binding.top_k}
             options |= {"max_tokens": binding.max_context_tokens} if binding.max_context_tokens else {}
@@ -229,12 +233,10 @@ class ModelPool:
         self._scorer = PerplexityScorer.load(binding.backbone, dtype=binding.dtype, device=binding.device)
         return self._scorer
 
-    async def prepare(self, bindings: Mapping[str, RoleOptions]) -> None:
+    async def prepare(self, bindings: Mapping[str, Binding]) -> None:
         """Load the chat models and raise at once if one cannot be used; only then are its capabilities known."""
         parts = {role: part_of(role, binding) for role, binding in bindings.items()}
-        named = [
-            b.checkpoint for role, b in bindings.items() if isinstance(b, CheckpointBinding) and parts[role] != "scorer"
-        ]
+        named = [b.checkpoint for role, b in bindings.items() if isinstance(b, Checkpoint) and parts[role] != "scorer"]
         for run in dict.fromkeys(named):
             status = read_manifest(Path(run)).get("status")
             if status != "complete":
@@ -288,7 +290,7 @@ class ModelPool:
             )
         return Window()
 
-    def _chat(self, binding: RoleOptions) -> ChatModel:
+    def _chat(self, binding: Binding) -> ChatModel:
         """Return the model of a binding; roles that differ only in how they use it share one."""
         key = binding.model_dump_json(exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"})
         if key not in self._chats:
@@ -297,14 +299,14 @@ class ModelPool:
                 self._backbones[key] = binding.backbone
         return self._chats[key]
 
-    def _load_chat(self, binding: RoleOptions) -> ChatModel:
+    def _load_chat(self, binding: Binding) -> ChatModel:
         model: LocalModel | EndpointModel
         if isinstance(binding, ScriptedBinding):
             return load_scripted(binding.scripted)
         if isinstance(binding, EndpointBinding):
             self._sources.add("endpoint")
             model = _endpoint(binding)
-        elif isinstance(binding, BackboneBinding | CheckpointBinding):
+        elif isinstance(binding, BackboneBinding | Checkpoint):
             self._sources.add("local")
             options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
             options["max_batch_tokens"] = self._executor.batch_tokens
@@ -312,7 +314,7 @@ class ModelPool:
                 import torch
 
                 torch.set_num_threads(self._executor.threads)
-            if isinstance(binding, CheckpointBinding):
+            if isinstance(binding, Checkpoint):
                 run = Path(binding.checkpoint)
                 model = kind_of(run, "chat").load(run, "chat", {}, **options)
             else:

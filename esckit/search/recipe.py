@@ -15,12 +15,12 @@ _SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 128}
 
 _Seeker = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING, max_words=60)]
 
-_Supporter = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING, max_words=75)]
+_Supporter = Annotated[sections.SupporterBinding, sections.role_defaults(sampling=_SAMPLING, max_words=75)]
 
 _Critic = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING)]
 
 # Eight numbers as JSON can be longer than 128 tokens.
-_Strategist = Annotated[sections.ModelBinding, sections.role_defaults(sampling=_SAMPLING | {"max_tokens": 256})]
+_Strategist = Annotated[sections.StrategistBinding, sections.role_defaults(sampling=_SAMPLING | {"max_tokens": 256})]
 
 
 class SearchModels(sections.Roles):
@@ -141,7 +141,7 @@ class SearchRecipe(sections.ModelRecipe):
         named = self.models.bindings()
         if self.search.mode == "mcts" and len(named) < len(SearchModels.model_fields):
             raise ValueError("search.mode: mcts needs models.seeker and models.supporter")
-        if (self.critic.readout == "reward_model") != isinstance(self.models.critic, sections.CheckpointBinding):
+        if (self.critic.readout == "reward_model") != isinstance(self.models.critic, sections.Checkpoint):
             raise ValueError("critic.readout: reward_model and models.critic: {checkpoint: RUN} belong together")
         sections.check_prices(self.budget, named.values())
         return self

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.load import require_runs
-from esckit.config.sections import CheckpointBinding
+from esckit.config.sections import Checkpoint
 from esckit.data.contexts import cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
@@ -187,9 +187,9 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
     bindings, taxonomy = recipe.models.bindings(), load_taxonomy(recipe.taxonomy)
     kinds = {"seeker": "aflow seeker", "supporter": "aflow supporter", "critic": "rubric critic"}
     found = prompt_ids(bindings, recipe.prompts.model_dump(), taxonomy=taxonomy, kinds=kinds)
-    prompts = {role: name for role, name in found.items() if not isinstance(bindings[role], CheckpointBinding)}
+    prompts = {role: name for role, name in found.items() if not isinstance(bindings[role], Checkpoint)}
     strategist = recipe.models.strategist
-    trained = Path(strategist.checkpoint) if isinstance(strategist, CheckpointBinding) else None
+    trained = Path(strategist.checkpoint) if isinstance(strategist, Checkpoint) else None
     return Provenance(
         run_seed=recipe.seed,
         taxonomy=taxonomy,

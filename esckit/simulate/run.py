@@ -54,7 +54,7 @@ UNPARSED_WARNING = 0.1
 HALF = Fraction(1, 2)
 
 _Strategist = Annotated[
-    sections.ModelBinding, sections.role_defaults(sampling={"temperature": 0.7, "top_p": 0.9, "max_tokens": 256})
+    sections.StrategistBinding, sections.role_defaults(sampling={"temperature": 0.7, "top_p": 0.9, "max_tokens": 256})
 ]
 
 
@@ -311,7 +311,7 @@ def _is_guided(recipe: SimulateRecipe) -> bool:
     return recipe.simulation.strategy == "predicted"
 
 
-def _bindings(recipe: SimulateRecipe) -> dict[str, sections.RoleOptions]:
+def _bindings(recipe: SimulateRecipe) -> dict[str, sections.Binding]:
     """Return the models that take part, by role."""
     named = recipe.models.bindings()
     return {role: binding for role, binding in named.items() if role != "strategist" or _is_guided(recipe)}

@@ -72,3 +72,9 @@ def test_a_limit_of_cost_needs_prices():
         check_prices(Limits(max_cost=1.0), [None, free])
     check_prices(Limits(), [free])
     check_prices(Limits(max_cost=1.0), [ScriptedBinding(scripted="x")])
+
+
+@pytest.mark.parametrize("option", [{"adapter": "on"}, {"value_weight": 0.5}, {"top_k": 2}])
+def test_options_of_other_roles_are_refused(option: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        BINDING.validate_python({"checkpoint": "runs/x", **option})

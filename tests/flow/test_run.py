@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from esckit.config.sections import CheckpointBinding, Executor
+from esckit.config.sections import Executor, StrategistCheckpoint
 from esckit.errors import BudgetError, CheckpointError
 from esckit.flow.data import collect
 from esckit.flow.run import plan, run
@@ -201,7 +201,7 @@ def test_a_policy_is_a_distribution_and_a_choice(tmp_path: Path) -> None:
     assert AFLOW.names.index(greedy.strategy) == max(range(8), key=greedy.probabilities.__getitem__)
     narrow = policy_of(tmp_path / "run", top_k=2).read(tree.scenario, tree.nodes[0].turns)
     assert sum(score > -1e30 for score in narrow.scores) == 2
-    named = CheckpointBinding(checkpoint=str(tmp_path / "run"), dtype="float32", value_weight=0.0, top_k=2)
+    named = StrategistCheckpoint(checkpoint=str(tmp_path / "run"), dtype="float32", value_weight=0.0, top_k=2)
     pool = ModelPool(Executor(), Limits(max_calls=1))
     of_a_recipe = Casting(pool, {"strategist": named}, {}, 1, AFLOW).strategist()
     assert asyncio.run(of_a_recipe.decide(tree.scenario, tree.nodes[0].turns, scope)).strategy == greedy.strategy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esckit.config.sections import CheckpointBinding, Executor, RoleOptions
+from esckit.config.sections import Executor, RoleOptions, SupporterCheckpoint
 from esckit.documents import parse_yaml
 from esckit.errors import BudgetError, CheckpointError, ConfigError
 from esckit.flow.policy import FlowWriter
@@ -129,9 +129,9 @@ def test_writers_are_shared_only_where_they_are_loaded_alike(runs: dict[str, Pat
     assert first is not narrow
 
 
-def writer_of(run: Path, dtype: str = "float32") -> CheckpointBinding:
+def writer_of(run: Path, dtype: str = "float32") -> SupporterCheckpoint:
     sampling = {"max_tokens": 8}
-    return CheckpointBinding(
+    return SupporterCheckpoint(
         checkpoint=str(run), adapter="on", dtype=dtype, sampling=sampling, on_length="last_sentence"
     )
 
@@ -150,7 +150,7 @@ def scripted_models() -> dict[str, object]:
 @pytest.mark.parametrize("word", ["on", "off"])
 def test_on_and_off_need_no_quotes_in_a_recipe(word: str) -> None:
     binding = parse_yaml(f"checkpoint: runs/x\nadapter: {word}", "recipe")
-    assert CheckpointBinding.model_validate(binding).adapter == word
+    assert SupporterCheckpoint.model_validate(binding).adapter == word
 
 
 def test_a_plan_refuses_a_checkpoint_that_cannot_write(runs: dict[str, Path]) -> None:

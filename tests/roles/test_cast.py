@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esckit.config.sections import CheckpointBinding, ScriptedBinding
+from esckit.config.sections import CheckpointBinding, ScriptedBinding, StrategistCheckpoint, SupporterCheckpoint
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import kind_of
 from esckit.roles.cast import role_prompt
@@ -14,30 +14,30 @@ from esckit.strategies.taxonomy import load_taxonomy
 FLOW, REWARD, POLICY = "flow.json", "reward.json", "policy.json"
 
 
-def trained(folder: Path, metadata: str, **options: object) -> CheckpointBinding:
-    """Return a binding to a run folder in which a checkpoint can be told, but not loaded."""
+def trained(folder: Path, metadata: str) -> str:
+    """Return a run folder whose checkpoint has a kind, but cannot be loaded."""
     (folder / "checkpoint").mkdir(exist_ok=True)
     (folder / "checkpoint" / metadata).touch()
-    return CheckpointBinding(checkpoint=str(folder), **options)
+    return str(folder)
 
 
 @pytest.mark.parametrize(
-    ("role", "metadata", "adapter", "part"),
+    ("role", "metadata", "binding", "options", "part"),
     [
-        ("strategist", FLOW, "off", "strategist"),
-        ("strategist", POLICY, "off", "chat"),
-        ("supporter", FLOW, "off", "chat"),
-        ("supporter", FLOW, "on", "writer"),
-        ("supporter", POLICY, "on", "chat"),
-        ("critic", REWARD, "off", "scorer"),
-        ("critic", POLICY, "off", "chat"),
-        ("seeker", FLOW, "on", "chat"),
+        ("strategist", FLOW, StrategistCheckpoint, {}, "strategist"),
+        ("strategist", POLICY, StrategistCheckpoint, {}, "chat"),
+        ("supporter", FLOW, SupporterCheckpoint, {"adapter": "off"}, "chat"),
+        ("supporter", FLOW, SupporterCheckpoint, {"adapter": "on"}, "writer"),
+        ("supporter", POLICY, SupporterCheckpoint, {"adapter": "on"}, "chat"),
+        ("critic", REWARD, CheckpointBinding, {}, "scorer"),
+        ("critic", POLICY, CheckpointBinding, {}, "chat"),
+        ("seeker", FLOW, CheckpointBinding, {}, "chat"),
     ],
 )
 def test_a_checkpoint_plays_what_it_was_trained_for(
-    tmp_path: Path, role: str, metadata: str, adapter: str, part: str
+    tmp_path: Path, role: str, metadata: str, binding: type[CheckpointBinding], options: dict[str, str], part: str
 ) -> None:
-    assert part_of(role, trained(tmp_path, metadata, adapter=adapter)) == part
+    assert part_of(role, binding(checkpoint=trained(tmp_path, metadata), **options)) == part
 
 
 def test_any_other_model_is_a_chat_model_in_every_role() -> None:
@@ -46,7 +46,7 @@ def test_any_other_model_is_a_chat_model_in_every_role() -> None:
 
 @pytest.mark.parametrize(("metadata", "part"), [(REWARD, "chat"), (POLICY, "strategist"), (FLOW, "scorer")])
 def test_a_checkpoint_is_refused_where_it_cannot_play(tmp_path: Path, metadata: str, part: str) -> None:
-    run = Path(trained(tmp_path, metadata).checkpoint)
+    run = Path(trained(tmp_path, metadata))
     with pytest.raises(CheckpointError, match="cannot be used as a"):
         kind_of(run, part)
 

@@ -175,7 +175,7 @@ def self_play_cast(recipe: EvaluateRecipe, casting: Casting) -> EpisodeCast:
     """Return who takes part in self-play; under the compatibility switch speakers are clipped at 32 tokens."""
     settings = recipe.settings.dialogue
     if settings.ppdpp_compat:
-        clipped = {role: _clipped(casting.bindings[role]) for role in ("supporter", "seeker")}
+        clipped = {role: _clipped(casting.options(role)) for role in ("supporter", "seeker")}
         prompts = {**casting.prompts, "supporter": _COMPAT_SUPPORTER}
         casting = replace(casting, bindings={**casting.bindings, **clipped}, prompts=prompts)
     critics: dict[str, Critic] = {}
