@@ -85,7 +85,7 @@ test: lint suite
 # One thread: tests are many small computations, which waiting threads would only slow down.
 suite smoke test-sharded test-sharded-full: export OMP_NUM_THREADS ?= 1
 suite smoke test-sharded test-sharded-full: export HF_HUB_OFFLINE = 1
-# A worker takes whole files, so that their tests share what they set up. Each needs about 3 GB of memory.
+# A worker takes whole files, so that their tests share what they set up. The largest training takes 6 GB of memory.
 WORKERS ?= 2
 suite: $(TOOLS)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

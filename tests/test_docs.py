@@ -136,7 +136,7 @@ def test_the_pages_show_what_the_commands_print(name: str, tmp_path: Path, corpo
         program, *words = shlex.split(command)
         if program != "esckit":
             continue
-        done = esckit(*words, cwd=tmp_path)
+        done = esckit(*words, cwd=tmp_path, timeout_s=600)
         # A page may leave out the last columns.
         printed = "\n" + "\n".join(" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines())
         assert [line for line in lines if "\n" + " ".join(line.split()) not in printed] == [], command
