@@ -382,7 +382,7 @@ def _own_manifest(
         # The lock, or a manifest that was not finished, is what a run leaves that died at once.
         if any(not child.name.startswith((LOCK, f".{MANIFEST}.")) for child in path.iterdir()):
             raise ConfigError(
-                f"{path} is not empty and is no run folder", hint="Choose another folder with --out, or empty it"
+                f"{path} is not empty and is not a run folder", hint="Choose another folder with --out, or empty it"
             )
         return None
     there = next(each for each in (path, *path.absolute().parents) if each.exists())

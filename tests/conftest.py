@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,3 +43,11 @@ def _loggers_as_before() -> Iterator[None]:
     own.setLevel(level)
     for handler in [each for each in logging.root.handlers if type(each).__module__.startswith("esckit.")]:
         logging.root.removeHandler(handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a worker send what a test captured: hostile text holds lone surrogates, which UTF-8 does not know."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -120,7 +120,7 @@ def test_another_command_is_refused(tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(ConfigError, match="not empty and is no run folder"):
+    with pytest.raises(ConfigError, match="not empty and is not a run folder"):
         opened(tmp_path)
     assert [child.name for child in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(ConfigError, match="is a file"):

@@ -77,7 +77,7 @@ def copy(
     if target.is_dir():
         target = target / found.path.name
     if target.exists() and not force:
-        raise ConfigError(f"{target} is there already", hint="Choose another name, or add --force")
+        raise ConfigError(f"{target} already exists", hint="Choose another name, or add --force")
     write_atomic(target, found.path.read_bytes())
     echo(str(target))
 

@@ -502,7 +502,7 @@ def read_dialogues(
         format: Name of a shipped format.
         sink: Takes notes, warnings and refusals.
         records: Raw records from elsewhere.
-        places: Where in the corpus each id stands, added to here: an id that is there already is refused. None: ids
+        places: Where in the corpus each id stands, added to here: an id that already exists is refused. None: ids
             are computed from the dialogues, so one that comes again is the same dialogue.
 
     Raises:

@@ -127,7 +127,7 @@ class ReportSection(Section):
 
 
 class EvaluateRecipe(ModelRecipe):
-    """Everything that ``esckit evaluate`` can be told."""
+    """The recipe of ``esckit evaluate``."""
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = (
         *(path for path in ModelRecipe.OPERATIONAL if not path.startswith("data.")),

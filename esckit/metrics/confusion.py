@@ -89,7 +89,7 @@ def _sweep(wins: Array, occurs: npt.NDArray[np.bool_], before: Array) -> Array:
 
 
 def bias(confusion: Array, *, pseudo_count: float = 0.0, max_sweeps: int = MAX_SWEEPS) -> Array:
-    """Return B of every confusion matrix (R, S, S) as (R,), NaN where errors do not connect all strategies."""
+    """Return B of every confusion matrix (R, S, S) as (R,), NaN where the confusions do not link all strategies."""
     p = preferences(confusion, pseudo_count=pseudo_count, max_sweeps=max_sweeps)
     size = (~np.isnan(p)).sum(axis=1)
     spread = np.nansum((p - 1) ** 2, axis=1)

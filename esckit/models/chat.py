@@ -1,7 +1,7 @@
 """Between messages and text: chat formats, and the reasoning in what a model wrote. Every backend comes through here.
 
 Messages become prompt tokens by one :class:`ChatFormat` per tokenizer, found out by rendering with it. What is rendered
-is what the caller said and nothing else: templates that slip in a system prompt of their own (Qwen 2.5, SmolLM2) are
+is what the caller passed and nothing else: templates that slip in a system prompt of their own (Qwen 2.5, SmolLM2) are
 replaced by plain ChatML, which renders the same text where a system message is given. Models whose template refuses
 system messages (Gemma 2) get them at the head of the first user message. Base models get :data:`PLAIN`.
 
@@ -114,7 +114,7 @@ def split_reasoning(text: str) -> Split:
             answer_pieces.append(before)
             closing = _CLOSING[name].casefold()
         elif not closing:
-            # Without an opening mark all that was said so far was reasoning.
+            # Without an opening mark everything before it was reasoning.
             thoughts += [*answer_pieces, before]
             answer_pieces = []
         elif name == closing:
@@ -309,7 +309,7 @@ class ChatFormat:
             ) from error
 
     def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Return the messages as the template takes them; without a system role, merged as said above.
+        """Return the messages as the template takes them; without a system role, merged as described above.
 
         No content can leave its turn: see :mod:`esckit.text`.
         """

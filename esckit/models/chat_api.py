@@ -133,7 +133,7 @@ class Answer(BaseModel):
         if refusal:
             raise BackendError("a refusal in place of an answer", kind="refusal", samples=(refusal,))
         stop_reason = self._stop_reason(max_tokens)
-        # A model that reasons out of sight can spend all its tokens on that; then it said nothing, and was cut.
+        # A model that reasons out of sight can spend all its tokens on that; then it wrote no answer and was cut.
         if text is None and not thoughts and stop_reason is StopReason.STOP:
             raise BackendError("an answer without text", kind="no_text", expected="choices[0].message.content")
         return make_reply(text or "", stop_reason, self.cost, max_tokens=max_tokens, reasoning=thoughts or None)
@@ -219,7 +219,7 @@ def _text_of(part: Any) -> str:
 
 
 def _listed(log_probs: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the alternatives of the first token: tokens and what is said to be their log-probability."""
+    """Yield the alternatives of the first token: tokens and their log-probability according to the server."""
     if not isinstance(log_probs, Mapping):
         return
     content = log_probs.get("content")

@@ -150,7 +150,7 @@ _BY_WORDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a server said in place of an answer.
+    """What a server sent in place of an answer.
 
     Attributes:
         status: The HTTP status that it stands for, 300 to 599.

@@ -69,7 +69,7 @@ class HttpFailure(Exception):
     """The server answered with an error; never shown to the user as it is.
 
     Attributes:
-        fault: What it said, redacted and cut.
+        fault: Its error text, redacted and cut.
         n_requests: Requests made so far.
         in_body: Whether the HTTP status was 200 and the error stood in the body.
         asked_s: Seconds that the server asks to wait, None if it does not.

@@ -93,7 +93,7 @@ class PredictConcurrency(sections.Section):
 
 
 class PredictRecipe(sections.ModelRecipe):
-    """Everything that ``esckit predict`` can be told."""
+    """The recipe of ``esckit predict``."""
 
     command: Literal["predict"]
     data: sections.AlternatingData

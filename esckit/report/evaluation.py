@@ -90,14 +90,14 @@ def _conditions(run: Run, suite: str) -> str:
         pieces += ["openings included"] if settings.get("include_openings") else []
         pieces += [f"without {plain(settings['exclude'])}"] if settings.get("exclude") else []
     elif suite == "response" and settings:
-        pieces.append(f"strategy told: {settings.get('strategy')}")
+        pieces.append(f"strategy given: {settings.get('strategy')}")
         if models.get("scorer"):
             pieces.append(f"ppl under {run.manifest.get('scorer') or section(models, 'scorer').get('backbone')}")
     elif suite == "dialogue" and settings:
-        pieces += [f"strategy told: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
+        pieces += [f"strategy given: {settings.get('strategy')}", f"at most {settings.get('max_turns')} turns"]
     elif suite == "pairwise" and settings:
         strategy = at(run.recipe, "settings.response.strategy")
-        pieces += [f"against {settings.get('opponent')}", *([f"strategy told: {strategy}"] if strategy else [])]
+        pieces += [f"against {settings.get('opponent')}", *([f"strategy given: {strategy}"] if strategy else [])]
     return f"{suite.capitalize()} ({', '.join(pieces)})" if pieces else ""
 
 

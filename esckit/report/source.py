@@ -105,7 +105,7 @@ def open_run(path: Path, *, quotes: bool = False, unwritten: Mapping[str, Any] |
     reader asks for it.
 
     Raises:
-        DataError: If the folder is no run folder.
+        DataError: If the folder is not a run folder.
     """
     manifest = read_manifest(path)
     recipe = section(manifest, "recipe")

@@ -130,7 +130,7 @@ def reward_manifest(run: Path) -> dict[str, Any]:
         CheckpointError: If it is not such a run, holds no reward model, or its prompt has changed since.
     """
     if not (run / MANIFEST).is_file():
-        raise CheckpointError(f"{run} is no run folder", expected="a run folder of train-reward")
+        raise CheckpointError(f"{run} is not a run folder", expected="a run folder of train-reward")
     manifest = read_manifest(run)
     if manifest["command"] != "train-reward":
         raise CheckpointError(f"{run} is a run of {manifest['command']!r}", expected="one of 'train-reward'")

@@ -462,7 +462,9 @@ def _online(
 def _own_function(target: str) -> ScoreReplies:
     found = load_attr(target)
     if isinstance(found, type) or not callable(found):
-        raise ConfigError(f"reward.kind {target!r} is no function", expected="a function of (conversations, responses)")
+        raise ConfigError(
+            f"reward.kind {target!r} is not a function", expected="a function of (conversations, responses)"
+        )
 
     def score(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> Sequence[float | None]:
         with own_code(f"the reward {target!r}"):

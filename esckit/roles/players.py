@@ -107,7 +107,7 @@ class AFlowSeeker:
     Attributes:
         voice: Model and settings.
         prompt: A prompt with ``scene``, ``situation``, ``memory``, ``own_turn`` and ``transcript``.
-        taxonomy: Whose strategy tags may not be said.
+        taxonomy: Whose strategy tags a reply may not contain.
         memories: Scenario id to the turns of its seed dialogue, which only the seeker knows.
         memory_guard: Refuse replies that quote eight words in a row from one turn of the memory, so that the corpus
             text does not leak into trees.

@@ -129,7 +129,7 @@ def read_name(text: str, names: Sequence[str]) -> int:
         names: Words, or several words each.
 
     Raises:
-        ParseError: ``unparsed`` if no name is said, ``ambiguous`` if two different ones are, ``negated`` if a negation
+        ParseError: ``unparsed`` if no name occurs, ``ambiguous`` if two different ones do, ``negated`` if a negation
             stands before the name in its clause.
     """
     # Not by IGNORECASE, to which a Turkish i is an i.

@@ -121,7 +121,7 @@ class Concurrency(sections.Section):
 
 
 class SearchRecipe(sections.ModelRecipe):
-    """Everything that ``esckit search`` can be told."""
+    """The recipe of ``esckit search``."""
 
     command: Literal["search"]
     data: sections.AlternatingData

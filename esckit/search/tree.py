@@ -59,7 +59,7 @@ class Provenance:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A dialogue prefix: its own turns, what strategist and critic said about it, and the returns backed up through it.
+    """A dialogue prefix: its own turns, the answers of strategist and critic, and the returns backed up through it.
 
     Attributes:
         id: Path from the root in abbreviations, ``r.EV.Cla``.

@@ -97,7 +97,7 @@ class Concurrency(sections.Section):
 
 
 class SimulateRecipe(sections.ModelRecipe):
-    """Everything that ``esckit simulate`` can be told.
+    """The recipe of ``esckit simulate``.
 
     Attributes:
         taxonomy: The strategies among which a strategist chooses, and which the corpus is mapped into then.

@@ -108,7 +108,7 @@ def test_an_undefined_bias_says_why() -> None:
     cases = of_matrix([[20, 9, 6], [3, 15, 4], [0, 0, 10]], NAMES)
     rows = strategy_rows(cases, SCALE, measurement("strategy", [case.dialogue_id for case in cases]))
     row = next(row for row in rows if row.name == "strategy.bias_b")
-    assert (row.value, row.reason) == (None, "errors do not connect all strategies")
+    assert (row.value, row.reason) == (None, "too few kinds of confusion to estimate B")
     smoothed = StrategyScale(NAMES, pseudo_count=0.5)
     rows = strategy_rows(cases, smoothed, measurement("strategy", [case.dialogue_id for case in cases]))
     row = next(row for row in rows if row.name == "strategy.bias_b")

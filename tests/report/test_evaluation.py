@@ -91,7 +91,7 @@ def test_pairs_depend_on_the_strategy_that_was_told(tmp_path):
     settings = {"pairwise": {"opponent": "runs/other"}, "response": {"strategy": "predicted"}}
     folder = changed(evaluate_run(tmp_path / "e"), [row("pairwise.overall.win", 0.5)], settings=settings)
     (table,) = tables(sections_of(folder)["Pairwise"])
-    assert table.title == "Pairwise (against runs/other, strategy told: predicted)"
+    assert table.title == "Pairwise (against runs/other, strategy given: predicted)"
 
 
 def test_subgroups_carry_interval_and_n_too(tmp_path):
@@ -228,10 +228,12 @@ def test_what_values_depend_on_stands_in_the_title(tmp_path):
     folder = changed(evaluate_run(tmp_path / "e"), rows, settings=settings, models={"scorer": {"backbone": "gpt2"}})
     sections = sections_of(folder)
     assert tables(sections["Strategy"])[0].title == "Strategy (gold labels by turn, without Others)"
-    assert tables(sections["Response"])[0].title == "Response (strategy told: gold, ppl under gpt2)"
+    assert tables(sections["Response"])[0].title == "Response (strategy given: gold, ppl under gpt2)"
     manifest = json.loads((folder / "manifest.json").read_text())
     write_json(folder / "manifest.json", manifest | {"scorer": "gpt2@607a30d7"})
-    assert tables(sections_of(folder)["Response"])[0].title == "Response (strategy told: gold, ppl under gpt2@607a30d7)"
+    assert (
+        tables(sections_of(folder)["Response"])[0].title == "Response (strategy given: gold, ppl under gpt2@607a30d7)"
+    )
 
 
 def test_a_flag_of_every_row_is_said_once(tmp_path):

@@ -300,7 +300,7 @@ def test_a_diverged_run_keeps_the_last_finite_policy(
     ("sections", "error", "message"),
     [
         ({"reward": {"kind": "nowhere:nothing"}}, ConfigError, "cannot load 'nowhere:nothing'"),
-        ({"reward": {"kind": "esckit.rl.rewards:WORDS"}}, ConfigError, "is no function"),
+        ({"reward": {"kind": "esckit.rl.rewards:WORDS"}}, ConfigError, "is not a function"),
         ({"models": {"policy": {"backbone": "tiny-randon"}}}, ConfigError, "tiny-randon"),
         (
             {"models": {"reward": {"checkpoint": "nowhere"}}, "reward": {"kind": "classifier"}},

@@ -45,7 +45,7 @@ class ResponseSettings(Section):
     """The suite ``response``: one reply to each gold context.
 
     Attributes:
-        strategy: Which strategy the supporter is told.
+        strategy: Which strategy the supporter is given.
         per_dialogue: Seeded subsample of so many contexts of each dialogue; None uses all.
     """
 
@@ -63,7 +63,7 @@ class ResponseCase(Case):
         context_id: The context it answers.
         reply: The reply alone, without reasoning or tags; None if unscored.
         reference: The gold turn.
-        strategy: The strategy that the supporter was told, None if none.
+        strategy: The strategy that the supporter was given, None if none.
         parse_kind: How the reply was found in the output, None where a file gave it.
         format_ok: Whether the output had the agreed form, None where a file gave the reply.
         nll: Summed negative log-likelihood (nats) of the reply under the scorer, None without one.
@@ -188,7 +188,7 @@ def reply_calls(material: Material, n: int) -> tuple[dict[str, int], tuple[str, 
 
 
 def speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
-    """Return the roles that make a reply: a strategist as well where the supporter is told its choice."""
+    """Return the roles that make a reply: a strategist as well where the supporter follows its choice."""
     return ("strategist", "supporter") if recipe.settings.response.strategy == "predicted" else ("supporter",)
 
 

@@ -257,7 +257,7 @@ def _case(step: Step, strategy: str | None, reason: str | None, probabilities: S
 
 StrategyMetric = Metric[StrategyCase]
 
-NOT_CONNECTED = "errors do not connect all strategies"
+NOT_CONNECTED = "too few kinds of confusion to estimate B"
 
 
 @dataclass(frozen=True, slots=True)
