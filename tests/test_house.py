@@ -229,3 +229,17 @@ def test_no_modules_of_the_package_import_each_other(esckit):
 def test_no_file_or_function_is_too_long(esckit):
     assert esckit["large_files"] == {}
     assert esckit["long_functions"] == {}
+
+
+def test_the_floors_hold():
+    script = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [str(script), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "floors: imports go down only KEPT" in done.stdout

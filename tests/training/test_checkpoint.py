@@ -1,7 +1,9 @@
 """What is left of a training: adapters that depend on it alone, and checkpoints that hold what was trained."""
 
 import json
+from importlib import resources
 from pathlib import Path
+from string import Template
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from esckit.errors import CheckpointError
 from esckit.models.loading import check_whole
-from esckit.training.checkpoint import check_stored, tidy_adapter
+from esckit.training.checkpoint import check_stored, metrics_table, tidy_adapter, write_card
 
 STATE = {"net.a.weight": torch.ones(2, 3), "net.b.lora_A.default.weight": torch.zeros(4)}
 
@@ -64,3 +66,23 @@ def test_an_adapter_names_its_layers_in_order_and_no_folder(tmp_path: Path, targ
     tidy_adapter(tmp_path, "gpt2")
     assert json.loads(config.read_text()) == {"r": 4, "target_modules": kept, "base_model_name_or_path": "gpt2"}
     assert not (tmp_path / "README.md").exists()
+
+
+def test_metrics_stand_side_by_side():
+    table = metrics_table({"ours": {"auc": 0.61234, "n": 3}, "majority": {"auc": 0.5}}, ["auc", "n"])
+    assert table.splitlines() == [
+        "| metric | ours | majority |",
+        "|---|---|---|",
+        "| auc | 0.6123 | 0.5000 |",
+        "| n | 3 | – |",
+    ]
+
+
+def test_a_card_names_what_it_is_for(tmp_path: Path):
+    template = resources.files("esckit.training").joinpath("cards", "reward_model.md").read_text(encoding="utf-8")
+    names = set(Template(template).get_identifiers())
+    assert {"backbone", "label", "delta", "metrics", "warnings"} <= names
+    write_card(tmp_path, "reward_model", dict.fromkeys(names, "X"))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "no clinical measure" in card
+    assert "$" not in card
