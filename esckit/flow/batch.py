@@ -132,7 +132,8 @@ def _mark_firsts(all_chunks: Iterable[Chunk]) -> list[Chunk]:
         tree, nodes, edges = chunk.tree, [], []
         for path in (tree.paths[index] for index in chunk.paths):
             keys = [tree.nodes[state].key for state in path.states]
-            nodes.append([*(first("node", tree.id, key) for key in keys), first("leaf", path.id)])
+            # Two searches under one run seed give their paths the same ids; only the tree's tells them apart.
+            nodes.append([*(first("node", tree.id, key) for key in keys), first("leaf", tree.id, path.id)])
             actions = zip(keys, path.actions, strict=True)
             edges.append([*(first("edge", tree.id, key, str(action)) for key, action in actions), nodes[-1][-1]])
         states = [first("state", tree.id, tree.nodes[index].key) for index in chunk.states]

@@ -264,6 +264,24 @@ class TrainFlowRecipe(Recipe):
             raise ValueError(f"encoding.attention: {self.encoding.attention} needs encoding.mode: tree")
         if self.optim.select == "best_valid" and self.data.gold is None and self.data.valid_split is None:
             raise ValueError("optim.select: best_valid needs data.valid_split")
+        _check_balance(self.objective, self.data)
         if self.model.frozen_layers and self.model.trainable != "full":
             raise ValueError("model.frozen_layers needs model.trainable: full")
         return self
+
+
+def _check_balance(objective: FlowObjective, data: FlowData) -> None:
+    """Refuse flow objectives that would pass over paths: without the boundary a path ends in its last state."""
+    if objective.name not in ("subtb", "tb", "db") or objective.terminal_boundary:
+        return
+    if data.min_actions < 2:
+        raise ValueError(
+            "objective.terminal_boundary: false leaves a path of one action with a single state and nothing to "
+            "balance; set data.min_actions to 2 or more, or objective.terminal_boundary: true"
+        )
+    if (objective.name, objective.weighting, objective.state_value) == ("tb", "unique", "policy_mean"):
+        raise ValueError(
+            "objective.name: tb with weighting: unique and state_value: policy_mean counts a path by its last node, "
+            "but with terminal_boundary: false that is a state which other paths share, and such paths would be lost; "
+            "set objective.terminal_boundary: true, or weighting: paths, or state_value: taken"
+        )

@@ -1,12 +1,17 @@
 """Updates of flow training: everything once an epoch, in seeded order, shared out to processes."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from esckit.flow.batch import Chunk, FlowBatch, Updates, chunks, make_update
+from esckit.flow.data import FlowTree, collect, flow_trees
 from esckit.flow.recipe import FlowEncoding, FlowOptim
 from esckit.flow.trainer import TreeValidation, best_actions, confusions
 from esckit.training.run import Process
-from tests.flow.flow_fakes import PAPER, some_flow_tree, tiny_model
+from tests.flow.flow_fakes import PAPER, changed, flow_text, some_flow_tree, tiny_model
+from tests.flow.flow_runs import complete_tree, recipe, write_trees
 
 ENCODING = FlowEncoding(mode="tree", max_tokens=2048)
 
@@ -42,6 +47,29 @@ def test_processes_share_an_update_and_make_as_many_passes() -> None:
         assert len(passes[0]) == len(passes[1])
         assert sum(len(b.mask) for part in passes for b in part) == sum(len(b.mask) for b in alone[index])
         assert {b.denominators for part in passes for b in part} == {alone[index][0].denominators}
+
+
+@pytest.mark.parametrize("state_value", ["policy_mean", "taken"])
+def test_two_rounds_of_one_seed_share_no_pair(tmp_path: Path, state_value: str) -> None:
+    width = {"0": 2, "1": 3}  # the same run seed, scene and strategies: the paths of the first have their twins
+    files = [
+        write_trees(tmp_path / name, [complete_tree("scene", "train", lambda _: 0.5, width=n, round=int(name))])
+        for name, n in width.items()
+    ]
+    wanted = {"weighting": "unique", "state_value": state_value}
+    data = {"trees": [str(file) for file in files], "valid_split": None}
+    of_both = recipe(files[0], data=data, objective=wanted, optim={"select": "last"})
+    trees = flow_trees(collect(of_both.data), "train", of_both, flow_text())
+    assert {path.id for path in trees[0].paths} <= {path.id for path in trees[1].paths}
+    settings = changed(PAPER, objective=wanted)
+
+    def pairs(*some: FlowTree) -> float:
+        found = [chunk for tree in some for chunk in chunks(tree, ENCODING)]
+        return make_update(found, ENCODING, settings)[0].denominators.flow
+
+    # By hand: a root, n states and n^2 leaves; pairs of states (1 each), then 2 for each leaf, or of edges and leaves.
+    assert pairs(trees[0]) == (2 + 4 * 2 if state_value == "policy_mean" else 4 + 4 * 2)
+    assert pairs(*trees) == pairs(trees[0]) + pairs(trees[1])
 
 
 def all_in_one() -> list[FlowBatch]:

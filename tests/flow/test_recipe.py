@@ -9,6 +9,8 @@ from esckit.flow.recipe import TrainFlowRecipe
 
 GOLD = {"dataset": "esconv", "path": "sample:esconv", "scheme": "files"}
 
+TB_OF_STATES = {"name": "tb", "weighting": "unique", "state_value": "policy_mean", "terminal_boundary": False}
+
 
 def recipe(**sections: Any) -> TrainFlowRecipe:
     base = {"command": "train-flow", "seed": 1, "data": {"trees": ["runs/a"]}, "model": {"backbone": "tiny-random"}}
@@ -29,6 +31,11 @@ def recipe(**sections: Any) -> TrainFlowRecipe:
         ({"model": {"backbone": "tiny-random", "frozen_layers": 1}}, "trainable: full"),
         ({"objective": {"subtb_lambda": 0.0}}, "greater than 0"),
         ({"objective": {"name": "ppo"}}, "subtb"),
+        (
+            {"data": {"trees": ["a"], "min_actions": 1}, "objective": {"terminal_boundary": False}},
+            "data.min_actions to 2",
+        ),
+        ({"objective": TB_OF_STATES}, "other paths share.*weighting: paths"),
         ({"objective": {"class_weight": "sqrt"}}, "class_weight needs objective.name: bc"),
         ({"objective": {"name": "bc", "logit_adjust": [0.0, 1.0]}}, "logit_adjust needs data.gold"),
     ],
@@ -36,6 +43,19 @@ def recipe(**sections: Any) -> TrainFlowRecipe:
 def test_what_cannot_be_trained_is_refused(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         recipe(**sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"trees": ["a"], "min_actions": 1}},
+        {"data": {"trees": ["a"], "min_actions": 1}, "objective": {"name": "dpo", "terminal_boundary": False}},
+        *({"objective": {**TB_OF_STATES, **change}} for change in ({"terminal_boundary": True}, {"name": "subtb"})),
+        *({"objective": {**TB_OF_STATES, **change}} for change in ({"weighting": "paths"}, {"state_value": "taken"})),
+    ],
+)
+def test_what_the_refusals_advise_is_accepted(sections: dict[str, Any]) -> None:
+    recipe(**sections)
 
 
 def test_a_lone_run_is_a_list_of_one() -> None:
