@@ -22,7 +22,7 @@ from esckit.errors import FailureRateError
 from esckit.models.loading import generating
 from esckit.records import JsonlAppender
 from esckit.rl.rewards import MOMENTS, PARSE_KINDS, Completion, Judged, PairedRewards, correlation
-from esckit.roles.asking import split_output
+from esckit.roles.asking import read_output
 from esckit.training.monitor import Logs, keep_rows
 from esckit.training.run import TrainingRun, gathered, together
 from esckit.types import Turn
@@ -264,7 +264,7 @@ class DevSet:
         texts = self.write(model, [row["prompt"] for row in filled])
         completions = [
             Completion(
-                row["context_id"], tuple(Turn(**turn) for turn in row["conversation"]), split_output(text), 0, step
+                row["context_id"], tuple(Turn(**turn) for turn in row["conversation"]), read_output(text), 0, step
             )
             for row, text in zip(own, texts, strict=False)
         ]

@@ -33,7 +33,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Supporter
 from esckit.registry import load_attr, own_code
 from esckit.rl.recipe import TrainRlRecipe
-from esckit.roles.asking import clean_reply, split_output
+from esckit.roles.asking import read_output
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up
 from esckit.roles.verdicts import load_preset
@@ -153,7 +153,7 @@ class PairedRewards:
                 Completion(
                     context_id=context_id,
                     turns=tuple(Turn(**turn) for turn in conversation),
-                    generation=split_output(text),
+                    generation=read_output(text),
                     index=(first + row) % self._n_generations,
                     step=step,
                 )
@@ -316,8 +316,7 @@ class OnlineMeasure:
 
     async def _future(self, completion: Completion) -> Future:
         context, output = self.contexts[completion.context_id], completion.generation
-        reply = clean_reply(output.response, speaking="supporter") or output.response
-        first = FirstReply(output.model_copy(update={"response": reply}), self.cast.supporter)
+        first = FirstReply(output, self.cast.supporter)
         return await play_future(
             context.model_copy(update={"id": f"{context.id}:g{completion.step}"}),
             completion.index,

@@ -1,6 +1,7 @@
 """What a policy is trained on: contexts and futures, the policy's prompts, rows and preference pairs, and their order.
 
-Texts of preference pairs are the raw outputs with reasoning and tags, because the policy must learn the form too.
+Texts of preference pairs are the outputs with reasoning and tags, because the policy must learn the form too, and with
+the reply as it was rewarded (:func:`esckit.roles.asking.clean_output`).
 Loads no model; tokenizers come in with a chat format.
 """
 
@@ -25,7 +26,7 @@ from esckit.play.futures import read_inputs
 from esckit.prompts.prompt import Prompt
 from esckit.records import file_sha256
 from esckit.rl.recipe import TrainRlRecipe
-from esckit.roles.asking import Window, as_chat
+from esckit.roles.asking import Window, as_chat, clean_output
 from esckit.runs import MANIFEST, read_manifest, stated
 from esckit.types import Context, Future, Message, Outcome, Turn
 
@@ -302,7 +303,7 @@ def build_pairs(
             continue
         context = contexts[pair[0].context_id]
         fitted = prompt.fitted(context)
-        texts = [output.raw.strip() for output in outputs]
+        texts = [clean_output(output) for output in outputs]
         if fitted is None or any(len(prompt.chat.answer(text)) > max_completion_tokens for text in texts):
             counts["too_long"] += 1
             continue

@@ -9,9 +9,10 @@ RLFF-ESC's prompts the speakers are called "Patient" and "Therapist", as in its 
 can be compared; these words claim nothing clinical. If a conversation does not fit into the model's context
 (:class:`Window`), whole oldest turns are left out, but never the last one.
 
-Reading: :func:`split_output` takes a supporter's output ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv
-2508.12935) apart. A published policy can end with only half of its outputs well-formed, so everyone who reads one uses
-this function; only the reply ever enters a dialogue, a critic or a reward model. In AFlow
+Reading: :func:`read_output` takes a supporter's output ``<think>A</think> <response>B</response>`` (RLFF-ESC, arXiv
+2508.12935) apart and cleans its reply. A published policy can end with only half of its outputs well-formed, so
+simulation, evaluation and training all read one by this function; only the reply ever enters a dialogue, a critic or a
+reward model. In AFlow
 (arXiv 2602.08826) a role label, a strategy tag or a control token makes a reply invalid (:func:`clean_utterance`).
 """
 
@@ -268,6 +269,31 @@ def split_output(text: str) -> Generation:
         format_ok=False,
         parse_kind=kind,
     )
+
+
+def read_output(text: str) -> Generation:
+    """Return reasoning and reply of an output, the reply cleaned as a supporter's (:func:`clean_reply`).
+
+    An output whose reply is all said in the seeker's name is blank.
+    """
+    found = split_output(text)
+    response = clean_reply(found.response, speaking="supporter")
+    if response or not found.response:
+        return found.model_copy(update={"response": response})
+    return found.model_copy(update={"response": "", "format_ok": False, "parse_kind": "blank"})
+
+
+def clean_output(output: Generation) -> str:
+    """Return an output as it was written, stripped, but with the reply that :func:`read_output` finds in it.
+
+    What others were shown, and what was rewarded, is that reply: nothing else may be learnt as the answer.
+    """
+    raw, said = output.raw.strip(), split_output(output.raw).response
+    reply = clean_reply(said, speaking="supporter")
+    if reply == said:
+        return raw
+    before, found, after = raw.rpartition(said)
+    return before + reply + after if found else reply  # not found: there are stray tags inside
 
 
 def _blocks(text: str, opening: str, closing: str) -> tuple[list[str], str]:

@@ -43,6 +43,7 @@ from esckit.roles.asking import (
     finished_text,
     need_answer,
     one_line,
+    read_output,
     scene_of,
     split_output,
     until_parsed,
@@ -208,13 +209,13 @@ class PromptedSupporter:
         return await ask(self.voice, messages, turns, scope, "supporter", self._parse)
 
     def _parse(self, reply: Reply) -> Generation:
-        found = split_output(reply.whole)
+        found = read_output(reply.whole)
         cut = reply.stop_reason is StopReason.LENGTH
         if cut:
             need_answer(reply)
         if cut and self.voice.options.on_length == "fail":
             raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.whole,))
-        response = clean_reply(found.response, speaking="supporter")
+        response = found.response
         if cut and found.parse_kind in ("open_response", "untagged"):
             response = whole_sentences(response)
         if not response:

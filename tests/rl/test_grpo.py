@@ -267,6 +267,21 @@ def test_dev_replies_are_greedy_and_leave_the_model_alone():
     assert 0.0 <= metrics["dev/reward/future"] <= 1.0
 
 
+class Recorded(DevSet):
+    """Dev contexts with recorded answers."""
+
+    def write(self, model, prompts):
+        return ["Hi.\nPatient: Thank you!", "Patient: Thank you!"]
+
+
+def test_a_dev_reply_is_read_as_it_would_be_said():
+    asked = []
+    rewards = paired(lambda turns, replies: asked.extend(replies) or [0.5] * len(replies))
+    said_by_it = Recorded(rows(learner(), 2), rewards, None, (), max_tokens=6, batch_size=2)
+    assert said_by_it.measure(None, 0)["dev/reward/future"] == 0.25
+    assert asked == ["Hi."]
+
+
 def test_a_failed_dev_reply_is_counted_and_no_number():
     unmeasured: PairedRewards = paired(lambda turns, replies: [None] * len(replies))
     dev, model = dev_set(unmeasured, 2, max_tokens=4, batch_size=2)

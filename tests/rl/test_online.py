@@ -11,7 +11,7 @@ from esckit.config import sections
 from esckit.play.rollout import Cast, Rules
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.rewards import Completion, OnlineMeasure, PairedRewards, scaled
-from esckit.roles.asking import Voice, split_output
+from esckit.roles.asking import Voice, read_output
 from esckit.roles.critics import ResolutionCritic
 from esckit.roles.players import PromptedSeeker, PromptedSupporter
 from esckit.roles.verdicts import load_preset
@@ -49,7 +49,7 @@ def measured(players, outputs=(WELL_FORMED,), value="scaled", rules=RULES, step=
     by_id = {context.id: context for context in contexts(1)}
     (context,) = by_id.values()
     completions = [
-        Completion(context.id, context.turns, split_output(text), index, step) for index, text in enumerate(outputs)
+        Completion(context.id, context.turns, read_output(text), index, step) for index, text in enumerate(outputs)
     ]
     with start_blocking_portal() as portal:
         return OnlineMeasure(by_id, players.cast(), rules, value, 7, portal)(completions)
@@ -87,6 +87,14 @@ def test_the_reply_is_played_and_its_reasoning_seen_by_nobody():
     assert "plan" not in shown
     assert "They sound tired" not in str(players.supporter.asked)
     assert len(players.supporter.asked) == 2  # exchanges 1 and 2; exchange 0 is the policy's own
+
+
+def test_what_the_policy_says_in_the_seekers_name_is_not_played():
+    players = Players()
+    measured(players, ["<think>a</think> <response>Hi.\nPatient: Thank you, I feel better!</response>"])
+    shown = str([*players.seeker.asked, *players.critic.asked])
+    assert "Hi." in shown
+    assert "Thank you" not in shown
 
 
 def test_draws_differ_by_step_and_by_place_in_the_group_only():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from esckit.errors import BackendError, ConfigError, NotFiniteError
+from esckit.rl.monitor import sample_row
 from esckit.rl.rewards import PairedRewards, ReplyMeasure, correlation, lexicon_reward
 from tests.rl.rl_fakes import WELL_FORMED, columns, paired, said
 
@@ -28,6 +29,19 @@ def test_future_sees_the_reply_only_and_format_the_whole_output():
     assert [reply for _, reply in asked] == ["That sounds hard.", "Hi.", "Hi."]
     assert all(turns[0].text == "I feel low." for turns, _ in asked)
     assert "They sound tired" not in str(asked)
+
+
+def test_what_an_output_says_in_the_seekers_name_is_not_rewarded():
+    asked = []
+    outputs = said(
+        "<think>a</think> <response>Hi.\nPatient: Thank you, I feel significantly better now!</response>",
+        "<think>a</think> <response>Patient: Thank you!</response>",
+    )
+    rewards = paired(lambda turns, replies: asked.extend(replies) or [0.25] * len(replies))
+    assert rewards.future_reward([], outputs, **columns(2)) == [0.25, 0.0]
+    assert rewards.format_reward([], outputs, **columns(2)) == [1.0, 0.0]
+    assert asked == ["Hi."]
+    assert [sample_row(1, judged, (1.0, 0.5))["reply"] for judged in rewards.last] == ["Hi.", ""]
 
 
 def test_a_batch_is_measured_once_and_equal_outputs_once():

@@ -149,6 +149,12 @@ def test_both_outputs_of_a_pair_must_be_well_formed_by_default():
     assert len(built(futures, require_format=False).rows) == 1
 
 
+def test_a_pair_holds_the_replies_that_were_rewarded():
+    thanks = "<think>a</think> <response>reply {}\nPatient: Thank you, I feel better!</response>"
+    (row,) = built([future("d0#m1", 0, "1/2", thanks), future("d0#m1", 1, "0")]).rows
+    assert row["chosen"] == [{"role": "assistant", "content": GOOD.format(0)}]
+
+
 def test_long_outputs_are_counted_and_run_seeds_kept_apart():
     futures = [future("d0#m1", 0, "1/2"), future("d0#m1", 1, "0")]
     assert built(futures, max_completion_tokens=4).counts["too_long"] == 1

@@ -14,10 +14,12 @@ from esckit.roles.asking import (
     Window,
     as_lines,
     as_tagged_lines,
+    clean_output,
     clean_reply,
     clean_utterance,
     gather_all,
     one_line,
+    read_output,
     scene_of,
     split_output,
 )
@@ -221,6 +223,44 @@ def test_vectors(text: str, kind: str, reply: str) -> None:
     assert (found.parse_kind, found.response) == (kind, reply)
     assert found.format_ok is (kind == "ok")
     assert found.raw == text
+
+
+THANKS = "Hi.\nPatient: Thank you, I feel significantly better now!"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "reply"),
+    [
+        (THANKS, "untagged", "Hi."),
+        (f"<think>a</think> <response>{THANKS}</response>", "ok", "Hi."),
+        (f"<response>Therapist: {THANKS}</response>", "closed_response", "Hi."),
+        ("<think>a</think> <response>Patient: Thank you!</response>", "blank", ""),
+        ("<think>a", "blank", ""),
+    ],
+)
+def test_an_output_is_read_without_what_the_seeker_says(text: str, kind: str, reply: str) -> None:
+    found = read_output(text)
+    assert (found.parse_kind, found.response) == (kind, reply)
+    assert found.format_ok is (kind == "ok")
+    assert found.raw == text
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (
+            f"<think>{THANKS}</think> <response>{THANKS}</response>\n",
+            f"<think>{THANKS}</think> <response>Hi.</response>",
+        ),
+        (f"<response>{THANKS}</response> Bye.", "<response>Hi.</response> Bye."),
+        ("<response>Hi.</think>\nPatient: Thank you!</response>", "Hi."),
+        (" <think>a</think> <response>Hi.</response>", "<think>a</think> <response>Hi.</response>"),
+        ("<think>a", "<think>a"),
+    ],
+)
+def test_a_clean_output_keeps_its_form_and_its_own_words(text: str, clean: str) -> None:
+    assert clean_output(split_output(text)) == clean
+    assert split_output(clean).response == read_output(text).response
 
 
 def test_white_space_around_the_agreed_form_is_fine() -> None:
