@@ -6,10 +6,13 @@ between two steps. The engine works in one thread of its own, so the event loop 
 
 :class:`PerplexityScorer` tells how surprising a reply is to a language model, given the conversation before it. It
 stands beside the chat seam on purpose: a perplexity is of plain text under the scorer's own tokenizer, with no chat
-template and no system prompt in between. The text form is ``ppl_text/1``::
+template and no system prompt in between. The text form is ``ppl_text/2``::
 
-    Seeker: {text}\nSupporter: {text}\n … Supporter:      the context, which is not counted
-     {reply}                                               what is counted, from its first token to its last
+    {BOS}Seeker: {text}\nSupporter: {text}\n … Supporter:      the context, which is not counted
+     {reply}                                                    what is counted, from its first token to its last
+
+The BOS token is there if the tokenizer defines one, whether or not the tokenizer would add it: many models predict badly
+without it. It is read and not counted. (``ppl_text/1`` of 0.1.0 had none.)
 """
 
 from __future__ import annotations
@@ -356,16 +359,18 @@ class PerplexityScorer:
     Args:
         model: A causal language model of transformers, on its device.
         tokenizer: Its tokenizer.
-        name: Name and revision, for provenance.
+        name: Name and revision, for provenance; a BOS token is added to it.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
-        self.name = name
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._controls = Controls.of(tokenizer)
         self._device = next(model.parameters()).device
         self._longest = int(model.config.get_text_config(decoder=True).max_position_embeddings)
+        bos = tokenizer.bos_token_id
+        self._start: list[int] = [] if bos is None else [bos]
+        self.name = name if bos is None else f"{name}, after {tokenizer.bos_token}"
 
     @classmethod
     def load(cls, ref: str, *, dtype: Dtype = "auto", device: str = "auto") -> PerplexityScorer:
@@ -392,11 +397,11 @@ class PerplexityScorer:
         """
         talk = "\n".join([*(f"{_LABELS[turn.speaker]}: {as_turn(turn.text)}" for turn in turns), "Supporter:"])
         counted = self._encode(f" {reply.strip()}")
-        if len(counted) >= self._longest:
-            raise BackendError(
-                f"a reply of {len(counted)} tokens", kind="too_long", expected=f"at most {self._longest - 1}"
-            )
-        context = self._encode(talk)[-(self._longest - len(counted)) :]
+        room = self._longest - len(self._start) - len(counted)
+        if room < 1:
+            most = len(counted) + room - 1
+            raise BackendError(f"a reply of {len(counted)} tokens", kind="too_long", expected=f"at most {most}")
+        context = self._start + self._encode(talk)[-room:]
         ids = torch.tensor([context + counted], device=self._device)
         logits = self._model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1].float()
         nll = float(F.cross_entropy(logits, ids[0, len(context) :], reduction="sum"))

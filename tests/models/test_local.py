@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 
 from esckit.errors import BackendError, ConfigError
@@ -271,6 +272,37 @@ def test_the_reply_alone_is_counted_and_the_context_only_read(scorer: Perplexity
     assert found.n_tokens == len(reply)
     assert math.isclose(found.nll, expected, rel_tol=1e-5)
     assert scorer.score((), "I hear you.").nll != found.nll
+
+
+@pytest.mark.parametrize("adds_it_itself", [False, True])
+def test_the_bos_token_is_read_once_and_not_counted(adds_it_itself: bool) -> None:
+    model, tokenizer = tiny_random()
+    tokenizer.bos_token = "<|endoftext|>"
+    if adds_it_itself:
+        special = ("<|endoftext|>", tokenizer.bos_token_id)
+        template = {"single": "<|endoftext|> $A", "pair": "<|endoftext|> $A $B", "special_tokens": [special]}
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template)
+        assert tokenizer.encode("Hi.")[0] == tokenizer.bos_token_id
+    context = tokenizer.encode("<|endoftext|>Seeker: I lost my job.\nSupporter:", add_special_tokens=False)
+    assert context.count(tokenizer.bos_token_id) == 1
+    reply = tokenizer.encode(" I hear you.", add_special_tokens=False)
+    with torch.inference_mode():
+        logits = model.eval()(torch.tensor([context + reply])).logits[0, len(context) - 1 : -1]
+    expected = F.cross_entropy(logits, torch.tensor(reply), reduction="sum").item()
+    scorer = PerplexityScorer(model, tokenizer, name="tiny")
+    found = scorer.score(TALK, "I hear you.")
+    assert scorer.name == "tiny, after <|endoftext|>"
+    assert found.n_tokens == len(reply)
+    assert math.isclose(found.nll, expected, rel_tol=1e-5)
+
+
+def test_an_overlong_conversation_keeps_its_bos() -> None:
+    model, tokenizer = tiny_random()
+    tokenizer.bos_token = "<|endoftext|>"
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, options: seen.append(options["input_ids"]), with_kwargs=True)
+    PerplexityScorer(model, tokenizer, name="tiny").score((Turn(speaker="seeker", text="word " * 3000),), "Hi.")
+    assert (seen[0].shape, int(seen[0][0, 0])) == ((1, 2048), tokenizer.bos_token_id)
 
 
 def test_an_overlong_conversation_loses_its_oldest_part(scorer: PerplexityScorer) -> None:
