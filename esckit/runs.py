@@ -141,7 +141,7 @@ class RunFolder:
             path: The folder.
             command: Name of the command, ``simulate``.
             recipe: The resolved recipe as plain data.
-            operational: Dotted paths of fields that may change between two goes at one run.
+            operational: Dotted paths of fields that may change between two attempts at one run.
             inputs: Facts about what the recipe only names, such as digests of data and prompts; they stand in the
                 manifest, and the run is resumed only while they are the same.
 

@@ -86,7 +86,7 @@ _DELETED = (
 class Recipe(Section):
     """Base of all recipes. A subclass narrows ``command`` to its own name.
 
-    ``OPERATIONAL`` lists the dotted paths that may change between two goes at one run; everything else is the run's
+    ``OPERATIONAL`` lists the dotted paths that may change between two attempts at one run; everything else is the run's
     identity (:meth:`esckit.runs.RunFolder.open`).
     """
 
