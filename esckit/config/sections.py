@@ -63,10 +63,11 @@ class Executor(Threads):
     """How local models use the machine; changes no draw. Operational.
 
     Attributes:
-        batch_tokens: Tokens, padding included, that one forward pass of a local model may hold.
+        batch_tokens: Tokens that a local model may have in flight together; None takes what its device usually holds
+            (:data:`esckit.models.local.BATCH_TOKENS`).
     """
 
-    batch_tokens: PositiveInt = 16_384
+    batch_tokens: PositiveInt | None = None
 
 
 _DELETED = (
@@ -99,6 +100,8 @@ class Recipe(Section):
         "logging",
         "trackers",
         "report",
+        "models.*.concurrency",
+        "models.*.timeout_s",
         *_DELETED,
     )
 
@@ -266,7 +269,15 @@ def _address_tag(value: object) -> str:
 
 
 class EndpointBinding(RoleOptions):
-    """A model behind an OpenAI-compatible server: the name of a shipped endpoint, or an address."""
+    """A model behind an OpenAI-compatible server: the name of a shipped endpoint, or an address.
+
+    Attributes:
+        model: The server's id of the model.
+        prices: What it costs; None if unknown.
+        concurrency: Requests in flight at once. Roles that name the same server, model and limits share them.
+            Operational.
+        timeout_s: Longest time of one request, from connecting to the last byte, in seconds. Operational.
+    """
 
     endpoint: Annotated[
         Annotated[str, Field(min_length=1), Tag("<name>")] | Annotated[EndpointAddress, Tag("<address>")],
@@ -274,6 +285,12 @@ class EndpointBinding(RoleOptions):
     ]
     model: str = Field(min_length=1)
     prices: Prices | None = None
+    concurrency: int = Field(default=32, ge=1, le=4096)
+    timeout_s: float = Field(default=180.0, ge=1.0, le=86_400.0)
+
+
+CHANGES_NO_ANSWER = frozenset({"prices", "concurrency", "timeout_s"})
+"""Fields of an endpoint that say nothing about what its model answers; no record of a run holds them."""
 
 
 def _switch(value: Any) -> Any:

@@ -357,7 +357,7 @@ def played_by(recipe: EvaluateRecipe, role: str) -> dict[str, Any]:
     binding = recipe.models.bindings().get(role)
     if binding is None:
         return {"model": None}
-    given = binding.model_dump(mode="json", exclude={"prices"})
+    given = binding.model_dump(mode="json")
     return {"model": model_fields(given), "sampling": given["sampling"], "on_length": given["on_length"]}
 
 

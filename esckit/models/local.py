@@ -11,8 +11,8 @@ template and no system prompt in between. The text form is ``ppl_text/2``::
     {BOS}Seeker: {text}\nSupporter: {text}\n … Supporter:      the context, which is not counted
      {reply}                                                    what is counted, from its first token to its last
 
-The BOS token is there if the tokenizer defines one, whether or not the tokenizer would add it: many models predict badly
-without it. It is read and not counted. (``ppl_text/1`` of 0.1.0 had none.)
+The BOS token is there if the tokenizer defines one, whether or not it would add it: many models predict badly without
+it. It is read and not counted. (``ppl_text/1`` of 0.1.0 had none.)
 """
 
 from __future__ import annotations
@@ -132,7 +132,14 @@ class Batcher:
                 waiter.set_exception(error)
 
 
-_BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}
+"""Tokens that a model has in flight together, by the type of its device; what a recipe sets goes before."""
+
+
+def batch_tokens(device: torch.device, wanted: int | None = None) -> int:
+    """Return how many tokens a model on a device has in flight together."""
+    return wanted or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
 
 _STORED_BYTES = 2**30
 
@@ -158,7 +165,7 @@ class LocalModel:
         self.name = name
         self._engine = Engine(
             model,
-            max_batch_tokens=max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"]),
+            max_batch_tokens=batch_tokens(device, max_batch_tokens),
             max_stored_bytes=_STORED_BYTES,
         )
         self._batcher = Batcher(self._engine)

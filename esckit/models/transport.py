@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 import openai
 from pydantic import SecretStr
 
+from esckit.config.sections import EndpointBinding
 from esckit.errors import BackendError, ConfigError, OutageError
 from esckit.models.faults import Fault, Redactor, fault_in, fault_of, retry_after_s
 
@@ -33,6 +34,9 @@ _MOST_HOPS = 3
 _ALIVE_WITHIN_S = 10.0
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
+
+
+_BINDING = EndpointBinding.model_fields  # what a recipe can set has its default there
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,10 @@ class Timeouts:
         max_wait_s: Longest single wait, also where the server asks for more.
     """
 
-    timeout_s: float = 180.0
+    timeout_s: float = _BINDING["timeout_s"].default
     check_s: float = 8.0
     outage_s: float = 60.0
-    concurrency: int = 32
+    concurrency: int = _BINDING["concurrency"].default
     max_retries: int = 5
     first_wait_s: float = 1.0
     max_wait_s: float = 60.0
@@ -107,6 +111,13 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
         gone = ("content-encoding", "content-length", "transfer-encoding", "content-type")
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in gone]
         return type(response)(response.status_code, headers=headers, content=body, request=response.request)
+
+
+def _connections(concurrency: int) -> Any:
+    """Return the client's limits: every request in flight keeps a connection, and one more asks if the server lives."""
+    n = concurrency + 1
+    # The SDK's own class, since its releases differ in the HTTP library.
+    return type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=n, max_keepalive_connections=n)
 
 
 def _origin(request: Any) -> tuple[str, str, int | None]:
@@ -174,7 +185,10 @@ class Transport:
             timeout=timeouts.timeout_s,
             default_headers={"Accept-Encoding": "identity"},
             # A proxy that the environment names cannot reach this machine's own loopback.
-            http_client=_BoundedClient(trust_env=not is_loopback(self.base_url)),
+            http_client=_BoundedClient(
+                trust_env=not is_loopback(self.base_url),
+                limits=_connections(timeouts.concurrency),
+            ),
         )
 
     async def models(self) -> str:

@@ -158,6 +158,30 @@ class Online(Rollout):
     prompts: OnlinePrompts = OnlinePrompts()
 
 
+class Correction(Section):
+    """Weights of tokens for the difference between the trainer's probabilities and those that vLLM sampled from.
+
+    A token's weight is the ratio of the two. It needs ``top_k: 0`` and ``top_p: 1.0``: vLLM reports a probability among
+    the tokens that may be drawn, the trainer one among all tokens. With ``top_k: 80`` that alone is a ratio of about
+    exp(−0.1) for every token, and near 0 for a sequence.
+
+    Attributes:
+        mode: A ratio above ``clip_max`` counts as ``clip_max`` (``token_truncate``) or as 0 (``token_mask``).
+        clip_max: Largest ratio.
+        clip_min: Smallest ratio, clipped or masked in the same way; None sets none.
+    """
+
+    mode: Literal["token_truncate", "token_mask"] = "token_truncate"
+    clip_max: PositiveFloat = 3.0
+    clip_min: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.clip_min is not None and self.clip_min >= self.clip_max:
+            raise ValueError(f"clip_min ({self.clip_min:g}) must be less than clip_max ({self.clip_max:g})")
+        return self
+
+
 class Vllm(Section):
     """How vLLM generates; read with ``grpo.engine: vllm`` only.
 
@@ -167,6 +191,7 @@ class Vllm(Section):
         gpu_memory_utilization: Share of a GPU's memory that a colocated engine may take.
         tensor_parallel_size: GPUs that share one colocated engine.
         sleep: Free the engine's memory between generations.
+        correction: Importance weights of tokens; None gives every token the weight 1, as with the other engine.
     """
 
     mode: Literal["colocate", "server"] = "colocate"
@@ -174,6 +199,7 @@ class Vllm(Section):
     gpu_memory_utilization: float = Field(default=0.3, gt=0.0, lt=1.0)
     tensor_parallel_size: PositiveInt = 1
     sleep: bool = False
+    correction: Correction | None = None
 
 
 class Grpo(Section):
@@ -206,6 +232,15 @@ class Grpo(Section):
     max_completion_tokens: PositiveInt = 512
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: Vllm = Vllm()
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if self.engine == "vllm" and self.vllm.correction is not None and (self.top_k or self.top_p < 1.0):
+            raise ValueError(
+                f"vllm.correction with top_k {self.top_k} and top_p {self.top_p:g} compares probabilities among the "
+                "tokens that may be drawn with those among all: set top_k: 0 and top_p: 1.0, or vllm.correction: null"
+            )
+        return self
 
 
 class Dpo(Section):

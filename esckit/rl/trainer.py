@@ -34,7 +34,7 @@ from esckit.models.loading import checkpointing_arguments, load_causal
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, watched
 from esckit.rl.policy import PolicyMetadata, training_format
-from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
+from esckit.rl.recipe import Correction, StepPlan, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards, open_measure
 from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, training_order
 from esckit.training.checkpoint import adapter_config, save_checkpoint
@@ -117,7 +117,7 @@ def _arguments(kind: type[A], recipe: TrainRlRecipe, plan: StepPlan, run: Traini
 def grpo_arguments(recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun) -> GRPOConfig:
     """Return TRL's arguments of GRPO."""
     grpo, vllm, weights = recipe.grpo, recipe.grpo.vllm, recipe.reward.weights
-    uses_vllm = grpo.engine == "vllm"
+    uses_vllm, correction = grpo.engine == "vllm", vllm.correction or Correction()
     return _arguments(
         GRPOConfig,
         recipe,
@@ -162,7 +162,10 @@ def grpo_arguments(recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun) -> G
         vllm_tensor_parallel_size=vllm.tensor_parallel_size,
         vllm_enable_sleep_mode=vllm.sleep,
         vllm_max_model_length=grpo.max_prompt_tokens + grpo.max_completion_tokens,
-        vllm_importance_sampling_correction=True,
+        vllm_importance_sampling_correction=vllm.correction is not None,
+        vllm_importance_sampling_mode=correction.mode,
+        vllm_importance_sampling_clip_max=correction.clip_max,
+        vllm_importance_sampling_clip_min=correction.clip_min,
     )
 
 

@@ -27,7 +27,7 @@ from esckit.config.sections import (
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
-from esckit.models.chat_api import load_endpoint
+from esckit.models.chat_api import ShippedEndpoint, load_endpoint
 from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
 from esckit.protocols import ChatModel, Part
@@ -330,10 +330,16 @@ class ModelPool:
 def _endpoint(binding: EndpointBinding) -> EndpointModel:
     """Return the endpoint model of a binding: a shipped endpoint by name, or an address."""
     from esckit.models.endpoint import EndpointModel
+    from esckit.models.transport import Timeouts
 
-    if isinstance(binding.endpoint, str):
-        spec = load_endpoint(binding.endpoint)
-        return EndpointModel(
-            spec.base_url, binding.model, label=binding.endpoint, api_key_env=spec.api_key_env, lacks=spec.lacks
-        )
-    return EndpointModel(binding.endpoint.base_url, binding.model, api_key_env=binding.endpoint.api_key_env)
+    timeouts = Timeouts(timeout_s=binding.timeout_s, concurrency=binding.concurrency)
+    given = binding.endpoint
+    spec = load_endpoint(given) if isinstance(given, str) else ShippedEndpoint(**given.model_dump())
+    return EndpointModel(
+        spec.base_url,
+        binding.model,
+        label=given if isinstance(given, str) else None,
+        api_key_env=spec.api_key_env,
+        lacks=spec.lacks,
+        timeouts=timeouts,
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.config.load import require_runs
-from esckit.config.sections import Checkpoint
+from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint
 from esckit.data.contexts import cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
@@ -291,7 +291,10 @@ def _is_failed(tree: SearchTree) -> bool:
 def _environment(recipe: SearchRecipe, prompts: Mapping[str, str]) -> dict[str, Any]:
     """Return what has to be equal for the returns of two rounds to be comparable."""
     return {
-        role: {"prompt": prompts.get(role), **binding.model_dump(mode="json", exclude={"prices"}, exclude_none=True)}
+        role: {
+            "prompt": prompts.get(role),
+            **binding.model_dump(mode="json", exclude=set(CHANGES_NO_ANSWER), exclude_none=True),
+        }
         for role, binding in recipe.models.bindings().items()
         if role != "strategist"
     }

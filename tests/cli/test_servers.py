@@ -100,6 +100,20 @@ def test_each_kind_of_fault_is_told_apart_in_files_and_summary(simulate, server:
     assert json.loads((tmp_path / "run/summary.json").read_text())["failed"] == counted
 
 
+def test_the_recipe_bounds_requests_in_flight_and_their_time(simulate, server: FakeServer, tmp_path: Path) -> None:
+    out, many = tmp_path / "run", "concurrency.futures=16"
+    server.usual.wait_s = 0.02
+    assert simulate(out, at(server, ", concurrency: 3"), many).code == 0
+    assert server.most_at_once == 3
+    first = (out / "futures.jsonl").read_bytes()
+    assert simulate(out, at(server, ", concurrency: 4, timeout_s: 7"), many).code == 0  # the same run
+    assert (out / "futures.jsonl").read_bytes() == first
+
+    server.usual.wait_s, server.models.wait_s = 1.5, 1.5
+    slow = simulate(tmp_path / "slow", at(server, ", timeout_s: 1"), many)
+    assert (slow.code, "within 1 s" in slow.stderr) == (2, True)
+
+
 def test_a_single_404_in_the_middle_costs_nothing(simulate, server: FakeServer, tmp_path: Path) -> None:
     server.queue.extend([completion(REPLY), completion(REPLY), refusal("?", status=404, headers={"Retry-After": "0"})])
     done = simulate(tmp_path / "run", at(server))

@@ -1,3 +1,4 @@
+import math
 from typing import Annotated
 
 import pytest
@@ -50,6 +51,18 @@ def test_an_address_is_told_from_a_name():
         ({"backbone": "x", "prices": {"prompt": 1.0, "completion": 1.0}}, "prices"),
         ({"endpoint": {"base_url": "ftp://x"}, "model": "m"}, "base_url"),
         ({"backbone": "x", "on_length": "cut"}, "on_length"),
+        ({"backbone": "x", "concurrency": 4}, "concurrency"),
+        *(
+            ({"endpoint": "openai", "model": "m", name: value}, name)
+            for name, value in [
+                ("concurrency", 0),
+                ("concurrency", 100_000),
+                ("concurrency", 2.5),
+                ("timeout_s", 0.0),
+                ("timeout_s", math.inf),
+                ("timeout_s", math.nan),
+            ]
+        ),
     ],
 )
 def test_what_is_refused(data, message):

@@ -9,9 +9,10 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 
+from esckit.config.sections import Executor
 from esckit.errors import BackendError, ConfigError
 from esckit.models.backbones import tiny_random
-from esckit.models.local import LocalModel, PerplexityScorer
+from esckit.models.local import LocalModel, PerplexityScorer, batch_tokens
 from esckit.protocols import ChatModel
 from esckit.types import Message, Sampling, StopReason, Turn
 from tests.models.local_fakes import LONG, Naive, ask_all, prompts, tiny_local
@@ -250,6 +251,12 @@ def test_read_outs_that_are_not_finite_are_typed_failures():
         with pytest.raises(BackendError) as caught:
             asyncio.run(call)
         assert caught.value.kind == "not_finite"
+
+
+def test_a_gpu_has_more_tokens_in_flight_unless_the_recipe_says():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    assert (batch_tokens(cpu), batch_tokens(cuda), batch_tokens(cuda, 4096)) == (16_384, 65_536, 4096)
+    assert Executor().batch_tokens is None
 
 
 TALK = (Turn(speaker="seeker", text="I lost my job."),)

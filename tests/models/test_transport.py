@@ -12,7 +12,7 @@ import pytest
 from esckit.errors import BackendError, ConfigError, ModelError, OutageError
 from esckit.models.endpoint import EndpointModel
 from esckit.models.faults import retry_after_s
-from esckit.models.transport import Timeouts
+from esckit.models.transport import Timeouts, _connections
 from esckit.types import Sampling
 from tests.models.endpoint_calls import HELLO, check, complete, dead_url, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal
@@ -322,6 +322,12 @@ def test_waits_double_and_have_an_upper_bound() -> None:
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], expected: float | None) -> None:
     assert retry_after_s(headers, now=datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)) == expected
+
+
+def test_every_request_in_flight_has_a_connection() -> None:
+    limits = _connections(2000)
+    assert (limits.max_connections, limits.max_keepalive_connections) == (2001, 2001)
+    assert (Timeouts().concurrency, Timeouts().timeout_s) == (32, 180.0)
 
 
 def test_no_more_requests_at_once_than_allowed(server: FakeServer) -> None:
