@@ -98,7 +98,8 @@ class MissingExtraError(ConfigError):
 
     def __init__(self, wanted_by: str, extra: str) -> None:
         super().__init__(
-            f"{wanted_by} needs {extra}, which is not installed", hint=f"Install it: pip install 'esckit[{extra}]'"
+            f"{wanted_by} needs {extra}, which is not installed",
+            hint=f"Install it: pip install 'esckit[{extra}]' (docs/installing.md has the locked versions)",
         )
 
 

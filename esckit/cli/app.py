@@ -25,6 +25,9 @@ from esckit.registry import expand_home, load_attr
 
 INTERRUPTED = 130
 
+READER_GONE = 141
+"""What a shell shows for a program whose reader went away (128 + SIGPIPE): neither success nor a finding."""
+
 
 COMMANDS = {
     "simulate": "esckit.cli.runs:simulate",
@@ -169,7 +172,8 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except SystemExit as leaving:
-        code = leaving.code
+        # Typer gives 1 when a reader (``| head``) went away, which is what a check gives that found something.
+        code = READER_GONE if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
     except PermissionError as error:
         # Whatever writes files says so itself; what is left with a name could not be read.
         if error.filename is None:
@@ -241,7 +245,7 @@ def _flushed(code: int | str | None) -> int | str | None:
     except BrokenPipeError:
         # Python would complain when it flushes again on its way out.
         sys.stdout = None
-        return code or 1
+        return code or READER_GONE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -182,7 +182,11 @@ def describe_problems(
 ) -> list[str]:
     """Return one line for every problem that validation found, in the order of the recipe class."""
     lines: list[str] = []
-    for detail in error.errors(include_url=False, include_context=True):
+    details = error.errors(include_url=False, include_context=True)
+    with_wrong_items = {detail["loc"][:-1] for detail in details}
+    for detail in details:
+        if detail["type"] == "too_short" and detail["loc"] in with_wrong_items:
+            continue
         path = tuple(part for part in detail["loc"] if not _is_tag(part))
         where = _where(path, source, changed)
         lines.append(f"{dotted(path)}{where}: {_what(detail, kind)}" if path else _what(detail, kind))
@@ -357,6 +361,8 @@ _MAKERS = {
     "predictions": "predict",
 }
 
+_IN_HEADER = re.compile(r"^#\s*(esckit .*--out (\S+))$", re.MULTILINE)
+
 _TRAINERS = {"strategist": "train-flow", "reward": "train-reward", "critic": "train-reward"}
 
 
@@ -384,6 +390,10 @@ def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:
         folder = default_out(recipe_file.command, recipe_file.name)
         if folder in commands:
             commands[folder] = f"esckit {recipe_file.command} {recipe_file.name}"
+        # A run with other settings than a recipe's: the recipe that reads it has the command in its header.
+        for command, out in _IN_HEADER.findall(recipe_file.path.read_text(encoding="utf-8")):
+            if Path(out) in commands:
+                commands[Path(out)] = command
     raise ConfigError(
         "\n  ".join(lines),
         expected="what earlier commands wrote",

@@ -45,7 +45,9 @@ def _number_to_text(value: object) -> object:
     return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-DecimalText = Annotated[str, BeforeValidator(_number_to_text), Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
+DecimalText = Annotated[
+    str, BeforeValidator(_number_to_text, json_schema_input_type=str | float), Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$")
+]
 """A decimal number kept as text, so that comparisons with it can be exact (``Fraction(text)``)."""
 
 
@@ -141,7 +143,7 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...])]
 """Several names; a lone one may stand without brackets."""
 
 
@@ -176,7 +178,10 @@ class DataConfig(Section):
     dataset: str
     path: str
     format: Format = "auto"
-    split: Annotated[tuple[Split, ...] | None, BeforeValidator(_as_tuple)] = None
+    split: Annotated[
+        tuple[Split, ...] | None,
+        BeforeValidator(_as_tuple, json_schema_input_type=Split | tuple[Split, ...] | None),
+    ] = None
     scheme: Scheme | None = None
     seed: int = Field(default=13, ge=0)
     ratios: Ratios = (0.8, 0.1, 0.1)
@@ -318,7 +323,9 @@ class SupporterCheckpoint(CheckpointBinding):
             if it was trained to (``response_weight``). Without meaning for other runs.
     """
 
-    adapter: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
+    adapter: Annotated[
+        Literal["on", "off"], BeforeValidator(_switch, json_schema_input_type=Literal["on", "off"] | bool)
+    ] = "off"
 
 
 class StrategistCheckpoint(CheckpointBinding):

@@ -7,6 +7,8 @@ diverged leaves ``diverged.json`` beside the last finite policy. Torch is import
 
 from __future__ import annotations
 
+import logging
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect
 from esckit.training.run import check_trackers, this_process, training
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from esckit.rl.trainer import Training
@@ -40,6 +44,8 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> dict[str, 
         EsckitError: If the data or the recipe is wrong.
     """
     check_trackers(recipe.trackers)
+    if recipe.algorithm == "grpo" and recipe.grpo.engine == "vllm" and util.find_spec("vllm") is None:
+        log.warning("grpo.engine: vllm is not installed here; the run needs it (docs/installing.md)")
     return _checked(recipe, n_processes or this_process().count)[0]
 
 

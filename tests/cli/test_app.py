@@ -198,7 +198,7 @@ def test_ctrl_c_and_its_likes_leave_with_130(tmp_path, how, in_background):
     assert err == "Interrupted.\n"
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+def test_a_reader_that_goes_away_has_a_code_of_its_own():
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as gone:
@@ -211,7 +211,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
             check=False,
         )
     assert done.stderr == ""
-    assert done.returncode == 1
+    assert done.returncode == 141
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,11 @@ def refused(*words: str) -> str:
         ("train-reward smoke/train_reward_scripted", "inputs:", "esckit simulate smoke/simulate_scripted"),
         ("train-flow smoke/train_flow_tiny", "data.trees:", "esckit search smoke/search_scripted"),
         ("train-rl smoke/train_rl_scripted", "models.reward.checkpoint:", "esckit train-reward smoke/train_reward"),
-        ("evaluate smoke/evaluate_scripted", "settings.reward.inputs:", "esckit simulate RECIPE --out runs/simulate-"),
+        (
+            "evaluate smoke/evaluate_scripted",
+            "settings.reward.inputs:",
+            "smoke/simulate_scripted --set data.split=test",
+        ),
         ("train-reward smoke/train_reward_scripted --set inputs=[own]", "inputs:", "esckit simulate RECIPE --out own"),
         (
             "simulate smoke/simulate_scripted --set models.supporter={checkpoint:\x20mine}",

@@ -34,3 +34,18 @@ def test_known_fields_are_found_through_unions_and_tags():
 def test_an_empty_list_is_told_as_one():
     with pytest.raises(ConfigError, match=r"suites \(--set\): must not be empty"):
         load_recipe("smoke/evaluate_scripted", EvaluateRecipe, overrides=["suites=[]"])
+
+
+def test_a_list_with_a_wrong_item_is_not_called_empty():
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("smoke/evaluate_scripted", EvaluateRecipe, overrides=["suites=[safty]"])
+    assert "did you mean 'safety'" in str(caught.value)
+    assert "must not be empty" not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["test", "[train, valid]"])
+def test_the_schema_allows_what_recipes_write(written: str, tmp_path) -> None:
+    split = EvaluateRecipe.model_json_schema()["$defs"]["EvaluateData"]["properties"]["split"]["anyOf"]
+    loaded = load_recipe("smoke/evaluate_scripted", EvaluateRecipe, overrides=[f"data.split={written}"])
+    assert loaded.recipe.data.split == tuple(written.strip("[]").split(", "))
+    assert {one["type"] for one in split} == {"string", "array", "null"}
