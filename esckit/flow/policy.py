@@ -34,6 +34,7 @@ from esckit.models.checkpoint import ADAPTER, checkpoint_folder
 from esckit.models.kvcache import PrefixKV, PrefixStore
 from esckit.models.loading import (
     Dtype,
+    as_dtype,
     base_decoder,
     cache_parameter,
     exact_dtype,
@@ -269,7 +270,7 @@ class FlowWriter:
         # Merged in float32: in a narrow type the sum of weight and update would round the update away.
         causal, tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
         load_adapter(causal.get_decoder(), checkpoint_folder(run) / ADAPTER).merge_and_unload()
-        model = LocalModel(causal.to(place, pick_dtype(dtype, place)), tokenizer, name=policy_id(run))
+        model = LocalModel(as_dtype(causal, pick_dtype(dtype, place)).to(place), tokenizer, name=policy_id(run))
         return cls(model, FlowText(tokenizer, situation=False, tags=abbreviations))
 
     async def write(self, turns: Sequence[Turn], strategy: str, sampling: Sampling, scope: Scope) -> Reply:

@@ -25,6 +25,7 @@ from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER, checkpoint_fo
 from esckit.models.loading import (
     Dtype,
     Float32Linear,
+    as_dtype,
     base_decoder,
     check_whole,
     checkpoint_activations,
@@ -317,7 +318,7 @@ class RewardModel:
         torch.manual_seed(seed)
         net, tokenizer = build_net(RewardNetwork(backbone=backbone, trainable="head"), "classifier")
         place = pick_device(device)
-        net.backbone.to(exact_dtype(dtype, place))
+        as_dtype(net.backbone, exact_dtype(dtype, place))
         return cls(net.eval().to(place), RewardText(tokenizer, template, max_length=max_length))
 
     def score(self, conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:

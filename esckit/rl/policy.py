@@ -142,18 +142,30 @@ def load_policy(
         CheckpointError: If there is no policy, or its adapter does not fit its backbone.
         ConfigError: If its backbone cannot be had.
     """
-    metadata = read_metadata(PolicyMetadata, run)
-    import torch
-
-    from esckit.models.loading import check_whole, load_adapter, load_causal, load_tokenizer, pick_device, pick_dtype
+    read_metadata(PolicyMetadata, run)
+    from esckit.models.loading import as_dtype, pick_device, pick_dtype
     from esckit.models.local import LocalModel
 
-    folder = checkpoint_folder(run)
-    check_whole(folder)
     place = pick_device(device)
+    model, tokenizer = load_merged(run)
+    merged = as_dtype(model, pick_dtype(dtype, place)).to(place)
+    return LocalModel(merged, tokenizer, name=f"policy/{run.resolve().name}", max_batch_tokens=max_batch_tokens)
+
+
+def load_merged(run: Path) -> tuple[Any, Any]:
+    """Return a policy's causal language model in float32, its adapter merged, and its tokenizer.
+
+    Raises:
+        CheckpointError: If there is no policy, or its adapter does not fit its backbone.
+        ConfigError: If its backbone cannot be had.
+    """
+    metadata, folder = read_metadata(PolicyMetadata, run), checkpoint_folder(run)
+    import torch
+
+    from esckit.models.loading import check_whole, load_adapter, load_causal, load_tokenizer
+
+    check_whole(folder)
     # Merged in float32: in a narrow type the sum of weight and update would round the update away.
     model, _ = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    model = load_adapter(model, folder / ADAPTER).merge_and_unload()
-    merged = model.to(place, pick_dtype(dtype, place))
-    return LocalModel(merged, tokenizer, name=f"policy/{run.resolve().name}", max_batch_tokens=max_batch_tokens)
+    return load_adapter(model, folder / ADAPTER).merge_and_unload(), tokenizer

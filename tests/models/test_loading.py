@@ -6,11 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.policy import CheckpointPolicy
 from esckit.models.backbones import tiny_random
-from esckit.models.loading import exact_dtype, load_adapter
+from esckit.models.loading import as_dtype, exact_dtype, load_adapter
 from esckit.models.local import PerplexityScorer
 
 
@@ -42,3 +43,13 @@ def test_an_adapter_that_does_not_fit_is_named(tmp_path: Path, kind: str) -> Non
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="lora_A"):
         load_adapter(tiny_random()[0], tmp_path)
+
+
+@torch.no_grad()
+def test_a_narrow_type_keeps_the_rotary_frequencies(tmp_path: Path) -> None:
+    model, _ = tiny_random()
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(3, 300, (1, 600))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, trust_remote_code=False)
+    assert torch.equal(as_dtype(model, torch.bfloat16)(ids).logits, loaded(ids).logits)
+    assert model.dtype == torch.bfloat16
