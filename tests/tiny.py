@@ -1,5 +1,6 @@
-"""Random models of other families beside ``tiny-random``: Llama, and Gemma 2 (window, soft caps, no system role)."""
+"""Random models of other families beside ``tiny-random``: Llama, GPT-2, and Gemma 2 (window, caps, no system role)."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from esckit.models import backbones
 from esckit.models.loading import keep_soft_caps
 
-TinyFamily = Literal["qwen2", "llama", "gemma2"]
+TinyFamily = Literal["qwen2", "llama", "gemma2", "gpt2"]
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
@@ -52,3 +53,11 @@ def tiny_random(family: TinyFamily = "qwen2") -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape))
     keep_soft_caps(model)
     return model.eval(), tokenizer
+
+
+def tiny_folder(folder: Path, family: TinyFamily) -> Path:
+    """Write such a model and its tokenizer as a recipe may name them."""
+    model, tokenizer = tiny_random(family)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": "esckit.cli.runs:evaluate",
     "predict": "esckit.cli.runs:predict",
     "report": "esckit.cli.runs:report",
+    "export": "esckit.cli.export:export",
     "data": "esckit.cli.data:app",
     "recipes": "esckit.cli.shipped:recipes",
     "backbones": "esckit.cli.shipped:backbones",
