@@ -94,8 +94,8 @@ def test_the_form_that_instructions_ask_for_stays() -> None:
 def test_a_flow_text_holds_no_control_token(text: str) -> None:
     tokenizer = tokenizer_of("chatml")
     form = FlowText(tokenizer, situation=True)
-    for ids in form.pieces(Scenario(id="s", situation=text), [Turn(speaker="seeker", text=text)]):
-        assert controls_in(tokenizer, ids) == []
+    ids = form.ids(Scenario(id="s", situation=text), [Turn(speaker="seeker", text=text)])
+    assert controls_in(tokenizer, ids) == []
 
 
 def test_a_flow_text_holds_no_turn_that_was_never_said() -> None:

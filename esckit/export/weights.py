@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig
 
 from esckit.errors import CheckpointError
@@ -198,25 +197,23 @@ def write_flow(
     assert isinstance(metadata, FlowMetadata)
     model, tokenizer, _ = load_flow_model(source.run)
     tags = dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)) if metadata.strategy_tags else {}
-    policy = CheckpointPolicy(
-        model, FlowText(tokenizer, situation=metadata.situation, tags=tags or None), name=str(source.run)
-    )
+    max_tokens, single_turns = metadata.max_tokens or DEFAULT_MAX_TOKENS, metadata.max_tokens is None
+    text = FlowText(tokenizer, situation=metadata.situation, tags=tags or None, single_turns=single_turns)
+    policy = CheckpointPolicy(model, text, name=str(source.run), max_tokens=max_tokens)
     kept = _plain_texts(texts, Controls.of(tokenizer))
     readings = [policy.read(each.scenario, each.turns) for each in kept]
     expected = [number for each in readings for number in (*each.probabilities, *each.values)]
-    backbone: Any = model.backbone
-    if isinstance(backbone, PeftModel):
-        backbone = backbone.merge_and_unload()
     facts |= {
         "strategies": list(metadata.strategies),
         "tags": tags,
         "situation": metadata.situation,
         "max_situation_tokens": MAX_SITUATION_TOKENS,
-        "max_tokens": DEFAULT_MAX_TOKENS,
+        "max_tokens": max_tokens,
+        "single_turns": single_turns,
         "values_trained": metadata.objective.get("name") != "bc",
     }
     (folder / HEADS).write_bytes((source.checkpoint / HEADS).read_bytes())
-    _save(folder, as_dtype(base_decoder(backbone), _one_type(dtype, torch.float32)), tokenizer, facts)
+    _save(folder, as_dtype(base_decoder(model.backbone), _one_type(dtype, torch.float32)), tokenizer, facts)
 
     def found(name: str) -> list[float]:
         plain = plain_flow.load(name)

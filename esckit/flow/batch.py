@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -214,12 +215,15 @@ def _row_ends(chunk: Chunk, encoding: FlowEncoding) -> tuple[int, ...]:
 
 def _sequence(tree: FlowTree, node: int, encoding: FlowEncoding) -> tuple[int, ...]:
     """Return the ids from the root to the end of a node."""
-    pieces = [tree.nodes[index].tokens for index in tree.lineage(node)]
+    lineage = [tree.nodes[index] for index in tree.lineage(node)]
+    ids = tuple(chain.from_iterable(above.tokens for above in lineage))
     limit = encoding.max_prefix_tokens
-    if encoding.mode == "prefix" and limit is not None:
-        header, opening = pieces[0][: tree.n_header], pieces[0][tree.n_header :]
-        pieces = [header, *drop_oldest([opening, *pieces[1:]], limit - len(header))]
-    return tuple(token for piece in pieces for token in piece)
+    if encoding.mode != "prefix" or limit is None or len(ids) <= limit:
+        return ids
+    begins = accumulate((len(above.tokens) for above in lineage), initial=0)
+    starts = [begin + at for begin, above in zip(begins, lineage, strict=False) for at in above.exchanges]
+    exchanges = [ids[start:end] for start, end in pairwise([*starts, len(ids)])]
+    return (*ids[: tree.n_header], *chain.from_iterable(drop_oldest(exchanges, limit - tree.n_header)))
 
 
 # ---------------------------------------------------------------- forward passes

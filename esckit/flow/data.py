@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from esckit.config.sections import DataConfig
 from esckit.data.selection import select_dialogues
 from esckit.errors import ConfigError, DataError
 from esckit.flow.recipe import FlowData, GoldData, TrainFlowRecipe
-from esckit.flow.text import FlowText, drop_oldest
+from esckit.flow.text import FlowText, drop_oldest, exchange_starts
 from esckit.records import file_sha256, read_records
 from esckit.runs import refuse_links
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
@@ -228,6 +228,7 @@ class FlowNode:
         parent: Index of the parent, -1 at the root.
         tokens: The node's own token ids.
         facts: None for a leaf, which is text only.
+        exchanges: Where in ``tokens`` an exchange begins, after the header.
         words: Range in ``tokens`` of the words that the response term predicts, the closing line end included; None
             without a response term or a supporter turn.
     """
@@ -237,6 +238,7 @@ class FlowNode:
     tokens: tuple[int, ...]
     facts: StateFacts | None
     words: tuple[int, int] | None = None
+    exchanges: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,12 +346,13 @@ def flow_tree(
         responses: Keep the text of leaves up to the end of their supporter turn, for the response term.
     """
     children = children_of(tree)
-    texts = {node.id: _node_text(node, text, tree) for node in tree.nodes}
+    header = text.header(tree.scenario)
+    texts = {node.id: _node_text(node, text, header) for node in tree.nodes}
     found = trajectories(tree, min_actions=min_actions)
     kept: list[Trajectory] = []
     for path in found:
         read = [step.state for step in path.steps] + ([path.leaf] if responses else [])
-        if sum(len(texts[node.id][0]) for node in read) <= max_path_tokens:
+        if sum(len(texts[node.id].tokens) for node in read) <= max_path_tokens:
             kept.append(path)
     if not kept:
         return None
@@ -359,15 +362,16 @@ def flow_tree(
     for path, weight in zip(kept, _response_weights(kept), strict=True):
         for state in (step.state for step in path.steps):
             if state.id not in place:
-                ids, words = texts[state.id]
+                own = texts[state.id]
                 facts = StateFacts(state.mean_return, state.prior or (), child_values(tree, state, children))
                 parent = place.get(state.parent or "", -1)
                 place[state.id] = len(nodes)
-                nodes.append(FlowNode(state.id, parent, ids, facts, words if responses else None))
+                words = own.words if responses else None
+                nodes.append(FlowNode(state.id, parent, own.tokens, facts, words, own.exchanges))
         states = tuple(place[step.state.id] for step in path.steps)
         leaf = None
         if responses:
-            ids, words = texts[path.leaf.id]
+            ids, words, _ = texts[path.leaf.id]
             leaf = len(nodes)
             nodes.append(FlowNode(path.leaf.id, states[-1], ids if words is None else ids[: words[1]], None, words))
         actions = tuple(step.action for step in path.steps)
@@ -375,25 +379,34 @@ def flow_tree(
     return FlowTree(
         id=f"{tree.run_seed}/{tree.id}",
         scenario_id=tree.scenario.id,
-        n_header=len(text.header(tree.scenario)),
+        n_header=len(header),
         nodes=tuple(nodes),
         paths=tuple(paths),
         n_dropped=len(found) - len(kept),
     )
 
 
-def _node_text(node: TreeNode, text: FlowText, tree: SearchTree) -> tuple[tuple[int, ...], tuple[int, int] | None]:
-    """Return a node's ids and the range of its supporter's words."""
-    ids = list(text.header(tree.scenario)) if node.parent is None else []
+class _NodeText(NamedTuple):
+    """A node's ids, the range of its supporter's words, and where exchanges begin."""
+
+    tokens: tuple[int, ...]
+    words: tuple[int, int] | None
+    exchanges: tuple[int, ...]
+
+
+def _node_text(node: TreeNode, text: FlowText, header: tuple[int, ...]) -> _NodeText:
+    ids = list(header) if node.parent is None else []
     words: tuple[int, int] | None = None
+    begins: list[int] = []
     for turn in node.turns:
         pieces = text.turn(turn, strategy=node.strategy)
+        begins.append(len(ids))
         start = len(ids) + len(pieces.marker)
         ids += pieces.ids
         # The root's opening is the corpus's, not an action's; only supporter turns under an edge are imitated.
         if turn.speaker == "supporter" and node.parent is not None:
             words = (start, len(ids))
-    return tuple(ids), words
+    return _NodeText(tuple(ids), words, tuple(begins[at] for at in exchange_starts(node.turns)))
 
 
 def _response_weights(paths: Sequence[Trajectory]) -> list[float]:
@@ -418,35 +431,41 @@ def gold_trees(
         text: How turns become token ids.
         strategies: The taxonomy in order.
         max_tokens: Longest sequence.
-        window: Every decision is kept: those that come later than ``max_tokens`` are read behind the newest turns
-            before them, in a tree of their own each. Otherwise the end of a long dialogue is cut.
+        window: Every decision is kept: those that come later than ``max_tokens`` are read behind the newest
+            exchanges before them, in a tree of their own each. Otherwise the end of a long dialogue is cut.
 
     Returns:
         The tree of the dialogue if it has a decision; with ``window``, also those of its late decisions.
     """
-    header = text.header(dialogue.scenario)
-    pieces: list[tuple[int, ...]] = []  # what stands between two decisions
-    actions: list[int] = []
-    ids = list(header)
-    for turn in dialogue.turns:
+    header, starts = text.header(dialogue.scenario), set(exchange_starts(dialogue.turns))
+    pieces: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # what stands between two decisions, and its exchanges
+    decisions: list[tuple[int, int]] = []  # the turn, and the strategy taken in it
+    ids, begins = list(header), list[int]()
+    for at, turn in enumerate(dialogue.turns):
         if turn.speaker == "supporter" and turn.strategy is not None:
-            pieces.append(tuple(ids))
-            actions.append(strategies.index(turn.strategy))
-            ids = []
+            pieces.append((tuple(ids), tuple(begins)))
+            decisions.append((at, strategies.index(turn.strategy)))
+            ids, begins = [], []
+        if at in starts:
+            begins.append(len(ids))
         ids += text.turn(turn).ids
     unknown = StateFacts(1.0, (1.0 / len(strategies),) * len(strategies), (None,) * len(strategies))
 
-    def tree(pieces: Sequence[tuple[int, ...]], actions: Sequence[int], suffix: str = "") -> FlowTree:
-        nodes = tuple(FlowNode(str(at), at - 1, piece, unknown) for at, piece in enumerate(pieces))
+    def tree(
+        pieces: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], actions: Sequence[int], suffix: str = ""
+    ) -> FlowTree:
+        nodes = tuple(FlowNode(str(at), at - 1, ids, unknown, None, begins) for at, (ids, begins) in enumerate(pieces))
         name = f"{dialogue.id}{suffix}"
         path = FlowPath(name, tuple(range(len(nodes))), tuple(actions), leaf_value=1.0)
         return FlowTree(name, dialogue.id, len(header), nodes, (path,))
 
-    n_fitting = sum(end <= max_tokens for end in accumulate(map(len, pieces)))
-    trees = [tree(pieces[:n_fitting], actions[:n_fitting])] if n_fitting else []
-    for late in range(n_fitting, len(pieces)) if window else ():
-        newest = drop_oldest([pieces[0][len(header) :], *pieces[1 : late + 1]], max_tokens - len(header))
-        trees.append(tree([header + tuple(token for piece in newest for token in piece)], [actions[late]], f"@{late}"))
+    n_fitting = sum(end <= max_tokens for end in accumulate(len(ids) for ids, _ in pieces))
+    trees = [tree(pieces[:n_fitting], [action for _, action in decisions[:n_fitting]])] if n_fitting else []
+    for late, (at, action) in enumerate(decisions) if window else ():
+        if late >= n_fitting:
+            newest = drop_oldest(text.exchanges(dialogue.turns[:at]), max_tokens - len(header))
+            ends = tuple(accumulate(map(len, newest), initial=len(header)))
+            trees.append(tree([((*header, *chain.from_iterable(newest)), ends[:-1])], [action], f"@{late}"))
     return trees
 
 

@@ -22,6 +22,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.recipe import TrainFlowRecipe
@@ -39,6 +40,7 @@ from esckit.models.loading import (
     load_causal,
     load_tensors,
     load_tokenizer,
+    merge_adapter,
 )
 from esckit.models.packing import (
     PATH_MODE,
@@ -96,6 +98,38 @@ class FlowHead(nn.Module):
         return log_softplus(self.out(F.gelu(self.inner(hidden))))
 
 
+LOGIT_ROWS = 256
+"""Tokens whose logits over the vocabulary exist at once; 152,000 entries in float32 are 156 MB."""
+
+
+class ResponseHead(nn.Module):
+    """A backbone's projection to the vocabulary, for log-probabilities of given tokens.
+
+    One call per forward pass, whatever the number of tokens: an engine that splits weights gathers them at each call,
+    and processes do not have equally many tokens.
+
+    Args:
+        projection: The backbone's output layer; its weights are shared, not copied.
+        softcap: ``final_logit_softcapping`` of the backbone (Gemma 2), None for no bound.
+    """
+
+    def __init__(self, projection: nn.Linear, *, softcap: float | None) -> None:
+        super().__init__()
+        self.weight, self.bias, self.softcap = projection.weight, projection.bias, softcap
+
+    def forward(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Return log p of each token (N,) after its state (N, d); memory grows with :data:`LOGIT_ROWS`, not with N."""
+        pieces = zip(states.split(LOGIT_ROWS), ids.split(LOGIT_ROWS), strict=True)
+        # Logits are not kept for the backward pass, but computed again.
+        return torch.cat([checkpoint(self._log_p, *piece, use_reentrant=False) for piece in pieces])
+
+    def _log_p(self, states: Tensor, ids: Tensor) -> Tensor:
+        logits = F.linear(states, self.weight, self.bias).float()
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return -F.cross_entropy(logits, ids, reduction="none")
+
+
 # ---------------------------------------------------------------- the network
 
 
@@ -124,7 +158,8 @@ class FlowModel(nn.Module):
         strategies: Names in taxonomy order.
         attention: ``sdpa`` and ``eager`` take a dense mask, ``flex`` a block mask (CUDA), ``tree`` computes only what
             the tree allows. Soft-capped scores (Gemma 2), which SDPA would silently leave uncapped, are ``eager``.
-        lm_head: Frozen projection to the vocabulary, for the response term; None goes without that term.
+        lm_head: Projection to the vocabulary, for the response term; None goes without that term. It is frozen, but for
+            weights that it shares with the backbone: tied embeddings are trained where the backbone's are.
     """
 
     def __init__(
@@ -133,7 +168,7 @@ class FlowModel(nn.Module):
         strategies: tuple[str, ...],
         *,
         attention: Attention,
-        lm_head: nn.Module | None = None,
+        lm_head: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -146,9 +181,14 @@ class FlowModel(nn.Module):
         self.strategy_head = StrategyHead(decoder.config.hidden_size, len(strategies))
         self.flow_head = FlowHead(decoder.config.hidden_size, len(strategies))
         self._no_split_modules = layer_classes(backbone)  # what FSDP shards as one piece
-        self.lm_head = lm_head
+        self.lm_head: ResponseHead | None = None
         if lm_head is not None:
-            lm_head.requires_grad_(False)
+            softcap = decoder.config.to_dict().get("final_logit_softcapping")
+            self.lm_head = ResponseHead(lm_head, softcap=softcap)
+            tied = {id(parameter) for parameter in backbone.parameters()}
+            for parameter in self.lm_head.parameters():
+                if id(parameter) not in tied:
+                    parameter.requires_grad_(False)
 
     def forward(self, rows: PackedRows) -> FlowOutputs:
         """Read the rows and return what the heads say about their states."""
@@ -193,8 +233,8 @@ class FlowModel(nn.Module):
         """Return the log-probability of each target token (N,); None without an LM head or in causal rows."""
         if self.lm_head is None or rows.target_row is None or rows.target_column is None or rows.target_ids is None:
             return None
-        logits = self.lm_head(hidden[rows.target_row, rows.target_column]).float()
-        return -F.cross_entropy(logits, rows.target_ids, reduction="none")
+        log_p: Tensor = self.lm_head(hidden[rows.target_row, rows.target_column], rows.target_ids)
+        return log_p
 
 
 def _block_mask(subtree_end: Tensor) -> Any:
@@ -341,7 +381,7 @@ def load_flow_model(
         dtype: Type of the backbone's weights.
         strategies: The taxonomy it is wanted for; None takes its own.
         with_lm_head: Keep the projection to the vocabulary, for the response term.
-        trainable: Load it to be trained further.
+        trainable: Load it to be trained further; otherwise its adapter is merged into the backbone.
 
     Raises:
         CheckpointError: If the checkpoint is not whole, or is of another taxonomy or text form.
@@ -359,7 +399,11 @@ def load_flow_model(
         causal, own_tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
     if not full:
         decoder, tokenizer = load_adapter(causal.get_decoder(), part, trainable=trainable), own_tokenizer
+        if not trainable:
+            decoder = merge_adapter(decoder)
     lm_head = causal.get_output_embeddings() if with_lm_head else None
+    if lm_head is not None and full and lm_head.weight is causal.get_input_embeddings().weight:
+        lm_head.weight = decoder.get_input_embeddings().weight  # tied to the embeddings that were trained
     model = FlowModel(decoder, metadata.strategies, attention=attention, lm_head=lm_head)
     load_heads(model, folder)
     return FlowCheckpoint(model.train(trainable), tokenizer, metadata)

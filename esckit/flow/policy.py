@@ -17,9 +17,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from esckit.flow.model import FlowModel, load_flow_model
 from esckit.flow.text import FlowText, drop_oldest, policy_id, writer_metadata
 from esckit.ledger import Scope
 from esckit.models.backbones import resolve_backbone
-from esckit.models.checkpoint import ADAPTER, checkpoint_folder
-from esckit.models.kvcache import PrefixKV, PrefixStore
+from esckit.models.checkpoint import ADAPTER, BACKBONE, checkpoint_folder
+from esckit.models.kvcache import EMPTY_PREFIX, MIN_SHARED, PrefixKV, PrefixStore
 from esckit.models.loading import (
     Dtype,
     as_dtype,
@@ -39,7 +39,9 @@ from esckit.models.loading import (
     cache_parameter,
     exact_dtype,
     load_adapter,
+    load_base,
     load_causal,
+    merge_adapter,
     pick_device,
     pick_dtype,
 )
@@ -55,8 +57,8 @@ HELD_BYTES = 512 * 2**20
 class PrefixReader:
     """Reads last states of dialogue prefixes from the backbone of a flow model.
 
-    A prefix comes as pieces, the header and one per turn. Each piece is read by itself behind the pieces before it,
-    whether those were held or are read now, so that a state is the same to the last bit whatever was asked before.
+    What is not held of a prefix is read in one forward pass, all of it if nothing is held. The state is the same
+    whatever was asked before, but for the last bits, as everywhere with local models.
 
     Args:
         model: In eval mode on its device.
@@ -69,45 +71,30 @@ class PrefixReader:
         self._cache_parameter = cache_parameter(decoder)
         self._device = decoder.device
         self._store = PrefixStore(held_bytes)
-        self._in_pieces = only_attends(decoder.config.to_dict())
+        self._keeps = only_attends(decoder.config.to_dict())
 
     @torch.no_grad()
-    def read(self, pieces: Sequence[tuple[int, ...]]) -> Tensor:
-        """Return the state of the last token (1, d).
-
-        Args:
-            pieces: Token ids, at least one piece, none empty.
-        """
-        ids = tuple(token for piece in pieces for token in piece)
-        if not self._in_pieces:
-            return self._forward(ids, 0, None)
-        held = self._store.longest(ids)
-        ends = list(accumulate(len(piece) for piece in pieces))
-        n_done = max((at for at, end in enumerate(ends[:-1], start=1) if end <= held.length), default=0)
-        cache = DynamicCache()
-        if n_done:
-            shared = held.head(ends[n_done - 1])
-            pairs = zip(shared.keys, shared.values, strict=True)
-            cache = DynamicCache([(keys[None], values[None]) for keys, values in pairs])
-        for piece, end in zip(pieces[n_done:], ends[n_done:], strict=True):
-            state = self._forward(piece, end - len(piece), cache)
-        if held.length < len(ids):
-            keys, values = zip(*((layer.keys[0], layer.values[0]) for layer in cache.layers), strict=True)
-            self._store.add(PrefixKV(ids, keys, values))
-        return state
-
-    def _forward(self, ids: Sequence[int], start: int, cache: DynamicCache | None) -> Tensor:
-        """Read tokens that stand from position ``start`` on, behind what a cache holds."""
+    def read(self, ids: tuple[int, ...]) -> Tensor:
+        """Return the state of the last of some tokens, at least one, as (1, d)."""
+        held = self._store.longest(ids[:-1]) if self._keeps else EMPTY_PREFIX
+        if held.length < MIN_SHARED:  # other dialogues, too, begin with a few of these tokens
+            held = EMPTY_PREFIX
+        pairs = [(keys[None], values[None]) for keys, values in zip(held.keys, held.values, strict=True)]
+        cache = DynamicCache(pairs) if pairs else DynamicCache() if self._keeps else None
         states: Tensor = self._backbone(
-            input_ids=torch.tensor([list(ids)], device=self._device),
-            position_ids=torch.arange(start, start + len(ids), device=self._device).unsqueeze(0),
-            use_cache=cache is not None,
+            input_ids=torch.tensor([ids[held.length :]], device=self._device),
+            position_ids=torch.arange(held.length, len(ids), device=self._device).unsqueeze(0),
+            use_cache=self._keeps,
             **{self._cache_parameter: cache},
         ).last_hidden_state
+        if cache is not None:
+            keys, values = zip(*((layer.keys[0], layer.values[0]) for layer in cache.layers), strict=True)
+            self._store.add(PrefixKV(ids, keys, values))
         return states[:, -1]
 
 
 DEFAULT_MAX_TOKENS = 4096
+"""Where a checkpoint does not say how long its states are: those of 0.1.0 do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +125,7 @@ class CheckpointPolicy:
         name: For provenance.
         value_weight: w; 0 where the values were not trained.
         top_k: How many strategies may be chosen; None is all.
-        max_tokens: Above it whole oldest turns after the header go.
+        max_tokens: Above it whole oldest exchanges after the header go.
     """
 
     def __init__(
@@ -168,7 +155,7 @@ class CheckpointPolicy:
         device: str = "auto",
         value_weight: float | None = None,
         top_k: int | None = None,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        max_tokens: int | None = None,
     ) -> Self:
         """Load a checkpoint.
 
@@ -179,7 +166,7 @@ class CheckpointPolicy:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             value_weight: None is 1, or 0 where the checkpoint's values were not trained.
             top_k: How many strategies may be chosen; None is all.
-            max_tokens: Above it whole oldest turns after the header go.
+            max_tokens: Above it whole oldest exchanges after the header go; None is what the checkpoint says.
 
         Raises:
             CheckpointError: If there is no whole checkpoint, or it is of another taxonomy.
@@ -190,11 +177,16 @@ class CheckpointPolicy:
             run, dtype=exact_dtype(dtype, place), strategies=tuple(abbreviations)
         )
         tags = abbreviations if metadata.strategy_tags else None
-        text = FlowText(tokenizer, situation=metadata.situation, tags=tags)
+        text = FlowText(tokenizer, situation=metadata.situation, tags=tags, single_turns=metadata.max_tokens is None)
         if value_weight is None:
             value_weight = 0.0 if metadata.objective.get("name") == "bc" else 1.0
         return cls(
-            model.to(place), text, name=policy_id(run), value_weight=value_weight, top_k=top_k, max_tokens=max_tokens
+            model.to(place),
+            text,
+            name=policy_id(run),
+            value_weight=value_weight,
+            top_k=top_k,
+            max_tokens=max_tokens or metadata.max_tokens or DEFAULT_MAX_TOKENS,
         )
 
     async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
@@ -211,8 +203,8 @@ class CheckpointPolicy:
         Raises:
             BackendError: ``not_finite`` if a probability or a value is not finite.
         """
-        pieces = self._text.pieces(scenario, turns, max_tokens=self._max_tokens)
-        outputs = self._model.judge(self._reader.read(pieces))
+        ids = self._text.ids(scenario, turns, max_tokens=self._max_tokens)
+        outputs = self._model.judge(self._reader.read(ids))
         # float64, so that the probabilities sum to 1 as finely as whoever smooths and stores them expects.
         log_pi = outputs.log_pi[0].double().log_softmax(dim=0)
         values = outputs.log_value[0].double().exp()
@@ -232,7 +224,7 @@ class CheckpointPolicy:
             values=tuple(values.tolist()),
             scores=tuple(scores.tolist()),
             strategy=self.strategies[int(scores.argmax())],
-            n_tokens=sum(map(len, pieces)),
+            n_tokens=len(ids),
         )
 
     async def aclose(self) -> None:
@@ -240,17 +232,35 @@ class CheckpointPolicy:
         self._thread.shutdown(wait=True)
 
 
+def load_writer(run: Path) -> tuple[Any, Any]:
+    """Return the language model of a checkpoint that was trained to write, in float32, and its tokenizer.
+
+    Raises:
+        CheckpointError: If it was not trained to write, or is not whole.
+        ConfigError: If its backbone cannot be had.
+    """
+    metadata, folder = writer_metadata(run), checkpoint_folder(run)
+    # In float32: in a narrow type the sum of weight and update would round the update away.
+    causal, tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
+    if metadata.trainable == "lora":
+        merge_adapter(load_adapter(causal.get_decoder(), folder / ADAPTER), causal=causal)
+    else:  # into the weights that are there, so that tied ones stay tied
+        causal.get_decoder().load_state_dict(load_base(folder / BACKBONE, dtype=torch.float32).state_dict())
+    return causal, tokenizer
+
+
 class FlowWriter:
     """Writes supporter turns in the text form of flow training.
 
     Args:
-        model: The backbone with the adapter merged.
+        model: The trained backbone, an adapter merged.
         text: The text form; it holds no situation, which a supporter does not know.
+        max_tokens: Longest prompt, within what the model can read; None is that.
     """
 
-    def __init__(self, model: LocalModel, text: FlowText) -> None:
+    def __init__(self, model: LocalModel, text: FlowText, *, max_tokens: int | None = None) -> None:
         self.name = model.name
-        self._model, self._text = model, text
+        self._model, self._text, self._max_tokens = model, text, max_tokens
 
     @classmethod
     def load(cls, run: Path, *, abbreviations: Mapping[str, str], dtype: Dtype = "auto", device: str = "auto") -> Self:
@@ -266,20 +276,21 @@ class FlowWriter:
             CheckpointError: If it was not trained to write, or its text form holds what a supporter does not know.
             ConfigError: If its backbone cannot be had.
         """
-        metadata, place = writer_metadata(run), pick_device(device)
-        # Merged in float32: in a narrow type the sum of weight and update would round the update away.
-        causal, tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=torch.float32)
-        load_adapter(causal.get_decoder(), checkpoint_folder(run) / ADAPTER).merge_and_unload()
+        place, limit = pick_device(device), writer_metadata(run).max_tokens
+        causal, tokenizer = load_writer(run)
         model = LocalModel(as_dtype(causal, pick_dtype(dtype, place)).to(place), tokenizer, name=policy_id(run))
-        return cls(model, FlowText(tokenizer, situation=False, tags=abbreviations))
+        text = FlowText(tokenizer, situation=False, tags=abbreviations, single_turns=limit is None)
+        return cls(model, text, max_tokens=limit)
 
     async def write(self, turns: Sequence[Turn], strategy: str, sampling: Sampling, scope: Scope) -> Reply:
-        """Write the next supporter turn under a strategy; whole oldest turns go where the talk is too long."""
+        """Write the next supporter turn under a strategy; whole oldest exchanges go where the talk is too long."""
         header = self._text.header(Scenario(id="unknown"))  # the seeker's situation is private
         marker = self._text.turn(Turn(speaker="supporter", text=""), strategy=strategy).marker
-        room = self._model.context_length - len(header) - len(marker) - sampling.max_tokens
-        pieces = drop_oldest([self._text.turn(turn).ids for turn in turns], room)
-        prompt = header + tuple(token for piece in pieces for token in piece) + marker
+        longest = self._model.context_length - sampling.max_tokens
+        if self._max_tokens is not None:
+            longest = min(longest, self._max_tokens)
+        kept = drop_oldest(self._text.exchanges(turns), longest - len(header) - len(marker))
+        prompt = (*header, *chain.from_iterable(kept), *marker)
         one_line = sampling.model_copy(update={"stop": (*sampling.stop, "\n")})
         return await self._model.continue_tokens(prompt, one_line, seed=scope.seed("supporter"))
 

@@ -136,7 +136,7 @@ class FlowEncoding(Section):
         attention: ``tree`` computes only what the tree allows; ``sdpa`` and ``eager`` take a dense mask, ``flex`` a
             block mask (CUDA).
         max_tokens: Tokens of one forward pass.
-        max_path_tokens: Trees: a longer path is dropped. Gold: training cuts the end, evaluation the oldest turns.
+        max_path_tokens: Trees: a longer path is dropped. Gold: training cuts the end, evaluation the oldest exchanges.
         max_prefix_tokens: ``prefix`` only: whole oldest exchanges go above this length; None never cuts.
         max_paths_per_chunk: Upper limit of paths of one tree in an update's chunk; None for none.
         strategy_tags: Earlier supporter turns carry their strategy.
@@ -151,6 +151,12 @@ class FlowEncoding(Section):
     max_paths_per_chunk: PositiveInt | None = None
     strategy_tags: bool = False
     situation: bool = True
+
+    @property
+    def max_state_tokens(self) -> int:
+        """Tokens of the longest state that is read; longer dialogues lose oldest exchanges when the policy is used."""
+        in_prefixes = self.max_prefix_tokens if self.mode == "prefix" else None
+        return in_prefixes or self.max_path_tokens
 
 
 class FlowObjective(Section):

@@ -316,6 +316,7 @@ def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowM
         objective=objective,
         inputs=material.inputs,
         round=material.round,
+        max_tokens=recipe.encoding.max_state_tokens,
         selected_by=recipe.optim.select,
         dialogue_ids=tuple(dict.fromkeys((*before, *ids["train"], *ids["valid"]))),
         dev_ids=ids["valid"],

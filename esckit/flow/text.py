@@ -17,6 +17,7 @@ weights are in :mod:`esckit.flow.model`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -62,11 +63,14 @@ class FlowText:
         tokenizer: The backbone's Hugging Face tokenizer.
         situation: Put scene and situation into the header; a deployed supporter would not know them.
         tags: Abbreviation by strategy name, with which supporter turns are marked; None marks none.
+        single_turns: Too long a dialogue loses single turns, not whole exchanges, as with checkpoints of 0.1.0.
     """
 
-    def __init__(self, tokenizer: Any, *, situation: bool, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, *, situation: bool, tags: Mapping[str, str] | None = None, single_turns: bool = False
+    ) -> None:
         self._tokenizer, self._controls = tokenizer, Controls.of(tokenizer)
-        self._situation, self._tags = situation, tags or {}
+        self._situation, self._tags, self._single_turns = situation, tags or {}, single_turns
 
     def header(self, scenario: Scenario) -> tuple[int, ...]:
         """Return the ids before the first turn; the situation is cut at 256 tokens."""
@@ -92,28 +96,43 @@ class FlowText:
         words = [*self._encode(f" {as_turn(turn.text)}"), *self._encode("\n")]
         return TurnTokens(tuple(self._encode(marker)), tuple(words))
 
-    def pieces(
-        self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None
-    ) -> list[tuple[int, ...]]:
-        """Return the ids of a prefix, the header's and each turn's.
+    def exchanges(self, turns: Sequence[Turn]) -> list[tuple[int, ...]]:
+        """Return the ids of each exchange of a dialogue, see :func:`exchange_starts`."""
+        ids = [self.turn(turn).ids for turn in turns]
+        starts = range(len(turns)) if self._single_turns else exchange_starts(turns)
+        return [tuple(chain.from_iterable(ids[start:end])) for start, end in pairwise([*starts, len(turns)])]
+
+    def ids(self, scenario: Scenario, turns: Sequence[Turn], *, max_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the ids of a prefix.
 
         Args:
             scenario: The seeker's situation.
             turns: The dialogue so far.
-            max_tokens: Above it whole oldest turns after the header go first, see :func:`drop_oldest`.
+            max_tokens: Above it whole oldest exchanges after the header go first, see :func:`drop_oldest`.
         """
-        header = self.header(scenario)
-        pieces = [self.turn(turn).ids for turn in turns]
+        header, exchanges = self.header(scenario), self.exchanges(turns)
         if max_tokens is not None:
-            pieces = drop_oldest(pieces, max_tokens - len(header))
-        return [header, *pieces]
+            exchanges = drop_oldest(exchanges, max_tokens - len(header))
+        return (*header, *chain.from_iterable(exchanges))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(self._controls.neutralise(text), add_special_tokens=False))
 
 
+def exchange_starts(turns: Sequence[Turn]) -> list[int]:
+    """Return at which turns an exchange begins: what the supporter says, and what the seeker answers.
+
+    What stands before the first supporter turn is the first one. Supporter turns that follow each other are one side.
+    """
+    spoke = [turn.speaker == "supporter" for turn in turns]
+    return [at for at, supports in enumerate(spoke) if at == 0 or (supports and not spoke[at - 1])]
+
+
 def drop_oldest(pieces: Sequence[tuple[int, ...]], budget: int) -> list[tuple[int, ...]]:
-    """Return the newest pieces that fit into a number of tokens; of a last piece too long by itself, its end."""
+    """Return the newest exchanges that fit into a number of tokens; of a last one too long by itself, its end.
+
+    Training and use alike cut too long a dialogue here.
+    """
     kept: list[tuple[int, ...]] = []
     left = max(budget, 1)
     for piece in reversed(pieces):
@@ -141,6 +160,8 @@ class FlowMetadata(CheckpointMetadata):
         trainable: ``lora`` (an adapter is stored) or ``full`` (the backbone is).
         objective: Settings of the objective, for the record.
         round: Search-train round, 0 for the first.
+        max_tokens: The longest state it was trained on, by its recipe; longer dialogues lose oldest exchanges. None in
+            checkpoints of 0.1.0.
     """
 
     SCHEMA: ClassVar[str] = "esckit.flow_model/1"
@@ -154,6 +175,7 @@ class FlowMetadata(CheckpointMetadata):
     trainable: str
     objective: dict[str, str | float | int | bool | None]
     round: int
+    max_tokens: int | None = None
 
 
 def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) -> FlowMetadata:

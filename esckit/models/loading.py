@@ -164,7 +164,8 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are named below
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     # peft passes over tensors that are missing.
-    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    trained = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # embeddings themselves are never stored
+    wanted = {name: tuple(tensor.shape) for name, tensor in trained.items()}
     with safe_open(folder / _ADAPTER_WEIGHTS, framework="pt") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     odd = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
@@ -174,6 +175,28 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
             expected=f"{len(wanted)} tensors, such as {next(iter(wanted))} of shape {next(iter(wanted.values()))}",
         )
     return adapted
+
+
+def merge_adapter(adapted: Any, *, causal: Any = None) -> Any:
+    """Return the model inside a ``PeftModel`` with the adapter added to its weights, so that it costs nothing in use.
+
+    A quantised base is left as it is, with the adapter around it: its weights would be rounded once more.
+
+    Args:
+        adapted: The model with its adapter, in which no other model has a share.
+        causal: The language model around it, if it writes. An output layer that is tied to input embeddings which the
+            adapter changes gets weights of its own, since it was trained beside the adapter without being changed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if base_decoder(adapted).config.to_dict().get("quantization_config"):
+        return adapted
+    if causal is not None:
+        inputs, outputs = causal.get_input_embeddings(), causal.get_output_embeddings()
+        if isinstance(inputs, BaseTunerLayer) and outputs.weight is inputs.weight:
+            outputs.weight = nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
+            causal.config.tie_word_embeddings = False
+    return adapted.merge_and_unload()
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -158,7 +158,8 @@ def check_stored(state: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    return name.replace(".default.", ".")
+    # An adapter of embeddings has its name at the end: lora_embedding_A.default.
+    return ".".join(part for part in name.split(".") if part != "default")
 
 
 # ---------------------------------------------------------------- model cards

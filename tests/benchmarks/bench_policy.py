@@ -20,10 +20,10 @@ from esckit.models.loading import load_causal
 from esckit.types import Scenario, Turn
 from tests.benchmarks.bench_reward_scoring import sentence
 
-Pieces = list[tuple[int, ...]]
+Ids = tuple[int, ...]
 
 
-def prefixes(text: FlowText, n_dialogues: int) -> list[Pieces]:
+def prefixes(text: FlowText, n_dialogues: int) -> list[Ids]:
     """Return what a strategist is asked, in the order of the dialogues."""
     draw = random.Random(7)
     found = []
@@ -33,13 +33,13 @@ def prefixes(text: FlowText, n_dialogues: int) -> list[Pieces]:
             Turn(speaker="supporter" if at % 2 else "seeker", text=sentence(draw, draw.randint(12, 40)))
             for at in range(24)
         ]
-        found += [text.pieces(scenario, turns[:end]) for end in range(1, 24, 2)]
+        found += [text.ids(scenario, turns[:end]) for end in range(1, 24, 2)]
     return found
 
 
-def timed(read: Callable[[Pieces], torch.Tensor], asked: list[Pieces]) -> tuple[float, torch.Tensor]:
+def timed(read: Callable[[Ids], torch.Tensor], asked: list[Ids]) -> tuple[float, torch.Tensor]:
     began = time.perf_counter()
-    states = torch.cat([read(pieces) for pieces in asked])
+    states = torch.cat([read(ids) for ids in asked])
     return time.perf_counter() - began, states
 
 
@@ -54,15 +54,14 @@ def main() -> None:
     reader = PrefixReader(model)
 
     @torch.no_grad()
-    def whole(pieces: Pieces) -> torch.Tensor:
-        ids = torch.tensor([[token for piece in pieces for token in piece]])
-        states: torch.Tensor = model.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+    def whole(ids: Ids) -> torch.Tensor:
+        states: torch.Tensor = model.backbone(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[:, -1]
         return states
 
     whole(asked[0])  # warm-up
     alone, exact = timed(whole, asked)
     ours, states = timed(reader.read, asked)
-    longest = max(sum(map(len, pieces)) for pieces in asked)
+    longest = max(map(len, asked))
     gap = float((states - exact).abs().max() / exact.abs().max())
     print(f"{options.backbone}, {torch.get_num_threads()} threads: {len(asked)} decisions, up to {longest} tokens")
     print(f"each prefix whole  {alone:7.2f} s  {len(asked) / alone:6.1f} a second")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from esckit.flow.batch import Chunk, LossTerms, chunks, make_update, pack
 from esckit.flow.data import FlowTree, flow_tree
@@ -14,7 +15,7 @@ from esckit.flow.text import FlowText
 from esckit.flow.trainer import flow_loss
 from esckit.models.packing import PackedRows
 from esckit.training.run import Process
-from tests.flow.flow_fakes import PAPER, ByteTokenizer, changed, search_tree, some_flow_tree, tiny_model
+from tests.flow.flow_fakes import NAMES, PAPER, ByteTokenizer, changed, search_tree, some_flow_tree, tiny_model
 
 TREE = FlowEncoding(mode="tree", max_tokens=100_000)
 BACKBONES = [
@@ -168,9 +169,11 @@ def test_the_probe_accepts_attention_models(family: str, attention: Attention) -
     check_exact(tiny_model(family, attention=attention))
 
 
-def test_response_term_is_the_same_in_chunks() -> None:
-    model = tiny_model("llama", attention="tree")
-    model.lm_head = torch.nn.Linear(32, 300, bias=False).requires_grad_(False)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_response_term_is_the_same_in_chunks(family: str) -> None:
+    head = torch.nn.Linear(32, 300, bias=False)
+    torch.nn.init.normal_(head.weight, std=4.0)  # beyond the cap of Gemma 2
+    model = FlowModel(tiny_model(family).backbone, NAMES, attention="tree", lm_head=head).eval()
     text = FlowText(ByteTokenizer(), situation=True)
     tree = flow_tree(search_tree(19), text, min_actions=2, max_path_tokens=4096, responses=True)
     assert tree is not None
@@ -202,7 +205,9 @@ def response_by_paths(model: FlowModel, tree: FlowTree) -> float:
             reads = replace(
                 row, readout_row=torch.zeros(len(ids), dtype=torch.long), readout_column=torch.arange(len(ids))
             )
-            log_p = model.lm_head(model(reads).hidden).log_softmax(-1)
+            logits = F.linear(model(reads).hidden, model.lm_head.weight)
+            cap = model.backbone.config.to_dict().get("final_logit_softcapping")
+            log_p = (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
         for start, end in spans:
             total -= path.response_weight * sum(log_p[at - 1, ids[at]].item() for at in range(start, end))
             count += path.response_weight * (end - start)

@@ -6,7 +6,7 @@ from esckit.flow.batch import chunks, pack
 from esckit.flow.data import class_counts, class_weights, gold_trees
 from esckit.flow.recipe import FlowEncoding
 from esckit.types import Dialogue, Scenario, Turn
-from tests.flow.flow_fakes import NAMES, flow_text, ids_of
+from tests.flow.flow_fakes import NAMES, flow_text
 
 TEXT = flow_text(strategy_tags=True)
 SCENE = Scenario(id="d", situation="short", problem_type="job crisis")
@@ -34,7 +34,7 @@ def test_every_decision_is_read_at_the_last_token_before_it() -> None:
     before = [0, 2, 3, 6]
     for state, end in zip(tree.paths[0].states, before, strict=True):
         ids = tuple(token for node in tree.lineage(state) for token in tree.nodes[node].tokens)
-        assert ids == ids_of(TEXT.pieces(SCENE, OPENING.turns[:end]))
+        assert ids == TEXT.ids(SCENE, OPENING.turns[:end])
     assert tree.nodes[0].tokens == TEXT.header(SCENE)
 
 
@@ -46,20 +46,19 @@ def test_one_row_reads_all_decisions_of_a_dialogue() -> None:
     assert rows.readout_column.tolist() == [tree.prefix_length(state) - 1 for state in range(4)]
 
 
-def test_training_cuts_the_end_and_evaluation_the_oldest_turns() -> None:
+@pytest.mark.parametrize("room", [0, 4, 12])
+def test_training_cuts_the_end_and_evaluation_reads_as_use_does(room: int) -> None:
     (whole,) = gold_trees(OPENING, TEXT, NAMES, max_tokens=4096, window=False)
-    limit = whole.prefix_length(1)
+    limit = whole.prefix_length(1) + room
     (cut,) = gold_trees(OPENING, TEXT, NAMES, max_tokens=limit, window=False)
     assert cut.paths[0].actions == whole.paths[0].actions[:2]
     first, *late = gold_trees(OPENING, TEXT, NAMES, max_tokens=limit, window=True)
     assert first == cut
     assert sum(len(path.actions) for tree in [first, *late] for path in tree.paths) == 4
     for tree, end in zip(late, (3, 6), strict=True):
-        tokens = tree.nodes[0].tokens
-        assert len(tokens) <= limit
-        assert tokens[: tree.n_header] == TEXT.header(SCENE)
-        newest = TEXT.turn(OPENING.turns[end - 1]).ids
-        assert tokens[-min(len(newest), limit - tree.n_header) :] == newest[-min(len(newest), limit - tree.n_header) :]
+        assert tree.nodes[0].tokens == TEXT.ids(SCENE, OPENING.turns[:end], max_tokens=limit)
+        assert len(tree.nodes[0].tokens) <= limit
+        assert tree.nodes[0].tokens[: tree.n_header] == TEXT.header(SCENE)
 
 
 def test_a_dialogue_without_labels_has_no_decision() -> None:

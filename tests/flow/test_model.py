@@ -6,11 +6,22 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
 from torch.nn.functional import softplus
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaModel, Qwen2Config
 
 from esckit.errors import CheckpointError, ConfigError
-from esckit.flow.model import FlowHead, FlowModel, StrategyHead, check_exact, load_heads, log_softplus
+from esckit.flow.model import (
+    LOGIT_ROWS,
+    FlowHead,
+    FlowModel,
+    ResponseHead,
+    StrategyHead,
+    check_exact,
+    load_heads,
+    log_softplus,
+)
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, read_metadata
 from esckit.models.backbones import tiny_tokenizer
 from esckit.models.checkpoint import ADAPTER
@@ -219,3 +230,60 @@ def test_heads_compute_in_float32_whatever_they_are_given() -> None:
     assert log_pi.dtype == log_value.dtype == torch.float32
     assert torch.allclose(log_pi.exp().sum(dim=1), torch.ones(5))
     assert torch.equal(log_pi, policy(hidden.float()))
+
+
+# ---------------------------------------------------------------- the response term
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest result of an operation has."""
+
+    n_elements = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.n_elements = max(self.n_elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_log_probabilities_in_chunks_are_those_of_all_at_once(softcap: float | None) -> None:
+    n_tokens, n_words = 2 * LOGIT_ROWS + 17, 301
+    torch.manual_seed(0)
+    states, ids = torch.randn(n_tokens, 8, requires_grad=True), torch.randint(n_words, (n_tokens,))
+    head = ResponseHead(torch.nn.Linear(8, n_words), softcap=softcap)
+    weights = torch.rand(n_tokens)
+
+    def gradients(log_p: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((log_p * weights).sum(), [states, head.weight]))
+
+    logits = F.linear(states, head.weight, head.bias)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = logits.log_softmax(dim=1)[torch.arange(n_tokens), ids]
+    wanted = gradients(expected)
+    with LargestTensor() as seen:
+        found = head(states, ids)
+        got = gradients(found)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert seen.n_elements <= LOGIT_ROWS * n_words
+
+
+def test_no_target_token_is_no_log_probability() -> None:
+    head = ResponseHead(torch.nn.Linear(8, 30), softcap=None)
+    assert head(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_tied_embeddings_are_trained_and_an_output_layer_of_its_own_is_not() -> None:
+    backbone = tiny_backbone("qwen2")
+    own = torch.nn.Linear(32, 300, bias=False)
+    model = FlowModel(backbone, NAMES, attention="eager", lm_head=own)
+    assert not own.weight.requires_grad
+    tied = torch.nn.Linear(32, 300, bias=False)
+    tied.weight = backbone.embed_tokens.weight
+    model = FlowModel(backbone, NAMES, attention="eager", lm_head=tied)
+    assert model.lm_head is not None
+    assert model.lm_head.weight is backbone.embed_tokens.weight
+    assert all(parameter.requires_grad for parameter in backbone.parameters())

@@ -7,6 +7,7 @@ from esckit.flow.batch import chunks, groups, n_tokens, pack
 from esckit.flow.data import flow_tree, token_counts
 from esckit.flow.recipe import FlowEncoding
 from esckit.models.packing import additive_mask, allowed
+from esckit.types import Turn
 from tests.flow.flow_fakes import counting_tree, flow_text, search_tree, some_flow_tree
 
 TREE = FlowEncoding(mode="tree", max_tokens=100_000)
@@ -111,15 +112,22 @@ def test_long_paths_are_dropped_and_counted() -> None:
     assert flow_tree(tree, flow_text(), min_actions=2, max_path_tokens=10) is None
 
 
-def test_long_prefixes_lose_oldest_exchanges_but_not_the_header() -> None:
-    tree = some_flow_tree(7)
-    state = max((path.states[-1] for path in tree.paths), key=tree.prefix_length)
-    limit = tree.prefix_length(state) - 1
+@pytest.mark.parametrize("spared", [1, 30, 90])
+def test_training_cuts_a_long_state_as_use_does(spared: int) -> None:
+    whole, text = search_tree(7), flow_text()
+    opening = (*whole.nodes[0].turns, *(Turn(speaker=who, text=f"{who} again") for who in ("supporter", "seeker")))
+    whole = whole.model_copy(update={"nodes": (whole.nodes[0].model_copy(update={"turns": opening}), *whole.nodes[1:])})
+    tree = flow_tree(whole, text, min_actions=2, max_path_tokens=4096)
+    assert tree is not None
+    turns = {node.id: node.turns for node in whole.nodes}
+    limit = max(tree.prefix_length(path.states[-1]) for path in tree.paths) - spared
     encoding = PREFIX.model_copy(update={"max_prefix_tokens": limit})
-    rows = pack(list(chunks(tree, encoding)), encoding)
-    assert rows.input_ids.shape[1] <= limit
-    header = tree.nodes[0].tokens[: tree.n_header]
-    assert all(tuple(row[: tree.n_header].tolist()) == header for row in rows.input_ids)
+    (chunk,) = chunks(tree, encoding.model_copy(update={"max_tokens": 10**6}))
+    rows = pack([chunk], encoding)
+    for state, row, end in zip(chunk.states, rows.readout_row.tolist(), rows.readout_column.tolist(), strict=True):
+        said = [turn for node in tree.lineage(state) for turn in turns[tree.nodes[node].key]]
+        assert tuple(rows.input_ids[row, : end + 1].tolist()) == text.ids(whole.scenario, said, max_tokens=limit)
+        assert end < limit
 
 
 def test_response_targets_are_the_supporters_words() -> None:

@@ -1,18 +1,24 @@
 """A trained policy in use: what it says are numbers, and prefixes read piece by piece are exact."""
 
 import asyncio
-from itertools import accumulate
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import MambaConfig, MambaModel
 
 from esckit.errors import BackendError
-from esckit.flow.model import FlowModel
+from esckit.flow.model import FlowModel, load_flow_model
 from esckit.flow.policy import CheckpointPolicy, PrefixReader
+from esckit.flow.run import run
+from esckit.flow.text import FlowText, read_metadata
 from esckit.ledger import Ledger
+from esckit.models.backbones import tiny_tokenizer
 from esckit.types import Scenario, Turn
 from tests.flow.flow_fakes import NAMES, flow_text, tiny_model
+from tests.flow.flow_runs import policy_of, recipe, some_trees, write_trees
 
 
 def test_numbers_that_are_not_finite_fail_the_call() -> None:
@@ -27,14 +33,14 @@ def test_numbers_that_are_not_finite_fail_the_call() -> None:
     assert caught.value.kind == "not_finite"
 
 
-PIECES = [tuple(range(3, 40)), (41, 42), (43,), tuple(range(50, 70)), (71, 72, 73)]
-SIBLING = [*PIECES[:3], (44, 45), (71, 72, 73)]
+PREFIX = tuple(range(3, 103))
+TURN = (*PREFIX, *range(41, 54))
+SIBLING = (*PREFIX, 44, 45, *range(71, 90))
 
 
-def whole(model: FlowModel, pieces: list[tuple[int, ...]]) -> torch.Tensor:
-    ids = torch.tensor([[token for piece in pieces for token in piece]])
+def whole(model: FlowModel, ids: tuple[int, ...]) -> torch.Tensor:
     with torch.no_grad():
-        return model.backbone(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+        return model.backbone(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[:, -1]
 
 
 def shapes_read(model: FlowModel) -> list[int]:
@@ -46,11 +52,11 @@ def shapes_read(model: FlowModel) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
-def test_a_prefix_read_in_pieces_is_the_prefix(family: str) -> None:
+def test_a_prefix_read_behind_another_is_the_prefix(family: str) -> None:
     model = tiny_model(family)
     reader = PrefixReader(model)
-    for pieces in (PIECES[:1], PIECES[:3], PIECES, SIBLING):
-        torch.testing.assert_close(reader.read(pieces), whole(model, pieces), atol=2e-5, rtol=1e-4)
+    for ids in (PREFIX[:40], PREFIX, TURN, SIBLING, PREFIX, PREFIX[:7]):
+        torch.testing.assert_close(reader.read(ids), whole(model, ids), atol=2e-5, rtol=1e-4)
 
 
 def test_gemma_beyond_its_window_is_still_the_prefix() -> None:
@@ -60,39 +66,39 @@ def test_gemma_beyond_its_window_is_still_the_prefix() -> None:
             layer.self_attn.sliding_window = 16
     model.backbone.config.sliding_window = 16
     reader = PrefixReader(model)
-    for end in (1, 3, 4, 5):
-        torch.testing.assert_close(reader.read(PIECES[:end]), whole(model, PIECES[:end]), atol=2e-5, rtol=1e-4)
+    for ids in (PREFIX[:40], PREFIX, TURN, SIBLING):
+        torch.testing.assert_close(reader.read(ids), whole(model, ids), atol=2e-5, rtol=1e-4)
 
 
-def test_the_same_bits_whatever_was_read_before() -> None:
-    model = tiny_model()
-    fresh = [PrefixReader(model).read(pieces) for pieces in (PIECES, SIBLING, PIECES[:3])]
-    reader = PrefixReader(model)
-    for order in ((0, 1, 2), (2, 1, 0), (1, 1, 0)):
-        for which in order:
-            pieces = (PIECES, SIBLING, PIECES[:3])[which]
-            assert torch.equal(reader.read(pieces), fresh[which])
-    nothing_held = PrefixReader(model, held_bytes=0)
-    assert torch.equal(nothing_held.read(PIECES), fresh[0])
-
-
-def test_only_what_is_new_is_read() -> None:
+def test_a_cold_prefix_is_one_pass_and_later_only_what_is_new() -> None:
     model = tiny_model()
     read = shapes_read(model)
     reader = PrefixReader(model)
-    for end in (3, 5):
-        reader.read(PIECES[:end])
-    reader.read(SIBLING)
-    reader.read(SIBLING)
-    assert read == [37, 2, 1, 20, 3, 2, 3, 3]
+    for ids in (PREFIX, TURN, SIBLING, SIBLING):
+        reader.read(ids)
+    assert read == [100, 13, 21, 1]
+    nothing_held = PrefixReader(model, held_bytes=0)
+    nothing_held.read(TURN)
+    nothing_held.read(TURN)
+    assert read[4:] == [113, 113]
 
 
-def test_a_beginning_that_ends_inside_a_turn_is_not_used() -> None:
+def test_a_dialogue_decision_is_one_pass_however_many_turns() -> None:
+    model = tiny_model()
+    read = shapes_read(model)
+    policy = CheckpointPolicy(model, flow_text(), name="policy")
+    talk = tuple(Turn(speaker=("seeker", "supporter")[at % 2], text=f"turn {at}") for at in range(9))
+    policy.read(Scenario(id="s"), talk)
+    policy.read(Scenario(id="s"), talk[:5])
+    assert len(read) == 2
+
+
+def test_a_few_equal_tokens_of_another_dialogue_are_not_used() -> None:
     model = tiny_model()
     reader = PrefixReader(model)
-    reader.read(PIECES)
-    longer = [*PIECES[:3], (*PIECES[3][:7], 99, 98)]
-    assert torch.equal(reader.read(longer), PrefixReader(model).read(longer))
+    other = (*PREFIX[:10], *range(150, 200))
+    reader.read(other)
+    assert torch.equal(reader.read(PREFIX), PrefixReader(model).read(PREFIX))
 
 
 def test_a_recurrent_backbone_reads_the_whole() -> None:
@@ -101,6 +107,44 @@ def test_a_recurrent_backbone_reads_the_whole() -> None:
     model = FlowModel(mamba, NAMES, attention="eager").eval()
     read = shapes_read(model)
     reader = PrefixReader(model)
-    for end in (3, 5):
-        torch.testing.assert_close(reader.read(PIECES[:end]), whole(model, PIECES[:end]))
-    assert read[::2] == [list(accumulate(map(len, PIECES)))[end - 1] for end in (3, 5)]
+    for ids in (PREFIX, TURN):
+        torch.testing.assert_close(reader.read(ids), whole(model, ids))
+    assert read[::2] == [100, 113]
+
+
+def test_a_loaded_policy_has_its_adapter_merged_and_says_the_same(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    lora = {"targets": ["q_proj", "v_proj", "embed_tokens"]}
+    run(recipe(trees, lora=lora, optim={"lr": 0.02, "select": "last"}), out=tmp_path / "run")
+    adapted = load_flow_model(tmp_path / "run", trainable=True).model.eval()
+    policy = policy_of(tmp_path / "run", device="cpu")
+    assert any(isinstance(module, BaseTunerLayer) for module in adapted.modules())
+    assert not any(isinstance(module, BaseTunerLayer) for module in policy._model.modules())
+    scenario, turns = Scenario(id="s"), (Turn(speaker="seeker", text="I failed my exam."),)
+    found, expected = policy.read(scenario, turns), policy_like(policy, adapted).read(scenario, turns)
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    assert found.values == pytest.approx(expected.values, rel=1e-5)
+
+
+def policy_like(policy: CheckpointPolicy, model: FlowModel) -> CheckpointPolicy:
+    return CheckpointPolicy(model, policy._text, name="adapted")
+
+
+@pytest.mark.parametrize(("encoding", "limit"), [({}, 4096), ({"mode": "prefix", "max_prefix_tokens": 64}, 64)])
+def test_a_policy_reads_as_long_dialogues_as_it_was_trained_on(
+    tmp_path: Path, encoding: dict[str, object], limit: int
+) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    run(recipe(trees, encoding=encoding, optim={"epochs": 1}), out=tmp_path / "run")
+    assert read_metadata(tmp_path / "run").max_tokens == limit
+    talk = tuple(Turn(speaker=("seeker", "supporter")[at % 2], text=f"turn {at}") for at in range(41))
+    text = FlowText(tiny_tokenizer(), situation=True)
+    scenario = Scenario(id="s", situation="Short.")
+    found = policy_of(tmp_path / "run").read(scenario, talk)
+    assert found.n_tokens == len(text.ids(scenario, talk, max_tokens=limit)) <= limit
+    # A checkpoint of 0.1.0 says no limit: 4,096 tokens, and single oldest turns go.
+    file = tmp_path / "run/checkpoint/flow.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "max_tokens"}) + "\n")
+    old = FlowText(tiny_tokenizer(), situation=True, single_turns=True)
+    long = talk * 20
+    assert policy_of(tmp_path / "run").read(scenario, long).n_tokens == len(old.ids(scenario, long, max_tokens=4096))

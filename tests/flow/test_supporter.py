@@ -5,13 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from esckit.config.sections import Executor, RoleOptions, SupporterCheckpoint
 from esckit.documents import parse_yaml
 from esckit.errors import BudgetError, CheckpointError, ConfigError
-from esckit.flow.policy import FlowWriter
+from esckit.flow.model import load_flow_model
+from esckit.flow.policy import FlowWriter, load_writer
 from esckit.flow.run import run as train_flow
 from esckit.ledger import Ledger
+from esckit.models.backbones import tiny_tokenizer
 from esckit.models.budget import Budget
 from esckit.records import read_records
 from esckit.roles.cast import Casting
@@ -67,6 +72,43 @@ def test_what_it_writes_is_one_line_and_a_function_of_its_seed(runs: dict[str, P
 def test_a_checkpoint_that_was_not_trained_to_write_says_so(runs: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match=r"response_weight above 0.*adapter: off"):
         write(runs["silent"], "Clarification")
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone whose output layer is its input embeddings."""
+    folder = tmp_path_factory.mktemp("backbone") / "tied"
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    config = Qwen2Config(vocab_size=512, hidden_size=16, intermediate_size=32, tie_word_embeddings=True, **heads)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_a_tied_backbone_writes_with_the_head_it_was_trained_with(tied: Path, tmp_path: Path, trainable: str) -> None:
+    trees = write_trees(tmp_path, [sparse_tree(f"t-{n}", split, n) for n, split in enumerate(("train", "valid"))])
+    writing = recipe(
+        trees,
+        model={"backbone": str(tied), "trainable": trainable},
+        lora={"targets": ["q_proj", "embed_tokens"]},
+        response_weight=1.0,
+        encoding={"strategy_tags": True, "situation": False},
+        optim={"epochs": 3, "lr": 1e-2, "select": "last"},
+    )
+    train_flow(writing, out=tmp_path / "run")
+    assert "\n" not in write(tmp_path / "run", "Clarification")
+    causal, _ = load_writer(tmp_path / "run")
+    before = load_file(tied / "model.safetensors")["model.embed_tokens.weight"]
+    inputs, outputs = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
+    assert (inputs - before).abs().max() > 1e-3
+    # The response term saw the embeddings themselves, or an output layer beside the adapter.
+    assert torch.equal(outputs, inputs if trainable == "full" else before)
+    if trainable == "full":
+        again = load_flow_model(tmp_path / "run", with_lm_head=True, trainable=True).model
+        assert again.lm_head is not None
+        assert again.lm_head.weight is again.backbone.get_input_embeddings().weight
 
 
 def supported(run: Path, tmp_path: Path, **options: object) -> list[SearchTree]:

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from esckit.flow.text import FlowText, drop_oldest, scene
+from esckit.flow.text import FlowText, drop_oldest, exchange_starts, scene
 from esckit.types import Scenario, Turn
 from tests.flow.flow_fakes import ids_of
 
@@ -33,7 +33,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def test_the_text_form(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=True)
-    assert tokenizer.decode(ids_of(text.pieces(SCENARIO, [SEEKER, SUPPORTER, SEEKER]))) == (
+    assert tokenizer.decode(text.ids(SCENARIO, [SEEKER, SUPPORTER, SEEKER])) == (
         "<s>Scene: job crisis, anger\nSituation: My manager ignores me.\nTask: choose the next support strategy.\n"
         "Seeker: I do not know.\nSupporter: That hurts.\nSeeker: I do not know.\n"
     )
@@ -41,7 +41,7 @@ def test_the_text_form(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_a_deployed_supporter_knows_no_situation(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=False)
-    assert tokenizer.decode(ids_of(text.pieces(SCENARIO, []))) == "<s>Task: choose the next support strategy.\n"
+    assert tokenizer.decode(text.ids(SCENARIO, [])) == "<s>Task: choose the next support strategy.\n"
 
 
 def test_strategy_tags_are_abbreviations(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -69,9 +69,9 @@ utterances = st.text(max_size=30).filter(str.strip)
 def test_the_ids_of_a_prefix_begin_the_ids_of_the_path(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
     text = FlowText(tokenizer, situation=True)
     turns = [Turn(speaker=("seeker", "supporter")[i % 2], text=words) for i, words in enumerate(texts)]
-    path = ids_of(text.pieces(SCENARIO, turns))
+    path = text.ids(SCENARIO, turns)
     for n_turns in range(len(turns) + 1):
-        prefix = ids_of(text.pieces(SCENARIO, turns[:n_turns]))
+        prefix = text.ids(SCENARIO, turns[:n_turns])
         assert path[: len(prefix)] == prefix
 
 
@@ -82,11 +82,21 @@ def test_a_long_situation_is_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     assert long == short - len(tokenizer.encode(" unknown", add_special_tokens=False)) + 256
 
 
-def test_too_long_a_dialogue_loses_its_oldest_turns(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_too_long_a_dialogue_loses_its_oldest_exchanges(tokenizer: PreTrainedTokenizerFast) -> None:
     text = FlowText(tokenizer, situation=False)
-    whole = ids_of(text.pieces(SCENARIO, [SEEKER, SUPPORTER, SEEKER]))
-    cut = ids_of(text.pieces(SCENARIO, [SEEKER, SUPPORTER, SEEKER], max_tokens=len(whole) - 1))
-    assert cut == text.header(SCENARIO) + ids_of(text.turn(turn).ids for turn in (SUPPORTER, SEEKER))
+    turns = [SEEKER, SUPPORTER, SEEKER, SUPPORTER, SEEKER]
+    header, one = text.header(SCENARIO), ids_of(text.turn(turn).ids for turn in (SUPPORTER, SEEKER))
+    for kept, spared in ((2, len(text.turn(SEEKER).ids) - 1), (1, len(one) - 1), (1, 0)):
+        assert text.ids(SCENARIO, turns, max_tokens=len(header) + kept * len(one) + spared) == header + kept * one
+    old = FlowText(tokenizer, situation=False, single_turns=True)  # as checkpoints of 0.1.0
+    seeker = text.turn(SEEKER).ids
+    assert old.ids(SCENARIO, turns, max_tokens=len(header) + len(seeker + one)) == header + seeker + one
+
+
+def test_an_exchange_is_a_supporter_turn_and_what_answers_it() -> None:
+    assert exchange_starts([SEEKER, SUPPORTER, SEEKER, SUPPORTER, SUPPORTER, SEEKER]) == [0, 1, 3]
+    assert exchange_starts([SUPPORTER, SEEKER]) == [0]
+    assert exchange_starts([]) == []
 
 
 def test_the_newest_piece_is_kept_at_least_in_part() -> None:

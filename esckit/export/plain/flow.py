@@ -20,7 +20,7 @@ def load(folder: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
 def token_ids(
     tokenizer: Any, form: dict[str, Any], turns: Sequence[tuple[str, str, str | None]], scene: str, situation: str
 ) -> list[int]:
-    """Return what the model reads: every piece is tokenised by itself; whole oldest turns go if it is too long."""
+    """Return what the model reads: every piece is tokenised by itself; whole oldest exchanges go if it is too long."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False))
@@ -30,14 +30,19 @@ def token_ids(
         cut = encode(f" {situation.strip() or 'unknown'}")[: form["max_situation_tokens"]]
         head += [*encode(f"Scene: {scene or 'unknown'}\n"), *encode("Situation:"), *cut, *encode("\n")]
     head += encode("Task: choose the next support strategy.\n")
-    pieces = []
+    pieces: list[list[int]] = []
+    before = ""
     for speaker, text, strategy in turns:
         tag = form["tags"].get(strategy) if speaker == "supporter" else None
         marker = f"{speaker.capitalize()} [{tag}]:" if tag else f"{speaker.capitalize()}:"
-        pieces.append([*encode(marker), *encode(f" {text}"), *encode("\n")])
+        if not pieces or form["single_turns"] or (speaker == "supporter" and before != "supporter"):
+            pieces.append([])
+        pieces[-1] += [*encode(marker), *encode(f" {text}"), *encode("\n")]
+        before = speaker
     while len(pieces) > 1 and len(head) + sum(map(len, pieces)) > form["max_tokens"]:
         del pieces[0]
-    return head + [token for piece in pieces for token in piece]
+    body = [token for piece in pieces for token in piece]
+    return head + body[-max(form["max_tokens"] - len(head), 1) :]
 
 
 @torch.no_grad()
