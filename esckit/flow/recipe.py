@@ -215,7 +215,10 @@ class FlowOptim(Optim):
         paths_per_update: An update takes trees until it has so many paths (dialogues, with gold data).
         warmup_share: Share of all updates in which the rate rises.
         max_grad_norm: Longer gradients are shortened to this length; 0 never does.
-        select: Keep the checkpoint that is best on valid, or the last.
+        select: Keep the checkpoint that is best on valid, or the last. What ``model.init`` names may stay the best.
+        validate_every: Measure valid after so many updates, too, and not only before the first update and at the end of
+            every epoch; None does not.
+        patience: End the training when so many measurements of valid in a row were not the best; None never does.
     """
 
     lr: PositiveFloat = 2e-5
@@ -225,6 +228,8 @@ class FlowOptim(Optim):
     paths_per_update: PositiveInt = 32
     max_grad_norm: NonNegativeFloat = 1.0
     select: Literal["best_valid", "last"] = "best_valid"
+    validate_every: PositiveInt | None = None
+    patience: PositiveInt | None = None
 
 
 class Checkpoints(Section):
@@ -270,6 +275,8 @@ class TrainFlowRecipe(Recipe):
             raise ValueError(f"encoding.attention: {self.encoding.attention} needs encoding.mode: tree")
         if self.optim.select == "best_valid" and self.data.gold is None and self.data.valid_split is None:
             raise ValueError("optim.select: best_valid needs data.valid_split")
+        if self.optim.patience is not None and self.optim.select != "best_valid":
+            raise ValueError("optim.patience needs optim.select: best_valid: without it there is no best")
         _check_balance(self.objective, self.data)
         if self.model.frozen_layers and self.model.trainable != "full":
             raise ValueError("model.frozen_layers needs model.trainable: full")

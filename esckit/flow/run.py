@@ -26,7 +26,7 @@ from esckit.play.runner import SUMMARY, RunResult
 from esckit.protocols import Part, Progress
 from esckit.records import write_json
 from esckit.strategies.taxonomy import keep_taxonomy
-from esckit.training.run import Process, TrainingRun, check_trackers, training
+from esckit.training.run import STATE_FILE, Process, TrainingRun, check_trackers, training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,11 +77,11 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
                 keep_taxonomy(material.labels, out)
             began = time.perf_counter()
             session = _prepare(recipe, material, run)
-            _fit(session)
+            n_updates = _fit(session)
             if run.folder is None:
                 return RunResult(out, {})
             run.folder.update_manifest(train_s=round(time.perf_counter() - began, 1))
-            result = RunResult(out, _finish(session))
+            result = RunResult(out, _finish(session, n_updates))
         run.forget_states(recipe.trackers)
     return result
 
@@ -170,8 +170,11 @@ def _prepare(recipe: TrainFlowRecipe, material: Material, run: TrainingRun) -> _
     return _Session(recipe, material, run, tokenizer, trees, taken, terms, updates)
 
 
-def _fit(session: _Session) -> None:
+def _fit(session: _Session) -> int:
     """Train, keeping the best state so far in the run folder; a stopped training resumes from its last state.
+
+    Returns:
+        The number of updates that were made in all.
 
     Raises:
         TrainingError: If a loss or gradient is not finite; what was kept stays.
@@ -181,7 +184,7 @@ def _fit(session: _Session) -> None:
     from esckit.flow.model import build_model
     from esckit.flow.trainer import FlowTrainer, GoldValidation, TreeValidation
     from esckit.training.harness import Diverged, fit, trainer_arguments
-    from esckit.training.monitor import EpochEnds, Monitor, is_best
+    from esckit.training.monitor import EarlyStop, EpochEnds, Monitor, is_best
     from esckit.training.sharding import EngineGuard
 
     recipe, run, updates, optim = session.recipe, session.run, session.updates, session.recipe.optim
@@ -201,8 +204,11 @@ def _fit(session: _Session) -> None:
         """Write a row and keep the model if it is the best so far; called in every process."""
         if metrics:
             monitor.row(state.global_step, metrics)
-        better = validation.greater_is_better if selects else None
-        if is_best(state, metrics.get(validation.key), greater_is_better=better):
+        is_trained = recipe.model.init is not None
+        if state.global_step == 0 and not is_trained:
+            return
+        better, value = validation.greater_is_better if selects else None, metrics.get(validation.key)
+        if is_best(state, value, greater_is_better=better, start_counts=is_trained):
             _keep(session, trainer, model, validation.offset(metrics), metrics)
 
     diverged = Diverged(run, lambda: updates.tree_ids(trainer.state.global_step - 1))
@@ -211,10 +217,12 @@ def _fit(session: _Session) -> None:
         diverged,
         watched=lambda logs: watched,
         means=_rows(session, lambda: trainer.state.global_step),
-        epoch=lambda step: 1 + sum(end < step for end in updates.epoch_ends),
+        epoch=lambda step: 1 + sum(end < step for end in updates.epoch_ends) if step else 0,
         evaluated=evaluated,
         step_key="update",
     )
+    ends = EpochEnds(updates.epoch_ends, recipe.checkpoints.every, evaluate_every=optim.validate_every)
+    early_stop = EarlyStop(ends, optim.patience)
     trainer = FlowTrainer(
         model,
         # To the Trainer an item is an update, and the whole training is one epoch.
@@ -228,19 +236,19 @@ def _fit(session: _Session) -> None:
             trackers=recipe.trackers,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=1,
+            eval_on_start=run.state is None,
             label_names=["labels"],
         ),
         updates=updates,
         terms=session.terms,
         validation=validation,
         head_lr=optim.head_lr,
-        callbacks=[
-            monitor,
-            EngineGuard(lambda: trainer, diverged.stop),
-            EpochEnds(updates.epoch_ends, recipe.checkpoints.every),
-        ],
+        callbacks=[monitor, EngineGuard(lambda: trainer, diverged.stop), ends, early_stop],
     )
+    if run.state is not None and early_stop.is_due(TrainerState.load_from_json(str(run.state / STATE_FILE))):
+        return run.resumed_step
     fit(trainer, run, diverged)
+    return trainer.state.global_step
 
 
 def _rows(session: _Session, step: Callable[[], int]) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
@@ -328,17 +336,21 @@ def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowM
 # ---------------------------------------------------------------- results
 
 
-def _finish(session: _Session) -> dict[str, Any]:
+def _finish(session: _Session, n_updates: int) -> dict[str, Any]:
     """Measure the kept checkpoint on test, where there is one, and write summary and card; return the summary."""
     from esckit.training.checkpoint import metrics_table, write_card
 
     metadata = read_metadata(session.run.out)
+    if metadata.step == 0:
+        log.warning("no update was better on valid than %s: that policy is kept", session.recipe.model.init)
+    if n_updates < len(session.updates):
+        log.info("stopped after %d of %d updates: optim.patience", n_updates, len(session.updates))
     valid = {name.removeprefix("valid/"): value for name, value in metadata.metrics.items() if "@" not in name}
     summary: dict[str, Any] = {
         "material": counts(session.material, session.recipe.data),
         "dropped_paths": sum(tree.n_dropped for part in session.trees.values() for tree in part),
         "tokens_per_epoch": token_counts(session.trees["train"]),
-        "updates": len(session.updates),
+        "updates": n_updates,
         "best_update": metadata.step,
         "valid": valid,
     }

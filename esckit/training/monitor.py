@@ -107,7 +107,7 @@ class Monitor(TrainerCallback):
 
 
 class EpochEnds(TrainerCallback):
-    """Evaluates and saves at the end of every epoch, and saves every so many steps.
+    """Evaluates and saves at the end of every epoch, and does each every so many steps.
 
     Both are asked for at the same step, and the Trainer evaluates before it saves: a saved state never lacks the
     evaluation of its own step. The Trainer's own strategies would save first and evaluate when the epoch is over.
@@ -115,21 +115,55 @@ class EpochEnds(TrainerCallback):
     Args:
         epoch_ends: Number of steps at the end of each epoch.
         every: Save after so many steps as well.
+        evaluate_every: Evaluate after so many steps as well.
     """
 
-    def __init__(self, epoch_ends: Sequence[int], every: int | None) -> None:
-        self._ends, self._every = frozenset(epoch_ends), every
+    def __init__(self, epoch_ends: Sequence[int], every: int | None, *, evaluate_every: int | None = None) -> None:
+        self._ends, self._every, self._evaluate_every = frozenset(epoch_ends), every, evaluate_every
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Ask for evaluation and saving."""
-        if state.global_step in self._ends:
-            control.should_evaluate = control.should_save = True
-        elif self._every is not None and state.global_step % self._every == 0:
+        if self.evaluates(state.global_step):
+            control.should_evaluate = True
+        if state.global_step in self._ends or (self._every is not None and state.global_step % self._every == 0):
             control.should_save = True
         return control
 
+    def evaluates(self, step: int) -> bool:
+        """Return whether a step above 0 is evaluated."""
+        often = self._evaluate_every
+        return step in self._ends or (often is not None and step % often == 0)
 
-def is_best(state: TrainerState, value: float | None, *, greater_is_better: bool | None) -> bool:
+
+class EarlyStop(TrainerCallback):
+    """Ends a training after some evaluations in a row none of which was the best so far.
+
+    How many there were follows from the step of the best one, which the Trainer's state holds (:func:`is_best`), and
+    from the steps that are evaluated. So a resumed training goes on counting, and all processes come to the same end.
+
+    Args:
+        ends: Tells which steps are evaluated.
+        patience: How many evaluations; None never ends a training.
+    """
+
+    def __init__(self, ends: EpochEnds, patience: int | None) -> None:
+        self._ends, self._patience = ends, patience
+
+    def is_due(self, state: TrainerState) -> bool:
+        """Return whether the training ends at the step of a state, which was evaluated."""
+        since = range((state.best_global_step or 0) + 1, state.global_step + 1)
+        return self._patience is not None and sum(map(self._ends.evaluates, since)) >= self._patience
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        """Ask for the end, and for a state of it, from which a run that is killed before its summary goes on."""
+        if self.is_due(state):
+            control.should_training_stop = control.should_save = True
+        return control
+
+
+def is_best(
+    state: TrainerState, value: float | None, *, greater_is_better: bool | None, start_counts: bool = False
+) -> bool:
     """Return whether an evaluation is the best so far, and remember it.
 
     It is remembered in the Trainer's own state, so that a resumed training knows it. Equals keep the earlier one, and
@@ -139,9 +173,11 @@ def is_best(state: TrainerState, value: float | None, *, greater_is_better: bool
         state: The Trainer's; at most one evaluation of a step is asked about.
         value: What decides, None if it could not be measured.
         greater_is_better: Its direction; None takes the latest evaluation for the best.
+        start_counts: What training started from was trained before, so step 0 may stay the best.
     """
     best = state.best_metric
-    is_measured = bool(state.best_global_step) and best is not None and greater_is_better is not None
+    is_known = bool(state.best_global_step) or (start_counts and state.best_global_step is not None)
+    is_measured = is_known and best is not None and greater_is_better is not None
     if is_measured and (value is None or not (value > best if greater_is_better else value < best)):
         return False
     state.best_metric, state.best_global_step = value, state.global_step

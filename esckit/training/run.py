@@ -93,6 +93,9 @@ def together(compute: Callable[[], T]) -> T:
 STATES = "states"
 """The folder of the states that a training resumes from, inside its run folder."""
 
+STATE_FILE = "trainer_state.json"
+"""Where a state holds the Trainer's own: steps, and what was best so far. The Trainer writes it last."""
+
 
 def last_state(folder: Path) -> Path | None:
     """Return the newest whole state to resume from, None if there is none."""
@@ -105,7 +108,7 @@ def last_state(folder: Path) -> Path | None:
             return False
         return True
 
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if is_whole(path)]
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{STATE_FILE}") if is_whole(path)]
     return max(found, key=lambda state: int(state.name.rpartition("-")[2]), default=None)
 
 

@@ -36,6 +36,7 @@ def recipe(**sections: Any) -> TrainFlowRecipe:
             "data.min_actions to 2",
         ),
         ({"objective": TB_OF_STATES}, "other paths share.*weighting: paths"),
+        ({"optim": {"select": "last", "patience": 2}}, "patience needs optim.select: best_valid"),
         ({"objective": {"class_weight": "sqrt"}}, "class_weight needs objective.name: bc"),
         ({"objective": {"name": "bc", "logit_adjust": [0.0, 1.0]}}, "logit_adjust needs data.gold"),
     ],

@@ -25,6 +25,7 @@ from tests.flow.flow_runs import (
     policy_of,
     recipe,
     rows,
+    same,
     some_trees,
     sparse_tree,
     weights,
@@ -67,8 +68,10 @@ def test_metrics_hold_what_is_to_be_watched(tmp_path: Path) -> None:
     summary = run(recipe(write_trees(tmp_path, some_trees())), out=out).summary
     found = rows(out)
     watched = {"loss", "flow", "rank", "kl", "resp", "policy_entropy", "log_flow_mean", "share_at_eps", "tokens"}
-    assert {f"train/{name}" for name in watched | {"grad_norm", "lr"}} <= found[0].keys()
-    valid = [row for row in found if "valid/loss" in row]
+    assert {f"train/{name}" for name in watched | {"grad_norm", "lr"}} <= found[1].keys()
+    before, *valid = [row for row in found if "valid/loss" in row]
+    assert before == found[0]
+    assert (before["update"], before["epoch"]) == (0, 0)
     assert [row["epoch"] for row in valid] == [1, 2]
     assert {"valid/flow", "valid/rank", "valid/kl", "valid/best_action"} <= valid[0].keys()
     assert valid[0]["valid/loss"] == pytest.approx(valid[0]["valid/flow"] + valid[0]["valid/rank"])
@@ -80,6 +83,42 @@ def test_metrics_hold_what_is_to_be_watched(tmp_path: Path) -> None:
     assert metadata.dev_ids == ("s4", "s5")
     assert not (out / "states").exists()
     assert "aflow" in (out / "checkpoint/README.md").read_text()
+
+
+def updates_of(out: Path, name: str) -> list[int]:
+    return [row["update"] for row in rows(out) if name in row]
+
+
+def test_valid_is_measured_before_training_and_as_often_as_asked(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    optim = {"epochs": 2, "paths_per_update": 8, "validate_every": 3}
+    run(recipe(trees, optim=optim), out=tmp_path / "run")
+    assert updates_of(tmp_path / "run", "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert updates_of(tmp_path / "run", "valid/loss") == [0, 3, 4, 6, 8]
+
+
+def test_training_ends_when_valid_does_not_improve(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    # A rate at which nothing moves: the first measurement stays the best, since equals keep the earlier one.
+    optim = {"lr": 1e-30, "epochs": 5, "paths_per_update": 8, "validate_every": 1, "patience": 3}
+    summary = run(recipe(trees, optim=optim), out=tmp_path / "run").summary
+    assert (summary["best_update"], summary["updates"]) == (1, 4)
+    assert updates_of(tmp_path / "run", "train/loss") == [1, 2, 3, 4]
+
+
+def test_a_round_that_does_not_improve_keeps_its_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    run(recipe(trees), out=tmp_path / "first")
+    init = {"init": str(tmp_path / "first")}
+    worse = recipe(trees, model=init, optim={"lr": 1e-30, "epochs": 1, "validate_every": 1})
+    summary = run(worse, out=tmp_path / "second").summary
+    assert summary["best_update"] == 0
+    assert same(weights(tmp_path / "second"), weights(tmp_path / "first"))
+    assert summary["valid"]["loss"] == rows(tmp_path / "second")[0]["valid/loss"]
+    assert "that policy is kept" in caplog.text
+    better = recipe(trees, model=init, optim={"lr": 1e-3, "epochs": 4})
+    assert run(better, out=tmp_path / "third").summary["best_update"] > 0
+    assert not same(weights(tmp_path / "third"), weights(tmp_path / "first"))
 
 
 def test_a_sharp_policy_is_warned_of_once(

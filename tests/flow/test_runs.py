@@ -65,7 +65,20 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, update
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("updates", [2, 3, 4])
+def test_early_stopping_goes_on_counting_after_a_stop(tmp_path: Path, updates: int) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    optim = {"lr": 1e-30, "epochs": 4, "paths_per_update": 8, "validate_every": 1, "patience": 3}
+    settings = recipe(trees, checkpoints={"every": 1}, optim=optim)
+    assert run(settings, out=tmp_path / "whole").summary["updates"] == 4
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "cut", progress=StopAfter(updates))
+    assert run(settings, out=tmp_path / "cut").summary["updates"] == 4
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_stopped_inside_a_validation_makes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -97,8 +110,9 @@ class StopAtTheEnd(StopAfter):
         raise Stopped
 
 
-def test_stopped_before_the_summary_trains_nothing_again(tmp_path: Path) -> None:
-    settings = recipe(write_trees(tmp_path, some_trees()))
+@pytest.mark.parametrize("optim", [{}, {"lr": 1e-30, "epochs": 9, "validate_every": 1, "patience": 2}])
+def test_stopped_before_the_summary_trains_nothing_again(tmp_path: Path, optim: dict[str, Any]) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()), optim=optim)
     with pytest.raises(Stopped):
         run(settings, out=tmp_path / "run", progress=StopAtTheEnd(99))
     before = (rows(tmp_path / "run"), weights(tmp_path / "run"))

@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from esckit.errors import TrainingError
 from esckit.training.harness import Diverged
-from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best, keep_rows, read_rows
+from esckit.training.monitor import EarlyStop, EpochEnds, Logs, Monitor, is_best, keep_rows, read_rows
 from esckit.training.run import Process, TrainingRun
 
 ARGS = TrainingArguments(output_dir="unused", use_cpu=True)
@@ -58,6 +58,26 @@ def test_epochs_end_with_evaluation_and_few_steps_with_a_state() -> None:
     asked = {step: ends.on_step_end(ARGS, state(step), TrainerControl()) for step in range(1, 8)}
     assert [step for step, found in asked.items() if found.should_evaluate] == [4, 7]
     assert [step for step, found in asked.items() if found.should_save] == [3, 4, 6, 7]
+
+
+def test_evaluations_come_more_often_where_they_are_asked_for() -> None:
+    ends = EpochEnds([4, 7], every=None, evaluate_every=3)
+    asked = {step: ends.on_step_end(ARGS, state(step), TrainerControl()) for step in range(1, 8)}
+    assert [step for step, found in asked.items() if found.should_evaluate] == [3, 4, 6, 7]
+    assert [step for step, found in asked.items() if found.should_save] == [4, 7]
+
+
+@pytest.mark.parametrize(("patience", "end"), [(1, 4), (2, 6), (3, 7), (None, None)])
+def test_a_training_ends_after_evaluations_without_a_best(patience: int | None, end: int | None) -> None:
+    stop = EarlyStop(EpochEnds([4, 7], None, evaluate_every=3), patience)
+    ended = []
+    for step in (0, 3, 4, 6, 7):
+        now = state(step)
+        now.best_global_step = min(step, 3)
+        control = stop.on_evaluate(ARGS, now, TrainerControl())
+        assert control.should_training_stop == control.should_save == stop.is_due(now)
+        ended += [step] if control.should_training_stop else []
+    assert ended[:1] == ([] if end is None else [end])
 
 
 def test_rows_beyond_the_step_gone_on_from_are_cut_off(tmp_path: Path) -> None:
@@ -123,3 +143,12 @@ def test_the_best_so_far_is_remembered_in_the_state(
         if is_best(remembering, value, greater_is_better=greater_is_better):
             found.append(step)
     assert found == best
+
+
+def test_what_was_trained_before_stays_the_best_until_it_is_beaten() -> None:
+    found, remembering = [], state(0)
+    for step, value in ((0, 0.5), (2, 0.5), (4, 0.6), (6, 0.4)):
+        remembering.global_step = step
+        if is_best(remembering, value, greater_is_better=False, start_counts=True):
+            found.append(step)
+    assert found == [0, 6]
