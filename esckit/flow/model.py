@@ -43,11 +43,14 @@ from esckit.models.loading import (
     merge_adapter,
 )
 from esckit.models.packing import (
+    FLEX_BLOCK,
     PATH_MODE,
     TREE_ATTENTION,
     NodeSpan,
     PackedRows,
+    TreeRow,
     additive_mask,
+    block_mask,
     check_packable,
     tree_layout,
     use_attention,
@@ -192,6 +195,8 @@ class FlowModel(nn.Module):
 
     def forward(self, rows: PackedRows) -> FlowOutputs:
         """Read the rows and return what the heads say about their states."""
+        if self.attention == "flex":
+            rows = rows.padded(FLEX_BLOCK)
         hidden = self.backbone(
             input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False, **self._masking(rows)
         ).last_hidden_state
@@ -219,7 +224,7 @@ class FlowModel(nn.Module):
         if rows.subtree_end is None:
             return {}
         if self.attention == "flex":
-            return {"attention_mask": _block_mask(rows.subtree_end)}
+            return {"attention_mask": block_mask(rows.subtree_end)}
         return {"attention_mask": additive_mask(rows.subtree_end, dtype)}
 
     def _compute_dtype(self, rows: PackedRows) -> torch.dtype:
@@ -237,27 +242,15 @@ class FlowModel(nn.Module):
         return log_p
 
 
-def _block_mask(subtree_end: Tensor) -> Any:
-    """Return FlexAttention's block mask of packed rows."""
-    if subtree_end.device.type != "cuda":
-        raise ConfigError("encoding.attention: flex without a CUDA device", expected="tree, sdpa or eager")
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def visible(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < subtree_end[batch, key])
-
-    n_rows, length = subtree_end.shape
-    return create_block_mask(visible, n_rows, None, length, length, device=subtree_end.device)
-
-
 @torch.no_grad()
-def check_exact(model: FlowModel, *, tolerance: float = 1e-2) -> None:
+def check_exact(model: nn.Module, *, node_tokens: int = 3, tolerance: float = 1e-2) -> None:
     """Run a small tree through the backbone and compare it with its paths, each alone.
 
     This is the last word on a backbone that :func:`check_packable` has nothing against.
 
     Args:
-        model: The model, on its device; it is put into eval mode for the check.
+        model: The flow model, also as a trainer wraps it, on its device; it is put into eval mode for the check.
+        node_tokens: Length of each of three nodes.
         tolerance: Allowed difference relative to the largest hidden value; generous enough for bfloat16.
 
     Raises:
@@ -266,21 +259,24 @@ def check_exact(model: FlowModel, *, tolerance: float = 1e-2) -> None:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    ids = torch.arange(3, 12, device=device)
+    n = node_tokens
+    ids = 3 + torch.arange(3 * n) % 97
+    packed = TreeRow.of([(ids[:n].tolist(), -1), (ids[n : 2 * n].tolist(), 0), (ids[2 * n :].tolist(), 0)])
+    ends = torch.tensor([2 * n - 1, 3 * n - 1])
     tree = PackedRows(
         input_ids=ids.unsqueeze(0),
-        position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 3, 4, 5]], device=device),
-        readout_row=torch.zeros(2, dtype=torch.long, device=device),
-        readout_column=torch.tensor([5, 8], device=device),
-        subtree_end=torch.tensor([[9, 9, 9, 6, 6, 6, 9, 9, 9]], device=device),
-        spans=(NodeSpan(0, 3, -1), NodeSpan(3, 6, 0), NodeSpan(6, 9, 0)),
-    )
+        position_ids=torch.tensor([packed.positions]),
+        readout_row=torch.zeros(2, dtype=torch.long),
+        readout_column=ends,
+        subtree_end=torch.tensor([packed.subtree_end()]),
+        spans=packed.spans,
+    ).to(device)
     paths = PackedRows(
-        input_ids=torch.stack([ids[:6], torch.cat([ids[:3], ids[6:]])]),
-        position_ids=torch.arange(6, device=device).expand(2, 6),
-        readout_row=torch.arange(2, device=device),
-        readout_column=torch.full((2,), 5, device=device),
-    )
+        input_ids=torch.stack([ids[: 2 * n], torch.cat([ids[:n], ids[2 * n :]])]),
+        position_ids=torch.arange(2 * n).expand(2, 2 * n),
+        readout_row=torch.arange(2),
+        readout_column=ends[:1].expand(2),
+    ).to(device)
     alone = model(paths).hidden
     difference = (model(tree).hidden - alone).abs().max() / alone.abs().max()
     model.train(training)
@@ -306,6 +302,8 @@ def build_model(recipe: TrainFlowRecipe, strategies: tuple[str, ...], *, longest
         CheckpointError: If ``model.init`` does not fit; an adapter keeps its own shape.
     """
     attention, with_lm_head = recipe.encoding.attention, recipe.response_weight > 0
+    if attention == "flex" and not torch.cuda.is_available():
+        raise ConfigError("encoding.attention: flex without a CUDA device", expected="tree, sdpa or eager")
     if recipe.model.init:
         init = Path(recipe.model.init)
         model = load_flow_model(
@@ -323,7 +321,7 @@ def build_model(recipe: TrainFlowRecipe, strategies: tuple[str, ...], *, longest
         _freeze_layers(decoder, recipe.model.frozen_layers)
     if recipe.encoding.mode == "tree":
         check_packable(decoder.config.to_dict(), longest_path=longest_path)
-        if attention != "flex":  # which runs on a GPU only
+        if attention != "flex":  # which is checked on its GPU, when training begins
             check_exact(model)
     if recipe.model.gradient_checkpointing:
         checkpoint_activations(decoder)

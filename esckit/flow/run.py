@@ -182,7 +182,7 @@ def _fit(session: _Session) -> int:
     from transformers import TrainerState, TrainingArguments
 
     from esckit.flow.model import build_model
-    from esckit.flow.trainer import FlowTrainer, GoldValidation, TreeValidation
+    from esckit.flow.trainer import FlexCheck, FlowTrainer, GoldValidation, TreeValidation
     from esckit.training.harness import Diverged, fit, trainer_arguments
     from esckit.training.monitor import EarlyStop, EpochEnds, Monitor, is_best
     from esckit.training.sharding import EngineGuard
@@ -243,7 +243,13 @@ def _fit(session: _Session) -> int:
         terms=session.terms,
         validation=validation,
         head_lr=optim.head_lr,
-        callbacks=[monitor, EngineGuard(lambda: trainer, diverged.stop), ends, early_stop],
+        callbacks=[
+            monitor,
+            EngineGuard(lambda: trainer, diverged.stop),
+            *([FlexCheck(lambda: trainer)] if model.attention == "flex" else []),
+            ends,
+            early_stop,
+        ],
     )
     if run.state is not None and early_stop.is_due(TrainerState.load_from_json(str(run.state / STATE_FILE))):
         return run.resumed_step

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from esckit.flow.batch import FlowBatch, LossTerms, Updates, first_ends
-from esckit.flow.model import FlowModel, FlowOutputs
+from esckit.flow.model import FlowModel, FlowOutputs, check_exact
 from esckit.flow.objectives import (
     RankPairs,
     decision_losses,
@@ -45,6 +45,7 @@ from esckit.flow.objectives import (
     without_terminal,
 )
 from esckit.metrics.confusion import accuracy, f1_by_class, macro_f1, weighted_f1
+from esckit.models.packing import FLEX_BLOCK
 from esckit.training.harness import in_order
 
 Metrics = dict[str, float]
@@ -345,6 +346,25 @@ def _scores(confusion: Any) -> Metrics:
 
 
 # ---------------------------------------------------------------- the Trainer
+
+
+class FlexCheck(TrainerCallback):
+    """Checks FlexAttention on its device before the first update (:func:`check_exact`), over several of its blocks.
+
+    Args:
+        trainer: Returns the trainer; every process takes part with the model as it is wrapped.
+    """
+
+    def __init__(self, trainer: Callable[[], Trainer]) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Compare a tree with its paths.
+
+        Raises:
+            ConfigError: If their hidden states differ.
+        """
+        check_exact(self._trainer().model_wrapped, node_tokens=FLEX_BLOCK - 28)
 
 
 class FlowTrainer(Trainer):

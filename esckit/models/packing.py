@@ -123,6 +123,26 @@ class PackedRows:
         }
         return replace(self, **moved)
 
+    def padded(self, multiple: int) -> Self:
+        """Return the rows filled up on the right to a multiple of a number of tokens, and who sees whom in them.
+
+        No real token sees the padding, and every padding token sees something: itself, or all in plain causal rows.
+        """
+        n_rows, length = self.input_ids.shape
+        more = (0, -length % multiple)
+        ends = torch.arange(1, sum(more) + length + 1, device=self.input_ids.device).expand(n_rows, -1)
+        if self.subtree_end is None:
+            ends = torch.full_like(ends, ends.shape[1])
+        else:
+            ends = torch.cat([self.subtree_end, ends[:, length:]], dim=1)
+        return replace(
+            self,
+            input_ids=F.pad(self.input_ids, more),
+            position_ids=F.pad(self.position_ids, more),
+            subtree_end=ends,
+            spans=None,
+        )
+
     @property
     def n_tokens(self) -> int:
         """Tokens read, padding included."""
@@ -142,6 +162,21 @@ def additive_mask(subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
     """
     mask = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=subtree_end.device)
     return torch.where(allowed(subtree_end), mask.new_zeros(()), mask).unsqueeze(1)
+
+
+FLEX_BLOCK = 128
+"""Tokens of a block of FlexAttention; rows of other lengths are refused or wrong in some releases of torch."""
+
+
+def block_mask(subtree_end: Tensor) -> Any:
+    """Return FlexAttention's block mask of rows whose length is a multiple of :data:`FLEX_BLOCK`."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < subtree_end[batch, key])
+
+    n_rows, length = subtree_end.shape
+    return create_block_mask(visible, n_rows, None, length, length, device=subtree_end.device, BLOCK_SIZE=FLEX_BLOCK)
 
 
 TREE_ATTENTION = "esckit_tree"

@@ -1,21 +1,32 @@
 """Hidden states, heads, losses and gradients of tree, path and prefix encodings are the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from esckit.errors import ConfigError
 from esckit.flow.batch import Chunk, LossTerms, chunks, make_update, pack
 from esckit.flow.data import FlowTree, flow_tree
 from esckit.flow.model import Attention, FlowModel, check_exact
 from esckit.flow.recipe import FlowEncoding
 from esckit.flow.text import FlowText
-from esckit.flow.trainer import flow_loss
-from esckit.models.packing import PackedRows
+from esckit.flow.trainer import FlexCheck, flow_loss
+from esckit.models.packing import PackedRows, allowed
 from esckit.training.run import Process
-from tests.flow.flow_fakes import NAMES, PAPER, ByteTokenizer, changed, search_tree, some_flow_tree, tiny_model
+from tests.flow.flow_fakes import (
+    NAMES,
+    PAPER,
+    ByteTokenizer,
+    changed,
+    search_tree,
+    some_flow_tree,
+    tiny_backbone,
+    tiny_model,
+)
 
 TREE = FlowEncoding(mode="tree", max_tokens=100_000)
 BACKBONES = [
@@ -162,6 +173,67 @@ def test_a_siblings_text_changes_nothing(attention: Attention) -> None:
     others = [index for index in range(len(tree.nodes)) if index not in below]
     assert torch.allclose(before[others], after[others], atol=1e-5)
     assert not torch.allclose(before[sorted(below)], after[sorted(below)], atol=1e-3)
+
+
+def rows_read(model: FlowModel) -> list[torch.Size]:
+    read: list[torch.Size] = []
+    model.backbone.register_forward_pre_hook(
+        lambda _module, _args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    return read
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """FlexAttention as plain operations, which torch has for forward passes on a processor."""
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        yield
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_flex_reads_whole_blocks_and_the_same_states(family: str) -> None:
+    trees = [some_flow_tree(20, n_nodes=25), some_flow_tree(21, n_nodes=12)]
+    rows = pack(all_chunks(trees, TREE), TREE)
+    model = tiny_model(family, attention="flex")
+    read = rows_read(model)
+    found, expected = (each(rows) for each in (model, tiny_model(family, attention="tree")))
+    torch.testing.assert_close(found.hidden, expected.hidden, atol=1e-5, rtol=1e-4)
+    assert rows.input_ids.shape[1] % 128
+    assert read == [torch.Size((1, -(-rows.input_ids.shape[1] // 128) * 128))]
+
+
+class Unmasked(FlowModel):
+    """A model in whose rows every token sees all before it."""
+
+    def _masking(self, rows: PackedRows) -> dict[str, object]:
+        return {}
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_probe_covers_several_blocks_of_flex() -> None:
+    model = tiny_model("llama", attention="flex")
+    read = rows_read(model)
+    FlexCheck(lambda: SimpleNamespace(model_wrapped=model)).on_train_begin()  # type: ignore[arg-type,return-value]
+    assert read == [torch.Size((2, 256)), torch.Size((1, 384))]
+    wrong = Unmasked(tiny_backbone("llama"), NAMES, attention="flex")
+    with pytest.raises(ConfigError, match="differ"):
+        check_exact(wrong, node_tokens=100)
+
+
+def test_padding_is_seen_by_nobody_and_sees_something() -> None:
+    rows = pack(all_chunks([some_flow_tree(22, n_nodes=12)], TREE), TREE)
+    n = rows.input_ids.shape[1]
+    for some in (rows, replace(rows, subtree_end=None)):
+        padded = some.padded(128)
+        assert padded.subtree_end is not None
+        seen = allowed(padded.subtree_end)[0]
+        real = torch.ones(n, n, dtype=torch.bool).tril() if some.subtree_end is None else allowed(some.subtree_end)[0]
+        assert torch.equal(seen[:n, :n], real)
+        assert not seen[:n, n:].any()
+        assert seen.any(dim=1).all()
 
 
 @pytest.mark.parametrize(("family", "attention"), [("llama", "sdpa"), ("gemma2", "eager"), ("gemma2", "tree")])
