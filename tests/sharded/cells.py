@@ -42,7 +42,7 @@ CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
         "train-flow", "smoke/train_flow_tiny",
         {
             "model.gradient_checkpointing": True, "checkpoints.every": 2, "optim.paths_per_update": 8, "lora.rank": 32,
-            "lora.targets": "[q_proj, v_proj, up_proj, down_proj]",
+            "lora.targets": "[q_proj, v_proj, up_proj, down_proj]", "optim.validate_every": 1, "optim.patience": 2,
         },
     ),
 }  # fmt: skip
