@@ -116,10 +116,12 @@ def test_an_old_flow_policy_reads_the_same(name: str, taxonomy: str, tmp_path: P
     same_reading(OLD / name, tmp_path / "flow", taxonomy)
 
 
-def test_a_flow_policy_on_llama_reads_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [{}, {"mode": "prefix", "max_prefix_tokens": 64}])
+def test_a_flow_policy_on_llama_reads_the_same(tmp_path: Path, cut: dict[str, object]) -> None:
     backbone = tiny_folder(tmp_path / "backbone", "llama")
     trees = write_trees(tmp_path, some_trees())
     train_flow(
-        flow_recipe(trees, model={"backbone": str(backbone)}, encoding={"strategy_tags": True}), out=tmp_path / "run"
+        flow_recipe(trees, model={"backbone": str(backbone)}, encoding={"strategy_tags": True, **cut}),
+        out=tmp_path / "run",
     )
     same_reading(tmp_path / "run", tmp_path / "flow", AFLOW.name)
