@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers.activations import ACT2FN
 
 from esckit.errors import CheckpointError
 from esckit.models.loading import base_decoder
@@ -138,7 +139,7 @@ def _as_llama(decoder: Any, weight: Tensor, bias: float, pad_token_id: int | Non
         model = LlamaForSequenceClassification(config)
     last = f"model.layers.{n_layers}"
     state = {f"model.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    unit = nn.functional.silu(torch.tensor(_GATE, dtype=torch.float64)).item()
+    unit = ACT2FN[old.hidden_act](torch.tensor(_GATE, dtype=torch.float64)).item()
     given: dict[str, tuple[Any, Any]] = {
         f"{last}.post_attention_layernorm.weight": (slice(None), state["model.norm.weight"]),
         f"{last}.mlp.gate_proj.bias": (0, _GATE),

@@ -160,6 +160,7 @@ def _backbone(source: ExportSource, *, adapter: bool) -> BackboneSource | None:
     """Return the backbone, which must be on this machine unless its weights are not needed."""
     name = source.metadata.backbone
     if source.is_whole:
+        _require_memory(source.checkpoint / BACKBONE, str(source.run))
         try:
             return find_backbone(name)
         except ConfigError:
@@ -195,7 +196,7 @@ def _require_memory(folder: Path, name: str) -> None:
     needed = 4 * sum(map(n_parameters, folder.glob("*.safetensors")))
     if free and needed > 1024 * int(free[1]):
         raise ConfigError(
-            f"the weights of {name} take {needed / 1e9:.1f} GB in float32, in which they are merged",
+            f"the weights of {name} take {needed / 1e9:.1f} GB in float32, in which they are computed",
             expected=f"at most the {1024 * int(free[1]) / 1e9:.1f} GB of memory that are free here",
             hint="Export on a machine with more memory, or use --adapter (policies only), which loads no weights",
         )

@@ -50,7 +50,8 @@ def test_a_cloned_strategist_and_a_dpo_policy_predict(esckit: Esckit) -> None:
     )
     ran(esckit(words))
     require_close("probabilities", "new/predictions.jsonl", "runs/predict-played/predictions.jsonl")
-    assert share_equal("reply", "new/predictions.jsonl", "runs/predict-played/predictions.jsonl") > 0.75
+    # 0.1.0 rounded the rotary frequencies of a policy in bfloat16, which turned a third of these replies.
+    assert share_equal("reply", "new/predictions.jsonl", "runs/predict-played/predictions.jsonl") > 0.6
 
 
 def test_an_old_policy_answers_the_safety_probes(esckit: Esckit) -> None:
