@@ -4,7 +4,8 @@
 
     EsckitError                     exit 2   prints what was found, what was expected, what to do
     ├── ConfigError                          a recipe, an option or a combination of them is wrong
-    │   └── MissingExtraError                a library that only some recipes need is not installed
+    │   ├── MissingExtraError                a library that only some recipes need is not installed
+    │   └── NoRoomError                      the weights of a model do not fit the memory of a device
     ├── DataError                            a corpus or an input file is not what it should be
     ├── StorageError                         the disk is full, read-only or the folder is in use
     ├── CheckpointError                      a trained model does not fit what it is asked to do
@@ -100,6 +101,29 @@ class MissingExtraError(ConfigError):
         super().__init__(
             f"{wanted_by} needs {extra}, which is not installed",
             hint=f"Install it: pip install 'esckit[{extra}]' (docs/installing.md has the locked versions)",
+        )
+
+
+class NoRoomError(ConfigError):
+    """The weights of a model do not fit the memory of a device.
+
+    Args:
+        name: The model.
+        device: The device.
+        needed: Bytes of the weights, as a text with the number type; None if unknown.
+        free: Free bytes on the device; None if unknown.
+    """
+
+    def __init__(
+        self, name: str, device: str, *, needed: tuple[int, str] | None = None, free: int | None = None
+    ) -> None:
+        sizes = [f"they take {needed[0] / 1e9:,.1f} GB in {needed[1]}"] if needed else []
+        sizes += [f"{free / 1e9:,.1f} GB are free"] if free is not None else []
+        super().__init__(
+            f"the weights of {name} do not fit {device}" + (f": {', '.join(sizes)}" if sizes else ""),
+            expected="a device that holds all of them",
+            hint="Run the model on a server that splits or quantises it, and name its endpoint (the recipe "
+            "rlff/simulate_server shows how), set dtype: bfloat16 where it is float32, or name a smaller model",
         )
 
 

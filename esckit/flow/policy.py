@@ -34,7 +34,6 @@ from esckit.models.checkpoint import ADAPTER, BACKBONE, checkpoint_folder
 from esckit.models.kvcache import EMPTY_PREFIX, MIN_SHARED, PrefixKV, PrefixStore
 from esckit.models.loading import (
     Dtype,
-    as_dtype,
     base_decoder,
     cache_parameter,
     exact_dtype,
@@ -42,6 +41,7 @@ from esckit.models.loading import (
     load_base,
     load_causal,
     merge_adapter,
+    on_device,
     pick_device,
     pick_dtype,
 )
@@ -181,7 +181,7 @@ class CheckpointPolicy:
         if value_weight is None:
             value_weight = 0.0 if metadata.objective.get("name") == "bc" else 1.0
         return cls(
-            model.to(place),
+            on_device(model, place, name=policy_id(run)),
             text,
             name=policy_id(run),
             value_weight=value_weight,
@@ -278,7 +278,8 @@ class FlowWriter:
         """
         place, limit = pick_device(device), writer_metadata(run).max_tokens
         causal, tokenizer = load_writer(run)
-        model = LocalModel(as_dtype(causal, pick_dtype(dtype, place)).to(place), tokenizer, name=policy_id(run))
+        causal = on_device(causal, place, name=policy_id(run), dtype=pick_dtype(dtype, place))
+        model = LocalModel(causal, tokenizer, name=policy_id(run))
         text = FlowText(tokenizer, situation=False, tags=abbreviations, single_turns=limit is None)
         return cls(model, text, max_tokens=limit)
 

@@ -9,12 +9,14 @@ a field), never for a version number.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields
 from inspect import signature
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from esckit.documents import read_json_object
-from esckit.errors import CheckpointError, ConfigError, EsckitError
+from esckit.errors import CheckpointError, ConfigError, EsckitError, NoRoomError
 from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal, tiny_random
 
 _log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ _log = logging.getLogger(__name__)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
+
+_LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -120,6 +124,99 @@ def as_dtype(model: Any, dtype: torch.dtype) -> Any:
     for module, name, buffer in kept:
         setattr(module, name, buffer)
     return model
+
+
+def load_on(
+    source: BackboneSource,
+    device: torch.device,
+    *,
+    dtype: torch.dtype,
+    free: Callable[[torch.device], int | None] | None = None,
+) -> tuple[Any, Any]:
+    """Return a causal language model on a device, and its tokenizer.
+
+    Args:
+        source: What to load.
+        device: Where it is to run.
+        dtype: Number type of its weights.
+        free: Tells the free bytes of a device, None if unknown; by default :func:`free_memory`.
+
+    Raises:
+        NoRoomError: If its weights do not fit; before anything is read or downloaded where their size is known.
+        ConfigError: If transformers cannot load it.
+    """
+    needed = weight_bytes(source, dtype)
+    for place in dict.fromkeys((torch.device("cpu"), device)):  # it comes into the processor's memory first
+        room = (free or free_memory)(place)
+        if needed is not None and room is not None and needed > room:
+            raise NoRoomError(source.name, str(place), needed=(needed, _named(dtype)), free=room)
+    model, tokenizer = load_causal(source, dtype=dtype)
+    return on_device(model, device, name=source.name), tokenizer
+
+
+def weight_bytes(source: BackboneSource, dtype: torch.dtype) -> int | None:
+    """Return how many bytes the weights of a model take in a number type, None if that is unknown.
+
+    The headers of its files tell; before it is downloaded, the registry.
+    """
+    if source.folder is None:
+        return None if source.backbone is None else int(source.backbone.parameters * 1e6) * dtype.itemsize
+    try:
+        return sum(_bytes_in(path, dtype) for path in source.folder.glob("*.safetensors")) or None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # loading it says what is wrong
+
+
+def _bytes_in(path: Path, dtype: torch.dtype) -> int:
+    """Return what the tensors of a safetensors file take, by its header; safetensors would map the whole file."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
+    return sum(
+        prod(entry["shape"]) * (dtype.itemsize if "F" in entry["dtype"] else 1)  # integers hold quantised weights
+        for name, entry in header.items()
+        if name != "__metadata__"
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a GPU, or of this machine or its container; None if unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    known = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known.append(int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        in_files = next(line for line in (group / "memory.stat").read_text().splitlines() if line.startswith("file "))
+        used = int((group / "memory.current").read_text()) - int(in_files.split()[1])  # files are dropped if need be
+        known.append(int((group / "memory.max").read_text()) - used)
+    return max(0, min(known)) if known else None
+
+
+def on_device(model: Any, device: torch.device, *, name: str, dtype: torch.dtype | None = None) -> Any:
+    """Return a model on a device, in another number type if one is given (:func:`as_dtype`).
+
+    Raises:
+        NoRoomError: If memory ran out.
+    """
+    try:
+        return (model if dtype is None else as_dtype(model, dtype)).to(device)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise NoRoomError(name, str(device)) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out; on a processor torch says so with a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def load_base(folder: Path, *, dtype: torch.dtype) -> Any:
@@ -242,6 +339,8 @@ def _foreign(
     except EsckitError:
         raise
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise NoRoomError(str(path), "cpu") from error
         reason = " ".join(str(error).split())
         if not isinstance(error, OSError | ValueError):  # words of libraries for their users; else the name says more
             reason = f"{type(error).__name__} {reason}"

@@ -32,7 +32,7 @@ from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.backbones import BackboneSource, resolve_backbone
 from esckit.models.chat import ChatFormat, make_reply
 from esckit.models.engine import Engine, ReadJob, WriteJob, Written
-from esckit.models.loading import Dtype, exact_dtype, load_causal, pick_device, pick_dtype
+from esckit.models.loading import Dtype, exact_dtype, load_on, pick_device, pick_dtype
 from esckit.protocols import Capability
 from esckit.text import Controls, as_turn
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Turn, Usage
@@ -340,8 +340,8 @@ class LocalModel:
 @cache
 def _load(source: BackboneSource, dtype: torch.dtype, device: torch.device, max_batch_tokens: int | None) -> LocalModel:
     """Load weights and tokenizer, once per process for equal arguments."""
-    model, tokenizer = load_causal(source, dtype=dtype)
-    return LocalModel(model.to(device), tokenizer, name=source.name, max_batch_tokens=max_batch_tokens)
+    model, tokenizer = load_on(source, device, dtype=dtype)
+    return LocalModel(model, tokenizer, name=source.name, max_batch_tokens=max_batch_tokens)
 
 
 def _find_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -387,9 +387,9 @@ class PerplexityScorer:
             ConfigError: If there is no such backbone, or it cannot be loaded.
         """
         place = pick_device(device)
-        model, tokenizer = load_causal(resolve_backbone(ref), dtype=exact_dtype(dtype, place))
+        model, tokenizer = load_on(resolve_backbone(ref), place, dtype=exact_dtype(dtype, place))
         # Asked again: where it had to be downloaded, the revision is known only now.
-        return cls(model.to(place), tokenizer, name=resolve_backbone(ref).identity)
+        return cls(model, tokenizer, name=resolve_backbone(ref).identity)
 
     @torch.inference_mode()
     def score(self, turns: Sequence[Turn], reply: str) -> Surprise:

@@ -35,6 +35,7 @@ from esckit.models.loading import (
     load_causal,
     load_tensors,
     load_tokenizer,
+    on_device,
     pick_device,
 )
 from esckit.models.packing import PackedStates, States
@@ -299,7 +300,8 @@ class RewardModel:
         place = pick_device(device)
         net, tokenizer = load_net(run, metadata, dtype=exact_dtype(dtype, place))
         text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
-        return cls(net.to(place), text, metadata=metadata, max_batch_tokens=max_batch_tokens)
+        net = on_device(net, place, name=str(run))
+        return cls(net, text, metadata=metadata, max_batch_tokens=max_batch_tokens)
 
     @classmethod
     def untrained(

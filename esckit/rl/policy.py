@@ -143,13 +143,14 @@ def load_policy(
         ConfigError: If its backbone cannot be had.
     """
     read_metadata(PolicyMetadata, run)
-    from esckit.models.loading import as_dtype, pick_device, pick_dtype
+    from esckit.models.loading import on_device, pick_device, pick_dtype
     from esckit.models.local import LocalModel
 
     place = pick_device(device)
     model, tokenizer = load_merged(run)
-    merged = as_dtype(model, pick_dtype(dtype, place)).to(place)
-    return LocalModel(merged, tokenizer, name=f"policy/{run.resolve().name}", max_batch_tokens=max_batch_tokens)
+    name = f"policy/{run.resolve().name}"
+    merged = on_device(model, place, name=name, dtype=pick_dtype(dtype, place))
+    return LocalModel(merged, tokenizer, name=name, max_batch_tokens=max_batch_tokens)
 
 
 def load_merged(run: Path) -> tuple[Any, Any]:
