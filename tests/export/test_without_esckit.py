@@ -1,6 +1,7 @@
 """Exports give the same numbers in plain transformers and peft, in a process that cannot import esckit."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from esckit.rl.run import run as train_rl
 from esckit.roles.asking import as_chat
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Scenario, Turn
-from tests.export.export_runs import OLD, REPLY, TURNS, without_esckit
+from tests.export.export_runs import OLD, REPLY, TURNS, Ask, process_without_esckit
 from tests.flow.flow_runs import AFLOW, policy_of, some_trees, write_trees
 from tests.flow.flow_runs import recipe as flow_recipe
 from tests.reward.reward_runs import reward_recipe, simulated
@@ -26,6 +27,12 @@ from tests.tiny import tiny_folder
 
 TALK = tuple(Turn(speaker=speaker, text=text) for speaker, text in TURNS)  # type: ignore[arg-type]
 SCENARIO = Scenario(id="s", situation="I lost my job.", problem_type="work")
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    with process_without_esckit() as asked:
+        yield asked
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +49,24 @@ def exported(run: Path, folder: Path, **options: object) -> Path:
 # ---------------------------------------------------------------- reward models
 
 
-def same_p(run: Path, folder: Path) -> None:
+def same_p(ask: Ask, run: Path, folder: Path) -> None:
     [expected] = RewardModel.load(run, dtype="float32", device="cpu").score([TALK], [REPLY])
-    assert without_esckit(exported(run, folder), "reward") == pytest.approx(expected, abs=1e-5)
+    assert ask(exported(run, folder), "reward") == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["reward-classifier", "reward-pairwise"])
-def test_the_sigmoid_of_an_old_reward_model_is_its_p(name: str, tmp_path: Path) -> None:
-    same_p(OLD / name, tmp_path / "reward")
+def test_the_sigmoid_of_an_old_reward_model_is_its_p(ask: Ask, name: str, tmp_path: Path) -> None:
+    same_p(ask, OLD / name, tmp_path / "reward")
 
 
 @pytest.mark.parametrize(("family", "trainable"), [("llama", "lora"), ("gpt2", "full"), ("gpt2", "head")])
-def test_the_sigmoid_is_p_on_other_backbones(family: str, trainable: str, futures: Path, tmp_path: Path) -> None:
+def test_the_sigmoid_is_p_on_other_backbones(
+    ask: Ask, family: str, trainable: str, futures: Path, tmp_path: Path
+) -> None:
     backbone = tiny_folder(tmp_path / "backbone", family)  # type: ignore[arg-type]
     run = tmp_path / "run"
     train_reward(reward_recipe(futures, model={"backbone": str(backbone), "trainable": trainable}), out=run)
-    same_p(run, tmp_path / "reward")
+    same_p(ask, run, tmp_path / "reward")
     config = json.loads((tmp_path / "reward" / "config.json").read_text())
     assert (config["model_type"], len(config["id2label"])) == (family, 1)
 
@@ -65,30 +74,30 @@ def test_the_sigmoid_is_p_on_other_backbones(family: str, trainable: str, future
 # ---------------------------------------------------------------- policies
 
 
-def same_log_p(run: Path, folder: Path, *, adapter: bool = False) -> None:
+def same_log_p(ask: Ask, run: Path, folder: Path, *, adapter: bool = False) -> None:
     model, tokenizer = load_merged(run)
     chat = ChatFormat.of(tokenizer)
     opening = load_prompt("supporter_rlff").render()
     ids = list(chat.encode(merge_messages([*opening, *as_chat(TALK, speaking="supporter")])))
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).tolist()
-    found = without_esckit(exported(run, folder, adapter=adapter), "policy")
+    found = ask(exported(run, folder, adapter=adapter), "policy")
     assert found["ids"] == ids
     assert found["log_p"] == pytest.approx(expected, abs=1e-5)
     assert found["ends"] == sorted(chat.stop_ids)
 
 
 @pytest.mark.parametrize("name", ["rl-grpo", "rl-dpo"])
-def test_an_old_policy_says_the_same(name: str, tmp_path: Path) -> None:
-    same_log_p(OLD / name, tmp_path / "policy")
+def test_an_old_policy_says_the_same(ask: Ask, name: str, tmp_path: Path) -> None:
+    same_log_p(ask, OLD / name, tmp_path / "policy")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_policies_on_other_backbones_say_the_same(family: str, tmp_path: Path) -> None:
+def test_policies_on_other_backbones_say_the_same(ask: Ask, family: str, tmp_path: Path) -> None:
     backbone = tiny_folder(tmp_path / "backbone", family)  # type: ignore[arg-type]
     train_rl(rl_recipe(models={"policy": {"backbone": str(backbone)}}), out=tmp_path / "run")
-    same_log_p(tmp_path / "run", tmp_path / "policy")
-    same_log_p(tmp_path / "run", tmp_path / "adapter", adapter=True)
+    same_log_p(ask, tmp_path / "run", tmp_path / "policy")
+    same_log_p(ask, tmp_path / "run", tmp_path / "adapter", adapter=True)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(backbone)
 
@@ -103,25 +112,25 @@ def test_the_system_prompt_stands_in_config_and_card(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- flow policies
 
 
-def same_reading(run: Path, folder: Path, taxonomy: str) -> None:
+def same_reading(ask: Ask, run: Path, folder: Path, taxonomy: str) -> None:
     reading = policy_of(run, load_taxonomy(taxonomy), dtype="float32", device="cpu").read(SCENARIO, TALK)
-    pi, value = without_esckit(exported(run, folder), "flow")
+    pi, value = ask(exported(run, folder), "flow")
     assert list(pi) == list(load_taxonomy(taxonomy).names)
     assert list(pi.values()) == pytest.approx(reading.probabilities, abs=1e-5)
     assert list(value.values()) == pytest.approx(reading.values, rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "taxonomy"), [("flow", "aflow"), ("flow-bc", "esconv")])
-def test_an_old_flow_policy_reads_the_same(name: str, taxonomy: str, tmp_path: Path) -> None:
-    same_reading(OLD / name, tmp_path / "flow", taxonomy)
+def test_an_old_flow_policy_reads_the_same(ask: Ask, name: str, taxonomy: str, tmp_path: Path) -> None:
+    same_reading(ask, OLD / name, tmp_path / "flow", taxonomy)
 
 
 @pytest.mark.parametrize("cut", [{}, {"mode": "prefix", "max_prefix_tokens": 64}])
-def test_a_flow_policy_on_llama_reads_the_same(tmp_path: Path, cut: dict[str, object]) -> None:
+def test_a_flow_policy_on_llama_reads_the_same(ask: Ask, tmp_path: Path, cut: dict[str, object]) -> None:
     backbone = tiny_folder(tmp_path / "backbone", "llama")
     trees = write_trees(tmp_path, some_trees())
     train_flow(
         flow_recipe(trees, model={"backbone": str(backbone)}, encoding={"strategy_tags": True, **cut}),
         out=tmp_path / "run",
     )
-    same_reading(tmp_path / "run", tmp_path / "flow", AFLOW.name)
+    same_reading(ask, tmp_path / "run", tmp_path / "flow", AFLOW.name)
