@@ -148,6 +148,7 @@ def _write(planned: ExportPlan, fresh: Path) -> tuple[Proof, list[str]]:
     }
     if planned.adapter:
         return weights.write_adapter(source, fresh, facts), []
+    weights.require_room(source)
     if source.command == "train-rl":
         return weights.write_policy(source, fresh, facts, dtype), []
     texts, where = recorded_texts(source)

@@ -5,7 +5,6 @@ Everything that can be refused before weights are read is refused here; loads no
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,7 +159,6 @@ def _backbone(source: ExportSource, *, adapter: bool) -> BackboneSource | None:
     """Return the backbone, which must be on this machine unless its weights are not needed."""
     name = source.metadata.backbone
     if source.is_whole:
-        _require_memory(source.checkpoint / BACKBONE, str(source.run))
         try:
             return find_backbone(name)
         except ConfigError:
@@ -173,7 +171,6 @@ def _backbone(source: ExportSource, *, adapter: bool) -> BackboneSource | None:
     found = resolve_backbone(name)
     if found.folder is not None:
         _require_unquantised(found.folder, name)
-        _require_memory(found.folder, name)
     return found
 
 
@@ -187,33 +184,6 @@ def _require_unquantised(folder: Path, name: str) -> None:
             expected="unquantised weights, since an adapter is merged into them",
             hint="Put the unquantised model in its place, or use --adapter (policies only)",
         )
-
-
-def _require_memory(folder: Path, name: str) -> None:
-    """Refuse weights that do not fit the memory of this machine; where nothing is known of either, nothing is said."""
-    meminfo = Path("/proc/meminfo")
-    free = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
-    needed = 4 * sum(map(n_parameters, folder.glob("*.safetensors")))
-    if free and needed > 1024 * int(free[1]):
-        raise ConfigError(
-            f"the weights of {name} take {needed / 1e9:.1f} GB in float32, in which they are computed",
-            expected=f"at most the {1024 * int(free[1]) / 1e9:.1f} GB of memory that are free here",
-            hint="Export on a machine with more memory, or use --adapter (policies only), which loads no weights",
-        )
-
-
-def n_parameters(path: Path) -> int:
-    """Return the number of weights in a safetensors file, from its header alone."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            size = 1
-            for length in tensor["shape"]:
-                size *= length
-            total += size
-    return total
 
 
 # ---------------------------------------------------------------- texts

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import GenerationConfig
 
-from esckit.errors import CheckpointError
+from esckit.errors import CheckpointError, ConfigError
 from esckit.export.classifier import sequence_classifier
 from esckit.export.plain import flow as plain_flow
 from esckit.export.plain import policy as plain_policy
@@ -24,9 +24,19 @@ from esckit.export.source import ExportSource, Recorded
 from esckit.flow.model import load_flow_model
 from esckit.flow.policy import DEFAULT_MAX_TOKENS, CheckpointPolicy
 from esckit.flow.text import HEADS, MAX_SITUATION_TOKENS, FlowMetadata, FlowText, scene
+from esckit.models.backbones import BackboneSource
 from esckit.models.chat import ChatFormat
-from esckit.models.checkpoint import ADAPTER, TOKENIZER
-from esckit.models.loading import Dtype, as_dtype, base_decoder, check_whole, load_tokenizer, pick_dtype
+from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER
+from esckit.models.loading import (
+    Dtype,
+    as_dtype,
+    base_decoder,
+    check_whole,
+    free_memory,
+    load_tokenizer,
+    pick_dtype,
+    weight_bytes,
+)
 from esckit.records import write_json
 from esckit.reward.model import RewardModel, load_net
 from esckit.reward.text import RewardMetadata, RewardText
@@ -70,6 +80,24 @@ def _save_beside(folder: Path, tokenizer: Any, facts: dict[str, Any]) -> None:
 
 def _one_type(dtype: Dtype, own: torch.dtype) -> torch.dtype:
     return own if dtype == "auto" else pick_dtype(dtype, torch.device("cpu"))
+
+
+def require_room(source: ExportSource) -> None:
+    """Refuse weights that do not fit the memory of this machine; where it is unknown, nothing is said.
+
+    Raises:
+        ConfigError: If they do not fit.
+    """
+    whole = source.checkpoint / BACKBONE
+    weights = BackboneSource(str(source.run), "folder", folder=whole) if source.is_whole else source.backbone
+    needed = None if weights is None else weight_bytes(weights, torch.float32)
+    free = free_memory(torch.device("cpu"))
+    if needed is not None and free is not None and needed > free:
+        raise ConfigError(
+            f"the weights of {source.metadata.backbone} take {needed / 1e9:.1f} GB in float32, as they are merged",
+            expected=f"at most the {free / 1e9:.1f} GB of memory that are free here",
+            hint="Export on a machine with more memory, or use --adapter (policies only), which loads no weights",
+        )
 
 
 # ---------------------------------------------------------------- policies
