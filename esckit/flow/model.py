@@ -302,8 +302,6 @@ def build_model(recipe: TrainFlowRecipe, strategies: tuple[str, ...], *, longest
         CheckpointError: If ``model.init`` does not fit; an adapter keeps its own shape.
     """
     attention, with_lm_head = recipe.encoding.attention, recipe.response_weight > 0
-    if attention == "flex" and not torch.cuda.is_available():
-        raise ConfigError("encoding.attention: flex without a CUDA device", expected="tree, sdpa or eager")
     if recipe.model.init:
         init = Path(recipe.model.init)
         model = load_flow_model(

@@ -67,6 +67,7 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     material = _checked(recipe)
+    _check_device(recipe)
     inputs: dict[str, Any] = {"data": material.facts, "inputs": material.inputs}
     if recipe.model.init is not None:
         inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
@@ -110,6 +111,15 @@ def _checked(recipe: TrainFlowRecipe) -> Material:
                 f"{field}: {ours}, but model.init was trained with {theirs}", hint=f"Set {field} to {theirs}"
             )
     return material
+
+
+def _check_device(recipe: TrainFlowRecipe) -> None:
+    """Refuse FlexAttention without a GPU: on a processor torch has no backward pass for it."""
+    if recipe.encoding.attention == "flex":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("encoding.attention: flex without a CUDA device", expected="tree, sdpa or eager")
 
 
 # ---------------------------------------------------------------- the training

@@ -18,12 +18,10 @@ from esckit.flow.model import (
     FlowModel,
     ResponseHead,
     StrategyHead,
-    build_model,
     check_exact,
     load_heads,
     log_softplus,
 )
-from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, read_metadata
 from esckit.models.backbones import tiny_tokenizer
 from esckit.models.checkpoint import ADAPTER
@@ -99,14 +97,6 @@ def test_soft_capped_scores_stay_capped_whatever_is_asked_for() -> None:
     )
     assert sdpa.attention == "eager"
     assert torch.equal(eager(tree_rows()).hidden, sdpa(tree_rows()).hidden)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-def test_training_with_flex_needs_a_gpu() -> None:
-    wanted = {"command": "train-flow", "seed": 1, "data": {"trees": ["a"]}, "model": {"backbone": "tiny-random"}}
-    recipe = TrainFlowRecipe.model_validate({**wanted, "encoding": {"attention": "flex"}})
-    with pytest.raises(ConfigError, match=r"encoding\.attention: flex"):
-        build_model(recipe, NAMES, longest_path=10)
 
 
 def test_the_probe_refuses_positions_from_the_row() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -181,6 +182,14 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
     failed = write_trees(tmp_path / "failed", [sparse_tree("a", "train", 1, status="failed")])
     with pytest.raises(DataError, match="no finished tree"):
         plan(recipe(failed))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_flex_without_a_gpu_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    with pytest.raises(ConfigError, match=r"encoding\.attention: flex"):
+        run(recipe(trees, encoding={"attention": "flex"}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_rounds_may_grow_the_same_seed_dialogue(tmp_path: Path) -> None:
