@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +120,7 @@ def find_source(run: Path, *, adapter: bool) -> ExportSource:
         raise ConfigError(f"--adapter of a run of {command!r}", expected="a policy of train-rl", hint="Leave it out")
     metadata, prompt = _metadata(run, command)
     source = ExportSource(run, manifest, metadata, None, prompt)
-    return ExportSource(run, manifest, metadata, _backbone(source, adapter=adapter), prompt)
+    return replace(source, backbone=_backbone(source, adapter=adapter))
 
 
 def _metadata(run: Path, command: str) -> tuple[CheckpointMetadata, str]:
