@@ -25,7 +25,7 @@ from esckit.flow.model import (
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, read_metadata
 from esckit.models.backbones import tiny_tokenizer
 from esckit.models.checkpoint import ADAPTER
-from esckit.models.loading import load_adapter
+from esckit.models.loading import load_adapter, merge_adapter
 from esckit.models.packing import NodeSpan, PackedRows, check_packable
 from esckit.training.checkpoint import save_checkpoint
 from tests.flow.flow_fakes import NAMES, tiny_backbone, tiny_model
@@ -282,3 +282,11 @@ def test_tied_embeddings_are_trained_and_an_output_layer_of_its_own_is_not() -> 
     assert model.lm_head is not None
     assert model.lm_head.weight is backbone.embed_tokens.weight
     assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_an_adapter_on_a_quantised_base_is_not_merged() -> None:
+    adapted = get_peft_model(tiny_backbone("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.base_model.model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    assert merge_adapter(adapted) is adapted
+    del adapted.base_model.model.config.quantization_config
+    assert isinstance(merge_adapter(adapted), LlamaModel)
