@@ -225,7 +225,7 @@ def test_a_model_of_another_prompt_version_is_refused(
         RewardKind().load(tmp_path / "run", "scorer", {})
     with pytest.raises(CheckpointError, match="'simulate'"):
         RewardKind().load(futures, "scorer", {})
-    with pytest.raises(CheckpointError, match="no run folder"):
+    with pytest.raises(CheckpointError, match="is not a run folder"):
         RewardKind().load(tmp_path, "scorer", {})
 
 
