@@ -95,12 +95,14 @@ class MissingExtraError(ConfigError):
     Args:
         wanted_by: The option or the field of the recipe, with its value.
         extra: Name of the library, which is the name of esckit's extra too.
+        command: Installs a library that is no extra of esckit.
     """
 
-    def __init__(self, wanted_by: str, extra: str) -> None:
+    def __init__(self, wanted_by: str, extra: str, *, command: str | None = None) -> None:
         super().__init__(
             f"{wanted_by} needs {extra}, which is not installed",
-            hint=f"Install it: pip install 'esckit[{extra}]' (docs/installing.md has the locked versions)",
+            hint="Install it: "
+            + (command or f"pip install 'esckit[{extra}]' (docs/installing.md has the locked versions)"),
         )
 
 

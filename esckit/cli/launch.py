@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources, util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esckit.documents import read_yaml
 from esckit.errors import ConfigError, MissingExtraError
 from esckit.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from esckit.training.run import Sharding
 
 _NOTE = "ESCKIT_EXIT_CODE_FILE"
 
@@ -32,6 +35,18 @@ AccelerateOption = Annotated[
         metavar="NAME|FILE",
         show_default=False,
         help="Start under accelerate's launcher: single, multi-gpu, fsdp, zero2, zero3, multi-node, or a file.",
+    ),
+]
+
+
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="With --dry-run: plan for so many devices, where --accelerate does not say how many.",
     ),
 ]
 
@@ -95,28 +110,48 @@ def launcher_settings(name: str) -> tuple[Path, Mapping[str, Any]]:
     return preset, settings
 
 
-def planned_processes(name: str | None) -> int | None:
-    """Return how many processes the launcher would start, as far as its settings say; for dry runs.
+def planned_processes(name: str | None, wanted: int | None = None) -> dict[str, Any]:
+    """Return for a dry run how many processes the launcher would start, and what they would divide.
+
+    Args:
+        name: Preset or file.
+        wanted: Number of processes where the settings leave it open.
 
     Raises:
         ConfigError: See :func:`launcher_settings`.
     """
-    return None if name is None else launcher_settings(name)[1].get("num_processes")
+    if name is None:
+        return {"n_processes": wanted}
+    _, settings = launcher_settings(name)
+    return {"n_processes": wanted or settings.get("num_processes"), "sharding": _sharding(settings)}
 
 
-def launch(name: str, check: Callable[[int], object] = lambda n_processes: None) -> None:
+def _sharding(settings: Mapping[str, Any]) -> Sharding:
+    """Return what processes divide under a launcher's settings."""
+    from esckit.training.run import sharding_of
+
+    deepspeed = settings.get("deepspeed_config") or {}
+    return sharding_of(
+        fsdp=settings.get("distributed_type") == "FSDP",
+        zero_stage=deepspeed.get("zero_stage") if settings.get("distributed_type") == "DEEPSPEED" else None,
+        deepspeed_file=deepspeed.get("deepspeed_config_file"),
+    )
+
+
+def launch(name: str, check: Callable[[Mapping[str, Any]], object] = lambda planned: None) -> None:
     """Run this very command under the launcher and leave with its exit code.
 
     Args:
         name: Preset or file.
-        check: Called with the number of processes before any is started; refuses what they cannot share, once.
+        check: Called with what :func:`planned_processes` tells before any process is started; refuses what they
+            cannot share, once.
 
     Raises:
         ConfigError: If there are no such settings, or they want GPUs or DeepSpeed and there are none.
     """
     preset, settings = launcher_settings(name)
     count = _missing_count(name, settings)
-    check(count or settings["num_processes"])
+    check({"n_processes": count or settings["num_processes"], "sharding": _sharding(settings)})
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "exit_code"
         command = launch_command(sys.argv[1:], preset, n_processes=count)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_argument
-from esckit.cli.launch import AccelerateOption, launch, planned_processes
+from esckit.cli.launch import AccelerateOption, ProcessesOption, launch, planned_processes
 from esckit.errors import ConfigError, EsckitError
 
 if TYPE_CHECKING:
@@ -66,19 +66,21 @@ class RunCommand:
             changes: SetOption = None,
             out: OutOption = None,
             accelerate: AccelerateOption = None,
+            processes: ProcessesOption = None,
             dry_run: DryRunOption = False,
             as_json: JsonOption = False,
         ) -> None:
+            if processes is not None and not dry_run:
+                raise ConfigError("--processes without --dry-run", hint="Processes are started by --accelerate")
             loaded, room = _load(ctx, recipe, changes)
             if dry_run:
-                count = {"n_processes": planned_processes(accelerate)} if self.trains else {}
-                plan = room.plan(loaded.recipe, **count)
+                plan = room.plan(loaded.recipe, **(planned_processes(accelerate, processes) if self.trains else {}))
                 _echo_plan(loaded, out, self.planned(plan, as_json), as_json=as_json)
                 if (refusal := self.refusal(plan)) is not None:
                     raise refusal
                 return
             if accelerate is not None:
-                launch(accelerate, lambda n_processes: room.plan(loaded.recipe, n_processes=n_processes))
+                launch(accelerate, lambda planned: room.plan(loaded.recipe, **planned))
             is_main = not self.trains or _is_main()
             result = _play(ctx, loaded, room, out, self.units if is_main else None)
             if is_main:
@@ -86,7 +88,11 @@ class RunCommand:
                 echo_facts({"out": str(result.out), **summary}, as_json=as_json)
 
         signature = inspect.signature(command, eval_str=True)
-        options = [option for name, option in signature.parameters.items() if self.trains or name != "accelerate"]
+        options = [
+            option
+            for name, option in signature.parameters.items()
+            if self.trains or name not in ("accelerate", "processes")
+        ]
         command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
         command.__doc__ = shown.__doc__
         return command
@@ -155,7 +161,14 @@ def search(summary: dict[str, Any]) -> Facts:
     return {name: value for name, value in summary.items() if name != "environment"}
 
 
-@RunCommand("updates", trains=True, planned=lambda plan, as_json: dict(plan))
+def _sized(plan: Any, as_json: bool) -> Facts:
+    """Return what to print of a training's plan, its memory in words."""
+    from esckit.training.memory import readable
+
+    return dict(plan) if as_json else readable(plan)
+
+
+@RunCommand("updates", trains=True, planned=_sized)
 def train_flow(summary: dict[str, Any]) -> Facts:
     """Train a strategy policy from search trees, or from the strategies of a corpus.
 
@@ -175,7 +188,7 @@ def _labels(plan: Any, as_json: bool) -> Facts:
     refusal = plan["refusal"]
     if as_json:
         return {**plan, "refusal": str(refusal) if refusal else None}
-    return {name: value for name, value in plan.items() if name != "refusal"} | {
+    return {name: value for name, value in _sized(plan, as_json).items() if name != "refusal"} | {
         "warnings": "; ".join(plan["warnings"]) or None
     }
 
@@ -196,7 +209,7 @@ def train_reward(summary: dict[str, Any]) -> Facts:
     return {name: value for name, value in summary.items() if name != "warnings"}
 
 
-@RunCommand("steps", trains=True, planned=lambda plan, as_json: dict(plan))
+@RunCommand("steps", trains=True, planned=_sized)
 def train_rl(summary: dict[str, Any]) -> Facts:
     """Train a supporter that reasons before it answers, by reinforcement learning.
 

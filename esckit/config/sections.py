@@ -544,6 +544,38 @@ Precision = Literal["auto", "float32", "bfloat16"]
 """``auto`` is bfloat16 autocast on a GPU and float32 on a processor."""
 
 
+Quantisation = Literal["nf4"]
+
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+"""``auto`` is what transformers takes for the model; the others are its names."""
+
+
+class TrainedModel(Section):
+    """The language model to train, or to train on top of.
+
+    Attributes:
+        backbone: A name of the backbone registry, a folder, or a hub id.
+        dtype: Number type of weights that stay frozen; ``auto`` is that of the forward passes (``precision``). Trained
+            weights, adapters and heads are float32 always.
+        quantisation: ``nf4`` holds the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314: 4-bit NormalFloat with
+            double quantisation), computed in ``dtype``; needs an adapter to train. None holds them in ``dtype``.
+    """
+
+    backbone: str = Field(min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantisation: Quantisation | None = None
+
+    def check_frozen(self, *, is_trained: bool) -> None:
+        """Refuse settings of frozen weights where the whole backbone is trained.
+
+        Raises:
+            ValueError: If there are any.
+        """
+        for name, value in (("dtype", self.dtype), ("quantisation", self.quantisation)):
+            if is_trained and value not in ("auto", "float32", None):
+                raise ValueError(f"{name}: {value} is for frozen weights, and trainable: full freezes none; use lora")
+
+
 class Lora(Section):
     """A LoRA adapter.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from esckit.config.sections import Quantisation
 from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import HEADS, FlowMetadata, read_metadata
@@ -57,13 +58,13 @@ from esckit.models.packing import (
 )
 from esckit.training.checkpoint import adapter_config
 
-Attention = Literal["sdpa", "eager", "flex", "tree"]
+Attention = Literal["sdpa", "eager", "flex", "tree", "flash_attention_2"]
 
 _UNDERFLOW = -15.0
 
 _HEADS = ("strategy_head.", "flow_head.")
 
-_TRANSFORMERS_NAME = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "tree": TREE_ATTENTION}
+_TRANSFORMERS_NAME = {"flex": "flex_attention", "tree": TREE_ATTENTION}
 
 
 # ---------------------------------------------------------------- the heads
@@ -159,8 +160,9 @@ class FlowModel(nn.Module):
     Args:
         backbone: Decoder without LM head, plain or wrapped by peft; its output has ``last_hidden_state``.
         strategies: Names in taxonomy order.
-        attention: ``sdpa`` and ``eager`` take a dense mask, ``flex`` a block mask (CUDA), ``tree`` computes only what
-            the tree allows. Soft-capped scores (Gemma 2), which SDPA would silently leave uncapped, are ``eager``.
+        attention: ``sdpa`` and ``eager`` take a dense mask, ``flex`` a block mask (CUDA), ``flash_attention_2`` (CUDA)
+            none, ``tree`` computes only what the tree allows. Soft-capped scores (Gemma 2), which SDPA would silently
+            leave uncapped, are ``eager``.
         lm_head: Projection to the vocabulary, for the response term; None goes without that term. It is frozen, but for
             weights that it shares with the backbone: tied embeddings are trained where the backbone's are.
     """
@@ -180,7 +182,7 @@ class FlowModel(nn.Module):
         if attention == "sdpa" and decoder.config.to_dict().get("attn_logit_softcapping"):
             attention = "eager"
         self.attention = attention
-        use_attention(decoder, _TRANSFORMERS_NAME[attention])
+        use_attention(decoder, _TRANSFORMERS_NAME.get(attention, attention))
         self.strategy_head = StrategyHead(decoder.config.hidden_size, len(strategies))
         self.flow_head = FlowHead(decoder.config.hidden_size, len(strategies))
         self._no_split_modules = layer_classes(backbone)  # what FSDP shards as one piece
@@ -289,32 +291,47 @@ def check_exact(model: nn.Module, *, node_tokens: int = 3, tolerance: float = 1e
 # ---------------------------------------------------------------- a model to train
 
 
-def build_model(recipe: TrainFlowRecipe, strategies: tuple[str, ...], *, longest_path: int) -> FlowModel:
-    """Return the model to train, on the processor; every process draws the same from its seeded generators.
+def build_model(
+    recipe: TrainFlowRecipe, strategies: tuple[str, ...], *, longest_path: int, dtype: torch.dtype = torch.float32
+) -> FlowModel:
+    """Return the model to train; every process draws the same from its seeded generators.
+
+    It lies on the processor, with a quantised backbone on the current GPU if there is one.
 
     Args:
         recipe: The recipe.
         strategies: The taxonomy in order.
         longest_path: Tokens of the longest path.
+        dtype: Number type of the backbone's weights where they stay frozen.
 
     Raises:
         ConfigError: If the backbone cannot be packed or adapted as asked for, or cannot be reached.
         CheckpointError: If ``model.init`` does not fit; an adapter keeps its own shape.
     """
     attention, with_lm_head = recipe.encoding.attention, recipe.response_weight > 0
+    dtype = torch.float32 if recipe.model.trainable == "full" else dtype
     if recipe.model.init:
         init = Path(recipe.model.init)
         model = load_flow_model(
-            init, attention=attention, strategies=strategies, with_lm_head=with_lm_head, trainable=True
+            init,
+            attention=attention,
+            dtype=dtype,
+            quantisation=recipe.model.quantisation,
+            strategies=strategies,
+            with_lm_head=with_lm_head,
+            trainable=True,
         ).model
     else:
-        causal, _ = load_causal(resolve_backbone(recipe.model.backbone), dtype=torch.float32)
+        causal, _ = load_causal(
+            resolve_backbone(recipe.model.backbone), dtype=dtype, quantisation=recipe.model.quantisation
+        )
         backbone = causal.get_decoder()
         if recipe.model.trainable == "lora":
             backbone = get_peft_model(backbone, adapter_config(recipe.lora, backbone))
         lm_head = causal.get_output_embeddings() if with_lm_head else None
         model = FlowModel(backbone, strategies, attention=attention, lm_head=lm_head)
     decoder = base_decoder(model.backbone)
+    model.to(decoder.device)
     if recipe.model.frozen_layers:
         _freeze_layers(decoder, recipe.model.frozen_layers)
     if recipe.encoding.mode == "tree":
@@ -365,6 +382,7 @@ def load_flow_model(
     *,
     attention: Attention = "sdpa",
     dtype: torch.dtype = torch.float32,
+    quantisation: Quantisation | None = None,
     strategies: tuple[str, ...] | None = None,
     with_lm_head: bool = False,
     trainable: bool = False,
@@ -375,6 +393,7 @@ def load_flow_model(
         run: The checkpoint, or the run folder that holds it.
         attention: How packed rows are attended.
         dtype: Type of the backbone's weights.
+        quantisation: How the backbone under an adapter is held; None holds it in ``dtype``.
         strategies: The taxonomy it is wanted for; None takes its own.
         with_lm_head: Keep the projection to the vocabulary, for the response term.
         trainable: Load it to be trained further; otherwise its adapter is merged into the backbone.
@@ -392,7 +411,8 @@ def load_flow_model(
     if full:
         decoder, tokenizer = load_base(part, dtype=dtype), load_tokenizer(folder / TOKENIZER)
     if with_lm_head or not full:
-        causal, own_tokenizer = load_causal(resolve_backbone(metadata.backbone), dtype=dtype)
+        source = resolve_backbone(metadata.backbone)
+        causal, own_tokenizer = load_causal(source, dtype=dtype, quantisation=None if full else quantisation)
     if not full:
         decoder, tokenizer = load_adapter(causal.get_decoder(), part, trainable=trainable), own_tokenizer
         if not trainable:

@@ -25,6 +25,7 @@ from esckit.config.sections import (
     Section,
     Split,
     Threads,
+    TrainedModel,
 )
 
 Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
@@ -89,11 +90,10 @@ class FlowData(Section):
         return self
 
 
-class FlowBackbone(Section):
+class FlowBackbone(TrainedModel):
     """The network to train.
 
     Attributes:
-        backbone: A name of the backbone registry, a folder, or a hub id.
         init: Run of an earlier train-flow to continue from; None starts anew.
         trainable: A ``lora`` adapter, or the ``full`` backbone.
         frozen_layers: With ``full``, so many lowest layers and the embeddings stay as they are; 0 freezes nothing.
@@ -102,12 +102,16 @@ class FlowBackbone(Section):
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
     """
 
-    backbone: str = Field(min_length=1)
     init: str | None = None
     trainable: Literal["lora", "full"] = "lora"
     frozen_layers: NonNegativeInt = 0
     precision: Precision = "auto"
     gradient_checkpointing: bool = True
+
+    @model_validator(mode="after")
+    def _frozen(self) -> Self:
+        self.check_frozen(is_trained=self.trainable == "full")
+        return self
 
 
 class FlowLora(Lora):
@@ -134,7 +138,7 @@ class FlowEncoding(Section):
     Attributes:
         mode: ``tree`` reads every turn once, ``path`` one row per path, ``prefix`` one row per state.
         attention: ``tree`` computes only what the tree allows; ``sdpa`` and ``eager`` take a dense mask, ``flex`` a
-            block mask (CUDA).
+            block mask (CUDA). ``flash_attention_2`` (CUDA) takes none, so it needs mode ``path`` or ``prefix``.
         max_tokens: Tokens of one forward pass.
         max_path_tokens: Trees: a longer path is dropped. Gold: training cuts the end, evaluation the oldest exchanges.
         max_prefix_tokens: ``prefix`` only: whole oldest exchanges go above this length; None never cuts.
@@ -144,7 +148,7 @@ class FlowEncoding(Section):
     """
 
     mode: Literal["tree", "path", "prefix"] = "tree"
-    attention: Literal["tree", "sdpa", "eager", "flex"] = "sdpa"
+    attention: Literal["tree", "sdpa", "eager", "flex", "flash_attention_2"] = "sdpa"
     max_tokens: PositiveInt = 8192
     max_path_tokens: PositiveInt = 4096
     max_prefix_tokens: PositiveInt | None = None
@@ -273,6 +277,8 @@ class TrainFlowRecipe(Recipe):
             raise ValueError("response_weight needs encoding.strategy_tags: true and encoding.mode: tree")
         if self.encoding.attention in ("tree", "flex") and self.encoding.mode != "tree":
             raise ValueError(f"encoding.attention: {self.encoding.attention} needs encoding.mode: tree")
+        if self.encoding.attention == "flash_attention_2" and self.encoding.mode == "tree":
+            raise ValueError("encoding.attention: flash_attention_2 needs encoding.mode: path or prefix")
         if self.optim.select == "best_valid" and self.data.gold is None and self.data.valid_split is None:
             raise ValueError("optim.select: best_valid needs data.valid_split")
         if self.optim.patience is not None and self.optim.select != "best_valid":

@@ -9,6 +9,7 @@ used, so that a dry run stays light.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,22 @@ from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata, writer_metadata
 from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
 from esckit.models.checkpoint import FOLDER
+from esckit.models.shape import shape_of_backbone
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.protocols import Part, Progress
 from esckit.records import write_json
 from esckit.strategies.taxonomy import keep_taxonomy
-from esckit.training.run import STATE_FILE, Process, TrainingRun, check_trackers, training
+from esckit.training.memory import Workload, plan_memory
+from esckit.training.run import (
+    STATE_FILE,
+    Process,
+    Sharding,
+    TrainingRun,
+    check_model,
+    check_trackers,
+    this_process,
+    training,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,18 +53,60 @@ log = logging.getLogger(__name__)
 LOW_ENTROPY = 0.3
 """Nats of π below which training warns: eight equal strategies have 2.08, two have 0.69."""
 
+RESPONSE_TOKENS = 256
+"""Target tokens of the response term whose logits exist at a time: those of :class:`esckit.flow.model.ResponseHead`."""
+
 _POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 
 
-def plan(recipe: TrainFlowRecipe, *, n_processes: int | None = None) -> dict[str, Any]:
-    """Return what a run of the recipe would learn from, without any model; the number of processes changes nothing.
+def plan(
+    recipe: TrainFlowRecipe, *, n_processes: int | None = None, sharding: Sharding | None = None
+) -> dict[str, Any]:
+    """Return what a run of the recipe would do, without any model; the number of processes changes no update.
+
+    ``steps_at_most`` counts every path, also those that may be too long, which the tokenizer alone could tell.
+
+    Args:
+        recipe: The recipe.
+        n_processes: Processes that would share it; None takes those that a launcher started.
+        sharding: What they would divide; None likewise.
 
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
-    material = _checked(recipe)
+    process = this_process().planned(n_processes, sharding)
+    material = _checked(recipe, process)
     check_trackers(recipe.trackers)
-    return counts(material, recipe.data)
+    found = counts(material, recipe.data)
+    n_paths = found["train"].get("paths", found["train"].get("dialogues"))
+    return found | {
+        "steps_at_most": recipe.optim.epochs * math.ceil(n_paths / recipe.optim.paths_per_update),
+        "processes": process.count,
+        "memory_per_device": plan_memory(workload(recipe, len(material.labels.names)), process),
+    }
+
+
+def workload(recipe: TrainFlowRecipe, n_strategies: int) -> Workload:
+    """Return what a training does on one device: it reads rows up to the budget of a forward pass."""
+    model, encoding, attention = recipe.model, recipe.encoding, recipe.encoding.attention
+    shape = shape_of_backbone(model.backbone)
+    h = 0 if shape is None else shape.hidden
+    tokens = encoding.max_tokens if encoding.mode == "tree" else min(encoding.max_tokens, encoding.max_path_tokens)
+    return Workload(
+        model=model,
+        trainable=model.trainable,
+        precision=model.precision,
+        rows=max(1, encoding.max_tokens // tokens),
+        tokens=tokens,
+        checkpointing=model.gradient_checkpointing,
+        lora=recipe.lora,
+        targets=recipe.lora.targets,
+        head=h * h + h + 2 * n_strategies * (h + 1),
+        attention="eager" if attention == "eager" else "sdpa",
+        dense_mask=encoding.mode == "tree",
+        frozen_layers=model.frozen_layers,
+        logits=RESPONSE_TOKENS * shape.vocabulary if recipe.response_weight > 0 and shape is not None else 0,
+    )
 
 
 def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -66,7 +120,7 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    material = _checked(recipe)
+    material = _checked(recipe, this_process())
     _check_device(recipe)
     inputs: dict[str, Any] = {"data": material.facts, "inputs": material.inputs}
     if recipe.model.init is not None:
@@ -87,7 +141,7 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     return result
 
 
-def _checked(recipe: TrainFlowRecipe) -> Material:
+def _checked(recipe: TrainFlowRecipe, process: Process) -> Material:
     """Return what is learnt from; refuse an unknown backbone, and a checkpoint to start from that does not fit.
 
     Raises:
@@ -97,6 +151,12 @@ def _checked(recipe: TrainFlowRecipe) -> Material:
     require_runs(recipe)
     material = collect(recipe.data)
     find_backbone(recipe.model.backbone)
+    check_model(
+        recipe.model,
+        "model",
+        process.sharding,
+        attention="flash_attention_2" if recipe.encoding.attention == "flash_attention_2" else "auto",
+    )
     if recipe.model.init is None:
         return material
     metadata = read_metadata(Path(recipe.model.init), strategies=material.labels.names)
@@ -156,9 +216,10 @@ def _prepare(recipe: TrainFlowRecipe, material: Material, run: TrainingRun) -> _
     """Seed the generators, tokenise the material and lay out the updates."""
     from esckit.flow.batch import LossTerms, Updates
     from esckit.models.loading import load_tokenizer
-    from esckit.training.harness import set_up
+    from esckit.training.harness import set_up, warn_of_memory
 
     set_up(run.process, seed=recipe.seed, threads=recipe.executor.threads)
+    warn_of_memory(plan_memory(workload(recipe, len(material.labels.names)), run.process), run.process)
     backbone, encoding, objective = recipe.model.backbone, recipe.encoding, recipe.objective
     in_memory = find_backbone(backbone).kind == "memory"
     tokenizer = tiny_tokenizer() if in_memory else load_tokenizer(fetch_backbone(backbone))
@@ -193,7 +254,7 @@ def _fit(session: _Session) -> int:
 
     from esckit.flow.model import build_model
     from esckit.flow.trainer import FlexCheck, FlowTrainer, GoldValidation, TreeValidation
-    from esckit.training.harness import Diverged, fit, trainer_arguments
+    from esckit.training.harness import Diverged, fit, frozen_dtype, trainer_arguments
     from esckit.training.monitor import EarlyStop, EpochEnds, Monitor, is_best
     from esckit.training.sharding import EngineGuard
 
@@ -202,7 +263,8 @@ def _fit(session: _Session) -> int:
     longest = max(
         tree.prefix_length(path.nodes[-1]) for part in session.trees.values() for tree in part for path in tree.paths
     )
-    model = build_model(recipe, session.material.labels.names, longest_path=longest)
+    dtype = frozen_dtype(recipe.model, recipe.model.precision)
+    model = build_model(recipe, session.material.labels.names, longest_path=longest, dtype=dtype)
     passes = session.passes("valid", run.process)
     validation: TreeValidation | GoldValidation = TreeValidation(passes, session.terms)
     if recipe.data.gold is not None:
@@ -325,6 +387,8 @@ def _keep(
 
 def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowMetadata:
     """Return what a checkpoint of this training says about itself."""
+    from esckit.training.harness import frozen_as
+
     recipe, material = session.recipe, session.material
     ids = {use: tuple(dict.fromkeys(t.scenario_id for t in session.trees.get(use, ()))) for use in ("train", "valid")}
     before = read_metadata(Path(recipe.model.init)).dialogue_ids if recipe.model.init else ()
@@ -336,6 +400,7 @@ def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowM
         strategy_tags=recipe.encoding.strategy_tags,
         situation=recipe.encoding.situation,
         backbone=recipe.model.backbone,
+        frozen_as=None if recipe.model.trainable == "full" else frozen_as(recipe.model, recipe.model.precision),
         trainable=recipe.model.trainable,
         objective=objective,
         inputs=material.inputs,
@@ -393,11 +458,23 @@ def _test(session: _Session) -> dict[str, Any]:
 
     from esckit.flow.model import load_flow_model
     from esckit.flow.trainer import confusions, test_report
-    from esckit.training.harness import uses_bf16
+    from esckit.training.harness import frozen_dtype, uses_bf16
 
     recipe, strategies = session.recipe, session.material.labels.names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_flow_model(session.run.out, attention=recipe.encoding.attention).model.to(device)
+    full = recipe.model.trainable == "full"
+    dtype = torch.float32 if full else frozen_dtype(recipe.model, recipe.model.precision)
+    model = (
+        load_flow_model(
+            session.run.out,
+            attention=recipe.encoding.attention,
+            dtype=dtype,
+            quantisation=recipe.model.quantisation,
+            trainable=dtype != torch.float32,  # an adapter merged into bfloat16 weights would be rounded away
+        )
+        .model.eval()
+        .to(device)
+    )
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(recipe.model.precision)):
         found = confusions(model, session.passes("test", Process()), torch.zeros(1, len(strategies)), device)
     return test_report(found[0], strategies, session.counts)

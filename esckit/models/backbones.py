@@ -53,6 +53,8 @@ class Backbone(Record):
         kind: ``chat`` or ``base``.
         gated: True if the hub asks for a login and consent.
         package: Python package that ships the weights, None for the rest.
+        model_type: As in ``config.json``.
+        config: The sizes in ``config.json``, from which memory is estimated.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Backbone(Record):
     kind: Literal["chat", "base"] = "chat"
     gated: bool = False
     package: str | None = None
+    model_type: str
+    config: dict[str, int | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,11 @@ def resolve_backbone(ref: str) -> BackboneSource:
     if folder is None and is_offline_mode():
         raise _unreachable(source, "HF_HUB_OFFLINE is set")
     return replace(source, folder=folder)
+
+
+def local_folder(source: BackboneSource) -> Path | None:
+    """Return where a model already lies on this machine, None if it does not."""
+    return source.folder or (_downloaded(source.hub) if source.hub is not None else None)
 
 
 def fetch_backbone(ref: str) -> Path:

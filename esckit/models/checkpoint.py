@@ -7,7 +7,7 @@ loaded (:mod:`esckit.models.loading` and the rooms of the trainings).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -49,11 +49,16 @@ _USED_AS: dict[Part, str] = {
 }
 
 
+FrozenAs = Literal["float32", "bfloat16", "nf4"]
+
+
 class CheckpointMetadata(Record):
     """What is known of every checkpoint; a subclass adds what belongs to its kind.
 
     Attributes:
         backbone: Name, folder or hub id of the backbone.
+        frozen_as: How the weights that stayed frozen were held in training, in a number type or quantised; None if the
+            whole backbone was trained, or by an earlier version. They are loaded as the user asks for.
         inputs: Digest per input file or folder.
         dialogue_ids: Dialogues trained or selected on, those inherited from inputs and earlier checkpoints included.
         dev_ids: Those of them that only selected.
@@ -66,6 +71,7 @@ class CheckpointMetadata(Record):
     """The command that writes this kind, a key of :data:`KINDS`."""
 
     backbone: str
+    frozen_as: FrozenAs | None = None
     inputs: dict[str, str] = Field(default_factory=dict)
     dialogue_ids: tuple[str, ...] = ()
     dev_ids: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from dataclasses import fields
 from inspect import signature
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from esckit.config.sections import Attention, Quantisation
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError, NoRoomError
 from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal, tiny_random
@@ -89,14 +91,31 @@ def _processor_has_bf16() -> bool:
     return info.is_file() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(info.read_text().split())
 
 
-def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Return a causal language model and its tokenizer.
+def load_causal(
+    source: BackboneSource,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantisation: Quantisation | None = None,
+    attention: Attention = "auto",
+) -> tuple[Any, Any]:
+    """Return a causal language model, on the processor (if quantised: on the GPU if there is one), and its tokenizer.
+
+    Args:
+        source: What to load.
+        dtype: Number type of its weights, or in which quantised ones are computed.
+        quantisation: How its linear layers are held; None holds them in ``dtype``.
+        attention: Implementation of its attention.
 
     Raises:
-        ConfigError: If transformers cannot load it.
+        ConfigError: If transformers cannot load it, or its attention cannot be computed in this way.
     """
     if source.kind == "memory":
         model, tokenizer = tiny_random()
+        if quantisation is not None:  # which transformers does while it reads files
+            with TemporaryDirectory() as place:
+                model.save_pretrained(place)
+                return _whole(type(model), Path(place), dtype, quantisation, attention), tokenizer
+        set_attention(model, attention)
         return as_dtype(model, dtype), tokenizer
     from transformers import AutoModelForCausalLM
 
@@ -105,7 +124,7 @@ def load_causal(source: BackboneSource, *, dtype: torch.dtype = torch.float32) -
     _log.info("loading %s from %s as %s", source.name, folder, dtype)
     with _foreign(folder, ConfigError, "a causal language model in safetensors that needs no code of its own"):
         tokenizer = _tokenizer(folder)
-        return _whole(AutoModelForCausalLM, folder, dtype), tokenizer
+        return _whole(AutoModelForCausalLM, folder, dtype, quantisation, attention), tokenizer
 
 
 def as_dtype(model: Any, dtype: torch.dtype) -> Any:
@@ -315,13 +334,33 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _whole(
+    kind: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    quantisation: Quantisation | None = None,
+    attention: Attention = "auto",
+) -> Any:
     """Return a model all of whose weights are in the folder; transformers would draw the others at random."""
-    model, info = _pretrained(kind, folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
+    options = {} if quantisation is None else {"quantization_config": _four_bits(dtype)}
+    model, info = _pretrained(kind, folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
-    keep_soft_caps(model)
+    for module in model.modules():
+        # On a processor bitsandbytes repacks weights at the first evaluation, and packed ones pass no gradient on.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    set_attention(model, attention)
     return model
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    """Return what transformers is told for ``quantisation: nf4``."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
@@ -413,6 +452,25 @@ def keep_soft_caps(model: Any) -> None:
     """Let a transformers model with soft-capped attention scores (Gemma 2) cap them: with SDPA some releases do not."""
     if model.config.to_dict().get("attn_logit_softcapping"):
         model.set_attn_implementation("eager")
+
+
+def set_attention(model: Any, attention: Attention) -> None:
+    """Let a transformers model compute its attention in a way; ``auto`` leaves it, but for soft-capped scores.
+
+    Raises:
+        ConfigError: If it would leave out soft caps, or there is no GPU for FlashAttention.
+    """
+    if attention == "flash_attention_2" and not torch.cuda.is_available():
+        raise ConfigError("attention: flash_attention_2 without a CUDA GPU", expected="one, or attention: auto")
+    if attention == "sdpa" and model.config.to_dict().get("attn_logit_softcapping"):
+        raise ConfigError(
+            f"attention: sdpa on {model.config.model_type}, whose soft-capped scores it would leave uncapped",
+            expected="auto, eager or flash_attention_2",
+        )
+    if attention == "auto":
+        keep_soft_caps(model)
+    else:
+        model.set_attn_implementation(attention)
 
 
 def checkpoint_activations(decoder: Any) -> None:

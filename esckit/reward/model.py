@@ -173,12 +173,15 @@ def probability(kind: Kind, out: Tensor) -> Tensor:
 # ---------------------------------------------------------------- built anew, or from a checkpoint
 
 
-def build_net(model: RewardNetwork, kind: Kind, *, gradient_checkpointing: bool = False) -> tuple[RewardNet, Any]:
-    """Return a net to train, in float32 and with dropout off, and its tokenizer.
+def build_net(
+    model: RewardNetwork, kind: Kind, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False
+) -> tuple[RewardNet, Any]:
+    """Return a net to train with dropout off, what is trained in float32, and its tokenizer.
 
     Args:
         model: The recipe's section.
         kind: What the head gives.
+        dtype: Number type of the backbone's weights where they stay frozen.
         gradient_checkpointing: Save memory by computing states twice.
 
     Raises:
@@ -187,7 +190,12 @@ def build_net(model: RewardNetwork, kind: Kind, *, gradient_checkpointing: bool 
     if kind == "rrhf" and model.trainable == "head":
         raise ConfigError("objective rrhf with a frozen backbone", expected="model.trainable: full or lora")
     source = resolve_backbone(model.backbone)
-    causal, tokenizer = load_causal(source)
+    causal, tokenizer = load_causal(
+        source,
+        dtype=torch.float32 if model.trainable == "full" else dtype,
+        quantisation=model.quantisation,
+        attention=model.attention,
+    )
     decoder, lm_head = causal.base_model, causal.get_output_embeddings()
     for module in decoder.modules():
         if isinstance(module, nn.Dropout):

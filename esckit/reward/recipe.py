@@ -9,7 +9,17 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
-from esckit.config.sections import DecimalText, Lora, Optim, Precision, Recipe, Section, Threads
+from esckit.config.sections import (
+    Attention,
+    DecimalText,
+    Lora,
+    Optim,
+    Precision,
+    Recipe,
+    Section,
+    Threads,
+    TrainedModel,
+)
 from esckit.training.run import share_batch
 
 Kind = Literal["classifier", "pairwise", "rrhf"]
@@ -75,22 +85,27 @@ class RewardLora(Lora):
     targets: tuple[str, ...] | None = None
 
 
-class RewardNetwork(Section):
+class RewardNetwork(TrainedModel):
     """The network.
 
     Attributes:
-        backbone: A name of the backbone registry, a folder, or a hub id.
+        attention: How the backbone's attention is computed.
         trainable: Backbone and head, the head alone on a frozen backbone, or head and LoRA adapter. The paper names
             both of the first two; the full one stands with its settings.
         pooling: The head reads the last token's state, or the mean over all.
         max_length: Longest input in tokens; whole oldest turns are left out above it.
     """
 
-    backbone: str = Field(min_length=1)
+    attention: Attention = "auto"
     trainable: Trainable = "full"
     pooling: Pooling = "last"
     max_length: int = Field(default=2048, ge=64)
     lora: RewardLora = RewardLora()
+
+    @model_validator(mode="after")
+    def _frozen(self) -> Self:
+        self.check_frozen(is_trained=self.trainable == "full")
+        return self
 
 
 class Objective(Section):

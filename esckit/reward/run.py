@@ -15,6 +15,7 @@ A model is used only with the prompt it was trained with.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from esckit.config.load import require_runs
 from esckit.errors import CheckpointError, DataError
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import read_metadata
+from esckit.models.shape import shape_of_backbone
 from esckit.play.futures import RewardInputs, read_inputs
 from esckit.play.runner import RunResult
 from esckit.prompts.prompt import prompt_names
@@ -31,15 +33,21 @@ from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name,
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardMetadata, reward_template
 from esckit.runs import MANIFEST, read_manifest, stated
-from esckit.training.run import check_trackers, this_process, training
+from esckit.training.memory import Workload, lora_targets, plan_memory
+from esckit.training.run import Process, Sharding, check_model, check_trackers, this_process, training
 
 if TYPE_CHECKING:
     from esckit.reward.model import RewardModel
 
 log = logging.getLogger(__name__)
 
+USUAL_RESPONSE = 128
+"""Tokens of a response in the estimate of memory: no field of the recipe bounds them."""
 
-def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> dict[str, Any]:
+
+def plan(
+    recipe: TrainRewardRecipe, *, n_processes: int | None = None, sharding: Sharding | None = None
+) -> dict[str, Any]:
     """Return what a run of the recipe would do, without any model.
 
     Labels of one class only are the ``refusal`` of the plan (a DataError, else None): it shows by what rule they would
@@ -49,12 +57,14 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> dict[s
     Args:
         recipe: The recipe.
         n_processes: Processes that would share it; None takes those that a launcher started.
+        sharding: What they would divide; None likewise.
 
     Raises:
         EsckitError: If the inputs or the recipe are wrong.
     """
     check_trackers(recipe.trackers)
-    inputs, parts = _read(recipe)
+    process = this_process().planned(n_processes, sharding)
+    inputs, parts = _read(recipe, process)
     train, dev = parts.train.futures, parts.dev.futures
     shares: dict[str, dict[str, float | None]] = {}
     for label in (recipe.label, *USUAL_LABELS):
@@ -69,7 +79,8 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> dict[s
         refusal = error
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
     delta = parts.train.labelling.delta
-    steps = plan_steps(recipe.optim, n_items=n_items, n_processes=n_processes or this_process().count).steps
+    steps = plan_steps(recipe.optim, n_items=n_items, n_processes=process.count).steps
+    per_context = max(Counter(future.context_id for future in train).values(), default=1)
     return {
         "dialogues": {"train": parts.train.n_dialogues, "dev": parts.dev.n_dialogues},
         "examples": {"train": len(train), "dev": len(dev)},
@@ -77,9 +88,40 @@ def plan(recipe: TrainRewardRecipe, *, n_processes: int | None = None) -> dict[s
         "positive_share": shares,
         "delta": None if delta is None else float(delta),
         "steps_at_most": steps,
+        "processes": process.count,
+        "memory_per_device": plan_memory(workload(recipe, process, per_context=per_context), process),
         "warnings": warnings,
         "refusal": refusal,
     }
+
+
+def workload(recipe: TrainRewardRecipe, process: Process, *, per_context: int) -> Workload:
+    """Return what a training does on one device.
+
+    Args:
+        recipe: The recipe.
+        process: How it is shared.
+        per_context: Candidates of a context, which a ranker reads together.
+    """
+    model, optim, kind = recipe.model, recipe.optim, recipe.objective.kind
+    rows = plan_steps(optim, n_items=1, n_processes=process.count).micro_batch
+    shape = shape_of_backbone(model.backbone)
+    n_rows = rows if kind == "classifier" else rows * per_context
+    n_outputs = {"classifier": 2, "pairwise": 1, "rrhf": 0}[kind]
+    return Workload(
+        model=model,
+        trainable=model.trainable,
+        precision=optim.precision,
+        rows=n_rows,
+        tokens=model.max_length,
+        checkpointing=optim.gradient_checkpointing,
+        lora=model.lora,
+        targets=lora_targets(model.lora, model.backbone),
+        head=0 if shape is None else n_outputs * (shape.hidden + 1),
+        attention=model.attention,
+        dense_mask=rows > 1 or kind != "classifier",
+        logits=n_rows * USUAL_RESPONSE * shape.vocabulary if kind == "rrhf" and shape is not None else 0,
+    )
 
 
 def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -93,7 +135,7 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    inputs, parts = _read(recipe)
+    inputs, parts = _read(recipe, this_process())
     warnings = check_parts(parts)
     plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
     facts = {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
@@ -104,16 +146,20 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
             log.warning("%s", warning)
         from esckit.reward.quality import finish
         from esckit.reward.trainer import prepare, train
+        from esckit.training.harness import warn_of_memory
 
+        per_context = max(Counter(future.context_id for future in parts.train.futures).values(), default=1)
+        warn_of_memory(plan_memory(workload(recipe, run.process, per_context=per_context), run.process), run.process)
         session = prepare(recipe, inputs, parts, run)
         train(session)
         return RunResult(out, finish(session, warnings) if run.process.is_main else {})
 
 
-def _read(recipe: TrainRewardRecipe) -> tuple[RewardInputs, Parts]:
+def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts]:
     """Return the inputs and their labelled futures; check what else the recipe names."""
     require_runs(recipe)
     find_backbone(recipe.model.backbone)
+    check_model(recipe.model, "model", process.sharding, attention=recipe.model.attention)
     reward_template(recipe.prompt)
     inputs = read_inputs(recipe.inputs)
     train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)

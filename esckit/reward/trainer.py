@@ -32,7 +32,7 @@ from esckit.reward.quality import PREDICTIONS, DevPrediction, Metrics, dev_metri
 from esckit.reward.recipe import StepPlan, TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardInput, RewardMetadata, RewardText, reward_template
 from esckit.training.checkpoint import save_checkpoint
-from esckit.training.harness import Diverged, fit, in_order, set_up, trainer_arguments
+from esckit.training.harness import Diverged, fit, frozen_as, frozen_dtype, in_order, set_up, trainer_arguments
 from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best
 from esckit.training.run import Process, TrainingRun
 from esckit.training.sharding import EngineGuard, gathered_state, store_trained_only
@@ -259,7 +259,10 @@ def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, run: 
     """
     set_up(run.process, seed=recipe.seed, threads=recipe.executor.threads)
     net, tokenizer = build_net(
-        recipe.model, recipe.objective.kind, gradient_checkpointing=recipe.optim.gradient_checkpointing
+        recipe.model,
+        recipe.objective.kind,
+        dtype=frozen_dtype(recipe.model, recipe.optim.precision),
+        gradient_checkpointing=recipe.optim.gradient_checkpointing,
     )
     text = RewardText(tokenizer, reward_template(recipe.prompt), max_length=recipe.model.max_length)
     train = encode_examples(build_examples(parts.train, inputs.contexts), text)
@@ -467,7 +470,8 @@ def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Te
         ],
     )
     metadata = RewardMetadata(
-        **recipe.model.model_dump(exclude={"lora"}),
+        **recipe.model.model_dump(include={"backbone", "trainable", "pooling", "max_length"}),
+        frozen_as=None if recipe.model.trainable == "full" else frozen_as(recipe.model, recipe.optim.precision),
         kind=recipe.objective.kind,
         template=reward_template(recipe.prompt),
         label={name: str(value) for name, value in recipe.label.model_dump().items()},

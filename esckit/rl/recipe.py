@@ -22,6 +22,7 @@ from pydantic import (
 
 from esckit.config.sections import (
     AlternatingData,
+    Attention,
     Contexts,
     Device,
     DType,
@@ -36,6 +37,7 @@ from esckit.config.sections import (
     RolloutSeeker,
     RolloutSupporter,
     Section,
+    TrainedModel,
     check_prices,
 )
 from esckit.errors import ConfigError, DataError
@@ -44,10 +46,14 @@ from esckit.training.run import share_batch
 REWARD_KINDS = ("classifier", "ranker", "untrained", "online")
 
 
-class Policy(Section):
-    """The model to train: a name of the backbone registry, a folder, or a hub id."""
+class Policy(TrainedModel):
+    """The model to train an adapter on.
 
-    backbone: str = Field(min_length=1)
+    Attributes:
+        attention: How its attention is computed.
+    """
+
+    attention: Attention = "auto"
 
 
 class RewardSource(Section):
@@ -371,6 +377,8 @@ class TrainRlRecipe(ModelRecipe):
             raise ValueError("algorithm: dpo has no reward to select by: optim.select must be last")
 
     def _check_grpo(self) -> None:
+        if self.grpo.engine == "vllm" and self.models.policy.quantisation is not None:
+            raise ValueError("grpo.engine: vllm takes no models.policy.quantisation: set grpo.engine: transformers")
         if self.data is None or self.inputs:
             raise ValueError("algorithm: grpo needs data and takes no inputs")
         roles, kind = self.models, self.reward.kind

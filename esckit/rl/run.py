@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esckit.config.load import require_runs
+from esckit.config.sections import BackboneBinding, CheckpointBinding
+from esckit.documents import read_json_object
 from esckit.models.backbones import find_backbone
-from esckit.models.checkpoint import FOLDER, read_metadata
+from esckit.models.checkpoint import FOLDER, KINDS, checkpoint_folder, read_metadata
+from esckit.models.shape import shape_of_backbone
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
 from esckit.records import write_json
 from esckit.rl.policy import PolicyMetadata
-from esckit.rl.recipe import TrainRlRecipe, plan_steps
+from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect
-from esckit.training.run import check_trackers, this_process, training
+from esckit.training.memory import Workload, lora_targets, plan_memory
+from esckit.training.run import Process, Sharding, check_model, check_trackers, this_process, training
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,11 @@ if TYPE_CHECKING:
     from esckit.rl.trainer import Training
 
 
-def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> dict[str, Any]:
+TRL_VOCABULARY = 32_768
+"""Entries of the vocabulary whose logits TRL computes at a time."""
+
+
+def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None, sharding: Sharding | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do, without any model.
 
     Its bounds are those before contexts that are too long, or malformed outputs, are left out.
@@ -39,6 +47,7 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> dict[str, 
     Args:
         recipe: The recipe.
         n_processes: Processes that would share it; None takes those that a launcher started.
+        sharding: What they would divide; None likewise.
 
     Raises:
         EsckitError: If the data or the recipe is wrong.
@@ -46,22 +55,23 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None) -> dict[str, 
     check_trackers(recipe.trackers)
     if recipe.algorithm == "grpo" and recipe.grpo.engine == "vllm" and util.find_spec("vllm") is None:
         log.warning("grpo.engine: vllm is not installed here; the run needs it (docs/installing.md)")
-    return _checked(recipe, n_processes or this_process().count)[0]
+    return _checked(recipe, this_process().planned(n_processes, sharding))[0]
 
 
-def _checked(recipe: TrainRlRecipe, n_processes: int) -> tuple[dict[str, Any], RlMaterial, dict[str, str]]:
+def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], RlMaterial, dict[str, str]]:
     """Check everything that needs no model; return plan, material, and the identities of the reward's prompts."""
     online = recipe.algorithm == "grpo" and recipe.reward.kind == "online"
     trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
     idle = set() if online else {"models.seeker", "models.critic", "models.supporter"}
     require_runs(recipe, idle=idle if trained else idle | {"models.reward"})
     find_backbone(recipe.models.policy.backbone)
+    check_model(recipe.models.policy, "models.policy", process.sharding, attention=recipe.models.policy.attention)
     load_prompt(recipe.prompt, "policy")
     prompts = check_reward(recipe)
     material = collect(recipe)
     is_dpo = recipe.algorithm == "dpo"
     n_pairs = sum(pair is not None for pair in best_and_worst(material.futures))
-    steps = plan_steps(recipe, n_rows=n_pairs if is_dpo else len(material.train), n_processes=n_processes)
+    steps = plan_steps(recipe, n_rows=n_pairs if is_dpo else len(material.train), n_processes=process.count)
     n_outputs = 0 if is_dpo else steps.n_batches * recipe.grpo.prompts_per_step * recipe.grpo.n_generations
     parts = {"train": material.train, "dev": material.dev}
     planned = {
@@ -71,9 +81,62 @@ def _checked(recipe: TrainRlRecipe, n_processes: int) -> tuple[dict[str, Any], R
         "outputs_at_most": n_outputs,
         "pairs_at_most": n_pairs,
         "calls_at_most": _online_calls(recipe, n_outputs) if online else {},
+        "processes": process.count,
+        "memory_per_device": plan_memory(workload(recipe, steps, process), process, others=_beside(recipe)),
         "reward": material.reward_facts,
     }
     return planned, material, prompts
+
+
+def workload(recipe: TrainRlRecipe, steps: StepPlan, process: Process) -> Workload:
+    """Return what a training does on one device."""
+    policy, grpo, is_dpo = recipe.models.policy, recipe.grpo, recipe.algorithm == "dpo"
+    limits = recipe.dpo if is_dpo else grpo
+    longest = limits.max_prompt_tokens + limits.max_completion_tokens
+    rows = steps.micro_batch * (2 if is_dpo else 1)
+    shape = shape_of_backbone(policy.backbone)
+    generates = not is_dpo and grpo.engine == "transformers"
+    return Workload(
+        model=policy,
+        trainable="lora",
+        precision=recipe.optim.precision,
+        rows=rows,
+        tokens=longest,
+        checkpointing=recipe.optim.gradient_checkpointing,
+        lora=recipe.lora,
+        targets=lora_targets(recipe.lora, policy.backbone),
+        attention=policy.attention,
+        dense_mask=True,
+        logits=rows * limits.max_completion_tokens * (0 if shape is None else min(shape.vocabulary, TRL_VOCABULARY)),
+        generated=steps.micro_batch * steps.accumulate if generates else 0,
+        generated_tokens=longest,
+    )
+
+
+def _beside(recipe: TrainRlRecipe) -> dict[str, str | None]:
+    """Return the backbones of local models that stand beside the policy, by role; None where one is not known."""
+    if recipe.algorithm == "dpo":
+        return {}
+    reward, kind = recipe.models.reward, recipe.reward.kind
+    if kind in ("classifier", "ranker", "untrained") and reward is not None:
+        if reward.checkpoint is None:
+            return {"reward": reward.backbone}
+        file = checkpoint_folder(Path(reward.checkpoint)) / KINDS["train-reward"].file
+        found = read_json_object(file).get("backbone") if file.is_file() else None
+        return {"reward": found if isinstance(found, str) else None}
+    if kind != "online":
+        return {}
+    roles = {"seeker": recipe.models.seeker, "critic": recipe.models.critic, "supporter": recipe.models.supporter}
+    found_roles: dict[str, str | None] = {}
+    for role, binding in roles.items():
+        match binding:
+            case BackboneBinding():
+                found_roles[role] = binding.backbone
+            case CheckpointBinding():
+                found_roles[role] = None
+            case None:
+                found_roles[role] = recipe.models.policy.backbone
+    return found_roles
 
 
 def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
@@ -99,7 +162,7 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    _, material, prompts = _checked(recipe, this_process().count)
+    planned, material, prompts = _checked(recipe, this_process())
     inputs = {
         "data": material.facts,
         "reward": material.reward_facts,
@@ -109,7 +172,9 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
         if (result := run.finished()) is not None:
             return result
         from esckit.rl.trainer import train
+        from esckit.training.harness import warn_of_memory
 
+        warn_of_memory(planned["memory_per_device"], run.process)
         trained = train(recipe, material, run)
         if run.folder is not None:
             _finish(trained)

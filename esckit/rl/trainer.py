@@ -38,7 +38,7 @@ from esckit.rl.recipe import Correction, StepPlan, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards, open_measure
 from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, training_order
 from esckit.training.checkpoint import adapter_config, save_checkpoint
-from esckit.training.harness import Diverged, fit, set_up, trainer_arguments, uses_bf16
+from esckit.training.harness import Diverged, fit, frozen_as, frozen_dtype, set_up, trainer_arguments
 from esckit.training.monitor import METRICS, Monitor, read_rows
 from esckit.training.run import TrainingRun, gathered
 from esckit.training.sharding import EngineGuard, gathered_state
@@ -82,13 +82,19 @@ def learner_of(model: Any, tokenizer: Any) -> Learner:
 
 
 def load_learner(recipe: TrainRlRecipe) -> Learner:
-    """Load the backbone to train an adapter on; with bfloat16 its frozen weights are kept in it too.
+    """Load the backbone to train an adapter on, its frozen weights as the recipe says.
 
     Raises:
         ConfigError: If there is no such backbone, or it cannot be trained.
     """
-    dtype = torch.bfloat16 if uses_bf16(recipe.optim.precision) else torch.float32
-    return learner_of(*load_causal(resolve_backbone(recipe.models.policy.backbone), dtype=dtype))
+    policy = recipe.models.policy
+    found = load_causal(
+        resolve_backbone(policy.backbone),
+        dtype=frozen_dtype(policy, recipe.optim.precision),
+        quantisation=policy.quantisation,
+        attention=policy.attention,
+    )
+    return learner_of(*found)
 
 
 def _arguments(kind: type[A], recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun, **own: Any) -> A:
@@ -229,9 +235,14 @@ def make_trainer(
     }
     with quiet_warnings():
         if rewards is None:
-            return DPOTrainer(args=dpo_arguments(recipe, plan, run), **shared)
-        functions = [rewards.future_reward, rewards.format_reward]
-        return GRPOTrainer(reward_funcs=functions, args=grpo_arguments(recipe, plan, run), **shared)
+            trainer = DPOTrainer(args=dpo_arguments(recipe, plan, run), **shared)
+        else:
+            functions = [rewards.future_reward, rewards.format_reward]
+            trainer = GRPOTrainer(reward_funcs=functions, args=grpo_arguments(recipe, plan, run), **shared)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # on a quantised base TRL makes it bfloat16, in which small updates are lost
+            parameter.data = parameter.data.float()
+    return trainer
 
 
 @contextmanager
@@ -299,6 +310,7 @@ class Training:
             return
         metadata = PolicyMetadata(
             backbone=self.recipe.models.policy.backbone,
+            frozen_as=frozen_as(self.recipe.models.policy, self.recipe.optim.precision),
             algorithm=self.recipe.algorithm,
             prompt=self.prompt.prompt.identity,
             reward=self.material.reward_facts,

@@ -8,6 +8,7 @@ finite. What is watched between the steps stands in :mod:`esckit.training.monito
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +20,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from esckit.config.sections import Optim, Precision
+from esckit.config.sections import Optim, Precision, TrainedModel
 from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
+from esckit.models.checkpoint import FrozenAs
 from esckit.records import write_json
+from esckit.training.memory import in_gb
 from esckit.training.run import Process, TrainingRun, check_trackers
 from esckit.training.sharding import one_device
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -51,6 +56,19 @@ def set_up(process: Process, *, seed: int, threads: int | None) -> None:
     set_seed(seed % 2**32)
 
 
+def warn_of_memory(estimate: Mapping[str, int] | None, process: Process) -> None:
+    """Warn if a training is estimated to need more memory than this process's GPU has."""
+    if estimate is None or not process.is_main or not torch.cuda.is_available():
+        return
+    has = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if estimate["total"] > has:
+        log.warning(
+            "this training is estimated to need %s on each device, and the GPU has %s; --dry-run shows the parts",
+            in_gb(estimate["total"]),
+            in_gb(has),
+        )
+
+
 def fit(trainer: Any, run: TrainingRun, diverged: Diverged) -> None:
     """Train, from the run's last state if it has one.
 
@@ -66,8 +84,23 @@ def fit(trainer: Any, run: TrainingRun, diverged: Diverged) -> None:
 
 
 def uses_bf16(precision: Precision) -> bool:
-    """Return whether forward passes run under bfloat16 autocast."""
-    return precision == "bfloat16" or (precision == "auto" and torch.cuda.is_available())
+    """Return whether forward passes run under bfloat16 autocast; ``auto`` asks whether the GPU computes in it."""
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16" or (precision == "auto" and able)
+
+
+def frozen_dtype(model: TrainedModel, precision: Precision) -> torch.dtype:
+    """Return the number type of weights that stay frozen."""
+    if model.dtype == "auto":
+        return torch.bfloat16 if uses_bf16(precision) else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def frozen_as(model: TrainedModel, precision: Precision) -> FrozenAs:
+    """Return how weights stay frozen, as the metadata of a checkpoint says it."""
+    if model.quantisation is not None:
+        return model.quantisation
+    return "bfloat16" if frozen_dtype(model, precision) == torch.bfloat16 else "float32"
 
 
 def trainer_arguments(

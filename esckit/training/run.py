@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-from esckit.config.sections import Recipe
+from esckit.config.sections import Attention, Recipe, TrainedModel
 from esckit.documents import parse_json, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, MissingExtraError, StorageError
 from esckit.models.checkpoint import FOLDER
@@ -26,6 +26,10 @@ from esckit.runs import RunFolder
 T = TypeVar("T")
 
 
+Sharding = Literal["none", "zero2", "zero3", "fsdp"]
+"""What processes divide: nothing, gradients and optimiser states (``zero2``), or weights too (``zero3``, ``fsdp``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One of the processes of a run.
@@ -33,20 +37,49 @@ class Process:
     Attributes:
         rank: 0 in the main process, which alone writes.
         count: Number of processes.
+        sharding: What they divide among themselves.
     """
 
     rank: int = 0
     count: int = 1
+    sharding: Sharding = "none"
 
     @property
     def is_main(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
+    def planned(self, count: int | None, sharding: Sharding | None) -> Process:
+        """Return a process of a run that is planned; None stands for what this one says."""
+        return Process(self.rank, count or self.count, sharding or self.sharding)
+
 
 def this_process() -> Process:
     """Return which process this is; the only one where no launcher says otherwise."""
-    return Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    known = os.environ.get
+    sharding = sharding_of(
+        fsdp=known("ACCELERATE_USE_FSDP") == "true",
+        zero_stage=known("ACCELERATE_DEEPSPEED_ZERO_STAGE") if known("ACCELERATE_USE_DEEPSPEED") == "true" else None,
+        deepspeed_file=known("ACCELERATE_DEEPSPEED_CONFIG_FILE"),
+    )
+    return Process(int(known("RANK", "0")), int(known("WORLD_SIZE", "1")), sharding)
+
+
+def sharding_of(*, fsdp: bool, zero_stage: object, deepspeed_file: str | None) -> Sharding:
+    """Return what processes divide, from what the launcher's settings or environment say.
+
+    Args:
+        fsdp: Whether FSDP is used.
+        zero_stage: The stage of DeepSpeed's ZeRO; None without one.
+        deepspeed_file: DeepSpeed's own file, which then tells the stage.
+    """
+    if fsdp:
+        return "fsdp"
+    if deepspeed_file not in (None, "none"):
+        section = read_json_object(Path(str(deepspeed_file))).get("zero_optimization")
+        zero_stage = section.get("stage") if isinstance(section, dict) else None
+    stages: dict[str, Sharding] = {"2": "zero2", "3": "zero3"}
+    return stages.get(str(zero_stage), "none")
 
 
 @contextmanager
@@ -226,6 +259,33 @@ def share_batch(total: int, *, at_most: int, n_processes: int, what: str) -> tup
     own = total // n_processes
     micro_batch = max(n for n in range(1, min(at_most, own) + 1) if own % n == 0)
     return micro_batch, own // micro_batch
+
+
+def check_model(model: TrainedModel, field: str, sharding: Sharding, *, attention: Attention = "auto") -> None:
+    """Refuse what a trained model needs and is not installed, and what cannot be combined with its quantisation.
+
+    Args:
+        model: The section.
+        field: Its place in the recipe, for messages.
+        sharding: What the processes divide.
+        attention: Implementation of its attention.
+
+    Raises:
+        ConfigError: If something is missing (with the command that installs it) or does not go together.
+    """
+    if attention == "flash_attention_2" and util.find_spec("flash_attn") is None:
+        command = "pip install flash-attn --no-build-isolation"
+        raise MissingExtraError(f"{field}.attention: flash_attention_2", "flash-attn", command=command)
+    if model.quantisation is None:
+        return
+    if util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(f"{field}.quantisation: {model.quantisation}", "bitsandbytes")
+    if sharding in ("zero3", "fsdp"):
+        raise ConfigError(
+            f"{field}.quantisation: {model.quantisation} with weights that processes divide ({sharding})",
+            expected="launcher settings single, multi-gpu or zero2, which leave each process its own 4-bit copy",
+            hint=f"Use --accelerate multi-gpu, or leave out {field}.quantisation",
+        )
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -52,7 +52,7 @@ def test_search_then_train_flow_from_the_shipped_recipes(tmp_path: Path, monkeyp
     assert not Path("runs/train-flow-smoke-tiny").exists()
     trained = json.loads(invoke("--quiet", "train-flow", "smoke/train_flow_tiny", "--json"))
     assert trained["out"] == "runs/train-flow-smoke-tiny"
-    assert trained["material"] == planned
+    assert trained["material"].items() <= planned.items()
     assert Path("runs/train-flow-smoke-tiny/checkpoint/flow.json").is_file()
     shown = invoke("--quiet", "train-flow", "smoke/train_flow_tiny")
     assert "best update" in shown
