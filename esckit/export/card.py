@@ -159,6 +159,7 @@ def write_text(source: ExportSource, *, name: str, adapter: bool, measured: Meas
     parts = [
         f"---\n{head}---\n\n{own}",
         f"## Evaluation\n\n{_evaluation(measured)}",
+        _quantised(source, adapter=adapter),
         f"## Input\n\n{_input(module, source, adapter=adapter)}",
         "## Use without esckit\n\nNo library runs code of this folder (`trust_remote_code` stays off).\n\n"
         f"```python\n{code}\n\n{_USES[module]}```",
@@ -226,6 +227,19 @@ def _evaluation(measured: Measured | None) -> str:
         )
         lines.append(f"| {row['name']} | {row['value']:.4g} | {between} | {row['n']} | {row['n_unscored']} |")
     return "\n".join(lines)
+
+
+def _quantised(source: ExportSource, *, adapter: bool) -> str:
+    """Return what a user of an adapter must know that was trained on quantised weights."""
+    held = source.metadata.frozen_as
+    if held != "nf4":
+        return ""
+    now = (
+        "Load the backbone quantised as well: on other weights its outputs differ a little."
+        if adapter
+        else "Here it is merged into the unquantised weights, so its outputs differ a little from those of the training."
+    )
+    return f"## Backbone\n\nThe adapter was trained on a backbone quantised to {held}. {now}"
 
 
 def _input(module: str, source: ExportSource, *, adapter: bool) -> str:

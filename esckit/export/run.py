@@ -90,7 +90,7 @@ def plan(
         EsckitError: If the run cannot be exported, or the folder is there.
     """
     if folder.exists() or folder.is_symlink():
-        raise ConfigError(f"{folder} is there already", expected="a folder that does not exist yet")
+        raise ConfigError(f"{folder} already exists", expected="a folder that does not exist yet")
     if adapter and dtype != "auto":
         raise ConfigError(f"--dtype {dtype} with --adapter", expected="one of them: an adapter stays as it was trained")
     source = find_source(run, adapter=adapter)

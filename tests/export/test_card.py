@@ -1,10 +1,12 @@
 """The card of an export: front matter as the hub reads it, licences, and metrics from an evaluation alone."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
@@ -84,3 +86,11 @@ def test_the_card_keeps_what_the_training_said() -> None:
 def test_a_run_that_moved_is_still_the_one_that_was_evaluated(tmp_path: Path) -> None:
     moved = Path(shutil.copytree(OLD / "reward-classifier", tmp_path / "elsewhere"))
     assert read_evaluation(OLD / "evaluate", find_source(moved, adapter=False)).rows
+
+
+@pytest.mark.parametrize(("adapter", "now"), [(True, "quantised as well"), (False, "unquantised weights")])
+def test_the_card_says_that_a_backbone_was_quantised(adapter: bool, now: str) -> None:
+    source = source_of("rl-grpo", "qwen2.5-7b-instruct")
+    assert "nf4" not in card_of(source, adapter=adapter)[1]
+    quantised = replace(source, metadata=source.metadata.model_copy(update={"frozen_as": "nf4"}))
+    assert re.search(rf"quantised to nf4.*{now}", card_of(quantised, adapter=adapter)[1])
