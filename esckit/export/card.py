@@ -237,7 +237,7 @@ def _quantised(source: ExportSource, *, adapter: bool) -> str:
     now = (
         "Load the backbone quantised as well: on other weights its outputs differ a little."
         if adapter
-        else "Here it is merged into the unquantised weights, so its outputs differ a little from those of the training."
+        else "Here it is merged into the unquantised weights, and its outputs differ a little."
     )
     return f"## Backbone\n\nThe adapter was trained on a backbone quantised to {held}. {now}"
 
