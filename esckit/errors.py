@@ -89,6 +89,10 @@ class ConfigError(EsckitError):
     """A recipe, an option, or a combination of them, is wrong."""
 
 
+class MissingRunsError(ConfigError):
+    """A recipe names runs that are not there yet; what needs only the recipe can still be planned."""
+
+
 class MissingExtraError(ConfigError):
     """A library that only some recipes need is not installed.
 

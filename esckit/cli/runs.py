@@ -49,13 +49,11 @@ class RunCommand:
         units: Plural noun of what the progress counts.
         trains: Whether several processes may share a run, so that the command takes ``--accelerate``.
         planned: Returns what a dry run prints of a plan, given whether as JSON.
-        refusal: Returns why a run would refuse a plan that was printed.
     """
 
     units: str
     trains: bool = False
     planned: Callable[[Any, bool], Facts] = lambda plan, as_json: plan.facts()
-    refusal: Callable[[Any], EsckitError | None] = lambda plan: None
 
     def __call__(self, shown: Callable[[dict[str, Any]], Facts]) -> Callable[..., None]:
         """Return the command."""
@@ -76,11 +74,10 @@ class RunCommand:
             if dry_run:
                 plan = room.plan(loaded.recipe, **(planned_processes(accelerate, processes) if self.trains else {}))
                 _echo_plan(loaded, out, self.planned(plan, as_json), as_json=as_json)
-                if (refusal := self.refusal(plan)) is not None:
-                    raise refusal
+                _raise_refusal(plan)
                 return
             if accelerate is not None:
-                launch(accelerate, lambda planned: room.plan(loaded.recipe, **planned))
+                launch(accelerate, lambda planned: _raise_refusal(room.plan(loaded.recipe, **planned)))
             is_main = not self.trains or _is_main()
             result = _play(ctx, loaded, room, out, self.units if is_main else None)
             if is_main:
@@ -96,6 +93,12 @@ class RunCommand:
         command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
         command.__doc__ = shown.__doc__
         return command
+
+
+def _raise_refusal(plan: Any) -> None:
+    """Raise why the run would be refused, if the plan of a training says so."""
+    if isinstance(plan, dict) and isinstance(plan.get("refusal"), EsckitError):
+        raise plan["refusal"]
 
 
 def _load(ctx: typer.Context, recipe: str, changes: list[str] | None) -> tuple[LoadedRecipe[Any], Any]:
@@ -162,10 +165,13 @@ def search(summary: dict[str, Any]) -> Facts:
 
 
 def _sized(plan: Any, as_json: bool) -> Facts:
-    """Return what to print of a training's plan, its memory in words."""
+    """Return what to print of a training's plan: its memory in words; the refusal is the error that follows."""
     from esckit.training.memory import readable
 
-    return dict(plan) if as_json else readable(plan)
+    refusal = plan.get("refusal")
+    if as_json:
+        return {**plan, **({"refusal": str(refusal) if refusal else None} if "refusal" in plan else {})}
+    return {name: value for name, value in readable(plan).items() if name != "refusal"}
 
 
 @RunCommand("updates", trains=True, planned=_sized)
@@ -184,16 +190,12 @@ def train_flow(summary: dict[str, Any]) -> Facts:
 
 
 def _labels(plan: Any, as_json: bool) -> Facts:
-    """Return what to print of a reward model's plan; a reader gets the refusal as the error that follows."""
-    refusal = plan["refusal"]
-    if as_json:
-        return {**plan, "refusal": str(refusal) if refusal else None}
-    return {name: value for name, value in _sized(plan, as_json).items() if name != "refusal"} | {
-        "warnings": "; ".join(plan["warnings"]) or None
-    }
+    """Return what to print of a reward model's plan."""
+    found = _sized(plan, as_json)
+    return found if as_json else {**found, "warnings": "; ".join(plan["warnings"]) or None}
 
 
-@RunCommand("steps", trains=True, planned=_labels, refusal=lambda plan: plan["refusal"])
+@RunCommand("steps", trains=True, planned=_labels)
 def train_reward(summary: dict[str, Any]) -> Facts:
     """Train a reward model that tells good replies without simulating their future.
 

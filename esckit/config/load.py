@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from esckit.config.sections import Recipe
 from esckit.documents import Place, complaint, dotted, parse_yaml, parse_yaml_lines, read_text
-from esckit.errors import ConfigError, DataError
+from esckit.errors import ConfigError, DataError, MissingRunsError
 from esckit.registry import Registry, did_you_mean, expand_home, nearest, shipped_dir
 
 SUFFIX = ".yaml"
@@ -374,7 +374,7 @@ def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:
         idle: Dotted fields that the run will not look at, with all below them.
 
     Raises:
-        ConfigError: With every field, and how to make what it names.
+        MissingRunsError: With every field, and how to make what it names.
     """
     unread = tuple(f"{field}." for field in idle)
     missing = [
@@ -394,7 +394,7 @@ def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:
         for command, out in _IN_HEADER.findall(recipe_file.path.read_text(encoding="utf-8")):
             if Path(out) in commands:
                 commands[Path(out)] = command
-    raise ConfigError(
+    raise MissingRunsError(
         "\n  ".join(lines),
         expected="what earlier commands wrote",
         hint="Make it with: " + "; ".join(commands.values()),

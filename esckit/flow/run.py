@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esckit.config.load import require_runs
-from esckit.errors import ConfigError
+from esckit.errors import ConfigError, MissingRunsError
 from esckit.flow.data import Material, class_counts, class_weights, collect, counts, flow_trees, token_counts
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata, writer_metadata
@@ -28,7 +28,7 @@ from esckit.play.runner import SUMMARY, RunResult
 from esckit.protocols import Part, Progress
 from esckit.records import write_json
 from esckit.strategies.taxonomy import keep_taxonomy
-from esckit.training.memory import Workload, plan_memory
+from esckit.training.memory import Workload, plan_memory, plan_without_inputs
 from esckit.training.run import (
     STATE_FILE,
     Process,
@@ -75,8 +75,12 @@ def plan(
         EsckitError: If the data or the recipe is wrong.
     """
     process = this_process().planned(n_processes, sharding)
-    material = _checked(recipe, process)
     check_trackers(recipe.trackers)
+    try:
+        material = _checked(recipe, process)
+    except MissingRunsError as error:
+        # Heads of so few strategies weigh next to nothing.
+        return plan_without_inputs(process, plan_memory(workload(recipe, 0), process), error)
     found = counts(material, recipe.data)
     n_paths = found["train"].get("paths", found["train"].get("dialogues"))
     return found | {

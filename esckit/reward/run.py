@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esckit.config.load import require_runs
-from esckit.errors import CheckpointError, DataError
+from esckit.errors import CheckpointError, DataError, MissingRunsError
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import read_metadata
 from esckit.models.shape import shape_of_backbone
@@ -33,7 +33,7 @@ from esckit.reward.examples import USUAL_LABELS, Parts, check_parts, label_name,
 from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardMetadata, reward_template
 from esckit.runs import MANIFEST, read_manifest, stated
-from esckit.training.memory import Workload, lora_targets, plan_memory
+from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs
 from esckit.training.run import Process, Sharding, check_model, check_trackers, this_process, training
 
 if TYPE_CHECKING:
@@ -64,7 +64,13 @@ def plan(
     """
     check_trackers(recipe.trackers)
     process = this_process().planned(n_processes, sharding)
-    inputs, parts = _read(recipe, process)
+    try:
+        inputs, parts = _read(recipe, process)
+    except MissingRunsError as error:
+        is_ranker = recipe.objective.kind != "classifier"
+        memory = plan_memory(workload(recipe, process, per_context=2 if is_ranker else 1), process)
+        more = "more than two candidates of a context" if is_ranker else None
+        return plan_without_inputs(process, memory, error, not_counted=more) | {"warnings": []}
     train, dev = parts.train.futures, parts.dev.futures
     shares: dict[str, dict[str, float | None]] = {}
     for label in (recipe.label, *USUAL_LABELS):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from esckit.config.load import require_runs
 from esckit.config.sections import BackboneBinding, CheckpointBinding
 from esckit.documents import read_json_object
+from esckit.errors import MissingRunsError
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import FOLDER, KINDS, checkpoint_folder, read_metadata
 from esckit.models.shape import shape_of_backbone
@@ -26,7 +27,7 @@ from esckit.rl.policy import PolicyMetadata
 from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect
-from esckit.training.memory import Workload, lora_targets, plan_memory
+from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs
 from esckit.training.run import Process, Sharding, check_model, check_trackers, this_process, training
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,17 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None, sharding: Sha
     check_trackers(recipe.trackers)
     if recipe.algorithm == "grpo" and recipe.grpo.engine == "vllm" and util.find_spec("vllm") is None:
         log.warning("grpo.engine: vllm is not installed here; the run needs it (docs/installing.md)")
-    return _checked(recipe, this_process().planned(n_processes, sharding))[0]
+    process = this_process().planned(n_processes, sharding)
+    try:
+        return _checked(recipe, process)[0]
+    except MissingRunsError as error:
+        n_rows = process.count if recipe.algorithm == "dpo" else recipe.grpo.prompts_per_step
+        work = workload(recipe, plan_steps(recipe, n_rows=n_rows, n_processes=process.count), process)
+        others = _beside(recipe)
+        unknown = ", ".join(f"models.{role}" for role, backbone in others.items() if backbone is None)
+        known = {role: backbone for role, backbone in others.items() if backbone is not None}
+        memory = plan_memory(work, process, others=known)
+        return plan_without_inputs(process, memory, error, not_counted=unknown)
 
 
 def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], RlMaterial, dict[str, str]]:

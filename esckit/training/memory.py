@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from esckit.config.sections import Attention, Lora, Precision, TrainedModel
+from esckit.errors import MissingRunsError
 from esckit.models.backbones import find_backbone
 from esckit.models.shape import Shape, shape_of_backbone
 from esckit.training.run import Process
@@ -296,6 +297,26 @@ def plan_memory(
             return None
         beside.append(other.total * 2)
     return None if shape is None else estimate(work, shape, process, other_models=sum(beside)).facts()
+
+
+def plan_without_inputs(
+    process: Process, memory: dict[str, int] | None, error: MissingRunsError, *, not_counted: str | None = None
+) -> dict[str, Any]:
+    """Return the plan of a training whose inputs are not there yet: what its memory takes, and why it would be refused.
+
+    Args:
+        process: How many processes there are.
+        memory: What :func:`plan_memory` found.
+        error: What is missing.
+        not_counted: What needs memory too, but is known from the inputs alone.
+    """
+    return {
+        "steps_at_most": None,
+        "processes": process.count,
+        "memory_per_device": memory,
+        **({"memory_not_counted": not_counted} if not_counted else {}),
+        "refusal": error,
+    }
 
 
 def lora_targets(lora: Lora, backbone: str) -> tuple[str, ...] | None:

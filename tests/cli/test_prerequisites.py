@@ -1,5 +1,6 @@
 """What is refused before anything runs: missing runs, slips in names, prompts of another role; and idle roles."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from esckit.cli.app import app
-from esckit.errors import ConfigError, EsckitError
+from esckit.errors import ConfigError, EsckitError, MissingRunsError
 from esckit.prompts.prompt import ROLES, load_prompt, prompt_names
 from esckit.registry import shipped_dir
 
@@ -57,6 +58,26 @@ def test_a_missing_run_names_the_field_and_what_makes_it(
     assert field in message
     assert command in message
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "not_counted"),
+    [
+        ("train-rl rlff/train_rl", "models.reward"),
+        ("train-rl rlff/train_rl_dpo", None),
+        ("train-reward rlff/train_reward", None),
+        ("train-reward rlff/train_reward_pairwise", "more than two candidates of a context"),
+        ("train-flow aflow/train_flow", None),
+    ],
+)
+def test_memory_is_planned_before_the_inputs_are_there(recipe: str, not_counted: str | None) -> None:
+    done = CliRunner().invoke(app, [*recipe.split(), "--dry-run", "--processes", "4", "--json"])
+    planned = json.loads(done.stdout)
+    assert isinstance(done.exception, MissingRunsError)
+    assert (planned["processes"], planned["steps_at_most"]) == (4, None)
+    assert planned["memory_per_device"]["total"] > 10**9
+    assert planned.get("memory_not_counted") == not_counted
+    assert "there is no runs/" in planned["refusal"]
 
 
 def test_all_missing_runs_are_named_at_once() -> None:

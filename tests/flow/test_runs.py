@@ -173,7 +173,7 @@ def test_a_tree_file_cut_by_a_crash_is_refused(tmp_path: Path) -> None:
 
 def test_missing_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.trees: there is no .*esckit search"):
-        plan(recipe(tmp_path / "nowhere"))
+        run(recipe(tmp_path / "nowhere"), out=tmp_path / "run")
     with pytest.raises(DataError, match=r"no trees\.jsonl"):
         plan(recipe(tmp_path))
     only_train = write_trees(tmp_path, [sparse_tree("a", "train", 1)])
@@ -226,7 +226,7 @@ def test_starting_from_a_checkpoint_inherits_and_checks(tmp_path: Path) -> None:
     assert not (tmp_path / "third").exists()
     nowhere = second.model_copy(update={"model": second.model.model_copy(update={"init": str(tmp_path / "nowhere")})})
     with pytest.raises(ConfigError, match=r"model\.init: there is no .*esckit train-flow"):
-        plan(nowhere)
+        run(nowhere, out=tmp_path / "third")
     meta = tmp_path / "first/checkpoint/flow.json"
     data = json.loads(meta.read_text())
     meta.write_text(json.dumps({**data, "strategies": data["strategies"][::-1]}) + "\n")

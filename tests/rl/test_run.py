@@ -302,11 +302,6 @@ def test_a_diverged_run_keeps_the_last_finite_policy(
         ({"reward": {"kind": "nowhere:nothing"}}, ConfigError, "cannot load 'nowhere:nothing'"),
         ({"reward": {"kind": "esckit.rl.rewards:WORDS"}}, ConfigError, "is not a function"),
         ({"models": {"policy": {"backbone": "tiny-randon"}}}, ConfigError, "tiny-randon"),
-        (
-            {"models": {"reward": {"checkpoint": "nowhere"}}, "reward": {"kind": "classifier"}},
-            ConfigError,
-            "models.reward.checkpoint: there is no nowhere",
-        ),
         ({"dev": {"share": 0.999}}, DataError, "no context to train on"),
         ({"data": {"limit": 1}, "dev": {"share": 0.0}}, DataError, "contexts to train on"),
         ({"prompt": "supporter_rlf"}, ConfigError, "supporter_rlf"),
