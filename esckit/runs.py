@@ -101,13 +101,15 @@ def without(recipe: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     """Return the dotted paths at which two recipes differ, sorted.
 
-    A field that one of them lacks counts as null: an earlier version did not know every field, and null is "as before".
+    An earlier version did not know every field. So a field that one of them lacks is no difference where the other has
+    null or "auto", which stand for what was done before.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         start = f"{prefix}." if prefix else ""
+        lacking = {key for key in ours.keys() ^ theirs.keys() if {**ours, **theirs}[key] in (None, "auto")}
         return [
             path
-            for key in sorted({*ours, *theirs})
+            for key in sorted({*ours, *theirs} - lacking)
             for path in differing_fields(ours.get(key), theirs.get(key), f"{start}{key}")
         ]
     return [] if ours == theirs else [prefix]

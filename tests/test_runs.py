@@ -33,6 +33,13 @@ def test_operational_paths_are_left_out():
     assert RECIPE["simulation"] == {"horizon": 8, "retry_failed": False}
 
 
+@pytest.mark.parametrize(("new", "differ"), [(None, []), ("auto", []), ("nf4", ["model.dtype"])])
+def test_a_field_that_an_older_version_lacked_differs_if_set(new: object, differ: list[str]) -> None:
+    ours, theirs = {"model": {"backbone": "a", "dtype": new}}, {"model": {"backbone": "a"}}
+    assert differing_fields(ours, theirs) == differing_fields(theirs, ours) == differ
+    assert differing_fields({"model": {"dtype": "auto"}}, {"model": {"dtype": "float32"}}) == ["model.dtype"]
+
+
 def test_differing_fields_are_dotted_and_sorted():
     assert differing_fields(RECIPE, changed(seed=8, simulation={"horizon": 2}, extra=1)) == [
         "extra",

@@ -70,6 +70,10 @@ class Backbone(Record):
     model_type: str
     config: dict[str, int | bool]
 
+    def __hash__(self) -> int:
+        """Entries are told apart by their names, which are unique."""
+        return hash(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneSource:

@@ -268,10 +268,13 @@ def test_a_window_too_narrow_for_packing_trains_by_paths(tmp_path: Path, window:
 
 def test_the_plan_counts_without_a_model(tmp_path: Path) -> None:
     found = plan(recipe(write_trees(tmp_path, some_trees())))
+    assert found.pop("memory_per_device")["total"] > 0
     assert found == {
         "taxonomy": "aflow",
         "train": {"trees": 4, "paths": 32, "decisions": 96},
         "valid": {"trees": 2, "paths": 16, "decisions": 48},
+        "steps_at_most": 8,
+        "processes": 1,
     }
 
 
