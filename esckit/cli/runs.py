@@ -168,9 +168,8 @@ def _sized(plan: Any, as_json: bool) -> Facts:
     """Return what to print of a training's plan: its memory in words; the refusal is the error that follows."""
     from esckit.training.memory import readable
 
-    refusal = plan.get("refusal")
     if as_json:
-        return {**plan, **({"refusal": str(refusal) if refusal else None} if "refusal" in plan else {})}
+        return {name: str(value) if isinstance(value, EsckitError) else value for name, value in plan.items()}
     return {name: value for name, value in readable(plan).items() if name != "refusal"}
 
 

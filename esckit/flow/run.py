@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from esckit.flow.batch import FlowBatch, LossTerms, Updates
     from esckit.flow.data import FlowTree
     from esckit.flow.model import FlowModel
-    from esckit.flow.trainer import FlowTrainer
+    from esckit.flow.trainer import FlowTrainer, GoldValidation, TreeValidation
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +215,22 @@ class _Session:
         found = [chunk for tree in trees for chunk in chunks(tree, encoding)]
         return make_update(found, encoding, self.terms, process) if found else []
 
+    def validation(self) -> TreeValidation | GoldValidation:
+        """Return how valid is measured in this process: by the losses of trees, or on the labels of a corpus."""
+        from esckit.flow.trainer import GoldValidation, TreeValidation
+
+        passes = self.passes("valid", self.run.process)
+        if self.recipe.data.gold is None:
+            return TreeValidation(passes, self.terms)
+        return GoldValidation(passes, taus=self.recipe.objective.logit_adjust, train_counts=self.counts)
+
+    @property
+    def longest_path(self) -> int:
+        """Tokens of the longest path of all parts."""
+        return max(
+            tree.prefix_length(path.nodes[-1]) for part in self.trees.values() for tree in part for path in tree.paths
+        )
+
 
 def _prepare(recipe: TrainFlowRecipe, material: Material, run: TrainingRun) -> _Session:
     """Seed the generators, tokenise the material and lay out the updates."""
@@ -257,22 +273,16 @@ def _fit(session: _Session) -> int:
     from transformers import TrainerState, TrainingArguments
 
     from esckit.flow.model import build_model
-    from esckit.flow.trainer import FlexCheck, FlowTrainer, GoldValidation, TreeValidation
+    from esckit.flow.trainer import FlexCheck, FlowTrainer
     from esckit.training.harness import Diverged, fit, frozen_dtype, trainer_arguments
     from esckit.training.monitor import EarlyStop, EpochEnds, Monitor, is_best
     from esckit.training.sharding import EngineGuard
 
     recipe, run, updates, optim = session.recipe, session.run, session.updates, session.recipe.optim
     # Before the arguments: they tell transformers of ZeRO-3, which would split the model before its heads are on it.
-    longest = max(
-        tree.prefix_length(path.nodes[-1]) for part in session.trees.values() for tree in part for path in tree.paths
-    )
     dtype = frozen_dtype(recipe.model, recipe.model.precision)
-    model = build_model(recipe, session.material.labels.names, longest_path=longest, dtype=dtype)
-    passes = session.passes("valid", run.process)
-    validation: TreeValidation | GoldValidation = TreeValidation(passes, session.terms)
-    if recipe.data.gold is not None:
-        validation = GoldValidation(passes, taus=recipe.objective.logit_adjust, train_counts=session.counts)
+    model = build_model(recipe, session.material.labels.names, longest_path=session.longest_path, dtype=dtype)
+    validation = session.validation()
     selects = optim.select == "best_valid"
     watched = ("train/loss", "train/grad_norm", *([validation.key] if selects else []))
 

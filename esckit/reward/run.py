@@ -86,7 +86,6 @@ def plan(
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
     delta = parts.train.labelling.delta
     steps = plan_steps(recipe.optim, n_items=n_items, n_processes=process.count).steps
-    per_context = max(Counter(future.context_id for future in train).values(), default=1)
     return {
         "dialogues": {"train": parts.train.n_dialogues, "dev": parts.dev.n_dialogues},
         "examples": {"train": len(train), "dev": len(dev)},
@@ -95,7 +94,7 @@ def plan(
         "delta": None if delta is None else float(delta),
         "steps_at_most": steps,
         "processes": process.count,
-        "memory_per_device": plan_memory(workload(recipe, process, per_context=per_context), process),
+        "memory_per_device": _memory(recipe, process, parts),
         "warnings": warnings,
         "refusal": refusal,
     }
@@ -130,6 +129,12 @@ def workload(recipe: TrainRewardRecipe, process: Process, *, per_context: int) -
     )
 
 
+def _memory(recipe: TrainRewardRecipe, process: Process, parts: Parts) -> dict[str, int] | None:
+    """Return what a device needs for the examples of a training, None if the model's shape is not known."""
+    per_context = max(Counter(future.context_id for future in parts.train.futures).values(), default=1)
+    return plan_memory(workload(recipe, process, per_context=per_context), process)
+
+
 def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
     """Train the reward model of the recipe; a stopped run resumes from its last state.
 
@@ -154,8 +159,7 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
         from esckit.reward.trainer import prepare, train
         from esckit.training.harness import warn_of_memory
 
-        per_context = max(Counter(future.context_id for future in parts.train.futures).values(), default=1)
-        warn_of_memory(plan_memory(workload(recipe, run.process, per_context=per_context), run.process), run.process)
+        warn_of_memory(_memory(recipe, run.process, parts), run.process)
         session = prepare(recipe, inputs, parts, run)
         train(session)
         return RunResult(out, finish(session, warnings) if run.process.is_main else {})
