@@ -8,7 +8,7 @@ whatever the scheduling.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -42,6 +42,31 @@ def usage_facts(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Any]:
         for role, used in usage.items():
             total[role] = total.get(role, Usage()) + used
     return {role: used.facts() for role, used in sorted(total.items())}
+
+
+_BEFORE = {"from_cache": 0}
+"""Amounts that earlier versions did not have, where what they would have been is known."""
+
+
+def total(spent: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sum of what several attempts or processes spent, each as ``Budget.spent`` gives it.
+
+    Args:
+        spent: At least one; the names are those of the last. A role that one of them lacks was not asked there.
+
+    Returns:
+        Sums by name, and by role below ``roles``; None where a part is unknown.
+    """
+    return {name: _sum([each.get(name, _BEFORE.get(name)) for each in spent]) for name in spent[-1]}
+
+
+def _sum(parts: Sequence[Any]) -> Any:
+    if any(part is None for part in parts):
+        return None
+    if not isinstance(parts[-1], Mapping):
+        return round(sum(parts), 6)
+    roles = sorted({role for part in parts for role in part})
+    return {role: total([part[role] for part in parts if role in part]) for role in roles}
 
 
 class Ledger:

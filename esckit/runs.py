@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import esckit
 from esckit.documents import complaint, dotted, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, StorageError
+from esckit.ledger import total
 from esckit.records import JsonlAppender, clear_leftovers, digest, require_in_place, storage_error, write_json
 
 MANIFEST = "manifest.json"
@@ -240,18 +241,17 @@ class RunFolder:
         attempts.append(self._attempt)
         self.update_manifest(status="running", versions=self._attempt["versions"], attempts=attempts)
 
-    def book(self, spent: Mapping[str, int | float | None]) -> None:
+    def book(self, spent: Mapping[str, Any]) -> None:
         """Write what this attempt has spent so far, and what all attempts have; does nothing without an attempt.
 
         Args:
-            spent: Amounts by name; None is unknown.
+            spent: Amounts by name, and by role below ``roles``; None is unknown.
         """
         if self._attempt is None:
             return
         self._attempt["spent"] = dict(spent)
         booked = [attempt["spent"] for attempt in self.manifest["attempts"] if attempt.get("spent")]
-        amounts = {name: [each.get(name) for each in booked] for name in spent}
-        self.update_manifest(spent={name: None if None in a else round(sum(a), 6) for name, a in amounts.items()})
+        self.update_manifest(spent=total(booked))
 
     def close(self, status: str) -> None:
         """End the attempt as ``complete`` or ``stopped``, if one was begun, and let the folder go."""

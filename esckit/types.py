@@ -190,6 +190,8 @@ class Usage(Record):
             Records hold this field and the next two only where they are not 0.
         reasoned: Replies with reasoning before, or in place of, an answer.
         only_reasoned: Those of them that ended inside the reasoning and have no answer.
+        cached_tokens: Those prompt tokens that the server had read before and bills at another price; None where it
+            does not say. It depends on what else the server has read, so no record holds it.
     """
 
     calls: NonNegativeInt = 0
@@ -199,11 +201,14 @@ class Usage(Record):
     unknown_calls: NonNegativeInt = 0
     reasoned: NonNegativeInt = 0
     only_reasoned: NonNegativeInt = 0
+    cached_tokens: NonNegativeInt | None = Field(default=None, exclude=True)
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum."""
         theirs = dict(other)
-        return Usage(**{name: n + theirs[name] for name, n in self})
+        summed = {name: n + theirs[name] for name, n in self if name != "cached_tokens"}
+        cached = [n for n in (self.cached_tokens, other.cached_tokens) if n is not None]
+        return Usage(**summed, cached_tokens=sum(cached) if cached else None)
 
     def facts(self) -> dict[str, int | None]:
         """Return the counts for a summary: tokens are None where the server did not count them all."""
@@ -217,16 +222,24 @@ class Usage(Record):
 
 
 class Prices(Record):
-    """Cost of a model per million tokens, in any one currency."""
+    """Cost of a model per million tokens, in any one currency.
+
+    Attributes:
+        cached: Of prompt tokens that the server had read before; None takes ``prompt``.
+    """
 
     prompt: _Price
     completion: _Price
+    cached: _Price | None = None
 
     def cost(self, usage: Usage) -> float | None:
         """Return the cost of some usage; None where the tokens are unknown and not free."""
         if usage.unknown_calls and (self.prompt or self.completion):
             return None
-        return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1_000_000
+        cached = usage.cached_tokens or 0
+        read = (usage.prompt_tokens - cached) * self.prompt
+        reread = cached * (self.prompt if self.cached is None else self.cached)
+        return (read + reread + usage.completion_tokens * self.completion) / 1_000_000
 
 
 FREE = Prices(prompt=0.0, completion=0.0)

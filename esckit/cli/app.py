@@ -40,6 +40,7 @@ COMMANDS = {
     "report": "esckit.cli.runs:report",
     "export": "esckit.cli.export:export",
     "data": "esckit.cli.data:app",
+    "cache": "esckit.cli.cache:app",
     "recipes": "esckit.cli.shipped:recipes",
     "backbones": "esckit.cli.shipped:backbones",
 }

@@ -97,6 +97,7 @@ class Recipe(Section):
         "concurrency",
         "executor",
         "budget",
+        "cache",
         "max_failure_rate",
         "*.retry_failed",
         "logging",
@@ -124,9 +125,15 @@ class Roles(Section):
 
 
 class ModelRecipe(Recipe):
-    """Base of the recipes whose commands call models."""
+    """Base of the recipes whose commands call models.
+
+    Attributes:
+        cache: File with the answers of servers, which are asked for once; None takes the environment variable
+            ``ESCKIT_CACHE``, or no cache. Operational.
+    """
 
     budget: Limits = Limits()
+    cache: str | None = Field(default=None, min_length=1)
     executor: Executor = Executor()
     max_failure_rate: float = Field(default=0.02, ge=0.0, le=1.0)
 

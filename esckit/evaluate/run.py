@@ -221,7 +221,7 @@ async def _cast(setup: Setup, parts: Sequence[PlayedPart]) -> AsyncIterator[Mode
     missing = [(part, file) for part, file in parts if file.missing]
     roles = {role for part, _ in missing for role in part.work.roles}
     chat = {role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
-    async with ModelPool(recipe.executor, recipe.budget) as pool:
+    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
         await pool.prepare(chat)
         casting = Casting(
             pool,

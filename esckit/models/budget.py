@@ -1,14 +1,18 @@
 """What a run may spend on models, and the decorator that stops it there.
 
-One :class:`Budget` is shared by all models of a run; :class:`BudgetedModel` books every call on it. The limits hold for
-one process: a resumed run starts with a fresh budget, since a budget may be changed between resumes.
+One :class:`Budget` is shared by all models of a run; :class:`BudgetedModel` books every call on it, under the role that
+asked. The limits hold for one process: a resumed run starts with a fresh budget, since a budget may be changed between
+resumes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from esckit.errors import BackendError, BudgetError
 from esckit.ledger import Scope
@@ -20,12 +24,72 @@ T = TypeVar("T", ChoiceScores, Decision, NextToken, Reply)
 """What a model gives, with its usage."""
 
 
+@dataclass(slots=True)
+class Account:
+    """What one role, one unit of work or a whole run has used up.
+
+    Attributes:
+        calls: Calls to models.
+        from_cache: Answers that came from the response cache and cost nothing.
+        unknown_calls: Calls whose tokens the server did not count.
+        cached_tokens: Prompt tokens that servers had read before; None where no server said.
+        is_cost_known: False once a call had no known cost.
+        seconds: The sum of what each call took, waiting for its turn included.
+    """
+
+    calls: int = 0
+    from_cache: int = 0
+    unknown_calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    completion_tokens: int = 0
+    cost: float = 0.0
+    is_cost_known: bool = True
+    seconds: float = 0.0
+
+    def add(self, usage: Usage, cost: float | None) -> None:
+        """Add what a call used; a cost of None is unknown."""
+        self.unknown_calls += usage.unknown_calls
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        if usage.cached_tokens is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + usage.cached_tokens
+        self.cost += cost or 0.0
+        self.is_cost_known &= cost is not None
+
+    def facts(self) -> dict[str, int | float | None]:
+        """Return the amounts as plain data; None is unknown."""
+        is_counted = not self.unknown_calls
+        return {
+            "calls": self.calls,
+            "from_cache": self.from_cache,
+            "prompt_tokens": self.prompt_tokens if is_counted else None,
+            "cached_prompt_tokens": self.cached_tokens if is_counted else None,
+            "completion_tokens": self.completion_tokens if is_counted else None,
+            "cost": round(self.cost, 6) if self.is_cost_known else None,
+        }
+
+
+_UNIT: ContextVar[Account | None] = ContextVar("esckit_unit", default=None)
+
+
+@contextmanager
+def counted() -> Iterator[Account]:
+    """Count what is asked inside the block, and in the tasks that it starts; answers of the cache are calls here."""
+    account = Account()
+    token = _UNIT.set(account)
+    try:
+        yield account
+    finally:
+        _UNIT.reset(token)
+
+
 class Budget:
-    """Counts calls, tokens, cost and time of a run against its limits.
+    """Counts calls, tokens, cost and time of a run against its limits, and what each role used of them.
 
     Calls are counted before they are made, so exactly ``max_calls`` are made. Tokens and cost are known only
     afterwards: no call begins once they have reached their limit, and those in flight then are the most that a run can
-    go over it.
+    go over it. Answers of the response cache count against no limit.
 
     Args:
         limits: What may be spent.
@@ -36,21 +100,20 @@ class Budget:
         self.limits = limits
         self._clock = clock
         self._began_s = clock()
-        self._n_calls = 0
-        self._usage = Usage()
-        self._cost = 0.0
-        self._is_cost_known = True
+        self._whole = Account()
+        self._roles: dict[str, Account] = {}
 
-    def admit(self) -> None:
-        """Count one more call.
+    def admit(self, role: str) -> None:
+        """Count one more call of a role.
 
         Raises:
             BudgetError: If a limit is reached; the call is not counted and must not be made.
         """
+        whole = self._whole
         amounts = (
-            ("calls", self._n_calls, self.limits.max_calls),
-            ("tokens", self._usage.prompt_tokens + self._usage.completion_tokens, self.limits.max_tokens),
-            ("cost", self._cost, self.limits.max_cost),
+            ("calls", whole.calls, self.limits.max_calls),
+            ("tokens", whole.prompt_tokens + whole.completion_tokens, self.limits.max_tokens),
+            ("cost", whole.cost, self.limits.max_cost),
             ("hours", self._hours(), self.limits.max_hours),
         )
         for what, spent, limit in amounts:
@@ -59,54 +122,107 @@ class Budget:
                     f"the budget is used up: {spent:.6g} of {limit:.6g} {what}",
                     hint=f"What is done stays; raise budget.max_{what} and run the same command again to go on.",
                 )
-        self._n_calls += 1
+        for account in self._accounts(role):
+            account.calls += 1
 
-    def book(self, name: str, usage: Usage, prices: Prices | None) -> None:
+    @contextmanager
+    def call(self, role: str) -> Iterator[None]:
+        """Admit a call, and time it.
+
+        Raises:
+            BudgetError: As :meth:`admit`.
+        """
+        self.admit(role)
+        began_s = self._clock()
+        try:
+            yield
+        finally:
+            took_s = self._clock() - began_s
+            for account in self._accounts(role):
+                account.seconds += took_s
+
+    def book(self, role: str, name: str, usage: Usage, prices: Prices | None) -> None:
         """Add what an admitted call used.
 
         Args:
+            role: Who asked.
             name: The model that was called.
             usage: What the call used.
             prices: What the model costs; None if that is not known.
 
         Raises:
-            BudgetError: If there is a limit that cannot be watched, since the tokens or the prices are unknown.
+            BudgetError: As :meth:`require_watchable`.
         """
-        self._usage += usage
         cost = prices.cost(usage) if prices else None
-        self._cost += cost or 0.0
-        self._is_cost_known &= cost is not None
+        for account in self._accounts(role):
+            account.add(usage, cost)
+        self.require_watchable(name, usage, prices)
+
+    def book_cached(self, role: str, usage: Usage, prices: Prices | None) -> None:
+        """Count an answer of the response cache; for the unit of work it is a call like every other.
+
+        Args:
+            role: Who asked.
+            usage: What the answer used when it was made.
+            prices: What the model costs; None if that is not known.
+        """
+        for account in (self._whole, self._role(role)):
+            account.from_cache += 1
+        if (unit := _UNIT.get()) is not None:
+            unit.calls += 1
+            unit.from_cache += 1
+            unit.add(usage, prices.cost(usage) if prices else None)
+
+    def require_watchable(self, name: str, usage: Usage, prices: Prices | None) -> None:
+        """Refuse a limit that cannot be watched.
+
+        Args:
+            name: The model.
+            usage: What a call of it used, as it reports that.
+            prices: What it costs; None if that is not known.
+
+        Raises:
+            BudgetError: If tokens or cost are limited, and unknown.
+        """
         if usage.unknown_calls and self.limits.max_tokens is not None:
             raise _unwatched(name, "max_tokens")
-        if cost is None and self.limits.max_cost is not None:
+        if self.limits.max_cost is not None and (prices is None or prices.cost(usage) is None):
             raise _unwatched(name, "max_cost")
 
-    async def spend(self, name: str, call: Callable[[], Awaitable[T]], prices: Prices | None = FREE) -> T:
+    async def spend(self, role: str, name: str, call: Callable[[], Awaitable[T]], prices: Prices | None = FREE) -> T:
         """Make a call if the budget allows one more, and book what it used, also where the answer cannot be used.
 
         Raises:
             BudgetError: If it does not, or a limit cannot be watched.
         """
-        self.admit()
-        try:
-            answer = await call()
-        except BackendError as error:
-            if error.billed is not None:
-                self.book(name, Usage.model_validate(error.billed), prices)
-            raise
-        self.book(name, answer.usage, prices)
+        with self.call(role):
+            try:
+                answer = await call()
+            except BackendError as error:
+                if error.billed is not None:
+                    self.book(role, name, Usage.model_validate(error.billed), prices)
+                raise
+        self.book(role, name, answer.usage, prices)
         return answer
 
-    def spent(self) -> dict[str, int | float | None]:
-        """Return what was spent so far, for the manifest; None is unknown."""
-        tokens = self._usage.facts()
-        return {
-            "calls": self._n_calls,
-            "prompt_tokens": tokens["prompt_tokens"],
-            "completion_tokens": tokens["completion_tokens"],
-            "cost": round(self._cost, 6) if self._is_cost_known else None,
-            "hours": round(self._hours(), 4),
+    def spent(self) -> dict[str, Any]:
+        """Return what was spent so far, in all and by role, for the manifest; None is unknown.
+
+        What several processes spent is summed by :func:`esckit.ledger.total`.
+        """
+        roles = {
+            role: account.facts() | {"seconds": round(account.seconds, 3)}
+            for role, account in sorted(self._roles.items())
         }
+        return {**self._whole.facts(), "hours": round(self._hours(), 4), "roles": roles}
+
+    def _role(self, role: str) -> Account:
+        return self._roles.setdefault(role, Account())
+
+    def _accounts(self, role: str) -> tuple[Account, ...]:
+        unit = _UNIT.get()
+        known = (self._whole, self._role(role))
+        return known if unit is None else (*known, unit)
 
     def _hours(self) -> float:
         return (self._clock() - self._began_s) / 3600
@@ -126,12 +242,14 @@ class BudgetedModel:
     Args:
         inner: The model that answers.
         budget: Shared by all models of the run.
+        role: Who asks it.
         prices: What this model costs; None if that is not known.
     """
 
-    def __init__(self, inner: ChatModel, budget: Budget, prices: Prices | None = FREE) -> None:
+    def __init__(self, inner: ChatModel, budget: Budget, role: str, prices: Prices | None = FREE) -> None:
         self._inner = inner
         self._budget = budget
+        self._role = role
         self._prices = prices
 
     @property
@@ -178,7 +296,7 @@ class BudgetedModel:
         return await self._spend(lambda: self._inner.next_token(messages, labels, temperature=temperature))
 
     async def _spend(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._budget.spend(self.name, call, self._prices)
+        return await self._budget.spend(self._role, self.name, call, self._prices)
 
     async def aclose(self) -> None:
         """Close the wrapped model."""
@@ -191,11 +309,12 @@ class BudgetedPolicy:
     Args:
         inner: The trained policy.
         budget: Shared by all models of the run.
+        role: Who asks it.
         name: Of the policy, for messages.
     """
 
-    def __init__(self, inner: StrategyPolicy, budget: Budget, name: str) -> None:
-        self._inner, self._budget, self._name = inner, budget, name
+    def __init__(self, inner: StrategyPolicy, budget: Budget, role: str, name: str) -> None:
+        self._inner, self._budget, self._role, self._name = inner, budget, role, name
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -208,4 +327,4 @@ class BudgetedPolicy:
         Raises:
             BudgetError: If it does not.
         """
-        return await self._budget.spend(self._name, lambda: self._inner.decide(scenario, turns, scope))
+        return await self._budget.spend(self._role, self._name, lambda: self._inner.decide(scenario, turns, scope))

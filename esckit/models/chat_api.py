@@ -100,7 +100,10 @@ class Answer(BaseModel):
         prompt, completion = (_count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
         if not prompt or completion is None:
             return Usage(calls=1, unknown_calls=1)
-        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion)
+        details = counts.get("prompt_tokens_details")
+        cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+        known = None if cached is None else min(cached, prompt)
+        return Usage(calls=1, prompt_tokens=prompt, completion_tokens=completion, cached_tokens=known)
 
     @property
     def alternatives(self) -> dict[str, float | None]:

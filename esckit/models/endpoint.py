@@ -55,6 +55,9 @@ class EndpointModel:
         lacks: Sampling fields that the server is known to refuse.
         timeouts: Time limits, retries and concurrency; None takes the defaults.
 
+    Attributes:
+        reports_usage: False once the check found that the server does not report what a call used.
+
     Raises:
         ConfigError: If the address cannot be used, or the environment variable is missing or holds no key.
     """
@@ -74,6 +77,7 @@ class EndpointModel:
         self.name = f"{label or self._transport.base_url.partition('://')[2]}/{model}"
         self._key_env = api_key_env
         self.capabilities: frozenset[Capability] = frozenset()
+        self.reports_usage = True
         self._accepted = AcceptedFields(lacks)
         self._guard = MessageGuard.of_any_format()
         self._notes: dict[str, str] = {}
@@ -197,6 +201,7 @@ class EndpointModel:
         finally:
             asking.cancel()
         self.capabilities = frozenset({"next_token"} if answer.alternatives else ())
+        self.reports_usage = not answer.cost.unknown_calls
 
     async def _ask(
         self,

@@ -258,7 +258,7 @@ async def _run(
     recipe: PredictRecipe, selection: Selection, places: tuple[Context, ...], out: Path, progress: Progress
 ) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
-    async with ModelPool(recipe.executor, recipe.budget) as pool:
+    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
         bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         speak = _speaker(recipe, pool, taxonomy)

@@ -193,7 +193,9 @@ def cost(run: Run) -> list[Section]:
     usage = section(run.object("summary.json"), "usage")
     blocks: list[Block] = []
     if spent:
-        blocks.append(Facts(tuple((str(name).replace("_", " "), _amount(value)) for name, value in spent.items())))
+        amounts = {str(name): value for name, value in spent.items() if name != "roles"}
+        blocks.append(Facts(tuple((name.replace("_", " "), _amount(value)) for name, value in amounts.items())))
+        blocks += _by_role(section(spent, "roles"))
     if len(tried := attempts_of(run.manifest)) > 1:
         blocks.append(_attempts(tried))
     if usage:
@@ -215,6 +217,15 @@ def cost(run: Run) -> list[Section]:
     return [Section("Cost", tuple(blocks))] if blocks else []
 
 
+def _by_role(roles: Mapping[str, Any]) -> list[Table]:
+    """Return what each role spent; nothing for a run that does not know."""
+    known = {str(role): amounts for role, amounts in roles.items() if isinstance(amounts, Mapping)}
+    # Seconds differ from run to run; those of units stand below.
+    names = list(dict.fromkeys(name for amounts in known.values() for name in amounts if name != "seconds"))
+    rows = tuple((role, *(_amount(amounts.get(name)) for name in names)) for role, amounts in known.items())
+    return [Table(("role", *(str(name).replace("_", " ") for name in names)), rows)] if rows else []
+
+
 def _amount(value: Any) -> str:
     return number(value) if isinstance(value, int | float) else plain(value)
 
@@ -222,7 +233,7 @@ def _amount(value: Any) -> str:
 def _attempts(tried: Sequence[Mapping[str, Any]]) -> Table:
     """Return how often the run was begun, and what each attempt spent."""
     spent = [section(attempt, "spent") for attempt in tried]
-    names = list(dict.fromkeys(name for amounts in spent for name in amounts))
+    names = list(dict.fromkeys(name for amounts in spent for name in amounts if name != "roles"))
     rows = tuple(
         (
             *(plain(attempt.get(name)) for name in ("began", "ended", "status")),

@@ -443,7 +443,7 @@ def _online(
     prompts = online.prompts.model_dump()
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(ModelPool(recipe.executor, recipe.budget)) as pool,
+        portal.wrap_async_context_manager(ModelPool(recipe.executor, recipe.budget, recipe.cache)) as pool,
         ExitStack() as stack,
     ):
         portal.call(pool.prepare, bindings)

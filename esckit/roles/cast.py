@@ -105,7 +105,7 @@ class Casting:
     def labels(self) -> dict[str, str]:
         """Return the name of what plays each role, for the manifest."""
         return {
-            role: binding.checkpoint if isinstance(binding, Checkpoint) else self.pool.model(binding).name
+            role: binding.checkpoint if isinstance(binding, Checkpoint) else self.pool.model(binding, role).name
             for role, binding in self.bindings.items()
         }
 
@@ -141,16 +141,16 @@ class Casting:
         binding, taxonomy = self.bindings["strategist"], known_taxonomy(self.taxonomy)
         if part_of("strategist", binding) == "strategist":
             trained = self.pool.trained(binding, "strategist", taxonomy)
-            return BudgetedPolicy(trained.model, self.pool.budget, trained.name)
+            return BudgetedPolicy(trained.model, self.pool.budget, "strategist", trained.name)
         return PromptedStrategist(*self._prompted("strategist"), taxonomy, self.readout)
 
     def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset | None = None) -> ResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
         binding, preset = self.options("critic"), preset or load_preset(settings.preset)
-        by_letter = settings.readout == "expected" and self.pool.model(binding).capabilities == {"next_token"}
+        by_letter = settings.readout == "expected" and self.pool.model(binding, "critic").capabilities == {"next_token"}
         name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
         return ResolutionCritic(
-            self.pool.voice(binding, max_attempts=1),
+            self.pool.voice(binding, "critic", max_attempts=1),
             load_prompt(name, "resolution critic"),
             preset,
             settings,
@@ -178,7 +178,7 @@ class Casting:
     def _prompted(self, role: str, kind: str | None = None, *, prompt: str | None = None) -> tuple[Voice, Prompt]:
         """Return a chat model in a role, and its prompt."""
         name = prompt or role
-        voice = self.pool.voice(self.options(role), max_attempts=self.max_attempts)
+        voice = self.pool.voice(self.options(role), role, max_attempts=self.max_attempts)
         return voice, role_prompt(name, self.prompts[name], taxonomy=self.taxonomy, kind=kind)
 
     def _rater(self, role: str, settings: sections.RubricCritic) -> RubricCritic:

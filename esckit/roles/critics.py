@@ -208,7 +208,16 @@ class RewardCritic:
             BackendError: If the turn does not fit into the model, or its number is not finite.
             BudgetError: If the budget is used up.
         """
-        self._budget.admit()
+        with self._budget.call("critic"):
+            answer = await self._answer(turns)
+        if isinstance(answer, ModelError):
+            raise answer
+        scope.spend("critic", Usage(calls=1))
+        reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)
+        return Score(values={"reward_model": answer}, reward=answer, reading=reading)
+
+    async def _answer(self, turns: Sequence[Turn]) -> float | ModelError:
+        """Return what the model says of the last turn, read together with the turns that wait at the same time."""
         place = next(self._places)
         self._waiting[place] = (tuple(turns[:-1]), turns[-1].text)
         try:
@@ -222,12 +231,7 @@ class RewardCritic:
                     self._waiting = {at: one for at, one in self._waiting.items() if at not in batch}
         finally:
             self._waiting.pop(place, None)
-        answer = self._answers.pop(place)
-        if isinstance(answer, ModelError):
-            raise answer
-        scope.spend("critic", Usage(calls=1))
-        reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)
-        return Score(values={"reward_model": answer}, reward=answer, reading=reading)
+        return self._answers.pop(place)
 
     def _read(self, batch: Sequence[tuple[Sequence[Turn], str]]) -> list[float | ModelError]:
         """Score turns together; where one cannot be read, each by itself, so that only this one fails."""

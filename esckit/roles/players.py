@@ -309,7 +309,7 @@ class FlowSupporter:
 
         async def write() -> Reply:
             return await self.budget.spend(
-                self.writer.name, lambda: self.writer.write(turns, strategy, self.options.sampling, scope)
+                "supporter", self.writer.name, lambda: self.writer.write(turns, strategy, self.options.sampling, scope)
             )
 
         return await until_parsed(write, scope, "supporter", self._parse, max_attempts=self.max_attempts)

@@ -27,6 +27,7 @@ from esckit.config.sections import (
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
+from esckit.models.cache import CachedModel, ResponseCache, Shelf, cache_path
 from esckit.models.chat_api import ShippedEndpoint, load_endpoint
 from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
@@ -34,7 +35,7 @@ from esckit.protocols import ChatModel, Part
 from esckit.roles.asking import Voice, Window
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy
-from esckit.types import FREE, Limits
+from esckit.types import FREE, Limits, Usage
 
 if TYPE_CHECKING:
     from esckit.models.endpoint import EndpointModel
@@ -158,14 +159,18 @@ class ModelPool:
     Args:
         executor: How local models use the machine.
         limits: What the run may use up.
+        cache: File of the response cache; None takes the one that the environment names, if any.
 
     Attributes:
         budget: What was used up; everything that is asked of a model is booked on it.
     """
 
-    def __init__(self, executor: Executor, limits: Limits) -> None:
+    def __init__(self, executor: Executor, limits: Limits, cache: str | None = None) -> None:
         self.budget = Budget(limits)
         self._executor = executor
+        self._cache_path = cache_path(cache)
+        self._cache: ResponseCache | None = None
+        self._shelves: dict[str, Shelf] = {}
         self._chats: dict[str, ChatModel] = {}
         self._backbones: dict[str, str] = {}
         self._noting: list[LocalModel | EndpointModel] = []
@@ -173,23 +178,26 @@ class ModelPool:
         self._sources: set[str] = set()
         self._scorer: PerplexityScorer | None = None
 
-    def model(self, binding: Binding) -> ChatModel:
-        """Return the chat model of a binding, on the run's budget.
+    def model(self, binding: Binding, role: str) -> ChatModel:
+        """Return the chat model of a binding in a role, on the run's budget and behind its response cache.
 
         Raises:
             ConfigError: If there is no such model, or its key is not set.
             CheckpointError: If a checkpoint is not a chat model.
+            StorageError: If the response cache cannot be used.
         """
         prices = binding.prices if isinstance(binding, EndpointBinding) else FREE
-        return BudgetedModel(self._chat(binding), self.budget, prices)
+        model = BudgetedModel(self._chat(binding), self.budget, role, prices)
+        shelf = self._shelf(binding)
+        return model if shelf is None else CachedModel(model, shelf, self.budget, role, prices)
 
-    def voice(self, binding: RoleOptions, *, max_attempts: int) -> Voice:
+    def voice(self, binding: RoleOptions, role: str, *, max_attempts: int) -> Voice:
         """Return a chat model as its role uses it.
 
         Raises:
             ConfigError: As :meth:`model`, or if ``max_context_tokens`` is set where tokens cannot be counted.
         """
-        return Voice(self.model(binding), binding, max_attempts, self._window(binding))
+        return Voice(self.model(binding, role), binding, max_attempts, self._window(binding))
 
     def trained(self, binding: Binding, part: Part, taxonomy: Taxonomy | None = None) -> Trained:
         """Return a checkpoint as what it was trained for; see :class:`esckit.protocols.CheckpointKind`.
@@ -241,14 +249,21 @@ class ModelPool:
             status = read_manifest(Path(run)).get("status")
             if status != "complete":
                 log.warning("%s is not complete (%s): its model is the last that was kept", run, status)
-        chat = [self._chat(binding) for role, binding in bindings.items() if parts[role] == "chat"]
-        for model in {id(model): model for model in chat}.values():
+        chat = [binding for role, binding in bindings.items() if parts[role] == "chat"]
+        checked = {id(model): model for model in (self._shelf(binding) or self._chat(binding) for binding in chat)}
+        for model in checked.values():
             await model.check()
+        for binding in chat:
+            if isinstance(binding, EndpointBinding):
+                endpoint: EndpointModel = self._chat(binding)  # type: ignore[assignment]
+                if not endpoint.reports_usage:
+                    self.budget.require_watchable(endpoint.name, Usage(unknown_calls=1), binding.prices)
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says about the models."""
         found: dict[str, dict[str, Any]] = {
-            key: {"name": model.name, "capabilities": sorted(model.capabilities)} for key, model in self._chats.items()
+            key: {"name": model.name, "capabilities": sorted(self._shelves.get(model.name, model).capabilities)}
+            for key, model in self._chats.items()
         }
         for key, backbone in self._backbones.items():
             found[key]["revision"] = resolve_backbone(backbone).revision
@@ -256,12 +271,14 @@ class ModelPool:
         facts: dict[str, Any] = {"models": found}
         if self._scorer is not None:
             facts["scorer"] = self._scorer.name
+        if self._cache is not None:
+            facts["cache"] = str(self._cache.path)
         if notes := [note for model in self._noting for note in model.notes]:
             facts["notes"] = notes
         return facts
 
-    def spent(self) -> dict[str, int | float | None]:
-        """Return what this attempt has used up."""
+    def spent(self) -> dict[str, Any]:
+        """Return what this attempt has used up, in all and by role; see :func:`esckit.ledger.total`."""
         return self.budget.spent()
 
     def determinism(self) -> str:
@@ -276,6 +293,17 @@ class ModelPool:
         """Close every model."""
         for model in (*self._chats.values(), *(one.model for one in self._trained.values() if one.part != "scorer")):
             await model.aclose()
+        if self._cache is not None:
+            self._cache.close()
+
+    def _shelf(self, binding: Binding) -> Shelf | None:
+        """Return what the response cache holds of a server's model; None for other models, and without a cache."""
+        if self._cache_path is None or not isinstance(binding, EndpointBinding):
+            return None
+        if self._cache is None:
+            self._cache = ResponseCache(self._cache_path)
+        model = self._chat(binding)
+        return self._shelves.setdefault(model.name, Shelf(self._cache, model.name, model))
 
     def _window(self, binding: RoleOptions) -> Window:
         """Return how much of a talk a role's model is shown: the recipe's limit, else what a local model can take."""

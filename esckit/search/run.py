@@ -203,7 +203,7 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
 async def _run(
     recipe: SearchRecipe, selection: Selection, seeds: tuple[Task, ...], out: Path, progress: Progress
 ) -> RunResult:
-    async with ModelPool(recipe.executor, recipe.budget) as pool:
+    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
         bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         provenance = provenance_of(recipe)

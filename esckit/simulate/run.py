@@ -246,7 +246,7 @@ async def _run(
     recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
 ) -> RunResult:
     bindings = _bindings(recipe)
-    async with ModelPool(recipe.executor, recipe.budget) as pool:
+    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
         await pool.prepare(bindings)
         taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
         prompts, max_attempts = recipe.prompts.model_dump(), recipe.simulation.max_attempts

@@ -1,24 +1,19 @@
 """Runs against servers, from the shell: what a user sees of failures, budgets, outages and odd servers."""
 
 import json
-import logging
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from esckit.cli import app as cli
 from esckit.errors import OutageError
 from esckit.types import Message, Reply, Sampling
+from tests.cli.conftest import REPLY
 from tests.fakes import FakeModel
 from tests.models.fake_server import Canned, FakeServer, completion, refusal
 from tests.shell import ROOT
-
-REPLY = "<think>a</think> <response>That is a lot to carry.</response>"
 
 
 @dataclass
@@ -34,39 +29,6 @@ class Mortal(FakeModel):
 
 
 mortal = Mortal(answer=lambda messages, seed: REPLY)
-
-
-@pytest.fixture
-def server():
-    with FakeServer().running() as running:
-        running.usual = completion(REPLY)
-        yield running
-
-
-class Done(NamedTuple):
-    code: int
-    stderr: str
-
-
-@pytest.fixture
-def simulate(monkeypatch, capsys):
-    """Run the command in this process; it takes a run folder, the supporter's binding and changes to the recipe."""
-    root = logging.getLogger()
-    before = (tuple(root.handlers), logging.getLogger("esckit").level, sys.excepthook)
-    monkeypatch.chdir(ROOT)
-
-    def run(out: Path, supporter: str, *sets: str) -> Done:
-        changes = ("data.limit=2", f"models.supporter={supporter}", *sets)
-        argv = ["esckit", "simulate", "smoke/simulate_scripted", "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", argv + [f"--set={change}" for change in changes])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return Done(left.value.code or 0, capsys.readouterr().err)
-
-    yield run
-    root.handlers[:] = before[0]
-    logging.getLogger("esckit").setLevel(before[1])
-    sys.excepthook = before[2]
 
 
 def at(server: FakeServer, more: str = "") -> str:

@@ -18,7 +18,7 @@ def scripted(reply: str = "four five", **rule: object) -> ScriptedModel:
 
 def test_exactly_the_allowed_calls_are_made_when_concurrent() -> None:
     budget = Budget(Limits(max_calls=5))
-    model = BudgetedModel(scripted(latency_s=0.001), budget)
+    model = BudgetedModel(scripted(latency_s=0.001), budget, "critic")
 
     async def ask_often() -> list[object]:
         calls = (model.complete(HELLO, Sampling(), seed=seed) for seed in range(20))
@@ -32,7 +32,7 @@ def test_exactly_the_allowed_calls_are_made_when_concurrent() -> None:
 
 def test_no_call_begins_once_the_tokens_are_used_up() -> None:
     budget = Budget(Limits(max_tokens=10))
-    model = BudgetedModel(scripted(), budget)
+    model = BudgetedModel(scripted(), budget, "critic")
 
     for _ in range(2):
         asyncio.run(model.complete(HELLO, Sampling(), seed=0))
@@ -41,19 +41,17 @@ def test_no_call_begins_once_the_tokens_are_used_up() -> None:
         asyncio.run(model.complete(HELLO, Sampling(), seed=0))
     assert caught.value.exit_code == 3
     assert "max_tokens" in str(caught.value)
-    assert budget.spent() | {"hours": 0} == {
-        "calls": 2,
-        "prompt_tokens": 6,
-        "completion_tokens": 4,
-        "cost": 0.0,
-        "hours": 0,
-    }
+    amounts = {"calls": 2, "from_cache": 0, "prompt_tokens": 6, "cached_prompt_tokens": None, "completion_tokens": 4}
+    amounts |= {"cost": 0.0}
+    spent = budget.spent()
+    assert spent["roles"].pop("critic") | {"seconds": 0} == {**amounts, "seconds": 0}
+    assert spent | {"hours": 0} == {**amounts, "hours": 0, "roles": {}}
 
 
 def test_cost_is_counted_by_the_prices_of_each_model() -> None:
     budget = Budget(Limits(max_cost=0.5))
-    dear = BudgetedModel(scripted(), budget, Prices(prompt=100_000.0, completion=50_000.0))
-    free = BudgetedModel(scripted(), budget)
+    dear = BudgetedModel(scripted(), budget, "critic", Prices(prompt=100_000.0, completion=50_000.0))
+    free = BudgetedModel(scripted(), budget, "critic")
 
     asyncio.run(free.complete(HELLO, Sampling(), seed=0))
     asyncio.run(dear.complete(HELLO, Sampling(), seed=0))
@@ -67,20 +65,20 @@ def test_cost_is_counted_by_the_prices_of_each_model() -> None:
 def test_hours_are_read_from_the_clock() -> None:
     now_s = [1000.0]
     budget = Budget(Limits(max_hours=2.0), clock=lambda: now_s[0])
-    budget.admit()
+    budget.admit("critic")
     now_s[0] += 7199.0
-    budget.admit()
+    budget.admit("critic")
     now_s[0] += 1.0
 
     with pytest.raises(BudgetError, match="2 of 2 hours"):
-        budget.admit()
+        budget.admit("critic")
     assert budget.spent()["hours"] == 2.0
 
 
 def test_readouts_are_booked_and_capabilities_kept() -> None:
     budget = Budget(Limits(max_calls=2))
     inner = scripted()
-    model = BudgetedModel(inner, budget)
+    model = BudgetedModel(inner, budget, "critic")
 
     asyncio.run(model.score(HELLO, ["four five"]))
     asyncio.run(model.next_token(HELLO, ["a"]))
@@ -93,7 +91,7 @@ def test_readouts_are_booked_and_capabilities_kept() -> None:
 
 def test_a_call_that_fails_counts_as_a_call() -> None:
     budget = Budget(Limits())
-    model = BudgetedModel(scripted(faults=[{"kind": "backend"}]), budget)
+    model = BudgetedModel(scripted(faults=[{"kind": "backend"}]), budget, "critic")
 
     with pytest.raises(BackendError):
         asyncio.run(model.complete(HELLO, Sampling(), seed=0))
@@ -106,28 +104,30 @@ def without_usage(calls: int = 1) -> FakeModel:
 
 @pytest.mark.parametrize("limits", [Limits(max_tokens=10), Limits(max_cost=0.1)])
 def test_a_limit_that_cannot_be_watched_stops_the_first_call(limits: Limits) -> None:
-    model = BudgetedModel(without_usage(), Budget(limits), Prices(prompt=1.0, completion=1.0))
+    model = BudgetedModel(without_usage(), Budget(limits), "critic", Prices(prompt=1.0, completion=1.0))
     with pytest.raises(BudgetError, match="cannot be watched: fake does not report"):
         asyncio.run(model.complete(HELLO, Sampling(), seed=0))
 
 
 def test_a_cost_limit_is_refused_where_no_price_is_known() -> None:
     with pytest.raises(BudgetError, match=r"budget\.max_cost cannot be watched"):
-        asyncio.run(BudgetedModel(scripted(), Budget(Limits(max_cost=1.0)), None).complete(HELLO, Sampling(), seed=0))
+        asyncio.run(
+            BudgetedModel(scripted(), Budget(Limits(max_cost=1.0)), "critic", None).complete(HELLO, Sampling(), seed=0)
+        )
 
 
 def test_unknown_tokens_and_costs_are_none_and_not_zero() -> None:
     budget = Budget(Limits(max_calls=3))
-    asyncio.run(BudgetedModel(scripted(), budget).complete(HELLO, Sampling(), seed=0))
+    asyncio.run(BudgetedModel(scripted(), budget, "critic").complete(HELLO, Sampling(), seed=0))
     assert budget.spent()["cost"] == 0.0
-    asyncio.run(BudgetedModel(without_usage(), budget, None).complete(HELLO, Sampling(), seed=0))
+    asyncio.run(BudgetedModel(without_usage(), budget, "critic", None).complete(HELLO, Sampling(), seed=0))
     spent = budget.spent()
     assert (spent["calls"], spent["prompt_tokens"], spent["completion_tokens"], spent["cost"]) == (2, None, None, None)
 
 
 def test_what_costs_nothing_costs_nothing_without_a_count() -> None:
     budget = Budget(Limits(max_cost=1.0))
-    asyncio.run(BudgetedModel(without_usage(), budget).complete(HELLO, Sampling(), seed=0))
+    asyncio.run(BudgetedModel(without_usage(), budget, "critic").complete(HELLO, Sampling(), seed=0))
     assert budget.spent()["cost"] == 0.0
 
 
@@ -154,7 +154,7 @@ class Refuser(FakeModel):
 
 def test_an_answer_that_cannot_be_used_is_paid_for() -> None:
     budget = Budget(Limits(max_tokens=34))
-    model = BudgetedModel(Refuser(), budget)
+    model = BudgetedModel(Refuser(), budget, "critic")
     with pytest.raises(BackendError):
         asyncio.run(model.complete(HELLO, Sampling(), seed=0))
     assert budget.spent()["prompt_tokens"] == 30
@@ -172,5 +172,5 @@ def test_reasoning_of_a_model_of_a_users_own_is_told_apart_too() -> None:
         async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
             return Reply("<think>a</think>b", StopReason.STOP, Usage(calls=1))
 
-    reply = asyncio.run(BudgetedModel(Own(), Budget(Limits())).complete(HELLO, Sampling(), seed=0))
+    reply = asyncio.run(BudgetedModel(Own(), Budget(Limits()), "critic").complete(HELLO, Sampling(), seed=0))
     assert (reply.text, reply.reasoning, reply.usage.reasoned) == ("b", "a", 1)

@@ -15,7 +15,16 @@ FOLDER = Path(__file__).resolve().parent / "kept"
 N_SHOWN = 60
 
 # What would draw a page wider, coloured or with other clocks, and what would find another model or setting.
-_FOREIGN = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_WIDTH", "TYPER_USE_RICH", "MPLBACKEND", "MPLSTYLE")
+_FOREIGN = (
+    "ESCKIT_CACHE",
+    "FORCE_COLOR",
+    "GITHUB_ACTIONS",
+    "PY_COLORS",
+    "TERMINAL_WIDTH",
+    "TYPER_USE_RICH",
+    "MPLBACKEND",
+    "MPLSTYLE",
+)
 
 
 def environment(**changes: str) -> dict[str, str]:

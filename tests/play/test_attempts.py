@@ -77,7 +77,7 @@ def test_what_a_killed_attempt_spent_is_known(
 
     async def spend(folder: RunFolder) -> None:
         async with ModelPool(Executor(), Limits()) as pool, runner.booking(folder, pool, n_processes=n_processes):
-            pool.budget.admit()
+            pool.budget.admit("seeker")
             for _ in range(1000):
                 if "spent" in manifest(out):
                     break
