@@ -1,8 +1,9 @@
 """Answers of servers, kept in one SQLite file, so that no question is paid for twice.
 
-An answer is found by what was asked: the endpoint and its model, the operation, the messages, sampling and seed. A hit gives the very reply of the first time, its usage included, so that a second run writes the same records; the
-budget counts it as an answer that cost nothing. Failures are never kept, and neither are keys or headers: a row holds
-the name of the model, a digest of the question, and the answer.
+An answer is found by what was asked: the endpoint and its model, the operation, the messages, sampling and seed. A hit
+gives the very reply of the first time, its usage included, so that a second run writes the same records; the budget
+counts it as an answer that cost nothing. Failures are never kept, and neither are keys or headers: a row holds the name
+of the model, a digest of the question, and the answer.
 
 Several processes and threads may use one file: readers never wait, writers wait for each other
 (SQLite's write-ahead log, which needs a local disk). An answer is in the file before it is used. Of two processes that
