@@ -208,8 +208,14 @@ class Progress(Protocol):
         """Begin a run of ``total`` units, of which ``done`` are there already."""
         ...
 
-    def advance(self, n: int = 1, **counts: int) -> None:
-        """Count finished units; ``counts`` are running totals to show beside them."""
+    def advance(self, n: int = 1, *, spent: Mapping[str, Any] | None = None, **counts: int) -> None:
+        """Count finished units.
+
+        Args:
+            n: How many.
+            spent: What the run has spent so far, in all and by role; None if nobody counts it.
+            counts: Running totals to show beside them.
+        """
         ...
 
     def close(self) -> None:

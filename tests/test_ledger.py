@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esckit.ledger import Ledger, derive_seed, uniform
+from esckit.ledger import Ledger, derive_seed, total, uniform
 from esckit.types import Usage
 
 CONTEXT = "esconv-9b1f37be6d7e#m5"
@@ -58,3 +58,21 @@ def test_usage_is_booked_by_role():
         "critic": Usage(calls=3, prompt_tokens=20, completion_tokens=2),
         "seeker": Usage(calls=1),
     }
+
+
+def test_what_several_attempts_or_processes_spent_is_added_by_role() -> None:
+    first = {"calls": 2, "from_cache": 1, "cost": 0.5, "hours": 0.1, "roles": {"critic": {"calls": 2, "cost": 0.5}}}
+    other = {"calls": 3, "from_cache": 0, "cost": None, "hours": 0.2, "roles": {"seeker": {"calls": 3, "cost": None}}}
+    assert total([first, other]) == {
+        "calls": 5,
+        "from_cache": 1,
+        "cost": None,
+        "hours": 0.3,
+        "roles": {"critic": {"calls": 2, "cost": 0.5}, "seeker": {"calls": 3, "cost": None}},
+    }
+
+
+def test_an_attempt_of_an_earlier_version_makes_only_the_roles_unknown() -> None:
+    old = {"calls": 2, "cost": 0.5}
+    new = {"calls": 3, "from_cache": 4, "cost": 1.0, "roles": {"critic": {"calls": 3}}}
+    assert total([old, new]) == {"calls": 5, "from_cache": 4, "cost": 1.5, "roles": None}

@@ -138,7 +138,7 @@ class NoProgress:
     def start(self, total: int, done: int = 0) -> None:
         """Do nothing."""
 
-    def advance(self, n: int = 1, **counts: int) -> None:
+    def advance(self, n: int = 1, *, spent: Mapping[str, Any] | None = None, **counts: int) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -31,6 +31,21 @@ def test_plain_lines_come_first_from_time_to_time_and_last():
     ]
 
 
+def test_what_was_spent_stands_below_by_role():
+    clock, stream = Clock(), io.StringIO()
+    progress = PlainProgress("futures", stream, every_s=15.0, clock=clock)
+    seeker = {"calls": 4, "from_cache": 2, "prompt_tokens": 1234, "completion_tokens": 20, "cost": 0.5, "seconds": 6.0}
+    critic = {"calls": 0, "from_cache": 0, "prompt_tokens": None, "completion_tokens": None, "cost": None, "seconds": 0}
+    whole = {"calls": 1004, "from_cache": 2, "prompt_tokens": 2_500_000, "completion_tokens": 0, "cost": 0.0}
+    progress.start(2)
+    clock.now_s += 60.0
+    progress.advance(2, failed=0, spent={**whole, "hours": 1.0, "roles": {"critic": critic, "seeker": seeker}})
+    assert stream.getvalue().splitlines()[-1] == (
+        "  spent: 1,004 calls (2 more from the cache), 2.5M+0 tokens; critic 0 calls, tokens unknown, cost unknown; "
+        "seeker 4 calls (2 more from the cache), 1.23k+20 tokens, 1.5 s a call, cost 0.5"
+    )
+
+
 def test_a_run_without_work_is_complete():
     stream = io.StringIO()
     PlainProgress("futures", stream).start(0)
