@@ -33,7 +33,7 @@ LOCK = ".lock"
 
 MANIFEST_SCHEMA = "esckit.manifest/1"
 
-_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "openai")
+_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "aiohttp")
 
 
 _Facts = dict[str, Any] | None

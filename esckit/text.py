@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -74,7 +75,8 @@ def whole_sentences(text: str) -> str:
     return found.group(0) if found else text
 
 
-LINE_END = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")
+# One set of characters in front, which Python looks for several times as fast as for two alternatives.
+LINE_END = re.compile("[\n\r\v\f\x85\u2028\u2029](?:(?<=\r)\n)?")
 
 
 _NAMES: dict[Speaker, str] = {
@@ -108,7 +110,8 @@ _HEADING = re.compile(r"\s*([^\W_][^\n{}:]{0,60}):")
 
 def lines_of(text: str) -> list[str]:
     """Return the lines of a text, without their ends."""
-    return LINE_END.split(text)
+    # Most turns are one line: splitlines, which knows more ends, shows that much faster.
+    return [text] if text.splitlines() in ([text], []) else LINE_END.split(text)
 
 
 def starts_with_label(text: str) -> bool:
@@ -122,6 +125,7 @@ def without_label(text: str, speaker: Speaker) -> str:
     return text[label.end() :].lstrip() if label else text
 
 
+@lru_cache(maxsize=256)
 def opens_a_part_of(prompt: str) -> Callable[[str], bool]:
     """Return a test whether a line begins as a line of a prompt that opens a part of it (``Reply 1:``).
 

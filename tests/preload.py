@@ -7,9 +7,9 @@ from pkgutil import walk_packages
 os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"})
 
 import accelerate  # noqa: F401
+import aiohttp  # noqa: F401
 import datasets  # noqa: F401
 import deepspeed  # noqa: F401
-import openai  # noqa: F401
 import peft  # noqa: F401
 import pytest  # noqa: F401
 import torch  # noqa: F401

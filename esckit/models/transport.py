@@ -11,26 +11,20 @@ import asyncio
 import logging
 import os
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import openai
-from pydantic import SecretStr
-
 from esckit.config.sections import EndpointBinding
 from esckit.errors import BackendError, ConfigError, OutageError
 from esckit.models.faults import Fault, Redactor, fault_in, fault_of, retry_after_s
+from esckit.models.http import HttpAnswer, HttpClient, UnreachableError, UnreadableError
 
 log = logging.getLogger(__name__)
 
-_NO_KEY = "no-key"
 _LONGEST_REASON = 400
 _LONGEST_NAME = 16
-_LARGEST_BODY = 8 * 2**20
-_MOST_HOPS = 3
 _ALIVE_WITHIN_S = 10.0
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
@@ -87,71 +81,6 @@ class HttpFailure(Exception):
         self.asked_s = asked_s
 
 
-class _UnreadableError(openai.OpenAIError):
-    """A body that is not read, since it is too large or in an encoding that was not requested."""
-
-
-class _BoundedClient(openai.DefaultAsyncHttpxClient):
-    """Reads bodies up to a limit, also unpacked, and follows redirects within one origin only."""
-
-    async def send(self, request: Any, **options: Any) -> Any:
-        """Send one request and return its whole response."""
-        options |= {"stream": True, "follow_redirects": False}
-        for _ in range(_MOST_HOPS):
-            response = await super().send(request, **options)
-            try:
-                body = await _read(response)
-            finally:
-                await response.aclose()
-            onward = response.next_request
-            if onward is None or response.status_code not in (307, 308) or _origin(onward) != _origin(request):
-                break
-            request = onward
-        # The body is unpacked, and JSON is in UTF-8 whatever the header says.
-        gone = ("content-encoding", "content-length", "transfer-encoding", "content-type")
-        headers = [(name, value) for name, value in response.headers.multi_items() if name not in gone]
-        return type(response)(response.status_code, headers=headers, content=body, request=response.request)
-
-
-def _connections(concurrency: int) -> Any:
-    """Return the client's limits: every request in flight keeps a connection, and one more asks if the server lives."""
-    n = concurrency + 1
-    # The SDK's own class, since its releases differ in the HTTP library.
-    return type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=n, max_keepalive_connections=n)
-
-
-def _origin(request: Any) -> tuple[str, str, int | None]:
-    return request.url.scheme, request.url.host, request.url.port
-
-
-async def _read(response: Any) -> bytes:
-    """Return the body of a streamed response, unpacked.
-
-    Raises:
-        _UnreadableError: If it is too large, or packed in another way than gzip.
-    """
-    raw = bytearray()
-    async for piece in response.aiter_raw():
-        raw += piece
-        if len(raw) > _LARGEST_BODY:
-            raise _UnreadableError(f"an answer of more than {_LARGEST_BODY:,} bytes")
-    packed = response.headers.get("content-encoding", "").strip().lower()
-    if packed in ("", "identity"):
-        return bytes(raw)
-    if packed not in ("gzip", "x-gzip", "deflate"):
-        raise _UnreadableError(f"an answer in the content encoding {packed[:40]!r}")
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        body = unpacker.decompress(bytes(raw), _LARGEST_BODY + 1)
-    except zlib.error as error:
-        raise _UnreadableError(f"an answer that is not valid {packed} ({error})") from error
-    if len(body) > _LARGEST_BODY:
-        raise _UnreadableError(f"an answer of more than {_LARGEST_BODY:,} bytes when unpacked")
-    if not unpacker.eof:
-        raise _UnreadableError(f"an answer that is not valid {packed} (it breaks off)")
-    return body
-
-
 class Transport:
     """Carries requests to one server.
 
@@ -173,23 +102,11 @@ class Transport:
         self.has_answered = False
         self._last_answer_s: float | None = None
         self._silent_since_s: float | None = None
-        key = SecretStr(_read_key(api_key_env))
-        self._redact = Redactor(key.get_secret_value())
+        key = _read_key(api_key_env)
+        self._redact = Redactor(key)
         self._slots = asyncio.Semaphore(timeouts.concurrency)
-        self._client = openai.AsyncOpenAI(
-            base_url=self.base_url,
-            # Without a key of our own the SDK would look for one in the environment.
-            api_key=key.get_secret_value() or _NO_KEY,
-            # The SDK's retries cannot carry our rules: see "Servers" in docs/architecture.md.
-            max_retries=0,
-            timeout=timeouts.timeout_s,
-            default_headers={"Accept-Encoding": "identity"},
-            # A proxy that the environment names cannot reach this machine's own loopback.
-            http_client=_BoundedClient(
-                trust_env=not is_loopback(self.base_url),
-                limits=_connections(timeouts.concurrency),
-            ),
-        )
+        # Every request in flight keeps a connection, and one more asks if the server lives.
+        self._client = HttpClient(self.base_url, key, timeouts.concurrency + 1)
 
     async def models(self) -> str:
         """Return what the server answers when asked for its list of models; any body of a 200 will do.
@@ -202,7 +119,7 @@ class Transport:
             OutageError: As :meth:`post`.
         """
         briefly = replace(self.timeouts, max_retries=1, first_wait_s=0.2, max_wait_s=1.0)
-        return await self._carry(lambda: self._client.get("/models", cast_to=str), briefly, lambda body: None)
+        return await self._carry("GET", "/models", None, briefly)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> str:
         """Return the body of the answer to a POST request, as text.
@@ -216,7 +133,7 @@ class Transport:
             BackendError: If it cannot be reached or does not answer in time, also after the retries.
             OutageError: If a server that answered before has been silent for too long.
         """
-        text = await self._carry(lambda: self._client.post(path, cast_to=str, body=body), self.timeouts, fault_in)
+        text = await self._carry("POST", path, body, self.timeouts)
         self.has_answered = True
         return text
 
@@ -230,17 +147,15 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._client.aclose()
 
-    async def _carry(
-        self, send: Callable[[], Awaitable[str]], limits: Timeouts, find_fault: Callable[[str], Fault | None]
-    ) -> str:
+    async def _carry(self, method: str, path: str, body: Mapping[str, Any] | None, limits: Timeouts) -> str:
         async with self._slots:
             n_requests = n_failed = 0
             was_out = False
             while True:
                 n_requests += 1
-                outcome = await self._try(send, find_fault, n_requests)
+                outcome = await self._try(method, path, body, n_requests)
                 if isinstance(outcome, str):
                     return outcome
                 n_failed += 1
@@ -250,7 +165,6 @@ class Transport:
                     if is_out or (gives_up and was_out):
                         # The server is down, or was: the request has all its tries before it.
                         n_failed, gives_up, was_out = 1, False, is_out
-                # Raised outside of the handlers: what the SDK raised may hold the key, and must not be chained.
                 if gives_up:
                     raise outcome
                 wait_s = limits.wait_s(n_failed, outcome.asked_s if isinstance(outcome, HttpFailure) else None)
@@ -258,23 +172,26 @@ class Transport:
                 await asyncio.sleep(wait_s)
 
     async def _try(
-        self, send: Callable[[], Awaitable[str]], find_fault: Callable[[str], Fault | None], n_requests: int
+        self, method: str, path: str, body: Mapping[str, Any] | None, n_requests: int
     ) -> str | HttpFailure | BackendError:
         """Make one request; return the answer, or why there is none."""
         began_s = time.monotonic()
         outcome: str | HttpFailure | BackendError
         try:
             async with asyncio.timeout(self.timeouts.timeout_s):
-                outcome = self._redact(await send())
-            if fault := find_fault(outcome):
-                outcome = HttpFailure(self._shortened(fault), n_requests, in_body=True)
-        except openai.APIStatusError as error:
-            fault, asked_s = _status_fault(error, self.base_url), retry_after_s(error.response.headers)
-            outcome = HttpFailure(self._shortened(fault), n_requests, asked_s=asked_s)
-        except (TimeoutError, openai.APITimeoutError):
+                outcome = self._judged(
+                    await self._client.send(method, path, body), n_requests, is_post=body is not None
+                )
+        except TimeoutError:
             outcome = self.silent(self.timeouts.timeout_s)
-        except openai.OpenAIError as error:
-            outcome = self._unreachable(error)
+        except UnreadableError as error:
+            outcome = BackendError(self._redact(str(error)), kind="unreadable")
+        except UnreachableError as error:
+            outcome = BackendError(
+                f"cannot reach {self.base_url} ({self._redact(str(error))})",
+                kind="unreachable",
+                hint="Start the server, or correct base_url in the recipe.",
+            )
         if isinstance(outcome, BackendError):
             outcome.attempts = n_requests
         if not _is_silence(outcome):
@@ -282,6 +199,15 @@ class Transport:
         elif self._silent_since_s is None:
             self._silent_since_s = max(began_s, self._last_answer_s or began_s)
         return outcome
+
+    def _judged(self, answer: HttpAnswer, n_requests: int, *, is_post: bool) -> str | HttpFailure:
+        """Return the body of a good answer; of another one, what is wrong with it. A list of models may be anything."""
+        text = self._redact(answer.text)
+        if answer.status >= 300:
+            fault = _status_fault(answer, text, self.base_url)
+            return HttpFailure(_shortened(fault), n_requests, asked_s=retry_after_s(answer.headers))
+        fault_inside = fault_in(text) if is_post else None
+        return text if fault_inside is None else HttpFailure(_shortened(fault_inside), n_requests, in_body=True)
 
     def _note_answer(self) -> None:
         """Remember that the server answers, if only with an error."""
@@ -322,28 +248,10 @@ class Transport:
     async def _is_alive(self) -> bool:
         """Return whether the server answers a simpler question."""
         try:
-            async with asyncio.timeout(_ALIVE_WITHIN_S):
-                await self._client.get("/models", cast_to=str)
-        except openai.APIStatusError as error:
-            return error.status_code not in _NOBODY_THERE
-        except (TimeoutError, openai.OpenAIError):
+            async with asyncio.timeout(min(_ALIVE_WITHIN_S, self.timeouts.timeout_s)):
+                return (await self._client.send("GET", "/models")).status not in _NOBODY_THERE
+        except (TimeoutError, UnreachableError, UnreadableError):
             return False
-        return True
-
-    def _shortened(self, fault: Fault) -> Fault:
-        # Redacted before it is cut, or half a key would stay; at first only cut far behind what is kept.
-        return replace(fault, reason=self._redact(fault.reason[: 500 * _LONGEST_REASON])[:_LONGEST_REASON])
-
-    def _unreachable(self, error: openai.OpenAIError) -> BackendError:
-        cause = error if isinstance(error, _UnreadableError) else error.__cause__
-        if isinstance(cause, _UnreadableError):
-            return BackendError(self._redact(str(cause)), kind="unreadable")
-        why = self._redact(str(cause or error)) or type(cause).__name__
-        return BackendError(
-            f"cannot reach {self.base_url} ({why})",
-            kind="unreachable",
-            hint="Start the server, or correct base_url in the recipe.",
-        )
 
 
 def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
@@ -353,17 +261,26 @@ def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
     return isinstance(outcome, HttpFailure) and not outcome.in_body and outcome.fault.status in _NOBODY_THERE
 
 
-def _status_fault(error: openai.APIStatusError, base_url: str) -> Fault:
-    """Return what an answer with an error status says; a redirect that was not followed is one."""
-    response = error.response
-    if error.status_code >= 400:
-        return fault_of(error.status_code, response.text, response.reason_phrase)
+def _status_fault(answer: HttpAnswer, text: str, base_url: str) -> Fault:
+    """Return what an answer with an error status says; a redirect that was not followed is one.
+
+    Args:
+        answer: The answer.
+        text: Its body without the key.
+        base_url: Where it came from.
+    """
+    if answer.status >= 400:
+        return fault_of(answer.status, text, answer.phrase)
     try:
-        target = urlsplit(urljoin(base_url, response.headers.get("location", "")))
+        target = urlsplit(urljoin(base_url, answer.headers.get("location", "")))
         where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
     except ValueError:
         where = "an invalid address"
-    return Fault(error.status_code, f"{base_url} redirects to {where}, which is not followed")
+    return Fault(answer.status, f"{base_url} redirects to {where}, which is not followed")
+
+
+def _shortened(fault: Fault) -> Fault:
+    return replace(fault, reason=fault.reason[:_LONGEST_REASON])
 
 
 def checked_base_url(base_url: str) -> str:
@@ -386,12 +303,6 @@ def checked_base_url(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError(f"base_url {base_url!r}", expected="an address such as http://127.0.0.1:8000/v1")
     return base_url.strip().rstrip("/")
-
-
-def is_loopback(base_url: str) -> bool:
-    """Return whether a URL names this machine."""
-    host = urlsplit(base_url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _read_key(variable: str | None) -> str:

@@ -17,7 +17,7 @@ from esckit.cli.common import Settings, StderrHandler, configure_logging, echo_f
 from esckit.errors import BudgetError, ConfigError, DataError, EsckitError, NotFiniteError
 from esckit.registry import load_attr
 
-HEAVY = ("torch", "transformers", "numpy", "datasets", "openai", "peft", "trl", "accelerate", "evaluate", "scipy")
+HEAVY = ("torch", "transformers", "numpy", "datasets", "aiohttp", "peft", "trl", "accelerate", "evaluate", "scipy")
 HERE = list(cli.COMMANDS)
 
 

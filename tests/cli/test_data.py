@@ -252,7 +252,7 @@ def test_inspecting_loads_no_heavy_library() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from esckit.cli.data import app\n"
         "assert CliRunner().invoke(app, ['inspect', 'sample:esconv']).exit_code == 0\n"
-        "print(sorted({'torch', 'transformers', 'numpy', 'datasets', 'openai'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'numpy', 'datasets', 'aiohttp'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -172,7 +172,7 @@ def test_a_dry_run_is_light_and_leaves_nothing(argv: tuple[str, ...], tmp_path: 
         try:
             main()
         except SystemExit as leaving:
-            heavy = sorted({{"torch", "transformers", "numpy", "datasets", "openai"}} & set(sys.modules))
+            heavy = sorted({{"torch", "transformers", "numpy", "datasets", "aiohttp"}} & set(sys.modules))
             sys.exit(leaving.code or ", ".join(heavy) or None)
     """
     done = subprocess.run(

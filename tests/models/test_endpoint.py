@@ -9,7 +9,8 @@ import pytest
 from esckit.errors import BACKEND_KINDS, BackendError, ConfigError
 from esckit.models.chat_api import load_endpoint
 from esckit.models.endpoint import EndpointModel
-from esckit.models.transport import checked_base_url, is_loopback
+from esckit.models.http import is_loopback
+from esckit.models.transport import checked_base_url
 from esckit.types import Message, Sampling, StopReason, Usage
 from tests.models.endpoint_calls import HELLO, complete, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal

@@ -12,7 +12,7 @@ import pytest
 from esckit.errors import BackendError, ConfigError, ModelError, OutageError
 from esckit.models.endpoint import EndpointModel
 from esckit.models.faults import retry_after_s
-from esckit.models.transport import Timeouts, _connections
+from esckit.models.transport import Timeouts
 from esckit.types import Sampling
 from tests.models.endpoint_calls import HELLO, check, complete, dead_url, run
 from tests.models.fake_server import Canned, FakeServer, completion, refusal
@@ -324,10 +324,14 @@ def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], expected:
     assert retry_after_s(headers, now=datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)) == expected
 
 
-def test_every_request_in_flight_has_a_connection() -> None:
-    limits = _connections(2000)
-    assert (limits.max_connections, limits.max_keepalive_connections) == (2001, 2001)
-    assert (Timeouts().concurrency, Timeouts().timeout_s) == (32, 180.0)
+def test_every_request_in_flight_has_a_connection(server: FakeServer) -> None:
+    server.usual.wait_s = 0.5
+
+    async def ask_often(model: EndpointModel) -> None:
+        await asyncio.gather(*(model.complete(HELLO, Sampling(), seed=seed) for seed in range(500)))
+
+    run(server, ask_often, timeouts=Timeouts(concurrency=150, timeout_s=30.0))
+    assert server.most_at_once == 150
 
 
 def test_no_more_requests_at_once_than_allowed(server: FakeServer) -> None:
