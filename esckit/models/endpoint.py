@@ -90,6 +90,11 @@ class EndpointModel:
         broken = (f"{n_broken} control strings in what was sent to {self.name} were broken up",) if n_broken else ()
         return (*self._notes.values(), *broken)
 
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """How many requests were allowed in flight, for the manifest; see :mod:`esckit.models.limit`."""
+        return self._transport.limit.facts()
+
     async def check(self) -> None:
         """Find out, in bounded time, whether the server can be used as configured.
 

@@ -20,6 +20,7 @@ from esckit.config.sections import EndpointBinding
 from esckit.errors import BackendError, ConfigError, OutageError
 from esckit.models.faults import Fault, Redactor, fault_in, fault_of, retry_after_s
 from esckit.models.http import HttpAnswer, HttpClient, UnreachableError, UnreadableError
+from esckit.models.limit import AdaptiveLimit
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Timeouts:
         timeout_s: Longest time of one request, from connecting to the last byte.
         check_s: Longest time that :meth:`esckit.models.endpoint.EndpointModel.check` waits for the list of models.
         outage_s: How long a server that answered before may be silent before the run stops.
-        concurrency: Requests in flight at once, waits between retries included.
+        concurrency: Most requests in flight at once, waits between retries included; see
+            :mod:`esckit.models.limit`.
         max_retries: Requests made again after the first, at least 0.
         first_wait_s: Wait before the first retry; every further wait is twice as long.
         max_wait_s: Longest single wait, also where the server asks for more.
@@ -91,6 +93,7 @@ class Transport:
 
     Attributes:
         has_answered: Whether a request was answered as it should be.
+        limit: How many requests may be in flight.
 
     Raises:
         ConfigError: If the address cannot be used, or the environment variable is missing or holds no key.
@@ -104,7 +107,7 @@ class Transport:
         self._silent_since_s: float | None = None
         key = _read_key(api_key_env)
         self._redact = Redactor(key)
-        self._slots = asyncio.Semaphore(timeouts.concurrency)
+        self.limit = AdaptiveLimit(timeouts.concurrency)
         # Every request in flight keeps a connection, and one more asks if the server lives.
         self._client = HttpClient(self.base_url, key, timeouts.concurrency + 1)
 
@@ -150,7 +153,7 @@ class Transport:
         await self._client.aclose()
 
     async def _carry(self, method: str, path: str, body: Mapping[str, Any] | None, limits: Timeouts) -> str:
-        async with self._slots:
+        async with self.limit:
             n_requests = n_failed = 0
             was_out = False
             while True:
@@ -175,7 +178,7 @@ class Transport:
         self, method: str, path: str, body: Mapping[str, Any] | None, n_requests: int
     ) -> str | HttpFailure | BackendError:
         """Make one request; return the answer, or why there is none."""
-        began_s = time.monotonic()
+        began_s, n_halvings = time.monotonic(), self.limit.n_halvings
         outcome: str | HttpFailure | BackendError
         try:
             async with asyncio.timeout(self.timeouts.timeout_s):
@@ -192,6 +195,10 @@ class Transport:
                 kind="unreachable",
                 hint="Start the server, or correct base_url in the recipe.",
             )
+        if body is not None:
+            kind = body.get("max_tokens") or body.get("max_completion_tokens")
+            seconds = time.monotonic() - began_s
+            self.limit.note(kind, seconds, n_halvings=n_halvings, is_refused=_is_too_much(outcome))
         if isinstance(outcome, BackendError):
             outcome.attempts = n_requests
         if not _is_silence(outcome):
@@ -259,6 +266,14 @@ def _is_silence(outcome: str | HttpFailure | BackendError) -> bool:
     if isinstance(outcome, BackendError):
         return outcome.kind != "unreadable"
     return isinstance(outcome, HttpFailure) and not outcome.in_body and outcome.fault.status in _NOBODY_THERE
+
+
+def _is_too_much(outcome: str | HttpFailure | BackendError) -> bool:
+    """Return whether the server says that it has too much to do, or does not answer in time."""
+    if isinstance(outcome, str):
+        return False
+    kind = outcome.kind if isinstance(outcome, BackendError) else outcome.fault.kind
+    return kind in ("rate_limit", "timeout")
 
 
 def _status_fault(answer: HttpAnswer, text: str, base_url: str) -> Fault:

@@ -174,6 +174,7 @@ class ModelPool:
         self._chats: dict[str, ChatModel] = {}
         self._backbones: dict[str, str] = {}
         self._noting: list[LocalModel | EndpointModel] = []
+        self._endpoints: dict[str, EndpointModel] = {}
         self._trained: dict[str, Trained] = {}
         self._sources: set[str] = set()
         self._scorer: PerplexityScorer | None = None
@@ -267,6 +268,8 @@ class ModelPool:
         }
         for key, backbone in self._backbones.items():
             found[key]["revision"] = resolve_backbone(backbone).revision
+        for key, endpoint in self._endpoints.items():
+            found[key]["in_flight"] = endpoint.in_flight
         found |= {key: {"name": trained.name, "capabilities": []} for key, trained in self._trained.items()}
         facts: dict[str, Any] = {"models": found}
         if self._scorer is not None:
@@ -320,7 +323,7 @@ class ModelPool:
 
     def _chat(self, binding: Binding) -> ChatModel:
         """Return the model of a binding; roles that differ only in how they use it share one."""
-        key = binding.model_dump_json(exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"})
+        key = _key(binding)
         if key not in self._chats:
             self._chats[key] = self._load_chat(binding)
             if isinstance(binding, BackboneBinding):
@@ -333,7 +336,7 @@ class ModelPool:
             return load_scripted(binding.scripted)
         if isinstance(binding, EndpointBinding):
             self._sources.add("endpoint")
-            model = _endpoint(binding)
+            model = self._endpoints[_key(binding)] = _endpoint(binding)
         elif isinstance(binding, BackboneBinding | Checkpoint):
             self._sources.add("local")
             options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
@@ -353,6 +356,11 @@ class ModelPool:
             raise TypeError(f"no model kind {type(binding).__name__}")
         self._noting.append(model)
         return model
+
+
+def _key(binding: Binding) -> str:
+    """Return what bindings that share a model have in common."""
+    return binding.model_dump_json(exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"})
 
 
 def _endpoint(binding: EndpointBinding) -> EndpointModel:

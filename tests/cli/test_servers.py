@@ -35,6 +35,12 @@ def at(server: FakeServer, more: str = "") -> str:
     return f"{{endpoint: {{base_url: '{server.url}'}}, model: m{more}}}"
 
 
+def in_flight(out: Path) -> dict[str, int]:
+    models = json.loads((out / "manifest.json").read_text())["models"]
+    (found,) = (facts["in_flight"] for facts in models.values() if "in_flight" in facts)
+    return found
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -70,10 +76,18 @@ def test_the_recipe_bounds_requests_in_flight_and_their_time(simulate, server: F
     first = (out / "futures.jsonl").read_bytes()
     assert simulate(out, at(server, ", concurrency: 4, timeout_s: 7"), many).code == 0  # the same run
     assert (out / "futures.jsonl").read_bytes() == first
+    assert in_flight(out) == {"start": 4, "lowest": 4, "highest": 4, "last": 4, "halvings": 0}
 
     server.usual.wait_s, server.models.wait_s = 1.5, 1.5
     slow = simulate(tmp_path / "slow", at(server, ", timeout_s: 1"), many)
     assert (slow.code, "within 1 s" in slow.stderr) == (2, True)
+
+
+def test_the_manifest_says_how_many_were_in_flight(simulate, server: FakeServer, tmp_path: Path) -> None:
+    server.queue.extend([completion(REPLY), refusal("slow down", status=429, headers={"Retry-After": "0"})])
+    done = simulate(tmp_path / "run", at(server))
+    assert done.code == 0, done.stderr
+    assert in_flight(tmp_path / "run") == {"start": 32, "lowest": 16, "highest": 32, "last": 16, "halvings": 1}
 
 
 def test_a_single_404_in_the_middle_costs_nothing(simulate, server: FakeServer, tmp_path: Path) -> None:
