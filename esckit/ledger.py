@@ -39,8 +39,7 @@ def usage_facts(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Any]:
     """Return the calls and tokens of several units together, by role, for a summary."""
     total: dict[str, Usage] = {}
     for usage in usages:
-        for role, used in usage.items():
-            total[role] = total.get(role, Usage()) + used
+        add_usage(total, usage)
     return {role: used.facts() for role, used in sorted(total.items())}
 
 
@@ -67,6 +66,12 @@ def _sum(parts: Sequence[Any]) -> Any:
         return round(sum(parts), 6)
     roles = sorted({role for part in parts for role in part})
     return {role: total([part[role] for part in parts if role in part]) for role in roles}
+
+
+def add_usage(total: dict[str, Usage], usage: Mapping[str, Usage]) -> None:
+    """Add the calls and tokens of a unit to a sum by role."""
+    for role, used in usage.items():
+        total[role] = total.get(role, Usage()) + used
 
 
 class Ledger:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 
+_ID_KEY = b'"id":"'
 
 _UNFINISHED = ".tmp"
 """How the name of a file ends that is being written."""
@@ -110,27 +111,65 @@ def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int |
         raise wrong("a wrong value", field=field, expected=complaint(first).removeprefix("must be ")) from error
 
 
-def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Iterator[R]:
-    """Yield the records of a JSON-lines file.
+class Line(NamedTuple):
+    """A line of a file of records: where it starts, its number from 1, and its bytes without the line end."""
+
+    offset: int
+    number: int
+    raw: bytes
+
+
+def read_lines(path: Path, *, allow_cut: bool = False) -> Iterator[Line]:
+    """Yield the lines of a JSON-lines file that are not blank.
 
     Args:
-        kind: Record class.
         path: File; a missing one is a :class:`~esckit.errors.DataError`.
         allow_cut: Ignore a last line without line end, which a crash may leave.
     """
     if not path.is_file():
         raise DataError("no such file", path=str(path))
+    offset = 0
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if allow_cut and not raw.endswith(b"\n"):
                 return
-            if not raw.strip():
-                continue
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError("bytes that are not UTF-8", path=str(path), record=number - 1, line=number) from error
-            yield parse_line(kind, text, path=str(path), line=number)
+            if not raw.isspace():
+                yield Line(offset, number, raw.rstrip(b"\r\n"))
+            offset += len(raw)
+
+
+def record_of(kind: type[R], line: Line, path: Path) -> R:
+    """Return the record of a line of a file.
+
+    Raises:
+        DataError: If the line is not UTF-8, or as :func:`parse_line`.
+    """
+    number = line.number
+    try:
+        text = line.raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError("bytes that are not UTF-8", path=str(path), record=number - 1, line=number) from error
+    return parse_line(kind, text, path=str(path), line=number)
+
+
+def read_records(kind: type[R], path: Path, *, allow_cut: bool = False) -> Iterator[R]:
+    """Yield the records of a JSON-lines file; see :func:`read_lines`."""
+    for line in read_lines(path, allow_cut=allow_cut):
+        yield record_of(kind, line, path)
+
+
+def quick_id(kind: type[Record], raw: bytes) -> str | None:
+    """Return the id of a line that :func:`dump_line` wrote, without reading the rest; None if it takes a full reading.
+
+    No string of a record can hold ``"id":"``, since quotes inside a string are escaped. So its first place is the
+    record's own key, if no field before it holds a record with an id.
+    """
+    if not raw.startswith(f'{{"schema":"{getattr(kind, "SCHEMA", None)}",'.encode()):
+        return None
+    begin = raw.find(_ID_KEY) + len(_ID_KEY)
+    end = raw.find(b'"', begin)
+    found = raw[begin:end]
+    return None if begin < len(_ID_KEY) or end < 0 or b"\\" in found else found.decode("utf-8", errors="replace")
 
 
 def canonical_json(value: Any) -> str:
@@ -170,7 +209,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         StorageError: If the file cannot be written; nothing is left behind.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    with _replacing(path) as target:
+        target.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file to fill, which takes the place of ``path`` at the end; an error leaves nothing behind."""
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,17 +224,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with os.fdopen(handle, "wb") as target:
             with contextlib.suppress(OSError):  # some network file systems know no locks
                 fcntl.flock(target, fcntl.LOCK_EX)
-            target.write(data)
+            yield target
             target.flush()
             os.fsync(target.fileno())
             mask = os.umask(0)  # it can only be read by setting it
             os.umask(mask)
             os.chmod(temporary, 0o666 & ~mask)
             os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise storage_error(error, path) from error
+        if isinstance(error, OSError):
+            raise storage_error(error, path) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -241,8 +288,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write records as JSON lines, atomically."""
-    write_atomic(path, "".join(dump_line(record) + "\n" for record in records))
+    """Write records as JSON lines, atomically, and without holding more than one."""
+    write_lines(path, (dump_line(record).encode() for record in records))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write lines, given without their ends, as :func:`write_records` does."""
+    with _replacing(path) as target:
+        target.writelines(line + b"\n" for line in lines)
 
 
 def require_in_place(fd: int, path: Path, whole: Path) -> None:
@@ -290,8 +343,8 @@ class JsonlAppender:
         except OSError as error:
             raise storage_error(error, path) from error
 
-    def append(self, record: Record | Mapping[str, Any]) -> None:
-        """Write one record and its line end.
+    def append(self, record: Record | Mapping[str, Any]) -> int:
+        """Write one record and its line end, and return where its line starts.
 
         Raises:
             StorageError: If it cannot be written, or the file was moved or deleted.
@@ -310,6 +363,7 @@ class JsonlAppender:
                 os.lseek(self._fd, self._end, os.SEEK_SET)
             raise storage_error(error, self.path) from error
         self._end += len(data)
+        return self._end - len(data)
 
     def close(self) -> None:
         """Flush to the disk and close; calling it twice is harmless."""

@@ -8,12 +8,14 @@ of tokens belongs to training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from itertools import dropwhile, groupby, pairwise
 from typing import Literal, NamedTuple
 
 from esckit.errors import DataError
 from esckit.ledger import derive_seed
+from esckit.sequences import Computed
 from esckit.types import Context, Dialogue, Turn, TurnPart
 
 MergeLabel = Literal["first", "last"]
@@ -104,31 +106,63 @@ def contexts(
     if merged is None:
         merged = all(left.speaker != right.speaker for left, right in pairwise(dialogue.turns))
     mark = "#m" if merged else "#"
-    for index, turn in enumerate(dialogue.turns):
-        if turn.speaker != "supporter" or index == 0:
-            continue
-        prefix = dialogue.turns[:index] if last_turns is None else dialogue.turns[max(0, index - last_turns) : index]
-        if supporter_opening == "drop":
-            prefix = tuple(dropwhile(lambda earlier: earlier.speaker == "supporter", prefix))
+    for index in range(len(dialogue.turns)):
+        prefix = _prefix(dialogue, index, last_turns, supporter_opening)
         if prefix:
-            yield Context(
-                id=f"{dialogue.id}{mark}{index}",
-                dialogue_id=dialogue.id,
-                scenario=dialogue.scenario,
-                turns=prefix,
-                n_dropped_turns=index - len(prefix),
-                reference=turn,
-            )
+            yield _context(dialogue, index, mark, prefix)
+
+
+def _prefix(
+    dialogue: Dialogue, index: int, last_turns: int | None, supporter_opening: SupporterOpening
+) -> tuple[Turn, ...]:
+    """Return the prefix of the context that a supporter's turn answers; empty if the turn has no context."""
+    if dialogue.turns[index].speaker != "supporter":
+        return ()
+    prefix = dialogue.turns[:index] if last_turns is None else dialogue.turns[max(0, index - last_turns) : index]
+    return after_opening(prefix) if supporter_opening == "drop" else prefix
+
+
+def _context(dialogue: Dialogue, index: int, mark: str, prefix: tuple[Turn, ...]) -> Context:
+    return Context(
+        id=f"{dialogue.id}{mark}{index}",
+        dialogue_id=dialogue.id,
+        scenario=dialogue.scenario,
+        turns=prefix,
+        n_dropped_turns=index - len(prefix),
+        reference=dialogue.turns[index],
+    )
+
+
+class Contexts(Computed[Context]):
+    """The contexts of merged dialogues, each cut when it is asked for; in memory are two numbers of each.
+
+    Args:
+        ids: Ids of the dialogues.
+        owners: Number of each context's dialogue.
+        answers: The turn of the dialogue that answers each context.
+        cut: Returns the context of a dialogue before a turn, by their numbers.
+
+    Attributes:
+        ids: Ids of the contexts, in order.
+        n_dialogues: Dialogues that have a context.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], owners: array[int], answers: array[int], cut: Callable[[int, int], Context]
+    ) -> None:
+        super().__init__(len(owners), lambda at: cut(owners[at], answers[at]))
+        self.ids = Computed(len(owners), lambda at: f"{ids[owners[at]]}#m{answers[at]}")
+        self.n_dialogues = len(set(owners))
 
 
 def build_contexts(
-    dialogues: Iterable[Dialogue],
+    dialogues: Sequence[Dialogue],
     *,
     run_seed: int,
     per_dialogue: int | None,
     supporter_opening: SupporterOpening,
     situation_first: bool,
-) -> tuple[Context, ...]:
+) -> Contexts:
     """Return the contexts of merged dialogues, in order.
 
     Args:
@@ -141,23 +175,30 @@ def build_contexts(
     Raises:
         DataError: If there is none.
     """
-    found: list[Context] = []
-    for dialogue in dialogues:
-        of_dialogue = list(contexts(dialogue, merged=True, supporter_opening=supporter_opening))
+    ids, owners, answers = list[str](), array("I"), array("I")
+    for number, dialogue in enumerate(dialogues):
+        turns = [at for at in range(len(dialogue.turns)) if _prefix(dialogue, at, None, supporter_opening)]
         if per_dialogue is not None:
-            by_draw = sorted(of_dialogue, key=lambda context: derive_seed(run_seed, "contexts", context.id))
-            kept = {context.id for context in by_draw[:per_dialogue]}
-            of_dialogue = [context for context in of_dialogue if context.id in kept]
-        found += of_dialogue
+            drawn = {at: derive_seed(run_seed, "contexts", f"{dialogue.id}#m{at}") for at in turns}
+            turns = sorted(sorted(turns, key=drawn.__getitem__)[:per_dialogue])
+        ids.append(dialogue.id)
+        owners.extend([number] * len(turns))
+        answers.extend(turns)
+
+    def cut(number: int, at: int) -> Context:
+        dialogue = dialogues[number]
+        found = _context(dialogue, at, "#m", _prefix(dialogue, at, None, supporter_opening))
+        if not situation_first or not found.scenario.situation:
+            return found
+        first = Turn(speaker="seeker", text=found.scenario.situation)
+        return found.model_copy(update={"turns": (first, *found.turns)})
+
+    found = Contexts(ids, owners, answers, cut)
     if not found:
         raise DataError(
             "no context", expected="at least one supporter turn with a seeker turn before it", hint="See data.split"
         )
-    for at, context in enumerate(found):
-        if situation_first and context.scenario.situation:
-            first = Turn(speaker="seeker", text=context.scenario.situation)
-            found[at] = context.model_copy(update={"turns": (first, *context.turns)})
-    return tuple(found)
+    return found
 
 
 class Seed(NamedTuple):

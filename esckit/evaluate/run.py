@@ -27,11 +27,10 @@ from esckit.play.runner import (
     AsyncioExecutor,
     FailureRate,
     NoProgress,
-    UnitFile,
     booking,
-    latest,
     play_units,
 )
+from esckit.play.unit_file import UnitFile, latest
 from esckit.protocols import Progress
 from esckit.records import write_records
 from esckit.report.metric_rows import load_references
@@ -196,7 +195,8 @@ def _unit_file(part: Part, *, retry_failed: bool) -> UnitFile[Unit, Case]:
     return UnitFile(
         part.file.path,
         part.file.kind,
-        [(unit.id, unit) for unit in part.work.units],
+        ids=[unit.id for unit in part.work.units],
+        unit=part.work.units.__getitem__,
         is_failed=_is_failed,
         is_retried=_is_failed if retry_failed else None,
         timed_as="case",
@@ -248,15 +248,15 @@ async def _play(
 
     def write_beside() -> None:
         """Write what follows from the cases: why some have no value, and what critics made of the dialogues."""
-        failed: list[FailedCase] = []
         for part, file in parts:
-            failed += [
-                FailedCase(suite=part.suite.name, id=case.id, stage=stage, kind=kind)
-                for case in file.records
-                for stage, kind in case.failures()
-            ]
-            if part.file.example is not None and file.records:
-                write_records(folder.path / f"examples/{part.file.name}.jsonl", map(part.file.example, file.records))
+            if part.file.example is not None and file.n_found:
+                write_records(folder.path / f"examples/{part.file.name}.jsonl", map(part.file.example, file.records()))
+        failed = (
+            FailedCase(suite=part.suite.name, id=case.id, stage=stage, kind=kind)
+            for part, file in parts
+            for case in file.records()
+            for stage, kind in case.failures()
+        )
         write_records(folder.path / "failures.jsonl", failed)
 
     rate = FailureRate(

@@ -230,7 +230,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _sample(corpus: str) -> tuple[Context, ...]:
+def _sample(corpus: str) -> Sequence[Context]:
     data = DataConfig(dataset=corpus, path=f"sample:{corpus}", merge=True)
     dialogues = select_dialogues(data).dialogues
     return build_contexts(dialogues, run_seed=0, per_dialogue=None, supporter_opening="drop", situation_first=False)

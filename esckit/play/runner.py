@@ -2,9 +2,10 @@
 
 A unit has a stable id and one record in a file of the run folder. The runner plays the units that have no record yet,
 appends each record as soon as it is there, keeps watch over the share of failed units, and sorts the file in the order
-of the units when play ends, whatever ends it. The caller defines in a :class:`UnitFile` what a unit is, how it is
-played and what counts as a failure; an :class:`~esckit.protocols.Executor` decides where units are played. Since a
-record depends on the seed and the id of its unit only, a finished file has the same bytes for every executor.
+of the units when play ends, whatever ends it. The caller defines in a :class:`~esckit.play.unit_file.UnitFile` what a
+unit is, how it is played and what counts as a failure; an :class:`~esckit.protocols.Executor` decides where units are
+played. Since a record depends on the seed and the id of its unit only, a finished file has the same bytes for every
+executor.
 
 Around its work such a run holds its folder, writes down what took part, and books the cost (:func:`playing`). Trainings
 have a frame of their own (:mod:`esckit.training.run`).
@@ -16,15 +17,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from esckit.config.sections import Binding, Recipe
 from esckit.errors import FailureRateError
+from esckit.play.unit_file import UnitFile, id_of
 from esckit.protocols import Executor, Progress
-from esckit.records import read_records, write_records
 from esckit.roles.pool import ModelPool, checkpoint_ids
 from esckit.runs import RunFolder
 from esckit.types import Record
@@ -42,8 +42,6 @@ TIMINGS = "metrics.jsonl"
 T = TypeVar("T")
 U = TypeVar("U")
 R = TypeVar("R", bound=Record)
-
-_id_of = attrgetter("id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,64 +222,6 @@ class FailureRate:
             )
 
 
-@dataclass(slots=True)
-class UnitFile(Generic[U, R]):
-    """A file of the run folder with one record for each unit.
-
-    Attributes:
-        name: The file, relative to the run folder.
-        kind: Class of its records, which have an ``id``.
-        units: What is to be played, with its id, in the order of the file. Of two units with one id both count, and
-            the record of the later one stands for both.
-        is_failed: Whether a record counts as failed for the failure rate.
-        play: Plays a unit and returns its record, or several in the order in which they are written, its own last.
-            None if there is nothing to play.
-        is_retried: Whether a record that is there is played again. None keeps all.
-        beside: Files of the records that come with a unit's own, by class.
-        timed_as: What a unit is called in ``metrics.jsonl``, where its seconds stand; without it there are none.
-        timed_in: What else stands beside the seconds.
-        asks_models: Whether playing a unit costs a call to a model. Units that cost none are played to the end
-            whatever the failure rate.
-        done: Records by id: those on disk after :meth:`read`, and each new one while the units are played.
-        missing: Units that :meth:`read` found no record of.
-        records: All records in the order of the units, after :meth:`settle`.
-    """
-
-    name: str
-    kind: type[R]
-    units: Sequence[tuple[str, U]]
-    is_failed: Callable[[R], bool]
-    play: Callable[[U], Awaitable[R | tuple[Record, ...]]] | None = None
-    is_retried: Callable[[R], bool] | None = None
-    beside: Mapping[type[Record], str] = field(default_factory=dict)
-    timed_as: str = ""
-    timed_in: Mapping[str, str] = field(default_factory=dict)
-    asks_models: bool = True
-    done: dict[str, R] = field(init=False, default_factory=dict)
-    missing: list[tuple[str, U]] = field(init=False, default_factory=list)
-    records: list[R] = field(init=False, default_factory=list)
-
-    def read(self, folder: Path) -> None:
-        """Look up which units have a record; an unfinished last line is none."""
-        self.done = latest(folder / self.name, self.kind)
-        retried = self.is_retried or (lambda record: False)
-        self.missing = [(name, unit) for name, unit in self.units if name not in self.done or retried(self.done[name])]
-
-    def settle(self, folder: Path) -> None:
-        """Sort the file by its units."""
-        found = latest(folder / self.name, self.kind)
-        self.records = [found[name] for name, _ in self.units if name in found]
-        if (folder / self.name).is_file():
-            write_records(folder / self.name, self.records)
-
-
-def latest(path: Path, kind: type[R]) -> dict[str, R]:
-    """Return the records of a file by id; of a unit that was played again its latest, of a missing file none."""
-    if not path.is_file():
-        return {}
-    return {_id_of(record): record for record in read_records(kind, path, allow_cut=True)}
-
-
 async def play_units(
     files: Sequence[UnitFile[Any, Any]],
     folder: RunFolder,
@@ -305,13 +245,11 @@ async def play_units(
         FailureRateError: If so many units failed that playing on is hopeless.
         StorageError: If the folder was moved or deleted, or records are gone from it.
     """
-    total = sum(len(file.units) for file in files)
+    total = sum(len(file.ids) for file in files)
     n_missing = sum(len(file.missing) for file in files)
     for file in files:
-        played_again = {name for name, _ in file.missing}
-        for name, record in file.done.items():
-            if name not in played_again:
-                rate.count(failed=file.is_failed(record))
+        for failed in file.finished():
+            rate.count(failed=failed)
     if n_missing:
         folder.begin_attempt()
     # Where no model is to be asked any more, going on costs nothing and brings the results.
@@ -326,9 +264,9 @@ async def play_units(
         progress.close()
         folder.require_present()
         for file in files:
-            file.settle(folder.path)
+            file.settle()
         settled()
-    folder.require_whole(sum(len(file.records) for file in files), total, rate.what)
+    folder.require_whole(sum(file.n_found for file in files), total, rate.what)
 
 
 async def _play_file(
@@ -352,15 +290,16 @@ async def _play_file(
         def take(result: tuple[tuple[Any, ...], float]) -> None:
             records, seconds = result
             # The unit's own record comes last: once it is there, so are those beside it.
+            place = 0
             for record in records:
-                lines[type(record)].append(record)
+                place = lines[type(record)].append(record)
             own: R = records[-1]
+            file.note(own, place)
             if timings is not None:
-                timings.append({**file.timed_in, file.timed_as: _id_of(own), "seconds": round(seconds, 3)})
-            file.done[_id_of(own)] = own
+                timings.append({**file.timed_in, file.timed_as: id_of(own), "seconds": round(seconds, 3)})
             rate.count(failed=file.is_failed(own))
             if file.asks_models:
                 rate.watch()
             progress.advance(failed=rate.n_failed)
 
-        await executor.run((unit for _, unit in file.missing), timed, take)
+        await executor.run(map(file.unit, file.missing), timed, take)

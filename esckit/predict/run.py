@@ -9,6 +9,7 @@ reads, and ``failures.jsonl``. A place where a model gave nothing usable has a l
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -29,11 +30,10 @@ from esckit.play.runner import (
     NoProgress,
     Plan,
     RunResult,
-    UnitFile,
-    latest,
     play_units,
     playing,
 )
+from esckit.play.unit_file import UnitFile, latest
 from esckit.protocols import Progress
 from esckit.records import read_records, write_records
 from esckit.roles.cast import Casting, prompt_ids
@@ -275,13 +275,14 @@ async def _run(
             """Sort the failures by place, without those that were mended."""
             found = latest(out / FAILURES, FailedPrediction)
             write_records(
-                out / FAILURES, [found[line.id] for line in file.records if is_failed(line) and line.id in found]
+                out / FAILURES, (found[line.id] for line in file.records() if is_failed(line) and line.id in found)
             )
 
         file = UnitFile(
             PREDICTIONS,
             Prediction,
-            [(place.id, place) for place in places],
+            ids=[place.id for place in places],
+            unit=places.__getitem__,
             is_failed=is_failed,
             is_retried=is_failed if recipe.resume.retry_failed else None,
             play=speak,
@@ -295,12 +296,14 @@ async def _run(
             executor = AsyncioExecutor(recipe.concurrency.cases)
             await play_units([file], folder, executor, rate, progress, settled=settle)
             rate.judge()
-    lines = file.records
+    given = Counter[str]()
+    for line in file.records():
+        given.update(strategies=line.strategy is not None, replies=line.reply is not None)
     summary = {
         "predictions": str(out / PREDICTIONS),
-        "places": len(lines),
-        "strategies": sum(line.strategy is not None for line in lines),
-        "replies": sum(line.reply is not None for line in lines),
+        "places": file.n_found,
+        "strategies": given["strategies"],
+        "replies": given["replies"],
         "failed": rate.n_failed,
     }
     return RunResult(out, summary)

@@ -9,18 +9,17 @@ every concurrency and whatever interrupted the run. How a tree grows stands in :
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from math import log
+from array import array
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from esckit.config.load import require_runs
 from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint
-from esckit.data.contexts import cut_seed
+from esckit.data.contexts import Seed, cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
-from esckit.ledger import usage_facts
 from esckit.models.checkpoint import kind_of
 from esckit.play.runner import (
     SUMMARY,
@@ -29,12 +28,12 @@ from esckit.play.runner import (
     NoProgress,
     Plan,
     RunResult,
-    UnitFile,
     play_units,
     playing,
 )
+from esckit.play.unit_file import Numbers, UnitFile
 from esckit.protocols import Progress
-from esckit.records import read_records, write_json, write_records
+from esckit.records import Line, read_lines, record_of, write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.rubric import check_weights, load_rubric
@@ -42,72 +41,11 @@ from esckit.search.expansion import Players, Rollout
 from esckit.search.linear import score_linear
 from esckit.search.mcts import grow_tree
 from esckit.search.recipe import SearchRecipe
+from esckit.search.summary import summarise
 from esckit.search.tree import Provenance, Task
+from esckit.sequences import Computed
 from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
-from esckit.types import Failure, Record, SearchTree
-
-
-def summarise(trees: Iterable[SearchTree]) -> dict[str, Any]:
-    """Return the summary of some trees; shape, returns and strategies count only those that are not ``failed``.
-
-    ``leaf_depth_max`` is the mean over trees of each tree's deepest leaf; ``strategy_entropy`` is in nats;
-    ``return_by_split`` holds what tells when to stop: another round is worth it while the return of ``valid`` rises.
-    """
-    known = list(trees)
-    usable = [tree for tree in known if tree.status != "failed"]
-    returns = {
-        split: _returns(tree for tree in usable if tree.split == split)
-        for split in sorted({tree.split for tree in usable if tree.split is not None})
-    }
-    shares = _shares(node.strategy for tree in usable for node in tree.nodes if node.strategy)
-    failures = Counter(f"{failure.stage}/{failure.kind}" for tree in known for failure in tree.failures)
-    return {
-        "trees": len(known),
-        "status": dict(sorted(Counter(tree.status for tree in known).items())),
-        **shape(usable),
-        "outcomes": _shares(node.outcome.value for tree in usable for node in tree.nodes if node.outcome),
-        "return_mean": _mean(_returns(usable)),
-        "return_by_split": {split: {"trees": len(found), "mean": _mean(found)} for split, found in returns.items()},
-        "strategy_shares": shares,
-        "strategy_entropy": -sum(share * log(share) for share in shares.values()) if shares else None,
-        "failed_simulations": failures.total(),
-        "failures": dict(sorted(failures.items())),
-        "usage": usage_facts(tree.usage for tree in known),
-    }
-
-
-def _returns(trees: Iterable[SearchTree]) -> list[float]:
-    return [value for tree in trees if (value := tree.nodes[0].value) is not None]
-
-
-def shape(trees: Sequence[SearchTree]) -> dict[str, float | None]:
-    """Return means over trees: nodes, leaves, leaf depth, and how widely inner nodes branch."""
-    rows: list[dict[str, float | None]] = []
-    for tree in trees:
-        children = Counter(node.parent for node in tree.nodes if node.parent is not None)
-        depths = [node.depth for node in tree.nodes if node.id not in children]
-        rows.append(
-            {
-                "nodes": len(tree.nodes),
-                "leaves": len(depths),
-                "leaf_depth_mean": _mean(depths),
-                "leaf_depth_max": max(depths),
-                "children_per_inner": _mean(list(children.values())),
-                "branching_share": _mean([float(count > 1) for count in children.values()]),
-            }
-        )
-    keys = ("nodes", "leaves", "leaf_depth_mean", "leaf_depth_max", "children_per_inner", "branching_share")
-    return {key: _mean([value for row in rows if (value := row[key]) is not None]) for key in keys}
-
-
-def _shares(names: Iterable[str]) -> dict[str, float]:
-    counts = Counter(names)
-    return {name: count / counts.total() for name, count in sorted(counts.items())}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
+from esckit.types import Dialogue, Failure, Record, SearchTree
 
 ROLLOUTS = "rollouts.jsonl"
 MIN_TREES_FOR_RATE = 20
@@ -126,19 +64,19 @@ def plan(recipe: SearchRecipe) -> Plan:
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
-    selection, seeds = _seeds(recipe)
+    selection, (_, tasks) = _tasks(recipe)
     require_checkpoints(recipe.models.bindings(), provenance_of(recipe).taxonomy)
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
-    counts = {"dialogues": len(selection.dialogues), "trees": len(seeds)}
+    counts = {"dialogues": len(selection.dialogues), "trees": len(tasks)}
     passes = len(recipe.critic.weights) if recipe.critic.readout == "expected" else 1
     if recipe.search.mode == "linear":
         longest = recipe.mcts.max_depth + recipe.mcts.rollout_turns
-        spoken = sum(min(sum(turn.speaker == "supporter" for turn in seed.rest), longest) for seed in seeds)
-        calls = {"critic": spoken * passes, "strategist": len(seeds) * recipe.mcts.max_depth}
+        spoken = sum(min(sum(turn.speaker == "supporter" for turn in task.rest), longest) for task in tasks)
+        calls = {"critic": spoken * passes, "strategist": len(tasks) * recipe.mcts.max_depth}
         return Plan({**counts, "simulations": 0}, calls)
-    simulations = len(seeds) * recipe.mcts.n_simulations
+    simulations = len(tasks) * recipe.mcts.n_simulations
     exchanges = simulations * (1 + recipe.mcts.rollout_turns)
-    priors = simulations * max(1, recipe.mcts.rollout_turns) + len(seeds)
+    priors = simulations * max(1, recipe.mcts.rollout_turns) + len(tasks)
     calls = {"supporter": exchanges, "seeker": exchanges, "critic": exchanges * passes, "strategist": priors}
     return Plan({**counts, "simulations": simulations}, calls)
 
@@ -154,27 +92,47 @@ def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) ->
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    selection, seeds = _seeds(recipe)
-    return asyncio.run(_run(recipe, selection, seeds, out, progress or NoProgress()))
+    selection, tasks = _tasks(recipe)
+    return asyncio.run(_run(recipe, selection, tasks, out, progress or NoProgress()))
 
 
-def _seeds(recipe: SearchRecipe) -> tuple[Selection, tuple[Task, ...]]:
-    """Return the trees to grow, in load order."""
+class Tasks(NamedTuple):
+    """The trees to grow in load order, each cut from its dialogue when it is asked for, and their ids."""
+
+    ids: Computed[str]
+    tasks: Computed[Task]
+
+
+def _tasks(recipe: SearchRecipe) -> tuple[Selection, Tasks]:
+    """Return the trees to grow, after looking up everything that the recipe names and cutting every dialogue once."""
     require_runs(recipe)
     look_up(recipe.models.bindings().values())
     provenance_of(recipe)
     linear = recipe.search.mode == "linear"
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if linear else None)
-    seeds = []
-    for dialogue in selection.dialogues:
+    per_dialogue = 1 if linear else recipe.mcts.trees_per_scenario
+
+    def cut(dialogue: Dialogue) -> Seed:
         try:
-            opening, rest = cut_seed(dialogue, root_turns=recipe.search.root_turns, label=recipe.data.merge_label)
+            return cut_seed(dialogue, root_turns=recipe.search.root_turns, label=recipe.data.merge_label)
         except DataError as error:
             raise DataError(f"{error.found}: {dialogue.id}", path=recipe.data.path, field=error.field) from error
-        for number in range(1 if linear else recipe.mcts.trees_per_scenario):
-            split = selection.split_of.get(dialogue.id)
-            seeds.append(Task(f"{dialogue.id}#{number}", dialogue.scenario, opening, split, rest))
-    return selection, tuple(seeds)
+
+    for dialogue in selection.dialogues:
+        cut(dialogue)
+    names = selection.ids
+
+    def tree_id(number: int) -> str:
+        return f"{names[number // per_dialogue]}#{number % per_dialogue}"
+
+    def task(number: int) -> Task:
+        dialogue = selection.dialogues[number // per_dialogue]
+        opening, rest = cut(dialogue)
+        split = selection.split_of.get(dialogue.id)
+        return Task(tree_id(number), dialogue.scenario, opening, split, rest, memory=dialogue.turns)
+
+    n_trees = len(names) * per_dialogue
+    return selection, Tasks(Computed(n_trees, tree_id), Computed(n_trees, task))
 
 
 def provenance_of(recipe: SearchRecipe) -> Provenance:
@@ -200,14 +158,12 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
     )
 
 
-async def _run(
-    recipe: SearchRecipe, selection: Selection, seeds: tuple[Task, ...], out: Path, progress: Progress
-) -> RunResult:
+async def _run(recipe: SearchRecipe, selection: Selection, tasks: Tasks, out: Path, progress: Progress) -> RunResult:
     async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
         bindings = recipe.models.bindings()
         await pool.prepare(bindings)
         provenance = provenance_of(recipe)
-        grow = _grower(recipe, provenance, pool, selection)
+        grow = _grower(recipe, provenance, pool)
         taxonomy = provenance.taxonomy
         inputs = {
             "data": selection.facts(),
@@ -218,8 +174,10 @@ async def _run(
         file = UnitFile(
             "trees.jsonl",
             SearchTree,
-            [(seed.tree_id, seed) for seed in seeds],
+            ids=tasks.ids,
+            unit=tasks.tasks.__getitem__,
             is_failed=_is_failed,
+            may_fail=lambda raw: b'"status":"failed"' in raw,
             is_retried=_is_failed if recipe.search.retry_failed else None,
             play=grow,
             beside={Rollout: ROLLOUTS} if recipe.mcts.keep_rollouts else {},
@@ -230,10 +188,10 @@ async def _run(
             file.read(out)
             rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
             executor = AsyncioExecutor(recipe.concurrency.trees)
-            await play_units([file], folder, executor, rate, progress, settled=lambda: _write_beside(out, file.records))
+            await play_units([file], folder, executor, rate, progress, settled=lambda: _write_beside(out, file))
             summary = {
                 "schema": "esckit.search_summary/1",
-                **summarise(file.records),
+                **summarise(file.records()),
                 "environment": _environment(recipe, provenance.prompts),
             }
             write_json(folder.file(SUMMARY), summary)
@@ -242,7 +200,7 @@ async def _run(
 
 
 def _grower(
-    recipe: SearchRecipe, provenance: Provenance, pool: ModelPool, selection: Selection
+    recipe: SearchRecipe, provenance: Provenance, pool: ModelPool
 ) -> Callable[[Task], Awaitable[tuple[Record, ...]]]:
     """Return what grows one tree of the recipe, and gives its rollouts and the tree.
 
@@ -262,26 +220,43 @@ def _grower(
 
         return lay_out
 
-    memories = {dialogue.id: dialogue.turns for dialogue in selection.dialogues}
-    seeker = casting.aflow_seeker(memories, memory_guard=recipe.seeker.memory_guard)
+    seeker = casting.aflow_seeker({}, memory_guard=recipe.seeker.memory_guard)
     players = Players(seeker, casting.supporter(), critic, strategist)
 
     async def grow(task: Task) -> tuple[Record, ...]:
-        tree, rollouts = await grow_tree(task, players, recipe.mcts, provenance)
+        knowing = replace(seeker, memories={task.scenario.id: task.memory})
+        tree, rollouts = await grow_tree(task, replace(players, seeker=knowing), recipe.mcts, provenance)
         return (*rollouts, tree)
 
     return grow
 
 
-def _write_beside(out: Path, trees: Sequence[SearchTree]) -> None:
+def _write_beside(out: Path, file: UnitFile[Task, SearchTree]) -> None:
     """Write the failures of the trees, and sort their rollouts by node; those of a tree that a crash cut off go."""
-    failures = [FailedCall(tree=tree.id, failure=failure) for tree in trees for failure in tree.failures]
-    write_records(out / "failures.jsonl", failures)
-    path = out / ROLLOUTS
-    if path.is_file():
-        found = {(rollout.tree, rollout.node): rollout for rollout in read_records(Rollout, path, allow_cut=True)}
-        places = [(tree.id, node.id) for tree in trees for node in tree.nodes]
-        write_records(path, [found[place] for place in places if place in found])
+    failed = file.records(lambda raw: b'"failures":[{' in raw)
+    write_records(
+        out / "failures.jsonl",
+        (FailedCall(tree=tree.id, failure=failure) for tree in failed for failure in tree.failures),
+    )
+    if (path := out / ROLLOUTS).is_file():
+        write_records(path, _sorted_rollouts(path, file))
+
+
+def _sorted_rollouts(path: Path, file: UnitFile[Task, SearchTree]) -> Iterator[Rollout]:
+    """Yield the rollouts of a file in the order of the trees and their nodes; of two of one node the later one."""
+    numbers = Numbers(file.ids)
+    places: dict[int, array[int]] = {}
+    for line in read_lines(path, allow_cut=True):
+        for number in numbers.of(record_of(Rollout, line, path).tree):
+            places.setdefault(number, array("q")).append(line.offset)
+    with path.open("rb") as source:
+        for tree in file.records():
+            found: dict[str, Rollout] = {}
+            for place in places.get(max(numbers.of(tree.id)), ()):
+                source.seek(place)
+                rollout = record_of(Rollout, Line(place, 1 if place == 0 else 0, source.readline()), path)
+                found[rollout.node] = rollout
+            yield from (found[node.id] for node in tree.nodes if node.id in found)
 
 
 def _is_failed(tree: SearchTree) -> bool:

@@ -27,6 +27,7 @@ class Task:
         opening: The root's turns; ends with a seeker turn.
         split: The split that the seed dialogue belongs to.
         rest: What followed the opening in the corpus, runs of one speaker merged; starts with a supporter turn.
+        memory: The turns of the whole seed dialogue, which only the seeker knows.
     """
 
     tree_id: str
@@ -34,6 +35,7 @@ class Task:
     opening: tuple[Turn, ...]
     split: str | None = None
     rest: tuple[Turn, ...] = ()
+    memory: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

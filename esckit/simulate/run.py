@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
 from esckit.config import sections
 from esckit.config.load import require_runs
-from esckit.data.contexts import build_contexts
+from esckit.data.contexts import Contexts, build_contexts
 from esckit.data.selection import Selection, select_dialogues
-from esckit.ledger import usage_facts
-from esckit.play.futures import label_goal, label_quantile, label_threshold, rewards
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.play.runner import (
     SUMMARY,
@@ -32,26 +29,28 @@ from esckit.play.runner import (
     NoProgress,
     Plan,
     RunResult,
-    UnitFile,
     play_units,
     playing,
 )
+from esckit.play.unit_file import UnitFile
 from esckit.protocols import Progress
 from esckit.records import write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.verdicts import load_preset
+from esckit.sequences import Computed
+from esckit.simulate.summary import readings_of, summarise
 from esckit.strategies.taxonomy import load_taxonomy, taxonomy_inputs
-from esckit.types import Context, CriticReading, Future, Outcome, Record
+from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
+
+CONTEXTS = "contexts.jsonl"
 
 MIN_FUTURES_FOR_RATE = 50
 
 UNPARSED_WARNING = 0.1
 """Share of unreadable critic answers beyond which a run warns."""
-
-HALF = Fraction(1, 2)
 
 _Strategist = Annotated[
     sections.StrategistBinding, sections.role_defaults(sampling={"temperature": 0.7, "top_p": 0.9, "max_tokens": 256})
@@ -123,63 +122,6 @@ class SimulateRecipe(sections.ModelRecipe):
         return self
 
 
-def summarise(contexts: Sequence[Context], futures: Sequence[Future]) -> dict[str, Any]:
-    """Return ``summary.json``: shares in [0, 1], None where there is nothing to measure."""
-    scored = [future for future in futures if not _is_failed(future)]
-    outcomes = (Outcome.RESOLVED, Outcome.MAX_TURNS, Outcome.FAILED)
-    lasts = [found[-1].fraction for future in scored if (found := _readings(future))]
-    formats = [exchange.supporter.format_ok for future in futures for exchange in future.exchanges]
-    failures = [future.failure for future in futures if future.failure is not None]
-    return {
-        "schema": "esckit.simulate_summary/1",
-        "contexts": len(contexts),
-        "dialogues": len({context.dialogue_id for context in contexts}),
-        "futures": len(futures),
-        "outcomes": {outcome.value: sum(future.outcome is outcome for future in futures) for outcome in outcomes},
-        "failed": dict(sorted(Counter(f"{failure.stage}/{failure.kind}" for failure in failures).items())),
-        "reward": _reward_facts(rewards(scored)),
-        "goal_share": _share(sum(future.outcome is Outcome.RESOLVED for future in scored), len(scored)),
-        "mean_k": _share(sum(future.k for future in scored), len(scored)),
-        "last_value_one_half_share": _share(sum(value == HALF for value in lasts), len(scored)),
-        **_reading_facts([reading for future in futures for reading in _readings(future)]),
-        "format_ok_share": _share(sum(formats), len(formats)),
-        "positive_share": {
-            "goal": label_goal(scored).positive_share,
-            "threshold 0.5": label_threshold(scored, HALF).positive_share,
-            "quantile 0.7": label_quantile(scored, Fraction(7, 10)).positive_share,
-        },
-        "usage": usage_facts(future.usage for future in futures),
-    }
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _readings(future: Future) -> list[CriticReading]:
-    return [exchange.reading for exchange in future.exchanges if exchange.reading is not None]
-
-
-def _reward_facts(values: Sequence[Fraction]) -> dict[str, Any] | None:
-    if not values:
-        return None
-    ordered = sorted(values)
-    deciles = [float(ordered[-(-tenth * len(ordered) // 10) - 1]) for tenth in range(1, 10)]
-    mean = sum(ordered, Fraction(0)) / len(ordered)
-    return {"mean": float(mean), "min": float(ordered[0]), "max": float(ordered[-1]), "deciles": deciles}
-
-
-def _reading_facts(readings: Sequence[CriticReading]) -> dict[str, Any]:
-    parsed = sum(reading.n_parsed for reading in readings)
-    unparsed = sum(reading.n_unparsed for reading in readings)
-    masses = [reading.name_mass for reading in readings if reading.name_mass is not None]
-    return {
-        "unparsed_share": _share(unparsed, parsed + unparsed),
-        "compat_zeros": sum(reading.compat_zero for reading in readings),
-        "mean_name_mass": sum(masses) / len(masses) if masses else None,
-    }
-
-
 class FailedFuture(Record):
     """A line of ``failures.jsonl``."""
 
@@ -225,7 +167,7 @@ def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) 
     return asyncio.run(_run(recipe, selection, contexts, out, progress or NoProgress()))
 
 
-def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
+def _contexts(recipe: SimulateRecipe) -> tuple[Selection, Contexts]:
     """Return the contexts to play, after looking up everything that the recipe names."""
     require_runs(recipe, idle=() if _is_guided(recipe) else ("models.strategist",))
     look_up(_bindings(recipe).values())
@@ -243,7 +185,7 @@ def _contexts(recipe: SimulateRecipe) -> tuple[Selection, tuple[Context, ...]]:
 
 
 async def _run(
-    recipe: SimulateRecipe, selection: Selection, contexts: tuple[Context, ...], out: Path, progress: Progress
+    recipe: SimulateRecipe, selection: Selection, contexts: Contexts, out: Path, progress: Progress
 ) -> RunResult:
     bindings = _bindings(recipe)
     async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
@@ -263,26 +205,31 @@ async def _run(
         settings = recipe.simulation
         rules = Rules(settings.horizon, Fraction(recipe.critic.threshold), settings.score_first_exchange)
 
+        def unit(number: int) -> tuple[Context, int]:
+            return contexts[number // settings.candidates], number % settings.candidates
+
         async def play(unit: tuple[Context, int]) -> Future:
             return await play_future(*unit, cast=cast, rules=rules, run_seed=recipe.seed)
 
         file = UnitFile(
             "futures.jsonl",
             Future,
-            [
-                (f"{context.id}:c{candidate}", (context, candidate))
-                for context in contexts
-                for candidate in range(recipe.simulation.candidates)
-            ],
-            is_failed=lambda future: (
-                _is_failed(future) or any(reading.is_mostly_unparsed for reading in _readings(future))
+            ids=Computed(
+                len(contexts) * settings.candidates,
+                lambda number: f"{contexts.ids[number // settings.candidates]}:c{number % settings.candidates}",
             ),
+            unit=unit,
+            is_failed=lambda future: (
+                _is_failed(future) or any(reading.is_mostly_unparsed for reading in readings_of(future))
+            ),
+            may_fail=_may_fail,
             is_retried=_is_failed if recipe.simulation.retry_failed else None,
             play=play,
             timed_as="future",
         )
         async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
-            write_records(folder.file("contexts.jsonl"), contexts)
+            if not folder.file(CONTEXTS).is_file():
+                write_records(folder.file(CONTEXTS), contexts)
             file.read(out)
             rate = FailureRate(
                 recipe.max_failure_rate,
@@ -293,9 +240,9 @@ async def _run(
             )
             executor = AsyncioExecutor(recipe.concurrency.futures)
             await play_units(
-                [file], folder, executor, rate, progress, settled=lambda: _write_failures(out, file.records)
+                [file], folder, executor, rate, progress, settled=lambda: _write_failures(out, file.records(_may_fail))
             )
-            summary = summarise(contexts, file.records)
+            summary = summarise(contexts, file.records())
             write_json(folder.file(SUMMARY), summary)
             if (summary["unparsed_share"] or 0.0) > UNPARSED_WARNING:
                 log.warning(
@@ -325,13 +272,21 @@ def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
 
 
 def _write_failures(out: Path, futures: Iterable[Future]) -> None:
-    failed = [
+    failed = (
         FailedFuture(id=future.id, **future.failure.model_dump(exclude={"place"}))
         for future in futures
         if future.failure is not None
-    ]
+    )
     write_records(out / "failures.jsonl", failed)
 
 
 def _is_failed(future: Future) -> bool:
     return future.outcome is Outcome.FAILED
+
+
+_FAILED = f'"outcome":"{Outcome.FAILED.value}"'.encode()
+
+
+def _may_fail(raw: bytes) -> bool:
+    """Return whether a line can hold a future that failed or has an unreadable answer; quotes in texts are escaped."""
+    return _FAILED in raw or raw.count(b'"n_unparsed":') > raw.count(b'"n_unparsed":0')

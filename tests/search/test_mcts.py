@@ -12,7 +12,7 @@ from esckit.ledger import derive_seed, uniform
 from esckit.play.runner import AsyncioExecutor
 from esckit.records import dump_line
 from esckit.search.mcts import Grown, _Search
-from esckit.search.run import shape
+from esckit.search.summary import summarise
 from esckit.types import Outcome, SearchTree
 from tests.search.fakes import AFLOW, World, flat_prior, grow, grown, provenance, random_reward, settings, task
 
@@ -223,7 +223,7 @@ def test_the_expected_shape(n_simulations, temperature, leaves, depth_mean, dept
         changes = {"n_simulations": n_simulations, "selection_temperature": temperature}
         return [(await grow(World(reward=random_reward), number, **changes)).tree for number in range(trees)]
 
-    found = shape(asyncio.run(forest()))
+    found = summarise(asyncio.run(forest()))
     assert found["nodes"] == pytest.approx(n_simulations + 1, abs=0.3)
     assert found["leaves"] == pytest.approx(leaves, rel=0.06)
     assert found["leaf_depth_mean"] == pytest.approx(depth_mean, rel=0.06)

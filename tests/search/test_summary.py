@@ -4,7 +4,7 @@ from math import log
 
 import pytest
 
-from esckit.search.run import summarise
+from esckit.search.summary import summarise
 from esckit.types import Outcome
 from tests.search.fakes import World, grown
 
