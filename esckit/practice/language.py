@@ -1,0 +1,209 @@
+"""The words of the practice world: what is said in it, and how a supporter's words are read.
+
+Words count. What a supporter turn does is read from its text by a few published rules (:func:`function_of`), whoever
+wrote it; so a reply that only claims a strategy gains nothing, and neither does one that repeats itself. The seeker's
+text shows, with the probability of its pace, which need it has; :func:`shown_need` reads it back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+
+from esckit.documents import read_yaml
+from esckit.ledger import derive_seed, uniform
+from esckit.practice.world import FUNCTIONS, NEEDS, Fit, Function, Need, State
+from esckit.strategies.taxonomy import Taxonomy
+from esckit.text import n_words, tokenise
+from esckit.types import Record, Scenario, Turn
+
+SHORTEST, LONGEST = 8, 60
+"""Words of a supporter turn that does anything."""
+
+_SAME = 0.8
+"""Share of common words from which on two replies count as the same."""
+
+_MIN_CONTENT = 4
+"""Letters of a content word."""
+
+_HEAVY, _LIGHT = 4, 1
+"""Intensities from which on, and down to which, a seeker sounds heavy or light."""
+
+_CLAUSE = re.compile(r"[^.!?]+[.!?]?")
+
+
+class _Lines(Record):
+    openers: tuple[str, ...]
+    cores: tuple[str, ...]
+
+
+class _SeekerLines(Record):
+    heard: _Lines
+    understood: _Lines
+    act: _Lines
+    hidden: _Lines
+    reactions: dict[Fit, tuple[str, ...]]
+    moods: dict[str, tuple[str, ...]]
+    resolved: tuple[str, ...]
+    leaving: tuple[str, ...]
+
+
+class _Reading(Record):
+    act: tuple[re.Pattern[str], ...]
+    rhetorical: tuple[re.Pattern[str], ...]
+    comfort: tuple[re.Pattern[str], ...]
+
+
+class Language(Record):
+    """``language.yaml``: forms of turns, and the rules by which turns are read."""
+
+    marks: dict[Need, tuple[str, ...]]
+    seeker: _SeekerLines
+    supporter: dict[Function, _Lines]
+    reading: _Reading
+    topics: dict[str, tuple[str, ...]]
+    emotions: tuple[str, ...]
+    situations: tuple[str, ...]
+    empty_words: frozenset[str] = Field(repr=False)
+
+
+@cache
+def language() -> Language:
+    """Return the language of the practice world."""
+    return Language.model_validate(read_yaml(Path(__file__).parent / "language.yaml", "language of the practice world"))
+
+
+def draw(forms: Sequence[str], *place: str | int) -> str:
+    """Return one of several forms, drawn by stable ids."""
+    return forms[int(uniform(derive_seed("practice", *place)) * len(forms))]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def content_words(text: str) -> tuple[str, ...]:
+    """Return the words that carry content, in order and without repetition: four letters or more, none of a list."""
+    empty = language().empty_words
+    found = (word for word in tokenise(text) if len(word) >= _MIN_CONTENT and word.isalpha() and word not in empty)
+    return tuple(dict.fromkeys(found))
+
+
+def function_of(reply: str, turns: Sequence[Turn]) -> Function:
+    """Return what a supporter's reply does.
+
+    Advice is advice whatever stands around it; then a question counts, then comfort, then a reflection: at least two
+    content words of the seeker's last turn. A reply of fewer than 8 or more than 60 words, or one that says again what
+    an earlier reply said, does nothing.
+
+    Args:
+        reply: The supporter's words.
+        turns: The dialogue before it.
+    """
+    if not SHORTEST <= n_words(reply) <= LONGEST or _is_repeated(reply, turns):
+        return "other"
+    rules, text = language().reading, reply.casefold().replace("\u2019", "'")
+    clauses = [clause.strip() for clause in _CLAUSE.findall(text)]
+    if any(pattern.search(clause) for pattern in rules.act for clause in clauses):
+        return "act"
+    questions = [clause for clause in clauses if clause.endswith("?")]
+    if any(not any(pattern.search(clause) for pattern in rules.rhetorical) for clause in questions):
+        return "explore"
+    if any(pattern.search(text) for pattern in rules.comfort):
+        return "comfort"
+    heard = next((turn.text for turn in reversed(turns) if turn.speaker == "seeker"), "")
+    return "reflect" if len(set(content_words(reply)) & set(content_words(heard))) >= 2 else "other"
+
+
+def _is_repeated(reply: str, turns: Sequence[Turn]) -> bool:
+    words = set(tokenise(reply))
+    earlier = (set(tokenise(turn.text)) for turn in turns if turn.speaker == "supporter")
+    return any(len(words & said) >= _SAME * len(words | said) for said in earlier)
+
+
+def shown_need(text: str) -> Need | None:
+    """Return the need that a seeker's words show; None if they show none, or several."""
+    shown = [need for need in NEEDS if any(mark in text.casefold() for mark in language().marks[need])]
+    return shown[0] if len(shown) == 1 else None
+
+
+@cache
+def _functions() -> Mapping[str, Function]:
+    found = read_yaml(Path(__file__).parent / "functions.yaml", "functions")
+    return {strategy: function for function, strategies in found.items() for strategy in strategies}
+
+
+_BY_STAGE: dict[str, Function] = {"exploration": "explore", "comforting": "comfort", "action": "act"}
+
+
+def strategy_functions(taxonomy: Taxonomy) -> dict[str, Function]:
+    """Return what each strategy is meant to do: by a table of the shipped strategies, else by its stage."""
+    return {one.name: _functions().get(one.name, _BY_STAGE.get(one.stage, "other")) for one in taxonomy.strategies}
+
+
+def meant_function(strategy: str) -> Function | None:
+    """Return what a shipped strategy is meant to do; None for one that no shipped taxonomy has."""
+    return _functions().get(strategy)
+
+
+# ---------------------------------------------------------------- the seeker
+
+
+def topic_of(scenario: Scenario) -> str:
+    """Return what a seeker of the practice world calls its problem: one of its kind of problem, drawn by the id."""
+    kind = (scenario.problem_type or "").casefold()
+    known = language().topics
+    topics = known[kind] if kind in known else (kind,) if kind else tuple(t for some in known.values() for t in some)
+    named = next((topic for some in known.values() for topic in some if topic in scenario.situation), None)
+    return named or draw(topics, scenario.id, "topic")
+
+
+def seeker_line(state: State, *, fit: Fit | None, is_shown: bool, topic: str, place: Sequence[str | int]) -> str:
+    """Return what the seeker says.
+
+    Args:
+        state: After the supporter's turn.
+        fit: What that turn was; None at the opening.
+        is_shown: Whether the need shows.
+        topic: See :func:`topic_of`.
+        place: Stable ids of the draw.
+    """
+    lines = language().seeker
+    if state.has_left or state.intensity == 0:
+        return draw(lines.leaving if state.has_left else lines.resolved, *place, "end").format(topic=topic)
+    forms: _Lines = getattr(lines, state.need if is_shown else "hidden")
+    mood = "heavy" if state.intensity >= _HEAVY else "light" if state.intensity <= _LIGHT else "middling"
+    said = (
+        draw(lines.reactions[fit], *place, "reaction") if fit else "",
+        draw(forms.openers, *place, "opener"),
+        draw(forms.cores, *place, "core").format(topic=topic),
+        draw(lines.moods[mood], *place, "mood"),
+    )
+    return " ".join(part for part in said if part)
+
+
+# ---------------------------------------------------------------- the supporter
+
+
+def supporter_line(function: Function, turns: Sequence[Turn], place: Sequence[str | int]) -> str:
+    """Return words that do what they are meant to, after these turns; if no form does, the last that was tried.
+
+    Args:
+        function: What the words are meant to do; for ``other`` they comfort.
+        turns: The dialogue before.
+        place: Stable ids of the draw.
+    """
+    meant = function if function in FUNCTIONS else "comfort"
+    forms = language().supporter[meant]
+    heard = next((turn.text for turn in reversed(turns) if turn.speaker == "seeker"), "")
+    line = ""
+    for attempt in range(len(forms.openers) * len(forms.cores)):
+        words = sorted(content_words(heard), key=lambda word: derive_seed("practice", *place, attempt, word))[:2]
+        core = draw(forms.cores, *place, "core", attempt).format(words=" and ".join(words) or "these things")
+        line = f"{draw(forms.openers, *place, 'opener', attempt)} {core}"
+        if function_of(line, turns) == meant:
+            return line
+    return line
