@@ -31,7 +31,8 @@ from esckit.types import (
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
-Capability = Literal["score", "next_token"]
+Capability = Literal["score", "score_at_1", "next_token"]
+"""``score_at_1``: answers are scored, but at temperature 1 only."""
 
 Part = Literal["chat", "strategist", "writer", "scorer"]
 """As what a checkpoint can be used: it talks, chooses strategies, writes supporter turns, or scores them."""

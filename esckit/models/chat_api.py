@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from esckit.config.sections import EndpointAddress
 from esckit.documents import complaint, read_yaml
 from esckit.errors import NOT_FINITE, BackendError, ConfigError
+from esckit.models.answer_form import PromptToken
 from esckit.models.chat import make_reply, one_system, without_system
 from esckit.registry import did_you_mean
 from esckit.types import Message, Reply, Sampling, StopReason, Usage
@@ -92,6 +93,7 @@ class Answer(BaseModel):
 
     choices: tuple[_Choice, ...] = Field(min_length=1)
     usage: Any = None
+    prompt_logprobs: Any = None
 
     @property
     def cost(self) -> Usage:
@@ -121,6 +123,22 @@ class Answer(BaseModel):
             known = listed.get(token, 0.0)
             listed[token] = None if p is None or known is None else known + p
         return listed
+
+    @property
+    def prompt(self) -> list[PromptToken]:
+        """The tokens of the prompt with their log-probabilities; empty if the server does not return them.
+
+        Raises:
+            BackendError: ``not_finite`` if a number cannot be a log-probability.
+        """
+        listed = self.prompt_logprobs if isinstance(self.prompt_logprobs, list) else []
+        found: list[PromptToken] = []
+        for one in listed:
+            # Of several tokens at one place the first is the one that stands there.
+            token, about = next(iter(one.items())) if isinstance(one, Mapping) and one else ("", None)
+            log_p = about.get("logprob") if isinstance(about, Mapping) else None
+            found.append(PromptToken(token, None if log_p is None else _log_probability(log_p)))
+        return found
 
     def reply(self, max_tokens: int) -> Reply:
         """Return what the model wrote, which may be blank.
@@ -240,9 +258,14 @@ def _listed(log_probs: Any) -> Iterator[tuple[str, Any]]:
 
 def _probability(log_p: object) -> float:
     """Return the probability of a log-probability."""
+    return math.exp(_log_probability(log_p))
+
+
+def _log_probability(log_p: object) -> float:
+    """Return a number that a server gives as a log-probability, if it can be one."""
     if isinstance(log_p, int | float) and not isinstance(log_p, bool) and -math.inf < log_p <= _ROUNDING:
         # Bounded on both sides: JSON has integers that fit no float.
-        return math.exp(max(min(log_p, 0.0), _LEAST_LOG_P))
+        return float(max(min(log_p, 0.0), _LEAST_LOG_P))
     raise BackendError(f"a log-probability of {log_p!r}", kind=NOT_FINITE, expected="a finite number of at most 0")
 
 

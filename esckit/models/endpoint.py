@@ -1,8 +1,8 @@
 """A chat model behind an OpenAI-compatible server: typed replies or typed errors, never anything in between.
 
-Chat servers treat seeds as best effort and cannot score given answers; some return the log-probabilities that
-``next_token`` needs. Requests are carried by :mod:`esckit.models.transport`; what they and their answers look like is
-in :mod:`esckit.models.chat_api`.
+Chat servers treat seeds as best effort. Some return the log-probabilities that ``next_token`` needs, and a few (vLLM)
+those of the prompt, by which ``score`` rates given answers. Requests are carried by :mod:`esckit.models.transport`;
+what they and their answers look like is in :mod:`esckit.models.chat_api`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,33 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from esckit.errors import BackendError, ConfigError, EsckitError
+from esckit.models.answer_form import PROBES, AnswerForm, PromptToken
 from esckit.models.chat_api import AcceptedFields, Answer, label_probabilities, parse_answer, sampling_fields
 from esckit.models.transport import HttpFailure, Timeouts, Transport
 from esckit.protocols import Capability
 from esckit.registry import did_you_mean
 from esckit.text import MessageGuard
-from esckit.types import ChoiceScores, Message, NextToken, Reply, Sampling
+from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Usage
 
 log = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+
+_ONE_TOKEN = sampling_fields(Sampling(max_tokens=1), 0)
+
+_GREETING = (Message("user", "Hello"),)
+
+# Fields of vLLM: every token of the prompt with its log-probability, and none beside it.
+_BEGUN = {"prompt_logprobs": 0}
+
+_ANSWERED = {"prompt_logprobs": 0, "add_generation_prompt": False}
 
 _CHAT = "/chat/completions"
 
@@ -80,6 +91,8 @@ class EndpointModel:
         self.reports_usage = True
         self._accepted = AcceptedFields(lacks)
         self._guard = MessageGuard.of_any_format()
+        self._form: AnswerForm | None = None
+        self._answers: dict[str, tuple[str, ...]] = {}
         self._notes: dict[str, str] = {}
         self._kinds_logged: set[str] = set()
 
@@ -132,12 +145,35 @@ class EndpointModel:
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
     ) -> ChoiceScores:
-        """Refuse: a chat server does not tell the probability of an answer that it did not write.
+        """Return per choice the log-probability of the assistant answering exactly it and ending its turn.
+
+        Every choice is a request of its own: the conversation with the choice as its last message.
 
         Raises:
-            ConfigError: Always.
+            ConfigError: If the server returns no log-probabilities of prompts, or the temperature is not 1.
+            BackendError: If an answer failed, or the server's tokens are not as they were at the check.
         """
-        raise ConfigError(f"{self.name} cannot score given answers", expected="readout: sampled, or a local model")
+        form = self._form
+        if form is None:
+            raise ConfigError(f"{self.name} cannot score given answers", expected="readout: sampled, or a local model")
+        if temperature != 1.0:
+            raise ConfigError(f"{self.name} scores answers at temperature 1 only", expected="sampling.temperature: 1.0")
+        results = await asyncio.gather(
+            *(self._score(form, messages, choice) for choice in choices), return_exceptions=True
+        )
+        scored = [result for result in results if not isinstance(result, BaseException)]
+        usage = Usage(
+            calls=1,
+            unknown_calls=int(any(used.unknown_calls for _, used in scored)),
+            prompt_tokens=sum(used.prompt_tokens for _, used in scored),
+            completion_tokens=sum(used.completion_tokens for _, used in scored),
+        )
+        for result in results:
+            if isinstance(result, BackendError):
+                result.billed = usage.model_dump()
+            if isinstance(result, BaseException):
+                raise result
+        return ChoiceScores(tuple(score for score, _ in scored), usage)
 
     async def next_token(
         self, messages: Sequence[Message], labels: Sequence[str], *, temperature: float = 1.0
@@ -162,7 +198,20 @@ class EndpointModel:
                 raise BackendError(f"an answer of {self.name} without log-probabilities", kind="no_log_probs")
             return NextToken(*label_probabilities(listed, labels, temperature), answer.cost)
 
-        return await self._ask(messages, sampling_fields(Sampling(max_tokens=1), 0), read, log_probs=True)
+        return await self._ask(messages, _ONE_TOKEN, read, log_probs=True)
+
+    async def _score(self, form: AnswerForm, messages: Sequence[Message], choice: str) -> tuple[ChoiceScore, Usage]:
+        """Return the score of one choice; its tokens are learnt once."""
+        if choice not in self._answers:
+            asked = [*_GREETING, Message("assistant", choice)]
+            learnt = await self._answer(asked, _ONE_TOKEN, _ANSWERED)
+            self._answers[choice] = form.answer_in(learnt.prompt)
+        tokens = self._answers[choice]
+
+        def read(answer: Answer) -> tuple[ChoiceScore, Usage]:
+            return form.score(answer.prompt, tokens), answer.cost
+
+        return await self._ask([*messages, Message("assistant", choice)], _ONE_TOKEN, read, _ANSWERED)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -182,9 +231,8 @@ class EndpointModel:
 
     async def _probe(self, listed: Sequence[str]) -> None:
         """Ask for one token with its log-probabilities."""
-        fields = sampling_fields(Sampling(max_tokens=1), 0)
         limits = self._transport.timeouts
-        asking = asyncio.create_task(self._negotiate([Message("user", "Hello")], fields, log_probs=True))
+        asking = asyncio.create_task(self._negotiate(_GREETING, _ONE_TOKEN, log_probs=True))
         try:
             # The first answer of a server may take longer than all others.
             if not (await asyncio.wait({asking}, timeout=limits.check_s))[0]:
@@ -205,14 +253,32 @@ class EndpointModel:
             raise self._error(failure, listed) from None
         finally:
             asking.cancel()
-        self.capabilities = frozenset({"next_token"} if answer.alternatives else ())
         self.reports_usage = not answer.cost.unknown_calls
+        if answer.alternatives:
+            self._form = await self._learnt_form()
+            self.capabilities = frozenset({"next_token", "score_at_1"} if self._form else {"next_token"})
+
+    async def _learnt_form(self) -> AnswerForm | None:
+        """Return how the server's template lays out an answer; None if it shows no log-probabilities of a prompt."""
+        asked = [(_GREETING, _BEGUN), *(((*_GREETING, Message("assistant", word)), _ANSWERED) for word in PROBES)]
+        prompts: list[list[PromptToken]] = []
+        try:
+            async with asyncio.timeout(self._transport.timeouts.check_s):
+                for messages, extra in asked:
+                    prompts.append((await self._negotiate(messages, _ONE_TOKEN, extra)).prompt)
+                    if not prompts[-1]:
+                        return None
+        except (TimeoutError, HttpFailure, BackendError) as failure:
+            log.info("%s shows no log-probabilities of a prompt: %s", self.name, failure)
+            return None
+        return AnswerForm.learnt(*prompts)
 
     async def _ask(
         self,
         messages: Sequence[Message],
         fields: Mapping[str, Any],
         read: Callable[[Answer], T],
+        extra: Mapping[str, Any] = MappingProxyType({}),
         *,
         log_probs: bool = False,
     ) -> T:
@@ -222,7 +288,7 @@ class EndpointModel:
         answer that came and cannot be used has its cost on the failure.
         """
         try:
-            answer = await self._answer(messages, fields, log_probs=log_probs)
+            answer = await self._answer(messages, fields, extra, log_probs=log_probs)
             try:
                 return read(answer)
             except BackendError as error:
@@ -235,10 +301,17 @@ class EndpointModel:
                 log.warning("%s%s (further failures of the kind %s are only counted)", who, error.found, error.kind)
             raise
 
-    async def _answer(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool) -> Answer:
+    async def _answer(
+        self,
+        messages: Sequence[Message],
+        fields: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        *,
+        log_probs: bool = False,
+    ) -> Answer:
         kept = [self._guard(message) for message in messages]
         try:
-            answer = await self._negotiate(kept, fields, log_probs=log_probs)
+            answer = await self._negotiate(kept, fields, extra, log_probs=log_probs)
         except HttpFailure as failure:
             if self._transport.has_answered and failure.fault.status in (_WRONG_KEY, _WRONG_MODEL):
                 # It worked before: is it this one call, or all from now on?
@@ -254,10 +327,17 @@ class EndpointModel:
             self._note("system", f"{self.name} takes no system messages; they go into the first user message")
         return answer
 
-    async def _negotiate(self, messages: Sequence[Message], fields: Mapping[str, Any], *, log_probs: bool) -> Answer:
+    async def _negotiate(
+        self,
+        messages: Sequence[Message],
+        fields: Mapping[str, Any],
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        log_probs: bool = False,
+    ) -> Answer:
         """Post a request, again in another form whenever the server refuses the form."""
         while True:
-            body = self._accepted.body(self._model, messages, fields, log_probs=log_probs)
+            body = {**self._accepted.body(self._model, messages, fields, log_probs=log_probs), **extra}
             try:
                 text = await self._transport.post(_CHAT, body)
             except HttpFailure as failure:

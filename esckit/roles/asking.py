@@ -97,6 +97,11 @@ class Voice:
     max_attempts: int = 3
     window: Window = field(default_factory=Window)
 
+    def scores_answers(self, temperature: float) -> bool:
+        """Return whether the model tells the probability of given answers at a temperature."""
+        offered = self.model.capabilities
+        return "score" in offered or ("score_at_1" in offered and temperature == 1.0)
+
 
 async def ask(
     voice: Voice, messages: PromptOver, turns: Sequence[Turn], scope: Scope, role: str, parse: Callable[[Reply], T]

@@ -147,10 +147,11 @@ class Casting:
     def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset | None = None) -> ResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
         binding, preset = self.options("critic"), preset or load_preset(settings.preset)
-        by_letter = settings.readout == "expected" and self.pool.model(binding, "critic").capabilities == {"next_token"}
+        voice = self.pool.voice(binding, "critic", max_attempts=1)
+        by_letter = settings.readout == "expected" and not voice.scores_answers(binding.sampling.temperature)
         name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
         return ResolutionCritic(
-            self.pool.voice(binding, "critic", max_attempts=1),
+            voice,
             load_prompt(name, "resolution critic"),
             preset,
             settings,

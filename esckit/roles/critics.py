@@ -3,8 +3,9 @@
 :class:`ResolutionCritic` (RLFF-ESC, arXiv 2508.12935) answers whether the seeker's issue is solved after a
 conversation. Two read-outs give the same quantity. ``sampled`` asks several times and averages the answers that name
 exactly one level. ``expected`` scores the level names once and takes the expectation: the limit of ``sampled`` for
-infinitely many samples, at about a tenth of the work. Endpoints give only the probability of one next token; there,
-``expected`` lists the levels by letter, which is another prompt and shows in the identity.
+infinitely many samples, at about a tenth of the work. Many endpoints give only the probability of one next token, and
+those that score whole answers (vLLM) do so at temperature 1; elsewhere ``expected`` lists the levels by letter, which
+is another prompt and shows in the identity.
 
 :class:`RewardCritic` lets a reward model rate the supporter turns of AFlow's search: the probability that the turn
 leads to a good future. The critic of AFlow itself stands in :mod:`esckit.roles.rubric`, and also rates supporter turns
@@ -54,10 +55,10 @@ class ResolutionCritic:
     def __post_init__(self) -> None:
         if self.settings.readout != "expected":
             return
-        if not self.voice.model.capabilities:
+        if not (self.reads_names or "next_token" in self.voice.model.capabilities):
             raise ConfigError(
                 f"critic.readout 'expected' needs log-probabilities, which {self.voice.model.name} does not offer",
-                expected="a model that offers them, or critic.readout: sampled",
+                expected="a model that offers them (some servers at temperature 1 only), or critic.readout: sampled",
             )
         if self.voice.options.sampling.temperature == 0:
             raise ConfigError("critic.readout 'expected' at temperature 0", expected="a temperature above 0")
@@ -65,7 +66,8 @@ class ResolutionCritic:
     @property
     def reads_names(self) -> bool:
         """Whether level names are read as they are; otherwise the prompt lists them by letter."""
-        return self.settings.readout == "sampled" or "score" in self.voice.model.capabilities
+        temperature = self.voice.options.sampling.temperature
+        return self.settings.readout == "sampled" or self.voice.scores_answers(temperature)
 
     @property
     def identity(self) -> str:

@@ -342,7 +342,7 @@ class PromptedStrategist:
     readout: Literal["json", "choices"]
 
     def __post_init__(self) -> None:
-        if self.readout == "choices" and not self.voice.model.capabilities & {"score", "next_token"}:
+        if self.readout == "choices" and not self.voice.model.capabilities:
             raise ConfigError(
                 f"model {self.voice.model.name} gives no log-probabilities",
                 expected="a model that can score choices",
@@ -371,7 +371,7 @@ class PromptedStrategist:
         if self.readout == "json":
             messages = partial(self._messages, keys=", ".join(f'"{abbr}"' for abbr in self.taxonomy.abbrs))
             return await ask(self.voice, messages, turns, scope, "strategist", self._parse)
-        if "score" in self.voice.model.capabilities:
+        if self.voice.scores_answers(1.0):
             return await self._scored(turns, scope)
         return await self._lettered(turns, scope)
 
