@@ -34,8 +34,8 @@ Result = TypeVar("Result")
 Capability = Literal["score", "score_at_1", "next_token"]
 """``score_at_1``: answers are scored, but at temperature 1 only."""
 
-Part = Literal["chat", "strategist", "writer", "scorer"]
-"""As what a checkpoint can be used: it talks, chooses strategies, writes supporter turns, or scores them."""
+Part = Literal["chat", "strategist", "writer", "scorer", "world"]
+"""As what a binding is used: it talks, chooses strategies, writes supporter turns, scores them, or asks no model."""
 
 
 @runtime_checkable

@@ -364,15 +364,22 @@ def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[Gate
 
 
 def _echo(result: EvaluateResult) -> None:
-    """Print every metric of whole suites with its n, coverage and interval, then comparisons, then where to read on."""
-    rows = [row for row in result.metrics.metrics if row.group is None]
-    width = max(len(row.name) for row in rows)
-    for row in rows:
-        echo(f"{row.name:<{width}}  {_value(row)}")
+    """Print every metric of whole suites with its n, coverage and interval, then comparisons, then where to read on.
+
+    What the practice world's baselines reach with the same seekers stands beside what the system reaches.
+    """
+    rows = {_label(row): row for row in result.metrics.metrics if (row.group or {}).keys() <= {"policy"}}
+    width = max(map(len, rows))
+    for label, row in rows.items():
+        echo(f"{label:<{width}}  {_value(row)}")
     for entry in result.metrics.comparisons:
         echo(f"{entry.name:<{width}}  {_difference(entry)}")
     echo(f"{'out':<{width}}  {result.out}")
     echo(f"{'report':<{width}}  {result.report}")
+
+
+def _label(row: MetricRow) -> str:
+    return row.name if row.group is None else f"{row.name} of {row.group['policy']}"
 
 
 def _value(row: MetricRow) -> str:

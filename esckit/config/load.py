@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar, Union, get_args
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from esckit.config.sections import Recipe
+from esckit.config.sections import Recipe, WorldBinding
 from esckit.documents import Place, complaint, dotted, parse_yaml, parse_yaml_lines, read_text
 from esckit.errors import ConfigError, DataError, MissingRunsError
 from esckit.registry import Registry, did_you_mean, expand_home, nearest, shipped_dir
@@ -310,7 +310,7 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
             hint=f"Run: esckit {named} {ref}" if named in RECIPES.targets else None,
         )
     try:
-        return LoadedRecipe(name, kind.model_validate(source.data, strict=True))
+        loaded = LoadedRecipe(name, kind.model_validate(source.data, strict=True))
     except ValidationError as error:
         problems = describe_problems(error, kind, source, changed)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -318,6 +318,29 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
             "\n  ".join([f"recipe {source.origin}: {count}", *problems]),
             hint=f"'esckit recipes schema {named}' lists every field",
         ) from error
+    _check_world(loaded)
+    return loaded
+
+
+_OF_A_PAPER = ("aflow/", "rlff/")
+
+
+def _check_world(loaded: LoadedRecipe[Any]) -> None:
+    """Refuse players of the practice world in a recipe that carries the name of a paper.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    models = getattr(loaded.recipe, "models", None)
+    if not loaded.name.startswith(_OF_A_PAPER) or models is None:
+        return
+    worlds = [role for role, binding in models if isinstance(binding, WorldBinding)]
+    if worlds:
+        raise ConfigError(
+            f"models.{worlds[0]} of the practice world in {loaded.name}, which is a paper's recipe",
+            expected="the paper's kind of model",
+            hint="The recipes practice/… play in the practice world; esckit recipes list shows them",
+        )
 
 
 def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[Recipe]:

@@ -169,7 +169,8 @@ class DataConfig(Section):
 
     Attributes:
         dataset: Name of the loader in the data set registry, or ``module:attr``.
-        path: File, folder, ``sample:NAME`` (the corpus that ships) or ``hub:OWNER/NAME[@REVISION]``.
+        path: File, folder, ``sample:NAME`` (the corpora that ship), ``hub:OWNER/NAME[@REVISION]``, or
+            ``world:PROFILE/N`` (the first N dialogues of the practice world).
         split: The parts of ``scheme`` to use, a name or several; None uses the whole corpus.
         scheme: How the corpus is split; None does not split it.
         seed: Of ``scheme: ratio``.
@@ -222,7 +223,7 @@ class AlternatingData(DataConfig):
         return merge
 
 
-KINDS = ("backbone", "endpoint", "checkpoint", "scripted")
+KINDS = ("backbone", "endpoint", "checkpoint", "scripted", "world")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -353,6 +354,27 @@ class ScriptedBinding(RoleOptions):
     scripted: str = Field(min_length=1)
 
 
+class WorldBinding(RoleOptions):
+    """A player of the practice world, which asks no model; its sampling is without effect.
+
+    Attributes:
+        world: Profile of the seeker (``esckit/practice/profiles.yaml``); all roles of a recipe name the same.
+    """
+
+    world: str = Field(min_length=1)
+
+
+class WorldStrategist(WorldBinding):
+    """A strategist of the practice world.
+
+    Attributes:
+        policy: At ``random``, in a ``fixed`` order, by the ``rule`` that reads the need from the seeker's words, or the
+            ``optimum``, which sees the hidden state.
+    """
+
+    policy: Literal["random", "fixed", "rule", "optimum"] = "rule"
+
+
 def _check_kind(value: object) -> object:
     """Refuse a mapping that names no kind of model, or several."""
     if not isinstance(value, Mapping):
@@ -386,6 +408,8 @@ _Endpoint = Annotated[EndpointBinding, Tag("<endpoint>")]
 
 _Scripted = Annotated[ScriptedBinding, Tag("<scripted>")]
 
+_World = Annotated[WorldBinding, Tag("<world>")]
+
 _BY_KIND = Discriminator(
     _kind_tag,
     custom_error_type="binding_kind",
@@ -395,17 +419,25 @@ _BY_KIND = Discriminator(
 _ONE_KIND = BeforeValidator(_check_kind)
 
 ModelBinding = Annotated[
-    _Backbone | _Endpoint | Annotated[CheckpointBinding, Tag("<checkpoint>")] | _Scripted, _BY_KIND, _ONE_KIND
+    _Backbone | _Endpoint | Annotated[CheckpointBinding, Tag("<checkpoint>")] | _Scripted | _World, _BY_KIND, _ONE_KIND
 ]
-"""The model of a role, one of four classes; tell them apart with ``match`` or ``isinstance``."""
+"""The model of a role, one of five classes; tell them apart with ``match`` or ``isinstance``."""
 
 SupporterBinding = Annotated[
-    _Backbone | _Endpoint | Annotated[SupporterCheckpoint, Tag("<checkpoint>")] | _Scripted, _BY_KIND, _ONE_KIND
+    _Backbone | _Endpoint | Annotated[SupporterCheckpoint, Tag("<checkpoint>")] | _Scripted | _World,
+    _BY_KIND,
+    _ONE_KIND,
 ]
 """The model of a supporter."""
 
 StrategistBinding = Annotated[
-    _Backbone | _Endpoint | Annotated[StrategistCheckpoint, Tag("<checkpoint>")] | _Scripted, _BY_KIND, _ONE_KIND
+    _Backbone
+    | _Endpoint
+    | Annotated[StrategistCheckpoint, Tag("<checkpoint>")]
+    | _Scripted
+    | Annotated[WorldStrategist, Tag("<world>")],
+    _BY_KIND,
+    _ONE_KIND,
 ]
 """The model that chooses strategies."""
 
@@ -452,6 +484,34 @@ def check_prices(budget: Limits, bindings: Iterable[Binding | None]) -> None:
     for binding in bindings:
         if isinstance(binding, EndpointBinding) and binding.prices is None:
             raise ValueError(f"budget.max_cost needs prices for the endpoint model {binding.model!r}")
+
+
+_IN_THE_WORLD = frozenset({"seeker", "supporter", "critic", "strategist", "turn_judge"})
+
+
+def check_worlds(bindings: Mapping[str, Binding | None], *, is_guided: bool) -> None:
+    """Refuse players of the practice world that cannot play together.
+
+    Args:
+        bindings: The model of each role.
+        is_guided: Whether a strategist names the strategy of every supporter turn.
+
+    Raises:
+        ValueError: If a role is no part of the world, profiles differ, or the world's supporter gets no strategy.
+    """
+    worlds = {role: binding.world for role, binding in bindings.items() if isinstance(binding, WorldBinding)}
+    if strangers := worlds.keys() - _IN_THE_WORLD:
+        raise ValueError(
+            f"models.{min(strangers)}: the practice world has none; it plays {', '.join(sorted(_IN_THE_WORLD))}"
+        )
+    if len(set(worlds.values())) > 1:
+        named = ", ".join(f"{role}: {world}" for role, world in worlds.items())
+        raise ValueError(f"all roles of a recipe play one profile of the practice world, not {named}")
+    if "supporter" in worlds and not is_guided:
+        raise ValueError(
+            "models.supporter: {world: …} words the strategies that it is given, and here it is given none; "
+            "name a models.strategist and let it lead"
+        )
 
 
 class Contexts(Section):

@@ -29,6 +29,7 @@ from esckit.data.layouts import (
     recognise_file,
 )
 from esckit.errors import DataError
+from esckit.practice import corpus as practice
 from esckit.protocols import DatasetLoader, Issue, IssueSink
 from esckit.records import file_sha256
 from esckit.registry import nearest, own_code, shipped_dir
@@ -117,7 +118,7 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     """Read a corpus.
 
     Args:
-        path: File, folder, zip, ``sample:NAME`` or ``hub:OWNER/NAME[@REVISION]``.
+        path: File, folder, zip, ``sample:NAME``, ``world:PROFILE/N`` or ``hub:OWNER/NAME[@REVISION]``.
         format: Name of a format, ``auto``, or ``module:attr`` of a :class:`~esckit.protocols.DatasetLoader`.
         sink: Takes what is noted, and decides whether a refused record ends the reading.
         max_refused_share: Share of records, in [0, 1], that may be refused if the sink continues; ``data inspect``
@@ -130,7 +131,10 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     given = str(path)
     if format != AUTO:
         RECORD_READERS.resolve(format)
-    found = _hub_parts(given, format) if given.startswith("hub:") else _file_parts(given, format)
+    if given.startswith("hub:"):
+        found = _hub_parts(given, format)
+    else:
+        found = _practice_parts(given, format) if given.startswith("world:") else _file_parts(given, format)
     gathering = _Gathering(sink, found.format)
     files = tuple(gathering.read(part) for part in found.parts)
     n_records = sum(file.n_records for file in files)
@@ -239,6 +243,21 @@ def _own_loader(name: str, load: DatasetLoader) -> DatasetLoader:
             yield from load(path, sink=sink)
 
     return loader
+
+
+# ---------------------------------------------------------------- the practice world
+
+
+def _practice_parts(given: str, format: str) -> _Parts:
+    """Return the one part of a corpus that is made up as it is read."""
+    if format not in (AUTO, practice.CORPUS):
+        raise DataError.of_file(given, f"the format {quoted(format)}", expected=practice.CORPUS)
+    profile, n = practice.parse_path(given)
+
+    def read(*, sink: IssueSink) -> Iterator[Dialogue]:
+        yield from practice.dialogues(profile, n)
+
+    return _Parts(practice.CORPUS, [_Part(Path(given), practice.identity(profile, n), None, read)], ())
 
 
 # ---------------------------------------------------------------- hub

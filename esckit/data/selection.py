@@ -41,6 +41,7 @@ _FORMATS_OF_DATASET: dict[str, tuple[str, ...]] = {
     "esconv": ("esconv", "esconv-hub", "ppdpp"),
     "extes": ("extes",),
     "jsonl": ("jsonl",),
+    "practice": ("practice",),
 }
 
 

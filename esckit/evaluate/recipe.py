@@ -22,6 +22,7 @@ from esckit.config.sections import (
     Section,
     Strategist,
     check_prices,
+    check_worlds,
     role_defaults,
 )
 from esckit.evaluate.suite import Suite
@@ -188,6 +189,7 @@ class EvaluateRecipe(ModelRecipe):
         if missing:
             raise ValueError("; ".join(missing))
         check_prices(self.budget, self.roles().values())
+        check_worlds(self.roles(), is_guided="strategist" in self.roles())
         return self
 
     @property

@@ -401,7 +401,7 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
     known = load_references()
     if recipe.references is not None:
         return tuple(known.table(name).id for name in recipe.references)
-    if recipe.data is None or recipe.data.path.startswith("sample:"):
+    if recipe.data is None or recipe.data.path.startswith(("sample:", "world:")):
         return ()
     shown = (*recipe.suites, *(("reliability",) if recipe.reliability is not None else ()))
     return tuple(table.id for suite in shown for table in known.tables if table.suite == suite)

@@ -383,7 +383,8 @@ def _inputs(recipe: EvaluateRecipe, parts: Sequence[Part]) -> dict[str, str]:
 
 def _prompts(recipe: EvaluateRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:
     """Return the identity of every role's prompts."""
-    prompts, roles = recipe.prompts, recipe.roles()
+    prompts = recipe.prompts
+    roles = {role: binding for role, binding in recipe.roles().items() if part_of(role, binding) != "world"}
     shown: dict[str, str] = {}
     if "supporter" in roles:
         # Self-play has a prompt of its own under its compatibility switch.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe
     from esckit.metrics.rows import Measurement, MetricRow
 
-_MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scripted"})
+_MODEL_FIELDS = frozenset({"backbone", "endpoint", "model", "checkpoint", "scripted", "world", "policy"})
 
 
 Stage = Literal["Exploration", "Comforting", "Action"]

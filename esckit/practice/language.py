@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from pydantic import Field
@@ -52,6 +53,12 @@ class _SeekerLines(Record):
     leaving: tuple[str, ...]
 
 
+class _Situations(Record):
+    topics: tuple[str, ...]
+    since: tuple[str, ...]
+    effects: tuple[str, ...]
+
+
 class _Reading(Record):
     act: tuple[re.Pattern[str], ...]
     rhetorical: tuple[re.Pattern[str], ...]
@@ -67,7 +74,7 @@ class Language(Record):
     reading: _Reading
     topics: dict[str, tuple[str, ...]]
     emotions: tuple[str, ...]
-    situations: tuple[str, ...]
+    situations: _Situations
     empty_words: frozenset[str] = Field(repr=False)
 
 
@@ -75,6 +82,13 @@ class Language(Record):
 def language() -> Language:
     """Return the language of the practice world."""
     return Language.model_validate(read_yaml(Path(__file__).parent / "language.yaml", "language of the practice world"))
+
+
+@cache
+def language_digest() -> str:
+    """Return the SHA-256 of what is said and how it is read, in hex."""
+    files = [Path(__file__).parent / name for name in ("language.yaml", "functions.yaml")]
+    return sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def draw(forms: Sequence[str], *place: str | int) -> str:
@@ -159,6 +173,13 @@ def topic_of(scenario: Scenario) -> str:
     topics = known[kind] if kind in known else (kind,) if kind else tuple(t for some in known.values() for t in some)
     named = next((topic for some in known.values() for topic in some if topic in scenario.situation), None)
     return named or draw(topics, scenario.id, "topic")
+
+
+def situation(topic: str, place: Sequence[str | int]) -> str:
+    """Return a scenario's situation, with which the seeker opens; it shows no need."""
+    forms = language().situations
+    said = draw(forms.topics, *place, "topic").format(topic=topic)
+    return f"{said} {draw(forms.since, *place, 'since')}, {draw(forms.effects, *place, 'effect')}"
 
 
 def seeker_line(state: State, *, fit: Fit | None, is_shown: bool, topic: str, place: Sequence[str | int]) -> str:

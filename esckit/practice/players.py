@@ -127,6 +127,20 @@ class Game:
         """Return what a strategy is meant to do; None if none is named, or an unknown one."""
         return None if strategy is None else self.functions.get(strategy) or meant_function(strategy)
 
+    def expected(self, strategy: str) -> Function:
+        """Return what a strategy is meant to do.
+
+        Raises:
+            ConfigError: If nobody knows.
+        """
+        meant = self.meant(strategy)
+        if meant is None:
+            raise ConfigError(
+                f"strategy {strategy!r} without a function in the practice world",
+                expected="a strategy of the recipe's taxonomy or of a shipped one",
+            )
+        return meant
+
 
 @dataclass(frozen=True, slots=True)
 class WorldSeeker:
@@ -165,15 +179,12 @@ class GrammarSupporter:
         """
         if strategy is None:
             raise ConfigError("a practice supporter without a strategy", expected="a strategist beside it")
-        meant = self.game.meant(strategy)
-        if meant is None:
-            raise ConfigError(f"strategy {strategy!r} has no function in the practice world")
-        line = supporter_line(meant, turns, ("supporter", scope.seed("supporter")))
+        line = supporter_line(self.game.expected(strategy), turns, ("supporter", scope.seed("supporter")))
         return Generation(raw=line, reasoning=None, response=line, format_ok=True, parse_kind="untagged")
 
 
 @dataclass(frozen=True, slots=True)
-class WorldStrategist:
+class BaselineStrategist:
     """A strategist that a trained one is compared with.
 
     ``random`` draws among all strategies; ``fixed`` follows one order of functions; ``rule`` reads the need from the
@@ -203,10 +214,14 @@ class WorldStrategist:
 
     async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
         """Return the strategy for the next supporter turn, and the distribution that it was drawn from; never fails."""
+        return self.choose(scenario, turns, scope.seed("strategist"))
+
+    def choose(self, scenario: Scenario, turns: Sequence[Turn], seed: int) -> Decision:
+        """Return a decision as :meth:`decide`, drawn by a seed."""
         wanted = self._functions(scenario, turns)
         fits = [float(not wanted or self.game.meant(name) in wanted) for name in self.strategies]
         chosen = [name for name, fit in zip(self.strategies, fits, strict=True) if fit]
-        drawn = chosen[int(uniform(scope.seed("strategist")) * len(chosen))]
+        drawn = chosen[int(uniform(seed) * len(chosen))]
         return Decision(drawn, tuple(fit / len(chosen) for fit in fits), FREE_OF_CALLS)
 
     def _functions(self, scenario: Scenario, turns: Sequence[Turn]) -> frozenset[Function]:
@@ -240,8 +255,8 @@ def rule_function(turns: Sequence[Turn]) -> Function:
 def wellbeing(opening: State, state: State) -> float:
     """Return how the seeker is doing against the opening, in [-1, 1].
 
-    1 is resolved, -1 gone. In between it is half the share by which the intensity fell, and .05 for each need that was
-    met; so only a resolved conversation passes one half, which both papers' critics take for success.
+    1 is resolved, -1 gone. In between it is .4 of the share by which the intensity fell, and .05 for each need that was
+    met; so only a resolved conversation reaches one half, which both papers' critics take for success.
 
     Args:
         opening: The state in which the conversation began.
@@ -252,7 +267,7 @@ def wellbeing(opening: State, state: State) -> float:
     if state.intensity == 0:
         return 1.0
     drop = (opening.intensity - state.intensity) / opening.intensity
-    return min(0.5, 0.5 * drop + 0.05 * NEEDS.index(state.need))
+    return 0.4 * drop + 0.05 * NEEDS.index(state.need)
 
 
 def turn_ratings(move: Move) -> dict[str, int]:

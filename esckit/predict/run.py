@@ -116,6 +116,7 @@ class PredictRecipe(sections.ModelRecipe):
         if self.predict.strategy == "gold" and self.predict.at == "end":
             raise ValueError("predict.strategy: gold needs at: turns, since the corpus ends there")
         sections.check_prices(self.budget, named.values())
+        sections.check_worlds(named, is_guided=self.predict.strategy != "none")
         return self
 
 

@@ -451,7 +451,7 @@ def _online(
         critic = casting.resolution_critic(online.critic, load_preset(online.critic.preset))
         cast = Cast(casting.supporter(), casting.seeker(), critic)
         measure = OnlineMeasure(contexts, cast, rules, online.value, recipe.seed, portal)
-        names = {**_spoken_prompts(bindings, prompts), "critic": critic.prompt.identity}
+        names = {**_spoken_prompts(bindings, prompts), "critic": critic.asked_by}
         if run.folder is not None:
             books = booking(run.folder, pool, n_processes=run.process.count)
             stack.enter_context(portal.wrap_async_context_manager(books))

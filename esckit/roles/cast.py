@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.config import sections
-from esckit.config.sections import Binding, Checkpoint, RoleOptions
+from esckit.config.sections import Binding, Checkpoint, RoleOptions, WorldBinding, WorldStrategist
 from esckit.models.budget import BudgetedPolicy
+from esckit.practice.language import strategy_functions
+from esckit.practice.players import BaselineStrategist, Game, GrammarSupporter, WorldSeeker
+from esckit.practice.world import load_profile, solution
 from esckit.prompts.prompt import Prompt, load_prompt
-from esckit.protocols import Critic, StrategyPolicy, Supporter
+from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.asking import Voice
 from esckit.roles.critics import PairJudge, ReplyJudge, ResolutionCritic, RewardCritic
 from esckit.roles.players import (
@@ -27,6 +30,7 @@ from esckit.roles.players import (
     PromptedSupporter,
 )
 from esckit.roles.pool import ModelPool, known_taxonomy, part_of
+from esckit.roles.practice import WorldResolutionCritic, WorldRubricCritic
 from esckit.roles.rubric import RubricCritic
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.strategies.taxonomy import Taxonomy
@@ -82,6 +86,12 @@ def prompt_ids(
     }
 
 
+def world_name(binding: WorldBinding) -> str:
+    """Return how records and manifests call a player of the practice world, such as ``world:default/rule``."""
+    policy = f"/{binding.policy}" if isinstance(binding, WorldStrategist) else ""
+    return f"world:{binding.world}{policy}"
+
+
 @dataclass(frozen=True, slots=True)
 class Casting:
     """Builds the roles of one run; a :class:`~esckit.errors.ConfigError` says which model cannot play its role.
@@ -105,9 +115,19 @@ class Casting:
     def labels(self) -> dict[str, str]:
         """Return the name of what plays each role, for the manifest."""
         return {
-            role: binding.checkpoint if isinstance(binding, Checkpoint) else self.pool.model(binding, role).name
+            role: binding.checkpoint
+            if isinstance(binding, Checkpoint)
+            else (world_name(binding) if isinstance(binding, WorldBinding) else self.pool.model(binding, role).name)
             for role, binding in self.bindings.items()
         }
+
+    def game(self, role: str) -> Game | None:
+        """Return the practice world that plays a role; None if a model does."""
+        binding = self.bindings[role]
+        if not isinstance(binding, WorldBinding):
+            return None
+        functions = strategy_functions(self.taxonomy) if self.taxonomy else {}
+        return Game(load_profile(binding.world), functions)
 
     def options(self, role: str) -> RoleOptions:
         """Return the binding of a role that writes or rates text."""
@@ -115,17 +135,23 @@ class Casting:
         assert isinstance(binding, RoleOptions), f"{role} is bound as what is measured"
         return binding
 
-    def seeker(self) -> PromptedSeeker:
+    def seeker(self) -> Seeker:
         """Return the seeker of simulations and self-play."""
+        if game := self.game("seeker"):
+            return WorldSeeker(game)
         return PromptedSeeker(*self._prompted("seeker"))
 
-    def aflow_seeker(self, memories: Mapping[str, Sequence[Turn]], *, memory_guard: bool) -> AFlowSeeker:
+    def aflow_seeker(self, memories: Mapping[str, Sequence[Turn]], *, memory_guard: bool) -> Seeker:
         """Return the seeker of a search; see :class:`~esckit.roles.players.AFlowSeeker`."""
+        if game := self.game("seeker"):
+            return WorldSeeker(game)
         spoken = self._prompted("seeker", "aflow seeker")
         return AFlowSeeker(*spoken, known_taxonomy(self.taxonomy), memories, memory_guard)
 
     def supporter(self) -> Supporter:
         """Return a flow checkpoint that writes, or a supporter of the kind that its prompt is for."""
+        if game := self.game("supporter"):
+            return GrammarSupporter(game)
         binding, taxonomy = self.options("supporter"), self.taxonomy
         if part_of("supporter", binding) == "writer":
             writer = self.pool.trained(binding, "writer", known_taxonomy(taxonomy)).model
@@ -142,11 +168,17 @@ class Casting:
         if part_of("strategist", binding) == "strategist":
             trained = self.pool.trained(binding, "strategist", taxonomy)
             return BudgetedPolicy(trained.model, self.pool.budget, "strategist", trained.name)
+        if isinstance(binding, WorldStrategist) and (game := self.game("strategist")):
+            return BaselineStrategist(game, binding.policy, taxonomy.names, solution(binding.world))
         return PromptedStrategist(*self._prompted("strategist"), taxonomy, self.readout)
 
-    def resolution_critic(self, settings: sections.ResolutionCritic, preset: Preset | None = None) -> ResolutionCritic:
+    def resolution_critic(
+        self, settings: sections.ResolutionCritic, preset: Preset | None = None
+    ) -> ResolutionCritic | WorldResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
         binding, preset = self.options("critic"), preset or load_preset(settings.preset)
+        if game := self.game("critic"):
+            return WorldResolutionCritic(game, preset, settings)
         voice = self.pool.voice(binding, "critic", max_attempts=1)
         by_letter = settings.readout == "expected" and not voice.scores_answers(binding.sampling.temperature)
         name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
@@ -172,7 +204,7 @@ class Casting:
         """Return the judge of single replies."""
         return ReplyJudge(*self._prompted("judge", prompt="judge_reply"))
 
-    def turn_judge(self) -> RubricCritic:
+    def turn_judge(self) -> Critic:
         """Return the judge of supporter turns in self-play, which rates by AFlow's rubric."""
         return self._rater("turn_judge", sections.RubricCritic())
 
@@ -182,5 +214,7 @@ class Casting:
         voice = self.pool.voice(self.options(role), role, max_attempts=self.max_attempts)
         return voice, role_prompt(name, self.prompts[name], taxonomy=self.taxonomy, kind=kind)
 
-    def _rater(self, role: str, settings: sections.RubricCritic) -> RubricCritic:
+    def _rater(self, role: str, settings: sections.RubricCritic) -> Critic:
+        if game := self.game(role):
+            return WorldRubricCritic(game, settings)
         return RubricCritic(*self._prompted(role, "rubric critic"), settings)

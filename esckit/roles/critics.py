@@ -74,6 +74,11 @@ class ResolutionCritic:
         """Preset and prompt digest, as readings show it."""
         return f"{self.preset.name}/{self.prompt.digest}"
 
+    @property
+    def asked_by(self) -> str:
+        """Identity of the prompt, for the manifest."""
+        return self.prompt.identity
+
     async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
         """Return the value of the conversation so far, in [-1, 1], with its reading attached.
 

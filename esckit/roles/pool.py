@@ -23,6 +23,7 @@ from esckit.config.sections import (
     ScriptedBinding,
     StrategistCheckpoint,
     SupporterCheckpoint,
+    WorldBinding,
 )
 from esckit.errors import ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
@@ -31,6 +32,7 @@ from esckit.models.cache import CachedModel, ResponseCache, Shelf, cache_path
 from esckit.models.chat_api import ShippedEndpoint, load_endpoint
 from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
+from esckit.practice.world import load_profile
 from esckit.protocols import ChatModel, Part
 from esckit.roles.asking import Voice, Window
 from esckit.runs import read_manifest
@@ -64,6 +66,8 @@ def part_of(role: str, binding: Binding) -> Part:
     Raises:
         CheckpointError: If a run that is named holds no checkpoint.
     """
+    if isinstance(binding, WorldBinding):
+        return "world"
     if not isinstance(binding, Checkpoint):
         return "chat"
     part = _TRAINED_FOR.get(role, "chat")
@@ -87,6 +91,8 @@ def look_up(bindings: Iterable[Binding | None]) -> None:
             read_manifest(Path(binding.checkpoint))
         elif isinstance(binding, ScriptedBinding):
             load_scripted(binding.scripted)
+        elif isinstance(binding, WorldBinding):
+            load_profile(binding.world)
 
 
 def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | None = None) -> None:

@@ -33,7 +33,12 @@ class WorldResolutionCritic:
     @property
     def identity(self) -> str:
         """Preset and profile, as readings show it."""
-        return f"{self.preset.name}/world:{self.game.profile.name}"
+        return f"{self.preset.name}/{self.asked_by}"
+
+    @property
+    def asked_by(self) -> str:
+        """What stands in the place of a prompt, for the manifest."""
+        return f"world:{self.game.profile.name}"
 
     async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
         """Return the value of the conversation so far, in [-1, 1], with its reading attached; never fails."""

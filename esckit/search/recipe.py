@@ -144,4 +144,5 @@ class SearchRecipe(sections.ModelRecipe):
         if (self.critic.readout == "reward_model") != isinstance(self.models.critic, sections.Checkpoint):
             raise ValueError("critic.readout: reward_model and models.critic: {checkpoint: RUN} belong together")
         sections.check_prices(self.budget, named.values())
+        sections.check_worlds(named, is_guided=True)
         return self

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esckit.config.load import require_runs
-from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint
+from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint, WorldBinding
 from esckit.data.contexts import Seed, cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
@@ -34,7 +34,8 @@ from esckit.play.runner import (
 from esckit.play.unit_file import Numbers, UnitFile
 from esckit.protocols import Progress
 from esckit.records import Line, read_lines, record_of, write_json, write_records
-from esckit.roles.cast import Casting, prompt_ids
+from esckit.roles.cast import Casting, prompt_ids, world_name
+from esckit.roles.players import AFlowSeeker
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.rubric import check_weights, load_rubric
 from esckit.search.expansion import Players, Rollout
@@ -147,12 +148,15 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
     found = prompt_ids(bindings, recipe.prompts.model_dump(), taxonomy=taxonomy, kinds=kinds)
     prompts = {role: name for role, name in found.items() if not isinstance(bindings[role], Checkpoint)}
     strategist = recipe.models.strategist
-    trained = Path(strategist.checkpoint) if isinstance(strategist, Checkpoint) else None
+    if isinstance(strategist, Checkpoint):
+        prior = kind_of(Path(strategist.checkpoint)).identity(Path(strategist.checkpoint))
+    else:
+        prior = world_name(strategist) if isinstance(strategist, WorldBinding) else prompts["strategist"]
     return Provenance(
         run_seed=recipe.seed,
         taxonomy=taxonomy,
         round=recipe.search.round,
-        prior_source=prompts["strategist"] if trained is None else kind_of(trained).identity(trained),
+        prior_source=prior,
         readout=recipe.critic.readout,
         prompts=prompts,
     )
@@ -224,8 +228,12 @@ def _grower(
     players = Players(seeker, casting.supporter(), critic, strategist)
 
     async def grow(task: Task) -> tuple[Record, ...]:
-        knowing = replace(seeker, memories={task.scenario.id: task.memory})
-        tree, rollouts = await grow_tree(task, replace(players, seeker=knowing), recipe.mcts, provenance)
+        # A seeker of the practice world has no memory of a seed dialogue.
+        if isinstance(seeker, AFlowSeeker):
+            knowing = replace(players, seeker=replace(seeker, memories={task.scenario.id: task.memory}))
+        else:
+            knowing = players
+        tree, rollouts = await grow_tree(task, knowing, recipe.mcts, provenance)
         return (*rollouts, tree)
 
     return grow

@@ -119,6 +119,7 @@ class SimulateRecipe(sections.ModelRecipe):
         if self.simulation.strategy == "predicted" and self.models.strategist is None:
             raise ValueError("simulation.strategy: predicted needs models.strategist")
         sections.check_prices(self.budget, self.models.bindings().values())
+        sections.check_worlds(self.models.bindings(), is_guided=self.simulation.strategy == "predicted")
         return self
 
 
@@ -198,7 +199,7 @@ async def _run(
         cast = Cast(casting.supporter(), casting.seeker(), critic, strategist)
         inputs = {
             "data": selection.facts(),
-            "prompts": {**_prompt_ids(recipe), "critic": critic.prompt.identity},
+            "prompts": {**_prompt_ids(recipe), "critic": critic.asked_by},
             "roles": casting.labels(),
             **taxonomy_inputs(taxonomy),
         }

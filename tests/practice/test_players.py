@@ -12,11 +12,11 @@ from esckit.errors import ConfigError, UnscoredError
 from esckit.ledger import Ledger
 from esckit.practice.players import (
     POLICIES,
+    BaselineStrategist,
     Game,
     GrammarSupporter,
     PolicyName,
     WorldSeeker,
-    WorldStrategist,
     rule_function,
     turn_ratings,
     wellbeing,
@@ -35,7 +35,7 @@ def scenario(number: int) -> Scenario:
 
 
 async def played(game: Game, policy: PolicyName, number: int) -> tuple[Outcome | None, list[Turn]]:
-    strategist = WorldStrategist(game, policy, AFLOW.names, solution(game.profile.name))
+    strategist = BaselineStrategist(game, policy, AFLOW.names, solution(game.profile.name))
     seeker, ledger, case = WorldSeeker(game), Ledger(7, f"s{number}"), scenario(number)
     turns = [Turn(speaker="seeker", text=seeker.answer(case, [], 0).text)]
     outcome = None
@@ -102,7 +102,7 @@ def test_the_rule_reads_the_last_need() -> None:
 def test_no_function_for_a_strategist_or_supporter() -> None:
     game = Game(load_profile("default"))
     with pytest.raises(ConfigError, match="no strategy that is meant to"):
-        WorldStrategist(game, "rule", ("Affirmation",), solution("default"))
+        BaselineStrategist(game, "rule", ("Affirmation",), solution("default"))
     with pytest.raises(ConfigError, match="without a strategy"):
         asyncio.run(GrammarSupporter(game).reply([], Ledger(1, "s").at(0)))
 
@@ -113,9 +113,9 @@ def test_no_function_for_a_strategist_or_supporter() -> None:
         (State("heard", 1, 4), 0.0),
         (State("act", 3, 0), 1.0),
         (State("heard", 0, 5, has_left=True), -1.0),
-        (State("understood", 2, 2), 0.3),
-        (State("act", 3, 1), 0.475),
-        (State("heard", 0, 5), -0.125),
+        (State("understood", 2, 2), 0.25),
+        (State("act", 3, 1), 0.4),
+        (State("heard", 0, 5), -0.1),
     ],
 )
 def test_wellbeing(state: State, value: float) -> None:

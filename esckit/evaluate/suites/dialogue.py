@@ -39,6 +39,7 @@ from esckit.evaluate.suites.critics import (
     headline_metrics,
     read_outcome,
 )
+from esckit.evaluate.suites.world import world_metrics, world_rows
 from esckit.metrics.metric import FIRST, RATIO, Array, Facts, Metric, Stats, Sums, Unscored, not_estimated
 from esckit.play.rollout import EpisodeCast, play_episode
 from esckit.prompts.prompt import Prompt, load_prompt
@@ -399,7 +400,8 @@ def _chosen(recipe: EvaluateRecipe, strategies: Sequence[str]) -> Sequence[str]:
 def _metrics(recipe: EvaluateRecipe, strategies: Sequence[str]) -> list[EpisodeMetric]:
     critics = [metric for scale in _scales(recipe) for metric in headline_metrics(scale)]
     is_judged = recipe.models.turn_judge is not None
-    return [*critics, *shared_metrics(_chosen(recipe, strategies), turn_judge=is_judged)]
+    shared = shared_metrics(_chosen(recipe, strategies), turn_judge=is_judged)
+    return [*critics, *shared, *world_metrics(recipe)]
 
 
 def critic_prompts(recipe: EvaluateRecipe) -> dict[str, str]:
@@ -436,9 +438,10 @@ DIALOGUE = Suite(
             kind=Episode,
             work=dialogue_work,
             metrics=_metrics,
-            rows=lambda recipe, strategies, cases, measurement: dialogue_rows(
-                cases, _scales(recipe), measurement, _chosen(recipe, strategies)
-            ),
+            rows=lambda recipe, strategies, cases, measurement: [
+                *dialogue_rows(cases, _scales(recipe), measurement, _chosen(recipe, strategies)),
+                *world_rows(recipe, cases, measurement),
+            ],
             stands_in="episodes.jsonl",
             example=_example,
         ),
