@@ -213,7 +213,10 @@ def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
         hint = did_you_mean(str(field), known) or f"known here: {', '.join(sorted(known))}"
         return f"unknown field; {hint}"
     text = complaint(detail)
-    if detail["type"] in {"missing", "too_short", "value_error", "binding_kind"} or field in _NEVER_QUOTED:
+    if (
+        detail["type"] in {"missing", "too_short", "value_error", "binding_kind", "endpoint_kind"}
+        or field in _NEVER_QUOTED
+    ):
         return text
     text += f", not {_shown(value)}"
     if detail["type"] == "literal_error" and isinstance(value, str):

@@ -10,6 +10,8 @@ in a recipe: an endpoint names the environment variable that holds its key.
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -105,6 +107,8 @@ class Recipe(Section):
         "report",
         "models.*.concurrency",
         "models.*.timeout_s",
+        "models.*.endpoint.devices",
+        "models.*.endpoint.ready_s",
         *_DELETED,
     )
 
@@ -277,12 +281,80 @@ class EndpointAddress(Section):
         return base_url
 
 
-def _address_tag(value: object) -> str:
+def _devices_as_text(value: object) -> object:
+    """Return a device number, or several in a list, as ``CUDA_VISIBLE_DEVICES`` has them."""
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    is_numbers = all(isinstance(each, int) and not isinstance(each, bool) for each in numbers)
+    return ",".join(map(str, numbers)) if is_numbers else value
+
+
+class ManagedServer(Section):
+    """An OpenAI-compatible server on this machine that the run starts, uses and stops.
+
+    Roles whose sections have the same ``serve`` and ``devices`` share one server.
+
+    Attributes:
+        serve: Its command line, read as a shell reads words, but without a shell; ``{port}`` becomes a free port.
+        devices: GPUs that it may use (its ``CUDA_VISIBLE_DEVICES``), such as ``"0,1"`` or ``[0, 1]``; None leaves it
+            those that esckit has. Operational.
+        environment: More environment variables. No secrets: the server also has the variables that esckit has.
+        api_key_env: Name of the environment variable that holds the key; None for a server without keys.
+        ready_s: Longest time from its start to its first answer, in seconds. Operational.
+        name: What records and manifests call it; None makes it of the program's name and a digest of ``serve``.
+    """
+
+    serve: str = Field(min_length=1)
+    devices: Annotated[
+        str | None,
+        BeforeValidator(_devices_as_text, json_schema_input_type=str | int | tuple[int, ...] | None),
+        Field(pattern=r"^([\w./:-]+(,[\w./:-]+)*)?$"),
+    ] = None
+    environment: dict[str, Annotated[str, BeforeValidator(_number_to_text, json_schema_input_type=str | float)]] = {}
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    ready_s: float = Field(default=1800.0, ge=1.0, le=86_400.0)
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+
+    @field_validator("serve")
+    @classmethod
+    def _can_be_started(cls, serve: str) -> str:
+        try:
+            words = shlex.split(serve)
+        except ValueError as error:
+            raise ValueError(f"cannot be split into words: {error}") from None
+        if not any("{port}" in word for word in words):
+            raise ValueError("must contain {port}, which becomes a free port: vllm serve MODEL --port {port}")
+        if "{port}" in words[0]:
+            raise ValueError("must begin with a program; put environment variables into environment")
+        return serve
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is not the name of an environment variable")
+            if name == "CUDA_VISIBLE_DEVICES":
+                raise ValueError("CUDA_VISIBLE_DEVICES stands in devices")
+            if re.search(r"KEY$|TOKEN$|SECRET|PASSWORD", name):
+                raise ValueError(f"must hold no secret: set {name} where you start esckit, the server will have it too")
+        return environment
+
+
+def _endpoint_tag(value: object) -> str:
+    if isinstance(value, ManagedServer) or (isinstance(value, Mapping) and "serve" in value):
+        return "<server>"
     return "<address>" if isinstance(value, Mapping | EndpointAddress) else "<name>"
 
 
+def _check_endpoint(value: object) -> object:
+    """Refuse a section that names both a server that runs already and one to start."""
+    if isinstance(value, Mapping) and "serve" in value and "base_url" in value:
+        raise PydanticCustomError("endpoint_kind", "names base_url and serve; keep one of them")
+    return value
+
+
 class EndpointBinding(RoleOptions):
-    """A model behind an OpenAI-compatible server: the name of a shipped endpoint, or an address.
+    """A model behind an OpenAI-compatible server: the name of a shipped endpoint, an address, or a server to start.
 
     Attributes:
         model: The server's id of the model.
@@ -293,8 +365,11 @@ class EndpointBinding(RoleOptions):
     """
 
     endpoint: Annotated[
-        Annotated[str, Field(min_length=1), Tag("<name>")] | Annotated[EndpointAddress, Tag("<address>")],
-        Discriminator(_address_tag),
+        Annotated[str, Field(min_length=1), Tag("<name>")]
+        | Annotated[EndpointAddress, Tag("<address>")]
+        | Annotated[ManagedServer, Tag("<server>")],
+        Discriminator(_endpoint_tag),
+        BeforeValidator(_check_endpoint),
     ]
     model: str = Field(min_length=1)
     prices: Prices | None = None

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,6 +23,9 @@ from esckit.protocols import Capability
 from esckit.registry import did_you_mean
 from esckit.text import MessageGuard
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Usage
+
+if TYPE_CHECKING:
+    from esckit.models.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class EndpointModel:
         api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
         lacks: Sampling fields that the server is known to refuse.
         timeouts: Time limits, retries and concurrency; None takes the defaults.
+        server: The server, if this run starts it: the check of the model starts it first.
 
     Attributes:
         reports_usage: False once the check found that the server does not report what a call used.
@@ -82,11 +86,16 @@ class EndpointModel:
         api_key_env: str | None = None,
         lacks: Sequence[str] = (),
         timeouts: Timeouts | None = None,
+        server: Server | None = None,
     ) -> None:
-        self._transport = Transport(base_url, api_key_env, timeouts or Timeouts())
+        self._transport = Transport(
+            base_url, api_key_env, timeouts or Timeouts(), None if server is None else server.outage
+        )
+        self._server = server
         self._model = model
         self.name = f"{label or self._transport.base_url.partition('://')[2]}/{model}"
         self._key_env = api_key_env
+        self._where = "base_url (it ends in /v1 for most servers) and model" if server is None else "model and serve"
         self.capabilities: frozenset[Capability] = frozenset()
         self.reports_usage = True
         self._accepted = AcceptedFields(lacks)
@@ -109,16 +118,18 @@ class EndpointModel:
         return self._transport.limit.facts()
 
     async def check(self) -> None:
-        """Find out, in bounded time, whether the server can be used as configured.
+        """Find out, in bounded time, whether the server can be used as configured; start it first if the run does so.
 
         The server's list of models is read, if it has one. Then one token is requested, also to learn whether answers
         come with log-probabilities, which ``next_token`` needs. A server that was just started may take long for that:
         esckit waits, with a warning. If such a server lists the model, the check passes even without an answer.
 
         Raises:
-            ConfigError: If the server does not know the key or the model.
+            ConfigError: If the server cannot be started, or does not know the key or the model.
             BackendError: If there is no server, or it does not answer in time.
         """
+        if self._server is not None:
+            await self._server.wait_until_ready(self._model)
         limit_s = self._transport.timeouts.check_s
         try:
             async with asyncio.timeout(limit_s):
@@ -383,5 +394,5 @@ class EndpointModel:
         return ConfigError(
             f"{base_url} does not know the model {self._model!r}, or has no {_CHAT} (HTTP 404)",
             expected=f"one of {shown}" if shown else None,
-            hint=did_you_mean(self._model, listed) or "Check base_url (it ends in /v1 for most servers) and model.",
+            hint=did_you_mean(self._model, listed) or f"Check {self._where}.",
         )

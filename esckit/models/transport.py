@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -30,6 +30,9 @@ _ALIVE_WITHIN_S = 10.0
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
 
+
+FindOutage = Callable[[], Awaitable[OutageError | None]]
+"""Of a server that is watched: why it does not answer any more, None if it runs."""
 
 _BINDING = EndpointBinding.model_fields  # what a recipe can set has its default there
 
@@ -90,6 +93,7 @@ class Transport:
         base_url: Address up to the API's version, without any secret.
         api_key_env: Name of the environment variable that holds the key; None if the server asks for none.
         timeouts: Time limits, retries and concurrency.
+        outage: Says why no answer will come any more, where that is known; asked whenever none came.
 
     Attributes:
         has_answered: Whether a request was answered as it should be.
@@ -99,8 +103,11 @@ class Transport:
         ConfigError: If the address cannot be used, or the environment variable is missing or holds no key.
     """
 
-    def __init__(self, base_url: str, api_key_env: str | None, timeouts: Timeouts) -> None:
+    def __init__(
+        self, base_url: str, api_key_env: str | None, timeouts: Timeouts, outage: FindOutage | None = None
+    ) -> None:
         self.base_url = checked_base_url(base_url)
+        self._outage = outage
         self.timeouts = timeouts
         self.has_answered = False
         self._last_answer_s: float | None = None
@@ -161,6 +168,8 @@ class Transport:
                 outcome = await self._try(method, path, body, n_requests)
                 if isinstance(outcome, str):
                     return outcome
+                if _is_silence(outcome) and self._outage is not None and (ended := await self._outage()):
+                    raise ended
                 n_failed += 1
                 gives_up = not self._may_pass(outcome) or n_failed > limits.max_retries
                 if _is_silence(outcome) and self._last_answer_s is not None:

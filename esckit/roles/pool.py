@@ -7,8 +7,9 @@ Which role uses a model how, and with which prompt, stands in :mod:`esckit.roles
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -17,8 +18,10 @@ from esckit.config.sections import (
     Binding,
     Checkpoint,
     CheckpointBinding,
+    EndpointAddress,
     EndpointBinding,
     Executor,
+    ManagedServer,
     RoleOptions,
     ScriptedBinding,
     StrategistCheckpoint,
@@ -32,6 +35,7 @@ from esckit.models.cache import CachedModel, ResponseCache, Shelf, cache_path
 from esckit.models.chat_api import ShippedEndpoint, load_endpoint
 from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
+from esckit.models.server import Servers, check_servers, is_managed, server_name
 from esckit.practice.world import load_profile
 from esckit.protocols import ChatModel, Part
 from esckit.roles.asking import Voice, Window
@@ -79,9 +83,12 @@ def look_up(bindings: Iterable[Binding | None]) -> None:
     """Check that every model named in a recipe is known, before anything heavy is imported or loaded.
 
     Raises:
-        ConfigError: If a backbone, an endpoint or a script is unknown or faulty, or a folder is not a model.
+        ConfigError: If a backbone, an endpoint or a script is unknown or faulty, a folder is not a model, or servers to
+            start contradict each other.
         DataError: If a checkpoint is not a run folder.
     """
+    bindings = tuple(bindings)
+    check_servers(bindings)
     for binding in bindings:
         if isinstance(binding, BackboneBinding):
             find_backbone(binding.backbone)
@@ -160,7 +167,7 @@ class Trained(NamedTuple):
 
 
 class ModelPool:
-    """Loads the models of bindings and owns them; leaving the context closes them all.
+    """Loads the models of bindings and owns them, with the servers that they need; leaving the context ends them all.
 
     Args:
         executor: How local models use the machine.
@@ -179,6 +186,7 @@ class ModelPool:
         self._shelves: dict[str, Shelf] = {}
         self._chats: dict[str, ChatModel] = {}
         self._backbones: dict[str, str] = {}
+        self._servers = Servers()
         self._noting: list[LocalModel | EndpointModel] = []
         self._endpoints: dict[str, EndpointModel] = {}
         self._trained: dict[str, Trained] = {}
@@ -249,7 +257,11 @@ class ModelPool:
         return self._scorer
 
     async def prepare(self, bindings: Mapping[str, Binding]) -> None:
-        """Load the chat models and raise at once if one cannot be used; only then are its capabilities known."""
+        """Start servers, load the chat models and raise at once if one cannot be used.
+
+        Only then are the capabilities of a model known. Servers are started at once, and none of which the response
+        cache knows all that is asked.
+        """
         parts = {role: part_of(role, binding) for role, binding in bindings.items()}
         named = [b.checkpoint for role, b in bindings.items() if isinstance(b, Checkpoint) and parts[role] != "scorer"]
         for run in dict.fromkeys(named):
@@ -257,8 +269,10 @@ class ModelPool:
             if status != "complete":
                 log.warning("%s is not complete (%s): its model is the last that was kept", run, status)
         chat = [binding for role, binding in bindings.items() if parts[role] == "chat"]
-        checked = {id(model): model for model in (self._shelf(binding) or self._chat(binding) for binding in chat)}
-        for model in checked.values():
+        models = {id(model): model for model in (self._shelf(binding) or self._chat(binding) for binding in chat)}
+        started = {id(self._shelf(binding) or self._chat(binding)) for binding in chat if is_managed(binding)}
+        await _all_at_once(model.check() for key, model in models.items() if key in started)
+        for model in (model for key, model in models.items() if key not in started):
             await model.check()
         for binding in chat:
             if isinstance(binding, EndpointBinding):
@@ -299,11 +313,15 @@ class ModelPool:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        """Close every model."""
-        for model in (*self._chats.values(), *(one.model for one in self._trained.values() if one.part != "scorer")):
-            await model.aclose()
-        if self._cache is not None:
-            self._cache.close()
+        """Close every model, and end the servers."""
+        trained = (one.model for one in self._trained.values() if one.part != "scorer")
+        try:
+            for model in (*self._chats.values(), *trained):
+                await model.aclose()
+        finally:
+            if self._cache is not None:
+                self._cache.close()
+            await self._servers.aclose()
 
     def _shelf(self, binding: Binding) -> Shelf | None:
         """Return what the response cache holds of a server's model; None for other models, and without a cache."""
@@ -342,7 +360,7 @@ class ModelPool:
             return load_scripted(binding.scripted)
         if isinstance(binding, EndpointBinding):
             self._sources.add("endpoint")
-            model = self._endpoints[_key(binding)] = _endpoint(binding)
+            model = self._endpoints[_key(binding)] = self._endpoint(binding)
         elif isinstance(binding, BackboneBinding | Checkpoint):
             self._sources.add("local")
             options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
@@ -363,25 +381,48 @@ class ModelPool:
         self._noting.append(model)
         return model
 
+    def _endpoint(self, binding: EndpointBinding) -> EndpointModel:
+        """Return the endpoint model of a binding: a name, an address, or a started server."""
+        from esckit.models.endpoint import EndpointModel
+        from esckit.models.transport import Timeouts
+
+        timeouts = Timeouts(timeout_s=binding.timeout_s, concurrency=binding.concurrency)
+        match binding.endpoint:
+            case ManagedServer() as section:
+                server = self._servers.of(section)
+                return EndpointModel(
+                    server.base_url,
+                    binding.model,
+                    label=server_name(section),
+                    api_key_env=section.api_key_env,
+                    timeouts=timeouts,
+                    server=server,
+                )
+            case EndpointAddress() as address:
+                spec, label = ShippedEndpoint(**address.model_dump()), None
+            case name:
+                spec, label = load_endpoint(name), name
+        return EndpointModel(
+            spec.base_url,
+            binding.model,
+            label=label,
+            api_key_env=spec.api_key_env,
+            lacks=spec.lacks,
+            timeouts=timeouts,
+        )
+
 
 def _key(binding: Binding) -> str:
     """Return what bindings that share a model have in common."""
     return binding.model_dump_json(exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"})
 
 
-def _endpoint(binding: EndpointBinding) -> EndpointModel:
-    """Return the endpoint model of a binding: a shipped endpoint by name, or an address."""
-    from esckit.models.endpoint import EndpointModel
-    from esckit.models.transport import Timeouts
-
-    timeouts = Timeouts(timeout_s=binding.timeout_s, concurrency=binding.concurrency)
-    given = binding.endpoint
-    spec = load_endpoint(given) if isinstance(given, str) else ShippedEndpoint(**given.model_dump())
-    return EndpointModel(
-        spec.base_url,
-        binding.model,
-        label=given if isinstance(given, str) else None,
-        api_key_env=spec.api_key_env,
-        lacks=spec.lacks,
-        timeouts=timeouts,
-    )
+async def _all_at_once(calls: Iterable[Awaitable[None]]) -> None:
+    """Wait for all calls; the first that fails cancels the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
