@@ -20,7 +20,7 @@ from esckit.practice.world import load_profile, solution
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.asking import Voice
-from esckit.roles.critics import PairJudge, ReplyJudge, ResolutionCritic, RewardCritic
+from esckit.roles.critics import PairJudge, ReplyJudge, ResolutionCritic, RewardCritic, asks_by_letter
 from esckit.roles.players import (
     AFlowSeeker,
     AFlowSupporter,
@@ -180,7 +180,7 @@ class Casting:
         if game := self.game("critic"):
             return WorldResolutionCritic(game, preset, settings)
         voice = self.pool.voice(binding, "critic", max_attempts=1)
-        by_letter = settings.readout == "expected" and not voice.scores_answers(binding.sampling.temperature)
+        by_letter = asks_by_letter(voice, settings)
         name = self.prompts.get("critic") or preset.prompt + ("_letters" if by_letter else "")
         return ResolutionCritic(
             voice,

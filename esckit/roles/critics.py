@@ -38,6 +38,15 @@ from esckit.roles.verdicts import MassWatch, Preset, ask_verdict, parse_yes_no, 
 from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricReading, Scenario, Score, Turn, Usage
 
 
+def asks_by_letter(voice: Voice, settings: sections.ResolutionCritic) -> bool:
+    """Return whether a resolution critic is shown the levels by letter; ``auto`` is by name where it can score them."""
+    if settings.readout == "sampled":
+        return False
+    if settings.by == "auto":
+        return not voice.scores_answers(voice.options.sampling.temperature)
+    return settings.by == "letters"
+
+
 @dataclass(frozen=True, slots=True)
 class ResolutionCritic:
     """A chat model that reads a conversation and names a level.
@@ -55,19 +64,24 @@ class ResolutionCritic:
     def __post_init__(self) -> None:
         if self.settings.readout != "expected":
             return
-        if not (self.reads_names or "next_token" in self.voice.model.capabilities):
+        temperature = self.voice.options.sampling.temperature
+        scores = (
+            self.voice.scores_answers(temperature)
+            if self.reads_names
+            else "next_token" in self.voice.model.capabilities
+        )
+        if not scores:
             raise ConfigError(
                 f"critic.readout 'expected' needs log-probabilities, which {self.voice.model.name} does not offer",
                 expected="a model that offers them (some servers at temperature 1 only), or critic.readout: sampled",
             )
-        if self.voice.options.sampling.temperature == 0:
+        if temperature == 0:
             raise ConfigError("critic.readout 'expected' at temperature 0", expected="a temperature above 0")
 
     @property
     def reads_names(self) -> bool:
         """Whether level names are read as they are; otherwise the prompt lists them by letter."""
-        temperature = self.voice.options.sampling.temperature
-        return self.settings.readout == "sampled" or self.voice.scores_answers(temperature)
+        return not asks_by_letter(self.voice, self.settings)
 
     @property
     def identity(self) -> str:

@@ -140,6 +140,21 @@ def test_levels_are_read_by_letter_where_one_token_is_readable() -> None:
     assert (reading.num, reading.den, reading.name_mass) == (5, 8, pytest.approx(0.4))
 
 
+def test_a_model_that_scores_can_be_read_by_letter() -> None:
+    found = critic(
+        FakeModel(label_p=lambda letter: {"C": 0.3, "D": 0.1}.get(letter, 0.0)), readout="expected", by="letters"
+    )
+    assert not found.reads_names
+    assert read(found).reading.weights == pytest.approx((0, 0, 0.75, 0.25, 0, 0, 0))
+    assert critic(FakeModel(), readout="expected").reads_names
+    assert critic(FakeModel(), readout="sampled", by="letters").reads_names
+
+
+def test_names_are_refused_where_none_can_be_scored() -> None:
+    with pytest.raises(ConfigError, match="log-probabilities"):
+        critic(FakeModel(capabilities=frozenset({"next_token"})), readout="expected", by="names")
+
+
 def test_letters_without_any_probability_are_unscored() -> None:
     with pytest.raises(UnscoredError):
         read(by_letter(lambda letter: 0.0))

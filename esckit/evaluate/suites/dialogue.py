@@ -77,6 +77,7 @@ class DialogueSettings(Section):
     samples: PositiveInt = 10
     max_attempts: PositiveInt = 2
     min_parsed: PositiveInt = 1
+    by: Literal["auto", "names", "letters"] = "auto"
     expected_score: Literal["sequence", "length_normalised"] = "sequence"
     ppdpp_compat: bool = False
 
