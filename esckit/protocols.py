@@ -20,6 +20,7 @@ from esckit.types import (
     Message,
     NextToken,
     Outcome,
+    Replies,
     Reply,
     Sampling,
     Scenario,
@@ -79,6 +80,15 @@ class ChatModel(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and background tasks; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class DrawsSeveral(Protocol):
+    """A chat model of a server, which may draw several replies in one call."""
+
+    async def complete_several(self, messages: Sequence[Message], sampling: Sampling, *, seed: int, n: int) -> Replies:
+        """Write ``n`` next assistant messages, independent of each other; ``seed`` fixes the draws of this call."""
         ...
 
 

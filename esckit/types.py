@@ -288,6 +288,18 @@ class Reply:
         return self.reasoning is not None and not self.text.strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Several replies to one prompt, drawn in one call; the first one's usage is that of the call."""
+
+    replies: tuple[Reply, ...]
+
+    @property
+    def usage(self) -> Usage:
+        """What the call used."""
+        return sum((reply.usage for reply in self.replies), Usage())
+
+
 class Thought(Record):
     """The reasoning of one reply.
 

@@ -17,10 +17,23 @@ from typing import Any, TypeVar
 from esckit.errors import BackendError, BudgetError
 from esckit.ledger import Scope
 from esckit.models.chat import with_reasoning_apart
-from esckit.protocols import Capability, ChatModel, Decision, StrategyPolicy
-from esckit.types import FREE, ChoiceScores, Limits, Message, NextToken, Prices, Reply, Sampling, Scenario, Turn, Usage
+from esckit.protocols import Capability, ChatModel, Decision, DrawsSeveral, StrategyPolicy
+from esckit.types import (
+    FREE,
+    ChoiceScores,
+    Limits,
+    Message,
+    NextToken,
+    Prices,
+    Replies,
+    Reply,
+    Sampling,
+    Scenario,
+    Turn,
+    Usage,
+)
 
-T = TypeVar("T", ChoiceScores, Decision, NextToken, Reply)
+T = TypeVar("T", ChoiceScores, Decision, NextToken, Replies, Reply)
 """What a model gives, with its usage."""
 
 
@@ -274,6 +287,16 @@ class BudgetedModel:
         """
         reply = await self._spend(lambda: self._inner.complete(messages, sampling, seed=seed))
         return with_reasoning_apart(reply, sampling.max_tokens)
+
+    async def complete_several(self, messages: Sequence[Message], sampling: Sampling, *, seed: int, n: int) -> Replies:
+        """Draw several replies in one call, if the budget allows one more.
+
+        Raises:
+            BudgetError: If it does not.
+        """
+        inner = self._inner
+        assert isinstance(inner, DrawsSeveral)
+        return await self._spend(lambda: inner.complete_several(messages, sampling, seed=seed, n=n))
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from esckit.errors import DataError, EsckitError, ModelError, OutageError, StorageError
 from esckit.models.budget import Budget
-from esckit.protocols import Capability, ChatModel
+from esckit.protocols import Capability, ChatModel, DrawsSeveral
 from esckit.records import canonical_json
 from esckit.registry import expand_home
 from esckit.types import (
@@ -36,6 +36,7 @@ from esckit.types import (
     Message,
     NextToken,
     Prices,
+    Replies,
     Reply,
     Sampling,
     StopReason,
@@ -69,7 +70,7 @@ CREATE TABLE answers (
 CREATE INDEX answers_by_model ON answers (model, made);
 """
 
-A = TypeVar("A", ChoiceScores, NextToken, Reply)
+A = TypeVar("A", ChoiceScores, NextToken, Replies, Reply)
 
 
 def cache_path(named: str | None) -> Path | None:
@@ -84,7 +85,8 @@ class Row(NamedTuple):
     Attributes:
         key: Digest of the question.
         model: Name of the endpoint and its model.
-        operation: ``complete``, ``score``, ``next_token``, or ``capabilities``: what the check of a server found.
+        operation: ``complete``, ``complete_several``, ``score``, ``next_token``, or ``capabilities``: what a check of a
+            server found.
         answer: JSON.
     """
 
@@ -309,6 +311,22 @@ class CachedModel:
             "complete", question, lambda: self._inner.complete(messages, sampling, seed=seed), _reply
         )
 
+    async def complete_several(self, messages: Sequence[Message], sampling: Sampling, *, seed: int, n: int) -> Replies:
+        """Return the kept replies, or the server's.
+
+        Raises:
+            EsckitError: As the wrapped model, or if the cache cannot be used.
+        """
+        inner, sampled = self._inner, sampling.model_dump(mode="json")
+        assert isinstance(inner, DrawsSeveral)
+        question = {"messages": _plain(messages), "sampling": sampled, "seed": seed, "n": n}
+        return await self._answer(
+            "complete_several",
+            question,
+            lambda: inner.complete_several(messages, sampling, seed=seed, n=n),
+            _replies,
+        )
+
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
     ) -> ChoiceScores:
@@ -348,7 +366,9 @@ class CachedModel:
     ) -> A:
         async def asked() -> str:
             found: Any = await ask()
-            return _written({**asdict(found), "usage": found.usage.model_dump()})
+            if isinstance(found, Replies):
+                return _written({"replies": [_as_data(reply) for reply in found.replies]})
+            return _written(_as_data(found))
 
         text, is_free = await self._shelf.answer(operation, question, asked)
         answer = read(json.loads(text))
@@ -362,12 +382,20 @@ def _written(answer: Any) -> str:
     return json.dumps(answer, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def _as_data(answer: ChoiceScores | NextToken | Reply) -> dict[str, Any]:
+    return {**asdict(answer), "usage": answer.usage.model_dump()}
+
+
 def _plain(messages: Sequence[Message]) -> list[list[str]]:
     return [[message.role, message.content] for message in messages]
 
 
 def _reply(kept: dict[str, Any]) -> Reply:
     return Reply(**{**kept, "stop_reason": StopReason(kept["stop_reason"]), "usage": Usage(**kept["usage"])})
+
+
+def _replies(kept: dict[str, Any]) -> Replies:
+    return Replies(tuple(_reply(reply) for reply in kept["replies"]))
 
 
 def _scores(kept: dict[str, Any]) -> ChoiceScores:
@@ -589,6 +617,7 @@ class CacheFile:
 
 _READERS: Mapping[str, Callable[[Any], object]] = {
     "complete": _reply,
+    "complete_several": _replies,
     "score": _scores,
     "next_token": _next,
     "capabilities": list,

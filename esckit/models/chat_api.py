@@ -21,7 +21,7 @@ from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.answer_form import PromptToken
 from esckit.models.chat import make_reply, one_system, without_system
 from esckit.registry import did_you_mean
-from esckit.types import Message, Reply, Sampling, StopReason, Usage
+from esckit.types import Message, Replies, Reply, Sampling, StopReason, Usage
 
 _MOST_TOKENS = 10_000_000
 
@@ -83,6 +83,7 @@ def load_endpoint(name: str) -> ShippedEndpoint:
 
 
 class _Choice(BaseModel):
+    index: Any = None
     message: dict[str, Any]
     finish_reason: Any = None
     logprobs: Any = None
@@ -149,26 +150,49 @@ class Answer(BaseModel):
         Raises:
             BackendError: If a filter cut the answer, the model refused, there is no text or far too much of it.
         """
-        choice = self.choices[0]
-        text, thoughts, refusal = _message_parts(choice.message)
-        if refusal:
-            raise BackendError("a refusal in place of an answer", kind="refusal", samples=(refusal,))
-        stop_reason = self._stop_reason(max_tokens)
-        # A model that reasons out of sight can spend all its tokens on that; then it wrote no answer and was cut.
-        if text is None and not thoughts and stop_reason is StopReason.STOP:
-            raise BackendError("an answer without text", kind="no_text", expected="choices[0].message.content")
-        return make_reply(text or "", stop_reason, self.cost, max_tokens=max_tokens, reasoning=thoughts or None)
+        return _reply(self.choices[0], self.cost, max_tokens, n_written=self.cost.completion_tokens)
 
-    def _stop_reason(self, max_tokens: int) -> StopReason:
-        """Return why the model stopped; without a word for it, it was cut if it wrote all tokens that it might."""
-        given = self.choices[0].finish_reason
-        word = given if isinstance(given, str) else ""
-        for kind, found, known in _NO_ANSWERS:
-            if known.search(word):
-                raise BackendError(f"{found} (finish_reason {word!r})", kind=kind)
-        if not word:
-            return StopReason.LENGTH if self.cost.completion_tokens >= max_tokens else StopReason.STOP
-        return StopReason.LENGTH if _CUT.search(word) else StopReason.STOP
+    def replies(self, max_tokens: int, n: int) -> Replies:
+        """Return all that the model wrote in one call; the first reply has what the call used.
+
+        Args:
+            max_tokens: How many tokens were asked for, of each reply.
+            n: How many replies were asked for.
+
+        Raises:
+            BackendError: As :meth:`reply`, or if there are fewer or more.
+        """
+        if len(self.choices) != n:
+            raise BackendError(f"{len(self.choices)} replies where {n} were asked for", kind="unreadable")
+        in_order = sorted(self.choices, key=lambda choice: choice.index if isinstance(choice.index, int) else 0)
+        n_written = self.cost.completion_tokens // n
+        used = [self.cost, *[Usage()] * (n - 1)]
+        return Replies(
+            tuple(_reply(one, cost, max_tokens, n_written=n_written) for one, cost in zip(in_order, used, strict=True))
+        )
+
+
+def _reply(choice: _Choice, used: Usage, max_tokens: int, *, n_written: int) -> Reply:
+    """Return one choice as a reply that used so much; ``n_written`` tells if it was cut where the server does not."""
+    text, thoughts, refusal = _message_parts(choice.message)
+    if refusal:
+        raise BackendError("a refusal in place of an answer", kind="refusal", samples=(refusal,))
+    stop_reason = _stop_reason(choice.finish_reason, is_full=n_written >= max_tokens)
+    # A model that reasons out of sight can spend all its tokens on that; then it wrote no answer and was cut.
+    if text is None and not thoughts and stop_reason is StopReason.STOP:
+        raise BackendError("an answer without text", kind="no_text", expected="choices[0].message.content")
+    return make_reply(text or "", stop_reason, used, max_tokens=max_tokens, reasoning=thoughts or None)
+
+
+def _stop_reason(given: Any, *, is_full: bool) -> StopReason:
+    """Return why the model stopped; without a word for it, it was cut if it wrote all tokens that it might."""
+    word = given if isinstance(given, str) else ""
+    for kind, found, known in _NO_ANSWERS:
+        if known.search(word):
+            raise BackendError(f"{found} (finish_reason {word!r})", kind=kind)
+    if not word:
+        return StopReason.LENGTH if is_full else StopReason.STOP
+    return StopReason.LENGTH if _CUT.search(word) else StopReason.STOP
 
 
 def parse_answer(text: str) -> Answer:

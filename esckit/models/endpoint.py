@@ -22,7 +22,7 @@ from esckit.models.transport import HttpFailure, Timeouts, Transport
 from esckit.protocols import Capability
 from esckit.registry import did_you_mean
 from esckit.text import MessageGuard
-from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Usage
+from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Replies, Reply, Sampling, Usage
 
 if TYPE_CHECKING:
     from esckit.models.server import Server
@@ -38,6 +38,8 @@ _GREETING = (Message("user", "Hello"),)
 
 # Fields of vLLM: every token of the prompt with its log-probability, and none beside it.
 _BEGUN = {"prompt_logprobs": 0}
+
+_N_TRIED = 8
 
 _ANSWERED = {"prompt_logprobs": 0, "add_generation_prompt": False}
 
@@ -102,6 +104,8 @@ class EndpointModel:
         self._guard = MessageGuard.of_any_format()
         self._form: AnswerForm | None = None
         self._answers: dict[str, tuple[str, ...]] = {}
+        self._trying_several = asyncio.Lock()
+        self._draws_several = False
         self._notes: dict[str, str] = {}
         self._kinds_logged: set[str] = set()
 
@@ -152,6 +156,41 @@ class EndpointModel:
         """
         fields = sampling_fields(sampling, seed)
         return await self._ask(messages, fields, lambda answer: answer.reply(sampling.max_tokens))
+
+    async def complete_several(self, messages: Sequence[Message], sampling: Sampling, *, seed: int, n: int) -> Replies:
+        """Write ``n`` next assistant messages in one request; before the first, see if the server can.
+
+        Raises:
+            BackendError: If no answer came, also after the retries, or one of the messages cannot be used.
+            ConfigError: If the server does not draw as many messages as are asked for, independent of each other.
+        """
+        async with self._trying_several:
+            if not self._draws_several:
+                await self._try_several()
+                self._draws_several = True
+        fields = sampling_fields(sampling, seed)
+        return await self._ask(messages, fields, lambda answer: answer.replies(sampling.max_tokens, n), {"n": n})
+
+    async def _try_several(self) -> None:
+        """Have some sentences written at once, and refuse a server that returns another number, or one several times.
+
+        Raises:
+            BackendError: If no answer came.
+            ConfigError: If the server cannot be used so.
+        """
+        fields = sampling_fields(Sampling(max_tokens=16), 0)
+        try:
+            answer = await self._answer([Message("user", "Write a sentence about anything.")], fields, {"n": _N_TRIED})
+            found = f"{self.name} returned {len(answer.choices)} of {_N_TRIED} choices"
+            if len(answer.choices) == _N_TRIED:
+                if len({str(choice.message.get("content")) for choice in answer.choices}) > 1:
+                    return
+                found = f"{self.name} drew {_N_TRIED} equal choices"
+        except BackendError as error:
+            if error.kind != "bad_request":
+                raise
+            found = error.found
+        raise ConfigError(found, expected="critic.samples_as: requests")
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0

@@ -154,11 +154,10 @@ def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
     """Return bounds on the calls that playing a future of every output takes."""
     online = recipe.online
     readings = online.horizon + online.score_first_exchange
-    per_reading = 1 if online.critic.readout == "expected" else online.critic.samples
     return {
         "supporter": n_outputs * online.horizon,
         "seeker": n_outputs * (online.horizon + 1),
-        "critic": n_outputs * readings * per_reading,
+        "critic": n_outputs * readings * online.critic.calls,
     }
 
 

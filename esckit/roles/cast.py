@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from esckit.config import sections
-from esckit.config.sections import Binding, Checkpoint, RoleOptions, WorldBinding, WorldStrategist
+from esckit.config.sections import (
+    Binding,
+    Checkpoint,
+    EndpointBinding,
+    RoleOptions,
+    WorldBinding,
+    WorldStrategist,
+)
+from esckit.errors import ConfigError
 from esckit.models.budget import BudgetedPolicy
 from esckit.practice.language import strategy_functions
 from esckit.practice.players import BaselineStrategist, Game, GrammarSupporter, WorldSeeker
@@ -177,6 +185,8 @@ class Casting:
     ) -> ResolutionCritic | WorldResolutionCritic:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
         binding, preset = self.options("critic"), preset or load_preset(settings.preset)
+        if settings.samples_as == "choices" and not isinstance(binding, EndpointBinding):
+            raise ConfigError("critic.samples_as: choices without an endpoint", expected="critic.samples_as: requests")
         if game := self.game("critic"):
             return WorldResolutionCritic(game, preset, settings)
         voice = self.pool.voice(binding, "critic", max_attempts=1)

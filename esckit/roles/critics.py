@@ -32,6 +32,7 @@ from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, U
 from esckit.ledger import Scope
 from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
+from esckit.protocols import DrawsSeveral
 from esckit.records import digest
 from esckit.roles.asking import Voice, as_lines, gather_all, scene_of
 from esckit.roles.verdicts import MassWatch, Preset, ask_verdict, parse_yes_no, read_json, verdict_text
@@ -116,8 +117,7 @@ class ResolutionCritic:
     async def _sampled(self, messages: list[Message], scope: Scope) -> CriticReading:
         settings = self.settings
         for attempt in range(1, settings.max_attempts + 1):
-            seeds = [scope.seed(f"critic.{index}") for index in range(settings.samples)]
-            replies = await gather_all(*(self._answer(messages, scope, at, seed) for at, seed in enumerate(seeds)))
+            replies = await self._round(messages, scope)
             levels: Counter[int] = Counter()
             unparsed: list[str] = []
             for reply in replies:
@@ -142,6 +142,19 @@ class ResolutionCritic:
         )
         error.attempts = settings.max_attempts
         raise error
+
+    async def _round(self, messages: list[Message], scope: Scope) -> Sequence[Reply]:
+        """Return as many samples as the settings ask for, each with its own seed or all in one call."""
+        n = self.settings.samples
+        if self.settings.samples_as == "requests":
+            seeds = [scope.seed(f"critic.{index}") for index in range(n)]
+            return await gather_all(*(self._answer(messages, scope, at, seed) for at, seed in enumerate(seeds)))
+        model, sampling = self.voice.model, self.voice.options.sampling
+        assert isinstance(model, DrawsSeveral)
+        drawn = await model.complete_several(messages, sampling, seed=scope.seed("critic"), n=n)
+        for index, reply in enumerate(drawn.replies):
+            scope.book(f"critic.{index}", reply)
+        return drawn.replies
 
     async def _answer(self, messages: list[Message], scope: Scope, index: int, seed: int) -> Reply:
         """Return one sample, booked whatever becomes of the others."""

@@ -145,8 +145,7 @@ def plan(recipe: SimulateRecipe) -> Plan:
     n = len(contexts) * recipe.simulation.candidates
     exchanges = recipe.simulation.horizon + 1
     scored = exchanges if recipe.simulation.score_first_exchange else exchanges - 1
-    per_reading = 1 if recipe.critic.readout == "expected" else recipe.critic.samples
-    calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * per_reading}
+    calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * recipe.critic.calls}
     if _is_guided(recipe):
         calls["strategist"] = n * exchanges
     counts = {"dialogues": len(selection.dialogues), "contexts": len(contexts), "futures": n}

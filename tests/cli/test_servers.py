@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import OutageError
+from esckit.roles.verdicts import load_preset
 from esckit.types import Message, Reply, Sampling
 from tests.cli.conftest import REPLY
 from tests.fakes import FakeModel
 from tests.models.fake_server import Canned, FakeServer, completion, refusal
+from tests.models.test_several import ChoiceServer
 from tests.shell import ROOT
 
 
@@ -88,6 +90,29 @@ def test_the_manifest_says_how_many_were_in_flight(simulate, server: FakeServer,
     done = simulate(tmp_path / "run", at(server))
     assert done.code == 0, done.stderr
     assert in_flight(tmp_path / "run") == {"start": 32, "lowest": 16, "highest": 32, "last": 16, "halvings": 1}
+
+
+def test_samples_of_a_critic_are_one_request_if_the_recipe_says_so(simulate, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    with ChoiceServer().running() as server:
+        server.usual, server.says = completion(REPLY), f"{load_preset('rlff7').levels[0]} {{at}}"
+        sets = (f"models.critic={at(server)}", "critic.samples_as=choices")
+        for out in runs:
+            assert simulate(out, at(server), *sets).code == 0
+        other = simulate(runs[0], at(server), sets[0], "critic.samples_as=requests")
+    assert (other.code, "samples_as" in other.stderr) == (2, True)
+    assert (runs[0] / "futures.jsonl").read_bytes() == (runs[1] / "futures.jsonl").read_bytes()
+    exchanges = [one for future in lines(runs[0] / "futures.jsonl") for one in future["exchanges"]]
+    readings = [one["reading"] for one in exchanges if one["reading"]]
+    assert all(reading["n_parsed"] == 10 for reading in readings)
+    assert [body.get("n") for body in server.chats].count(10) == 2 * len(readings)
+    usage = json.loads((runs[0] / "summary.json").read_text())["usage"]["critic"]
+    assert (usage["calls"], usage["prompt_tokens"]) == (len(readings), 7 * len(readings))
+
+
+def test_samples_as_choices_need_an_endpoint(simulate, server: FakeServer, tmp_path: Path) -> None:
+    done = simulate(tmp_path / "run", at(server), "critic.samples_as=choices")
+    assert (done.code, "without an endpoint" in done.stderr) == (2, True)
 
 
 def test_a_single_404_in_the_middle_costs_nothing(simulate, server: FakeServer, tmp_path: Path) -> None:
