@@ -13,9 +13,7 @@ strategy, then its words up to the line end. With the adapter off, the plain bac
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,13 +23,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from esckit.errors import NOT_FINITE, BackendError
+from esckit.errors import NOT_FINITE, BackendError, ModelError
 from esckit.flow.model import FlowModel, load_flow_model
 from esckit.flow.text import FlowText, drop_oldest, policy_id, writer_metadata
 from esckit.ledger import Scope
 from esckit.models.backbones import resolve_backbone
+from esckit.models.batches import Batches
 from esckit.models.checkpoint import ADAPTER, BACKBONE, checkpoint_folder
-from esckit.models.kvcache import EMPTY_PREFIX, MIN_SHARED, PrefixKV, PrefixStore
+from esckit.models.kvcache import EMPTY_PREFIX, MIN_SHARED, PrefixKV, PrefixStore, length_batches
 from esckit.models.loading import (
     Dtype,
     base_decoder,
@@ -73,25 +72,82 @@ class PrefixReader:
         self._store = PrefixStore(held_bytes)
         self._keeps = only_attends(decoder.config.to_dict())
 
-    @torch.no_grad()
     def read(self, ids: tuple[int, ...]) -> Tensor:
         """Return the state of the last of some tokens, at least one, as (1, d)."""
+        return self.read_all([ids])
+
+    @torch.no_grad()
+    def read_all(self, prefixes: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return the last states of several prefixes, each of at least one token, as (n, d); they are read together."""
+        held = [self._held(ids) for ids in prefixes]
+        lengths = [len(ids) for ids in prefixes]
+        states: list[Tensor] = [torch.empty(0)] * len(prefixes)
+        for rows in length_batches(lengths, BATCH_TOKENS):
+            found = self._read_rows([prefixes[row] for row in rows], [held[row] for row in rows])
+            for row, state in zip(rows, found, strict=True):
+                states[row] = state
+        return torch.stack(states)
+
+    def _held(self, ids: tuple[int, ...]) -> PrefixKV:
         held = self._store.longest(ids[:-1]) if self._keeps else EMPTY_PREFIX
-        if held.length < MIN_SHARED:  # other dialogues, too, begin with a few of these tokens
-            held = EMPTY_PREFIX
-        pairs = [(keys[None], values[None]) for keys, values in zip(held.keys, held.values, strict=True)]
-        cache = DynamicCache(pairs) if pairs else DynamicCache() if self._keeps else None
+        return held if held.length >= MIN_SHARED else EMPTY_PREFIX  # other dialogues, too, begin with a few of them
+
+    def _read_rows(self, prefixes: Sequence[tuple[int, ...]], held: Sequence[PrefixKV]) -> Tensor:
+        """Return the last states, (n, d), and hold the keys and values.
+
+        What is held of a row is filled up on its left and what is new on its right, so that both lie side by side and
+        distances within a row stay what they are.
+        """
+        n_held, n_new = (
+            max(one.length for one in held),
+            [len(i) - h.length for i, h in zip(prefixes, held, strict=True)],
+        )
+        width, device = max(n_new), self._device
+        ids, positions = torch.zeros(2, len(prefixes), width, dtype=torch.long, device=device).unbind()
+        mask = torch.zeros(len(prefixes), n_held + width, dtype=torch.long, device=device)
+        for row, (tokens, one, n) in enumerate(zip(prefixes, held, n_new, strict=True)):
+            ids[row, :n] = torch.tensor(tokens[one.length :], device=device)
+            positions[row, :n] = torch.arange(one.length, len(tokens), device=device)
+            mask[row, n_held - one.length : n_held + n] = 1
+        cache = DynamicCache(_filled_up(held, n_held)) if n_held else DynamicCache() if self._keeps else None
         states: Tensor = self._backbone(
-            input_ids=torch.tensor([ids[held.length :]], device=self._device),
-            position_ids=torch.arange(held.length, len(ids), device=self._device).unsqueeze(0),
+            input_ids=ids,
+            position_ids=positions,
+            **({} if bool(mask.all()) else {"attention_mask": mask}),
             use_cache=self._keeps,
             **{self._cache_parameter: cache},
         ).last_hidden_state
         if cache is not None:
-            keys, values = zip(*((layer.keys[0], layer.values[0]) for layer in cache.layers), strict=True)
-            self._store.add(PrefixKV(ids, keys, values))
-        return states[:, -1]
+            for row, (tokens, one, n) in enumerate(zip(prefixes, held, n_new, strict=True)):
+                kept = slice(n_held - one.length, n_held + n)
+                keys, values = zip(
+                    *((each.keys[row, :, kept].clone(), each.values[row, :, kept].clone()) for each in cache.layers),
+                    strict=True,
+                )
+                self._store.add(PrefixKV(tokens, keys, values))
+        return states[torch.arange(len(prefixes)), torch.tensor(n_new) - 1]
 
+
+def _filled_up(held: Sequence[PrefixKV], length: int) -> list[tuple[Tensor, Tensor]]:
+    """Return per layer the keys and values of several prefixes, (n, heads, length, D), filled up on the left."""
+    like = max(held, key=lambda one: one.length)
+    pairs = []
+    for layer in range(len(like.keys)):
+        shape = (len(held), like.keys[layer].shape[0], length, like.keys[layer].shape[2])
+        keys, values = (
+            like.keys[layer].new_zeros(shape),
+            like.values[layer].new_zeros((*shape[:3], like.values[layer].shape[2])),
+        )
+        for row, one in enumerate(held):
+            if one.length:
+                keys[row, :, length - one.length :] = one.keys[layer]
+                values[row, :, length - one.length :] = one.values[layer]
+        pairs.append((keys, values))
+    return pairs
+
+
+BATCH_TOKENS = 32_768
+"""Tokens of dialogues that are read together, what is held of them included."""
 
 DEFAULT_MAX_TOKENS = 4096
 """Where a checkpoint does not say how long its states are: those of 0.1.0 do not."""
@@ -142,8 +198,7 @@ class CheckpointPolicy:
         self._model, self._text = model.eval(), text
         self._value_weight, self._top_k, self._max_tokens = value_weight, top_k, max_tokens
         self._reader = PrefixReader(self._model)
-        # One thread: forward passes queue up instead of fighting for the cores, and the event loop stays free.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="esckit-policy")
+        self._batches: Batches[tuple[Scenario, Sequence[Turn]], PolicyReading] = Batches(self._read_together)
 
     @classmethod
     def load(
@@ -190,26 +245,40 @@ class CheckpointPolicy:
         )
 
     async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
-        """Return the strategy of the highest score, and π, which is positive; read off the event loop."""
-        reading = await asyncio.get_running_loop().run_in_executor(self._thread, self.read, scenario, turns)
+        """Return the strategy of the highest score, and π, which is positive.
+
+        Decisions that wait at the same time are read together, off the event loop.
+
+        Raises:
+            BackendError: As :meth:`read`.
+        """
+        reading = await self._batches.ask((scenario, tuple(turns)))
         usage = Usage(calls=1, prompt_tokens=reading.n_tokens)
         scope.spend("strategist", usage)
         return Decision(reading.strategy, reading.probabilities, usage)
 
-    @torch.no_grad()
     def read(self, scenario: Scenario, turns: Sequence[Turn]) -> PolicyReading:
         """Return everything that the policy says about a dialogue in which the supporter speaks next.
 
         Raises:
             BackendError: ``not_finite`` if a probability or a value is not finite.
         """
-        ids = self._text.ids(scenario, turns, max_tokens=self._max_tokens)
-        outputs = self._model.judge(self._reader.read(ids))
+        (reading,) = self._read_together([(scenario, turns)])
+        if isinstance(reading, ModelError):
+            raise reading
+        return reading
+
+    @torch.no_grad()
+    def _read_together(self, asked: Sequence[tuple[Scenario, Sequence[Turn]]]) -> list[PolicyReading | ModelError]:
+        prefixes = [self._text.ids(scenario, turns, max_tokens=self._max_tokens) for scenario, turns in asked]
+        outputs = self._model.judge(self._reader.read_all(prefixes))
         # float64, so that the probabilities sum to 1 as finely as whoever smooths and stores them expects.
-        log_pi = outputs.log_pi[0].double().log_softmax(dim=0)
-        values = outputs.log_value[0].double().exp()
+        log_pi, values = outputs.log_pi.double().log_softmax(dim=-1), outputs.log_value.double().exp()
+        return [self._reading(log_pi[row], values[row], len(ids)) for row, ids in enumerate(prefixes)]
+
+    def _reading(self, log_pi: Tensor, values: Tensor, n_tokens: int) -> PolicyReading | ModelError:
         if not bool(log_pi.isfinite().all() and values.isfinite().all()):
-            raise BackendError(
+            return BackendError(
                 f"probabilities or values of {self.name} that are not finite",
                 kind=NOT_FINITE,
                 expected="finite numbers",
@@ -224,12 +293,11 @@ class CheckpointPolicy:
             values=tuple(values.tolist()),
             scores=tuple(scores.tolist()),
             strategy=self.strategies[int(scores.argmax())],
-            n_tokens=len(ids),
+            n_tokens=n_tokens,
         )
 
     async def aclose(self) -> None:
-        """Stop the thread; calling it twice is harmless."""
-        self._thread.shutdown(wait=True)
+        """Do nothing: there is nothing to release."""
 
 
 def load_writer(run: Path) -> tuple[Any, Any]:

@@ -18,18 +18,17 @@ raises, and the case is recorded as unscored.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import count
 from typing import Any, Literal, NamedTuple, Protocol
 
 from esckit.config import sections
 from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, UnscoredError
 from esckit.ledger import Scope
+from esckit.models.batches import Batches
 from esckit.models.budget import Budget
 from esckit.prompts.prompt import Prompt
 from esckit.protocols import DrawsSeveral
@@ -230,10 +229,7 @@ class RewardCritic:
 
     def __init__(self, scorer: ResponseScorer, identity: str, budget: Budget) -> None:
         self._scorer, self._identity, self._budget = scorer, identity, budget
-        self._waiting: dict[int, tuple[Sequence[Turn], str]] = {}
-        self._answers: dict[int, float | ModelError] = {}
-        self._places = count()
-        self._lock = asyncio.Lock()
+        self._batches: Batches[tuple[Sequence[Turn], str], float] = Batches(self._read)
 
     async def score(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Score:
         """Return p(good future) of the last turn given those before it.
@@ -243,29 +239,10 @@ class RewardCritic:
             BudgetError: If the budget is used up.
         """
         with self._budget.call("critic"):
-            answer = await self._answer(turns)
-        if isinstance(answer, ModelError):
-            raise answer
+            answer = await self._batches.ask((tuple(turns[:-1]), turns[-1].text))
         scope.spend("critic", Usage(calls=1))
         reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)
         return Score(values={"reward_model": answer}, reward=answer, reading=reading)
-
-    async def _answer(self, turns: Sequence[Turn]) -> float | ModelError:
-        """Return what the model says of the last turn, read together with the turns that wait at the same time."""
-        place = next(self._places)
-        self._waiting[place] = (tuple(turns[:-1]), turns[-1].text)
-        try:
-            # Turns that arrive at the same time join the batch.
-            await asyncio.sleep(0)
-            async with self._lock:
-                if place in self._waiting:
-                    batch = dict(self._waiting)
-                    answers = await asyncio.to_thread(self._read, list(batch.values()))
-                    self._answers |= {at: one for at, one in zip(batch, answers, strict=True) if at in self._waiting}
-                    self._waiting = {at: one for at, one in self._waiting.items() if at not in batch}
-        finally:
-            self._waiting.pop(place, None)
-        return self._answers.pop(place)
 
     def _read(self, batch: Sequence[tuple[Sequence[Turn], str]]) -> list[float | ModelError]:
         """Score turns together; where one cannot be read, each by itself, so that only this one fails."""

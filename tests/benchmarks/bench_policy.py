@@ -1,6 +1,6 @@
-"""A strategist at every decision of growing dialogues: each prefix read whole, and as esckit does it, only what is new.
+"""A strategist at every decision of growing dialogues: each prefix read whole; only what is new; and many dialogues together.
 
-Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6]``. Only prints. The dialogues are made
+Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6] [--together 32]``. Only prints. The dialogues are made
 up, 24 turns of 12 to 40 words; the heads are fresh (what is timed does not depend on them), and both ways use the same
 weights.
 """
@@ -47,10 +47,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="smollm2-135m-instruct")
     parser.add_argument("--dialogues", type=int, default=6)
+    parser.add_argument("--together", type=int, default=32)
     options = parser.parse_args()
     causal, tokenizer = load_causal(resolve_backbone(options.backbone), dtype=torch.float32)
     model = FlowModel(causal.get_decoder(), ("a", "b"), attention="sdpa").eval()
-    asked = prefixes(FlowText(tokenizer, situation=True), options.dialogues)
+    text = FlowText(tokenizer, situation=True)
+    asked = prefixes(text, options.dialogues)
     reader = PrefixReader(model)
 
     @torch.no_grad()
@@ -66,6 +68,26 @@ def main() -> None:
     print(f"{options.backbone}, {torch.get_num_threads()} threads: {len(asked)} decisions, up to {longest} tokens")
     print(f"each prefix whole  {alone:7.2f} s  {len(asked) / alone:6.1f} a second")
     print(f"only what is new   {ours:7.2f} s  {len(asked) / ours:6.1f} a second  x {alone / ours:.1f}")
+    print(f"largest difference of a state, relative: {gap:.1e}")
+    in_flight(model, prefixes(text, options.together), options.together)
+
+
+def in_flight(model: FlowModel, asked: list[Ids], n: int) -> None:
+    """Print decisions a second of dialogues that are in flight together, one after the other and in one batch."""
+    rounds = [asked[start :: len(asked) // n] for start in range(len(asked) // n)]
+    one_by_one, together = PrefixReader(model), PrefixReader(model)
+    began = time.perf_counter()
+    singly = [torch.cat([one_by_one.read(ids) for ids in each]) for each in rounds]
+    middle = time.perf_counter()
+    batched = [together.read_all(each) for each in rounds]
+    ended = time.perf_counter()
+    gap = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(singly, batched, strict=True))
+    alone_s, together_s = middle - began, ended - middle
+    print(f"{n} dialogues in flight: {len(asked)} decisions")
+    print(f"one after the other {alone_s:6.2f} s  {len(asked) / alone_s:6.1f} a second")
+    print(
+        f"read together       {together_s:6.2f} s  {len(asked) / together_s:6.1f} a second  x {alone_s / together_s:.1f}"
+    )
     print(f"largest difference of a state, relative: {gap:.1e}")
 
 

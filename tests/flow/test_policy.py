@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from esckit.flow.run import run
 from esckit.flow.text import FlowText, read_metadata
 from esckit.ledger import Ledger
 from esckit.models.backbones import tiny_tokenizer
+from esckit.protocols import Decision
 from esckit.types import Scenario, Turn
 from tests.flow.flow_fakes import NAMES, flow_text, tiny_model
 from tests.flow.flow_runs import policy_of, recipe, some_trees, write_trees
@@ -93,6 +95,64 @@ def test_a_dialogue_decision_is_one_pass_however_many_turns() -> None:
     assert len(read) == 2
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_prefixes_read_together_are_the_prefixes(family: str) -> None:
+    model = tiny_model(family)
+    read = shapes_read(model)
+    reader = PrefixReader(model)
+    reader.read(PREFIX)
+    reader.read(PREFIX[:60])
+    asked = [TURN, PREFIX[:70], tuple(range(5, 90)), SIBLING, PREFIX[:33]]
+    for _ in range(2):  # the second time nearly all of it is held
+        before = len(read)
+        states = reader.read_all(asked)
+        assert len(read) - before < len(asked)
+        for ids, state in zip(asked, states, strict=True):
+            torch.testing.assert_close(state[None], whole(model, ids), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(reader.read((*TURN, 7, 8)), whole(model, (*TURN, 7, 8)), atol=2e-5, rtol=1e-4)
+
+
+def test_decisions_in_flight_together_are_one_pass() -> None:
+    model = tiny_model()
+    read = shapes_read(model)
+    policy = CheckpointPolicy(model, flow_text(), name="policy")
+    talks = [(Turn(speaker="seeker", text=f"I failed exam {number}, badly."),) for number in range(32)]
+    alone = [policy.read(Scenario(id=f"s{at}"), talk) for at, talk in enumerate(talks)]
+    n_alone, fresh = len(read), CheckpointPolicy(model, flow_text(), name="policy")
+
+    async def decide() -> list[Decision]:
+        scopes = [Ledger(1, f"s{at}").at(0) for at in range(len(talks))]
+        asked = zip(talks, scopes, strict=True)
+        return await asyncio.gather(*(fresh.decide(Scenario(id=f"s{at}"), *one) for at, one in enumerate(asked)))
+
+    together = asyncio.run(decide())
+    assert (n_alone, len(read) - n_alone) == (32, 1)
+    assert [one.strategy for one in together] == [one.strategy for one in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_a_broken_decision_fails_alone() -> None:
+    model = tiny_model()
+    policy = CheckpointPolicy(model, flow_text(), name="policy")
+    judge = model.judge
+
+    def broken(states: torch.Tensor) -> Any:
+        found = judge(states)
+        found.log_pi[1] = torch.nan
+        return found
+
+    model.judge = broken  # type: ignore[method-assign]
+    talks = [(Turn(speaker="seeker", text=f"I failed exam {number}."),) for number in range(3)]
+
+    async def decide() -> list[Any]:
+        asked = (policy.decide(Scenario(id="s"), talk, Ledger(1, "s").at(at)) for at, talk in enumerate(talks))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    kinds = [getattr(answer, "kind", None) for answer in asyncio.run(decide())]
+    assert kinds == [None, "not_finite", None]
+
+
 def test_a_few_equal_tokens_of_another_dialogue_are_not_used() -> None:
     model = tiny_model()
     reader = PrefixReader(model)
@@ -110,6 +170,8 @@ def test_a_recurrent_backbone_reads_the_whole() -> None:
     for ids in (PREFIX, TURN):
         torch.testing.assert_close(reader.read(ids), whole(model, ids))
     assert read[::2] == [100, 113]
+    for ids, state in zip((PREFIX, TURN), reader.read_all((PREFIX, TURN)), strict=True):
+        torch.testing.assert_close(state[None], whole(model, ids))
 
 
 def test_a_loaded_policy_has_its_adapter_merged_and_says_the_same(tmp_path: Path) -> None:
