@@ -31,13 +31,16 @@ class Redactor:
             everywhere.
     """
 
-    __slots__ = ("_pattern",)
+    __slots__ = ("_forms", "_pattern")
 
     def __init__(self, secret: str) -> None:
         self._pattern: re.Pattern[str] | None = None
+        self._forms: tuple[str, ...] = ()
         if len(secret) >= _SHORTEST_SECRET:
-            written = ["".join(map(_escaped, text)) for text in (secret, *_in_base64(secret.encode()))]
+            forms = (secret, *_in_base64(secret.encode()))
+            written = ["".join(map(_escaped, text)) for text in forms]
             self._pattern = re.compile("|".join([*written, f"(?i:{secret.encode().hex()})"]))
+            self._forms = (*(form.casefold() for form in forms), secret.encode().hex())
 
     def __repr__(self) -> str:
         """Return the name; the pattern holds the secret."""
@@ -45,7 +48,24 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         """Return the text without the secret."""
-        return self._pattern.sub(_MARK, text) if self._pattern else text
+        return self._pattern.sub(_MARK, text) if self._pattern and self._may_hold_it(text) else text
+
+    def _may_hold_it(self, text: str) -> bool:
+        """Return whether the text is worth the whole pattern, which takes a thousand times as long as this look."""
+        if "%" in text or "&" in text:
+            return True
+        folded = text.casefold()
+        looks = {folded, folded.replace("\\", ""), _BACKSLASHED.sub(_unescaped, folded)} if "\\" in text else {folded}
+        return any(form in look for look in looks for form in self._forms)
+
+
+_BACKSLASHED = re.compile(r"\\+(?:u00([0-9a-f]{2})|u\{0{0,4}([0-9a-f]{1,2})\}|x([0-9a-f]{2}))?")
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """Return the character that an escape in lower case stands for, in lower case; backslashes alone stand for none."""
+    code = found[1] or found[2] or found[3]
+    return chr(int(code, 16)).casefold() if code else ""
 
 
 def _escaped(char: str) -> str:

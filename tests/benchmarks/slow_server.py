@@ -13,12 +13,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from esckit.strategies.taxonomy import load_taxonomy
+
 ANSWERS = {
     "seeker": "I keep thinking that I should have seen it coming, you know.",
     "supporter": "That sounds exhausting, and it makes sense that you feel this way after such a week.",
-    "strategist": json.dumps(dict.fromkeys(("Que", "Cla", "Sup", "Sd", "Int", "Sug", "Sta", "Inf"), 0.125)),
+    "supporter_rlff": "<think>They feel alone with it.</think> <response>That sounds exhausting.</response>",
+    "strategist": json.dumps(dict.fromkeys(load_taxonomy("aflow").abbrs, 0.125)),
     "critic": "1: 4\n2: 3\n3: 5\n4: 4",
-    "resolution": "the patient feels the same",
+    "resolution": "Same",
 }
 
 
@@ -27,7 +30,7 @@ def answer(body: bytes) -> bytes:
     asked = json.loads(body)
     text = ANSWERS.get(asked["model"], "hello")
     choices = [
-        {"index": at, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        {"index": at, "message": {"role": "assistant", "content": text + "." * at}, "finish_reason": "stop"}
         for at in range(asked.get("n", 1))
     ]
     usage = {"prompt_tokens": 400, "completion_tokens": 20 * len(choices), "total_tokens": 400 + 20 * len(choices)}

@@ -3,9 +3,12 @@
 import base64
 import json
 import time
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from esckit.models.faults import Redactor, fault_in, fault_of
 
@@ -197,6 +200,36 @@ def test_dummy_keys_are_no_secrets() -> None:
 
 def test_its_name_does_not_show_the_secret() -> None:
     assert repr(redacted) == "Redactor()"
+
+
+FORMS = (
+    lambda char: char,
+    lambda char: f"\\{char}" if char in "/-" else char,
+    lambda char: f"\\u{ord(char):04X}",
+    lambda char: f"\\\\u{ord(char):04x}",
+    lambda char: f"\\u{{{ord(char):x}}}",
+    lambda char: f"\\x{ord(char):02x}",
+    lambda char: f"%{ord(char):02X}",
+    lambda char: f"%25{ord(char):02x}",
+    lambda char: f"&#{ord(char)};",
+    lambda char: f"&amp;#x{ord(char):x};",
+)
+
+
+ORDINARY = "sk-Sentinel/0123_x9u00Q="
+ordinary = Redactor(ORDINARY)
+
+
+@given(st.lists(st.sampled_from(FORMS), min_size=len(ORDINARY), max_size=len(ORDINARY)), st.text(max_size=20))
+@example([FORMS[0]] * len(ORDINARY), "\\")
+def test_a_key_whose_characters_are_all_written_otherwise(forms: list[Any], around: str) -> None:
+    written = "".join(form(char) for form, char in zip(forms, ORDINARY, strict=True))
+    assert "[key]" in ordinary(f"{around} {written} {around}")
+
+
+def test_ordinary_answers_are_left_as_they_are() -> None:
+    for text in ('{"content": "sk-\\nSentinel is 100 % R&B"}', "sk-Sentinel/0123_x9u00", "\\" * 100_000):
+        assert ordinary(text) == text
 
 
 @pytest.mark.parametrize("piece", ["\\", "&amp;", "%25", "SENTINELKEY", "a"])

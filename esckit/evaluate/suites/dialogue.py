@@ -66,6 +66,7 @@ class DialogueSettings(Section):
         critics: Presets that score the same dialogues.
         strategy: Whether the strategist names the strategy of every supporter turn; by default where there is one.
         samples: Answers asked for by ``readout: sampled``.
+        samples_as: As in ``critic`` of a simulation: the ``choices`` of one request, or ``requests`` of their own.
         max_attempts: Rounds of ``samples`` in all until one round is readable.
         ppdpp_compat: PPDPP's own prompts, clipping at 32 tokens and parsing; nothing readable counts as 0.
     """
@@ -75,6 +76,7 @@ class DialogueSettings(Section):
     strategy: Literal["none", "predicted"] | None = None
     readout: Literal["sampled", "expected"] = "sampled"
     samples: PositiveInt = 10
+    samples_as: Literal["requests", "choices"] = "requests"
     max_attempts: PositiveInt = 2
     min_parsed: PositiveInt = 1
     by: Literal["auto", "names", "letters"] = "auto"
@@ -146,7 +148,7 @@ def dialogue_work(material: Material) -> Work:
             f"prompt {recipe.prompts.supporter} with dialogue.strategy: none", expected="dialogue.strategy: predicted"
         )
     exchanges = len(scenarios) * settings.max_turns
-    asked = 1 if settings.readout == "expected" else settings.samples
+    asked = 1 if settings.readout == "expected" or settings.samples_as == "choices" else settings.samples
     calls = {"supporter": exchanges, "seeker": exchanges, "critic": exchanges * asked * len(settings.critics)}
     calls |= {"strategist": exchanges} if settings.strategy == "predicted" else {}
     calls |= {"turn_judge": exchanges} if recipe.models.turn_judge is not None else {}
