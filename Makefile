@@ -17,12 +17,13 @@ UV := build/uv/bin/uv
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test suite smoke test-sharded test-sharded-full test-newest test-lowest test-pythons vllm-env lock lint format house bench clean
+.PHONY: help setup demo test suite smoke test-sharded test-sharded-full test-servers test-newest test-lowest test-pythons vllm-env lock lint format house bench clean
 
 help:
 	@echo "make demo          install into $(VENV) and play the main job on the embedded model and the sample data"
 	@echo "make test          the same set-up, then every check that CI runs"
 	@echo "make test-sharded  trainings that several processes share (DeepSpeed, FSDP2), on the processor; -full: all of them"
+	@echo "make test-servers  simulate with the embedded model behind real servers: ESCKIT_VLLM=PYTHON, ESCKIT_TRANSFORMERS=PROGRAM"
 	@echo "make test-newest   the suite with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make test-lowest   the smoke tests with the lowest versions that it allows, in .venv-lowest"
 	@echo "make test-pythons  make test on each other Python that esckit supports and this machine has"
@@ -99,6 +100,9 @@ test-sharded: $(TOOLS)
 
 test-sharded-full: $(TOOLS)
 	$(BIN)/python -m pytest -m sharded_full
+
+test-servers: $(TOOLS)
+	$(BIN)/python -m pytest tests/models/test_real_servers.py
 
 test-newest:
 	rm -f .venv-newest/.esckit-*

@@ -358,6 +358,8 @@ class EndpointBinding(RoleOptions):
 
     Attributes:
         model: The server's id of the model.
+        checkpoint: The run of ``train-rl`` whose policy the server answers with, exported or as an adapter; so the run
+            knows what the policy was trained on, and does not go on with another one. None for other models.
         prices: What it costs; None if unknown.
         concurrency: Requests in flight at once. Roles that name the same server, model and limits share them.
             Operational.
@@ -372,6 +374,7 @@ class EndpointBinding(RoleOptions):
         BeforeValidator(_check_endpoint),
     ]
     model: str = Field(min_length=1)
+    checkpoint: str | None = Field(default=None, min_length=1)
     prices: Prices | None = None
     concurrency: int = Field(default=32, ge=1, le=4096)
     timeout_s: float = Field(default=180.0, ge=1.0, le=86_400.0)
@@ -455,7 +458,7 @@ def _check_kind(value: object) -> object:
     if not isinstance(value, Mapping):
         return value
     named = [kind for kind in KINDS if kind in value]
-    if len(named) == 1:
+    if len(named) == 1 or named == ["endpoint", "checkpoint"]:
         return value
     if named:
         raise PydanticCustomError("binding_kind", "names {named}; keep one of them", {"named": " and ".join(named)})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esckit.config.load import require_runs
-from esckit.config.sections import Binding, Checkpoint
+from esckit.config.sections import Binding
 from esckit.errors import ConfigError, DataError
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
 from esckit.evaluate.suite import CaseFile, Material, Suite, Work, family_of, model_fields, run_folder, run_of
@@ -18,7 +18,7 @@ from esckit.evaluate.suites.dialogue import critic_prompts, supporter_prompt
 from esckit.metrics.metric import Facts
 from esckit.records import digest, file_sha256
 from esckit.roles.cast import role_prompt
-from esckit.roles.pool import checkpoint_ids, look_up, part_of
+from esckit.roles.pool import checkpoint_ids, look_up, part_of, trained_run
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy
 
@@ -151,11 +151,7 @@ def _leakage(material: Material, part: Part) -> tuple[str, ...]:
     if part.suite.family is None:
         return ()
     recipe, bindings = material.recipe, material.recipe.roles()
-    runs = {
-        role: run_of(binding.checkpoint)
-        for role in part.work.roles
-        if isinstance(binding := bindings.get(role), Checkpoint)
-    }
+    runs = {role: run_of(run) for role in part.work.roles if (run := trained_run(bindings.get(role))) is not None}
     data = recipe.data
     evaluated = {unit.dialogue_id for unit in part.work.units}
     return leakage_flags(

@@ -38,7 +38,7 @@ from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up
 from esckit.roles.verdicts import load_preset
 from esckit.text import n_words
-from esckit.training.run import TrainingRun, together
+from esckit.training.run import TrainingRun, gathered, together
 from esckit.types import Context, Future, Generation, Outcome, ParseKind, Sampling, Turn
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
@@ -456,6 +456,8 @@ def _online(
             books = booking(run.folder, pool, n_processes=run.process.count)
             stack.enter_context(portal.wrap_async_context_manager(books))
         yield measure, {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
+        # The first process ends the servers that all of them ask: not before the last answer.
+        gathered([None])
 
 
 def _own_function(target: str) -> ScoreReplies:

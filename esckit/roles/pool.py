@@ -28,7 +28,7 @@ from esckit.config.sections import (
     SupporterCheckpoint,
     WorldBinding,
 )
-from esckit.errors import ConfigError
+from esckit.errors import CheckpointError, ConfigError
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.cache import CachedModel, ResponseCache, Shelf, cache_path
@@ -94,12 +94,17 @@ def look_up(bindings: Iterable[Binding | None]) -> None:
             find_backbone(binding.backbone)
         elif isinstance(binding, EndpointBinding) and isinstance(binding.endpoint, str):
             load_endpoint(binding.endpoint)
-        elif isinstance(binding, Checkpoint):
-            read_manifest(Path(binding.checkpoint))
         elif isinstance(binding, ScriptedBinding):
             load_scripted(binding.scripted)
         elif isinstance(binding, WorldBinding):
             load_profile(binding.world)
+        if (run := trained_run(binding)) is not None:
+            read_manifest(Path(run))
+
+
+def trained_run(binding: Binding | None) -> str | None:
+    """Return the run whose model a role uses, loaded here or answering from a server; None if esckit trained none."""
+    return binding.checkpoint if isinstance(binding, Checkpoint | EndpointBinding) else None
 
 
 def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | None = None) -> None:
@@ -118,6 +123,12 @@ def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | No
             part = part_of(role, binding)
             strategies = known_taxonomy(taxonomy).names if part == "writer" or taxonomy else None
             kind_of(Path(binding.checkpoint), part, strategies=strategies)
+        elif (run := trained_run(binding)) is not None and kind_of(Path(run)).parts != {"chat"}:
+            raise CheckpointError(
+                f"models.{role}: an endpoint for {run}, whose model is read by heads of its own",
+                expected="a run of train-rl, whose policy writes text",
+                hint="A server returns text and no states: name the run without endpoint, and esckit loads it",
+            )
 
 
 def known_taxonomy(taxonomy: Taxonomy | None) -> Taxonomy:
@@ -150,7 +161,7 @@ def checkpoint_ids(bindings: Iterable[Binding | None]) -> dict[str, str]:
 
     Until a training is over its checkpoint may still change.
     """
-    paths = [binding.checkpoint for binding in bindings if isinstance(binding, Checkpoint)]
+    paths = [run for binding in bindings if (run := trained_run(binding)) is not None]
     manifests = {path: read_manifest(Path(path)) for path in paths}
     return {
         path: f"{manifest['recipe_digest']} of {manifest.get('created')}, {manifest.get('status')}"

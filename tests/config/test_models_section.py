@@ -25,6 +25,8 @@ BINDING = TypeAdapter(ModelBinding)
         ({"backbone": "tiny-random", "dtype": "float32", "device": "cuda:1"}, BackboneBinding),
         ({"endpoint": "openai", "model": "m"}, EndpointBinding),
         ({"endpoint": {"base_url": "http://127.0.0.1:8000/v1", "api_key_env": "KEY"}, "model": "m"}, EndpointBinding),
+        ({"endpoint": {"serve": "vllm serve X --port {port}", "devices": (0, 1)}, "model": "m"}, EndpointBinding),
+        ({"endpoint": "local", "model": "policy", "checkpoint": "runs/x"}, EndpointBinding),
         ({"checkpoint": "runs/x"}, CheckpointBinding),
         ({"scripted": "critic"}, ScriptedBinding),
     ],
@@ -50,6 +52,14 @@ def test_an_address_is_told_from_a_name():
         ({"backbone": "x", "device": "gpu"}, "device"),
         ({"backbone": "x", "prices": {"prompt": 1.0, "completion": 1.0}}, "prices"),
         ({"endpoint": {"base_url": "ftp://x"}, "model": "m"}, "base_url"),
+        ({"endpoint": {"serve": "vllm serve X"}, "model": "m"}, "must contain {port}"),
+        ({"endpoint": {"serve": "vllm 'X --port {port}"}, "model": "m"}, "cannot be split into words"),
+        ({"endpoint": {"serve": "{port}"}, "model": "m"}, "must begin with a program"),
+        ({"endpoint": {"serve": "x {port}", "base_url": "http://x/v1"}, "model": "m"}, "names base_url and serve"),
+        ({"endpoint": {"serve": "x {port}", "devices": "0 1"}, "model": "m"}, "devices"),
+        ({"endpoint": {"serve": "x {port}", "environment": {"HF_TOKEN": "x"}}, "model": "m"}, "must hold no secret"),
+        ({"endpoint": {"serve": "x {port}", "environment": {"a b": "x"}}, "model": "m"}, "is not the name"),
+        ({"endpoint": {"serve": "x {port}", "ready_s": 0.0}, "model": "m"}, "ready_s"),
         ({"backbone": "x", "on_length": "cut"}, "on_length"),
         ({"backbone": "x", "concurrency": 4}, "concurrency"),
         *(
@@ -69,6 +79,12 @@ def test_what_is_refused(data, message):
     with pytest.raises(ValidationError) as caught:
         BINDING.validate_python(data, strict=True)
     assert message in str(caught.value)
+
+
+def test_devices_and_environment_may_be_numbers():
+    server = {"serve": "x {port}", "devices": (0, 1), "environment": {"OMP_NUM_THREADS": 4}}
+    section = BINDING.validate_python({"endpoint": server, "model": "m"}, strict=True).endpoint
+    assert (section.devices, section.environment) == ("0,1", {"OMP_NUM_THREADS": "4"})
 
 
 def test_the_roles_defaults_fill_what_is_left_out():

@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from esckit.config.sections import CheckpointBinding, ScriptedBinding, StrategistCheckpoint, SupporterCheckpoint
+from esckit.config.sections import (
+    CheckpointBinding,
+    EndpointBinding,
+    ScriptedBinding,
+    StrategistCheckpoint,
+    SupporterCheckpoint,
+)
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import kind_of
+from esckit.records import write_json
 from esckit.roles.cast import role_prompt
-from esckit.roles.pool import known_taxonomy, part_of
+from esckit.roles.pool import checkpoint_ids, known_taxonomy, part_of, require_checkpoints
 from esckit.strategies.taxonomy import load_taxonomy
 
 FLOW, REWARD, POLICY = "flow.json", "reward.json", "policy.json"
@@ -49,6 +56,23 @@ def test_a_checkpoint_is_refused_where_it_cannot_play(tmp_path: Path, metadata: 
     run = Path(trained(tmp_path, metadata))
     with pytest.raises(CheckpointError, match="cannot be used as a"):
         kind_of(run, part)
+
+
+def test_a_servers_policy_is_known_by_its_run(tmp_path: Path) -> None:
+    run = trained(tmp_path, POLICY)
+    manifest = {"schema": "esckit.manifest/1", "command": "train-rl", "recipe": {}, "recipe_digest": "d"}
+    write_json(tmp_path / "manifest.json", {**manifest, "status": "complete"})
+    served = EndpointBinding(endpoint="local", model="policy", checkpoint=run)
+    assert part_of("supporter", served) == "chat"
+    require_checkpoints({"supporter": served})
+    assert checkpoint_ids([served]) == {run: "d of None, complete"}
+
+
+@pytest.mark.parametrize(("role", "metadata"), [("strategist", FLOW), ("critic", REWARD)])
+def test_a_server_cannot_play_what_is_read_by_heads(tmp_path: Path, role: str, metadata: str) -> None:
+    served = EndpointBinding(endpoint="local", model="x", checkpoint=trained(tmp_path, metadata))
+    with pytest.raises(CheckpointError, match="read by heads of its own"):
+        require_checkpoints({role: served})
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
