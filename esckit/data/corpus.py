@@ -10,7 +10,7 @@ import json
 import re
 import socket
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -33,6 +33,7 @@ from esckit.practice import corpus as practice
 from esckit.protocols import DatasetLoader, Issue, IssueSink
 from esckit.records import file_sha256
 from esckit.registry import nearest, own_code, shipped_dir
+from esckit.sequences import OnDisk
 from esckit.text import listed, quoted
 from esckit.types import Dialogue, Source
 
@@ -89,7 +90,7 @@ class Corpus:
 
     path: str
     format: str
-    dialogues: tuple[Dialogue, ...]
+    dialogues: Sequence[Dialogue]
     files: tuple[CorpusFile, ...]
     ignored_files: tuple[str, ...]
     n_records: int
@@ -136,10 +137,11 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     else:
         found = _practice_parts(given, format) if given.startswith("world:") else _file_parts(given, format)
     gathering = _Gathering(sink, found.format)
-    files = tuple(gathering.read(part) for part in found.parts)
+    files: list[CorpusFile] = []
+    dialogues = OnDisk(dialogue for part in found.parts for dialogue in gathering.read(part, files))
     n_records = sum(file.n_records for file in files)
     gathering.check(given, n_records, max_refused_share)
-    return Corpus(given, found.format, tuple(gathering.dialogues), files, found.ignored, n_records, gathering.n_refused)
+    return Corpus(given, found.format, dialogues, tuple(files), found.ignored, n_records, gathering.n_refused)
 
 
 # ---------------------------------------------------------------- files
@@ -359,7 +361,6 @@ class _Gathering:
     def __init__(self, sink: IssueSink, format: str) -> None:
         self.note = sink.note
         self.format = format
-        self.dialogues: list[Dialogue] = []
         self.n_refused = 0
         self.first_refusal: DataError | None = None
         self._sink = sink
@@ -384,8 +385,8 @@ class _Gathering:
                 hint=f"The first: {self.first_refusal}",
             ) from self.first_refusal
 
-    def read(self, part: _Part) -> CorpusFile:
-        """Take in one file; its dialogues get a source and, where the file's name says it, a split.
+    def read(self, part: _Part, files: list[CorpusFile]) -> Iterator[Dialogue]:
+        """Yield the dialogues of a file with a source and, where its name says it, a split; add the file at the end.
 
         A record's index is the number of records accepted and refused before it.
         """
@@ -400,12 +401,15 @@ class _Gathering:
                 source = source.model_copy(update={"split": part.split})
             if source is not dialogue.source:
                 dialogue = dialogue.model_copy(update={"source": source})
-            n_accepted += self._take(dialogue, part, index)
+            is_new = self._is_new(dialogue, part, index)
+            n_accepted += is_new or self._is_dropped(dialogue, part, index)
+            if is_new:
+                yield dialogue
         n_records = n_accepted + self.n_refused - refused_before
-        return CorpusFile(part.path.name, part.sha256, part.split, n_records)
+        files.append(CorpusFile(part.path.name, part.sha256, part.split, n_records))
 
-    def _take(self, dialogue: Dialogue, part: _Part, index: int) -> bool:
-        """Keep a dialogue, or drop it with a warning if it was there before; False if it was refused."""
+    def _is_new(self, dialogue: Dialogue, part: _Part, index: int) -> bool:
+        """Return whether a dialogue was not there before, noting what else was."""
         place = f"record {index} of {part.path.name}"
         known = self._places.setdefault(dialogue.id, place)
         if known == place:
@@ -414,7 +418,9 @@ class _Gathering:
             if first != place:
                 detail = f"the same situation as {first}"
                 self.note(Issue("duplicate_situation", "N", part.path.name, index, detail=detail))
-            self.dialogues.append(dialogue)
-            return True
-        detail = f"the same dialogue as {known}"
+        return known == place
+
+    def _is_dropped(self, dialogue: Dialogue, part: _Part, index: int) -> bool:
+        """Drop a dialogue that was there before, with a warning; False if that refuses it."""
+        detail = f"the same dialogue as {self._places[dialogue.id]}"
         return accepted([Issue("duplicate_dialogue", "W", part.path.name, index, detail=detail)], self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,10 +18,11 @@ from esckit.data.contexts import merge_runs
 from esckit.data.corpus import SPLITS, Corpus, read_corpus
 from esckit.data.inspection import Reading
 from esckit.data.layouts import IssueList
-from esckit.data.splits import assign_splits
+from esckit.data.splits import split_names
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.registry import did_you_mean
+from esckit.sequences import OnDisk
 from esckit.strategies.taxonomy import (
     Strategy,
     StrategyMapping,
@@ -77,8 +78,8 @@ class _Meaning(NamedTuple):
     name: str | None
 
 
-def resolve_labels(dialogues: Iterable[Dialogue], rules: LabelRules, sink: IssueSink) -> tuple[Dialogue, ...]:
-    """Return the dialogues with their strategies in a taxonomy; those that the sink refuses are left out.
+def resolve_labels(dialogues: Iterable[Dialogue], rules: LabelRules, sink: IssueSink) -> Iterator[Dialogue]:
+    """Yield the dialogues with their strategies in a taxonomy; those that the sink refuses are left out.
 
     A dialogue without a taxonomy (record format) is read in the wanted one, or left alone if there is none. It is also
     left alone if it names a taxonomy of a user's own and the rules ask for nothing: its labels are in that one already.
@@ -88,13 +89,13 @@ def resolve_labels(dialogues: Iterable[Dialogue], rules: LabelRules, sink: Issue
         DataError: If a label is unknown and the sink does not continue.
     """
     resolver = _Resolver(rules, sink)
-    found = []
     for dialogue in dialogues:
         try:
-            found.append(resolver.dialogue(dialogue))
+            found = resolver.dialogue(dialogue)
         except DataError as error:
             sink.refuse(error)
-    return tuple(found)
+        else:
+            yield found
 
 
 class _Resolver:
@@ -253,7 +254,9 @@ class Selection:
     """The dialogues of a run, and what its manifest says about them.
 
     Attributes:
-        dialogues: In load order; where a scheme was used, ``source.split`` is the split it gave.
+        dialogues: In load order; where a scheme was used, ``source.split`` is the split it gave. They are read from
+            the disk when they are asked for.
+        ids: Their ids.
         format: Layout of the corpus.
         files: SHA-256 per file name.
         scheme: Split scheme, None if the corpus was not split.
@@ -267,7 +270,8 @@ class Selection:
         issues: How often each code of the loader was noted.
     """
 
-    dialogues: tuple[Dialogue, ...]
+    dialogues: Sequence[Dialogue]
+    ids: tuple[str, ...]
     format: str
     files: dict[str, str]
     scheme: str | None
@@ -278,11 +282,6 @@ class Selection:
     mapping: str | None
     counts: dict[str, int]
     issues: dict[str, int]
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Ids of the dialogues, in load order."""
-        return tuple(dialogue.id for dialogue in self.dialogues)
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the dialogues themselves as plain data."""
@@ -321,25 +320,34 @@ def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Select
         blank_as=data.blank_as,
     )
     limited = chosen[: data.limit]
-    dialogues = resolve_labels(limited, rules, sink)
+    ids, origins, labelled = list[str](), set[tuple[str | None, str | None]](), Counter[bool]()
+
+    def finished(dialogue: Dialogue) -> Dialogue:
+        """Return a dialogue as the run uses it, after counting it."""
+        ids.append(dialogue.id)
+        origins.add((dialogue.taxonomy, dialogue.mapping))
+        whole = merge_runs(dialogue, label=data.merge_label) if data.merge else dialogue
+        labelled.update(turn.strategy is not None for turn in whole.turns if turn.speaker == "supporter")
+        return whole
+
+    picked = (_picked(corpus, number, split_of) for number in limited)
+    dialogues = OnDisk(map(finished, resolve_labels(picked, rules, sink)))
     check_kept(len(dialogues), len(limited), data.path)
     if not dialogues:
         raise DataError("no dialogue", path=data.path, expected="at least one", hint="See data.split and data.limit")
-    if data.merge:
-        dialogues = tuple(merge_runs(dialogue, label=data.merge_label) for dialogue in dialogues)
-    found, mapping = provenance(dialogues)
+    found, mapping = common_origin(origins)
     warned = Counter(issue.code for issue in sink.issues if issue.severity == "W")
     for code, n in sorted(warned.items()):
         details = [issue.detail for issue in sink.issues if issue.severity == "W" and issue.code == code]
         log.warning("%s: %s: %s", data.path, code, (n == 1 and details[0]) or f"{n:,}")
-    labels = [turn.strategy for dialogue in dialogues for turn in dialogue.turns if turn.speaker == "supporter"]
     return Selection(
         dialogues=dialogues,
+        ids=tuple(ids),
         format=corpus.format,
         files={file.name: file.sha256 for file in corpus.files},
         scheme=data.scheme,
         splits=(data.split or SPLITS) if data.scheme else None,
-        split_of={dialogue.id: split_of[dialogue.id] for dialogue in dialogues if dialogue.id in split_of},
+        split_of={name: split_of[name] for name in ids if name in split_of},
         taxonomy=found,
         strategies=_named(found, rules),
         mapping=mapping,
@@ -348,8 +356,8 @@ def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Select
             "n_refused": len(sink.refusals),
             "n_read": len(corpus.dialogues),
             "n_dialogues": len(dialogues),
-            "n_labelled": len(labels) - labels.count(None),
-            "n_unlabelled": labels.count(None),
+            "n_labelled": labelled[True],
+            "n_unlabelled": labelled[False],
         },
         issues=dict(sorted(Counter(issue.code for issue in sink.issues).items())),
     )
@@ -370,8 +378,8 @@ def read_labelled(
     """
     sink = IssueList(go_on=go_on, strict=strict)
     corpus = read_corpus(path, format=format, sink=sink, max_refused_share=max_refused_share)
-    dialogues = resolve_labels(corpus.dialogues, rules, sink)
-    taxonomy, mapping = provenance(dialogues)
+    dialogues = tuple(resolve_labels(corpus.dialogues, rules, sink))
+    taxonomy, mapping = common_origin({(dialogue.taxonomy, dialogue.mapping) for dialogue in dialogues})
     strategies = _named(taxonomy, rules)
     labels = strategies.names if strategies is not None else ()
     return Reading(corpus, dialogues, taxonomy, labels, mapping, sink.issues, sink.refusals)
@@ -391,13 +399,6 @@ def check_kept(n_kept: int, n_records: int, path: str) -> None:
             f"more than half of {n_records:,} records refused for their labels ({n_records - n_kept:,})",
             hint="Is it the right taxonomy? unknown_strategy: keep reads unknown labels as none",
         )
-
-
-def with_split(dialogue: Dialogue, split: str) -> Dialogue:
-    """Return the dialogue with the split that a scheme gave it."""
-    if dialogue.source is None:
-        return dialogue
-    return dialogue.model_copy(update={"source": dialogue.source.model_copy(update={"split": split})})
 
 
 def _read_dataset(data: DataConfig, sink: IssueSink) -> Corpus:
@@ -421,24 +422,34 @@ def _read_dataset(data: DataConfig, sink: IssueSink) -> Corpus:
     return corpus
 
 
-def _split(corpus: Corpus, data: DataConfig, sink: IssueSink) -> tuple[tuple[Dialogue, ...], dict[str, str]]:
-    """Return the dialogues of the wanted splits in load order, and the split of each by id."""
+def _split(corpus: Corpus, data: DataConfig, sink: IssueSink) -> tuple[Sequence[int], dict[str, str]]:
+    """Return the numbers of the dialogues of the wanted splits in load order, and the split of each by id."""
     if data.scheme is None:
-        return corpus.dialogues, {}
-    parts = assign_splits(corpus, scheme=data.scheme, seed=data.seed, ratios=data.ratios, sink=sink)
+        return range(len(corpus.dialogues)), {}
     wanted: Collection[str] = data.split or SPLITS
-    split_of = {dialogue.id: split for split, found in parts.items() if split in wanted for dialogue in found}
-    chosen = (dialogue for dialogue in corpus.dialogues if dialogue.id in split_of)
-    return tuple(with_split(dialogue, split_of[dialogue.id]) for dialogue in chosen), split_of
+    names = split_names(corpus, scheme=data.scheme, seed=data.seed, ratios=data.ratios, sink=sink)
+    chosen = [number for number, (_, split) in enumerate(names) if split in wanted]
+    return chosen, dict(names[number] for number in chosen)
 
 
-def provenance(dialogues: Sequence[Dialogue]) -> tuple[str | None, str | None]:
-    """Return the taxonomy and the mapping that dialogues share.
+def _picked(corpus: Corpus, number: int, split_of: Mapping[str, str]) -> Dialogue:
+    dialogue = corpus.dialogues[number]
+    return with_split(dialogue, split_of[dialogue.id]) if dialogue.id in split_of else dialogue
+
+
+def with_split(dialogue: Dialogue, split: str) -> Dialogue:
+    """Return the dialogue with the split that a scheme gave it."""
+    if dialogue.source is None:
+        return dialogue
+    return dialogue.model_copy(update={"source": dialogue.source.model_copy(update={"split": split})})
+
+
+def common_origin(found: Set[tuple[str | None, str | None]]) -> tuple[str | None, str | None]:
+    """Return the taxonomy and the mapping that dialogues share, given those of all.
 
     Raises:
         DataError: If they have different ones, which no metric could add up.
     """
-    found = {(dialogue.taxonomy, dialogue.mapping) for dialogue in dialogues}
     if len(found) > 1:
         shown = ", ".join(sorted(f"{taxonomy} by {mapping or 'no mapping'}" for taxonomy, mapping in found))
         raise DataError(f"dialogues in different taxonomies: {shown}", expected="one taxonomy and mapping")

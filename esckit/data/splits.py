@@ -13,7 +13,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from esckit.data.corpus import SPLITS, Corpus
 from esckit.errors import DataError
@@ -60,16 +60,36 @@ def assign_splits(
     Raises:
         DataError: If the scheme does not fit the corpus, or a positive ratio gets no dialogue.
     """
-    if scheme == "files":
-        names = _file_splits(corpus)
-    elif scheme == "ratio":
-        names = _ratio_splits(corpus, seed, ratios, sink)
-    else:
-        names = _published_splits(corpus, scheme, sink)
     parts: dict[str, list[Dialogue]] = {split: [] for split in SPLITS}
-    for dialogue, split in zip(corpus.dialogues, names, strict=True):
+    names = split_names(corpus, scheme=scheme, seed=seed, ratios=ratios, sink=sink)
+    for dialogue, (_, split) in zip(corpus.dialogues, names, strict=True):
         parts[split].append(dialogue)
     return {split: tuple(dialogues) for split, dialogues in parts.items()}
+
+
+def split_names(
+    corpus: Corpus, *, scheme: Scheme, seed: int, ratios: Sequence[float], sink: IssueSink
+) -> list[tuple[str, str]]:
+    """Return the id of each dialogue and the name of its split; see :func:`assign_splits`. The corpus is read once."""
+    heads = [
+        _Head(dialogue.id, dialogue.source.split if dialogue.source else None, dialogue.scenario.situation.casefold())
+        for dialogue in corpus.dialogues
+    ]
+    if scheme == "files":
+        names = _file_splits(corpus, heads)
+    elif scheme == "ratio":
+        names = _ratio_splits(corpus, heads, seed, ratios, sink)
+    else:
+        names = _published_splits(corpus, heads, scheme, sink)
+    return [(head.id, name) for head, name in zip(heads, names, strict=True)]
+
+
+class _Head(NamedTuple):
+    """What splits depend on: a dialogue's id, the split that its file is named after, its situation (case-folded)."""
+
+    id: str
+    split: str | None
+    situation: str
 
 
 def esconv_permutation() -> list[int]:
@@ -86,9 +106,9 @@ def _joined_sha256(parts: Iterable[str]) -> str:
 # ---------------------------------------------------------------- schemes
 
 
-def _file_splits(corpus: Corpus) -> list[str]:
+def _file_splits(corpus: Corpus, heads: Sequence[_Head]) -> list[str]:
     """Return per dialogue the split that its file is named after."""
-    names = [dialogue.source.split if dialogue.source else None for dialogue in corpus.dialogues]
+    names = [head.split for head in heads]
     unassigned = names.count(None)
     if unassigned:
         raise DataError(
@@ -100,9 +120,9 @@ def _file_splits(corpus: Corpus) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _published_splits(corpus: Corpus, scheme: str, sink: IssueSink) -> list[str]:
+def _published_splits(corpus: Corpus, heads: Sequence[_Head], scheme: str, sink: IssueSink) -> list[str]:
     """Return per dialogue its split in one of the published cuts of ESConv."""
-    n_found = len(corpus.dialogues)
+    n_found = len(heads)
     if n_found != ESCONV_SIZE:
         raise DataError(
             f"{n_found:,} records",
@@ -113,11 +133,11 @@ def _published_splits(corpus: Corpus, scheme: str, sink: IssueSink) -> list[str]
     permutation = esconv_permutation()
     order = permutation
     by_split: dict[str | None, list[int]] = defaultdict(list)
-    for index, dialogue in enumerate(corpus.dialogues):
-        by_split[dialogue.source.split if dialogue.source else None].append(index)
+    for index, head in enumerate(heads):
+        by_split[head.split].append(index)
     if len(corpus.files) > 1 and None not in by_split:  # a folder cut from ESConv: the order is valid, test, train
         order = [*by_split["valid"], *by_split["test"], *by_split["train"]]
-    _check_order(corpus, order, permutation, sink)
+    _check_order(corpus, heads, order, permutation, sink)
     end_valid, end_test = _CUTS[scheme]
     names = [""] * ESCONV_SIZE
     for rank, index in enumerate(order):
@@ -125,11 +145,13 @@ def _published_splits(corpus: Corpus, scheme: str, sink: IssueSink) -> list[str]
     return names
 
 
-def _check_order(corpus: Corpus, order: list[int], permutation: list[int], sink: IssueSink) -> None:
+def _check_order(
+    corpus: Corpus, heads: Sequence[_Head], order: list[int], permutation: list[int], sink: IssueSink
+) -> None:
     """Refuse ESConv in a wrong order; warn if the records are not ESConv's."""
     original = [""] * ESCONV_SIZE
     for position, index in zip(permutation, order, strict=True):
-        original[position] = corpus.dialogues[index].id[-_DIGITS:]
+        original[position] = heads[index].id[-_DIGITS:]
     if _joined_sha256(original) == _ORDER_SHA256:
         return
     if _joined_sha256(sorted(original)) == _SORTED_SHA256:
@@ -141,15 +163,17 @@ def _check_order(corpus: Corpus, order: list[int], permutation: list[int], sink:
     sink.note(Issue("corpus_differs", "W", corpus.path, 0, detail="not the records of ESConv; split by position"))
 
 
-def _ratio_splits(corpus: Corpus, seed: int, ratios: Sequence[float], sink: IssueSink) -> list[str]:
+def _ratio_splits(
+    corpus: Corpus, heads: Sequence[_Head], seed: int, ratios: Sequence[float], sink: IssueSink
+) -> list[str]:
     """Return per dialogue its split by a hash of its id; dialogues with equal situations stay together."""
     if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
         raise DataError(f"ratios {', '.join(map(str, ratios))}", expected="three of at least 0 that sum to 1")
     smallest: dict[str, str] = {}
     # A dialogue without a situation is a group of its own.
-    groups = [dialogue.scenario.situation.casefold() or dialogue.id for dialogue in corpus.dialogues]
-    for dialogue, group in zip(corpus.dialogues, groups, strict=True):
-        smallest[group] = min(dialogue.id, smallest.get(group, dialogue.id))
+    groups = [head.situation or head.id for head in heads]
+    for head, group in zip(heads, groups, strict=True):
+        smallest[group] = min(head.id, smallest.get(group, head.id))
     keys = [smallest[group] for group in groups]
     names = _hashed(keys, seed, ratios)
     _check_filled(corpus, keys, names, seed, ratios)

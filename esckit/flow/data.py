@@ -102,7 +102,7 @@ def _of_corpus(gold: GoldData) -> Material:
         raise DataError("no strategy label", path=gold.path, expected="dialogues with strategies")
     return Material(
         labels=first.strategies or load_taxonomy(first.taxonomy),
-        parts={use: selection.dialogues for use, selection in selections.items()},
+        parts={use: tuple(selection.dialogues) for use, selection in selections.items()},
         inputs=first.files,
         # With all ids: whoever evaluates the policy must know what it has seen.
         facts={use: selection.facts() for use, selection in selections.items()},

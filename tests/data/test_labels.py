@@ -85,7 +85,7 @@ def test_an_unknown_label_is_refused_with_its_place() -> None:
         _resolved(odd)
     assert str(caught.value).startswith("some.json: record 7, turns[1].strategy: found the unknown strategy 'Sympathy'")
     sink = IssueList(go_on=True)
-    assert resolve_labels([odd, TALK], LabelRules(), sink) == (_resolved(TALK),)
+    assert list(resolve_labels([odd, TALK], LabelRules(), sink)) == [_resolved(TALK)]
     assert len(sink.refusals) == 1
 
 
