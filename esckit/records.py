@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Self, TypeVar
 
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 _ID_KEY = b'"id":"'
+
+_BUFFER = 1_048_576
 
 _UNFINISHED = ".tmp"
 """How the name of a file ends that is being written."""
@@ -112,7 +114,7 @@ def parse_line(kind: type[R], text: str, *, path: str | None = None, line: int |
 
 
 class Line(NamedTuple):
-    """A line of a file of records: where it starts, its number from 1, and its bytes without the line end."""
+    """A line of a file of records: where it starts, its number from 1, and its bytes with the line end."""
 
     offset: int
     number: int
@@ -129,12 +131,12 @@ def read_lines(path: Path, *, allow_cut: bool = False) -> Iterator[Line]:
     if not path.is_file():
         raise DataError("no such file", path=str(path))
     offset = 0
-    with path.open("rb") as lines:
+    with path.open("rb", buffering=_BUFFER) as lines:
         for number, raw in enumerate(lines, start=1):
             if allow_cut and not raw.endswith(b"\n"):
                 return
             if not raw.isspace():
-                yield Line(offset, number, raw.rstrip(b"\r\n"))
+                yield Line(offset, number, raw)
             offset += len(raw)
 
 
@@ -164,12 +166,18 @@ def quick_id(kind: type[Record], raw: bytes) -> str | None:
     No string of a record can hold ``"id":"``, since quotes inside a string are escaped. So its first place is the
     record's own key, if no field before it holds a record with an id.
     """
-    if not raw.startswith(f'{{"schema":"{getattr(kind, "SCHEMA", None)}",'.encode()):
+    if not raw.startswith(_head(kind)):
         return None
     begin = raw.find(_ID_KEY) + len(_ID_KEY)
     end = raw.find(b'"', begin)
     found = raw[begin:end]
     return None if begin < len(_ID_KEY) or end < 0 or b"\\" in found else found.decode("utf-8", errors="replace")
+
+
+@cache
+def _head(kind: type[Record]) -> bytes:
+    """Return how every line of a record begins that :func:`dump_line` wrote."""
+    return f'{{"schema":{json.dumps(getattr(kind, "SCHEMA", None))},'.encode()
 
 
 def canonical_json(value: Any) -> str:
@@ -289,13 +297,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, atomically, and without holding more than one."""
-    write_lines(path, (dump_line(record).encode() for record in records))
+    write_lines(path, (f"{dump_line(record)}\n".encode() for record in records))
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write lines, given without their ends, as :func:`write_records` does."""
+    """Write lines, given with their ends, as :func:`write_records` does."""
     with _replacing(path) as target:
-        target.writelines(line + b"\n" for line in lines)
+        target.writelines(lines)
 
 
 def require_in_place(fd: int, path: Path, whole: Path) -> None:

@@ -15,7 +15,7 @@ from esckit.records import storage_error
 
 T = TypeVar("T")
 
-_IN_MEMORY = 64
+_IN_MEMORY = 16
 """How many items of a sequence on disk are in memory as well, so that small ones are not read at all."""
 
 

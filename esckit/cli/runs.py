@@ -19,6 +19,7 @@ import typer
 
 from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_argument
 from esckit.cli.launch import AccelerateOption, ProcessesOption, launch, planned_processes
+from esckit.cli.openmp import choose_waiting
 from esckit.errors import ConfigError, EsckitError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _play(
     """Run a recipe and return the result; without a noun for its units no progress is shown."""
     from esckit.cli.progress import shown_progress
 
+    choose_waiting(loaded.recipe.executor.threads)
     with shown_progress(units or "", quiet=ctx.obj.quiet or units is None) as progress:
         return room.run(loaded.recipe, out=out or loaded.default_out(), progress=progress, **options)
 

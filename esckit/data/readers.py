@@ -296,9 +296,10 @@ def jsonl_record(fields: RecordFields) -> Dialogue:
 
 def _check_keys(fields: RecordFields, found: Mapping[str, Any], kind: type[Record], field: str = "") -> None:
     """Refuse a key that the record class does not have."""
+    known = kind.model_fields
     for key in found:
-        if key not in kind.model_fields:
-            raise fields.unknown("key", key, field or None, kind.model_fields)
+        if key not in known:
+            raise fields.unknown("key", key, field or None, known)
 
 
 def _scenario(fields: RecordFields, value: Any, turns: tuple[Turn, ...]) -> Scenario:

@@ -113,8 +113,9 @@ class UnitFile(Generic[U, R]):
             name = quick_id(self.kind, line.raw)
             read = record_of(self.kind, line, self._path) if name is None or self.may_fail(line.raw) else None
             numbers = self._numbers.of(id_of(read) if name is None else name)
-            in_order &= name is not None and len(numbers) == 1 and numbers[0] > previous and line.offset == end
-            end = line.offset + len(line.raw) + 1
+            is_ours = name is not None and not line.raw.endswith(b"\r\n")
+            in_order &= is_ours and len(numbers) == 1 and numbers[0] > previous and line.offset == end
+            end = line.offset + len(line.raw)
             for previous in numbers:
                 self._places[previous] = line.offset
                 self._failed[previous] = read is not None and self.is_failed(read)
@@ -145,10 +146,11 @@ class UnitFile(Generic[U, R]):
 
     def _line(self, source: BinaryIO, place: int) -> bytes:
         source.seek(place)
-        raw = source.readline().rstrip(b"\r\n")
-        if quick_id(self.kind, raw) is not None:
+        raw = source.readline()
+        if quick_id(self.kind, raw) is not None and not raw.endswith(b"\r\n"):
             return raw
-        return dump_line(record_of(self.kind, Line(place, 1 if place == 0 else 0, raw), self._path)).encode()
+        record = record_of(self.kind, Line(place, 1 if place == 0 else 0, raw), self._path)
+        return f"{dump_line(record)}\n".encode()
 
     @property
     def n_found(self) -> int:
