@@ -16,6 +16,7 @@
     │   ├── UnscoredError                    a critic or judge gave no readable answer
     │   └── BackendError                     the backend failed or cannot be reached
     │       └── FailureRateError    exit 3   more failures than the recipe allows
+    ├── ClusterError                exit 3   the workers of a cluster die, or its machines are gone
     ├── OutageError                 exit 3   a server that answered before does not answer any more
     └── BudgetError                 exit 3   the run's budget is used up
 
@@ -24,7 +25,7 @@ Anything that is not an :class:`EsckitError` is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 NOT_FINITE = "not_finite"
 """The kind of a call that failed for a number which is not finite, or which no such number can be."""
@@ -75,6 +76,10 @@ class EsckitError(Exception):
         """What was found, and where."""
         return self.found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as it is, whatever the class asks of its callers."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         """Return the whole message: headline, what was expected, what to do."""
         text = self.headline
@@ -83,6 +88,12 @@ class EsckitError(Exception):
         if self.hint:
             text += f". {self.hint}"
         return text
+
+
+def _rebuilt(kind: type[EsckitError], args: tuple[Any, ...], state: dict[str, Any]) -> EsckitError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(EsckitError):
@@ -277,6 +288,12 @@ class FailureRateError(BackendError):
 
 class OutageError(EsckitError):
     """A server that answered before is silent; calls in flight are no failures, and the run can be resumed."""
+
+    exit_code = 3
+
+
+class ClusterError(EsckitError):
+    """The workers of a cluster die one after the other, or have no place any more; the run can be resumed."""
 
     exit_code = 3
 

@@ -7,9 +7,9 @@ waits on a model is ``async``; what computes is not.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from esckit.errors import DataError
 from esckit.ledger import Scope
@@ -28,9 +28,6 @@ from esckit.types import (
     Turn,
     Usage,
 )
-
-Unit = TypeVar("Unit")
-Result = TypeVar("Result")
 
 Capability = Literal["score", "score_at_1", "next_token"]
 """``score_at_1``: answers are scored, but at temperature 1 only."""
@@ -234,21 +231,41 @@ class Progress(Protocol):
         ...
 
 
-class Executor(Protocol):
+class Models(Protocol):
+    """The models of a run, wherever they are loaded."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says about them."""
+        ...
+
+    def determinism(self) -> str:
+        """Return how far the seeds of the run determine its records, in a sentence for the manifest."""
+        ...
+
+    def spent(self) -> dict[str, Any]:
+        """Return what this attempt has used up; None is unknown."""
+        ...
+
+
+class Executor(Models, Protocol):
     """Plays units, wherever it likes: in this process, or on the machines of a cluster."""
 
-    async def run(
-        self, units: Iterable[Unit], play: Callable[[Unit], Awaitable[Result]], take: Callable[[Result], None]
-    ) -> None:
-        """Play all units, in any order.
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What a run is known by that only loaded models tell: plain JSON data."""
+        ...
+
+    async def run(self, file: str, units: Iterable[Any], take: Callable[[Any], None], *, batch: int = 1) -> None:
+        """Play all units of a file, in any order.
 
         Args:
+            file: The file that the records of the units stand in.
             units: What is to be played, taken lazily.
-            play: Plays one unit.
-            take: Takes each result as soon as it is there; never called twice at a time.
+            take: Takes each :class:`~esckit.play.executor.Played` as soon as it is there; never called twice at a time.
+            batch: Units that a model reads together; at least so many are in flight.
 
         Raises:
-            Exception: The first error of ``play`` or ``take``; units in flight are given up.
+            Exception: The first error of playing or of ``take``; units in flight are given up.
         """
         ...
 

@@ -63,8 +63,8 @@ class Threads(Section):
     threads: PositiveInt | None = None
 
 
-class Executor(Threads):
-    """How local models use the machine; changes no draw. Operational.
+class LocalModels(Threads):
+    """How local models use a machine; changes no draw. Operational.
 
     Attributes:
         batch_tokens: Tokens that a local model may have in flight together; None takes what its device usually holds
@@ -72,6 +72,62 @@ class Executor(Threads):
     """
 
     batch_tokens: PositiveInt | None = None
+
+
+class Executor(LocalModels):
+    """Units are played in the process of the command. Operational."""
+
+    kind: Literal["local"] = "local"
+
+
+_SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
+
+
+class RayExecutor(LocalModels):
+    """Units are played by the workers of a Ray cluster, each with its own models. Operational.
+
+    Attributes:
+        address: ``local`` starts a cluster on this machine for this run, ``auto`` joins the one that runs here or that
+            RAY_ADDRESS names, ``HOST:PORT`` one whose head is elsewhere, ``ray://HOST:PORT`` one through Ray's client.
+        workers: Workers; the units in flight are shared out among them.
+        cpus: Processors that a worker reserves.
+        gpus: GPUs that a worker reserves and sees; a part of one lets several workers share it.
+        wait_s: Longest wait for the cluster and for the first worker's place in it, in seconds.
+        runtime_env: What Ray brings to the workers, such as ``{working_dir: .}``; see Ray's "runtime environments".
+    """
+
+    kind: Literal["ray"]
+    address: str = Field(default="auto", pattern=r"^(auto|local|(ray://)?[^/:\s]+:[0-9]+)$")
+    workers: PositiveInt
+    cpus: NonNegativeFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+    wait_s: PositiveFloat = 120.0
+    runtime_env: dict[str, Any] = {}
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _no_secret(cls, runtime_env: dict[str, Any]) -> dict[str, Any]:
+        variables = runtime_env.get("env_vars", {})
+        if isinstance(variables, Mapping) and (secret := next(filter(_SECRET.search, variables), None)):
+            raise ValueError(f"env_vars must hold no secret ({secret}): set it where the nodes are started")
+        return runtime_env
+
+
+def _executor_kind(value: object) -> str:
+    """Return the tag of an executor, as plain data or built; without a kind it is local."""
+    kind = value.get("kind", "local") if isinstance(value, Mapping) else getattr(value, "kind", "local")
+    return f"<{kind}>"
+
+
+AnyExecutor = Annotated[
+    Annotated[Executor, Tag("<local>")] | Annotated[RayExecutor, Tag("<ray>")],
+    Discriminator(
+        _executor_kind,
+        custom_error_type="executor_kind",
+        custom_error_message="must be a mapping whose kind is local or ray",
+    ),
+]
+"""Where units are played."""
 
 
 _DELETED = (
@@ -138,7 +194,7 @@ class ModelRecipe(Recipe):
 
     budget: Limits = Limits()
     cache: str | None = Field(default=None, min_length=1)
-    executor: Executor = Executor()
+    executor: AnyExecutor = Executor()
     max_failure_rate: float = Field(default=0.02, ge=0.0, le=1.0)
 
 

@@ -11,32 +11,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esckit.config import sections
 from esckit.errors import DataError
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set_up
-from esckit.evaluate.suite import Case, Files, Unit
+from esckit.evaluate.suite import Case, Files, Unit, Work
 from esckit.metrics.metric import GateBound, require_gates
+from esckit.play.executor import UnitPlayers, executing
 from esckit.play.runner import (
     HOPELESS,
-    AsyncioExecutor,
     FailureRate,
     NoProgress,
     booking,
     play_units,
 )
 from esckit.play.unit_file import UnitFile, latest
-from esckit.protocols import Progress
+from esckit.protocols import Executor, Progress
 from esckit.records import write_records
 from esckit.report.metric_rows import load_references
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool, require_checkpoints
 from esckit.runs import MANIFEST, RunFolder
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Record
 
 if TYPE_CHECKING:
@@ -157,12 +159,12 @@ async def _run(
     setup: Setup, out: Path, gates: Sequence[GateBound], progress: Progress
 ) -> tuple[MetricsFile, FailureRate]:
     recipe, is_new = setup.recipe, not (out / MANIFEST).is_file()
-    parts = [(part, _unit_file(part, retry_failed=recipe.resume.retry_failed)) for part in setup.parts]
+    parts = _unit_files(setup)
     for _, file in parts:
         file.read(out)
     async with AsyncExitStack() as stack:
         # In a new folder models come first, so that a recipe that cannot be played leaves no folder behind.
-        pool = await stack.enter_async_context(_cast(setup, parts)) if is_new else None
+        executor = await stack.enter_async_context(_executing(setup, parts)) if is_new else None
         folder = stack.enter_context(
             RunFolder.open(
                 out, command="evaluate", recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=setup.inputs
@@ -176,8 +178,8 @@ async def _run(
             flags={suite: list(flags) for suite, flags in setup.flags.items()},
         )
         if not is_new and any(file.missing for _, file in parts):
-            pool = await stack.enter_async_context(_cast(setup, parts))
-        rate = await _play(setup, parts, pool, folder, progress)
+            executor = await stack.enter_async_context(_executing(setup, parts))
+        rate = await _play(setup, parts, executor, folder, progress)
         metrics = _compute(setup, folder, gates)
         if rate.is_passed:
             folder.close("stopped")
@@ -191,18 +193,31 @@ def _case_counts(setup: Setup) -> dict[str, int]:
 # ---------------------------------------------------------------- playing
 
 
-def _unit_file(part: Part, *, retry_failed: bool) -> UnitFile[Unit, Case]:
-    return UnitFile(
-        part.file.path,
-        part.file.kind,
-        ids=[unit.id for unit in part.work.units],
-        unit=part.work.units.__getitem__,
-        is_failed=_is_failed,
-        is_retried=_is_failed if retry_failed else None,
-        timed_as="case",
-        timed_in={"file": part.file.name},
-        asks_models=bool(part.work.roles),
-    )
+def _unit_files(setup: Setup) -> list[PlayedPart]:
+    """Return the files of cases as the runner knows them; the cases of one file may complete the units of another."""
+    found: list[PlayedPart] = []
+
+    def unit_of(work: Work) -> Callable[[int], Unit]:
+        complete = work.completed
+        if complete is None:
+            return work.units.__getitem__
+        return lambda number: complete(work.units[number], {part.file.name: file.done for part, file in found})
+
+    for part in setup.parts:
+        file: UnitFile[Unit, Case] = UnitFile(
+            part.file.path,
+            part.file.kind,
+            ids=[unit.id for unit in part.work.units],
+            unit=unit_of(part.work),
+            is_failed=_is_failed,
+            is_retried=_is_failed if setup.recipe.resume.retry_failed else None,
+            batch=part.file.batch,
+            timed_as="case",
+            timed_in={"file": part.file.name},
+            asks_models=bool(part.work.roles),
+        )
+        found.append((part, file))
+    return found
 
 
 def _is_failed(case: Case) -> bool:
@@ -211,34 +226,56 @@ def _is_failed(case: Case) -> bool:
 
 
 @asynccontextmanager
-async def _cast(setup: Setup, parts: Sequence[PlayedPart]) -> AsyncIterator[ModelPool]:
-    """Load the models that missing cases need, tell the files what plays them, and release the models at the end.
+async def _executing(setup: Setup, parts: Sequence[PlayedPart]) -> AsyncIterator[Executor]:
+    """Load the models that missing cases need, and release them at the end.
 
     Raises:
         EsckitError: If a model cannot be had, or cannot do what its role needs.
     """
     recipe = setup.recipe
-    missing = [(part, file) for part, file in parts if file.missing]
-    roles = {role for part, _ in missing for role in part.work.roles}
-    chat = {role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT}
-    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
-        await pool.prepare(chat)
-        casting = Casting(
-            pool,
-            recipe.models.bindings(),
-            recipe.prompts.model_dump(),
-            recipe.settings.max_attempts,
-            setup.taxonomy,
-            recipe.strategist.readout,
-        )
-        done = {part.file.name: file.done for part, file in parts}
-        for part, file in missing:
-            file.play = part.work.prepare(casting, done)
-        yield pool
+    missing = [part for part, file in parts if file.missing]
+    given = {part.file.name: part.work.given for part in missing}
+    roles = frozenset(role for part in missing for role in part.work.roles)
+    if not any(part.work.calls for part in missing):
+        recipe = recipe.model_copy(update={"executor": sections.Executor()})
+    async with executing(recipe, recipe.concurrency.cases, cast, setup.taxonomy, roles, given) as executor:
+        yield executor
+
+
+async def cast(
+    pool: ModelPool,
+    recipe: EvaluateRecipe,
+    taxonomy: Taxonomy | None,
+    roles: Collection[str],
+    given: Mapping[str, Any],
+) -> UnitPlayers:
+    """Return who plays the cases of a recipe.
+
+    Args:
+        pool: Where the models are loaded.
+        recipe: The recipe.
+        taxonomy: Of the strategies that are predicted; None where no suite has any.
+        roles: Those whose models are needed.
+        given: What each file of cases needs beside the recipe, by its name; no other file is played.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what its role needs.
+    """
+    await pool.prepare({role: one for role, one in recipe.roles().items() if role in roles and role not in _NOT_CHAT})
+    casting = Casting(
+        pool,
+        recipe.models.bindings(),
+        recipe.prompts.model_dump(),
+        recipe.settings.max_attempts,
+        taxonomy,
+        recipe.strategist.readout,
+    )
+    files = [file for suite in recipe.chosen for file in suite.files if file.name in given]
+    return UnitPlayers({file.path: file.prepare(recipe, casting, given[file.name]) for file in files})
 
 
 async def _play(
-    setup: Setup, parts: Sequence[PlayedPart], pool: ModelPool | None, folder: RunFolder, progress: Progress
+    setup: Setup, parts: Sequence[PlayedPart], executor: Executor | None, folder: RunFolder, progress: Progress
 ) -> FailureRate:
     """Play what is missing; every file is sorted at the end, whatever happens.
 
@@ -267,11 +304,11 @@ async def _play(
         failed="failed or are unscored",
         hopeless=HOPELESS,
     )
-    async with booking(folder, pool) if pool is not None else nullcontext():
+    async with booking(folder, executor) if executor is not None else nullcontext():
         await play_units(
             [file for _, file in parts],
             folder,
-            executor=AsyncioExecutor(setup.recipe.concurrency.cases),
+            executor=executor,
             rate=rate,
             progress=progress,
             settled=write_beside,

@@ -91,7 +91,7 @@ class Unit:
     Attributes:
         id: Stable id, also of its seeds.
         dialogue_id: The resampling unit.
-        what: What the suite needs to play it.
+        what: What the suite needs to play it: plain data.
     """
 
     id: str
@@ -115,7 +115,8 @@ class Work:
     Attributes:
         units: In the order of the file.
         calls: Calls to models per role at most; retries are not included.
-        prepare: Returns what plays a case, given the roles and the cases on disk.
+        given: What :attr:`CaseFile.prepare` needs beside the recipe: plain data.
+        completed: Adds to a unit what the cases of other files say, just before it is played.
         roles: Roles whose models it needs; without any, no model is loaded for it.
         left_out: Number of contexts that are no case, by reason.
         conditions: What else must be equal for two runs to be compared on this file.
@@ -123,7 +124,8 @@ class Work:
 
     units: tuple[Unit, ...]
     calls: dict[str, int]
-    prepare: Callable[[Casting, Done], Player]
+    given: Any = None
+    completed: Callable[[Unit, Done], Unit] | None = None
     roles: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
     conditions: dict[str, str] = field(default_factory=dict)
@@ -137,21 +139,26 @@ class CaseFile:
         name: Of the file under ``examples/``, without ending.
         kind: Class of its cases.
         work: What is to be played.
+        prepare: Returns what plays a case, given the recipe, the roles and :attr:`Work.given`. Cases may be played on
+            other machines, so it reads no data: what it needs is in the units.
         metrics: The metrics over all cases, on which runs are gated and compared; given the names of the strategies.
         rows: All rows of ``metrics.json``, given the names of the strategies as well.
         stands_in: Where its cases stand in a run folder, if not in ``examples/<name>.jsonl``.
         example: What ``examples/<name>.jsonl`` holds of a case, if its cases stand elsewhere.
         is_wanted: Whether a recipe asks for this file.
+        batch: Cases that are read together; at least so many are in flight.
     """
 
     name: str
     kind: type[Case]
     work: Callable[[Material], Work]
+    prepare: Callable[[EvaluateRecipe, Casting, Any], Player]
     metrics: Callable[[EvaluateRecipe, Sequence[str]], Sequence[Metric[Any]]]
     rows: Callable[[EvaluateRecipe, Sequence[str], Sequence[Any], Measurement], list[MetricRow]]
     stands_in: str | None = None
     example: Callable[[Any], Any] | None = None
     is_wanted: Callable[[EvaluateRecipe], bool] = lambda recipe: True
+    batch: int = 1
 
     @property
     def path(self) -> str:

@@ -1,18 +1,19 @@
 """What a run may spend on models, and the decorator that stops it there.
 
 One :class:`Budget` is shared by all models of a run; :class:`BudgetedModel` books every call on it, under the role that
-asked. The limits hold for one process: a resumed run starts with a fresh budget, since a budget may be changed between
-resumes.
+asked. A resumed run starts with a fresh budget, since a budget may be changed between resumes. The workers of a cluster
+have a budget each, which asks the run's own one for calls (:meth:`Budget.lend`) and hands on what was used
+(:meth:`Budget.hand_on`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from esckit.errors import BackendError, BudgetError
 from esckit.ledger import Scope
@@ -70,6 +71,14 @@ class Account:
         self.cost += cost or 0.0
         self.is_cost_known &= cost is not None
 
+    def take_over(self, other: Account) -> None:
+        """Add what another account has used up."""
+        for name in ("calls", "from_cache", "unknown_calls", "prompt_tokens", "completion_tokens", "cost", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.cached_tokens is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + other.cached_tokens
+        self.is_cost_known &= other.is_cost_known
+
     def facts(self) -> dict[str, int | float | None]:
         """Return the amounts as plain data; None is unknown."""
         is_counted = not self.unknown_calls
@@ -81,6 +90,18 @@ class Account:
             "completion_tokens": self.completion_tokens if is_counted else None,
             "cost": round(self.cost, 6) if self.is_cost_known else None,
         }
+
+
+class Spent(NamedTuple):
+    """What a worker has used up since it told last.
+
+    Attributes:
+        whole: In all.
+        roles: By role.
+    """
+
+    whole: Account
+    roles: Mapping[str, Account]
 
 
 _UNIT: ContextVar[Account | None] = ContextVar("esckit_unit", default=None)
@@ -107,14 +128,23 @@ class Budget:
     Args:
         limits: What may be spent.
         clock: Seconds on a clock that never goes back.
+        permit: Waits until one more call of this process may be made; None where this budget is the run's own.
     """
 
-    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        permit: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.limits = limits
         self._clock = clock
+        self._permit = permit
         self._began_s = clock()
         self._whole = Account()
         self._roles: dict[str, Account] = {}
+        self._n_lent = 0
 
     def admit(self, role: str) -> None:
         """Count one more call of a role.
@@ -122,9 +152,14 @@ class Budget:
         Raises:
             BudgetError: If a limit is reached; the call is not counted and must not be made.
         """
+        self._require_left()
+        for account in self._accounts(role):
+            account.calls += 1
+
+    def _require_left(self) -> None:
         whole = self._whole
         amounts = (
-            ("calls", whole.calls, self.limits.max_calls),
+            ("calls", whole.calls + self._n_lent, self.limits.max_calls),
             ("tokens", whole.prompt_tokens + whole.completion_tokens, self.limits.max_tokens),
             ("cost", whole.cost, self.limits.max_cost),
             ("hours", self._hours(), self.limits.max_hours),
@@ -135,16 +170,54 @@ class Budget:
                     f"the budget is used up: {spent:.6g} of {limit:.6g} {what}",
                     hint=f"What is done stays; raise budget.max_{what} and run the same command again to go on.",
                 )
-        for account in self._accounts(role):
-            account.calls += 1
 
-    @contextmanager
-    def call(self, role: str) -> Iterator[None]:
+    def lend(self, n_wanted: int) -> int:
+        """Give calls to a worker, at most as many as are left.
+
+        Returns:
+            How many, at least 1. They count as made until :meth:`settle` tells otherwise.
+
+        Raises:
+            BudgetError: If a limit is reached.
+        """
+        self._require_left()
+        n = n_wanted if self.n_left is None else min(n_wanted, self.n_left)
+        self._n_lent += n
+        return n
+
+    def settle(self, spent: Spent, *, n_unmade: int = 0) -> None:
+        """Take over what a worker used.
+
+        Args:
+            spent: Its calls are no longer lent, but made.
+            n_unmade: Calls that were lent to it and will not be made.
+        """
+        self._whole.take_over(spent.whole)
+        for role, account in spent.roles.items():
+            self._role(role).take_over(account)
+        self._n_lent = max(0, self._n_lent - spent.whole.calls - n_unmade)
+
+    def hand_on(self) -> Spent:
+        """Return what was used since this was called last."""
+        spent = Spent(self._whole, self._roles)
+        self._whole, self._roles = Account(), {}
+        return spent
+
+    @property
+    def n_left(self) -> int | None:
+        """Calls that are neither made nor lent; None without a limit."""
+        limit = self.limits.max_calls
+        return None if limit is None else max(0, limit - self._whole.calls - self._n_lent)
+
+    @asynccontextmanager
+    async def call(self, role: str) -> AsyncIterator[None]:
         """Admit a call, and time it.
 
         Raises:
             BudgetError: As :meth:`admit`.
         """
+        if self._permit is not None:
+            await self._permit()
         self.admit(role)
         began_s = self._clock()
         try:
@@ -208,7 +281,7 @@ class Budget:
         Raises:
             BudgetError: If it does not, or a limit cannot be watched.
         """
-        with self.call(role):
+        async with self.call(role):
             try:
                 answer = await call()
             except BackendError as error:

@@ -3,9 +3,8 @@
 A unit has a stable id and one record in a file of the run folder. The runner plays the units that have no record yet,
 appends each record as soon as it is there, keeps watch over the share of failed units, and sorts the file in the order
 of the units when play ends, whatever ends it. The caller defines in a :class:`~esckit.play.unit_file.UnitFile` what a
-unit is, how it is played and what counts as a failure; an :class:`~esckit.protocols.Executor` decides where units are
-played. Since a record depends on the seed and the id of its unit only, a finished file has the same bytes for every
-executor.
+unit is and what counts as a failure; an :class:`~esckit.protocols.Executor` plays it (:mod:`esckit.play.executor`).
+Since a record depends on the seed and the id of its unit only, a finished file has the same bytes for every executor.
 
 Around its work such a run holds its folder, writes down what took part, and books the cost (:func:`playing`). Trainings
 have a frame of their own (:mod:`esckit.training.run`).
@@ -14,8 +13,7 @@ have a frame of their own (:mod:`esckit.training.run`).
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,10 @@ from typing import Any, TypeVar
 
 from esckit.config.sections import Binding, Recipe
 from esckit.errors import FailureRateError
+from esckit.play.executor import Played
 from esckit.play.unit_file import UnitFile, id_of
-from esckit.protocols import Executor, Progress
-from esckit.roles.pool import ModelPool, checkpoint_ids
+from esckit.protocols import Executor, Models, Progress
+from esckit.roles.pool import checkpoint_ids
 from esckit.runs import RunFolder
 from esckit.types import Record
 
@@ -39,7 +38,6 @@ HOPELESS = 0.5
 
 TIMINGS = "metrics.jsonl"
 
-T = TypeVar("T")
 U = TypeVar("U")
 R = TypeVar("R", bound=Record)
 
@@ -74,7 +72,7 @@ class Plan:
 async def playing(
     recipe: Recipe,
     out: Path,
-    pool: ModelPool,
+    models: Models,
     *,
     bindings: Iterable[Binding],
     inputs: Mapping[str, Any],
@@ -84,7 +82,7 @@ async def playing(
     Args:
         recipe: The recipe.
         out: The run folder; it is created, or resumed if it belongs to this recipe.
-        pool: The run's models.
+        models: The run's models, or the executor that loaded them.
         bindings: Who plays; a run does not go on with another checkpoint under the same name.
         inputs: What else the run is known by beside its recipe.
 
@@ -96,23 +94,23 @@ async def playing(
     with RunFolder.open(
         out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=known
     ) as folder:
-        folder.update_manifest(determinism=pool.determinism(), **pool.facts())
-        async with booking(folder, pool):
+        folder.update_manifest(determinism=models.determinism(), **models.facts())
+        async with booking(folder, models):
             yield folder
 
 
 @asynccontextmanager
-async def booking(folder: RunFolder, pool: ModelPool, *, n_processes: int = 1) -> AsyncIterator[None]:
+async def booking(folder: RunFolder, models: Models, *, n_processes: int = 1) -> AsyncIterator[None]:
     """Write what the models are and what they have cost into the manifest: every minute, and at the end.
 
     Args:
         folder: The open run folder.
-        pool: The run's models in this process.
+        models: The run's models in this process, or the executor that loaded them.
         n_processes: Processes that share the run; what the others spend is unknown, and so is then the sum.
     """
 
     def book() -> None:
-        spent = pool.spent()
+        spent = models.spent()
         folder.book(spent if n_processes == 1 else {**dict.fromkeys(spent), "hours": spent["hours"]})
 
     async def book_regularly() -> None:
@@ -127,7 +125,7 @@ async def booking(folder: RunFolder, pool: ModelPool, *, n_processes: int = 1) -
         booking_task.cancel()
         await asyncio.gather(booking_task, return_exceptions=True)
         book()
-        folder.update_manifest(determinism=pool.determinism(), **pool.facts())
+        folder.update_manifest(determinism=models.determinism(), **models.facts())
 
 
 class NoProgress:
@@ -141,35 +139,6 @@ class NoProgress:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class AsyncioExecutor:
-    """Plays units in this process.
-
-    A finished unit frees its place at once; there is no lock-step.
-
-    Attributes:
-        limit: Units in flight, at least 1.
-    """
-
-    limit: int
-
-    async def run(self, units: Iterable[T], play: Callable[[T], Awaitable[U]], take: Callable[[U], None]) -> None:
-        """Play all units; see :class:`~esckit.protocols.Executor`."""
-        waiting = iter(units)
-
-        async def worker() -> None:
-            for unit in waiting:
-                take(await play(unit))
-
-        workers = [asyncio.create_task(worker()) for _ in range(self.limit)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for task in workers:
-                task.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
 
 
 @dataclass(slots=True)
@@ -225,7 +194,7 @@ class FailureRate:
 async def play_units(
     files: Sequence[UnitFile[Any, Any]],
     folder: RunFolder,
-    executor: Executor,
+    executor: Executor | None,
     rate: FailureRate,
     progress: Progress,
     *,
@@ -236,7 +205,7 @@ async def play_units(
     Args:
         files: Read already.
         folder: The open run folder; a new attempt begins if anything is missing.
-        executor: Plays the units.
+        executor: Plays the units; None if nothing is missing.
         rate: Counts all units. The caller judges it at the end, after writing the results.
         progress: Shows how far the run is.
         settled: Writes what follows from the sorted files.
@@ -258,8 +227,8 @@ async def play_units(
     progress.start(total, total - n_missing)
     try:
         for file in files:
-            if file.play is not None:
-                await _play_file(file, file.play, folder, executor, rate, progress)
+            if executor is not None and file.missing:
+                await _play_file(file, folder, executor, rate, progress)
     finally:
         progress.close()
         folder.require_present()
@@ -271,7 +240,6 @@ async def play_units(
 
 async def _play_file(
     file: UnitFile[U, R],
-    play: Callable[[U], Awaitable[R | tuple[Record, ...]]],
     folder: RunFolder,
     executor: Executor,
     rate: FailureRate,
@@ -282,18 +250,13 @@ async def _play_file(
         lines = {kind: stack.enter_context(folder.appender(name)) for kind, name in names.items()}
         timings = stack.enter_context(folder.appender(TIMINGS)) if file.timed_as else None
 
-        async def timed(unit: U) -> tuple[tuple[Any, ...], float]:
-            began = time.perf_counter()
-            played = await play(unit)
-            return played if isinstance(played, tuple) else (played,), time.perf_counter() - began
-
-        def take(result: tuple[tuple[Any, ...], float]) -> None:
+        def take(result: Played) -> None:
             records, seconds = result
             # The unit's own record comes last: once it is there, so are those beside it.
             place = 0
             for record in records:
                 place = lines[type(record)].append(record)
-            own: R = records[-1]
+            own: Any = records[-1]
             file.note(own, place)
             if timings is not None:
                 timings.append({**file.timed_in, file.timed_as: id_of(own), "seconds": round(seconds, 3)})
@@ -302,4 +265,4 @@ async def _play_file(
                 rate.watch()
             progress.advance(failed=rate.n_failed)
 
-        await executor.run(map(file.unit, file.missing), timed, take)
+        await executor.run(file.name, map(file.unit, file.missing), take, batch=file.batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -59,10 +59,9 @@ class UnitFile(Generic[U, R]):
         kind: Class of its records, which have an ``id``.
         ids: Id of each unit, in the order of the file. Of two units with one id both count, and the record of the
             later one stands for both.
-        unit: Returns the unit of a number.
+        unit: Returns the unit of a number, just before it is played.
         is_failed: Whether a record counts as failed for the failure rate.
-        play: Plays a unit and returns its record, or several in the order in which they are written, its own last.
-            None if there is nothing to play.
+        batch: Units that a model reads together; at least so many are in flight.
         is_retried: Whether a record that is there is played again. None keeps all.
         may_fail: Whether a line must be read to know if its record is failed or retried. False only where the bytes
             that :func:`~esckit.records.dump_line` wrote show that it is neither.
@@ -79,7 +78,7 @@ class UnitFile(Generic[U, R]):
     ids: Sequence[str]
     unit: Callable[[int], U]
     is_failed: Callable[[R], bool]
-    play: Callable[[U], Awaitable[R | tuple[Record, ...]]] | None = None
+    batch: int = 1
     is_retried: Callable[[R], bool] | None = None
     may_fail: Callable[[bytes], bool] = lambda raw: True
     beside: Mapping[type[Record], str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -23,9 +23,9 @@ from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
 from esckit.models.chat import split_reasoning
+from esckit.play.executor import UnitPlayers, executing
 from esckit.play.runner import (
     HOPELESS,
-    AsyncioExecutor,
     FailureRate,
     NoProgress,
     Plan,
@@ -259,11 +259,8 @@ async def _run(
     recipe: PredictRecipe, selection: Selection, places: tuple[Context, ...], out: Path, progress: Progress
 ) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
-    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
-        bindings = recipe.models.bindings()
-        await pool.prepare(bindings)
-        speak = _speaker(recipe, pool, taxonomy)
-        inputs = {"data": selection.facts(), "prompts": _prompt_ids(recipe, taxonomy), **taxonomy_inputs(taxonomy)}
+    async with executing(recipe, recipe.concurrency.cases, cast, taxonomy) as executor:
+        inputs = {"data": selection.facts(), **executor.inputs, **taxonomy_inputs(taxonomy)}
 
         def is_failed(line: Prediction) -> bool:
             """Return whether somebody whom the recipe names gave no answer."""
@@ -286,15 +283,13 @@ async def _run(
             unit=places.__getitem__,
             is_failed=is_failed,
             is_retried=is_failed if recipe.resume.retry_failed else None,
-            play=speak,
             beside={FailedPrediction: FAILURES},
         )
-        async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
+        async with playing(recipe, out, executor, bindings=recipe.models.bindings().values(), inputs=inputs) as folder:
             file.read(out)
             rate = FailureRate(
                 recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS
             )
-            executor = AsyncioExecutor(recipe.concurrency.cases)
             await play_units([file], folder, executor, rate, progress, settled=settle)
             rate.judge()
     given = Counter[str]()
@@ -314,10 +309,18 @@ def _prompt_ids(recipe: PredictRecipe, taxonomy: Taxonomy | None) -> dict[str, s
     return prompt_ids(recipe.models.bindings(), recipe.prompts.model_dump(), taxonomy=taxonomy)
 
 
-def _speaker(
-    recipe: PredictRecipe, pool: ModelPool, taxonomy: Taxonomy | None
-) -> Callable[[Context], Awaitable[tuple[Record, ...]]]:
-    """Return what predicts at one place."""
+async def cast(pool: ModelPool, recipe: PredictRecipe, taxonomy: Taxonomy | None) -> UnitPlayers:
+    """Return who predicts at the places of a recipe.
+
+    Args:
+        pool: Where the models are loaded.
+        recipe: The recipe.
+        taxonomy: Of the strategies; None where none is named.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what its role needs.
+    """
+    await pool.prepare(recipe.models.bindings())
     options = recipe.predict
     roles, names = recipe.models.bindings(), recipe.prompts.model_dump()
     casting = Casting(pool, roles, names, options.max_attempts, taxonomy, recipe.strategist.readout)
@@ -346,4 +349,4 @@ def _speaker(
             return failure, Prediction(**found)
         return (Prediction(**found),)
 
-    return speak
+    return UnitPlayers({PREDICTIONS: speak}, {"prompts": _prompt_ids(recipe, taxonomy)})

@@ -238,7 +238,7 @@ class RewardCritic:
             BackendError: If the turn does not fit into the model, or its number is not finite.
             BudgetError: If the budget is used up.
         """
-        with self._budget.call("critic"):
+        async with self._budget.call("critic"):
             answer = await self._batches.ask((tuple(turns[:-1]), turns[-1].text))
         scope.spend("critic", Usage(calls=1))
         reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)

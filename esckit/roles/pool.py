@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -20,7 +20,7 @@ from esckit.config.sections import (
     CheckpointBinding,
     EndpointAddress,
     EndpointBinding,
-    Executor,
+    LocalModels,
     ManagedServer,
     RoleOptions,
     ScriptedBinding,
@@ -184,13 +184,21 @@ class ModelPool:
         executor: How local models use the machine.
         limits: What the run may use up.
         cache: File of the response cache; None takes the one that the environment names, if any.
+        permit: See :class:`~esckit.models.budget.Budget`.
 
     Attributes:
         budget: What was used up; everything that is asked of a model is booked on it.
     """
 
-    def __init__(self, executor: Executor, limits: Limits, cache: str | None = None) -> None:
-        self.budget = Budget(limits)
+    def __init__(
+        self,
+        executor: LocalModels,
+        limits: Limits,
+        cache: str | None = None,
+        *,
+        permit: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.budget = Budget(limits, permit=permit)
         self._executor = executor
         self._cache_path = cache_path(cache)
         self._cache: ResponseCache | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from esckit.data.contexts import Seed, cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
 from esckit.models.checkpoint import kind_of
+from esckit.play.executor import UnitPlayers, executing
 from esckit.play.runner import (
     SUMMARY,
-    AsyncioExecutor,
     FailureRate,
     NoProgress,
     Plan,
@@ -48,6 +48,7 @@ from esckit.sequences import Computed
 from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Dialogue, Failure, Record, SearchTree
 
+TREES = "trees.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 MIN_TREES_FOR_RATE = 20
 
@@ -162,56 +163,19 @@ def provenance_of(recipe: SearchRecipe) -> Provenance:
     )
 
 
-async def _run(recipe: SearchRecipe, selection: Selection, tasks: Tasks, out: Path, progress: Progress) -> RunResult:
-    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
-        bindings = recipe.models.bindings()
-        await pool.prepare(bindings)
-        provenance = provenance_of(recipe)
-        grow = _grower(recipe, provenance, pool)
-        taxonomy = provenance.taxonomy
-        inputs = {
-            "data": selection.facts(),
-            "prompts": provenance.prompts,
-            "prior_source": provenance.prior_source,
-            **taxonomy_inputs(taxonomy),
-        }
-        file = UnitFile(
-            "trees.jsonl",
-            SearchTree,
-            ids=tasks.ids,
-            unit=tasks.tasks.__getitem__,
-            is_failed=_is_failed,
-            may_fail=lambda raw: b'"status":"failed"' in raw,
-            is_retried=_is_failed if recipe.search.retry_failed else None,
-            play=grow,
-            beside={Rollout: ROLLOUTS} if recipe.mcts.keep_rollouts else {},
-            timed_as="tree",
-        )
-        async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
-            keep_taxonomy(taxonomy, out)
-            file.read(out)
-            rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
-            executor = AsyncioExecutor(recipe.concurrency.trees)
-            await play_units([file], folder, executor, rate, progress, settled=lambda: _write_beside(out, file))
-            summary = {
-                "schema": "esckit.search_summary/1",
-                **summarise(file.records()),
-                "environment": _environment(recipe, provenance.prompts),
-            }
-            write_json(folder.file(SUMMARY), summary)
-            rate.judge()
-    return RunResult(out, summary)
+async def cast(pool: ModelPool, recipe: SearchRecipe, provenance: Provenance) -> UnitPlayers:
+    """Return who grows the trees of a recipe; growing one gives its rollouts and the tree.
 
-
-def _grower(
-    recipe: SearchRecipe, provenance: Provenance, pool: ModelPool
-) -> Callable[[Task], Awaitable[tuple[Record, ...]]]:
-    """Return what grows one tree of the recipe, and gives its rollouts and the tree.
+    Args:
+        pool: Where the models are loaded.
+        recipe: The recipe.
+        provenance: What every tree says about where it came from.
 
     Raises:
-        ConfigError: If a model cannot do what its role needs.
+        EsckitError: If a model cannot be had, or cannot do what its role needs.
     """
     roles, prompts, max_attempts = recipe.models.bindings(), recipe.prompts.model_dump(), recipe.search.max_attempts
+    await pool.prepare(roles)
     casting = Casting(pool, roles, prompts, max_attempts, provenance.taxonomy, recipe.strategist.readout)
     critic, strategist = casting.rubric_critic(recipe.critic), casting.strategist()
     if recipe.search.mode == "linear":
@@ -222,7 +186,7 @@ def _grower(
             )
             return (tree,)
 
-        return lay_out
+        return UnitPlayers({TREES: lay_out})
 
     seeker = casting.aflow_seeker({}, memory_guard=recipe.seeker.memory_guard)
     players = Players(seeker, casting.supporter(), critic, strategist)
@@ -236,7 +200,43 @@ def _grower(
         tree, rollouts = await grow_tree(task, knowing, recipe.mcts, provenance)
         return (*rollouts, tree)
 
-    return grow
+    return UnitPlayers({TREES: grow})
+
+
+async def _run(recipe: SearchRecipe, selection: Selection, tasks: Tasks, out: Path, progress: Progress) -> RunResult:
+    provenance = provenance_of(recipe)
+    async with executing(recipe, recipe.concurrency.trees, cast, provenance) as executor:
+        taxonomy = provenance.taxonomy
+        inputs = {
+            "data": selection.facts(),
+            "prompts": provenance.prompts,
+            "prior_source": provenance.prior_source,
+            **taxonomy_inputs(taxonomy),
+        }
+        file = UnitFile(
+            TREES,
+            SearchTree,
+            ids=tasks.ids,
+            unit=tasks.tasks.__getitem__,
+            is_failed=_is_failed,
+            may_fail=lambda raw: b'"status":"failed"' in raw,
+            is_retried=_is_failed if recipe.search.retry_failed else None,
+            beside={Rollout: ROLLOUTS} if recipe.mcts.keep_rollouts else {},
+            timed_as="tree",
+        )
+        async with playing(recipe, out, executor, bindings=recipe.models.bindings().values(), inputs=inputs) as folder:
+            keep_taxonomy(taxonomy, out)
+            file.read(out)
+            rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
+            await play_units([file], folder, executor, rate, progress, settled=lambda: _write_beside(out, file))
+            summary = {
+                "schema": "esckit.search_summary/1",
+                **summarise(file.records()),
+                "environment": _environment(recipe, provenance.prompts),
+            }
+            write_json(folder.file(SUMMARY), summary)
+            rate.judge()
+    return RunResult(out, summary)
 
 
 def _write_beside(out: Path, file: UnitFile[Task, SearchTree]) -> None:

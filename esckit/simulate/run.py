@@ -21,10 +21,10 @@ from esckit.config import sections
 from esckit.config.load import require_runs
 from esckit.data.contexts import Contexts, build_contexts
 from esckit.data.selection import Selection, select_dialogues
+from esckit.play.executor import UnitPlayers, executing
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.play.runner import (
     SUMMARY,
-    AsyncioExecutor,
     FailureRate,
     NoProgress,
     Plan,
@@ -40,12 +40,14 @@ from esckit.roles.pool import ModelPool, look_up, require_checkpoints
 from esckit.roles.verdicts import load_preset
 from esckit.sequences import Computed
 from esckit.simulate.summary import readings_of, summarise
-from esckit.strategies.taxonomy import load_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
 
 CONTEXTS = "contexts.jsonl"
+
+FUTURES = "futures.jsonl"
 
 MIN_FUTURES_FOR_RATE = 50
 
@@ -184,35 +186,46 @@ def _contexts(recipe: SimulateRecipe) -> tuple[Selection, Contexts]:
     )
 
 
+async def cast(pool: ModelPool, recipe: SimulateRecipe, taxonomy: Taxonomy | None) -> UnitPlayers:
+    """Return who plays the futures of a recipe.
+
+    Args:
+        pool: Where the models are loaded.
+        recipe: The recipe.
+        taxonomy: What a strategist chooses from; None without one.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what its role needs.
+    """
+    bindings = _bindings(recipe)
+    await pool.prepare(bindings)
+    prompts, max_attempts = recipe.prompts.model_dump(), recipe.simulation.max_attempts
+    casting = Casting(pool, bindings, prompts, max_attempts, taxonomy, recipe.strategist.readout)
+    critic = casting.resolution_critic(recipe.critic)
+    strategist = casting.strategist() if taxonomy else None
+    players = Cast(casting.supporter(), casting.seeker(), critic, strategist)
+    settings = recipe.simulation
+    rules = Rules(settings.horizon, Fraction(recipe.critic.threshold), settings.score_first_exchange)
+
+    async def play(unit: tuple[Context, int]) -> Future:
+        return await play_future(*unit, cast=players, rules=rules, run_seed=recipe.seed)
+
+    inputs = {"prompts": {**_prompt_ids(recipe), "critic": critic.asked_by}, "roles": casting.labels()}
+    return UnitPlayers({FUTURES: play}, inputs)
+
+
 async def _run(
     recipe: SimulateRecipe, selection: Selection, contexts: Contexts, out: Path, progress: Progress
 ) -> RunResult:
-    bindings = _bindings(recipe)
-    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
-        await pool.prepare(bindings)
-        taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
-        prompts, max_attempts = recipe.prompts.model_dump(), recipe.simulation.max_attempts
-        casting = Casting(pool, bindings, prompts, max_attempts, taxonomy, recipe.strategist.readout)
-        critic = casting.resolution_critic(recipe.critic)
-        strategist = casting.strategist() if taxonomy else None
-        cast = Cast(casting.supporter(), casting.seeker(), critic, strategist)
-        inputs = {
-            "data": selection.facts(),
-            "prompts": {**_prompt_ids(recipe), "critic": critic.asked_by},
-            "roles": casting.labels(),
-            **taxonomy_inputs(taxonomy),
-        }
-        settings = recipe.simulation
-        rules = Rules(settings.horizon, Fraction(recipe.critic.threshold), settings.score_first_exchange)
+    taxonomy, settings = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None, recipe.simulation
+    async with executing(recipe, recipe.concurrency.futures, cast, taxonomy) as executor:
+        inputs = {"data": selection.facts(), **executor.inputs, **taxonomy_inputs(taxonomy)}
 
         def unit(number: int) -> tuple[Context, int]:
             return contexts[number // settings.candidates], number % settings.candidates
 
-        async def play(unit: tuple[Context, int]) -> Future:
-            return await play_future(*unit, cast=cast, rules=rules, run_seed=recipe.seed)
-
         file = UnitFile(
-            "futures.jsonl",
+            FUTURES,
             Future,
             ids=Computed(
                 len(contexts) * settings.candidates,
@@ -224,10 +237,9 @@ async def _run(
             ),
             may_fail=_may_fail,
             is_retried=_is_failed if recipe.simulation.retry_failed else None,
-            play=play,
             timed_as="future",
         )
-        async with playing(recipe, out, pool, bindings=bindings.values(), inputs=inputs) as folder:
+        async with playing(recipe, out, executor, bindings=_bindings(recipe).values(), inputs=inputs) as folder:
             if not folder.file(CONTEXTS).is_file():
                 write_records(folder.file(CONTEXTS), contexts)
             file.read(out)
@@ -238,7 +250,6 @@ async def _run(
                 "simulation.retry_failed",
                 failed="failed, or rest on a critic reading with half of its answers unreadable",
             )
-            executor = AsyncioExecutor(recipe.concurrency.futures)
             await play_units(
                 [file], folder, executor, rate, progress, settled=lambda: _write_failures(out, file.records(_may_fail))
             )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from esckit.config import sections
 from esckit.config.sections import RoleOptions
-from esckit.play.runner import AsyncioExecutor
+from esckit.play.executor import spread
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Decision, SeekerTurn
 from esckit.roles.asking import Voice
@@ -108,7 +108,7 @@ def run(players: Players, n_trees: int, n_simulations: int) -> tuple[list[Grown]
         return await grow_tree(task(number), players, settings(n_simulations=n_simulations), provenance())
 
     start = time.perf_counter()
-    asyncio.run(AsyncioExecutor(n_trees).run(range(n_trees), one, found.append))
+    asyncio.run(spread(range(n_trees), one, found.append, limit=n_trees))
     return found, time.perf_counter() - start
 
 

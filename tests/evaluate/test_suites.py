@@ -11,11 +11,11 @@ import pytest
 from esckit.data.contexts import contexts
 from esckit.errors import BackendError, DataError
 from esckit.evaluate.run import plan, run
-from esckit.evaluate.suite import Material, Unit
+from esckit.evaluate.suite import Material
 from esckit.evaluate.suites.critics import Episode
 from esckit.evaluate.suites.pairwise import PairCase
 from esckit.evaluate.suites.response import ResponseCase
-from esckit.evaluate.suites.reward import FutureBatches, Reading, RewardCase
+from esckit.evaluate.suites.reward import FutureBatches, Reading, RewardCase, RewardTask
 from esckit.evaluate.suites.strategy import StrategyCase
 from esckit.play.futures import read_inputs
 from esckit.records import read_records
@@ -24,7 +24,7 @@ from esckit.search.recipe import SearchRecipe
 from esckit.search.run import run as run_search
 from esckit.simulate.run import SimulateRecipe
 from esckit.simulate.run import run as run_simulate
-from esckit.types import Context, Future, Generation, Outcome, Scenario, SearchTree, Turn
+from esckit.types import Future, Generation, Outcome, SearchTree, Turn
 from tests.evaluate.evalrecipes import DATA, evaluation
 
 
@@ -221,21 +221,20 @@ def _scored_as_one_by_one_and_read_once() -> None:
     model = RewardKind().load(Path("runs/reward"), "scorer", {})
     inputs = read_inputs(["runs/test"])
     scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
-    units = [Unit(future.id, future.dialogue_id, future) for future in scored]
-    said = asyncio.run(read_all(FutureBatches([model], inputs.contexts, units), units))
+    units = [RewardTask(future, inputs.contexts[future.context_id].turns) for future in scored]
+    said = asyncio.run(read_all(FutureBatches([model]), units))
     together, model.states.n_read = model.states.n_read, 0
     cases = {case.id: case for case in read_records(RewardCase, Path("runs/evaluation/examples/reward.jsonl"))}
     for unit, found in zip(units, said, strict=True):
-        turns, reply = inputs.contexts[unit.what.context_id].turns, unit.what.exchanges[0].supporter.response
-        assert [cases[unit.id].p] == found
+        turns, reply = unit.turns, unit.future.exchanges[0].supporter.response
+        assert [cases[unit.future.id].p] == found
         assert found == pytest.approx(model.score([turns], [reply]), abs=1e-6)
-    texts = {model.text.encode(inputs.contexts[u.what.context_id].turns, u.what.exchanges[0].supporter.response).ids
-             for u in units}  # fmt: skip
+    texts = {model.text.encode(unit.turns, unit.future.exchanges[0].supporter.response).ids for unit in units}
     prefixes = {ids[:n] for ids in texts for n in range(1, len(ids) + 1)}
     assert together == len(prefixes) < model.states.n_read
 
 
-async def read_all(batches: FutureBatches, units: Sequence[Unit]) -> list[Reading]:
+async def read_all(batches: FutureBatches, units: Sequence[RewardTask]) -> list[Reading]:
     return await asyncio.gather(*map(batches.read, units))
 
 
@@ -270,22 +269,16 @@ def future(dialogue: str, number: int, reply: str) -> Future:
 
 def test_candidates_are_scored_together_and_fail_alone() -> None:
     dialogues = [f"d{n}" for n in range(5)]
-    contexts = {
-        f"{d}#1": Context(
-            id=f"{d}#1", dialogue_id=d, scenario=Scenario(id=d), turns=(Turn(speaker="seeker", text=d),), reference=None
-        )
-        for d in dialogues
-    }
     # One candidate of each dialogue after the other, as several inputs give them.
     replies = {(d, n): "long" if (d, n) == ("d4", 3) else "a" * (n + 1) for n in range(30) for d in dialogues}
-    units = [Unit(f"{d}/{n}", d, future(d, n, reply)) for (d, n), reply in replies.items()]
+    units = [RewardTask(future(d, n, reply), (Turn(speaker="seeker", text=d),)) for (d, n), reply in replies.items()]
     first, second = Scorer(), Scorer()
-    said = asyncio.run(read_all(FutureBatches([first, second], contexts, units), units))
+    said = asyncio.run(read_all(FutureBatches([first, second]), units))
     for unit, found in zip(units, said, strict=True):
-        if unit.id == "d4/3":
+        if unit.future.id == "d4/3":
             assert isinstance(found, BackendError)
         else:
-            assert found == [len(unit.what.exchanges[0].supporter.response) / 100] * 2
+            assert found == [len(unit.future.exchanges[0].supporter.response) / 100] * 2
     whole = [batch for batch in first.batches if len(batch) > 1]
     assert [sorted(set(batch)) for batch in whole] == [["d0", "d1", "d2"], ["d3", "d4"]]
     assert len(first.batches) == 2 + len(whole[1])

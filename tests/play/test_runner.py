@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from esckit.errors import FailureRateError
-from esckit.play.runner import AsyncioExecutor, FailureRate
+from esckit.play.executor import spread
+from esckit.play.runner import FailureRate
 
 
 def add(rate: FailureRate, *, failed: bool) -> None:
@@ -27,7 +28,7 @@ def test_the_limit_holds_and_places_are_freed_at_once() -> None:
         in_flight -= 1
         return n
 
-    asyncio.run(AsyncioExecutor(3).run(range(10), work, done.append))
+    asyncio.run(spread(range(10), work, done.append, limit=3))
     assert peak == 3
     assert sorted(done) == list(range(10))
 
@@ -46,7 +47,7 @@ def test_the_first_error_cancels_what_is_in_flight() -> None:
         return n
 
     with pytest.raises(ValueError, match="no"):
-        asyncio.run(AsyncioExecutor(3).run(range(5), work, lambda n: None))
+        asyncio.run(spread(range(5), work, lambda n: None, limit=3))
     assert sorted(cancelled) == [0, 2]
 
 

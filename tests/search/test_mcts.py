@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esckit.ledger import derive_seed, uniform
-from esckit.play.runner import AsyncioExecutor
+from esckit.play.executor import spread
 from esckit.records import dump_line
 from esckit.search.mcts import Grown, _Search
 from esckit.search.summary import summarise
@@ -156,7 +156,7 @@ def test_trees_in_flight_change_nothing() -> None:
         async def one(number: int) -> Grown:
             return await grow(World(jitter=True), number, n_simulations=12)
 
-        asyncio.run(AsyncioExecutor(limit).run(range(20), one, found.append))
+        asyncio.run(spread(range(20), one, found.append, limit=limit))
         return sorted(dump_line(each.tree) for each in found)
 
     assert lines(1) == lines(64)

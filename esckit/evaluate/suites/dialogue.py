@@ -19,7 +19,6 @@ from esckit.evaluate.suite import (
     MALFORMED,
     STAGES,
     CaseFile,
-    Done,
     Material,
     Player,
     Suite,
@@ -153,26 +152,28 @@ def dialogue_work(material: Material) -> Work:
     calls |= {"strategist": exchanges} if settings.strategy == "predicted" else {}
     calls |= {"turn_judge": exchanges} if recipe.models.turn_judge is not None else {}
 
-    def prepare(casting: Casting, done: Done) -> Player:
-        cast = self_play_cast(recipe, casting)
-
-        async def play(unit: Unit) -> Episode:
-            scenario: Scenario = unit.what
-            played = await play_episode(scenario, cast=cast, max_turns=settings.max_turns, run_seed=recipe.seed)
-            return Episode(
-                id=scenario.id,
-                dialogue_id=scenario.id,
-                scenario=scenario,
-                run_seed=recipe.seed,
-                max_turns=settings.max_turns,
-                critics=settings.critics,
-                **played._asdict(),
-            )
-
-        return play
-
     units = tuple(Unit(scenario.id, scenario.id, scenario) for scenario in scenarios)
-    return Work(units=units, calls=calls, prepare=prepare, roles=tuple(calls))
+    return Work(units=units, calls=calls, roles=tuple(calls))
+
+
+def dialogue_player(recipe: EvaluateRecipe, casting: Casting, given: None) -> Player:
+    """Return what plays a dialogue."""
+    settings, cast = recipe.settings.dialogue, self_play_cast(recipe, casting)
+
+    async def play(unit: Unit) -> Episode:
+        scenario: Scenario = unit.what
+        played = await play_episode(scenario, cast=cast, max_turns=settings.max_turns, run_seed=recipe.seed)
+        return Episode(
+            id=scenario.id,
+            dialogue_id=scenario.id,
+            scenario=scenario,
+            run_seed=recipe.seed,
+            max_turns=settings.max_turns,
+            critics=settings.critics,
+            **played._asdict(),
+        )
+
+    return play
 
 
 def self_play_cast(recipe: EvaluateRecipe, casting: Casting) -> EpisodeCast:
@@ -440,6 +441,7 @@ DIALOGUE = Suite(
             name="dialogue",
             kind=Episode,
             work=dialogue_work,
+            prepare=dialogue_player,
             metrics=_metrics,
             rows=lambda recipe, strategies, cases, measurement: [
                 *dialogue_rows(cases, _scales(recipe), measurement, _chosen(recipe, strategies)),

@@ -8,9 +8,9 @@ asks for one order (``swap: false``), that order decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
@@ -18,11 +18,14 @@ from esckit.config.sections import Section
 from esckit.errors import DataError, ModelError
 from esckit.evaluate.suite import Case, CaseFile, Done, Material, Player, Suite, Unit, Work, prompted
 from esckit.evaluate.suites.response import (
+    ReplyTask,
     ResponseCase,
     answerable,
     build_responder,
     gold_conditions,
+    has_replies,
     reply_calls,
+    reply_tasks,
     speakers,
 )
 from esckit.ledger import Ledger, derive_seed, uniform
@@ -126,28 +129,49 @@ def pairwise_work(material: Material) -> Work:
         )
     calls, roles = reply_calls(material, len(chosen))
 
-    def prepare(casting: Casting, done: Done) -> Player:
-        judge, responder, ready = (
-            casting.pair_judge(settings.dimensions),
-            build_responder(material, casting),
-            done.get("response", {}),
-        )
-
-        async def play(unit: Unit) -> PairCase:
-            ours = ready.get(unit.id) or await responder(unit.what)
-            assert isinstance(ours, ResponseCase)
-            return await _compare(recipe, unit.what, ours, theirs.get(unit.id), judge)
-
-        return play
+    def completed(unit: Unit, done: Done) -> Unit:
+        """Add the reply that the suite ``response`` has for the context already."""
+        return replace(unit, what=unit.what._replace(ours=done.get("response", {}).get(unit.id)))
 
     return Work(
-        units=tuple(Unit(context.id, context.dialogue_id, context) for context in chosen),
+        units=tuple(
+            Unit(context.id, context.dialogue_id, PairTask(task, theirs.get(context.id)))
+            for context, task in reply_tasks(material, chosen)
+        ),
         calls={**calls, "judge": len(chosen) * (2 if settings.swap else 1)},
-        prepare=prepare,
+        given=has_replies(material),
+        completed=completed,
         roles=(*roles, "judge"),
         # By what it says, not by its path: two copies are one opponent, and a file that was changed is another.
         conditions={"opponent": digest({context.id: theirs.get(context.id) for context in chosen})},
     )
+
+
+class PairTask(NamedTuple):
+    """Two replies to compare.
+
+    Attributes:
+        task: The context that is answered.
+        theirs: The opponent's reply; None if it has none.
+        ours: The reply of the system under test, if it is known already.
+    """
+
+    task: ReplyTask
+    theirs: str | None
+    ours: ResponseCase | None = None
+
+
+def pair_player(recipe: EvaluateRecipe, casting: Casting, from_file: bool) -> Player:
+    """Return what compares two replies."""
+    judge = casting.pair_judge(recipe.settings.pairwise.dimensions)
+    responder = build_responder(recipe, casting, from_file)
+
+    async def play(unit: Unit) -> PairCase:
+        pair: PairTask = unit.what
+        ours = pair.ours or await responder(pair.task)
+        return await _compare(recipe, pair.task.context, ours, pair.theirs, judge)
+
+    return play
 
 
 def one_per_dialogue(found: list[Context], *, run_seed: int, limit: int | None) -> list[Context]:
@@ -403,6 +427,7 @@ PAIRWISE = Suite(
             name="pairwise",
             kind=PairCase,
             work=pairwise_work,
+            prepare=pair_player,
             metrics=lambda recipe, strategies: [
                 metric
                 for name in recipe.settings.pairwise.dimensions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from esckit.config.sections import Section
 from esckit.data.contexts import after_opening
 from esckit.errors import ConfigError, DataError, ModelError
-from esckit.evaluate.suite import MALFORMED, Case, CaseFile, Done, Material, Player, Suite, Unit, Work, played_by
+from esckit.evaluate.suite import MALFORMED, Case, CaseFile, Material, Player, Suite, Unit, Work, played_by
 from esckit.ledger import Ledger, derive_seed
 from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, ratio
 from esckit.metrics.overlap import (
@@ -27,7 +27,7 @@ from esckit.metrics.overlap import (
     ngrams,
     rouge_l,
 )
-from esckit.predict.run import predicted
+from esckit.predict.run import Prediction, predicted
 from esckit.roles.cast import Casting
 from esckit.text import TOKENIZER, n_words, tokenise
 from esckit.types import Context, ParseKind
@@ -105,33 +105,54 @@ def response_work(material: Material) -> Work:
     kept = _sampled(found, run_seed=recipe.seed, per_dialogue=recipe.settings.response.per_dialogue)
     calls, roles = reply_calls(material, len(kept))
 
-    def prepare(casting: Casting, done: Done) -> Player:
-        responder = build_responder(material, casting)
-        scorer = casting.pool.scorer(recipe.models.scorer) if recipe.models.scorer is not None else None
-        # One reply at a time, beside the event loop.
-        lock = asyncio.Lock()
-
-        async def play(unit: Unit) -> ResponseCase:
-            case = await responder(unit.what)
-            if scorer is None or case.reply is None:
-                return case
-            try:
-                async with lock:
-                    found = await asyncio.to_thread(scorer.score, unit.what.turns, case.reply)
-            except ModelError as error:
-                # The reply stands; its perplexity is what is missing.
-                return case.model_copy(update={"nll_unscored": error.kind})
-            return case.model_copy(update={"nll": found.nll, "n_scorer_tokens": found.n_tokens})
-
-        return play
-
     return Work(
-        units=tuple(Unit(context.id, context.dialogue_id, context) for context in kept),
+        units=tuple(Unit(context.id, context.dialogue_id, task) for context, task in reply_tasks(material, kept)),
         calls=calls | ({"scorer": len(kept)} if recipe.models.scorer is not None else {}),
-        prepare=prepare,
+        given=has_replies(material),
         roles=roles,
         left_out={"without a strategy": sum(1 for _ in material.reply_contexts()) - len(found)},
     )
+
+
+class ReplyTask(NamedTuple):
+    """A context to answer.
+
+    Attributes:
+        prediction: Its line in the predictions file; None without one.
+    """
+
+    context: Context
+    prediction: Prediction | None = None
+
+
+def reply_tasks(material: Material, found: Iterable[Context]) -> Iterator[tuple[Context, ReplyTask]]:
+    """Yield each context with what is needed to answer it."""
+    known = material.predictions or {}
+    for context in found:
+        yield context, ReplyTask(context, known.get(context.id))
+
+
+def response_player(recipe: EvaluateRecipe, casting: Casting, from_file: bool) -> Player:
+    """Return what answers a context and, if there is a scorer, scores the reply."""
+    responder = build_responder(recipe, casting, from_file)
+    scorer = casting.pool.scorer(recipe.models.scorer) if recipe.models.scorer is not None else None
+    # One reply at a time, beside the event loop.
+    lock = asyncio.Lock()
+
+    async def play(unit: Unit) -> ResponseCase:
+        task: ReplyTask = unit.what
+        case = await responder(task)
+        if scorer is None or case.reply is None:
+            return case
+        try:
+            async with lock:
+                found = await asyncio.to_thread(scorer.score, task.context.turns, case.reply)
+        except ModelError as error:
+            # The reply stands; its perplexity is what is missing.
+            return case.model_copy(update={"nll_unscored": error.kind})
+        return case.model_copy(update={"nll": found.nll, "n_scorer_tokens": found.n_tokens})
+
+    return play
 
 
 def answerable(material: Material) -> list[Context]:
@@ -166,7 +187,8 @@ def _sampled(found: list[Context], *, run_seed: int, per_dialogue: int | None) -
     return [context for context in found if context.id in kept]
 
 
-def _has_replies(material: Material) -> bool:
+def has_replies(material: Material) -> bool:
+    """Return whether a predictions file gives the replies."""
     return any(entry.reply is not None for entry in (material.predictions or {}).values())
 
 
@@ -176,7 +198,7 @@ def reply_calls(material: Material, n: int) -> tuple[dict[str, int], tuple[str, 
     Raises:
         ConfigError: If nothing gives replies.
     """
-    if _has_replies(material):
+    if has_replies(material):
         return {}, ()
     recipe = material.recipe
     if recipe.models.supporter is None:
@@ -192,21 +214,19 @@ def speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
     return ("strategist", "supporter") if recipe.settings.response.strategy == "predicted" else ("supporter",)
 
 
-Responder = Callable[[Context], Awaitable[ResponseCase]]
+Responder = Callable[[ReplyTask], Awaitable[ResponseCase]]
 
 
-def build_responder(material: Material, casting: Casting) -> Responder:
-    """Return what answers a context: the predictions file where it has replies, else the supporter."""
-    if not _has_replies(material):
-        return _speaker(material.recipe, casting)
-    known = material.predictions or {}
+def build_responder(recipe: EvaluateRecipe, casting: Casting, from_file: bool) -> Responder:
+    """Return what answers a context: the predictions file if it has replies, else the supporter."""
+    if not from_file:
+        return _speaker(recipe, casting)
 
-    async def look_up(context: Context) -> ResponseCase:
-        entry = known.get(context.id)
-        reply = predicted(entry, "reply")
+    async def look_up(task: ReplyTask) -> ResponseCase:
+        reply = predicted(task.prediction, "reply")
         if isinstance(reply, Unscored):
-            return _case(context, unscored=reply.reason)
-        return _case(context, reply=reply, strategy=entry.strategy if entry else None)
+            return _case(task.context, unscored=reply.reason)
+        return _case(task.context, reply=reply, strategy=task.prediction.strategy if task.prediction else None)
 
     return look_up
 
@@ -216,7 +236,8 @@ def _speaker(recipe: EvaluateRecipe, casting: Casting) -> Responder:
     supporter = casting.supporter()
     strategist = casting.strategist() if kind == "predicted" else None
 
-    async def speak(context: Context) -> ResponseCase:
+    async def speak(task: ReplyTask) -> ResponseCase:
+        context = task.context
         ledger = Ledger(recipe.seed, context.id)
         strategy = context.reference.strategy if kind == "gold" and context.reference else None
         try:
@@ -394,6 +415,7 @@ RESPONSE = Suite(
             name="response",
             kind=ResponseCase,
             work=response_work,
+            prepare=response_player,
             metrics=lambda recipe, strategies: response_metrics(scorer=recipe.models.scorer is not None),
             rows=lambda recipe, strategies, cases, measurement: response_rows(
                 cases, measurement, scorer=recipe.models.scorer is not None

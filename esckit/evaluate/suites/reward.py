@@ -7,16 +7,16 @@ Definitions are in :mod:`esckit.metrics.calibration`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import Field
 
 from esckit.config.sections import Section
 from esckit.documents import read_json_object
 from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
-from esckit.evaluate.suite import Case, CaseFile, Done, Material, Player, Suite, Unit, Work, family_of_runs, run_of
+from esckit.evaluate.suite import Case, CaseFile, Material, Player, Suite, Unit, Work, family_of_runs, run_of
 from esckit.metrics.calibration import (
     N_BINS,
     ContextOrder,
@@ -31,9 +31,10 @@ from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats,
 from esckit.roles.cast import Casting
 from esckit.roles.critics import ResponseScorer
 from esckit.text import n_words
-from esckit.types import Context, Future, Outcome
+from esckit.types import Future, Outcome, Turn
 
 if TYPE_CHECKING:
+    from esckit.evaluate.recipe import EvaluateRecipe
     from esckit.metrics.rows import Measurement, MetricRow
     from esckit.reward.model import RewardModel
 
@@ -89,38 +90,54 @@ def reward_work(material: Material) -> Work:
     Raises:
         DataError: If there is none.
     """
-    recipe, inputs, binding = material.recipe, material.futures, material.recipe.models.reward
-    assert binding is not None
+    recipe, inputs = material.recipe, material.futures
     futures = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
     if not futures:
         raise DataError("no scored future", path=", ".join(recipe.settings.reward.inputs), expected="at least one")
     has_several_seeds = futures[0].run_seed != futures[-1].run_seed
     units = tuple(
-        Unit(f"{future.run_seed}/{future.id}" if has_several_seeds else future.id, future.dialogue_id, future)
+        Unit(
+            f"{future.run_seed}/{future.id}" if has_several_seeds else future.id,
+            future.dialogue_id,
+            RewardTask(future, inputs.contexts[future.context_id].turns),
+        )
         for future in futures
     )
 
-    def prepare(casting: Casting, done: Done) -> Player:
-        from esckit.models.backbones import quiet_off_terminal
-        from esckit.reward.run import RewardKind
+    return Work(units=units, calls={"reward": len(futures)}, given={**inputs.simulation}, roles=("reward",))
 
-        quiet_off_terminal()
-        model = RewardKind().load(run_of(binding.checkpoint), "scorer", {}, dtype=binding.dtype, device=binding.device)
-        delta = _delta(model, inputs.simulation)
-        known = done.get("reward", {})
-        missing = [unit for unit in units if (case := known.get(unit.id)) is None or case.unscored is not None]
-        batches = FutureBatches((model, _untrained(model, recipe.seed)), inputs.contexts, missing)
 
-        async def play(unit: Unit) -> RewardCase:
-            reading = await batches.read(unit)
-            if isinstance(reading, ModelError):
-                return _case(unit, delta, unscored=reading.kind)
-            p, p_untrained = reading
-            return _case(unit, delta, p=p, p_untrained=p_untrained)
+class RewardTask(NamedTuple):
+    """A scored future, with the turns of its context."""
 
-        return play
+    future: Future
+    turns: tuple[Turn, ...]
 
-    return Work(units=units, calls={"reward": len(futures)}, prepare=prepare, roles=("reward",))
+
+def reward_player(recipe: EvaluateRecipe, casting: Casting, simulation: Mapping[str, str | int | bool]) -> Player:
+    """Return what asks the reward model about a future.
+
+    Raises:
+        DataError: If the futures are of another kind than those the model was trained on.
+    """
+    from esckit.models.backbones import quiet_off_terminal
+    from esckit.reward.run import RewardKind
+
+    binding = recipe.models.reward
+    assert binding is not None
+    quiet_off_terminal()
+    model = RewardKind().load(run_of(binding.checkpoint), "scorer", {}, dtype=binding.dtype, device=binding.device)
+    delta = _delta(model, simulation)
+    batches = FutureBatches((model, _untrained(model, recipe.seed)))
+
+    async def play(unit: Unit) -> RewardCase:
+        reading = await batches.read(unit.what)
+        if isinstance(reading, ModelError):
+            return _case(unit, delta, unscored=reading.kind)
+        p, p_untrained = reading
+        return _case(unit, delta, p=p, p_untrained=p_untrained)
+
+    return play
 
 
 def _untrained(model: RewardModel, seed: int) -> RewardModel:
@@ -138,60 +155,52 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
 
 
 class FutureBatches:
-    """Asks several models about futures, batch by batch: what the futures of a dialogue share is read once.
+    """Asks several models about futures: those that wait are read together, so that what they share is read once.
 
     Args:
         models: All are asked about every future.
-        contexts: By id.
-        units: The futures that may be asked about.
     """
 
-    def __init__(
-        self, models: Sequence[ResponseScorer], contexts: Mapping[str, Context], units: Sequence[Unit]
-    ) -> None:
-        self._models, self._contexts = models, contexts
-        self._batches = list(_batched(units))
-        self._batch_of = {unit.id: at for at, batch in enumerate(self._batches) for unit in batch}
-        self._readings: dict[int, asyncio.Task[dict[str, Reading]]] = {}
+    def __init__(self, models: Sequence[ResponseScorer]) -> None:
+        self._models = models
+        self._waiting: list[tuple[RewardTask, asyncio.Future[Reading]]] = []
         self._lock = asyncio.Lock()
 
-    async def read(self, unit: Unit) -> Reading:
-        """Return what each model says of a future; the futures of its batch are read along, once."""
-        at = self._batch_of[unit.id]
-        if at not in self._readings:
-            self._readings[at] = asyncio.create_task(self._read(self._batches[at]))
-        return (await self._readings[at])[unit.id]
-
-    async def _read(self, batch: Sequence[Unit]) -> dict[str, Reading]:
+    async def read(self, task: RewardTask) -> Reading:
+        """Return what each model says of a future."""
+        reading: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
+        self._waiting.append((task, reading))
         async with self._lock:
-            return await asyncio.to_thread(self._score, batch)
+            await asyncio.sleep(0)  # others come in the same turn of the event loop
+            if not reading.done():
+                batch = self._next_batch()
+                found = await asyncio.to_thread(self._score, [waiting for waiting, _ in batch])
+                for (_, one), answer in zip(batch, found, strict=True):
+                    if not one.done():  # whoever waited may have been cancelled
+                        one.set_result(answer)
+        return await reading
 
-    def _score(self, batch: Sequence[Unit]) -> dict[str, Reading]:
-        turns = [self._contexts[unit.what.context_id].turns for unit in batch]
-        replies = [unit.what.exchanges[0].supporter.response for unit in batch]
+    def _next_batch(self) -> list[tuple[RewardTask, asyncio.Future[Reading]]]:
+        """Take at least :data:`BATCH_FUTURES` of those that wait, or all; those of a dialogue stay together."""
+        by_dialogue: dict[str, list[tuple[RewardTask, asyncio.Future[Reading]]]] = {}
+        for waiting in self._waiting:
+            by_dialogue.setdefault(waiting[0].future.dialogue_id, []).append(waiting)
+        batch: list[tuple[RewardTask, asyncio.Future[Reading]]] = []
+        self._waiting = []
+        for together in by_dialogue.values():
+            (batch if len(batch) < BATCH_FUTURES else self._waiting).extend(together)
+        return batch
+
+    def _score(self, batch: Sequence[RewardTask]) -> list[Reading]:
+        replies = [task.future.exchanges[0].supporter.response for task in batch]
         try:
-            scores = [model.score(turns, replies) for model in self._models]
+            scores = [model.score([task.turns for task in batch], replies) for model in self._models]
         except (ModelError, NotFiniteError) as error:
             if len(batch) == 1:
-                return {batch[0].id: error.as_failure() if isinstance(error, NotFiniteError) else error}
+                return [error.as_failure() if isinstance(error, NotFiniteError) else error]
             # One future that cannot be read must not fail the others.
-            return {name: reading for unit in batch for name, reading in self._score([unit]).items()}
-        return {unit.id: reading for unit, *reading in zip(batch, *scores, strict=True)}
-
-
-def _batched(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Yield units in batches of at least :data:`BATCH_FUTURES`, those of a dialogue together."""
-    by_dialogue: dict[str, list[Unit]] = {}
-    for unit in units:
-        by_dialogue.setdefault(unit.dialogue_id, []).append(unit)
-    batch: list[Unit] = []
-    for together in by_dialogue.values():
-        batch += together
-        if len(batch) >= BATCH_FUTURES:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            return [reading for task in batch for reading in self._score([task])]
+        return [list(reading) for reading in zip(*scores, strict=True)]
 
 
 def _delta(model: RewardModel, simulation: Mapping[str, str | int | bool]) -> Fraction | None:
@@ -214,7 +223,7 @@ def _delta(model: RewardModel, simulation: Mapping[str, str | int | bool]) -> Fr
 
 
 def _case(unit: Unit, delta: Fraction | None, **fields: Any) -> RewardCase:
-    future: Future = unit.what
+    future: Future = unit.what.future
     reward = future.fraction
     assert reward is not None
     return RewardCase(
@@ -350,6 +359,8 @@ REWARD = Suite(
             name="reward",
             kind=RewardCase,
             work=reward_work,
+            prepare=reward_player,
+            batch=BATCH_FUTURES,
             metrics=lambda recipe, strategies: reward_metrics(),
             rows=lambda recipe, strategies, cases, measurement: reward_rows(cases, measurement),
         ),

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from esckit.config.sections import Section
 from esckit.documents import read_shipped
 from esckit.errors import BACKEND_KINDS, ModelError
-from esckit.evaluate.suite import Case, CaseFile, Done, Material, Player, Suite, Unit, Work, prompted
+from esckit.evaluate.suite import Case, CaseFile, Material, Player, Suite, Unit, Work, prompted
 from esckit.ledger import Ledger, Scope
 from esckit.metrics.metric import FIRST, RATIO, Facts, Metric, Sums, Unscored, counted, if_scored, not_estimated
 from esckit.records import digest
@@ -297,44 +297,47 @@ def _speakers(recipe: EvaluateRecipe) -> tuple[str, ...]:
     return ("strategist", "supporter") if is_led else ("supporter",)
 
 
-def _work(
-    recipe: EvaluateRecipe,
-    probes: Sequence[CrisisProbe | SycophancyProbe],
-    calls: Mapping[str, int],
-    play_probe: Callable[[Any, Reply, ReplyJudge, Ledger], Awaitable[Case]],
-    ledger_prefix: str = "",
-) -> Work:
+PlayProbe = Callable[[Any, "Reply", ReplyJudge, Ledger], Awaitable[Case]]
+"""Plays a probe, given what answers, what judges, and the ledger of the probe."""
+
+
+def _work(recipe: EvaluateRecipe, probes: Sequence[CrisisProbe | SycophancyProbe], calls: Mapping[str, int]) -> Work:
     speakers = _speakers(recipe)
-
-    def prepare(casting: Casting, done: Done) -> Player:
-        supporter, judge = casting.supporter(), casting.reply_judge()
-        strategist = casting.strategist() if "strategist" in speakers else None
-
-        async def reply(scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
-            strategy = None if strategist is None else (await strategist.decide(scenario, turns, scope)).strategy
-            return (await supporter.reply(turns, scope, strategy=strategy)).response
-
-        async def play(unit: Unit) -> Case:
-            ledger = Ledger(recipe.seed, ledger_prefix + unit.id)
-            case = await play_probe(unit.what, reply, judge, ledger)
-            return case.model_copy(update={"reasoning": ledger.thoughts()})
-
-        return play
-
     return Work(
         units=tuple(Unit(probe.id, probe.id, probe) for probe in probes),
         calls={**dict.fromkeys(speakers, calls["replies"]), "judge": calls["judge"]},
-        prepare=prepare,
         roles=(*speakers, "judge"),
     )
+
+
+def _player(recipe: EvaluateRecipe, casting: Casting, play_probe: PlayProbe, *, ledger_prefix: str = "") -> Player:
+    supporter, judge = casting.supporter(), casting.reply_judge()
+    strategist = casting.strategist() if "strategist" in _speakers(recipe) else None
+
+    async def reply(scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> str:
+        strategy = None if strategist is None else (await strategist.decide(scenario, turns, scope)).strategy
+        return (await supporter.reply(turns, scope, strategy=strategy)).response
+
+    async def play(unit: Unit) -> Case:
+        ledger = Ledger(recipe.seed, ledger_prefix + unit.id)
+        case = await play_probe(unit.what, reply, judge, ledger)
+        return case.model_copy(update={"reasoning": ledger.thoughts()})
+
+    return play
 
 
 def crisis_work(material: Material) -> Work:
     """Return the crisis probes and their controls."""
     probes = crisis_probes().probes
-    rules = crisis_lexicon(material.recipe.settings.safety.resources)
     n_crisis = sum(probe.kind == "crisis" for probe in probes)
     asked = n_crisis * len(CRISIS_QUESTIONS) + (len(probes) - n_crisis) * len(CONTROL_QUESTION)
+
+    return _work(material.recipe, probes, {"replies": len(probes), "judge": asked})
+
+
+def crisis_player(recipe: EvaluateRecipe, casting: Casting, given: None) -> Player:
+    """Return what plays a crisis probe or its control."""
+    rules = crisis_lexicon(recipe.settings.safety.resources)
 
     async def play(probe: CrisisProbe, reply: Reply, judge: ReplyJudge, ledger: Ledger) -> ProbeCase:
         is_crisis = probe.kind == "crisis"
@@ -349,7 +352,7 @@ def crisis_work(material: Material) -> Work:
         readings = {"judge": _readable(answers), "judge_unscored": _unread(answers)}
         return case.model_copy(update={"reply": text, "statistics": kept, **readings})
 
-    return _work(material.recipe, probes, {"replies": len(probes), "judge": asked}, play)
+    return _player(recipe, casting, play)
 
 
 def sycophancy_work(material: Material) -> Work:
@@ -358,7 +361,12 @@ def sycophancy_work(material: Material) -> Work:
     n_replies = len(probes) + sum(probe.push_back is not None for probe in probes)
     # Every reply is asked about the claim, the last one about the feeling as well.
     calls = {"replies": n_replies, "judge": n_replies + len(probes)}
-    return _work(material.recipe, probes, calls, _play_sycophancy, "sycophancy/")
+    return _work(material.recipe, probes, calls)
+
+
+def sycophancy_player(recipe: EvaluateRecipe, casting: Casting, given: None) -> Player:
+    """Return what plays a sycophancy probe or its control."""
+    return _player(recipe, casting, _play_sycophancy, ledger_prefix="sycophancy/")
 
 
 async def _play_sycophancy(probe: SycophancyProbe, reply: Reply, judge: ReplyJudge, ledger: Ledger) -> SycophancyCase:
@@ -577,6 +585,7 @@ SAFETY = Suite(
             name="safety",
             kind=ProbeCase,
             work=crisis_work,
+            prepare=crisis_player,
             metrics=lambda recipe, strategies: safety_metrics(crisis_lexicon(recipe.settings.safety.resources)),
             rows=lambda recipe, strategies, cases, measurement: safety_rows(
                 cases, crisis_lexicon(recipe.settings.safety.resources), measurement
@@ -587,6 +596,7 @@ SAFETY = Suite(
             name="sycophancy",
             kind=SycophancyCase,
             work=sycophancy_work,
+            prepare=sycophancy_player,
             metrics=lambda recipe, strategies: sycophancy_metrics(sycophancy_lexicon()),
             rows=lambda recipe, strategies, cases, measurement: sycophancy_rows(
                 cases, sycophancy_lexicon(), measurement

@@ -21,7 +21,6 @@ from esckit.evaluate.suite import (
     STAGES,
     Case,
     CaseFile,
-    Done,
     Material,
     Player,
     Suite,
@@ -36,6 +35,7 @@ from esckit.ledger import Ledger
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, not_estimated
 from esckit.predict.run import Prediction, predicted
 from esckit.roles.cast import Casting
+from esckit.roles.pool import known_taxonomy
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Scenario, Turn, main_line
 
@@ -146,31 +146,33 @@ def strategy_work(material: Material) -> Work:
     if not from_file and predictions:
         _log.warning("no strategy in %s: models.strategist picks the strategies", recipe.predictions)
 
-    def prepare(casting: Casting, done: Done) -> Player:
-        strategist = None if from_file else casting.strategist()
-
-        async def play(unit: Unit) -> StrategyCase:
-            step: Step = unit.what
-            if strategist is None:
-                return _read_case(step, predictions.get(unit.id), taxonomy)
-            ledger = Ledger(recipe.seed, step.id)
-            try:
-                found = await strategist.decide(step.scenario, step.turns, ledger.at("strategy"))
-                case = _case(step, found.strategy, None, found.probabilities)
-            except ModelError as error:
-                case = _case(step, None, error.kind, None)
-            return case.model_copy(update={"reasoning": ledger.thoughts()})
-
-        return play
-
     n_unlabelled = sum(step.gold is None for step in steps)
     return Work(
-        units=tuple(Unit(step.id, step.scenario.id, step) for step in kept),
+        units=tuple(Unit(step.id, step.scenario.id, (step, predictions.get(step.id))) for step in kept),
         calls={} if from_file else {"strategist": len(kept)},
-        prepare=prepare,
+        given=from_file,
         roles=() if from_file else ("strategist",),
         left_out={"unlabelled": n_unlabelled, "excluded": len(steps) - n_unlabelled - len(kept)},
     )
+
+
+def strategy_player(recipe: EvaluateRecipe, casting: Casting, from_file: bool) -> Player:
+    """Return what makes a decision: the predictions file if it names strategies, else the strategist."""
+    strategist = None if from_file else casting.strategist()
+
+    async def play(unit: Unit) -> StrategyCase:
+        step, prediction = unit.what
+        if strategist is None:
+            return _read_case(step, prediction, known_taxonomy(casting.taxonomy))
+        ledger = Ledger(recipe.seed, step.id)
+        try:
+            found = await strategist.decide(step.scenario, step.turns, ledger.at("strategy"))
+            case = _case(step, found.strategy, None, found.probabilities)
+        except ModelError as error:
+            case = _case(step, None, error.kind, None)
+        return case.model_copy(update={"reasoning": ledger.thoughts()})
+
+    return play
 
 
 def strategy_taxonomy(material: Material) -> Taxonomy:
@@ -428,6 +430,7 @@ STRATEGY = Suite(
             name="strategy",
             kind=StrategyCase,
             work=strategy_work,
+            prepare=strategy_player,
             metrics=lambda recipe, strategies: strategy_metrics(_scale(recipe, strategies)),
             rows=lambda recipe, strategies, cases, measurement: strategy_rows(
                 cases, _scale(recipe, strategies), measurement
