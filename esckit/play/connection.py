@@ -9,9 +9,11 @@ import math
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from esckit.config.sections import RayExecutor
@@ -54,14 +56,41 @@ async def connected(settings: RayExecutor) -> AsyncIterator[None]:
     elif settings.address != "auto":
         await _require_listening(settings)
     try:
-        # Beside the event loop, so that Ctrl-C is heard, and because Ray takes SIGTERM for itself in the main thread.
-        await asyncio.to_thread(ray.init, log_to_driver=False, logging_level=logging.ERROR, **options)
+        joining = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, **options)
+        await asyncio.wait_for(_beside(joining), settings.wait_s)
+    except TimeoutError as error:
+        raise _unreachable(settings, f"no answer within {settings.wait_s:g} s") from error
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unreachable(settings, str(error).strip().partition("\n")[0]) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+async def _beside(call: Callable[[], object]) -> None:
+    """Make a call in a thread of its own, for which nobody waits at the end of the process.
+
+    So Ctrl-C is heard meanwhile. And Ray would take SIGTERM for itself in the main thread.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            call()
+        except BaseException as raised:  # noqa: BLE001 - raised again where the call is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, error)
+
+    threading.Thread(target=run, name="esckit-ray", daemon=True).start()
+    await done
 
 
 def what_it_has() -> str:
