@@ -19,7 +19,8 @@ from typing import Any
 
 from esckit.config.sections import ModelRecipe, RayExecutor
 from esckit.errors import ClusterError, ConfigError
-from esckit.models.budget import Budget, Spent
+from esckit.models.budget import Account, Budget, Spent
+from esckit.models.cache import cache_path
 from esckit.play.connection import connected, fits_nowhere, what_it_has
 from esckit.play.executor import Cast, Played, spread
 from esckit.play.worker import Order, Ready, Report, Worker, this_package
@@ -59,6 +60,8 @@ async def on_cluster(recipe: ModelRecipe, limit: int, cast: Cast, *given: Any) -
     settings = recipe.executor
     assert isinstance(settings, RayExecutor)
     async with connected(settings):
+        cache = cache_path(recipe.cache)
+        recipe = recipe.model_copy(update={"cache": str(cache.absolute()) if cache is not None else None})
         executor = ClusterExecutor(Order(cast, recipe, given, os.getcwd()), settings, limit)
         try:
             await executor.start()
@@ -194,7 +197,7 @@ class ClusterExecutor:
             EsckitError: As the worker met it.
         """
         self._budget.settle(report.spent)
-        worker.n_lent = max(0, worker.n_lent - report.spent.n_calls)
+        worker.n_lent = max(0, worker.n_lent - report.spent.whole.calls)
         for warning in report.warnings:
             self._warn(warning)
         if report.error is not None:
@@ -273,7 +276,7 @@ class ClusterExecutor:
                 log.info("Ray says: %s", error)
                 self._n_dead += 1
                 # What it was allowed to spend may be spent.
-                self._budget.settle(Spent(n_calls=worker.n_lent))
+                self._budget.settle(_calls(worker.n_lent))
                 n_useless = 0 if worker.n_played or not await self._is_alive(worker.node) else n_useless + 1
                 if n_useless == MAX_DEATHS:
                     raise ClusterError(f"{MAX_DEATHS} workers died one after the other", hint=_LOGS) from error
@@ -411,13 +414,18 @@ class ClusterExecutor:
             if worker is not wanting and worker.n_lent:
                 with suppress(ray.exceptions.RayActorError):
                     n_returned = self._read(await worker.actor.give_back.remote(), worker)
-                    self._budget.settle(Spent(), n_returned)
+                    self._budget.settle(_calls(0), n_unmade=n_returned)
                     worker.n_lent = max(0, worker.n_lent - n_returned)
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
             log.warning("%s", text)
+
+
+def _calls(n: int) -> Spent:
+    """Return so many calls of which nothing else is known."""
+    return Spent(Account(calls=n), {})
 
 
 async def _awaited(reference: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import esckit
 from esckit.config.sections import ModelRecipe, RayExecutor
 from esckit.errors import ConfigError, EsckitError
-from esckit.models.budget import Spent
+from esckit.models.budget import Account, Spent
 from esckit.play.executor import Cast, UnitPlayers, played
 from esckit.roles.pool import ModelPool
 
@@ -125,7 +125,7 @@ class Worker:
         except EsckitError as error:
             found = error
         pool = self._pool
-        spent = pool.budget.hand_on() if pool is not None else Spent()
+        spent = pool.budget.hand_on() if pool is not None else Spent(Account(), {})
         return Report(result, found, spent, self._warnings.take())
 
     async def _begin(self, order: Order) -> Ready:
@@ -140,7 +140,9 @@ class Worker:
             _require_gpu(settings.gpus)
         is_limited = any(limit is not None for limit in recipe.budget.model_dump().values())
         permit = self._permits.take if is_limited else None
-        self._pool = await self._stack.enter_async_context(ModelPool(settings, recipe.budget, permit=permit))
+        self._pool = await self._stack.enter_async_context(
+            ModelPool(settings, recipe.budget, recipe.cache, permit=permit)
+        )
         self._players = await order.cast(self._pool, recipe, *order.given)
         return Ready(self._players.inputs, self._pool.facts(), self._pool.determinism())
 

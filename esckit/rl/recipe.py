@@ -26,6 +26,7 @@ from esckit.config.sections import (
     Contexts,
     Device,
     DType,
+    Executor,
     Lora,
     ModelRecipe,
     Names,
@@ -348,6 +349,7 @@ class TrainRlRecipe(ModelRecipe):
     monitor: Monitor = Monitor()
     logging: Saving = Saving()
     trackers: tuple[str, ...] = ()
+    executor: Executor = Executor()
     max_failure_rate: float = Field(default=0.05, ge=0.0, le=1.0)
 
     @model_validator(mode="before")
