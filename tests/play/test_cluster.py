@@ -75,7 +75,7 @@ RECIPE = """
     concurrency: {futures: 4}
 """
 
-N_CALLS = 84
+N_CALLS = 108
 FILES = ("contexts.jsonl", "futures.jsonl", "failures.jsonl", "summary.json")
 
 
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_all_workers_and_keeps_their_work(cluster: Any, folder: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
         run = started(*words(cluster, "ray"), log=folder / "log", cwd=folder)
-    wait_for(lambda: n_calls(folder) >= 64, "calls")
+    wait_for(lambda: n_calls(folder) >= 60, "calls")
     assert run.pid is not None
     os.kill(run.pid, signal.SIGTERM)
     run.join(60)
