@@ -130,7 +130,7 @@ $(UV):
 COMPILE = env -u UV_FIND_LINKS $(UV) pip compile pyproject.toml --quiet --upgrade --universal \
 	--python-version $(firstword $(PYTHONS)) --no-annotate --custom-compile-command 'make lock'
 lock: $(UV)
-	$(COMPILE) --extra dev --extra bitsandbytes --extra deepspeed --extra tensorboard --extra wandb --output-file esckit/constraints.txt
+	$(COMPILE) --extra dev --extra bitsandbytes --extra deepspeed --extra ray --extra tensorboard --extra wandb --output-file esckit/constraints.txt
 	grep '^torch==' esckit/constraints.txt > build/torch.txt
 	$(COMPILE) --extra dev --resolution lowest-direct --constraints build/torch.txt --output-file $(LOWEST)
 	$(COMPILE) --extra vllm --output-file esckit/constraints-vllm.txt

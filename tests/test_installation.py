@@ -17,8 +17,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 LOCK = ROOT / "esckit" / "constraints.txt"
 LOWEST = ROOT / "tests" / "constraints-lowest.txt"
 LOCKS = {
-    LOCK: ("dev", "deepspeed", "tensorboard", "wandb"),
-    LOWEST: ("dev", "deepspeed"),
+    LOCK: ("dev", "deepspeed", "ray", "tensorboard", "wandb"),
+    LOWEST: ("dev", "deepspeed", "ray"),
     ROOT / "esckit" / "constraints-vllm.txt": ("vllm",),
 }
 PYTHONS = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))

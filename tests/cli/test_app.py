@@ -17,7 +17,19 @@ from esckit.cli.common import Settings, StderrHandler, configure_logging, echo_f
 from esckit.errors import BudgetError, ConfigError, DataError, EsckitError, NotFiniteError
 from esckit.registry import load_attr
 
-HEAVY = ("torch", "transformers", "numpy", "datasets", "aiohttp", "peft", "trl", "accelerate", "evaluate", "scipy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "datasets",
+    "aiohttp",
+    "peft",
+    "trl",
+    "accelerate",
+    "evaluate",
+    "scipy",
+    "ray",
+)
 HERE = list(cli.COMMANDS)
 
 
@@ -317,11 +329,12 @@ def test_a_wrong_recipe_is_one_message_without_traceback(tmp_path):
 
 
 @pytest.mark.smoke
-def test_a_dry_run_is_light_and_prints_bounds(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--set", "executor.kind=ray", "--set", "executor.workers=2"]], ids=["", "ray"])
+def test_a_dry_run_is_light_and_prints_bounds(more, tmp_path):
     code = f"""
         import sys
         from esckit.cli.app import main
-        sys.argv = ["esckit", "simulate", "smoke/simulate_scripted", "--dry-run", "--json"]
+        sys.argv = ["esckit", "simulate", "smoke/simulate_scripted", "--dry-run", "--json", *{more}]
         try:
             main()
         except SystemExit as leaving:

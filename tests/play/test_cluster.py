@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +75,17 @@ RECIPE = """
     critic:      {preset: rlff7, readout: sampled, samples: 2, threshold: "0.5"}
     simulation:  {candidates: 2, horizon: 2}
     concurrency: {futures: 4}
+"""
+
+WITHOUT_ESCKIT = """
+    import sys
+
+    class Hidden:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "esckit":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Hidden())
 """
 
 N_CALLS = 108
@@ -232,6 +245,42 @@ def test_ctrl_c_ends_all_workers_and_keeps_their_work(cluster: Any, folder: Path
     (folder / "hold_at").unlink()
     expected = on_one_machine(folder)
     assert on_one_machine(folder, out="ray") == expected
+
+
+def test_a_bug_of_a_worker_keeps_its_traceback(folder: Path, on_ray: Callable[..., Any]) -> None:
+    (folder / "bug").touch()
+    ended = on_ray()
+    assert ended.returncode == 1, ended.stderr
+    assert "no_such_thing" in ended.stderr
+    assert not (folder / "ray").exists()
+
+
+def test_a_place_that_no_node_has_is_refused(on_ray: Callable[..., Any]) -> None:
+    ended = on_ray("executor.gpus=1", "executor.wait_s=1")
+    assert ended.returncode == 2, ended.stderr
+    assert "each needs 1 CPUs and 1 GPUs on one node, and the cluster has 2 CPUs" in ended.stderr
+    assert "and 0 GPUs (0 free) on 2 nodes" in ended.stderr
+
+
+def test_workers_need_the_same_package(folder: Path, on_ray: Callable[..., Any]) -> None:
+    shutil.copytree(ROOT / "esckit", folder / "other/esckit", ignore=shutil.ignore_patterns("__pycache__"))
+    package = folder / "other/esckit/__init__.py"
+    package.write_text(re.sub(r"__version__ = .*", '__version__ = "9.9"', package.read_text()))
+    ended = on_ray(f"executor.runtime_env.env_vars.PYTHONPATH={folder / 'other'}")
+    assert ended.returncode == 2, ended.stderr
+    assert "runs esckit 9.9 with the files" in ended.stderr
+    (folder / "none").mkdir()
+    (folder / "none/sitecustomize.py").write_text(dedent(WITHOUT_ESCKIT))
+    ended = on_ray(f"executor.runtime_env.env_vars.PYTHONPATH={folder / 'none'}")
+    assert ended.returncode == 2, ended.stderr
+    assert "has no esckit, or another version of it" in ended.stderr
+
+
+def test_own_code_and_files_travel_with_the_working_folder(folder: Path, on_ray: Callable[..., Any]) -> None:
+    expected = on_one_machine(folder)
+    ended = on_ray(f"executor.runtime_env.working_dir={folder}")
+    assert ended.returncode == 0, ended.stderr
+    assert contents(folder / "ray") == expected
 
 
 def is_running(pid: int) -> bool:
