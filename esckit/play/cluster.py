@@ -290,7 +290,6 @@ class ClusterExecutor:
         kind = ray.remote(Worker).options(
             num_cpus=settings.cpus,
             num_gpus=settings.gpus,
-            runtime_env=settings.runtime_env or None,
             max_concurrency=self._limit + MANY_CALLS,
         )
         worker = _Worker(kind.remote())

@@ -34,7 +34,7 @@ async def connected(settings: RayExecutor) -> AsyncIterator[None]:
     if importlib.util.find_spec("ray") is None:
         raise MissingExtraError("executor.kind: ray", "ray")
     if settings.address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
-        raise MissingExtraError(f"executor.address: {settings.address}", "ray", command="pip install 'ray[client]'")
+        raise MissingExtraError(f"executor.address: {settings.address}", "grpcio", command="pip install 'ray[client]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if settings.address == "local" and "RAY_AUTH_MODE" not in os.environ:
         # Nobody else on the machine may use the cluster. Ray would keep a token of its own in the home folder.
@@ -44,7 +44,23 @@ async def connected(settings: RayExecutor) -> AsyncIterator[None]:
     if ray.is_initialized():  # by a program that calls esckit as a library
         yield
         return
-    options: dict[str, Any] = {"address": settings.address}
+    await _join(settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+async def _join(settings: RayExecutor) -> None:
+    """Join or start the cluster.
+
+    Raises:
+        ConfigError: If it cannot be reached in time, or cannot be given its runtime environment.
+    """
+    import ray
+
+    # Folders travel with the whole job only, not with a single worker.
+    options: dict[str, Any] = {"address": settings.address, "runtime_env": settings.runtime_env or None}
     if settings.address == "local":
         options |= {
             "num_cpus": max(1, math.ceil(settings.workers * settings.cpus)),
@@ -60,12 +76,15 @@ async def connected(settings: RayExecutor) -> AsyncIterator[None]:
         await asyncio.wait_for(_beside(joining), settings.wait_s)
     except TimeoutError as error:
         raise _unreachable(settings, f"no answer within {settings.wait_s:g} s") from error
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _unreachable(settings, str(error).strip().partition("\n")[0]) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except (ValueError, TypeError, ray.exceptions.RuntimeEnvSetupError) as error:
+        if not settings.runtime_env:
+            raise _unreachable(settings, _first_line(error)) from error
+        raise ConfigError(
+            f"executor.runtime_env: {_first_line(error)}",
+            expected="what Ray's documentation calls a runtime environment",
+        ) from error
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _unreachable(settings, _first_line(error)) from error
 
 
 async def _beside(call: Callable[[], object]) -> None:
@@ -127,6 +146,10 @@ async def _require_listening(settings: RayExecutor) -> None:
             if time.monotonic() >= ends_s or isinstance(error, socket.gaierror):
                 raise _unreachable(settings, f"{error} after {settings.wait_s:g} s") from error
         await asyncio.sleep(0.5)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _unreachable(settings: RayExecutor, reason: str) -> ConfigError:

@@ -281,6 +281,9 @@ def test_own_code_and_files_travel_with_the_working_folder(folder: Path, on_ray:
     ended = on_ray(f"executor.runtime_env.working_dir={folder}")
     assert ended.returncode == 0, ended.stderr
     assert contents(folder / "ray") == expected
+    ended = on_ray("executor.runtime_env.working_dir=/no/such/folder", out="none")
+    assert ended.returncode == 2, ended.stderr
+    assert "executor.runtime_env: " in ended.stderr
 
 
 def is_running(pid: int) -> bool:
