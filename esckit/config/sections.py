@@ -436,8 +436,12 @@ class EndpointBinding(RoleOptions):
     timeout_s: float = Field(default=180.0, ge=1.0, le=86_400.0)
 
 
-CHANGES_NO_ANSWER = frozenset({"prices", "concurrency", "timeout_s"})
-"""Fields of an endpoint that say nothing about what its model answers; no record of a run holds them."""
+CHANGES_NO_ANSWER: Mapping[str, bool | set[str]] = {
+    **dict.fromkeys(("prices", "concurrency", "timeout_s"), True),
+    "endpoint": {"devices", "ready_s"},
+}
+"""Fields of an endpoint that say nothing about what its model answers (``exclude=`` of pydantic); no record of a run
+holds them."""
 
 
 def _switch(value: Any) -> Any:

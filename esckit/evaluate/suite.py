@@ -376,4 +376,10 @@ def prompted(recipe: EvaluateRecipe, role: str, prompt: str) -> dict[str, Any]:
 
 def model_fields(binding: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a binding that say which model it is."""
-    return {name: value for name, value in binding.items() if name in _MODEL_FIELDS}
+    fields = {name: value for name, value in binding.items() if name in _MODEL_FIELDS}
+    server = fields.get("endpoint")
+    if isinstance(server, Mapping):
+        fields["endpoint"] = {name: value for name, value in server.items() if name not in ("devices", "ready_s")}
+    if server is not None and fields.get("checkpoint") is None:
+        fields.pop("checkpoint", None)  # earlier versions did not have this field
+    return fields

@@ -119,7 +119,8 @@ def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
 
 def _sampling(role: str, binding: Mapping[str, Any]) -> str:
     """Return how a role speaks; a scorer, a reward model and a trained strategist only read."""
-    if role in ("scorer", "reward") or (role == "strategist" and binding.get("checkpoint")):
+    is_trained = binding.get("checkpoint") and "endpoint" not in binding
+    if role in ("scorer", "reward") or (role == "strategist" and is_trained):
         return ABSENT
     sampling = section(binding, "sampling")
     short = {"temperature": "T", "top_p": "top-p", "top_k": "top-k", "max_tokens": "max tokens"}

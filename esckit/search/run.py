@@ -276,7 +276,7 @@ def _environment(recipe: SearchRecipe, prompts: Mapping[str, str]) -> dict[str, 
     return {
         role: {
             "prompt": prompts.get(role),
-            **binding.model_dump(mode="json", exclude=set(CHANGES_NO_ANSWER), exclude_none=True),
+            **binding.model_dump(mode="json", exclude=CHANGES_NO_ANSWER, exclude_none=True),
         }
         for role, binding in recipe.models.bindings().items()
         if role != "strategist"

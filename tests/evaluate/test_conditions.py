@@ -11,7 +11,7 @@ import esckit
 from esckit.errors import ConfigError
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
 from esckit.evaluate.setup import set_up
-from esckit.evaluate.suite import Material
+from esckit.evaluate.suite import Material, model_fields
 from esckit.strategies.taxonomy import load_taxonomy
 from tests.evaluate.evalrecipes import evaluation
 from tests.evaluate.evalruns import opponent, result
@@ -108,3 +108,10 @@ def _bare(recipe: EvaluateRecipe, suite: str, **read: Any) -> dict[str, Any]:
     vars(material).update(read)
     (found,) = [one for one in SUITES if one.name == suite]
     return found.conditions(material, {})
+
+
+def test_devices_and_ports_of_a_server_are_no_condition() -> None:
+    server = {"serve": "vllm serve X --port {port}", "devices": "0", "ready_s": 5.0}
+    one = model_fields({"endpoint": server, "model": "m", "checkpoint": None})
+    assert one == model_fields({"endpoint": {**server, "devices": "1", "ready_s": 9.0}, "model": "m"})
+    assert one == {"endpoint": {"serve": "vllm serve X --port {port}"}, "model": "m"}
