@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from esckit.models import backbones
+from esckit.models import in_memory
 from esckit.models.loading import keep_soft_caps
 
 TinyFamily = Literal["qwen2", "llama", "gemma2", "gpt2"]
@@ -20,7 +20,7 @@ GEMMA = (
 
 
 def tiny_tokenizer(family: TinyFamily = "qwen2") -> Any:
-    tokenizer = backbones.tiny_tokenizer()
+    tokenizer = in_memory.build_tokenizer("tiny-random")
     if family == "gemma2":
         turns = ["<start_of_turn>", "<end_of_turn>"]
         ends = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>"}
@@ -31,7 +31,7 @@ def tiny_tokenizer(family: TinyFamily = "qwen2") -> Any:
 
 def tiny_random(family: TinyFamily = "qwen2") -> tuple[Any, Any]:
     if family == "qwen2":
-        return backbones.tiny_random()
+        return in_memory.build("tiny-random")
     tokenizer = tiny_tokenizer(family)
     shape = {
         "vocab_size": len(tokenizer),

@@ -21,8 +21,9 @@ from esckit.errors import ConfigError, MissingRunsError
 from esckit.flow.data import Material, class_counts, class_weights, collect, counts, flow_trees, token_counts
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata, writer_metadata
-from esckit.models.backbones import fetch_backbone, find_backbone, tiny_tokenizer
+from esckit.models.backbones import fetch_backbone, find_backbone
 from esckit.models.checkpoint import FOLDER
+from esckit.models.in_memory import build_tokenizer
 from esckit.models.shape import shape_of_backbone
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.protocols import Part, Progress
@@ -242,7 +243,7 @@ def _prepare(recipe: TrainFlowRecipe, material: Material, run: TrainingRun) -> _
     warn_of_memory(plan_memory(workload(recipe, len(material.labels.names)), run.process), run.process)
     backbone, encoding, objective = recipe.model.backbone, recipe.encoding, recipe.objective
     in_memory = find_backbone(backbone).kind == "memory"
-    tokenizer = tiny_tokenizer() if in_memory else load_tokenizer(fetch_backbone(backbone))
+    tokenizer = build_tokenizer(find_backbone(backbone).name) if in_memory else load_tokenizer(fetch_backbone(backbone))
     abbreviations = dict(zip(material.labels.names, material.labels.abbrs, strict=True))
     text = FlowText(tokenizer, situation=encoding.situation, tags=abbreviations if encoding.strategy_tags else None)
     trees = {use: flow_trees(material, use, recipe, text) for use in material.parts}

@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 from esckit.documents import read_yaml
 from esckit.errors import ConfigError, StorageError
-from esckit.models.chat import CHATML
 from esckit.records import fresh_folder
 from esckit.registry import nearest
 from esckit.types import Record
@@ -265,65 +264,6 @@ def _unreachable(source: BackboneSource, why: str) -> ConfigError:
     return ConfigError(
         f"the weights of {source.name} are not on this machine and cannot be downloaded ({why})", hint=hint
     )
-
-
-_TRAINING_TEXT = (
-    "I feel so anxious about my exam next week and I do not know who to talk to.",
-    "That sounds really hard. What worries you most about the exam?",
-    "Much worse. Worse. Slightly worse. No change. Slightly better. Better. Much better.",
-)
-
-
-def tiny_tokenizer() -> Any:
-    """Return the byte-level tokenizer of ``tiny-random``, about 360 tokens, with ChatML."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_TRAINING_TEXT, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
-        chat_template=CHATML,
-        padding_side="left",
-        model_max_length=2048,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def tiny_random() -> tuple[Any, Any]:
-    """Return a random model of two layers, always the same, and its tokenizer; the global random state stays."""
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
-    tokenizer = tiny_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,  # wide enough that the next token is not a coin toss
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return model.eval(), tokenizer
 
 
 _log = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from transformers import PreTrainedModel
 from esckit.config.sections import Attention, Quantisation
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError, NoRoomError
-from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal, tiny_random
+from esckit.models import in_memory
+from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def load_causal(
         ConfigError: If transformers cannot load it, or its attention cannot be computed in this way.
     """
     if source.kind == "memory":
-        model, tokenizer = tiny_random()
+        model, tokenizer = in_memory.build(source.name)
         if quantisation is not None:  # which transformers does while it reads files
             with TemporaryDirectory() as place:
                 model.save_pretrained(place)

@@ -8,7 +8,7 @@ text shows, with the probability of its pace, which need it has; :func:`shown_ne
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -82,6 +82,22 @@ class Language(Record):
 def language() -> Language:
     """Return the language of the practice world."""
     return Language.model_validate(read_yaml(Path(__file__).parent / "language.yaml", "language of the practice world"))
+
+
+def every_form() -> tuple[str, ...]:
+    """Return all that can be said in the practice world, in pieces."""
+
+    def texts(value: object) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            for part in value.values():
+                yield from texts(part)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                yield from texts(part)
+
+    return tuple(texts(language().model_dump(include={"seeker", "supporter", "topics", "situations"})))
 
 
 @cache

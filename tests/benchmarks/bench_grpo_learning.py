@@ -52,10 +52,10 @@ def teach(folder: Path, prompts: list[list[Message]], steps: int) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from esckit.models.backbones import tiny_tokenizer
+    from esckit.models.in_memory import build_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = build_tokenizer("tiny-random")
     chat = ChatFormat.of(tokenizer)
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
@@ -143,14 +143,14 @@ def main() -> None:
             maker = PolicyPrompt(load_prompt(str(prompt_file)), ChatFormat.of(tokenizer), 200)
             return [found[0] for context in contexts if (found := maker.fitted(context))]
 
-        from esckit.models.backbones import tiny_tokenizer
+        from esckit.models.in_memory import build_tokenizer
 
         every = collect(recipe_of(Path("tiny-random"), prompt_file, 1, 1))
-        teach(backbone, fitted(every.train, tiny_tokenizer()), args.teach)
+        teach(backbone, fitted(every.train, build_tokenizer("tiny-random")), args.teach)
         found: dict[str, list[float]] = {}
         for seed in range(1, args.seeds + 1):
             ours = recipe_of(backbone, prompt_file, seed, args.steps)
-            prompts = fitted(collect(ours).dev, tiny_tokenizer())
+            prompts = fitted(collect(ours).dev, build_tokenizer("tiny-random"))
             before = held_out(LocalModel.load(str(backbone), dtype="float32"), prompts, seed)
             run(ours, out=folder / f"run{seed}")
             after = held_out(load_policy(folder / f"run{seed}", dtype="float32"), prompts, seed)

@@ -1,8 +1,8 @@
-"""A strategist at every decision of growing dialogues: each prefix read whole; only what is new; and many dialogues together.
+"""A strategist at every decision of growing dialogues: prefixes read whole, only what is new, many dialogues together.
 
-Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6] [--together 32]``. Only prints. The dialogues are made
-up, 24 turns of 12 to 40 words; the heads are fresh (what is timed does not depend on them), and both ways use the same
-weights.
+Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6] [--together 32]``. Only prints. The
+dialogues are made up, 24 turns of 12 to 40 words; the heads are fresh (what is timed does not depend on them), and all
+ways use the same weights.
 """
 
 import argparse
@@ -85,9 +85,8 @@ def in_flight(model: FlowModel, asked: list[Ids], n: int) -> None:
     alone_s, together_s = middle - began, ended - middle
     print(f"{n} dialogues in flight: {len(asked)} decisions")
     print(f"one after the other {alone_s:6.2f} s  {len(asked) / alone_s:6.1f} a second")
-    print(
-        f"read together       {together_s:6.2f} s  {len(asked) / together_s:6.1f} a second  x {alone_s / together_s:.1f}"
-    )
+    gain = alone_s / together_s
+    print(f"read together       {together_s:6.2f} s  {len(asked) / together_s:6.1f} a second  x {gain:.1f}")
     print(f"largest difference of a state, relative: {gap:.1e}")
 
 

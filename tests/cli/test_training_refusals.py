@@ -120,9 +120,9 @@ def test_a_reward_model_of_another_prompt_version(refused: Refused, tmp_path: Pa
 
 
 def test_a_policy_whose_chat_template_training_cannot_use(refused: Refused, tmp_path: Path) -> None:
-    from esckit.models.backbones import tiny_random
+    from esckit.models.in_memory import build
 
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     tokenizer.chat_template = (
         "{% for message in messages %}[{{ message['content'].split('</think>')[-1] }}]{% endfor %}"
     )

@@ -23,8 +23,8 @@ from esckit.flow.model import (
     log_softplus,
 )
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, read_metadata
-from esckit.models.backbones import tiny_tokenizer
 from esckit.models.checkpoint import ADAPTER
+from esckit.models.in_memory import build_tokenizer
 from esckit.models.loading import load_adapter, merge_adapter
 from esckit.models.packing import NodeSpan, PackedRows, check_packable
 from esckit.training.checkpoint import save_checkpoint
@@ -77,7 +77,12 @@ def metadata(**changes: Any) -> FlowMetadata:
 def save(model: FlowModel, metadata: FlowMetadata, folder: Path) -> None:
     trained = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
     save_checkpoint(
-        folder, metadata, backbone=model.backbone, tokenizer=tiny_tokenizer(), state=trained, heads_file=HEADS
+        folder,
+        metadata,
+        backbone=model.backbone,
+        tokenizer=build_tokenizer("tiny-random"),
+        state=trained,
+        heads_file=HEADS,
     )
 
 

@@ -16,7 +16,7 @@ from esckit.flow.policy import CheckpointPolicy, PrefixReader
 from esckit.flow.run import run
 from esckit.flow.text import FlowText, read_metadata
 from esckit.ledger import Ledger
-from esckit.models.backbones import tiny_tokenizer
+from esckit.models.in_memory import build_tokenizer
 from esckit.protocols import Decision
 from esckit.types import Scenario, Turn
 from tests.flow.flow_fakes import NAMES, flow_text, tiny_model
@@ -200,13 +200,13 @@ def test_a_policy_reads_as_long_dialogues_as_it_was_trained_on(
     run(recipe(trees, encoding=encoding, optim={"epochs": 1}), out=tmp_path / "run")
     assert read_metadata(tmp_path / "run").max_tokens == limit
     talk = tuple(Turn(speaker=("seeker", "supporter")[at % 2], text=f"turn {at}") for at in range(41))
-    text = FlowText(tiny_tokenizer(), situation=True)
+    text = FlowText(build_tokenizer("tiny-random"), situation=True)
     scenario = Scenario(id="s", situation="Short.")
     found = policy_of(tmp_path / "run").read(scenario, talk)
     assert found.n_tokens == len(text.ids(scenario, talk, max_tokens=limit)) <= limit
     # A checkpoint of 0.1.0 says no limit: 4,096 tokens, and single oldest turns go.
     file = tmp_path / "run/checkpoint/flow.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "max_tokens"}) + "\n")
-    old = FlowText(tiny_tokenizer(), situation=True, single_turns=True)
+    old = FlowText(build_tokenizer("tiny-random"), situation=True, single_turns=True)
     long = talk * 20
     assert policy_of(tmp_path / "run").read(scenario, long).n_tokens == len(old.ids(scenario, long, max_tokens=4096))

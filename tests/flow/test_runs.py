@@ -15,7 +15,7 @@ from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.run import plan, run
 from esckit.flow.text import read_metadata
 from esckit.flow.trainer import TreeValidation
-from esckit.models.backbones import tiny_tokenizer
+from esckit.models.in_memory import build_tokenizer
 from tests.flow.flow_runs import (
     AFLOW,
     complete_tree,
@@ -255,7 +255,7 @@ def test_a_window_too_narrow_for_packing_trains_by_paths(tmp_path: Path, window:
     sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window)).save_pretrained(backbone)
-    tiny_tokenizer().save_pretrained(backbone)
+    build_tokenizer("tiny-random").save_pretrained(backbone)
     trees = write_trees(tmp_path, some_trees())
     packed = recipe(trees, model={"backbone": str(backbone)}, optim={"epochs": 1})
     if window == 32:

@@ -16,8 +16,8 @@ from esckit.flow.model import load_flow_model
 from esckit.flow.policy import FlowWriter, load_writer
 from esckit.flow.run import run as train_flow
 from esckit.ledger import Ledger
-from esckit.models.backbones import tiny_tokenizer
 from esckit.models.budget import Budget
+from esckit.models.in_memory import build_tokenizer
 from esckit.records import read_records
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool
@@ -82,7 +82,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Qwen2Config(vocab_size=512, hidden_size=16, intermediate_size=32, tie_word_embeddings=True, **heads)
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    build_tokenizer("tiny-random").save_pretrained(folder)
     return folder
 
 

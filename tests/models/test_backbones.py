@@ -19,9 +19,8 @@ from esckit.models.backbones import (
     find_backbone,
     load_backbones,
     resolve_backbone,
-    tiny_random,
-    tiny_tokenizer,
 )
+from esckit.models.in_memory import build, build_tokenizer
 from esckit.models.local import LocalModel
 from esckit.types import Message, Sampling
 
@@ -79,7 +78,7 @@ def test_a_file_is_no_model(tmp_path):
 
 
 def test_a_local_folder_is_found(tmp_path):
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     model.save_pretrained(tmp_path / "mine")
     tokenizer.save_pretrained(tmp_path / "mine")
     source = resolve_backbone(str(tmp_path / "mine"))
@@ -211,7 +210,7 @@ def test_the_embedded_model_answers():
     assert scores.choices[0].log_p > scores.choices[1].log_p
 
 
-TOKENIZER = tiny_tokenizer()
+TOKENIZER = build_tokenizer("tiny-random")
 
 
 @given(st.text(max_size=40))
@@ -223,12 +222,12 @@ def test_any_text_comes_back_unchanged(text):
 def test_its_weights_are_fixed_and_the_global_state_stays():
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    a, b = (tiny_random()[0].model.embed_tokens.weight for _ in range(2))
+    a, b = (build("tiny-random")[0].model.embed_tokens.weight for _ in range(2))
     assert torch.equal(a, b)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_it_is_tiny():
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     assert sum(p.numel() for p in model.parameters()) < 50_000
     assert model.config.vocab_size == len(tokenizer)

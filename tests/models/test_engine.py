@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from esckit.models.backbones import tiny_random
 from esckit.models.engine import Engine, ReadJob, Settings, WriteJob, Written, draw, penalise, uniforms
+from esckit.models.in_memory import build
 from esckit.types import Sampling, StopReason
 from tests.models.local_fakes import Naive, prompts
 
@@ -87,7 +87,7 @@ NEVER = frozenset({-1})
 
 
 def engine(max_batch_tokens: int = 4096, max_stored_bytes: int = 2**22) -> Engine:
-    return Engine(tiny_random()[0], max_batch_tokens=max_batch_tokens, max_stored_bytes=max_stored_bytes)
+    return Engine(build("tiny-random")[0], max_batch_tokens=max_batch_tokens, max_stored_bytes=max_stored_bytes)
 
 
 def job(number: int, prompt: tuple[int, ...], max_tokens: int = 8, temperature: float = 0.0) -> WriteJob:
@@ -179,7 +179,7 @@ def test_a_prompt_longer_than_the_budget_still_runs():
 
 def test_out_of_memory_once_starts_over_with_half_the_batch():
     jobs = [job(i, tuple(range(3 + i, 43 + i)), temperature=1.0) for i in range(4)]
-    hungry = Hungry(tiny_random()[0], most=2)
+    hungry = Hungry(build("tiny-random")[0], most=2)
     worker = Engine(hungry.model, max_batch_tokens=200, max_stored_bytes=0)
     assert finish(worker, jobs) == finish(engine(), jobs)
     assert max(hungry.sizes) > 2
@@ -187,7 +187,7 @@ def test_out_of_memory_once_starts_over_with_half_the_batch():
 
 
 def test_running_out_of_memory_twice_is_an_error():
-    worker = Engine(Hungry(tiny_random()[0], most=0).model, max_batch_tokens=200, max_stored_bytes=0)
+    worker = Engine(Hungry(build("tiny-random")[0], most=0).model, max_batch_tokens=200, max_stored_bytes=0)
     assert worker.advance([job(0, ASKED[0])], (), lambda: False) == {}
     with pytest.raises(torch.OutOfMemoryError):
         worker.advance([], (), lambda: False)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from esckit.errors import CheckpointError, EsckitError
-from esckit.models.backbones import find_backbone, tiny_random
+from esckit.models.backbones import find_backbone
+from esckit.models.in_memory import build
 from esckit.models.loading import load_adapter, load_base, load_causal, load_tensors, load_tokenizer
 from tests.shell import ROOT
 
@@ -33,7 +34,7 @@ AUTO_MAP = {
 
 
 def saved(folder: Path) -> Path:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -157,23 +158,23 @@ def test_an_adapter_is_lora_in_safetensors_for_this_model(tmp_path: Path) -> Non
 
     def adapter() -> Path:
         shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
-        wrapped = get_peft_model(tiny_random()[0], LoraConfig(r=2, target_modules=["q_proj"]))
+        wrapped = get_peft_model(build("tiny-random")[0], LoraConfig(r=2, target_modules=["q_proj"]))
         wrapped.save_pretrained(str(tmp_path / "adapter"))
         return tmp_path / "adapter"
 
-    load_adapter(tiny_random()[0], adapter())
+    load_adapter(build("tiny-random")[0], adapter())
     changed(adapter() / "adapter_config.json", peft_type="PROMPT_TUNING")
     with pytest.raises(CheckpointError, match="type 'PROMPT_TUNING'"):
-        load_adapter(tiny_random()[0], tmp_path / "adapter")
+        load_adapter(build("tiny-random")[0], tmp_path / "adapter")
     (adapter() / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        load_adapter(tiny_random()[0], tmp_path / "adapter")
+        load_adapter(build("tiny-random")[0], tmp_path / "adapter")
     changed(adapter() / "adapter_config.json", target_modules=["k_proj"])
     with pytest.raises(CheckpointError, match="does not fit its backbone"):
-        load_adapter(tiny_random()[0], tmp_path / "adapter")
+        load_adapter(build("tiny-random")[0], tmp_path / "adapter")
     (adapter() / "adapter_model.safetensors").rename(tmp_path / "adapter/adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"lacks adapter_model\.safetensors"):
-        load_adapter(tiny_random()[0], tmp_path / "adapter")
+        load_adapter(build("tiny-random")[0], tmp_path / "adapter")
 
 
 def test_tensors_that_cannot_be_read_are_one_error(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from esckit.errors import CheckpointError, ConfigError, NoRoomError
 from esckit.flow.policy import CheckpointPolicy
-from esckit.models.backbones import BackboneSource, find_backbone, resolve_backbone, tiny_random
+from esckit.models.backbones import BackboneSource, find_backbone, resolve_backbone
+from esckit.models.in_memory import build
 from esckit.models.loading import (
     as_dtype,
     exact_dtype,
@@ -41,7 +42,7 @@ def test_exact_numbers_are_float32_on_a_processor() -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "shape"])
 def test_an_adapter_that_does_not_fit_is_named(tmp_path: Path, kind: str) -> None:
-    model = get_peft_model(tiny_random()[0], LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model = get_peft_model(build("tiny-random")[0], LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -52,12 +53,12 @@ def test_an_adapter_that_does_not_fit_is_named(tmp_path: Path, kind: str) -> Non
         tensors[name] = torch.zeros(3, 32)
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="lora_A"):
-        load_adapter(tiny_random()[0], tmp_path)
+        load_adapter(build("tiny-random")[0], tmp_path)
 
 
 @torch.no_grad()
 def test_a_narrow_type_keeps_the_rotary_frequencies(tmp_path: Path) -> None:
-    model, _ = tiny_random()
+    model, _ = build("tiny-random")
     model.save_pretrained(tmp_path)
     ids = torch.randint(3, 300, (1, 600))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, trust_remote_code=False)
@@ -70,7 +71,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> BackboneSource:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     model.save_pretrained(tmp_path / "tiny", max_shard_size="40KB")
     tokenizer.save_pretrained(tmp_path / "tiny")
     return resolve_backbone(str(tmp_path / "tiny"))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from esckit.config.sections import Executor
 from esckit.errors import BackendError, ConfigError
-from esckit.models.backbones import tiny_random
+from esckit.models.in_memory import build
 from esckit.models.local import LocalModel, PerplexityScorer, batch_tokens
 from esckit.protocols import ChatModel
 from esckit.types import Message, Sampling, StopReason, Turn
@@ -81,7 +81,7 @@ def test_a_cancelled_call_does_not_disturb_the_others():
 
 
 def test_a_model_that_fails_is_a_typed_failure():
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     chat = LocalModel(model, tokenizer, name="broken")
     model.model.layers[1].mlp.down_proj.weight.data = torch.zeros(3, 3)
     with pytest.raises(BackendError, match="the local model failed"):
@@ -208,7 +208,7 @@ def test_it_is_a_chat_model():
 
 
 def test_reasoning_that_the_template_opens_is_no_answer() -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     opening = "assistant\\n<think>\\n' }}{% endif"
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n' }}{% endif", opening)
     reply = asyncio.run(LocalModel(model, tokenizer, name="t").complete(ASK, Sampling(max_tokens=4), seed=0))
@@ -218,7 +218,7 @@ def test_reasoning_that_the_template_opens_is_no_answer() -> None:
 
 def poisoned(word: str) -> LocalModel:
     """A model whose numbers are NaN as soon as it has read a word."""
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     ids = tokenizer.encode(word, add_special_tokens=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[ids] = torch.nan
@@ -264,12 +264,12 @@ TALK = (Turn(speaker="seeker", text="I lost my job."),)
 
 @pytest.fixture(scope="module")
 def scorer() -> PerplexityScorer:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     return PerplexityScorer(model, tokenizer, name="tiny-random")
 
 
 def test_the_reply_alone_is_counted_and_the_context_only_read(scorer: PerplexityScorer) -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     context = tokenizer.encode("Seeker: I lost my job.\nSupporter:", add_special_tokens=False)
     reply = tokenizer.encode(" I hear you.", add_special_tokens=False)
     with torch.inference_mode():
@@ -283,7 +283,7 @@ def test_the_reply_alone_is_counted_and_the_context_only_read(scorer: Perplexity
 
 @pytest.mark.parametrize("adds_it_itself", [False, True])
 def test_the_bos_token_is_read_once_and_not_counted(adds_it_itself: bool) -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     tokenizer.bos_token = "<|endoftext|>"
     if adds_it_itself:
         special = ("<|endoftext|>", tokenizer.bos_token_id)
@@ -304,7 +304,7 @@ def test_the_bos_token_is_read_once_and_not_counted(adds_it_itself: bool) -> Non
 
 
 def test_an_overlong_conversation_keeps_its_bos() -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     tokenizer.bos_token = "<|endoftext|>"
     seen = []
     model.register_forward_pre_hook(lambda _, args, options: seen.append(options["input_ids"]), with_kwargs=True)
@@ -324,7 +324,7 @@ def test_a_reply_that_cannot_be_read_at_all_is_a_typed_failure(scorer: Perplexit
 
 
 def test_a_likelihood_that_is_not_finite_is_a_typed_failure() -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     with pytest.raises(BackendError) as caught:

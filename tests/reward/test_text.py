@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import ConfigError, DataError
-from esckit.models.backbones import tiny_tokenizer
+from esckit.models.in_memory import build_tokenizer
 from esckit.reward.model import collate
 from esckit.reward.text import RewardText, reward_template
 from esckit.types import Turn
 from tests.reward.reward_fakes import grouped_inputs, talk, tiny_net
 
-TOKENIZER = tiny_tokenizer()
+TOKENIZER = build_tokenizer("tiny-random")
 
 
 def text(max_length: int = 1024) -> RewardText:

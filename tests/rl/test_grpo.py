@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from esckit.errors import ConfigError, DataError, TrainingError
-from esckit.models.backbones import tiny_random
+from esckit.models.in_memory import build
 from esckit.rl.monitor import DevSet, means, watched
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards
@@ -247,7 +247,7 @@ def test_only_attention_and_mlp_get_an_adapter(tmp_path):
 
 
 def dev_set(rewards, n=4, **options) -> tuple[DevSet, object]:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     policy = learner_of(model, tokenizer)
     settings = {"max_tokens": 6, "batch_size": 3, **options}
     return DevSet(rows(policy, n), rewards, tokenizer, tuple(policy.chat.stop_ids), **settings), model

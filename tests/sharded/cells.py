@@ -79,9 +79,9 @@ def write_wide(folder: Path) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from esckit.models.backbones import tiny_random
+    from esckit.models.in_memory import build
 
-    small, tokenizer = tiny_random()
+    small, tokenizer = build("tiny-random")
     config = Qwen2Config(
         vocab_size=small.config.vocab_size, hidden_size=32, intermediate_size=WIDTH, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=None,

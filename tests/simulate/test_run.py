@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esckit.errors import BudgetError, ConfigError, FailureRateError
-from esckit.models.backbones import tiny_random
+from esckit.models.in_memory import build
 from esckit.records import read_records
 from esckit.registry import shipped_dir
 from esckit.simulate.run import SimulateRecipe, plan, run
@@ -238,7 +238,7 @@ def test_a_dry_run_looks_everything_up(sections: dict[str, Any], message: str) -
 
 
 def test_a_model_of_nan_fails_its_futures_and_the_run_resumes(tmp_path: Path) -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     for part in (model, tokenizer):

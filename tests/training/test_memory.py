@@ -15,7 +15,8 @@ from esckit.flow.model import LOGIT_ROWS, build_model
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.run import RESPONSE_TOKENS
 from esckit.flow.run import workload as flow_workload
-from esckit.models.backbones import load_backbones, tiny_random
+from esckit.models.backbones import load_backbones
+from esckit.models.in_memory import build
 from esckit.models.shape import Shape, shape_of, shape_of_backbone
 from esckit.reward.model import build_net
 from esckit.reward.recipe import TrainRewardRecipe
@@ -90,7 +91,7 @@ def test_a_model_of_another_kind_is_not_guessed(change: dict[str, Any]) -> None:
 
 
 def test_a_folders_config_tells_its_sizes(tmp_path: Path) -> None:
-    model, tokenizer = tiny_random()
+    model, tokenizer = build("tiny-random")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert shape_of_backbone(str(tmp_path)) == shape_of_backbone("tiny-random")
