@@ -417,8 +417,8 @@ class EndpointBinding(RoleOptions):
         checkpoint: The run of ``train-rl`` whose policy the server answers with, exported or as an adapter; so the run
             knows what the policy was trained on, and does not go on with another one. None for other models.
         prices: What it costs; None if unknown.
-        concurrency: Requests in flight at once. Roles that name the same server, model and limits share them.
-            Operational.
+        concurrency: Most requests in flight at once; fewer while the server is slow or refuses. Roles that name the
+            same server, model and limits share them. Operational.
         timeout_s: Longest time of one request, from connecting to the last byte, in seconds. Operational.
     """
 

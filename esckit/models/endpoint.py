@@ -309,18 +309,22 @@ class EndpointModel:
             self.capabilities = frozenset({"next_token", "score_at_1"} if self._form else {"next_token"})
 
     async def _learnt_form(self) -> AnswerForm | None:
-        """Return how the server's template lays out an answer; None if it shows no log-probabilities of a prompt."""
+        """Return how the server's template lays out an answer; None if it shows no log-probabilities of a prompt.
+
+        Raises:
+            BackendError: If no answer came. What a run reads must not depend on a slow moment of its server.
+        """
         asked = [(_GREETING, _BEGUN), *(((*_GREETING, Message("assistant", word)), _ANSWERED) for word in PROBES)]
         prompts: list[list[PromptToken]] = []
         try:
-            async with asyncio.timeout(self._transport.timeouts.check_s):
-                for messages, extra in asked:
-                    prompts.append((await self._negotiate(messages, _ONE_TOKEN, extra)).prompt)
-                    if not prompts[-1]:
-                        return None
-        except (TimeoutError, HttpFailure, BackendError) as failure:
-            log.info("%s shows no log-probabilities of a prompt: %s", self.name, failure)
-            return None
+            for messages, extra in asked:
+                prompts.append((await self._negotiate(messages, _ONE_TOKEN, extra)).prompt)
+                if not prompts[-1]:
+                    return None
+        except HttpFailure as failure:
+            if failure.fault.status in _REFUSALS:
+                return None
+            raise self._error(failure) from None
         return AnswerForm.learnt(*prompts)
 
     async def _ask(

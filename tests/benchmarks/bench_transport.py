@@ -51,7 +51,7 @@ async def spent(ask: Ask, n_calls: int) -> tuple[float, float]:
 
 
 async def measure(url: str, n_calls: int) -> None:
-    client = openai.AsyncOpenAI(base_url=url, api_key="no-key", max_retries=0)
+    client = openai.AsyncOpenAI(base_url=url, api_key="no-key", max_retries=0, timeout=180.0)
     plain = [{"role": message.role, "content": message.content} for message in MESSAGES]
     extra = {"top_k": 0, "repetition_penalty": 1.0}
     model = EndpointModel(url, "m", api_key_env="ESC_BENCH_KEY", timeouts=Timeouts(concurrency=AT_ONCE))

@@ -119,6 +119,18 @@ def test_a_server_that_refuses_the_field_scores_nothing(vllm: PromptServer) -> N
     assert len(vllm.chats) == 2
 
 
+def test_what_is_read_does_not_depend_on_a_bad_moment(vllm: PromptServer) -> None:
+    async def capabilities(model: EndpointModel) -> frozenset[str]:
+        await model.check()
+        return model.capabilities
+
+    vllm.models = Canned("no list", 404)
+    found = completion("x", "length", logprobs={"content": [{"token": "x", "logprob": -1.0, **TOP}]})
+    vllm.queue.extend([found, *[refusal("busy", status=503)] * 4])
+    with pytest.raises(BackendError, match="busy"):
+        run(vllm, capabilities)
+
+
 def test_a_failed_answer_bills_those_that_came(vllm: PromptServer) -> None:
     async def ask(model: EndpointModel) -> None:
         await scores(model)
