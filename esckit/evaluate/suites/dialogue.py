@@ -420,9 +420,10 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     turn_judge: dict[str, Any] = {"model": None}
     if recipe.models.turn_judge is not None:
         turn_judge = {**prompted(recipe, "turn_judge", prompts.turn_judge), "rubric": load_rubric("aflow").digest}
+    # Whether a strategist helps is part of the system under test. Earlier runs know no other samples than requests.
+    left_out = {"strategy"} if recipe.settings.dialogue.samples_as == "choices" else {"strategy", "samples_as"}
     return {
-        # Whether a strategist helps is part of the system under test.
-        "settings": recipe.settings.dialogue.model_dump(mode="json", exclude={"strategy"}),
+        "settings": recipe.settings.dialogue.model_dump(mode="json", exclude=left_out),
         "seeker": prompted(recipe, "seeker", prompts.seeker),
         "critic": {**played_by(recipe, "critic"), "prompts": critic_prompts(recipe)},
         "turn_judge": turn_judge,
