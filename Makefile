@@ -23,7 +23,7 @@ help:
 	@echo "make demo          install into $(VENV) and play the main job on the embedded model and the sample data"
 	@echo "make test          the same set-up, then every check that CI runs"
 	@echo "make test-sharded  trainings that several processes share (DeepSpeed, FSDP2), on the processor; -full: all of them"
-	@echo "make test-servers  simulate with the embedded model behind real servers: ESCKIT_VLLM=PYTHON, ESCKIT_TRANSFORMERS=PROGRAM"
+	@echo "make test-servers  simulate with the embedded model behind real servers: ESCKIT_VLLM, ESCKIT_LLAMA=PYTHON, ESCKIT_TRANSFORMERS=PROGRAM"
 	@echo "make test-newest   the suite with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make test-lowest   the smoke tests with the lowest versions that it allows, in .venv-lowest"
 	@echo "make test-pythons  make test on each other Python that esckit supports and this machine has"
