@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_argument
+from esckit.cli.forecast import echo_forecast, echo_pilot, forecast_of
 from esckit.cli.launch import AccelerateOption, ProcessesOption, launch, planned_processes
 from esckit.cli.openmp import choose_waiting
 from esckit.errors import ConfigError, EsckitError
@@ -37,6 +39,28 @@ OutOption = Annotated[
 
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and print how much work it would be; call no model.")
+]
+
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="CALLS",
+        min=0.0,
+        show_default=False,
+        help="With --dry-run: calls a second that the servers or this machine manage, for the hours.",
+    ),
+]
+
+PilotOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pilot",
+        metavar="N",
+        min=2,
+        show_default=False,
+        help="Play N units of the run only, drawn by its seed, and print what the whole run will take.",
+    ),
 ]
 
 Facts = Mapping[str, Any]
@@ -67,21 +91,26 @@ class RunCommand:
             accelerate: AccelerateOption = None,
             processes: ProcessesOption = None,
             dry_run: DryRunOption = False,
+            rate: RateOption = None,
+            pilot: PilotOption = None,
             as_json: JsonOption = False,
         ) -> None:
+            _check_forecast(rate, pilot, dry_run)
             if processes is not None and not dry_run:
                 raise ConfigError("--processes without --dry-run", hint="Processes are started by --accelerate")
             loaded, room = _load(ctx, recipe, changes)
             if dry_run:
                 plan = room.plan(loaded.recipe, **(planned_processes(accelerate, processes) if self.trains else {}))
-                _echo_plan(loaded, out, self.planned(plan, as_json), as_json=as_json)
+                found = {} if self.trains else forecast_of(plan, rate)
+                _echo_plan(loaded, out, self.planned(plan, as_json), found, as_json=as_json)
                 _raise_refusal(plan)
                 return
             if accelerate is not None:
                 launch(accelerate, lambda planned: _raise_refusal(room.plan(loaded.recipe, **planned)))
             is_main = not self.trains or _is_main()
-            result = _play(ctx, loaded, room, out, self.units if is_main else None)
-            if is_main:
+            options = {} if self.trains else {"pilot": pilot}
+            result = _play(ctx, loaded, room, out, self.units if is_main else None, as_json=as_json, **options)
+            if is_main and result is not None:
                 summary = result.summary if as_json else shown(result.summary)
                 echo_facts({"out": str(result.out), **summary}, as_json=as_json)
 
@@ -89,7 +118,7 @@ class RunCommand:
         options = [
             option
             for name, option in signature.parameters.items()
-            if self.trains or name not in ("accelerate", "processes")
+            if name not in (("rate", "pilot") if self.trains else ("accelerate", "processes"))
         ]
         command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
         command.__doc__ = shown.__doc__
@@ -111,24 +140,53 @@ def _load(ctx: typer.Context, recipe: str, changes: list[str] | None) -> tuple[L
     return loaded, import_module(f"{kind.__module__.rpartition('.')[0]}.run")
 
 
-def _echo_plan(loaded: LoadedRecipe[Any], out: Path | None, facts: Facts, *, as_json: bool) -> None:
+def _check_forecast(rate: float | None, pilot: int | None, dry_run: bool) -> None:
+    if rate is not None and not dry_run:
+        raise ConfigError("--rate without --dry-run", expected="both, for a forecast")
+    if pilot is not None and dry_run:
+        raise ConfigError("--pilot with --dry-run", expected="one of them: a pilot calls models, a dry run calls none")
+
+
+def _echo_plan(
+    loaded: LoadedRecipe[Any], out: Path | None, facts: Facts, forecast: Facts = MappingProxyType({}), *, as_json: bool
+) -> None:
     """Print what a dry run found; refuse a folder that belongs to another recipe, as the run would."""
     from esckit.runs import require_own
 
-    echo_facts(facts, as_json=as_json)
+    if as_json:
+        echo_facts({**facts, **({"forecast": forecast} if forecast else {})}, as_json=True)
+    else:
+        echo_facts(facts, as_json=False)
+        echo_forecast(forecast)
     recipe, folder = loaded.recipe, out or loaded.default_out()
     require_own(folder, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL)
 
 
 def _play(
-    ctx: typer.Context, loaded: LoadedRecipe[Any], room: Any, out: Path | None, units: str | None, **options: Any
+    ctx: typer.Context,
+    loaded: LoadedRecipe[Any],
+    room: Any,
+    out: Path | None,
+    units: str | None,
+    *,
+    as_json: bool,
+    **options: Any,
 ) -> Any:
-    """Run a recipe and return the result; without a noun for its units no progress is shown."""
+    """Run a recipe and return the result; without a noun for its units no progress is shown.
+
+    Of a pilot, what the whole run will take is printed, and None returned.
+    """
     from esckit.cli.progress import shown_progress
+    from esckit.play.pilot import PilotPlayed
 
     choose_waiting(loaded.recipe.executor.threads)
-    with shown_progress(units or "", quiet=ctx.obj.quiet or units is None) as progress:
-        return room.run(loaded.recipe, out=out or loaded.default_out(), progress=progress, **options)
+    folder = out or loaded.default_out()
+    try:
+        with shown_progress(units or "", quiet=ctx.obj.quiet or units is None) as progress:
+            return room.run(loaded.recipe, out=folder, progress=progress, **options)
+    except PilotPlayed as played:
+        echo_pilot(played.estimate, folder, as_json=as_json)
+        return None
 
 
 def _is_main() -> bool:
@@ -252,6 +310,8 @@ def predict(
     changes: SetOption = None,
     out: OutOption = None,
     dry_run: DryRunOption = False,
+    rate: RateOption = None,
+    pilot: PilotOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write what a strategist and a supporter say to dialogues of your own.
@@ -261,6 +321,7 @@ def predict(
 
     Try it: esckit predict --input sample:esconv --supporter smollm2-135m-instruct --set data.limit=1
     """
+    _check_forecast(rate, pilot, dry_run)
     if recipe is None and (input_file is None or (strategist is None and supporter is None)):
         raise ConfigError("nothing to predict", expected="a recipe, or --input with --strategist, --supporter or both")
     speakers = {"strategist": strategist, "supporter": supporter}
@@ -274,10 +335,12 @@ def predict(
     own += [f"data={{dataset: auto, path: {_quoted(str(input_file))}}}"] if input_file is not None else []
     loaded, room = _load(ctx, recipe or "predict/own", [*own, *(changes or ())])
     if dry_run:
-        _echo_plan(loaded, out, room.plan(loaded.recipe).facts(), as_json=as_json)
+        plan = room.plan(loaded.recipe)
+        _echo_plan(loaded, out, plan.facts(), forecast_of(plan, rate), as_json=as_json)
         return
-    result = _play(ctx, loaded, room, out, "places")
-    echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
+    result = _play(ctx, loaded, room, out, "places", as_json=as_json, pilot=pilot)
+    if result is not None:
+        echo_facts({"out": str(result.out), **result.summary}, as_json=as_json)
 
 
 def _quoted(text: str) -> str:
@@ -311,6 +374,8 @@ def evaluate(
     fail_under: UnderOption = None,
     fail_over: OverOption = None,
     dry_run: DryRunOption = False,
+    rate: RateOption = None,
+    pilot: PilotOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a strategist, a supporter or a predictions file on the same cases as every other system.
@@ -325,14 +390,18 @@ def evaluate(
 
     Try it: esckit evaluate smoke/evaluate --out runs/first-evaluation
     """
+    _check_forecast(rate, pilot, dry_run)
     loaded, room = _load(ctx, recipe, changes)
     if against is not None:
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
     gates = [*_gates(fail_under, "under"), *_gates(fail_over, "over")]
     if dry_run:
-        _echo_plan(loaded, out, room.plan(loaded.recipe, gates=gates).facts(), as_json=as_json)
+        plan = room.plan(loaded.recipe, gates=gates)
+        _echo_plan(loaded, out, plan.facts(), forecast_of(plan, rate), as_json=as_json)
         return
-    result = _play(ctx, loaded, room, out, "cases", gates=gates)
+    result = _play(ctx, loaded, room, out, "cases", as_json=as_json, gates=gates, pilot=pilot)
+    if result is None:
+        return
     if as_json:
         found = result.metrics
         whole = [row.model_dump(mode="json") for row in found.metrics if row.group is None]

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set
 from esckit.evaluate.suite import Case, Files, Unit, Work
 from esckit.metrics.metric import GateBound, require_gates
 from esckit.play.executor import UnitPlayers, executing
+from esckit.play.forecast import Staged, StagedFile
+from esckit.play.pilot import Pilot
 from esckit.play.runner import (
     HOPELESS,
     FailureRate,
@@ -37,6 +39,7 @@ from esckit.records import write_records
 from esckit.report.metric_rows import load_references
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool, require_checkpoints
+from esckit.roles.rehearsal import answers
 from esckit.runs import MANIFEST, RunFolder
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Record
@@ -84,10 +87,20 @@ class EvaluatePlan:
     splits: tuple[str, ...] | None
     calls_at_most: dict[str, int]
     flags: dict[str, tuple[str, ...]]
+    staged: Staged
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
-        return {**asdict(self), "calls_at_most_in_all": sum(self.calls_at_most.values())}
+        return {
+            "cases": self.cases,
+            "left_out": self.left_out,
+            "dialogues": self.dialogues,
+            "scheme": self.scheme,
+            "splits": self.splits,
+            "calls_at_most": self.calls_at_most,
+            "flags": self.flags,
+            "calls_at_most_in_all": sum(self.calls_at_most.values()),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +139,29 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateBound] = ()) -> Evaluate
         splits=selection.splits if selection else None,
         calls_at_most=dict(calls),
         flags={suite: flags for suite, flags in setup.flags.items() if flags},
+        staged=_staged(setup),
     )
 
 
+def _staged(setup: Setup) -> Staged:
+    """Return what a forecast rehearses: the files of cases that chat models take part in."""
+    parts = [part for part in setup.parts if part.work.calls.keys() - set(_NOT_CHAT)]
+    roles = frozenset(role for part in parts for role in part.work.roles)
+    files = {}
+    for part in parts:
+        units, calls = part.work.units, {role: n for role, n in part.work.calls.items() if role not in _NOT_CHAT}
+        files[part.file.path] = StagedFile(len(units), units.__getitem__, calls)
+    given = (setup.taxonomy, roles, {part.file.name: part.work.given for part in parts})
+    return Staged(setup.recipe, cast, given, files, answers(setup.taxonomy))
+
+
 def run(
-    recipe: EvaluateRecipe, *, out: Path, gates: Sequence[GateBound] = (), progress: Progress | None = None
+    recipe: EvaluateRecipe,
+    *,
+    out: Path,
+    gates: Sequence[GateBound] = (),
+    progress: Progress | None = None,
+    pilot: int | None = None,
 ) -> EvaluateResult:
     """Play every case that is not in the run folder yet, and compute everything from the cases.
 
@@ -139,12 +170,15 @@ def run(
         out: The run folder; it is created, or resumed if it belongs to this recipe.
         gates: Bounds of the command line, beside those of the recipe.
         progress: Shows how far the run is.
+        pilot: Play so many cases only, and estimate what the rest will take.
 
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+        PilotPlayed: When the pilot is played.
     """
     setup = _checked(recipe, gates)
-    metrics, rate = asyncio.run(_run(setup, out, gates, progress or NoProgress()))
+    chosen = Pilot.of(recipe, pilot)
+    metrics, rate = asyncio.run(_run(setup, out, gates, progress or NoProgress(), chosen))
     from esckit.metrics.rows import write_metrics
     from esckit.report.run import write_report
 
@@ -156,7 +190,7 @@ def run(
 
 
 async def _run(
-    setup: Setup, out: Path, gates: Sequence[GateBound], progress: Progress
+    setup: Setup, out: Path, gates: Sequence[GateBound], progress: Progress, pilot: Pilot | None
 ) -> tuple[MetricsFile, FailureRate]:
     recipe, is_new = setup.recipe, not (out / MANIFEST).is_file()
     parts = _unit_files(setup)
@@ -179,7 +213,7 @@ async def _run(
         )
         if not is_new and any(file.missing for _, file in parts):
             executor = await stack.enter_async_context(_executing(setup, parts))
-        rate = await _play(setup, parts, executor, folder, progress)
+        rate = await _play(setup, parts, executor, folder, progress, pilot)
         metrics = _compute(setup, folder, gates)
         if rate.is_passed:
             folder.close("stopped")
@@ -275,7 +309,12 @@ async def cast(
 
 
 async def _play(
-    setup: Setup, parts: Sequence[PlayedPart], executor: Executor | None, folder: RunFolder, progress: Progress
+    setup: Setup,
+    parts: Sequence[PlayedPart],
+    executor: Executor | None,
+    folder: RunFolder,
+    progress: Progress,
+    pilot: Pilot | None,
 ) -> FailureRate:
     """Play what is missing; every file is sorted at the end, whatever happens.
 
@@ -312,6 +351,7 @@ async def _play(
             rate=rate,
             progress=progress,
             settled=write_beside,
+            pilot=pilot,
         )
     return rate
 

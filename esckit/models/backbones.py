@@ -178,6 +178,9 @@ def resolve_backbone(ref: str) -> BackboneSource:
 
 def local_folder(source: BackboneSource) -> Path | None:
     """Return where a model already lies on this machine, None if it does not."""
+    entry = source.backbone
+    if entry is not None and entry.package is not None and (converted := _converted(entry.name, entry.package)):
+        return converted
     return source.folder or (_downloaded(source.hub) if source.hub is not None else None)
 
 
@@ -286,6 +289,18 @@ def shipped_gguf(package: str) -> Path | None:
     return files[0] if files else None
 
 
+def _conversion(name: str, package: str) -> Path:
+    return cache_dir() / "backbones" / f"{name}-{metadata.version(package)}-{_LAYOUT}"
+
+
+def _converted(name: str, package: str) -> Path | None:
+    """Return the folder with a shipped model if it was converted before and its package is still there."""
+    if shipped_gguf(package) is None:
+        return None
+    folder = _conversion(name, package)
+    return folder if folder.is_dir() else None
+
+
 def embedded_folder(name: str, package: str) -> Path | None:
     """Return the folder with a shipped model in Hugging Face layout, converting it the first time.
 
@@ -302,9 +317,9 @@ def embedded_folder(name: str, package: str) -> Path | None:
     gguf = shipped_gguf(package)
     if gguf is None:
         return None
-    folder = cache_dir() / "backbones" / f"{name}-{metadata.version(package)}-{_LAYOUT}"
-    if folder.is_dir():
-        return folder
+    if (converted := _converted(name, package)) is not None:
+        return converted
+    folder = _conversion(name, package)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f"{folder.name}.lock").open("w") as lock:

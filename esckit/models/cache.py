@@ -43,7 +43,7 @@ from esckit.types import (
     Usage,
 )
 
-VARIABLE = "ESCKIT_CACHE"
+VARIABLE = "ESCKIT_RESPONSE_CACHE"
 """The environment variable that names the file where a recipe does not."""
 
 VERSION = 1

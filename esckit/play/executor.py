@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from esckit.config.sections import ModelRecipe, RayExecutor
+from esckit.models.budget import counted
 from esckit.protocols import Executor
 from esckit.roles.pool import ModelPool
 from esckit.types import Record
@@ -45,17 +46,26 @@ Cast: TypeAlias = Callable[..., Awaitable[UnitPlayers]]
 
 
 class Played(NamedTuple):
-    """A unit that was played: its records, its own last, and how long it took."""
+    """A unit that was played.
+
+    Attributes:
+        records: Its records, its own last.
+        seconds: How long it took.
+        asked: Calls, tokens and cost, answers of the response cache included; None is unknown.
+    """
 
     records: tuple[Record, ...]
     seconds: float
+    asked: dict[str, int | float | None]
 
 
 async def played(play: Play, unit: Any) -> Played:
     """Play one unit."""
     began_s = time.perf_counter()
-    records = await play(unit)
-    return Played(records if isinstance(records, tuple) else (records,), time.perf_counter() - began_s)
+    with counted() as account:
+        records = await play(unit)
+    asked = {name: amount for name, amount in account.facts().items() if name != "cached_prompt_tokens"}
+    return Played(records if isinstance(records, tuple) else (records,), time.perf_counter() - began_s, asked)
 
 
 async def spread(

@@ -13,6 +13,7 @@ have a frame of their own (:mod:`esckit.training.run`).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from typing import Any, TypeVar
 from esckit.config.sections import Binding, Recipe
 from esckit.errors import FailureRateError
 from esckit.play.executor import Played
+from esckit.play.forecast import Staged
+from esckit.play.pilot import Pilot, PilotPlayed, estimate, unit_costs
 from esckit.play.unit_file import UnitFile, id_of
 from esckit.protocols import Executor, Models, Progress
 from esckit.roles.pool import checkpoint_ids
@@ -57,10 +60,12 @@ class Plan:
     Attributes:
         counts: How much there is to play.
         calls_at_most: Bounds on the calls to models, by role; retries are not included.
+        staged: The run as it can be rehearsed for a forecast.
     """
 
     counts: Mapping[str, int]
     calls_at_most: Mapping[str, int]
+    staged: Staged
 
     def facts(self) -> dict[str, Any]:
         """Return the plan as plain data."""
@@ -199,6 +204,7 @@ async def play_units(
     progress: Progress,
     *,
     settled: Callable[[], object],
+    pilot: Pilot | None = None,
 ) -> None:
     """Play what is missing, file after file; every file is sorted at the end, whatever happens.
 
@@ -209,22 +215,27 @@ async def play_units(
         rate: Counts all units. The caller judges it at the end, after writing the results.
         progress: Shows how far the run is.
         settled: Writes what follows from the sorted files.
+        pilot: Play a sample of the units only.
 
     Raises:
         FailureRateError: If so many units failed that playing on is hopeless.
+        PilotPlayed: When the pilot is played.
         StorageError: If the folder was moved or deleted, or records are gone from it.
     """
     total = sum(len(file.ids) for file in files)
-    n_missing = sum(len(file.missing) for file in files)
     for file in files:
         for failed in file.finished():
             rate.count(failed=failed)
+    chosen = pilot.choose(files) if pilot is not None else {}
+    n_planned = sum(map(len, chosen.values())) if chosen else total
+    n_missing = sum(len(file.missing) for file in files)
     if n_missing:
         folder.begin_attempt()
     # Where no model is to be asked any more, going on costs nothing and brings the results.
     if any(file.asks_models and file.missing for file in files):
         rate.watch()
-    progress.start(total, total - n_missing)
+    progress.start(n_planned, n_planned - n_missing)
+    began_s = time.perf_counter()
     try:
         for file in files:
             if executor is not None and file.missing:
@@ -235,6 +246,9 @@ async def play_units(
         for file in files:
             file.settle()
         settled()
+    if chosen:
+        pace_s = (time.perf_counter() - began_s) / n_missing if n_missing else None
+        raise PilotPlayed(estimate(unit_costs(files, folder.file(TIMINGS), chosen), pace_s))
     folder.require_whole(sum(file.n_found for file in files), total, rate.what)
 
 
@@ -251,7 +265,7 @@ async def _play_file(
         timings = stack.enter_context(folder.appender(TIMINGS)) if file.timed_as else None
 
         def take(result: Played) -> None:
-            records, seconds = result
+            records, seconds, asked = result
             # The unit's own record comes last: once it is there, so are those beside it.
             place = 0
             for record in records:
@@ -259,10 +273,10 @@ async def _play_file(
             own: Any = records[-1]
             file.note(own, place)
             if timings is not None:
-                timings.append({**file.timed_in, file.timed_as: id_of(own), "seconds": round(seconds, 3)})
+                timings.append({**file.timed_in, file.timed_as: id_of(own), "seconds": round(seconds, 3), **asked})
             rate.count(failed=file.is_failed(own))
             if file.asks_models:
                 rate.watch()
-            progress.advance(failed=rate.n_failed)
+            progress.advance(spent=executor.spent(), failed=rate.n_failed)
 
         await executor.run(file.name, map(file.unit, file.missing), take, batch=file.batch)

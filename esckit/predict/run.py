@@ -1,9 +1,10 @@
 """``esckit predict``: what a strategist and a supporter say to dialogues of one's own, as a predictions file.
 
 The run folder holds ``predictions.jsonl`` (appended as places finish, sorted at the end), which ``esckit evaluate``
-reads, and ``failures.jsonl``. A place where a model gave nothing usable has a line without strategy or reply. A line is
-``{"schema": "esckit.prediction/1", "id": "esconv-9b1f37be6d7e#m5", "strategy": "Question", "probabilities": null,
-"reply": "…"}``; anybody may write such a file, and a line for each case of an evaluation is all that it needs.
+reads, ``failures.jsonl`` and ``metrics.jsonl`` (timings only). A place where a model gave nothing usable has a line
+without strategy or reply. A line is ``{"schema": "esckit.prediction/1", "id": "esconv-9b1f37be6d7e#m5", "strategy":
+"Question", "probabilities": null, "reply": "…"}``; anybody may write such a file, and a line for each case of an
+evaluation is all that it needs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
 from esckit.models.chat import split_reasoning
 from esckit.play.executor import UnitPlayers, executing
+from esckit.play.forecast import Staged, StagedFile
+from esckit.play.pilot import Pilot
 from esckit.play.runner import (
     HOPELESS,
     FailureRate,
@@ -38,6 +41,7 @@ from esckit.protocols import Progress
 from esckit.records import read_records, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, part_of, policy_taxonomy, require_checkpoints
+from esckit.roles.rehearsal import answers
 from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
 from esckit.text import listed
 from esckit.types import Context, Record
@@ -196,24 +200,29 @@ def plan(recipe: PredictRecipe) -> Plan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, places = _places(recipe)
-    require_checkpoints(recipe.models.bindings(), _taxonomy(recipe, selection))
+    taxonomy = _taxonomy(recipe, selection)
+    require_checkpoints(recipe.models.bindings(), taxonomy)
     counts = {"dialogues": len(selection.dialogues), "places": len(places)}
-    return Plan(counts, dict.fromkeys(recipe.models.bindings(), len(places)))
+    calls = dict.fromkeys(recipe.models.bindings(), len(places))
+    file = StagedFile(len(places), places.__getitem__, calls)
+    return Plan(counts, calls, Staged(recipe, cast, (taxonomy,), {PREDICTIONS: file}, answers(taxonomy)))
 
 
-def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
+def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None, pilot: int | None = None) -> RunResult:
     """Predict at every place that is not in the run folder yet.
 
     Args:
         recipe: The recipe.
         out: The run folder; it is created, or resumed if it belongs to this recipe.
         progress: Shows how far the run is.
+        pilot: Play so many units only, and estimate what the rest will take.
 
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+        PilotPlayed: When the pilot is played.
     """
     selection, places = _places(recipe)
-    return asyncio.run(_run(recipe, selection, places, out, progress or NoProgress()))
+    return asyncio.run(_run(recipe, selection, places, out, progress or NoProgress(), pilot))
 
 
 def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
@@ -256,7 +265,12 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
 
 
 async def _run(
-    recipe: PredictRecipe, selection: Selection, places: tuple[Context, ...], out: Path, progress: Progress
+    recipe: PredictRecipe,
+    selection: Selection,
+    places: tuple[Context, ...],
+    out: Path,
+    progress: Progress,
+    pilot: int | None,
 ) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
     async with executing(recipe, recipe.concurrency.cases, cast, taxonomy) as executor:
@@ -284,13 +298,15 @@ async def _run(
             is_failed=is_failed,
             is_retried=is_failed if recipe.resume.retry_failed else None,
             beside={FailedPrediction: FAILURES},
+            timed_as="place",
         )
         async with playing(recipe, out, executor, bindings=recipe.models.bindings().values(), inputs=inputs) as folder:
             file.read(out)
             rate = FailureRate(
                 recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS
             )
-            await play_units([file], folder, executor, rate, progress, settled=settle)
+            chosen = Pilot.of(recipe, pilot)
+            await play_units([file], folder, executor, rate, progress, settled=settle, pilot=chosen)
             rate.judge()
     given = Counter[str]()
     for line in file.records():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
 from esckit.models.checkpoint import kind_of
 from esckit.play.executor import UnitPlayers, executing
+from esckit.play.forecast import Staged, StagedFile
+from esckit.play.pilot import Pilot
 from esckit.play.runner import (
     SUMMARY,
     FailureRate,
@@ -37,6 +39,7 @@ from esckit.records import Line, read_lines, record_of, write_json, write_record
 from esckit.roles.cast import Casting, prompt_ids, world_name
 from esckit.roles.players import AFlowSeeker
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
+from esckit.roles.rehearsal import answers
 from esckit.roles.rubric import check_weights, load_rubric
 from esckit.search.expansion import Players, Rollout
 from esckit.search.linear import score_linear
@@ -67,35 +70,44 @@ def plan(recipe: SearchRecipe) -> Plan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, (_, tasks) = _tasks(recipe)
-    require_checkpoints(recipe.models.bindings(), provenance_of(recipe).taxonomy)
+    provenance = provenance_of(recipe)
+    require_checkpoints(recipe.models.bindings(), provenance.taxonomy)
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
     counts = {"dialogues": len(selection.dialogues), "trees": len(tasks)}
+    simulations = 0 if recipe.search.mode == "linear" else len(tasks) * recipe.mcts.n_simulations
+    calls = _calls_at_most(recipe, tasks)
+    says = answers(provenance.taxonomy, raters=("critic",), rubric=recipe.critic.rubric)
+    staged = Staged(recipe, cast, (provenance,), {TREES: StagedFile(len(tasks), tasks.__getitem__, calls)}, says)
+    return Plan({**counts, "simulations": simulations}, calls, staged)
+
+
+def _calls_at_most(recipe: SearchRecipe, tasks: Sequence[Task]) -> dict[str, int]:
     passes = len(recipe.critic.weights) if recipe.critic.readout == "expected" else 1
     if recipe.search.mode == "linear":
         longest = recipe.mcts.max_depth + recipe.mcts.rollout_turns
         spoken = sum(min(sum(turn.speaker == "supporter" for turn in task.rest), longest) for task in tasks)
-        calls = {"critic": spoken * passes, "strategist": len(tasks) * recipe.mcts.max_depth}
-        return Plan({**counts, "simulations": 0}, calls)
+        return {"critic": spoken * passes, "strategist": len(tasks) * recipe.mcts.max_depth}
     simulations = len(tasks) * recipe.mcts.n_simulations
     exchanges = simulations * (1 + recipe.mcts.rollout_turns)
     priors = simulations * max(1, recipe.mcts.rollout_turns) + len(tasks)
-    calls = {"supporter": exchanges, "seeker": exchanges, "critic": exchanges * passes, "strategist": priors}
-    return Plan({**counts, "simulations": simulations}, calls)
+    return {"supporter": exchanges, "seeker": exchanges, "critic": exchanges * passes, "strategist": priors}
 
 
-def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
+def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None, pilot: int | None = None) -> RunResult:
     """Grow every tree of the recipe that is not in the run folder yet.
 
     Args:
         recipe: The recipe.
         out: The run folder; it is created, or resumed if it belongs to this recipe.
         progress: Shows how far the run is.
+        pilot: Play so many units only, and estimate what the rest will take.
 
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+        PilotPlayed: When the pilot is played.
     """
     selection, tasks = _tasks(recipe)
-    return asyncio.run(_run(recipe, selection, tasks, out, progress or NoProgress()))
+    return asyncio.run(_run(recipe, selection, tasks, out, progress or NoProgress(), pilot))
 
 
 class Tasks(NamedTuple):
@@ -203,7 +215,9 @@ async def cast(pool: ModelPool, recipe: SearchRecipe, provenance: Provenance) ->
     return UnitPlayers({TREES: grow})
 
 
-async def _run(recipe: SearchRecipe, selection: Selection, tasks: Tasks, out: Path, progress: Progress) -> RunResult:
+async def _run(
+    recipe: SearchRecipe, selection: Selection, tasks: Tasks, out: Path, progress: Progress, pilot: int | None
+) -> RunResult:
     provenance = provenance_of(recipe)
     async with executing(recipe, recipe.concurrency.trees, cast, provenance) as executor:
         taxonomy = provenance.taxonomy
@@ -228,7 +242,15 @@ async def _run(recipe: SearchRecipe, selection: Selection, tasks: Tasks, out: Pa
             keep_taxonomy(taxonomy, out)
             file.read(out)
             rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
-            await play_units([file], folder, executor, rate, progress, settled=lambda: _write_beside(out, file))
+            await play_units(
+                [file],
+                folder,
+                executor,
+                rate,
+                progress,
+                settled=lambda: _write_beside(out, file),
+                pilot=Pilot.of(recipe, pilot),
+            )
             summary = {
                 "schema": "esckit.search_summary/1",
                 **summarise(file.records()),

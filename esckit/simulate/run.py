@@ -22,6 +22,8 @@ from esckit.config.load import require_runs
 from esckit.data.contexts import Contexts, build_contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.play.executor import UnitPlayers, executing
+from esckit.play.forecast import Staged, StagedFile
+from esckit.play.pilot import Pilot
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.play.runner import (
     SUMMARY,
@@ -37,6 +39,7 @@ from esckit.protocols import Progress
 from esckit.records import write_json, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, require_checkpoints
+from esckit.roles.rehearsal import answers
 from esckit.roles.verdicts import load_preset
 from esckit.sequences import Computed
 from esckit.simulate.summary import readings_of, summarise
@@ -143,30 +146,35 @@ def plan(recipe: SimulateRecipe) -> Plan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, contexts = _contexts(recipe)
-    require_checkpoints(_bindings(recipe), load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None)
-    n = len(contexts) * recipe.simulation.candidates
+    taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
+    require_checkpoints(_bindings(recipe), taxonomy)
+    n_candidates = recipe.simulation.candidates
+    n = len(contexts) * n_candidates
     exchanges = recipe.simulation.horizon + 1
     scored = exchanges if recipe.simulation.score_first_exchange else exchanges - 1
     calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * recipe.critic.calls}
     if _is_guided(recipe):
         calls["strategist"] = n * exchanges
     counts = {"dialogues": len(selection.dialogues), "contexts": len(contexts), "futures": n}
-    return Plan(counts, calls)
+    file = StagedFile(n, lambda place: (contexts[place // n_candidates], place % n_candidates), calls)
+    return Plan(counts, calls, Staged(recipe, cast, (taxonomy,), {FUTURES: file}, answers(taxonomy)))
 
 
-def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
+def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None, pilot: int | None = None) -> RunResult:
     """Play every future of the recipe that is not in the run folder yet.
 
     Args:
         recipe: The recipe.
         out: The run folder; it is created, or resumed if it belongs to this recipe.
         progress: Shows how far the run is.
+        pilot: Play so many units only, and estimate what the rest will take.
 
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
+        PilotPlayed: When the pilot is played.
     """
     selection, contexts = _contexts(recipe)
-    return asyncio.run(_run(recipe, selection, contexts, out, progress or NoProgress()))
+    return asyncio.run(_run(recipe, selection, contexts, out, progress or NoProgress(), pilot))
 
 
 def _contexts(recipe: SimulateRecipe) -> tuple[Selection, Contexts]:
@@ -215,7 +223,7 @@ async def cast(pool: ModelPool, recipe: SimulateRecipe, taxonomy: Taxonomy | Non
 
 
 async def _run(
-    recipe: SimulateRecipe, selection: Selection, contexts: Contexts, out: Path, progress: Progress
+    recipe: SimulateRecipe, selection: Selection, contexts: Contexts, out: Path, progress: Progress, pilot: int | None
 ) -> RunResult:
     taxonomy, settings = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None, recipe.simulation
     async with executing(recipe, recipe.concurrency.futures, cast, taxonomy) as executor:
@@ -251,7 +259,13 @@ async def _run(
                 failed="failed, or rest on a critic reading with half of its answers unreadable",
             )
             await play_units(
-                [file], folder, executor, rate, progress, settled=lambda: _write_failures(out, file.records(_may_fail))
+                [file],
+                folder,
+                executor,
+                rate,
+                progress,
+                settled=lambda: _write_failures(out, file.records(_may_fail)),
+                pilot=Pilot.of(recipe, pilot),
             )
             summary = summarise(contexts, file.records())
             write_json(folder.file(SUMMARY), summary)

@@ -16,7 +16,7 @@ N_SHOWN = 60
 
 # What would draw a page wider, coloured or with other clocks, and what would find another model or setting.
 _FOREIGN = (
-    "ESCKIT_CACHE",
+    "ESCKIT_RESPONSE_CACHE",
     "FORCE_COLOR",
     "GITHUB_ACTIONS",
     "PY_COLORS",

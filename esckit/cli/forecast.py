@@ -1,0 +1,85 @@
+"""What a dry run prints of what a run may cost, and a pilot of what it will cost.
+
+Not here: how that is found out (:mod:`esckit.play.forecast`, :mod:`esckit.play.pilot`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from esckit.cli.common import echo, echo_facts
+
+
+def forecast_of(plan: Any, rate: float | None) -> dict[str, Any]:
+    """Return what a planned run may cost at most; see :func:`esckit.play.forecast.forecast`."""
+    from esckit.play.forecast import forecast
+
+    return forecast(plan.staged, rate=rate)
+
+
+_COLUMNS = ("calls", "prompt_tokens", "completion_tokens", "cost")
+
+
+def echo_forecast(found: Mapping[str, Any]) -> None:
+    """Print a forecast as a table by role, with what follows from it below; nothing of an empty one."""
+    if not found:
+        return
+    rows = [(role, *(_number(amounts[name]) for name in _COLUMNS)) for role, amounts in found["roles"].items()]
+    rows.append(("in all", *(_number(found[name]) for name in _COLUMNS)))
+    sample = f"{found['rehearsed_units']:,} of {found['units']:,} units rehearsed"
+    echo(f"\nat most, without retries ({sample}):")
+    echo_table(("role", *(name.replace("_", " ") for name in _COLUMNS)), rows)
+    hours = "– (--rate CALLS says how many calls a second)" if found["hours"] is None else f"{found['hours']:,}"
+    echo(f"hours   {hours}")
+    echo(f"disk    {_size(found['disk_bytes'])}")
+    for role, amounts in found["roles"].items():
+        per_token, tokenizer = amounts["bytes_per_token"], amounts["tokenizer"]
+        echo(
+            f"tokens  {role}: {per_token:g} bytes each, " + (f"by {tokenizer}" if tokenizer else "no tokenizer at hand")
+        )
+
+
+def echo_pilot(found: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
+    """Print what a whole run will ask for according to its pilot, with 95 % intervals; None is unknown."""
+    from esckit.play.pilot import AMOUNTS
+
+    if as_json:
+        echo_facts({"out": str(out), "estimate": found}, as_json=True)
+        return
+    echo(f"{found['pilot_units']:,} of {found['units']:,} units played; the whole run will take:")
+    rows = []
+    for name in AMOUNTS:
+        ends = found[name] or dict.fromkeys(("value", "low", "high"))
+        rows.append((name.replace("_", " "), *(_number(ends[end]) for end in ("value", "low", "high"))))
+    echo_table(("", "estimate", "from", "to"), rows)
+    if found["hours_left"] is not None:
+        echo(f"hours left  {found['hours_left']:,} at the pace of the pilot")
+    if found["from_cache"]:
+        share = f"{found['from_cache']:,} of the pilot's {found['pilot_calls']:,} calls"
+        echo(f"cache       {share} were answered from it; the estimate counts them")
+    if (found["units_wanted"] or 0) > found["pilot_units"]:
+        echo(f"precision   ±25 % takes a pilot of about {found['units_wanted']:,} units")
+    echo(f"out         {out}: the same command without --pilot goes on")
+
+
+def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text, the first column to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for first, *others in (head, *rows):
+        cells = [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]
+        echo("  ".join(cells).rstrip())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _size(n_bytes: int) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes / 1e3:,.0f} kB"
