@@ -122,6 +122,11 @@ def _prefix(
     return after_opening(prefix) if supporter_opening == "drop" else prefix
 
 
+def context_before(dialogue: Dialogue, at: int) -> Context:
+    """Return the context before a turn of a merged dialogue, or after its last turn (``at`` is the number of turns)."""
+    return _context(dialogue, at, "#m", dialogue.turns[:at])
+
+
 def _context(dialogue: Dialogue, index: int, mark: str, prefix: tuple[Turn, ...]) -> Context:
     return Context(
         id=f"{dialogue.id}{mark}{index}",
@@ -129,7 +134,7 @@ def _context(dialogue: Dialogue, index: int, mark: str, prefix: tuple[Turn, ...]
         scenario=dialogue.scenario,
         turns=prefix,
         n_dropped_turns=index - len(prefix),
-        reference=dialogue.turns[index],
+        reference=dialogue.turns[index] if index < len(dialogue.turns) else None,
     )
 
 

@@ -10,6 +10,7 @@ evaluation is all that it needs.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from esckit.config import sections
 from esckit.config.load import require_runs
-from esckit.data.contexts import after_opening, contexts
+from esckit.data.contexts import Contexts, after_opening, context_before, contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
@@ -225,31 +226,29 @@ def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None, p
     return asyncio.run(_run(recipe, selection, places, out, progress or NoProgress(), pilot))
 
 
-def _places(recipe: PredictRecipe) -> tuple[Selection, tuple[Context, ...]]:
+def _places(recipe: PredictRecipe) -> tuple[Selection, Contexts]:
     require_runs(recipe)
     look_up(recipe.models.bindings().values())
     gold = recipe.predict.strategy == "gold"
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if gold else None)
     _prompt_ids(recipe, _taxonomy(recipe, selection))
-    found: list[Context] = []
-    for dialogue in selection.dialogues:
+    ids, owners, answers = list[str](), array("I"), array("I")
+    for number, dialogue in enumerate(selection.dialogues):
         if recipe.predict.at == "turns":
-            found += contexts(dialogue, merged=True)
-        elif dialogue.turns and dialogue.turns[-1].speaker == "seeker":
-            found.append(
-                Context(
-                    id=f"{dialogue.id}#m{len(dialogue.turns)}",
-                    dialogue_id=dialogue.id,
-                    scenario=dialogue.scenario,
-                    turns=dialogue.turns,
-                )
-            )
-    if gold:
-        found = [context for context in found if context.reference is not None and context.reference.strategy]
-    if not found:
+            turns = [
+                len(context.turns)
+                for context in contexts(dialogue, merged=True)
+                if not gold or (context.reference is not None and context.reference.strategy)
+            ]
+        else:
+            turns = [len(dialogue.turns)] if dialogue.turns and dialogue.turns[-1].speaker == "seeker" else []
+        ids.append(dialogue.id)
+        owners.extend([number] * len(turns))
+        answers.extend(turns)
+    if not answers:
         expected = "a dialogue that ends with the seeker" if recipe.predict.at == "end" else "a supporter turn"
         raise DataError("no place to predict at", path=recipe.data.path, expected=expected)
-    return selection, tuple(found)
+    return selection, Contexts(ids, owners, answers, lambda number, at: context_before(selection.dialogues[number], at))
 
 
 def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
@@ -267,7 +266,7 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
 async def _run(
     recipe: PredictRecipe,
     selection: Selection,
-    places: tuple[Context, ...],
+    places: Contexts,
     out: Path,
     progress: Progress,
     pilot: int | None,
@@ -293,7 +292,7 @@ async def _run(
         file = UnitFile(
             PREDICTIONS,
             Prediction,
-            ids=[place.id for place in places],
+            ids=places.ids,
             unit=places.__getitem__,
             is_failed=is_failed,
             is_retried=is_failed if recipe.resume.retry_failed else None,
