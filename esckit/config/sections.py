@@ -687,9 +687,9 @@ class ResolutionCritic(Section):
         preset: The levels and their values.
         readout: ``sampled`` answers, or the ``expected`` value from the levels' log-probabilities.
         samples: Answers asked for by ``sampled``.
-        samples_as: Ask for each answer in a ``requests`` of its own, with its own seed, or for all of a round as the
-            ``choices`` of one request (``n``) with one seed. The latter needs an endpoint whose server draws its
-            choices independently; the prompt then counts, and costs, once.
+        samples_as: None asks for each answer in a request of its own, with its own seed; ``choices`` asks for all of a
+            round as the choices of one request (``n``) with one seed. The latter needs an endpoint whose server draws
+            its choices independently; the prompt then counts, and costs, once.
         threshold: The mean must lie strictly above it; a decimal, compared exactly.
         max_attempts: Rounds of ``samples`` in all until one round is readable.
         min_parsed: Answers of a round that must be readable.
@@ -702,7 +702,7 @@ class ResolutionCritic(Section):
     preset: Literal["rlff7", "ppdpp4"] = "rlff7"
     readout: Literal["sampled", "expected"] = "sampled"
     samples: PositiveInt = 10
-    samples_as: Literal["requests", "choices"] = "requests"
+    samples_as: Literal["choices"] | None = None
     threshold: DecimalText = "0.5"
     max_attempts: PositiveInt = 2
     min_parsed: PositiveInt = 1

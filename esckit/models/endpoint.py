@@ -190,7 +190,7 @@ class EndpointModel:
             if error.kind != "bad_request":
                 raise
             found = error.found
-        raise ConfigError(found, expected="critic.samples_as: requests")
+        raise ConfigError(found, expected="samples_as: null")
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0

@@ -186,7 +186,7 @@ class Casting:
         """Return the critic of simulations and self-play; the preset has a prompt of its own."""
         binding, preset = self.options("critic"), preset or load_preset(settings.preset)
         if settings.samples_as == "choices" and not isinstance(binding, EndpointBinding):
-            raise ConfigError("critic.samples_as: choices without an endpoint", expected="critic.samples_as: requests")
+            raise ConfigError("critic.samples_as: choices without an endpoint", expected="samples_as: null")
         if game := self.game("critic"):
             return WorldResolutionCritic(game, preset, settings)
         voice = self.pool.voice(binding, "critic", max_attempts=1)

@@ -145,7 +145,7 @@ class ResolutionCritic:
     async def _round(self, messages: list[Message], scope: Scope) -> Sequence[Reply]:
         """Return as many samples as the settings ask for, each with its own seed or all in one call."""
         n = self.settings.samples
-        if self.settings.samples_as == "requests":
+        if self.settings.samples_as is None:
             seeds = [scope.seed(f"critic.{index}") for index in range(n)]
             return await gather_all(*(self._answer(messages, scope, at, seed) for at, seed in enumerate(seeds)))
         model, sampling = self.voice.model, self.voice.options.sampling

@@ -99,7 +99,7 @@ def test_samples_of_a_critic_are_one_request_if_the_recipe_says_so(simulate, tmp
         sets = (f"models.critic={at(server)}", "critic.samples_as=choices")
         for out in runs:
             assert simulate(out, at(server), *sets).code == 0
-        other = simulate(runs[0], at(server), sets[0], "critic.samples_as=requests")
+        other = simulate(runs[0], at(server), sets[0], "critic.samples_as=null")
     assert (other.code, "samples_as" in other.stderr) == (2, True)
     assert (runs[0] / "futures.jsonl").read_bytes() == (runs[1] / "futures.jsonl").read_bytes()
     exchanges = [one for future in lines(runs[0] / "futures.jsonl") for one in future["exchanges"]]

@@ -57,10 +57,10 @@ def test_a_server_is_tried_once(choices: ChoiceServer) -> None:
 
 
 def test_a_server_without_choices_is_a_config_error(server: FakeServer) -> None:
-    with pytest.raises(ConfigError, match=r"returned 1 of 8 choices.*samples_as: requests"):
+    with pytest.raises(ConfigError, match=r"returned 1 of 8 choices.*samples_as: null"):
         run(server, ten)
     server.usual = refusal("n must be 1")
-    with pytest.raises(ConfigError, match=r"n must be 1.*samples_as: requests"):
+    with pytest.raises(ConfigError, match=r"n must be 1.*samples_as: null"):
         run(server, ten)
 
 

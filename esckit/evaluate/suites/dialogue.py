@@ -65,7 +65,7 @@ class DialogueSettings(Section):
         critics: Presets that score the same dialogues.
         strategy: Whether the strategist names the strategy of every supporter turn; by default where there is one.
         samples: Answers asked for by ``readout: sampled``.
-        samples_as: As in ``critic`` of a simulation: the ``choices`` of one request, or ``requests`` of their own.
+        samples_as: As in ``critic`` of a simulation: the ``choices`` of one request, or None.
         max_attempts: Rounds of ``samples`` in all until one round is readable.
         ppdpp_compat: PPDPP's own prompts, clipping at 32 tokens and parsing; nothing readable counts as 0.
     """
@@ -75,7 +75,7 @@ class DialogueSettings(Section):
     strategy: Literal["none", "predicted"] | None = None
     readout: Literal["sampled", "expected"] = "sampled"
     samples: PositiveInt = 10
-    samples_as: Literal["requests", "choices"] = "requests"
+    samples_as: Literal["choices"] | None = None
     max_attempts: PositiveInt = 2
     min_parsed: PositiveInt = 1
     by: Literal["auto", "names", "letters"] = "auto"
@@ -420,7 +420,7 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     turn_judge: dict[str, Any] = {"model": None}
     if recipe.models.turn_judge is not None:
         turn_judge = {**prompted(recipe, "turn_judge", prompts.turn_judge), "rubric": load_rubric("aflow").digest}
-    # Whether a strategist helps is part of the system under test. Earlier runs know no other samples than requests.
+    # Whether a strategist helps is part of the system under test. Earlier runs know no samples_as.
     left_out = {"strategy"} if recipe.settings.dialogue.samples_as == "choices" else {"strategy", "samples_as"}
     return {
         "settings": recipe.settings.dialogue.model_dump(mode="json", exclude=left_out),
