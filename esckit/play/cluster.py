@@ -47,7 +47,7 @@ _LOGS = (
 _INSTALL = "Install the same package on every machine, or bring it along with executor.runtime_env (docs/scaling.md)"
 
 END_S = 10.0
-"""Longest wait for the workers to release their models."""
+"""Longest wait for what a worker says at the end."""
 
 
 @asynccontextmanager
@@ -111,6 +111,7 @@ class ClusterExecutor:
         self._ready: Ready | None = None
         self._facts: dict[str, Any] = {}
         self._n_dead = 0
+        self._is_short = False
         self._warned: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._lending = asyncio.Lock()
@@ -140,7 +141,11 @@ class ClusterExecutor:
         n_workers = self._settings.workers
         limit = max(self._limit, batch * n_workers)
         self._at_once = math.ceil(limit / n_workers)
-        await self._unless_failed(spread(units, partial(self._play, file), take, limit=limit))
+        try:
+            await self._unless_failed(spread(units, partial(self._play, file), take, limit=limit))
+        finally:
+            # What is still played is given up and spends no more; what it used is to be booked.
+            await self._of_all(self._stop)
 
     # ------------------------------------------------------------ playing
 
@@ -199,7 +204,9 @@ class ClusterExecutor:
         self._budget.settle(report.spent)
         worker.n_lent = max(0, worker.n_lent - report.spent.whole.calls)
         for warning in report.warnings:
-            self._warn(warning)
+            if warning not in self._warned:
+                self._warned.add(warning)
+                log.warning("%s", warning)
         if report.error is not None:
             report.error.found += f" ({worker.where})"
             raise report.error
@@ -223,18 +230,26 @@ class ClusterExecutor:
             await self._changed.wait_for(lambda: bool(self._workers))
 
     async def end(self) -> None:
-        """Let the workers release their models, and take over their last reports."""
-        self._cancel()
-        import ray
-
-        ends = [self._end(worker) for worker in self._workers]
-        with suppress(TimeoutError, ray.exceptions.RayError):
-            await asyncio.wait_for(asyncio.gather(*ends), END_S)
+        """Let the workers release their models."""
+        await self._of_all(self._end)
 
     async def _end(self, worker: _Worker) -> None:
-        facts = self._read(await worker.actor.end.remote(), worker)
+        self._read(await worker.actor.end.remote(), worker)
+
+    async def _stop(self, worker: _Worker) -> None:
+        facts = self._read(await worker.actor.stop.remote(), worker)
         notes = dict.fromkeys([*self._facts.get("notes", ()), *facts.get("notes", ())])
         self._facts = {**self._facts, **facts, **({"notes": list(notes)} if notes else {})}
+
+    async def _of_all(self, ask: Callable[[_Worker], Awaitable[None]]) -> None:
+        """Ask every worker that is ready; one that dies or is slow now is left out."""
+        import ray
+
+        async def ask_one(worker: _Worker) -> None:
+            with suppress(TimeoutError, ray.exceptions.RayError):
+                await asyncio.wait_for(ask(worker), END_S)
+
+        await asyncio.gather(*map(ask_one, self._workers))
 
     def kill(self) -> None:
         """End all workers at once."""
@@ -277,7 +292,8 @@ class ClusterExecutor:
                 self._n_dead += 1
                 # What it was allowed to spend may be spent.
                 self._budget.settle(_calls(worker.n_lent))
-                n_useless = 0 if worker.n_played or not await self._is_alive(worker.node) else n_useless + 1
+                has_left = worker.node != "" and not await self._is_alive(worker.node)
+                n_useless = 0 if worker.n_played or has_left else n_useless + 1
                 if n_useless == MAX_DEATHS:
                     raise ClusterError(f"{MAX_DEATHS} workers died one after the other", hint=_LOGS) from error
             finally:
@@ -345,8 +361,10 @@ class ClusterExecutor:
         settings = self._settings
         wanted = f"{settings.cpus:g} CPUs and {settings.gpus:g} GPUs"
         if placed:
-            text = f"{placed} of {settings.workers} workers have a place; each needs {wanted}, and the cluster has "
-            self._warn(f"{text}{what_it_has()}")
+            if not self._is_short:
+                self._is_short = True
+                text = "%d of %d workers have a place; each needs %s, and the cluster has %s"
+                log.warning(text, placed, settings.workers, wanted, what_it_has())
             return
         kind = ConfigError if self._ready is None else ClusterError
         raise kind(
@@ -415,11 +433,6 @@ class ClusterExecutor:
                     n_returned = self._read(await worker.actor.give_back.remote(), worker)
                     self._budget.settle(_calls(0), n_unmade=n_returned)
                     worker.n_lent = max(0, worker.n_lent - n_returned)
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            log.warning("%s", text)
 
 
 def _calls(n: int) -> Spent:

@@ -85,6 +85,7 @@ class Worker:
         self._warnings = Warnings()
         self._pool: ModelPool | None = None
         self._players: UnitPlayers | None = None
+        self._playing: set[asyncio.Future[Any]] = set()
 
     async def hello(self) -> dict[str, Any]:
         """Return where this is, and which package it runs."""
@@ -100,7 +101,10 @@ class Worker:
     async def play(self, file: str, unit: Any) -> Report:
         """Play a unit; the result is :class:`~esckit.play.executor.Played`."""
         assert self._players is not None
-        return await self._report(played(self._players.play[file], unit))
+        playing = asyncio.ensure_future(played(self._players.play[file], unit))
+        self._playing.add(playing)
+        playing.add_done_callback(self._playing.discard)
+        return await self._report(playing)
 
     async def wants_calls(self) -> Report:
         """Wait until this worker may make no more calls and wants to; the result is how many wait."""
@@ -114,9 +118,13 @@ class Worker:
         """Forbid what is allowed and not used; the result is how many calls that is."""
         return await self._report(self._permits.take_all())
 
+    async def stop(self) -> Report:
+        """Give up what is being played; the result is what the manifest says of the models now."""
+        return await self._report(self._stop())
+
     async def end(self) -> Report:
-        """Release the models; the result is what the manifest says of them."""
-        return await self._report(self._end())
+        """Release the models."""
+        return await self._report(self._stack.aclose())
 
     async def _report(self, doing: Awaitable[Any]) -> Report:
         result, found = None, None
@@ -146,10 +154,10 @@ class Worker:
         self._players = await order.cast(self._pool, recipe, *order.given)
         return Ready(self._players.inputs, self._pool.facts(), self._pool.determinism())
 
-    async def _end(self) -> dict[str, Any]:
-        facts = self._pool.facts() if self._pool is not None else {}
-        await self._stack.aclose()
-        return facts
+    async def _stop(self) -> dict[str, Any]:
+        for playing in [*self._playing]:
+            playing.cancel()
+        return self._pool.facts() if self._pool is not None else {}
 
 
 class Permits:

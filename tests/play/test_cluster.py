@@ -178,6 +178,30 @@ def test_the_files_are_those_of_one_machine_though_workers_die(folder: Path, on_
     assert told["models"] == manifest(folder / "local")["models"]
 
 
+def test_every_command_writes_the_files_of_one_machine(cluster: Any, tmp_path: Path) -> None:
+    on_cluster = (f"executor.address={cluster.address}", "executor.kind=ray", "executor.workers=2")
+    cases = ("data.limit=2", "settings.pairwise.opponent=predict", "statistics.resamples=100", "models.scorer=null")
+    runs = (
+        ("search", "search_scripted", ("data.limit=2", "mcts.keep_rollouts=true"), ("trees", "rollouts")),
+        ("predict", "predict_scripted", ("data.limit=2",), ("predictions",)),
+        (
+            "evaluate",
+            "evaluate_scripted",
+            (*cases, "suites=[strategy, response, dialogue, pairwise]", "models.reward=null"),
+            ("episodes", "examples/response", "examples/pairwise", "examples/strategy"),
+        ),
+    )
+    for command, recipe, changes, files in runs:
+        for out, more in ((command, ()), (f"{command}-ray", on_cluster)):
+            given = [word for change in (*changes, *more) for word in ("--set", change)]
+            ended = esckit(command, f"smoke/{recipe}", "--out", out, *given, cwd=tmp_path, env=environment())
+            assert ended.returncode == 0, ended.stderr
+        for name in files:
+            pages = [(tmp_path / out / f"{name}.jsonl").read_bytes() for out in (command, f"{command}-ray")]
+            assert pages[0], name
+            assert pages[0] == pages[1], f"{command}: {name}"
+
+
 def test_a_unit_that_kills_its_workers_ends_the_run(folder: Path, on_ray: Callable[..., Any]) -> None:
     (folder / "kill_at").write_text("20")
     (folder / "kill_always").touch()
