@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("COLUMNS", "200")
-os.environ.pop("ESCKIT_RESPONSE_CACHE", None)
+os.environ.pop("ESCKIT_CACHE", None)
 
 import pytest
 from hypothesis import settings

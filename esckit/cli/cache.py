@@ -22,9 +22,7 @@ app = typer.Typer(
 
 FileArgument = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="[FILE]", show_default=False, help="The file; by default the one that ESCKIT_RESPONSE_CACHE names."
-    ),
+    typer.Argument(metavar="[FILE]", show_default=False, help="The file; by default the one that ESCKIT_CACHE names."),
 ]
 
 

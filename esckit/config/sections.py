@@ -189,7 +189,7 @@ class ModelRecipe(Recipe):
 
     Attributes:
         cache: File with the answers of servers, which are asked for once; None takes the environment variable
-            ``ESCKIT_RESPONSE_CACHE``, or no cache. Operational.
+            ``ESCKIT_CACHE``, or no cache. Operational.
     """
 
     budget: Limits = Limits()

@@ -275,9 +275,14 @@ _LAYOUT = 1
 """Raised when the conversion changes, so that folders of older versions are not used."""
 
 
-def cache_dir() -> Path:
-    """Return esckit's cache folder: ``$ESCKIT_CACHE``, else ``$XDG_CACHE_HOME/esckit``, else ``~/.cache/esckit``."""
-    own, base = os.environ.get("ESCKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+def weights_dir() -> Path:
+    """Return the folder of converted weights: ``$ESCKIT_MODELS``, else ``esckit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    In 0.1.0 the variable was ``$ESCKIT_CACHE``; a folder that it names is still used.
+    """
+    own, old, base = (os.environ.get(name) for name in ("ESCKIT_MODELS", "ESCKIT_CACHE", "XDG_CACHE_HOME"))
+    if not own and old and Path(old).expanduser().is_dir():
+        own = old
     return Path(own).expanduser() if own else Path(base or "~/.cache").expanduser() / "esckit"
 
 
@@ -290,7 +295,7 @@ def shipped_gguf(package: str) -> Path | None:
 
 
 def _conversion(name: str, package: str) -> Path:
-    return cache_dir() / "backbones" / f"{name}-{metadata.version(package)}-{_LAYOUT}"
+    return weights_dir() / "backbones" / f"{name}-{metadata.version(package)}-{_LAYOUT}"
 
 
 def _converted(name: str, package: str) -> Path | None:
@@ -329,7 +334,7 @@ def embedded_folder(name: str, package: str) -> Path | None:
     except OSError as error:
         raise StorageError(
             f"cannot write the converted weights to {folder.parent}: {error}",
-            hint="Set ESCKIT_CACHE to a folder with 300 MB of room.",
+            hint="Set ESCKIT_MODELS to a folder with 300 MB of room.",
         ) from error
     return folder
 

@@ -43,7 +43,7 @@ from esckit.types import (
     Usage,
 )
 
-VARIABLE = "ESCKIT_RESPONSE_CACHE"
+VARIABLE = "ESCKIT_CACHE"
 """The environment variable that names the file where a recipe does not."""
 
 VERSION = 1
@@ -74,9 +74,14 @@ A = TypeVar("A", ChoiceScores, NextToken, Replies, Reply)
 
 
 def cache_path(named: str | None) -> Path | None:
-    """Return the file that a recipe names, else the one that the environment names; None is no cache."""
-    path = named or os.environ.get(VARIABLE)
-    return Path(expand_home(path)) if path else None
+    """Return the file that a recipe names, else the one that the environment names; None is no cache.
+
+    A folder in the environment is that of converted weights, which the variable named in 0.1.0.
+    """
+    if named:
+        return Path(expand_home(named))
+    path = os.environ.get(VARIABLE)
+    return None if not path or Path(expand_home(path)).is_dir() else Path(expand_home(path))
 
 
 class Row(NamedTuple):

@@ -67,7 +67,7 @@ def test_what_failed_is_asked_again_and_the_rest_is_not(simulate, server: FakeSe
 def test_a_cache_can_be_added_to_a_run_that_goes_on(simulate, server, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "run"
     assert simulate(out, at(server), "budget.max_calls=20").code == 3
-    monkeypatch.setenv("ESCKIT_RESPONSE_CACHE", str(tmp_path / "folder/answers.db"))
+    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path / "folder/answers.db"))
     assert simulate(out, at(server)).code == 0
     assert (tmp_path / "folder/answers.db").is_file()
 
@@ -96,7 +96,7 @@ def test_a_file_that_is_no_cache_ends_a_run_with_2(simulate, server: FakeServer,
 def test_info_prune_and_verify_look_after_a_cache(simulate, esckit, server, tmp_path: Path, monkeypatch) -> None:
     file = tmp_path / "answers.db"
     assert simulate(tmp_path / "run", at(server), f"cache={file}").code == 0
-    monkeypatch.setenv("ESCKIT_RESPONSE_CACHE", str(file))
+    monkeypatch.setenv("ESCKIT_CACHE", str(file))
 
     code, out, _ = esckit("cache", "info", "--json")
     facts = json.loads(out)
@@ -112,7 +112,7 @@ def test_info_prune_and_verify_look_after_a_cache(simulate, esckit, server, tmp_
 
 def test_looking_after_no_cache_ends_with_2(esckit, tmp_path: Path) -> None:
     code, _, err = esckit("cache", "info")
-    assert (code, "ESCKIT_RESPONSE_CACHE" in err) == (2, True)
+    assert (code, "ESCKIT_CACHE" in err) == (2, True)
     code, _, err = esckit("cache", "verify", str(tmp_path / "none.db"))
     assert (code, "no response cache" in err) == (2, True)
 

@@ -138,15 +138,18 @@ needs_weights = pytest.mark.skipif(
 )
 
 
-def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path / "own"))
-    assert embedded.cache_dir() == tmp_path / "own"
-    monkeypatch.delenv("ESCKIT_CACHE")
+def test_weights_lie_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("ESCKIT_MODELS", str(tmp_path / "own"))
+    assert embedded.weights_dir() == tmp_path / "own"
+    monkeypatch.delenv("ESCKIT_MODELS")
+    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))  # a folder, as 0.1.0 had it
+    assert embedded.weights_dir() == tmp_path
+    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path / "answers.db"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert embedded.cache_dir() == tmp_path / "xdg" / "esckit"
+    assert embedded.weights_dir() == tmp_path / "xdg" / "esckit"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert embedded.cache_dir() == tmp_path / ".cache" / "esckit"
+    assert embedded.weights_dir() == tmp_path / ".cache" / "esckit"
 
 
 def test_without_the_package_there_is_no_folder():
@@ -161,7 +164,7 @@ def test_the_conversion_happens_once_and_is_never_half_done(monkeypatch, tmp_pat
         made.append(gguf.suffix)
         folder.mkdir()
 
-    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("ESCKIT_MODELS", str(tmp_path))
     monkeypatch.setattr(embedded, "_convert", convert)
     first = embedded.embedded_folder(EMBEDDED, PACKAGE)
     assert embedded.embedded_folder(EMBEDDED, PACKAGE) == first
@@ -175,7 +178,7 @@ def test_a_failed_conversion_leaves_no_folder(monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("ESCKIT_MODELS", str(tmp_path))
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(StorageError, match="disk full"):
         embedded.embedded_folder(EMBEDDED, PACKAGE)
@@ -186,8 +189,8 @@ def test_a_failed_conversion_leaves_no_folder(monkeypatch, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_cache_is_a_clear_error(monkeypatch, tmp_path):
     tmp_path.chmod(0o500)
-    monkeypatch.setenv("ESCKIT_CACHE", str(tmp_path))
-    with pytest.raises(StorageError, match="ESCKIT_CACHE"):
+    monkeypatch.setenv("ESCKIT_MODELS", str(tmp_path))
+    with pytest.raises(StorageError, match="ESCKIT_MODELS"):
         embedded.embedded_folder(EMBEDDED, PACKAGE)
 
 

@@ -16,7 +16,8 @@ N_SHOWN = 60
 
 # What would draw a page wider, coloured or with other clocks, and what would find another model or setting.
 _FOREIGN = (
-    "ESCKIT_RESPONSE_CACHE",
+    "ESCKIT_CACHE",
+    "ESCKIT_MODELS",
     "FORCE_COLOR",
     "GITHUB_ACTIONS",
     "PY_COLORS",
