@@ -694,7 +694,7 @@ class ResolutionCritic(Section):
         max_attempts: Rounds of ``samples`` in all until one round is readable.
         min_parsed: Answers of a round that must be readable.
         by: What ``expected`` reads: the levels' ``names``, or ``letters`` beside them in the prompt, which small models
-            answer more surely; ``auto`` is names where the model can score them.
+            answer more surely; None is names where the model can score them.
         expected_score: Log-probability of a level name as it is, or by token.
         ppdpp_compat: Count an unreadable round as 0, as PPDPP's code does; counted in the summary.
     """
@@ -706,7 +706,7 @@ class ResolutionCritic(Section):
     threshold: DecimalText = "0.5"
     max_attempts: PositiveInt = 2
     min_parsed: PositiveInt = 1
-    by: Literal["auto", "names", "letters"] = "auto"
+    by: Literal["names", "letters"] | None = None
     expected_score: Literal["sequence", "length_normalised"] = "sequence"
     ppdpp_compat: bool = False
 

@@ -276,7 +276,7 @@ _LAYOUT = 1
 
 
 def weights_dir() -> Path:
-    """Return the folder of converted weights: ``$ESCKIT_MODELS``, else ``esckit`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """Return the folder of converted weights: ``$ESCKIT_MODELS``, else ``esckit`` in the user's cache folder.
 
     In 0.1.0 the variable was ``$ESCKIT_CACHE``; a folder that it names is still used.
     """

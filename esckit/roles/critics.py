@@ -39,10 +39,10 @@ from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricRead
 
 
 def asks_by_letter(voice: Voice, settings: sections.ResolutionCritic) -> bool:
-    """Return whether a resolution critic is shown the levels by letter; ``auto`` is by name where it can score them."""
+    """Return whether a resolution critic is shown the levels by letter; by name if it can score them, unless ``by`` says."""
     if settings.readout == "sampled":
         return False
-    if settings.by == "auto":
+    if settings.by is None:
         return not voice.scores_answers(voice.options.sampling.temperature)
     return settings.by == "letters"
 

@@ -78,7 +78,7 @@ class DialogueSettings(Section):
     samples_as: Literal["choices"] | None = None
     max_attempts: PositiveInt = 2
     min_parsed: PositiveInt = 1
-    by: Literal["auto", "names", "letters"] = "auto"
+    by: Literal["names", "letters"] | None = None
     expected_score: Literal["sequence", "length_normalised"] = "sequence"
     ppdpp_compat: bool = False
 
@@ -420,8 +420,9 @@ def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:
     turn_judge: dict[str, Any] = {"model": None}
     if recipe.models.turn_judge is not None:
         turn_judge = {**prompted(recipe, "turn_judge", prompts.turn_judge), "rubric": load_rubric("aflow").digest}
-    # Whether a strategist helps is part of the system under test. Earlier runs know no samples_as.
-    left_out = {"strategy"} if recipe.settings.dialogue.samples_as == "choices" else {"strategy", "samples_as"}
+    # Whether a strategist helps is part of the system under test. Earlier runs do not know fields that are null.
+    settings = recipe.settings.dialogue
+    left_out = {"strategy", *(name for name in ("by", "samples_as") if getattr(settings, name) is None)}
     return {
         "settings": recipe.settings.dialogue.model_dump(mode="json", exclude=left_out),
         "seeker": prompted(recipe, "seeker", prompts.seeker),
