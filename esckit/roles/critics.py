@@ -39,7 +39,7 @@ from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricRead
 
 
 def asks_by_letter(voice: Voice, settings: sections.ResolutionCritic) -> bool:
-    """Return whether a resolution critic is shown the levels by letter; by name if it can score them, unless ``by`` says."""
+    """Return whether a critic is shown the levels by letter: if ``by`` says so, or if it cannot score their names."""
     if settings.readout == "sampled":
         return False
     if settings.by is None:
