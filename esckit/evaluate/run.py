@@ -23,9 +23,10 @@ from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set_up
 from esckit.evaluate.suite import Case, Files, Unit, Work
 from esckit.metrics.metric import GateBound, require_gates
-from esckit.play.executor import UnitPlayers, executing
+from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
 from esckit.play.pilot import Pilot
+from esckit.play.places import executing
 from esckit.play.runner import (
     HOPELESS,
     FailureRate,

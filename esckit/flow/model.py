@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from esckit.config.sections import Quantisation
+from esckit.config.training import Quantisation
 from esckit.errors import CheckpointError, ConfigError
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import HEADS, FlowMetadata, read_metadata

@@ -13,20 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from esckit.config.sections import (
-    Format,
-    Lora,
-    Names,
-    Optim,
-    Precision,
-    Ratios,
-    Recipe,
-    Scheme,
-    Section,
-    Split,
-    Threads,
-    TrainedModel,
-)
+from esckit.config.sections import Format, Names, Ratios, Recipe, Scheme, Section, Split, Threads
+from esckit.config.training import Lora, Optim, Precision, TrainedModel
 
 Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
 

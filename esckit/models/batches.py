@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Generic, TypeVar
 
 from esckit.errors import ModelError
@@ -23,32 +22,34 @@ class Batches(Generic[Q, A]):
 
     def __init__(self, read: Callable[[list[Q]], Sequence[A | ModelError]]) -> None:
         self._read = read
-        self._waiting: dict[int, Q] = {}
-        self._answers: dict[int, A | ModelError] = {}
-        self._places = count()
-        self._lock = asyncio.Lock()
+        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
+        self._reading: asyncio.Task[None] | None = None
 
     async def ask(self, question: Q) -> A:
-        """Return the answer to a question.
+        """Return the answer to a question; who gives up takes nobody along.
 
         Raises:
             ModelError: If that is its answer.
         """
-        place = next(self._places)
-        self._waiting[place] = question
-        try:
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, answer))
+        if self._reading is None or self._reading.done():
             # Questions that arrive in this turn of the event loop join the batch.
-            await asyncio.sleep(0)
-            async with self._lock:
-                if place in self._waiting:
-                    batch = dict(self._waiting)
-                    answers = await asyncio.to_thread(self._read, list(batch.values()))
-                    # Of what was given up meanwhile nobody takes the answer.
-                    self._answers |= {at: one for at, one in zip(batch, answers, strict=True) if at in self._waiting}
-                    self._waiting = {at: one for at, one in self._waiting.items() if at not in batch}
-        finally:
-            self._waiting.pop(place, None)
-        answer = self._answers.pop(place)
-        if isinstance(answer, ModelError):
-            raise answer
-        return answer
+            self._reading = asyncio.create_task(self._read_what_waits())
+        return await answer
+
+    async def _read_what_waits(self) -> None:
+        while self._waiting:
+            batch = [(question, answer) for question, answer in self._waiting if not answer.done()]
+            self._waiting = []
+            try:
+                found = await asyncio.to_thread(self._read, [question for question, _ in batch])
+            except Exception as error:  # noqa: BLE001 - a bug is that of everybody who waits
+                found = [error for _ in batch]  # type: ignore[misc]
+            for (_, answer), one in zip(batch, found, strict=True):
+                if answer.done():
+                    continue
+                if isinstance(one, Exception):
+                    answer.set_exception(one)
+                else:
+                    answer.set_result(one)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from esckit.config.sections import Attention, Quantisation
+from esckit.config.training import Attention, Quantisation
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError, NoRoomError
 from esckit.models import in_memory

@@ -52,7 +52,7 @@ END_S = 10.0
 
 @asynccontextmanager
 async def on_cluster(recipe: ModelRecipe, limit: int, cast: Cast, *given: Any) -> AsyncIterator[ClusterExecutor]:
-    """Join or start the cluster of a recipe, and begin a worker at least; see :func:`esckit.play.executor.executing`.
+    """Join or start the cluster of a recipe, and begin a worker at least; see :func:`esckit.play.places.executing`.
 
     Raises:
         EsckitError: If the cluster or a worker on it cannot be had, or a worker cannot load its models.

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from esckit.config.sections import ModelRecipe, RayExecutor
 from esckit.models.budget import counted
-from esckit.protocols import Executor
 from esckit.roles.pool import ModelPool
 from esckit.types import Record
 
@@ -117,26 +114,3 @@ class LocalExecutor:
         """Play all units of a file; see :class:`~esckit.protocols.Executor`."""
         play = self._players.play[file]
         await spread(units, lambda unit: played(play, unit), take, limit=max(self._limit, batch))
-
-
-@asynccontextmanager
-async def executing(recipe: ModelRecipe, limit: int, cast: Cast, *given: Any) -> AsyncIterator[Executor]:
-    """Load the models of a run where its recipe wants them, and release them at the end.
-
-    Args:
-        recipe: The recipe; its ``executor`` says where.
-        limit: Units in flight at once, wherever they are.
-        cast: Says who plays.
-        given: What ``cast`` needs beside the pool and the recipe; plain data that can be sent to another process.
-
-    Raises:
-        EsckitError: If a model cannot be had, or cannot do what its role needs.
-    """
-    if isinstance(recipe.executor, RayExecutor):
-        from esckit.play.cluster import on_cluster
-
-        async with on_cluster(recipe, limit, cast, *given) as cluster:
-            yield cluster
-        return
-    async with ModelPool(recipe.executor, recipe.budget, recipe.cache) as pool:
-        yield LocalExecutor(pool, await cast(pool, recipe, *given), limit)

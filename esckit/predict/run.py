@@ -25,9 +25,10 @@ from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
 from esckit.models.chat import split_reasoning
-from esckit.play.executor import UnitPlayers, executing
+from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
 from esckit.play.pilot import Pilot
+from esckit.play.places import executing
 from esckit.play.runner import (
     HOPELESS,
     FailureRate,

@@ -9,17 +9,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
-from esckit.config.sections import (
-    Attention,
-    DecimalText,
-    Lora,
-    Optim,
-    Precision,
-    Recipe,
-    Section,
-    Threads,
-    TrainedModel,
-)
+from esckit.config.sections import DecimalText, Recipe, Section, Threads
+from esckit.config.training import Attention, Lora, Optim, Precision, TrainedModel
 from esckit.training.run import share_batch
 
 Kind = Literal["classifier", "pairwise", "rrhf"]

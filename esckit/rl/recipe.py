@@ -22,25 +22,21 @@ from pydantic import (
 
 from esckit.config.sections import (
     AlternatingData,
-    Attention,
     Contexts,
     Device,
     DType,
     Executor,
-    Lora,
     ModelRecipe,
     Names,
-    Optim,
-    Precision,
     ResolutionCritic,
     Rollout,
     RolloutCritic,
     RolloutSeeker,
     RolloutSupporter,
     Section,
-    TrainedModel,
     check_prices,
 )
+from esckit.config.training import Attention, Lora, Optim, Precision, TrainedModel
 from esckit.errors import ConfigError, DataError
 from esckit.training.run import share_batch
 

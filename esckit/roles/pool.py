@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from esckit.config.sections import (
     BackboneBinding,
@@ -189,6 +189,9 @@ class ModelPool:
     Attributes:
         budget: What was used up; everything that is asked of a model is booked on it.
     """
+
+    IS_REHEARSAL: ClassVar[bool] = False
+    """Whether stand-ins answer, so that only what is asked is of interest."""
 
     def __init__(
         self,

@@ -203,6 +203,8 @@ class Rehearsal(ModelPool):
         bindings: The model that each role is bound to.
     """
 
+    IS_REHEARSAL = True
+
     def __init__(self, answers: Mapping[str, str]) -> None:
         super().__init__(Executor(), Limits())
         self._answers = answers

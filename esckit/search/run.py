@@ -21,9 +21,10 @@ from esckit.data.contexts import Seed, cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
 from esckit.models.checkpoint import kind_of
-from esckit.play.executor import UnitPlayers, executing
+from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
 from esckit.play.pilot import Pilot
+from esckit.play.places import executing
 from esckit.play.runner import (
     SUMMARY,
     FailureRate,

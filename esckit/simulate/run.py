@@ -21,9 +21,10 @@ from esckit.config import sections
 from esckit.config.load import require_runs
 from esckit.data.contexts import Contexts, build_contexts
 from esckit.data.selection import Selection, select_dialogues
-from esckit.play.executor import UnitPlayers, executing
+from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
 from esckit.play.pilot import Pilot
+from esckit.play.places import executing
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.play.runner import (
     SUMMARY,

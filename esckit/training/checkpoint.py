@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import esckit
-from esckit.config.sections import Lora
+from esckit.config.training import Lora
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import ADAPTER, BACKBONE, KINDS, TOKENIZER, CheckpointMetadata
 from esckit.records import dump_line, fresh_folder, write_atomic, write_json

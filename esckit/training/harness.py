@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from esckit.config.sections import Optim, Precision, TrainedModel
+from esckit.config.training import Optim, Precision, TrainedModel
 from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
 from esckit.models.checkpoint import FrozenAs

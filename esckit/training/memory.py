@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from esckit.config.sections import Attention, Lora, Precision, TrainedModel
+from esckit.config.training import Attention, Lora, Precision, TrainedModel
 from esckit.errors import MissingRunsError
 from esckit.models.backbones import find_backbone
 from esckit.models.shape import Shape, shape_of_backbone

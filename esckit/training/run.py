@@ -15,7 +15,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from esckit.config.sections import Attention, Recipe, TrainedModel
+from esckit.config.sections import Recipe
+from esckit.config.training import Attention, TrainedModel
 from esckit.documents import parse_json, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, MissingExtraError, StorageError
 from esckit.models.checkpoint import FOLDER

@@ -16,7 +16,8 @@ from typing import Any
 
 from esckit.config.load import load_recipe
 from esckit.ledger import Ledger
-from esckit.play.executor import UnitPlayers, executing
+from esckit.play.executor import UnitPlayers
+from esckit.play.places import executing
 from esckit.roles.asking import Voice
 from esckit.roles.pool import ModelPool
 from esckit.simulate.run import SimulateRecipe

@@ -70,12 +70,25 @@ def test_who_gives_up_takes_nobody_along() -> None:
         batches: Batches[int, int] = Batches(reader)
         asked = [asyncio.create_task(batches.ask(number)) for number in (1, 2, 3)]
         await asyncio.sleep(0.05)
-        asked[0].cancel()  # it holds the lock
+        asked[0].cancel()
         await asyncio.sleep(0.05)
+        later = asyncio.create_task(batches.ask(4))
         reader.go_on.set()
-        assert await asyncio.gather(*asked[1:]) == [4, 6]
+        assert await asyncio.gather(*asked[1:], later) == [4, 6, 8]
         with pytest.raises(asyncio.CancelledError):
             await asked[0]
 
     asyncio.run(ask())
-    assert reader.batches[-1] == [2, 3]
+    assert reader.batches == [[1, 2, 3], [4]]
+
+
+def test_a_bug_is_that_of_all_who_wait() -> None:
+    def broken(asked: list[int]) -> list[int | ModelError]:
+        raise ZeroDivisionError
+
+    async def ask() -> None:
+        batches: Batches[int, int] = Batches(broken)
+        found = await asyncio.gather(batches.ask(1), batches.ask(2), return_exceptions=True)
+        assert [type(one) for one in found] == [ZeroDivisionError, ZeroDivisionError]
+
+    asyncio.run(ask())

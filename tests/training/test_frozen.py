@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from esckit.config.sections import TrainedModel
+from esckit.config.training import TrainedModel
 from esckit.errors import ConfigError, MissingExtraError
 from esckit.flow.run import run as train_flow
 from esckit.flow.text import read_metadata as flow_metadata

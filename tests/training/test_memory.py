@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from esckit.config.sections import Lora, TrainedModel
+from esckit.config.training import Lora, TrainedModel
 from esckit.flow.model import LOGIT_ROWS, build_model
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.run import RESPONSE_TOKENS

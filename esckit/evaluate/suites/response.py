@@ -254,15 +254,16 @@ def _speaker(recipe: EvaluateRecipe, casting: Casting) -> Responder:
             parse_kind=written.parse_kind,
             format_ok=written.format_ok,
             reasoning=ledger.thoughts(),
+            is_measured=not casting.pool.IS_REHEARSAL,
         )
 
     return speak
 
 
-def _case(context: Context, *, reply: str | None = None, **fields: Any) -> ResponseCase:
+def _case(context: Context, *, reply: str | None = None, is_measured: bool = True, **fields: Any) -> ResponseCase:
     assert context.reference is not None
     statistics = {}
-    if reply is not None and reply.strip():
+    if is_measured and reply is not None and reply.strip():
         tokens = tokenise(reply), tokenise(context.reference.text)
         statistics = {"rouge_l": (rouge_l(*tokens),), "meteor_exact": (meteor_exact(*tokens),)}
     return ResponseCase(
