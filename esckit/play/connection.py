@@ -44,15 +44,21 @@ async def connected(settings: RayExecutor) -> AsyncIterator[None]:
     if ray.is_initialized():  # by a program that calls esckit as a library
         yield
         return
-    await _join(settings)
+    left = threading.Event()
     try:
+        await _join(settings, left)
         yield
     finally:
         ray.shutdown()
+        left.set()
 
 
-async def _join(settings: RayExecutor) -> None:
+async def _join(settings: RayExecutor, left: threading.Event) -> None:
     """Join or start the cluster.
+
+    Args:
+        settings: Where it is.
+        left: To be set when it was left.
 
     Raises:
         ConfigError: If it cannot be reached in time, or cannot be given its runtime environment.
@@ -73,7 +79,7 @@ async def _join(settings: RayExecutor) -> None:
         await _require_listening(settings)
     try:
         joining = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR, **options)
-        await asyncio.wait_for(_beside(joining), settings.wait_s)
+        await asyncio.wait_for(_beside(joining, left), settings.wait_s)
     except TimeoutError as error:
         raise _unreachable(settings, f"no answer within {settings.wait_s:g} s") from error
     except (ValueError, TypeError, ray.exceptions.RuntimeEnvSetupError) as error:
@@ -87,10 +93,11 @@ async def _join(settings: RayExecutor) -> None:
         raise _unreachable(settings, _first_line(error)) from error
 
 
-async def _beside(call: Callable[[], object]) -> None:
+async def _beside(call: Callable[[], object], over: threading.Event) -> None:
     """Make a call in a thread of its own, for which nobody waits at the end of the process.
 
-    So Ctrl-C is heard meanwhile. And Ray would take SIGTERM for itself in the main thread.
+    So Ctrl-C is heard meanwhile. And Ray would take SIGTERM for itself in the main thread. The thread lives until what
+    it began is over: a cluster that a thread has started no longer answers once the thread has ended (Ray 2.60).
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
@@ -107,6 +114,7 @@ async def _beside(call: Callable[[], object]) -> None:
             error = raised
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(tell, error)
+        over.wait()
 
     threading.Thread(target=run, name="esckit-ray", daemon=True).start()
     await done

@@ -21,8 +21,8 @@ from esckit.config import sections
 from esckit.config.sections import RoleOptions
 from esckit.models.endpoint import EndpointModel
 from esckit.models.transport import Timeouts
+from esckit.play.executor import spread
 from esckit.play.rollout import Cast, Rules, play_future
-from esckit.play.runner import AsyncioExecutor
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import Voice
 from esckit.roles.critics import ResolutionCritic
@@ -68,7 +68,7 @@ def played(server: Server, n: int, one: Callable[[int], Awaitable[T]]) -> tuple[
     found: list[T] = []
 
     async def go() -> None:
-        await AsyncioExecutor(n).run(range(n), one, found.append)
+        await spread(range(n), one, found.append, limit=n)
         await server.aclose()
 
     wall, cpu = time.perf_counter(), time.process_time()
@@ -162,7 +162,7 @@ def main() -> None:
         for n in options.units:
             for name, found in (
                 ("search", search(url, n, options.simulations)),
-                ("simulate", simulate(url, n, options.horizon, "requests")),
+                ("simulate", simulate(url, n, options.horizon, None)),
                 ("simulate, choices", simulate(url, n, options.horizon, "choices")),
             ):
                 wall_s, ideal_s, calls, cpu_s = found
