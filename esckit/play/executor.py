@@ -8,13 +8,13 @@ stays in the process of the command (:mod:`esckit.play.runner`).
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from esckit.models.budget import counted
+from esckit.roles.asking import gather_or_cancel
 from esckit.roles.pool import ModelPool
 from esckit.types import Record
 
@@ -83,13 +83,7 @@ async def spread(
         for unit in waiting:
             take(await play(unit))
 
-    tasks = [asyncio.create_task(keep_playing()) for _ in range(limit)]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await gather_or_cancel(keep_playing() for _ in range(limit))
 
 
 class LocalExecutor:

@@ -211,6 +211,17 @@ async def gather_all(*calls: Awaitable[Any]) -> list[Any]:
     return results
 
 
+async def gather_or_cancel(calls: Iterable[Awaitable[None]]) -> None:
+    """Await concurrent calls; the first that fails cancels the others, and its error is raised."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 LABELS: dict[Speaker, str] = {"seeker": "Patient", "supporter": "Therapist"}
 
 

@@ -26,7 +26,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple, Protocol
 
 from esckit.config import sections
-from esckit.errors import ConfigError, ModelError, NotFiniteError, ParseError, UnscoredError
+from esckit.errors import ConfigError, ModelError, ParseError, UnscoredError
 from esckit.ledger import Scope
 from esckit.models.batches import Batches
 from esckit.models.budget import Budget
@@ -244,15 +244,8 @@ class RewardCritic:
         reading = RubricReading(readout="reward_model", critic=self._identity, ratings=None)
         return Score(values={"reward_model": answer}, reward=answer, reading=reading)
 
-    def _read(self, batch: Sequence[tuple[Sequence[Turn], str]]) -> list[float | ModelError]:
-        """Score turns together; where one cannot be read, each by itself, so that only this one fails."""
-        try:
-            return [*self._scorer.score([turns for turns, _ in batch], [text for _, text in batch])]
-        except (ModelError, NotFiniteError) as error:
-            if len(batch) > 1:
-                return [answer for one in batch for answer in self._read([one])]
-            # A number that is not finite fails the one turn and must not end the whole run.
-            return [error.as_failure() if isinstance(error, NotFiniteError) else error]
+    def _read(self, batch: Sequence[tuple[Sequence[Turn], str]]) -> list[float]:
+        return self._scorer.score([turns for turns, _ in batch], [text for _, text in batch])
 
 
 Verdict = Literal["1", "2", "tie"]

@@ -7,7 +7,6 @@ Which role uses a model how, and with which prompt, stands in :mod:`esckit.roles
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ from esckit.models.scripted import load_scripted
 from esckit.models.server import Servers, check_servers, is_managed, server_name
 from esckit.practice.world import load_profile
 from esckit.protocols import ChatModel, Part
-from esckit.roles.asking import Voice, Window
+from esckit.roles.asking import Voice, Window, gather_or_cancel
 from esckit.runs import read_manifest
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy
 from esckit.types import FREE, Limits, Usage
@@ -293,7 +292,7 @@ class ModelPool:
         chat = [binding for role, binding in bindings.items() if parts[role] == "chat"]
         models = {id(model): model for model in (self._shelf(binding) or self._chat(binding) for binding in chat)}
         started = {id(self._shelf(binding) or self._chat(binding)) for binding in chat if is_managed(binding)}
-        await _all_at_once(model.check() for key, model in models.items() if key in started)
+        await gather_or_cancel(model.check() for key, model in models.items() if key in started)
         for model in (model for key, model in models.items() if key not in started):
             await model.check()
         for binding in chat:
@@ -437,14 +436,3 @@ class ModelPool:
 def _key(binding: Binding) -> str:
     """Return what bindings that share a model have in common."""
     return binding.model_dump_json(exclude={"sampling", "on_length", "max_words", "max_context_tokens", "prices"})
-
-
-async def _all_at_once(calls: Iterable[Awaitable[None]]) -> None:
-    """Wait for all calls; the first that fails cancels the others."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,6 @@ Definitions are in :mod:`esckit.metrics.calibration`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from esckit.config.sections import Section
 from esckit.documents import read_json_object
-from esckit.errors import ConfigError, DataError, ModelError, NotFiniteError
+from esckit.errors import ConfigError, DataError, ModelError
 from esckit.evaluate.suite import Case, CaseFile, Material, Player, Suite, Unit, Work, family_of_runs, run_of
 from esckit.metrics.calibration import (
     N_BINS,
@@ -28,6 +27,7 @@ from esckit.metrics.calibration import (
     rank_correlation,
 )
 from esckit.metrics.metric import RATIO, Array, Estimator, Facts, Metric, Stats, Sums, Unscored, divide
+from esckit.models.batches import Batches
 from esckit.roles.cast import Casting
 from esckit.roles.critics import ResponseScorer
 from esckit.text import n_words
@@ -163,44 +163,31 @@ class FutureBatches:
 
     def __init__(self, models: Sequence[ResponseScorer]) -> None:
         self._models = models
-        self._waiting: list[tuple[RewardTask, asyncio.Future[Reading]]] = []
-        self._lock = asyncio.Lock()
+        self._batches: Batches[RewardTask, list[float]] = Batches(self._score, _by_dialogue)
 
     async def read(self, task: RewardTask) -> Reading:
         """Return what each model says of a future."""
-        reading: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-        self._waiting.append((task, reading))
-        async with self._lock:
-            await asyncio.sleep(0)  # others come in the same turn of the event loop
-            if not reading.done():
-                batch = self._next_batch()
-                found = await asyncio.to_thread(self._score, [waiting for waiting, _ in batch])
-                for (_, one), answer in zip(batch, found, strict=True):
-                    if not one.done():  # whoever waited may have been cancelled
-                        one.set_result(answer)
-        return await reading
-
-    def _next_batch(self) -> list[tuple[RewardTask, asyncio.Future[Reading]]]:
-        """Take at least :data:`BATCH_FUTURES` of those that wait, or all; those of a dialogue stay together."""
-        by_dialogue: dict[str, list[tuple[RewardTask, asyncio.Future[Reading]]]] = {}
-        for waiting in self._waiting:
-            by_dialogue.setdefault(waiting[0].future.dialogue_id, []).append(waiting)
-        batch: list[tuple[RewardTask, asyncio.Future[Reading]]] = []
-        self._waiting = []
-        for together in by_dialogue.values():
-            (batch if len(batch) < BATCH_FUTURES else self._waiting).extend(together)
-        return batch
-
-    def _score(self, batch: Sequence[RewardTask]) -> list[Reading]:
-        replies = [task.future.exchanges[0].supporter.response for task in batch]
         try:
-            scores = [model.score([task.turns for task in batch], replies) for model in self._models]
-        except (ModelError, NotFiniteError) as error:
-            if len(batch) == 1:
-                return [error.as_failure() if isinstance(error, NotFiniteError) else error]
-            # One future that cannot be read must not fail the others.
-            return [reading for task in batch for reading in self._score([task])]
+            return await self._batches.ask(task)
+        except ModelError as error:
+            return error
+
+    def _score(self, batch: Sequence[RewardTask]) -> list[list[float]]:
+        replies = [task.future.exchanges[0].supporter.response for task in batch]
+        scores = [model.score([task.turns for task in batch], replies) for model in self._models]
         return [list(reading) for reading in zip(*scores, strict=True)]
+
+
+def _by_dialogue(waiting: Sequence[RewardTask]) -> tuple[list[int], list[int]]:
+    """Return the places of at least :data:`BATCH_FUTURES` tasks, or of all, and the others; dialogues stay together."""
+    by_dialogue: dict[str, list[int]] = {}
+    for place, task in enumerate(waiting):
+        by_dialogue.setdefault(task.future.dialogue_id, []).append(place)
+    now: list[int] = []
+    later: list[int] = []
+    for together in by_dialogue.values():
+        (now if len(now) < BATCH_FUTURES else later).extend(together)
+    return now, later
 
 
 def _delta(model: RewardModel, simulation: Mapping[str, str | int | bool]) -> Fraction | None:
