@@ -13,11 +13,11 @@ from hashlib import sha256
 
 from esckit.errors import DataError
 from esckit.ledger import derive_seed
-from esckit.practice.language import draw, language, language_digest, situation, supporter_line
-from esckit.practice.players import BaselineStrategist, Game, PolicyName, WorldSeeker
+from esckit.practice.language import draw, language, language_digest, situation
+from esckit.practice.players import BaselineStrategist, Game, PolicyName, play
 from esckit.practice.world import HORIZON, Profile, load_profile, profiles, solution
 from esckit.strategies.taxonomy import load_taxonomy
-from esckit.types import Dialogue, Scenario, Source, Survey, Turn
+from esckit.types import Dialogue, Scenario, Source, Survey
 
 CORPUS = "practice"
 
@@ -71,20 +71,12 @@ def dialogues(profile: Profile, n: int) -> Iterator[Dialogue]:
         scenario, game = scenario_of(profile, index), Game(profile)
         leader = _LEADERS[derive_seed(CORPUS, profile.name, index, "leader") % len(_LEADERS)]
         strategist = BaselineStrategist(game, leader, taxonomy.names, solution(profile.name))
-        turns = [Turn(speaker="seeker", text=scenario.situation)]
-        for t in range(HORIZON):
-            seed = derive_seed(CORPUS, profile.name, index, t)
-            strategy = strategist.choose(scenario, turns, seed).strategy
-            line = supporter_line(game.expected(strategy), turns, ("corpus", seed))
-            # The strategy counts as named in the world; a loader leaves ``strategy`` to the selection.
-            turns.append(Turn(speaker="supporter", text=line, strategy=strategy))
-            answer = WorldSeeker(game).answer(scenario, turns, seed)
-            turns.append(Turn(speaker="seeker", text=answer.text))
-            if answer.outcome is not None:
-                break
+        seeds = (derive_seed(CORPUS, profile.name, index, t) for t in range(HORIZON))
+        turns = play(game, strategist, scenario, seeds, spoken_in="corpus")
         intensities = game.opening(scenario).intensity, game.state(scenario, turns).intensity
         yield Dialogue(
             scenario=scenario,
+            # A loader leaves ``strategy`` to the selection.
             turns=tuple(turn.model_copy(update={"source_strategy": turn.strategy, "strategy": None}) for turn in turns),
             survey=Survey(initial_intensity=intensities[0], final_intensity=intensities[1]),
             source=Source(corpus=CORPUS, format=CORPUS, file=f"world:{profile.name}", record=index),

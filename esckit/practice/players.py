@@ -7,7 +7,7 @@ what a saved conversation did can be read from it at any time. What is said is d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from esckit.practice.language import (
     meant_function,
     seeker_line,
     shown_need,
+    strategy_functions,
     supporter_line,
     topic_of,
 )
@@ -33,10 +34,12 @@ from esckit.practice.world import (
     Solution,
     State,
     fit_of,
+    load_profile,
     start,
     step,
 )
 from esckit.protocols import Decision, SeekerTurn
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Generation, Outcome, Scenario, Turn, Usage
 
 FREE_OF_CALLS = Usage()
@@ -90,6 +93,15 @@ class Game:
     profile: Profile
     functions: Mapping[str, Function] = field(default_factory=dict)
     _known: dict[int, Move] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, profile: str, taxonomy: Taxonomy | None) -> Game:
+        """Return the game of a shipped profile, with the strategies of a taxonomy.
+
+        Raises:
+            ConfigError: If there is no such profile.
+        """
+        return cls(load_profile(profile), strategy_functions(taxonomy) if taxonomy is not None else {})
 
     def opening(self, scenario: Scenario) -> State:
         """Return the state in which a scenario begins; its intensity of 3 to 5 is drawn by its id."""
@@ -237,6 +249,31 @@ class BaselineStrategist:
         if state.is_over:
             return frozenset()
         return self.solution.best(state, max(1, self.horizon - n_before))
+
+
+def play(
+    game: Game, strategist: BaselineStrategist, scenario: Scenario, seeds: Iterable[int], *, spoken_in: str
+) -> list[Turn]:
+    """Return a dialogue of a baseline, worded by the grammar; the seeker opens with its situation.
+
+    Args:
+        game: The rules.
+        strategist: Leads it.
+        scenario: The seeker.
+        seeds: One for each exchange; so many are played, or fewer if the seeker is resolved or leaves.
+        spoken_in: Of the supporter's draws.
+    """
+    seeker = WorldSeeker(game)
+    turns = [Turn(speaker="seeker", text=scenario.situation)]
+    for seed in seeds:
+        strategy = strategist.choose(scenario, turns, seed).strategy
+        line = supporter_line(game.expected(strategy), turns, (spoken_in, seed))
+        turns.append(Turn(speaker="supporter", text=line, strategy=strategy))
+        answer = seeker.answer(scenario, turns, seed)
+        turns.append(Turn(speaker="seeker", text=answer.text))
+        if answer.outcome is not None:
+            break
+    return turns
 
 
 def rule_function(turns: Sequence[Turn]) -> Function:

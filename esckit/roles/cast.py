@@ -22,9 +22,8 @@ from esckit.config.sections import (
 )
 from esckit.errors import ConfigError
 from esckit.models.budget import BudgetedPolicy
-from esckit.practice.language import strategy_functions
 from esckit.practice.players import BaselineStrategist, Game, GrammarSupporter, WorldSeeker
-from esckit.practice.world import load_profile, solution
+from esckit.practice.world import solution
 from esckit.prompts.prompt import Prompt, load_prompt
 from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
 from esckit.roles.asking import Voice
@@ -134,8 +133,7 @@ class Casting:
         binding = self.bindings[role]
         if not isinstance(binding, WorldBinding):
             return None
-        functions = strategy_functions(self.taxonomy) if self.taxonomy else {}
-        return Game(load_profile(binding.world), functions)
+        return Game.of(binding.world, self.taxonomy)
 
     def options(self, role: str) -> RoleOptions:
         """Return the binding of a role that writes or rates text."""

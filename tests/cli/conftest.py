@@ -45,3 +45,17 @@ def simulate(monkeypatch, capsys):
     root.handlers[:] = before[0]
     logging.getLogger("esckit").setLevel(before[1])
     sys.excepthook = before[2]
+
+
+@pytest.fixture
+def esckit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command in this process; return its exit code and what it printed."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["esckit", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    return run

@@ -7,25 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from esckit.cli import app as cli
 from tests.cli.conftest import REPLY
 from tests.cli.test_servers import at, lines
 from tests.models.fake_server import FakeServer, completion, refusal
 
 RECORDS = ("futures.jsonl", "contexts.jsonl", "failures.jsonl", "summary.json")
-
-
-@pytest.fixture
-def esckit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command in this process; return its exit code and what it printed."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["esckit", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return int(left.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def spent(out: Path) -> dict:

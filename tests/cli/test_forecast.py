@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from esckit.cli import app as cli
 from esckit.models.backbones import resolve_backbone
 from tests.cli.test_servers import at
 from tests.models.fake_server import FakeServer, completion
@@ -20,20 +19,6 @@ RUNS = {
     "predict": ("smoke/predict_scripted", "data.limit=2"),
     "evaluate": ("smoke/evaluate_scripted", "suites=[response, strategy]", "data.limit=2"),
 }
-
-
-@pytest.fixture
-def esckit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command in this process; return its exit code and what it printed."""
-    monkeypatch.chdir(ROOT)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["esckit", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return int(left.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def words(command: str, *more: str) -> list[str]:

@@ -13,17 +13,14 @@ from esckit.config.sections import WorldBinding
 from esckit.evaluate.suites.critics import Episode, EpisodeMetric, failure_reason
 from esckit.ledger import derive_seed
 from esckit.metrics.metric import RATIO, Facts, Metric, Stats, Unscored, counted
-from esckit.practice.language import strategy_functions, supporter_line
-from esckit.practice.players import POLICIES, BaselineStrategist, Game, Move, PolicyName, WorldSeeker
-from esckit.practice.world import NEEDS, Need, load_profile, solution
+from esckit.practice.players import POLICIES, BaselineStrategist, Game, Move, PolicyName, play
+from esckit.practice.world import NEEDS, Need, solution
 from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import EpisodeTurn, Generation, Turn
 
 if TYPE_CHECKING:
     from esckit.evaluate.recipe import EvaluateRecipe
     from esckit.metrics.rows import Measurement, MetricRow
-
-SYSTEM = "system"
 
 _RATE: dict[str, Any] = {"interval": "wilson", "test": "mcnemar", "counts": ("resolved", "cases")}
 
@@ -35,8 +32,7 @@ def game_of(recipe: EvaluateRecipe) -> Game | None:
     seeker = recipe.roles().get("seeker")
     if not isinstance(seeker, WorldBinding):
         return None
-    functions = strategy_functions(load_taxonomy(recipe.taxonomy)) if recipe.taxonomy else {}
-    return Game(load_profile(seeker.world), functions)
+    return Game.of(seeker.world, load_taxonomy(recipe.taxonomy) if recipe.taxonomy else None)
 
 
 def _turns(episode: Episode) -> list[Turn]:
@@ -140,22 +136,21 @@ def world_rows(recipe: EvaluateRecipe, episodes: Sequence[Episode], measurement:
 
 def baseline_episode(game: Game, policy: PolicyName, episode: Episode) -> Episode:
     """Return the dialogue of a baseline with the seeker of an episode."""
-    scenario, seeker = episode.scenario, WorldSeeker(game)
-    names = load_taxonomy(_ANY_TAXONOMY).names
+    scenario, names = episode.scenario, load_taxonomy(_ANY_TAXONOMY).names
     strategist = BaselineStrategist(game, policy, names, solution(game.profile.name), episode.max_turns)
-    turns = [Turn(speaker="seeker", text=scenario.situation)]
-    played: list[EpisodeTurn] = []
-    for t in range(1, episode.max_turns + 1):
-        seed = derive_seed(episode.run_seed, scenario.id, policy, t)
-        strategy = strategist.choose(scenario, turns, seed).strategy
-        line = supporter_line(game.expected(strategy), turns, ("supporter", seed))
-        turns.append(Turn(speaker="supporter", text=line, strategy=strategy))
-        answer = seeker.answer(scenario, turns, seed)
-        turns.append(Turn(speaker="seeker", text=answer.text))
-        said = Generation(raw=line, reasoning=None, response=line, format_ok=True, parse_kind="untagged")
-        played.append(EpisodeTurn(t=t, supporter=said, strategy=strategy, seeker=answer.text))
-        if answer.outcome is not None:
-            break
+    seeds = (derive_seed(episode.run_seed, scenario.id, policy, t) for t in range(1, episode.max_turns + 1))
+    said = play(game, strategist, scenario, seeds, spoken_in="supporter")[1:]
+    played = [
+        EpisodeTurn(
+            t=t,
+            supporter=Generation(
+                raw=spoken.text, reasoning=None, response=spoken.text, format_ok=True, parse_kind="untagged"
+            ),
+            strategy=spoken.strategy,
+            seeker=answer.text,
+        )
+        for t, (spoken, answer) in enumerate(zip(said[::2], said[1::2], strict=True), start=1)
+    ]
     return episode.model_copy(
         update={"turns": tuple(played), "failure": None, "critic_failures": {}, "usage": {}, "reasoning": ()}
     )
