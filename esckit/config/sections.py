@@ -652,6 +652,11 @@ def check_worlds(bindings: Mapping[str, Binding | None], *, is_guided: bool) -> 
         )
 
 
+def calls_of_models(calls: Mapping[str, int], bindings: Mapping[str, Binding]) -> dict[str, int]:
+    """Return the calls of the roles that a model plays: the practice world asks none."""
+    return {role: n for role, n in calls.items() if not isinstance(bindings.get(role), WorldBinding)}
+
+
 class Contexts(Section):
     """Which prefixes of a dialogue are used, and how they are cut.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esckit.config import sections
+from esckit.config.sections import calls_of_models
 from esckit.errors import DataError
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set_up
@@ -138,7 +139,7 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateBound] = ()) -> Evaluate
         dialogues=len(selection.dialogues) if selection else 0,
         scheme=selection.scheme if selection else None,
         splits=selection.splits if selection else None,
-        calls_at_most=dict(calls),
+        calls_at_most=calls_of_models(calls, recipe.roles()),
         flags={suite: flags for suite, flags in setup.flags.items() if flags},
         staged=_staged(setup),
     )
@@ -150,8 +151,9 @@ def _staged(setup: Setup) -> Staged:
     roles = frozenset(role for part in parts for role in part.work.roles)
     files = {}
     for part in parts:
-        units, calls = part.work.units, {role: n for role, n in part.work.calls.items() if role not in _NOT_CHAT}
-        files[part.file.path] = StagedFile(len(units), units.__getitem__, calls)
+        units, calls = part.work.units, calls_of_models(part.work.calls, setup.recipe.roles())
+        chat = {role: n for role, n in calls.items() if role not in _NOT_CHAT}
+        files[part.file.path] = StagedFile(len(units), units.__getitem__, chat)
     given = (setup.taxonomy, roles, {part.file.name: part.work.given for part in parts})
     return Staged(setup.recipe, cast, given, files, answers(setup.taxonomy))
 

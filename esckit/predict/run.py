@@ -205,7 +205,8 @@ def plan(recipe: PredictRecipe) -> Plan:
     taxonomy = _taxonomy(recipe, selection)
     require_checkpoints(recipe.models.bindings(), taxonomy)
     counts = {"dialogues": len(selection.dialogues), "places": len(places)}
-    calls = dict.fromkeys(recipe.models.bindings(), len(places))
+    named = recipe.models.bindings()
+    calls = sections.calls_of_models(dict.fromkeys(named, len(places)), named)
     file = StagedFile(len(places), places.__getitem__, calls)
     return Plan(counts, calls, Staged(recipe, cast, (taxonomy,), {PREDICTIONS: file}, answers(taxonomy)))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esckit.config.load import require_runs
-from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint, WorldBinding
+from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint, WorldBinding, calls_of_models
 from esckit.data.contexts import Seed, cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
@@ -76,7 +76,7 @@ def plan(recipe: SearchRecipe) -> Plan:
     check_weights(recipe.critic.weights, load_rubric(recipe.critic.rubric))
     counts = {"dialogues": len(selection.dialogues), "trees": len(tasks)}
     simulations = 0 if recipe.search.mode == "linear" else len(tasks) * recipe.mcts.n_simulations
-    calls = _calls_at_most(recipe, tasks)
+    calls = calls_of_models(_calls_at_most(recipe, tasks), recipe.models.bindings())
     says = answers(provenance.taxonomy, raters=("critic",), rubric=recipe.critic.rubric)
     staged = Staged(recipe, cast, (provenance,), {TREES: StagedFile(len(tasks), tasks.__getitem__, calls)}, says)
     return Plan({**counts, "simulations": simulations}, calls, staged)

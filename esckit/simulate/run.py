@@ -156,6 +156,7 @@ def plan(recipe: SimulateRecipe) -> Plan:
     calls = {"supporter": n * exchanges, "seeker": n * exchanges, "critic": n * scored * recipe.critic.calls}
     if _is_guided(recipe):
         calls["strategist"] = n * exchanges
+    calls = sections.calls_of_models(calls, _bindings(recipe))
     counts = {"dialogues": len(selection.dialogues), "contexts": len(contexts), "futures": n}
     file = StagedFile(n, lambda place: (contexts[place // n_candidates], place % n_candidates), calls)
     return Plan(counts, calls, Staged(recipe, cast, (taxonomy,), {FUTURES: file}, answers(taxonomy)))

@@ -105,6 +105,19 @@ def test_what_is_refused(tmp_path: Path, words: tuple[str, ...], said: str) -> N
     assert said in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("command", ["search", "simulate", "evaluate"])
+def test_a_dry_run_counts_no_calls(command: str) -> None:
+    shown = json.loads(ok(command, f"practice/{command}", *SMALL, "--dry-run", "--json"))
+    assert shown["calls_at_most_in_all"] == 0
+    assert shown["calls_at_most"] == {}
+
+
+def test_a_model_among_players_of_the_world_is_counted() -> None:
+    changed = "models.strategist={scripted: scripted/strategist}"
+    shown = json.loads(ok("simulate", "practice/simulate", *SMALL, "--set", changed, "--dry-run", "--json"))
+    assert set(shown["calls_at_most"]) == {"strategist"}
+
+
 def test_a_longer_corpus_begins_with_a_shorter_one() -> None:
     short, long = ([*dialogues(load_profile("open"), n)] for n in (5, 12))
     assert long[:5] == short
