@@ -141,6 +141,8 @@ def _load(ctx: typer.Context, recipe: str, changes: list[str] | None) -> tuple[L
 
 
 def _check_forecast(rate: float | None, pilot: int | None, dry_run: bool) -> None:
+    if rate is not None and rate <= 0:
+        raise ConfigError(f"--rate {rate:g}", expected="calls a second, above 0")
     if rate is not None and not dry_run:
         raise ConfigError("--rate without --dry-run", expected="both, for a forecast")
     if pilot is not None and dry_run:

@@ -259,7 +259,9 @@ def _practice_parts(given: str, format: str) -> _Parts:
     def read(*, sink: IssueSink) -> Iterator[Dialogue]:
         yield from practice.dialogues(profile, n)
 
-    return _Parts(practice.CORPUS, [_Part(Path(given), practice.identity(profile, n), None, read)], ())
+    return _Parts(
+        practice.CORPUS, [_Part(Path(given.replace("/", "-")), practice.identity(profile, n), None, read)], ()
+    )
 
 
 # ---------------------------------------------------------------- hub

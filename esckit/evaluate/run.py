@@ -39,6 +39,7 @@ from esckit.play.unit_file import UnitFile, latest
 from esckit.protocols import Executor, Progress
 from esckit.records import write_records
 from esckit.report.metric_rows import load_references
+from esckit.report.source import OWN_CORPORA
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool, require_checkpoints
 from esckit.roles.rehearsal import answers
@@ -481,7 +482,7 @@ def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:
     known = load_references()
     if recipe.references is not None:
         return tuple(known.table(name).id for name in recipe.references)
-    if recipe.data is None or recipe.data.path.startswith(("sample:", "world:")):
+    if recipe.data is None or recipe.data.path.startswith(OWN_CORPORA):
         return ()
     shown = (*recipe.suites, *(("reliability",) if recipe.reliability is not None else ()))
     return tuple(table.id for suite in shown for table in known.tables if table.suite == suite)

@@ -352,9 +352,11 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
     """
     for gate in bounds:
         suite = gate.metric.partition(".")[0].removesuffix("_expanded")
-        if suite not in suites:
+        if suite not in suites and gate.metric not in known:
             raise ConfigError(
-                f"a gate on {gate.metric!r}", expected=f"a metric of a suite that is run: {', '.join(suites)}"
+                f"a gate on {gate.metric!r}",
+                expected=f"a metric of a suite that is run: {', '.join(suites)}",
+                hint=did_you_mean(gate.metric, known) or None,
             )
         if gate.metric not in known:
             raise ConfigError(

@@ -79,10 +79,10 @@ class AdaptiveLimit:
         try:
             await place
         except asyncio.CancelledError:
-            if place.cancelled():
-                self._waiting.remove(place)
-            else:
+            if not place.cancelled():
                 self._give_back()
+            elif place in self._waiting:  # nobody has passed it over yet
+                self._waiting.remove(place)
             raise
 
     async def __aexit__(self, *raised: object) -> None:

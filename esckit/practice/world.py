@@ -244,7 +244,7 @@ class Solution:
         chosen = values.get(function)
         if chosen is None:
             chosen = sum(p * self.value(after, turns_left - 1) for p, after in outcomes(self.profile, state, function))
-        return max(values.values()) - chosen
+        return round(max(values.values()) - chosen, 12)  # what two sums of one value differ by is none
 
 
 @cache

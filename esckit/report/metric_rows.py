@@ -16,7 +16,7 @@ from esckit.documents import read_shipped
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 from esckit.report.blocks import Block, Lines, Note, Points, Series, Table
-from esckit.report.source import ABSENT, SAMPLE, at, interval, measured, number, section, share
+from esckit.report.source import ABSENT, OWN_CORPORA, at, interval, measured, number, section, share
 from esckit.types import Record
 
 _ARROWS = {True: "↑", False: "↓", None: ""}
@@ -221,8 +221,8 @@ def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mappin
     whole = {str(row.get("name")): row for row in rows if not row.get("group")}
     known = load_references()
     for reference in (table for table in known.tables if table.id in names):
-        is_sample = str(at(recipe, "data.path")).startswith(SAMPLE)
-        is_same = not is_sample and all(at(recipe, path) == value for path, value in reference.same.items())
+        is_own = str(at(recipe, "data.path")).startswith(OWN_CORPORA)
+        is_same = not is_own and all(at(recipe, path) == value for path, value in reference.same.items())
         ours = [whole.get(row.metric or "") if is_same else None for row in reference.rows]
         beside = any(ours)
         table = tuple(

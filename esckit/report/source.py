@@ -18,7 +18,7 @@ from esckit.records import read_records
 from esckit.runs import read_manifest
 from esckit.types import Record
 
-SAMPLE = "sample:"
+OWN_CORPORA = ("sample:", "world:")
 
 
 R = TypeVar("R", bound=Record)
@@ -110,7 +110,7 @@ def open_run(path: Path, *, quotes: bool = False, unwritten: Mapping[str, Any] |
     manifest = read_manifest(path)
     recipe = section(manifest, "recipe")
     data_path = section(recipe, "data").get("path")
-    shipped = isinstance(data_path, str) and data_path.startswith(SAMPLE)
+    shipped = isinstance(data_path, str) and data_path.startswith(OWN_CORPORA)
     quotes = quotes or shipped or section(recipe, "report").get("quotes") is True
     return Run(path, manifest, quotes, unwritten or {})
 

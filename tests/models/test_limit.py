@@ -149,3 +149,18 @@ def test_a_place_of_a_cancelled_request_is_free_again() -> None:
             return 1
 
     assert asyncio.run(asyncio.wait_for(go(), 10.0)) == 1
+
+
+def test_who_gives_up_after_being_passed_over_takes_no_place() -> None:
+    async def give_up() -> None:
+        limit = AdaptiveLimit(1)
+        await limit.__aenter__()
+        first, second = (asyncio.create_task(limit.__aenter__()) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()  # in one turn of the event loop with what frees the place
+        await limit.__aexit__()
+        assert [type(one) for one in await asyncio.gather(first, return_exceptions=True)] == [asyncio.CancelledError]
+        await asyncio.wait_for(second, 5)
+        await limit.__aexit__()
+
+    asyncio.run(give_up())

@@ -113,9 +113,17 @@ def test_a_dry_run_counts_no_calls(command: str) -> None:
 
 
 def test_a_model_among_players_of_the_world_is_counted() -> None:
-    changed = "models.strategist={scripted: scripted/strategist}"
+    changed = "models.strategist={scripted: strategist}"
     shown = json.loads(ok("simulate", "practice/simulate", *SMALL, "--set", changed, "--dry-run", "--json"))
     assert set(shown["calls_at_most"]) == {"strategist"}
+
+
+def test_a_gate_on_the_truth(tmp_path: Path) -> None:
+    words = ("evaluate", "practice/evaluate", *SMALL, "--out", str(tmp_path / "run"))
+    done = esckit(*words, "--fail-under", "practice.success=1", "--fail-over", "practice.turns=8")
+    assert done.returncode in (0, 1), done.stderr
+    done = esckit(*words, "--dry-run", "--fail-under", "practice.sucess=0.5")
+    assert (done.returncode, "practice.success" in done.stderr) == (2, True)
 
 
 def test_a_longer_corpus_begins_with_a_shorter_one() -> None:
