@@ -351,8 +351,9 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
             the wrong side or a bound that it cannot take.
     """
     for gate in bounds:
-        suite = gate.metric.partition(".")[0].removesuffix("_expanded")
-        if suite not in suites and gate.metric not in known:
+        first = gate.metric.partition(".")[0].removesuffix("_expanded")
+        suite = "dialogue" if first == "practice" else first  # that suite measures the practice world
+        if suite not in suites:
             raise ConfigError(
                 f"a gate on {gate.metric!r}",
                 expected=f"a metric of a suite that is run: {', '.join(suites)}",
@@ -361,7 +362,7 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
         if gate.metric not in known:
             raise ConfigError(
                 f"a gate on unknown metric {gate.metric!r}",
-                expected=f"one of {', '.join(name for name in known if name.startswith(suite))}",
+                expected=f"one of {', '.join(name for name in known if name.startswith(first))}",
                 hint=did_you_mean(gate.metric, known) or None,
             )
         facts = known[gate.metric]
