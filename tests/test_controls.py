@@ -10,9 +10,10 @@ from esckit.models.chat import CHATML, ChatFormat
 from esckit.models.local import PerplexityScorer
 from esckit.prompts.prompt import load_prompt
 from esckit.reward.text import RewardText, reward_template
-from esckit.rl.rows import PolicyPrompt, build_pairs, build_rows
+from esckit.rl.rows import build_pairs, build_rows
 from esckit.roles.asking import split_output
 from esckit.text import ANY_FORMAT, Controls, MessageGuard
+from esckit.training.policy import PolicyPrompt
 from esckit.types import Context, Exchange, Future, Message, Outcome, Scenario, Turn
 from tests.tiny import tiny_random, tiny_tokenizer
 

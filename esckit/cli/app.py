@@ -34,6 +34,7 @@ COMMANDS = {
     "search": "esckit.cli.runs:search",
     "train-flow": "esckit.cli.runs:train_flow",
     "train-reward": "esckit.cli.runs:train_reward",
+    "train-sft": "esckit.cli.runs:train_sft",
     "train-rl": "esckit.cli.runs:train_rl",
     "evaluate": "esckit.cli.runs:evaluate",
     "predict": "esckit.cli.runs:predict",

@@ -272,6 +272,21 @@ def train_reward(summary: dict[str, Any]) -> Facts:
     return {name: value for name, value in summary.items() if name != "warnings"}
 
 
+@RunCommand("steps", trains=True, planned=_labels)
+def train_sft(summary: dict[str, Any]) -> Facts:
+    """Train a supporter on replies: of a corpus, of good futures, or of the best paths of search trees.
+
+    A language model learns to write what the source's supporter wrote, with or without the reasoning and the strategy
+    before it. The run folder can be named as `models.supporter: {checkpoint: RUN}` in every other recipe, and as
+    `models.policy: {checkpoint: RUN}` of `esckit train-rl`, which then begins with it.
+
+    A run that was stopped or killed goes on when the same command is given again.
+
+    Try it: esckit train-sft smoke/train_sft --out runs/first-supporter
+    """
+    return summary
+
+
 @RunCommand("steps", trains=True, planned=_sized)
 def train_rl(summary: dict[str, Any]) -> Facts:
     """Train a supporter that reasons before it answers, by reinforcement learning.

@@ -33,6 +33,7 @@ RECIPES = Registry(
         "search": "esckit.search.recipe:SearchRecipe",
         "train-flow": "esckit.flow.recipe:TrainFlowRecipe",
         "train-reward": "esckit.reward.recipe:TrainRewardRecipe",
+        "train-sft": "esckit.sft.recipe:TrainSftRecipe",
         "train-rl": "esckit.rl.recipe:TrainRlRecipe",
         "evaluate": "esckit.evaluate.recipe:EvaluateRecipe",
         "predict": "esckit.predict.run:PredictRecipe",
@@ -389,7 +390,12 @@ _MAKERS = {
 
 _IN_HEADER = re.compile(r"^#\s*(esckit .*--out (\S+))$", re.MULTILINE)
 
-_TRAINERS = {"strategist": "train-flow", "reward": "train-reward", "critic": "train-reward"}
+_TRAINERS = {
+    "strategist": "train-flow",
+    "reward": "train-reward",
+    "critic": "train-reward",
+    "policy": "train-sft",
+}
 
 
 def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:

@@ -230,7 +230,8 @@ class DataConfig(Section):
     Attributes:
         dataset: Name of the loader in the data set registry, or ``module:attr``.
         path: File, folder, ``sample:NAME`` (the corpora that ship), ``hub:OWNER/NAME[@REVISION]``, or
-            ``world:PROFILE/N`` (the first N dialogues of the practice world).
+            ``world:PROFILE/N`` (the first N dialogues of the practice world; ``world:PROFILE/N/POLICY`` has all of them
+            led by ``random``, ``fixed``, ``rule`` or ``optimum``).
         split: The parts of ``scheme`` to use, a name or several; None uses the whole corpus.
         scheme: How the corpus is split; None does not split it.
         seed: Of ``scheme: ratio``.

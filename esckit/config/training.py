@@ -1,12 +1,14 @@
-"""Recipe sections of the trainings: the model to train, adapters, the optimiser."""
+"""Recipe sections of the trainings: the model to train, adapters, the optimiser, and which futures are good."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag, field_validator
 
-from esckit.config.sections import Section
+from esckit.config.sections import DecimalText, Section
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -20,18 +22,16 @@ Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 """``auto`` is what transformers takes for the model; the others are its names."""
 
 
-class TrainedModel(Section):
-    """The language model to train, or to train on top of.
+class FrozenWeights(Section):
+    """How the weights of a trained model are held that stay frozen.
 
     Attributes:
-        backbone: A name of the backbone registry, a folder, or a hub id.
         dtype: Number type of weights that stay frozen; ``auto`` is that of the forward passes (``precision``). Trained
             weights, adapters and heads are float32 always.
         quantisation: ``nf4`` holds the frozen linear layers in 4 bits (QLoRA, arXiv 2305.14314: 4-bit NormalFloat with
             double quantisation), computed in ``dtype``; needs an adapter to train. None holds them in ``dtype``.
     """
 
-    backbone: str = Field(min_length=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantisation: Quantisation | None = None
 
@@ -46,6 +46,16 @@ class TrainedModel(Section):
                 raise ValueError(f"{name}: {value} is for frozen weights, and trainable: full freezes none; use lora")
 
 
+class TrainedModel(FrozenWeights):
+    """The language model to train, or to train on top of.
+
+    Attributes:
+        backbone: A name of the backbone registry, a folder, or a hub id.
+    """
+
+    backbone: str = Field(min_length=1)
+
+
 class Lora(Section):
     """A LoRA adapter.
 
@@ -58,6 +68,21 @@ class Lora(Section):
     alpha: PositiveInt
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     targets: tuple[str, ...] | Literal["all-linear"] | None = None
+
+
+class PolicyLora(Lora):
+    """The adapter. ``targets``: names of modules, or ``all-linear`` for those of attention and MLP."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 32
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names_or_all(cls, targets: object) -> object:
+        if isinstance(targets, str) and targets != "all-linear":
+            raise ValueError(f"must be a list of module names, or all-linear, not {targets!r}")
+        return targets
 
 
 class Optim(Section):
@@ -75,3 +100,54 @@ class Optim(Section):
     warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
+
+
+# ---------------------------------------------------------------- which futures are good
+
+
+class ThresholdLabel(Section):
+    """A future is good if its reward is strictly above ``delta``."""
+
+    rule: Literal["threshold"]
+    delta: DecimalText
+
+
+class GoalLabel(Section):
+    """A future is good if it reached the goal."""
+
+    rule: Literal["goal"]
+
+
+class QuantileLabel(Section):
+    """A future is good if its reward is strictly above the ``q``-quantile of the training part."""
+
+    rule: Literal["quantile"]
+    q: DecimalText
+
+    @field_validator("q")
+    @classmethod
+    def _in_range(cls, q: str) -> str:
+        if not 0 < Fraction(q) < 1:
+            raise ValueError("must lie between 0 and 1")
+        return q
+
+
+def _rule_tag(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("rule")
+    elif isinstance(value, ThresholdLabel | GoalLabel | QuantileLabel):
+        value = value.rule
+    return f"<{value}>" if value in ("threshold", "goal", "quantile") else None
+
+
+Label = Annotated[
+    Annotated[ThresholdLabel, Tag("<threshold>")]
+    | Annotated[GoalLabel, Tag("<goal>")]
+    | Annotated[QuantileLabel, Tag("<quantile>")],
+    Discriminator(
+        _rule_tag,
+        custom_error_type="label_rule",
+        custom_error_message="must be a mapping with rule: threshold (and delta), goal, or quantile (and q)",
+    ),
+]
+"""The paper does not report its threshold, so the rule is always the user's choice."""

@@ -119,7 +119,7 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
     """Read a corpus.
 
     Args:
-        path: File, folder, zip, ``sample:NAME``, ``world:PROFILE/N`` or ``hub:OWNER/NAME[@REVISION]``.
+        path: File, folder, zip, ``sample:NAME``, ``world:PROFILE/N[/POLICY]`` or ``hub:OWNER/NAME[@REVISION]``.
         format: Name of a format, ``auto``, or ``module:attr`` of a :class:`~esckit.protocols.DatasetLoader`.
         sink: Takes what is noted, and decides whether a refused record ends the reading.
         max_refused_share: Share of records, in [0, 1], that may be refused if the sink continues; ``data inspect``
@@ -254,14 +254,12 @@ def _practice_parts(given: str, format: str) -> _Parts:
     """Return the one part of a corpus that is made up as it is read."""
     if format not in (AUTO, practice.CORPUS):
         raise DataError.of_file(given, f"the format {quoted(format)}", expected=practice.CORPUS)
-    profile, n = practice.parse_path(given)
+    path = practice.parse_path(given)
 
     def read(*, sink: IssueSink) -> Iterator[Dialogue]:
-        yield from practice.dialogues(profile, n)
+        yield from practice.dialogues(path)
 
-    return _Parts(
-        practice.CORPUS, [_Part(Path(given.replace("/", "-")), practice.identity(profile, n), None, read)], ()
-    )
+    return _Parts(practice.CORPUS, [_Part(Path(given.replace("/", "-")), practice.identity(path), None, read)], ())
 
 
 # ---------------------------------------------------------------- hub

@@ -25,8 +25,8 @@ from esckit.play.runner import SUMMARY
 from esckit.prompts.prompt import load_prompt
 from esckit.reward.run import reward_manifest
 from esckit.reward.text import RewardMetadata
-from esckit.rl.policy import PolicyMetadata
 from esckit.runs import read_manifest
+from esckit.training.policy import PolicyMetadata
 from esckit.types import Context, Scenario, Turn
 
 N_TEXTS = 16

@@ -40,10 +40,10 @@ from esckit.models.loading import (
 from esckit.records import write_json
 from esckit.reward.model import RewardModel, load_net
 from esckit.reward.text import RewardMetadata, RewardText
-from esckit.rl.policy import load_merged
 from esckit.roles.pool import policy_taxonomy
 from esckit.text import Controls
 from esckit.training.checkpoint import tidy_adapter
+from esckit.training.policy import load_merged
 
 log = logging.getLogger(__name__)
 

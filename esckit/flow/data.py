@@ -15,7 +15,7 @@ Not here: how nodes share rows (:mod:`esckit.flow.batch`). Nothing in this modul
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from pathlib import Path
@@ -26,13 +26,10 @@ from esckit.data.selection import select_dialogues
 from esckit.errors import ConfigError, DataError
 from esckit.flow.recipe import FlowData, GoldData, TrainFlowRecipe
 from esckit.flow.text import FlowText, drop_oldest, exchange_starts
-from esckit.records import file_sha256, read_records
-from esckit.runs import refuse_links
+from esckit.play.trees import read_trees, tree_file
+from esckit.records import file_sha256
 from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
 from esckit.types import Dialogue, Outcome, SearchTree, Trajectory, TreeNode, child_values, children_of, trajectories
-
-TREES = "trees.jsonl"
-
 
 # ---------------------------------------------------------------- what a recipe names
 
@@ -110,10 +107,10 @@ def _of_corpus(gold: GoldData) -> Material:
 
 
 def _of_trees(data: FlowData) -> Material:
-    files = [_tree_file(Path(name)) for name in data.trees]
+    files = [tree_file(Path(name)) for name in data.trees]
     if len({file.resolve() for file in files}) < len(files):
         raise DataError("the same trees twice in data.trees", expected="every run once")
-    trees = [tree for file in files for tree in _read_trees(file)]
+    trees = [tree for file in files for tree in read_trees(file)]
     usable = [tree for tree in trees if tree.status != "failed"]
     if not usable:
         raise DataError("no finished tree", path=", ".join(map(str, files)), expected="at least one")
@@ -148,33 +145,6 @@ def _of_trees(data: FlowData) -> Material:
             "n_failed_trees": len(trees) - len(usable),
         },
     )
-
-
-def _tree_file(path: Path) -> Path:
-    file = path / TREES if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(
-            f"no {TREES}" if path.is_dir() else "no such file or folder",
-            path=str(path),
-            expected="a run folder of 'esckit search', or its trees.jsonl",
-        )
-    if path.is_dir():
-        refuse_links([file])
-    return file
-
-
-def _read_trees(file: Path) -> Iterator[SearchTree]:
-    """Read a file of trees, refusing one whose last line was cut by a crash."""
-    with file.open("rb") as lines:
-        size = lines.seek(0, 2)
-        lines.seek(max(0, size - 1))
-        if size and lines.read(1) != b"\n":
-            raise DataError(
-                "an unfinished last line",
-                path=str(file),
-                hint="The search was stopped: rerun the same command, it resumes",
-            )
-    yield from read_records(SearchTree, file)
 
 
 def _check_together(usable: Sequence[SearchTree], trees: Sequence[SearchTree]) -> None:

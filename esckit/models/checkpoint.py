@@ -25,6 +25,9 @@ FOLDER = "checkpoint"
 ADAPTER, BACKBONE, TOKENIZER = "adapter", "backbone", "tokenizer"
 """Parts of a checkpoint: a LoRA adapter or a whole backbone (neither if only a head was trained), and the tokenizer."""
 
+START = "start"
+"""Part of a policy's checkpoint: the adapter or the whole backbone of the run that its training began with."""
+
 
 class Kind(NamedTuple):
     """A kind of checkpoint: what it is, for messages, the file of its metadata, and where its loader is found."""
@@ -37,7 +40,8 @@ class Kind(NamedTuple):
 KINDS = {
     "train-flow": Kind("flow model", "flow.json", "esckit.flow.run:FlowKind"),
     "train-reward": Kind("reward model", "reward.json", "esckit.reward.run:RewardKind"),
-    "train-rl": Kind("policy", "policy.json", "esckit.rl.policy:PolicyKind"),
+    "train-sft": Kind("supporter of train-sft", "sft.json", "esckit.training.policy:sft_kind"),
+    "train-rl": Kind("policy", "policy.json", "esckit.training.policy:policy_kind"),
 }
 """The kinds of checkpoints, by the command that writes them; the metadata file in a run folder tells the kind."""
 

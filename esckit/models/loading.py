@@ -239,6 +239,26 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def load_whole(
+    folder: Path, *, dtype: torch.dtype, quantisation: Quantisation | None = None, attention: Attention = "auto"
+) -> Any:
+    """Return the causal language model of a checkpoint's folder, all of whose weights were trained.
+
+    Args:
+        folder: Where transformers wrote it.
+        dtype: Number type of its weights, or in which quantised ones are computed.
+        quantisation: How its linear layers are held; None holds them in ``dtype``.
+        attention: Implementation of its attention.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _foreign(folder):
+        return _whole(AutoModelForCausalLM, folder, dtype, quantisation, attention)
+
+
 def load_base(folder: Path, *, dtype: torch.dtype) -> Any:
     """Return the model of a checkpoint's folder, without an LM head.
 

@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from esckit.config.training import GoalLabel, Label, QuantileLabel
 from esckit.errors import DataError
 from esckit.records import file_sha256, read_records
 from esckit.runs import read_manifest, stated
@@ -214,6 +215,17 @@ def quantile_delta(values: Sequence[Fraction], q: Fraction) -> Fraction:
         q: In (0, 1].
     """
     return sorted(values)[math.ceil(q * len(values)) - 1]
+
+
+def label_by(rule: Label, train: Sequence[Future], dev: Sequence[Future]) -> tuple[Labelling, Labelling]:
+    """Label training and dev futures by one rule; the training part alone decides the value of a quantile."""
+    if isinstance(rule, GoalLabel):
+        return label_goal(train), label_goal(dev)
+    if isinstance(rule, QuantileLabel):
+        ours = label_quantile(train, Fraction(rule.q))
+    else:
+        ours = label_threshold(train, Fraction(rule.delta))
+    return ours, Labelling((), ours.delta) if ours.delta is None else label_threshold(dev, ours.delta)
 
 
 def label_quantile(futures: Sequence[Future], q: Fraction) -> Labelling:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -65,12 +66,18 @@ class _Reading(Record):
     comfort: tuple[re.Pattern[str], ...]
 
 
+class _Thoughts(Record):
+    needs: dict[Need | Literal["hidden"], str]
+    functions: dict[Function, str]
+
+
 class Language(Record):
     """``language.yaml``: forms of turns, and the rules by which turns are read."""
 
     marks: dict[Need, tuple[str, ...]]
     seeker: _SeekerLines
     supporter: dict[Function, _Lines]
+    thoughts: _Thoughts
     reading: _Reading
     topics: dict[str, tuple[str, ...]]
     emotions: tuple[str, ...]
@@ -244,3 +251,22 @@ def supporter_line(function: Function, turns: Sequence[Turn], place: Sequence[st
         if function_of(line, turns) == meant:
             return line
     return line
+
+
+def supporter_thought(reply: str, turns: Sequence[Turn]) -> str | None:
+    """Return in the world's own words which need a seeker showed last and what a reply to it does.
+
+    Both are read from the words by the published rules, so the sentences are true whoever chose the reply.
+
+    Args:
+        reply: The supporter's words.
+        turns: The dialogue before it.
+
+    Returns:
+        None if the reply does nothing.
+    """
+    done, forms = function_of(reply, turns), language().thoughts
+    if done not in forms.functions:
+        return None
+    needs = (shown_need(turn.text) for turn in reversed(turns) if turn.speaker == "seeker")
+    return f"{forms.needs[next((need for need in needs if need), 'hidden')]} {forms.functions[done]}"

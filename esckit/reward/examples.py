@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from esckit.config.training import GoalLabel, Label, QuantileLabel, ThresholdLabel
 from esckit.data.splits import is_dev
 from esckit.errors import DataError
-from esckit.play.futures import Labelling, label_goal, label_quantile, label_threshold, rewards
-from esckit.reward.recipe import GoalLabel, Label, QuantileLabel, ThresholdLabel
+from esckit.play.futures import Labelling, label_by, rewards
 from esckit.types import Context, Future, Outcome, Turn
 
 RARE = Fraction(5, 100)
@@ -85,13 +85,7 @@ def split_futures(futures: Iterable[Future], *, seed: int, share: float) -> tupl
 
 def label_parts(train: Sequence[Future], dev: Sequence[Future], label: Label) -> Parts:
     """Label both parts by one rule; the training part alone decides the value of a quantile."""
-    if isinstance(label, GoalLabel):
-        return Parts(Part(tuple(train), label_goal(train)), Part(tuple(dev), label_goal(dev)))
-    if isinstance(label, QuantileLabel):
-        ours = label_quantile(train, Fraction(label.q))
-    else:
-        ours = label_threshold(train, Fraction(label.delta))
-    theirs = Labelling((), ours.delta) if ours.delta is None else label_threshold(dev, ours.delta)
+    ours, theirs = label_by(label, train, dev)
     return Parts(Part(tuple(train), ours), Part(tuple(dev), theirs))
 
 

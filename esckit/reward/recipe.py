@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from fractions import Fraction
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from esckit.config.sections import DecimalText, Recipe, Section, Threads
-from esckit.config.training import Attention, Lora, Optim, Precision, TrainedModel
+from esckit.config.training import Attention, Label, Lora, Optim, Precision, TrainedModel
 from esckit.training.run import share_batch
 
 Kind = Literal["classifier", "pairwise", "rrhf"]
@@ -18,54 +16,6 @@ Kind = Literal["classifier", "pairwise", "rrhf"]
 Trainable = Literal["full", "head", "lora"]
 
 Pooling = Literal["last", "mean"]
-
-
-class ThresholdLabel(Section):
-    """A future is good if its reward is strictly above ``delta``."""
-
-    rule: Literal["threshold"]
-    delta: DecimalText
-
-
-class GoalLabel(Section):
-    """A future is good if it reached the goal."""
-
-    rule: Literal["goal"]
-
-
-class QuantileLabel(Section):
-    """A future is good if its reward is strictly above the ``q``-quantile of the training part."""
-
-    rule: Literal["quantile"]
-    q: DecimalText
-
-    @field_validator("q")
-    @classmethod
-    def _in_range(cls, q: str) -> str:
-        if not 0 < Fraction(q) < 1:
-            raise ValueError("must lie between 0 and 1")
-        return q
-
-
-def _rule_tag(value: object) -> str | None:
-    if isinstance(value, Mapping):
-        value = value.get("rule")
-    elif isinstance(value, ThresholdLabel | GoalLabel | QuantileLabel):
-        value = value.rule
-    return f"<{value}>" if value in ("threshold", "goal", "quantile") else None
-
-
-Label = Annotated[
-    Annotated[ThresholdLabel, Tag("<threshold>")]
-    | Annotated[GoalLabel, Tag("<goal>")]
-    | Annotated[QuantileLabel, Tag("<quantile>")],
-    Discriminator(
-        _rule_tag,
-        custom_error_type="label_rule",
-        custom_error_message="must be a mapping with rule: threshold (and delta), goal, or quantile (and q)",
-    ),
-]
-"""The paper does not report its threshold, so the rule is always the user's choice."""
 
 
 class RewardLora(Lora):

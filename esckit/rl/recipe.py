@@ -7,7 +7,6 @@ imports torch, so that a dry run stays light.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -36,21 +35,32 @@ from esckit.config.sections import (
     Section,
     check_prices,
 )
-from esckit.config.training import Attention, Lora, Optim, Precision, TrainedModel
+from esckit.config.training import Attention, FrozenWeights, Optim, PolicyLora, Precision
 from esckit.errors import ConfigError, DataError
-from esckit.training.run import share_batch
+from esckit.training.run import StepPlan, share_batch
 
 REWARD_KINDS = ("classifier", "ranker", "untrained", "online")
 
 
-class Policy(TrainedModel):
+class Policy(FrozenWeights):
     """The model to train an adapter on.
 
     Attributes:
+        backbone: A name of the backbone registry, a folder, or a hub id.
+        checkpoint: A run of ``train-sft``, in place of a backbone: its adapter is merged into its backbone, and the
+            policy before training, from which the KL term is measured, is its supporter.
         attention: How its attention is computed.
     """
 
+    backbone: str | None = Field(default=None, min_length=1)
+    checkpoint: str | None = Field(default=None, min_length=1)
     attention: Attention = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.backbone is None) == (self.checkpoint is None):
+            raise ValueError("needs either backbone or checkpoint (a run of train-sft)")
+        return self
 
 
 class RewardSource(Section):
@@ -87,21 +97,6 @@ class TrainRlModels(Section):
     seeker: RolloutSeeker | None = None
     critic: RolloutCritic | None = None
     supporter: RolloutSupporter | None = None
-
-
-class PolicyLora(Lora):
-    """The adapter. ``targets``: names of modules, or ``all-linear`` for those of attention and MLP."""
-
-    rank: PositiveInt = 8
-    alpha: PositiveInt = 32
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _names_or_all(cls, targets: object) -> object:
-        if isinstance(targets, str) and targets != "all-linear":
-            raise ValueError(f"must be a list of module names, or all-linear, not {targets!r}")
-        return targets
 
 
 class RewardWeights(Section):
@@ -388,27 +383,6 @@ class TrainRlRecipe(ModelRecipe):
             raise ValueError("reward.kind: online needs models.seeker and models.critic")
         if kind == "online" and self.reward.value == "hard_label":
             raise ValueError("reward.value: hard_label needs a reward model; reward.kind: online has online.value")
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """The optimiser steps of a training.
-
-    Attributes:
-        batch: Contexts (GRPO) or pairs (DPO) of one step, over all processes together.
-        micro_batch: Outputs or pairs of one forward pass of one process.
-        accumulate: Forward passes of one process in one step.
-        n_batches: Batches in all; with GRPO each one is used in ``grpo.iterations`` steps.
-        steps_per_epoch: Steps of one pass over the rows; the rest that fills no batch is left out.
-        steps: Steps in all.
-    """
-
-    batch: int
-    micro_batch: int
-    accumulate: int
-    n_batches: int
-    steps_per_epoch: int
-    steps: int
 
 
 def plan_steps(recipe: TrainRlRecipe, *, n_rows: int, n_processes: int) -> StepPlan:

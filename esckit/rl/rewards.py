@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, SupportsFloat, get_args
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from esckit.config.sections import BackboneBinding, Binding
+from esckit.config.sections import BackboneBinding, Binding, SupporterCheckpoint
 from esckit.errors import ConfigError, ModelError, NotFiniteError
 from esckit.ledger import Scope
 from esckit.models.backbones import find_backbone
@@ -389,13 +389,16 @@ def online_bindings(recipe: TrainRlRecipe) -> dict[str, Binding]:
     roles, grpo = recipe.models, recipe.grpo
     assert roles.seeker is not None
     assert roles.critic is not None
-    untrained = BackboneBinding(
-        backbone=roles.policy.backbone,
-        sampling=Sampling(
-            temperature=grpo.temperature, top_k=grpo.top_k, top_p=grpo.top_p, max_tokens=grpo.max_completion_tokens
-        ),
-        on_length="last_sentence",
+    sampling = Sampling(
+        temperature=grpo.temperature, top_k=grpo.top_k, top_p=grpo.top_p, max_tokens=grpo.max_completion_tokens
     )
+    untrained: Binding
+    if roles.policy.checkpoint is not None:
+        untrained = SupporterCheckpoint(
+            checkpoint=roles.policy.checkpoint, sampling=sampling, on_length="last_sentence"
+        )
+    else:
+        untrained = BackboneBinding(backbone=str(roles.policy.backbone), sampling=sampling, on_length="last_sentence")
     return {"supporter": roles.supporter or untrained, "seeker": roles.seeker, "critic": roles.critic}
 
 

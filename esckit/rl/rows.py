@@ -10,25 +10,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
-from random import Random
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import select_dialogues
 from esckit.data.splits import is_dev
 from esckit.errors import CheckpointError, DataError
-from esckit.ledger import Ledger, derive_seed
-from esckit.models.chat import ChatFormat, merge_messages
-from esckit.models.checkpoint import kind_of
+from esckit.models.checkpoint import kind_of, read_metadata
 from esckit.play.futures import read_inputs
-from esckit.prompts.prompt import Prompt
 from esckit.records import file_sha256
 from esckit.rl.recipe import TrainRlRecipe
-from esckit.roles.asking import Window, as_chat, clean_output
+from esckit.roles.asking import clean_output
 from esckit.runs import MANIFEST, read_manifest, stated
-from esckit.types import Context, Future, Message, Outcome, Turn
+from esckit.training.policy import PolicyPrompt, SftMetadata, Start
+from esckit.types import Context, Future, Message, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +37,7 @@ class RlMaterial:
     """Everything that is learnt from, split by dialogue.
 
     Attributes:
+        backbone: Name of the backbone that is trained on.
         train: Contexts to train on.
         dev: Held-out contexts.
         reward_facts: What the reward is, for checkpoint and manifest.
@@ -47,8 +45,10 @@ class RlMaterial:
         facts: What the manifest says about the data.
         futures: Scored futures of the training contexts (DPO).
         inputs: SHA-256 of the futures by folder (DPO).
+        start: The run of ``train-sft`` that the policy begins with; None for the backbone.
     """
 
+    backbone: str
     train: tuple[Context, ...]
     dev: tuple[Context, ...]
     reward_facts: dict[str, str]
@@ -56,6 +56,7 @@ class RlMaterial:
     facts: dict[str, Any]
     futures: tuple[Future, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)
+    start: Start | None = None
 
     @property
     def dev_ids(self) -> tuple[str, ...]:
@@ -73,6 +74,7 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
         return _from_futures(recipe)
     assert recipe.data is not None
     reward_facts, inherited = _reward_facts(recipe)
+    backbone, start, seen = policy_start(recipe)
     selection = select_dialogues(recipe.data, taxonomy=None)
     contexts = build_contexts(
         selection.dialogues,
@@ -82,14 +84,21 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
         situation_first=recipe.contexts.situation_first,
     )
     train, dev = _split(recipe, contexts)
-    ids = tuple(dict.fromkeys([*selection.ids, *inherited]))
-    material = RlMaterial(
-        train, dev, reward_facts, ids, {**selection.facts(), "ids": list(ids), "inherited_ids": list(inherited)}
-    )
+    before = tuple(dict.fromkeys([*inherited, *seen]))
+    ids = tuple(dict.fromkeys([*selection.ids, *before]))
+    facts = {**selection.facts(), "ids": list(ids), "inherited_ids": list(before)}
+    material = RlMaterial(backbone, train, dev, reward_facts, ids, facts, start=start)
     if n_known := sum(inherited.get(name, False) for name in material.dev_ids):
         log.warning(
             "The reward model was trained on %d of %d dev dialogues, so dev rewards may flatter the policy. "
             "To keep them apart, use the seed and the dev.share of the reward model's recipe",
+            n_known,
+            len(material.dev_ids),
+        )
+    if n_known := sum(seen.get(name, False) for name in material.dev_ids):
+        log.warning(
+            "The policy begins with a supporter that was trained on %d of %d dev dialogues. "
+            "To keep them apart, use the seed and the dev.share of the recipe of train-sft",
             n_known,
             len(material.dev_ids),
         )
@@ -102,15 +111,50 @@ def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
     used = {future.context_id for future in scored}
     train, dev = _split(recipe, [context for name, context in inputs.contexts.items() if name in used])
     names = {context.id for context in train}
+    backbone, start, seen = policy_start(recipe)
+    ids = tuple(dict.fromkeys([*inputs.dialogue_ids, *seen]))
     return RlMaterial(
+        backbone,
         train,
         dev,
         reward_facts={"kind": "futures"},
-        dialogue_ids=inputs.dialogue_ids,
-        facts={**inputs.facts(), "inherited_ids": list(inputs.dialogue_ids)},
+        dialogue_ids=ids,
+        facts={**inputs.facts(), "ids": list(ids), "inherited_ids": list(ids)},
         futures=tuple(future for future in scored if future.context_id in names),
         inputs=inputs.digests,
+        start=start,
     )
+
+
+class PolicyStart(NamedTuple):
+    """What a policy begins with.
+
+    Attributes:
+        backbone: Name of its backbone.
+        start: The run of ``train-sft``, if it is one.
+        seen: Of each dialogue of that run whether it was trained (not selected) on.
+    """
+
+    backbone: str
+    start: Start | None = None
+    seen: Mapping[str, bool] = MappingProxyType({})
+
+
+def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
+    """Return what the policy of a recipe begins with; loads no model.
+
+    Raises:
+        CheckpointError: If the run that is named holds no supporter of ``train-sft``.
+    """
+    policy = recipe.models.policy
+    if policy.checkpoint is None:
+        return PolicyStart(str(policy.backbone))
+    run = Path(policy.checkpoint)
+    metadata = read_metadata(SftMetadata, run)
+    digest = file_sha256(run / MANIFEST)
+    start = Start(run=policy.checkpoint, manifest=digest, trainable=metadata.trainable)
+    dev = frozenset(metadata.dev_ids)
+    return PolicyStart(metadata.backbone, start, {name: name not in dev for name in metadata.dialogue_ids})
 
 
 def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Context, ...], tuple[Context, ...]]:
@@ -154,43 +198,6 @@ def _reward_facts(recipe: TrainRlRecipe) -> tuple[dict[str, str], dict[str, bool
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyPrompt:
-    """How a context becomes the policy's prompt; the same messages as a prompted supporter's.
-
-    Attributes:
-        prompt: The supporter's prompt.
-        chat: The policy's chat format.
-        max_tokens: Longest prompt; whole oldest turns are left out above it.
-    """
-
-    prompt: Prompt
-    chat: ChatFormat
-    max_tokens: int
-
-    def messages(self, turns: Sequence[Turn]) -> list[Message]:
-        """Return system message and turns."""
-        return merge_messages([*self.prompt.render(), *as_chat(turns, speaking="supporter")])
-
-    def n_tokens(self, messages: Sequence[Message]) -> int:
-        """Return the length of a prompt in tokens."""
-        return len(self.chat.encode(messages))
-
-    def fitted(self, context: Context) -> tuple[list[Message], int] | None:
-        """Return the messages over as many of the latest turns as fit, and how many turns were left out.
-
-        Returns:
-            None if the system message and the last turn alone are too long.
-        """
-        ledger = Ledger(0, context.id)
-        window = Window(self.max_tokens, self.n_tokens)
-        messages = window.fit(self.messages, context.turns, ledger.at(), "policy")
-        if self.n_tokens(messages) > self.max_tokens:
-            return None
-        spent = ledger.usage.get("policy")
-        return messages, spent.dropped_turns if spent else 0
-
-
-@dataclass(frozen=True, slots=True)
 class Rows:
     """Rows to train on or to measure, and what became of the contexts on the way.
 
@@ -228,27 +235,6 @@ def _row(context: Context, prompt: PolicyPrompt, messages: Sequence[Message]) ->
         "context_id": context.id,
         "dialogue_id": context.dialogue_id,
     }
-
-
-def training_order(n_rows: int, *, n_batches: int, batch: int, seed: int) -> list[int]:
-    """Return the row indices of all batches in the order of training, each epoch shuffled by a seed of its own.
-
-    The order is laid out beforehand, since TRL's sampler starts anew when a run is resumed and would draw the first
-    epoch's order again in the second. Each epoch leaves out the rest that fills no batch. There are no more rows than
-    will be used: the Trainer would take one step more when it is resumed from the last state.
-
-    Args:
-        n_rows: Rows, at least one batch.
-        n_batches: Batches of all epochs together.
-        batch: Rows of one batch.
-        seed: Of the run.
-    """
-    order: list[int] = []
-    for epoch in range(ceil(n_batches / (n_rows // batch))):
-        indices = list(range(n_rows))
-        Random(derive_seed(seed, "rl-epoch", epoch)).shuffle(indices)
-        order += indices[: n_rows - n_rows % batch]
-    return order[: n_batches * batch]
 
 
 # ---------------------------------------------------------------- preference pairs

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from esckit.config.load import require_runs
 from esckit.config.sections import BackboneBinding, CheckpointBinding
+from esckit.config.training import TrainedModel
 from esckit.documents import read_json_object
 from esckit.errors import MissingRunsError
 from esckit.models.backbones import find_backbone
@@ -23,21 +24,17 @@ from esckit.play.runner import SUMMARY, RunResult
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
 from esckit.records import write_json
-from esckit.rl.policy import PolicyMetadata
-from esckit.rl.recipe import StepPlan, TrainRlRecipe, plan_steps
+from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
-from esckit.rl.rows import RlMaterial, best_and_worst, collect
-from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs
-from esckit.training.run import Process, Sharding, check_model, check_trackers, this_process, training
+from esckit.rl.rows import RlMaterial, best_and_worst, collect, policy_start
+from esckit.training.memory import TRL_VOCABULARY, Workload, lora_targets, plan_memory, plan_without_inputs
+from esckit.training.policy import PolicyMetadata
+from esckit.training.run import Process, Sharding, StepPlan, check_model, check_trackers, this_process, training
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from esckit.rl.trainer import Training
-
-
-TRL_VOCABULARY = 32_768
-"""Entries of the vocabulary whose logits TRL computes at a time."""
 
 
 def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None, sharding: Sharding | None = None) -> dict[str, Any]:
@@ -61,8 +58,12 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None, sharding: Sha
         return _checked(recipe, process)[0]
     except MissingRunsError as error:
         n_rows = process.count if recipe.algorithm == "dpo" else recipe.grpo.prompts_per_step
-        work = workload(recipe, plan_steps(recipe, n_rows=n_rows, n_processes=process.count), process)
-        others = _beside(recipe)
+        steps = plan_steps(recipe, n_rows=n_rows, n_processes=process.count)
+        begins = recipe.models.policy.checkpoint
+        if begins is not None and not Path(begins).exists():
+            return plan_without_inputs(process, None, error)
+        backbone = policy_start(recipe).backbone
+        work, others = workload(recipe, steps, process, backbone=backbone), _beside(recipe, backbone)
         unknown = ", ".join(f"models.{role}" for role, backbone in others.items() if backbone is None)
         known = {role: backbone for role, backbone in others.items() if backbone is not None}
         memory = plan_memory(work, process, others=known)
@@ -75,7 +76,7 @@ def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], R
     trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
     idle = set() if online else {"models.seeker", "models.critic", "models.supporter"}
     require_runs(recipe, idle=idle if trained else idle | {"models.reward"})
-    find_backbone(recipe.models.policy.backbone)
+    find_backbone(policy_start(recipe).backbone)
     check_model(recipe.models.policy, "models.policy", process.sharding, attention=recipe.models.policy.attention)
     load_prompt(recipe.prompt, "policy")
     prompts = check_reward(recipe)
@@ -93,29 +94,33 @@ def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], R
         "pairs_at_most": n_pairs,
         "calls_at_most": _online_calls(recipe, n_outputs) if online else {},
         "processes": process.count,
-        "memory_per_device": plan_memory(workload(recipe, steps, process), process, others=_beside(recipe)),
+        "memory_per_device": plan_memory(
+            workload(recipe, steps, process, backbone=material.backbone),
+            process,
+            others=_beside(recipe, material.backbone),
+        ),
         "reward": material.reward_facts,
     }
     return planned, material, prompts
 
 
-def workload(recipe: TrainRlRecipe, steps: StepPlan, process: Process) -> Workload:
-    """Return what a training does on one device."""
+def workload(recipe: TrainRlRecipe, steps: StepPlan, process: Process, *, backbone: str) -> Workload:
+    """Return what a training does on one device, on top of a backbone."""
     policy, grpo, is_dpo = recipe.models.policy, recipe.grpo, recipe.algorithm == "dpo"
     limits = recipe.dpo if is_dpo else grpo
     longest = limits.max_prompt_tokens + limits.max_completion_tokens
     rows = steps.micro_batch * (2 if is_dpo else 1)
-    shape = shape_of_backbone(policy.backbone)
+    shape = shape_of_backbone(backbone)
     generates = not is_dpo and grpo.engine == "transformers"
     return Workload(
-        model=policy,
+        model=TrainedModel(backbone=backbone, dtype=policy.dtype, quantisation=policy.quantisation),
         trainable="lora",
         precision=recipe.optim.precision,
         rows=rows,
         tokens=longest,
         checkpointing=recipe.optim.gradient_checkpointing,
         lora=recipe.lora,
-        targets=lora_targets(recipe.lora, policy.backbone),
+        targets=lora_targets(recipe.lora, backbone),
         attention=policy.attention,
         dense_mask=True,
         logits=rows * limits.max_completion_tokens * (0 if shape is None else min(shape.vocabulary, TRL_VOCABULARY)),
@@ -124,7 +129,7 @@ def workload(recipe: TrainRlRecipe, steps: StepPlan, process: Process) -> Worklo
     )
 
 
-def _beside(recipe: TrainRlRecipe) -> dict[str, str | None]:
+def _beside(recipe: TrainRlRecipe, policy: str) -> dict[str, str | None]:
     """Return the backbones of local models that stand beside the policy, by role; None where one is not known."""
     if recipe.algorithm == "dpo":
         return {}
@@ -146,7 +151,7 @@ def _beside(recipe: TrainRlRecipe) -> dict[str, str | None]:
             case CheckpointBinding():
                 found_roles[role] = None
             case None:
-                found_roles[role] = recipe.models.policy.backbone
+                found_roles[role] = policy
     return found_roles
 
 
@@ -178,6 +183,8 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
         "reward": material.reward_facts,
         "prompts": {"policy": load_prompt(recipe.prompt).identity, **prompts},
     }
+    if material.start is not None:
+        inputs["start"] = material.start.model_dump()
     with training(recipe, out, inputs=inputs, progress=progress) as run:
         if (result := run.finished()) is not None:
             return result

@@ -19,28 +19,29 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import util
 from math import ceil
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import GenerationConfig, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.chat import ChatFormat
-from esckit.models.checkpoint import FOLDER, read_metadata
+from esckit.models.checkpoint import FOLDER, checkpoint_folder, read_metadata
 from esckit.models.loading import checkpointing_arguments, load_causal
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, watched
-from esckit.rl.policy import PolicyMetadata, training_format
-from esckit.rl.recipe import Correction, StepPlan, TrainRlRecipe, plan_steps
+from esckit.rl.recipe import Correction, TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards, open_measure
-from esckit.rl.rows import PolicyPrompt, RlMaterial, build_pairs, build_rows, training_order
+from esckit.rl.rows import RlMaterial, build_pairs, build_rows
 from esckit.training.checkpoint import adapter_config, save_checkpoint
 from esckit.training.harness import Diverged, fit, frozen_as, frozen_dtype, set_up, trainer_arguments
+from esckit.training.learner import Learner, learner_of
 from esckit.training.monitor import METRICS, Monitor, read_rows
-from esckit.training.run import TrainingRun, gathered
+from esckit.training.policy import PolicyMetadata, PolicyPrompt, load_start
+from esckit.training.run import StepPlan, TrainingRun, gathered, training_order
 from esckit.training.sharding import EngineGuard, gathered_state
 
 A = TypeVar("A", bound=TrainingArguments)
@@ -50,51 +51,22 @@ _DEV_SCORE = "dev/reward/future"
 # ---------------------------------------------------------------- TRL's trainers
 
 
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """The policy before training.
-
-    Attributes:
-        model: The causal language model without adapter; its generation settings name all ends of an output.
-        tokenizer: With the template of the training.
-        chat: That template, and how messages come into it.
-    """
-
-    model: Any
-    tokenizer: Any
-    chat: ChatFormat
-
-
-def learner_of(model: Any, tokenizer: Any) -> Learner:
-    """Return a model as a policy to train: chat template, ends of an output, and no sampling habits of its own.
-
-    Raises:
-        ConfigError: If its chat template lacks what training needs and none of ours fits.
-    """
-    eos = model.generation_config.eos_token_id
-    chat = training_format(tokenizer, [] if eos is None else [eos] if isinstance(eos, int) else list(eos))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.generation_config = GenerationConfig(
-        eos_token_id=sorted(chat.stop_ids), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
-    )
-    return Learner(model, tokenizer, chat)
-
-
 def load_learner(recipe: TrainRlRecipe) -> Learner:
-    """Load the backbone to train an adapter on, its frozen weights as the recipe says.
+    """Load the backbone, or the run of ``train-sft``, to train an adapter on, its frozen weights as the recipe says.
 
     Raises:
+        CheckpointError: If there is no such run.
         ConfigError: If there is no such backbone, or it cannot be trained.
     """
     policy = recipe.models.policy
-    found = load_causal(
-        resolve_backbone(policy.backbone),
-        dtype=frozen_dtype(policy, recipe.optim.precision),
-        quantisation=policy.quantisation,
-        attention=policy.attention,
-    )
-    return learner_of(*found)
+    how: dict[str, Any] = {
+        "dtype": frozen_dtype(policy, recipe.optim.precision),
+        "quantisation": policy.quantisation,
+        "attention": policy.attention,
+    }
+    if policy.checkpoint is not None:
+        return learner_of(*load_start(Path(policy.checkpoint), **how))
+    return learner_of(*load_causal(resolve_backbone(str(policy.backbone)), **how))
 
 
 def _arguments(kind: type[A], recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun, **own: Any) -> A:
@@ -309,11 +281,12 @@ class Training:
         if not self.run.process.is_main or (diverged and not all(bool(t.isfinite().all()) for t in state.values())):
             return
         metadata = PolicyMetadata(
-            backbone=self.recipe.models.policy.backbone,
+            backbone=self.material.backbone,
             frozen_as=frozen_as(self.recipe.models.policy, self.recipe.optim.precision),
             algorithm=self.recipe.algorithm,
             prompt=self.prompt.prompt.identity,
             reward=self.material.reward_facts,
+            start=self.material.start,
             inputs=self.material.inputs,
             dialogue_ids=self.material.dialogue_ids,
             dev_ids=self.material.dev_ids,
@@ -328,6 +301,7 @@ class Training:
             backbone=self.trainer.model,
             tokenizer=self.learner.tokenizer,
             state=state,
+            start=None if self.material.start is None else checkpoint_folder(Path(self.material.start.run)),
         )
 
 

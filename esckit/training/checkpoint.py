@@ -7,6 +7,8 @@ backbone in ``adapter/`` or ``backbone/``, and trained heads, if there are any, 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import resources
@@ -24,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 import esckit
 from esckit.config.training import Lora
 from esckit.errors import CheckpointError, ConfigError
-from esckit.models.checkpoint import ADAPTER, BACKBONE, KINDS, TOKENIZER, CheckpointMetadata
+from esckit.models.checkpoint import ADAPTER, BACKBONE, KINDS, START, TOKENIZER, CheckpointMetadata
 from esckit.records import dump_line, fresh_folder, write_atomic, write_json
 
 _BUG = "The checkpoint that was there before is kept, and so are the states. Please report this"
@@ -78,6 +80,7 @@ def save_checkpoint(
     tokenizer: Any,
     state: Mapping[str, Tensor],
     heads_file: str | None = None,
+    start: Path | None = None,
 ) -> None:
     """Write a checkpoint in place of the last one; a folder that is there is whole.
 
@@ -89,6 +92,7 @@ def save_checkpoint(
         state: The trained tensors, whole (:func:`esckit.training.sharding.gathered_state`).
         heads_file: File of the heads: the tensors whose names do not begin with ``backbone.``; None for a model
             without heads, all of whose tensors are the backbone's.
+        start: The checkpoint that training began with, whose weights are taken along; None for the plain backbone.
 
     Raises:
         CheckpointError: If what was written is not what was trained; the old folder stays.
@@ -109,7 +113,24 @@ def save_checkpoint(
             save_file(heads, str(fresh / heads_file))
         tokenizer.save_pretrained(str(fresh / TOKENIZER))
         check_stored(state, fresh)
+        if start is not None:
+            _take_along(start, fresh / START)
         write_atomic(fresh / KINDS[metadata.COMMAND].file, dump_line(metadata) + "\n")
+
+
+def _take_along(checkpoint: Path, folder: Path) -> None:
+    """Put the adapter or whole model of a checkpoint into a folder; where the file system can, without a second copy.
+
+    Files of a checkpoint are replaced and never changed, so two names of one file stay equal.
+    """
+    for part in (ADAPTER, BACKBONE):
+        for source in sorted((checkpoint / part).glob("*")):
+            target = folder / part / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
 
 
 def tidy_adapter(folder: Path, backbone: str) -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from esckit.config.training import Optim, Precision, TrainedModel
+from esckit.config.training import FrozenWeights, Optim, Precision
 from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
 from esckit.models.checkpoint import FrozenAs
@@ -89,14 +89,14 @@ def uses_bf16(precision: Precision) -> bool:
     return precision == "bfloat16" or (precision == "auto" and able)
 
 
-def frozen_dtype(model: TrainedModel, precision: Precision) -> torch.dtype:
+def frozen_dtype(model: FrozenWeights, precision: Precision) -> torch.dtype:
     """Return the number type of weights that stay frozen."""
     if model.dtype == "auto":
         return torch.bfloat16 if uses_bf16(precision) else torch.float32
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
-def frozen_as(model: TrainedModel, precision: Precision) -> FrozenAs:
+def frozen_as(model: FrozenWeights, precision: Precision) -> FrozenAs:
     """Return how weights stay frozen, as the metadata of a checkpoint says it."""
     if model.quantisation is not None:
         return model.quantisation

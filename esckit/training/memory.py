@@ -24,6 +24,9 @@ _NF4 = 0.5 + (1 + 4 / 256) / 64
 
 _F32 = 4
 
+TRL_VOCABULARY = 32_768
+"""Entries of the vocabulary whose logits TRL computes at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:

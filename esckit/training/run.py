@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import util
+from math import ceil
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, TypeVar, cast
 
 from esckit.config.sections import Recipe
-from esckit.config.training import Attention, TrainedModel
+from esckit.config.training import Attention, FrozenWeights
 from esckit.documents import parse_json, read_json_object
 from esckit.errors import ConfigError, DataError, EsckitError, MissingExtraError, StorageError
+from esckit.ledger import derive_seed
 from esckit.models.checkpoint import FOLDER
 from esckit.play.runner import SUMMARY, NoProgress, RunResult
 from esckit.protocols import Progress
@@ -262,7 +265,49 @@ def share_batch(total: int, *, at_most: int, n_processes: int, what: str) -> tup
     return micro_batch, own // micro_batch
 
 
-def check_model(model: TrainedModel, field: str, sharding: Sharding, *, attention: Attention = "auto") -> None:
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """The optimiser steps of a training.
+
+    Attributes:
+        batch: Contexts (GRPO), pairs (DPO) or examples (SFT) of one step, over all processes together.
+        micro_batch: Outputs, pairs or examples of one forward pass of one process.
+        accumulate: Forward passes of one process in one step.
+        n_batches: Batches in all; with GRPO each one is used in ``grpo.iterations`` steps.
+        steps_per_epoch: Steps of one pass over the rows; the rest that fills no batch is left out.
+        steps: Steps in all.
+    """
+
+    batch: int
+    micro_batch: int
+    accumulate: int
+    n_batches: int
+    steps_per_epoch: int
+    steps: int
+
+
+def training_order(n_rows: int, *, n_batches: int, batch: int, seed: int) -> list[int]:
+    """Return the row indices of all batches in the order of training, each epoch shuffled by a seed of its own.
+
+    The order is laid out beforehand, since TRL's sampler starts anew when a run is resumed and would draw the first
+    epoch's order again in the second. Each epoch leaves out the rest that fills no batch. There are no more rows than
+    will be used: the Trainer would take one step more when it is resumed from the last state.
+
+    Args:
+        n_rows: Rows, at least one batch.
+        n_batches: Batches of all epochs together.
+        batch: Rows of one batch.
+        seed: Of the run.
+    """
+    order: list[int] = []
+    for epoch in range(ceil(n_batches / (n_rows // batch))):
+        indices = list(range(n_rows))
+        Random(derive_seed(seed, "rl-epoch", epoch)).shuffle(indices)
+        order += indices[: n_rows - n_rows % batch]
+    return order[: n_batches * batch]
+
+
+def check_model(model: FrozenWeights, field: str, sharding: Sharding, *, attention: Attention = "auto") -> None:
     """Refuse what a trained model needs and is not installed, and what cannot be combined with its quantisation.
 
     Args:

@@ -61,9 +61,10 @@ def bare(recipe: TrainRlRecipe, folder: Path) -> list[tuple[float, float]]:
     from esckit.prompts.prompt import load_prompt
     from esckit.rl.recipe import plan_steps
     from esckit.rl.rewards import lexicon_reward
-    from esckit.rl.rows import PolicyPrompt, build_rows, collect, training_order
+    from esckit.rl.rows import build_rows, collect
     from esckit.rl.trainer import grpo_arguments, load_learner
-    from esckit.training.run import TrainingRun
+    from esckit.training.policy import PolicyPrompt
+    from esckit.training.run import TrainingRun, training_order
 
     learner = load_learner(recipe)
     prompt = PolicyPrompt(load_prompt(recipe.prompt), learner.chat, recipe.grpo.max_prompt_tokens)

@@ -18,12 +18,12 @@ from esckit.ledger import derive_seed
 from esckit.models.chat import ChatFormat
 from esckit.models.local import LocalModel
 from esckit.prompts.prompt import load_prompt
-from esckit.rl.policy import load_policy
 from esckit.rl.recipe import TrainRlRecipe
 from esckit.rl.rewards import lexicon_reward
-from esckit.rl.rows import PolicyPrompt, collect
+from esckit.rl.rows import collect
 from esckit.rl.run import run
 from esckit.roles.asking import split_output
+from esckit.training.policy import PolicyPrompt, load_policy
 from esckit.types import Context, Message, Sampling
 
 PROMPT = """\

@@ -12,7 +12,7 @@ from esckit.evaluate.setup import corpora_of, leakage_flags, lost_inputs, seen_b
 from esckit.evaluate.suite import Material, family_of, run_of
 from esckit.predict.run import run as run_predict
 from esckit.records import dump_line
-from esckit.rl.policy import PolicyMetadata
+from esckit.training.policy import PolicyMetadata
 from tests.evaluate.evalrecipes import DATA, evaluation, prediction, scripted
 
 A, B, C = (f"esconv-{letter * 12}" for letter in "abc")

@@ -13,10 +13,10 @@ from esckit.models.chat import ChatFormat, merge_messages
 from esckit.prompts.prompt import load_prompt
 from esckit.reward.model import RewardModel
 from esckit.reward.run import run as train_reward
-from esckit.rl.policy import load_merged
 from esckit.rl.run import run as train_rl
 from esckit.roles.asking import as_chat
 from esckit.strategies.taxonomy import load_taxonomy
+from esckit.training.policy import load_merged
 from esckit.types import Scenario, Turn
 from tests.export.export_runs import OLD, REPLY, TURNS, Ask, process_without_esckit
 from tests.flow.flow_runs import AFLOW, policy_of, some_trees, write_trees

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esckit.practice.corpus import dialogues
+from esckit.practice.corpus import PracticePath, dialogues
 from esckit.practice.world import load_profile
 from tests.shell import esckit
 
@@ -127,7 +127,7 @@ def test_a_gate_on_the_truth(tmp_path: Path) -> None:
 
 
 def test_a_longer_corpus_begins_with_a_shorter_one() -> None:
-    short, long = ([*dialogues(load_profile("open"), n)] for n in (5, 12))
+    short, long = ([*dialogues(PracticePath(load_profile("open"), n, None))] for n in (5, 12))
     assert long[:5] == short
     assert len({dialogue.scenario.situation for dialogue in long}) == 12
     assert all(turn.strategy is None for dialogue in long for turn in dialogue.turns)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esckit.config.training import GoalLabel, QuantileLabel, ThresholdLabel
 from esckit.errors import DataError
 from esckit.reward.examples import check_parts, label_parts, preference_pairs, split_futures
-from esckit.reward.recipe import GoalLabel, QuantileLabel, ThresholdLabel
 from esckit.types import Future, Outcome
 
 VECTOR = ("-1/10", "1/18", "13/72", "1/5", "11/36", "11/36", "229/720", "2/5", "21/40", "13/20")

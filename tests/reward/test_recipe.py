@@ -3,8 +3,9 @@
 import pytest
 
 from esckit.config.load import load_recipe, shipped_recipes
+from esckit.config.training import GoalLabel, QuantileLabel, ThresholdLabel
 from esckit.errors import ConfigError
-from esckit.reward.recipe import GoalLabel, QuantileLabel, RewardOptim, ThresholdLabel, TrainRewardRecipe, plan_steps
+from esckit.reward.recipe import RewardOptim, TrainRewardRecipe, plan_steps
 
 OURS = [recipe.name for recipe in shipped_recipes() if recipe.command == "train-reward"]
 

@@ -11,9 +11,11 @@ from transformers import TrainerCallback
 
 from esckit.prompts.prompt import load_prompt
 from esckit.rl.rewards import PairedRewards, ReplyMeasure
-from esckit.rl.rows import PolicyPrompt, build_rows
-from esckit.rl.trainer import Learner, learner_of, quiet_warnings
+from esckit.rl.rows import build_rows
+from esckit.rl.trainer import quiet_warnings
 from esckit.training.harness import Diverged, fit
+from esckit.training.learner import Learner, learner_of
+from esckit.training.policy import PolicyPrompt
 from esckit.training.run import TrainingRun, last_state
 from esckit.types import Context, Scenario, Turn
 from tests.tiny import TinyFamily, tiny_random

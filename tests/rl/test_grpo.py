@@ -11,8 +11,9 @@ from esckit.models.in_memory import build
 from esckit.rl.monitor import DevSet, means, watched
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import PairedRewards
-from esckit.rl.trainer import grpo_arguments, learner_of, make_trainer
+from esckit.rl.trainer import grpo_arguments, make_trainer
 from esckit.training.harness import Diverged
+from esckit.training.learner import learner_of
 from esckit.training.monitor import Monitor
 from esckit.training.run import TrainingRun
 from esckit.training.sharding import EngineGuard

@@ -11,12 +11,13 @@ from esckit.errors import ConfigError
 from esckit.ledger import Ledger
 from esckit.models.chat import CHATML, PLAIN, ChatFormat
 from esckit.prompts.prompt import load_prompt
-from esckit.rl.policy import keeps_answers, training_format
 from esckit.rl.rewards import check_reward
-from esckit.rl.rows import PolicyPrompt, best_and_worst, build_pairs, build_rows, collect, training_order
+from esckit.rl.rows import best_and_worst, build_pairs, build_rows, collect
 from esckit.rl.run import run
 from esckit.roles.asking import Voice, split_output
 from esckit.roles.players import PromptedSupporter
+from esckit.training.policy import PolicyPrompt, keeps_answers, training_format
+from esckit.training.run import training_order
 from esckit.types import Exchange, Future, Message, Outcome
 from tests.fakes import FakeModel
 from tests.reward.reward_runs import simulated

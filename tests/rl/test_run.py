@@ -16,14 +16,14 @@ from esckit.report.source import open_run
 from esckit.report.training import training_sections
 from esckit.reward.run import run as run_train_reward
 from esckit.rl.monitor import DevSet
-from esckit.rl.policy import PolicyMetadata
 from esckit.rl.rewards import open_measure
-from esckit.rl.rows import PolicyPrompt, build_pairs, collect, training_order
+from esckit.rl.rows import build_pairs, collect
 from esckit.rl.run import plan, run
 from esckit.rl.trainer import load_learner
 from esckit.runs import read_manifest
 from esckit.simulate.run import run as run_simulate
-from esckit.training.run import TrainingRun
+from esckit.training.policy import PolicyMetadata, PolicyPrompt
+from esckit.training.run import TrainingRun, training_order
 from tests.reward.reward_runs import reward_recipe, simulated
 from tests.rl.rl_runs import FAILING_CALLS, StopAt, recipe, simulated_recipe
 

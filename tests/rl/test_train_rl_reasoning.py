@@ -64,7 +64,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def thinker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Thinker]:
     """The loaded policy; whoever takes part in a run with it is shown its replies, and no reasoning."""
     model = Thinker(lambda messages, seed: "<think>SECRET</think> <response>Hi.</response>", capabilities=frozenset())
-    monkeypatch.setattr("esckit.rl.policy.load_policy", lambda *args, **options: model)
+    monkeypatch.setattr("esckit.training.policy.load_policy", lambda *args, **options: model)
     OVERHEARD.clear()
     yield model
     assert model.asked

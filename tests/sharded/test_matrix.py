@@ -131,7 +131,7 @@ def _exact(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_policy(run: Path) -> None:
-    from esckit.rl.policy import load_policy
+    from esckit.training.policy import load_policy
 
     load_policy(run, dtype="float32")
 

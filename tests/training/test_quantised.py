@@ -16,9 +16,9 @@ from esckit.models.loading import load_causal
 from esckit.reward.model import RewardModel
 from esckit.reward.run import run as train_reward
 from esckit.reward.text import RewardMetadata
-from esckit.rl.policy import PolicyMetadata, load_policy
 from esckit.rl.run import run as train_rl
 from esckit.training.checkpoint import adapter_config
+from esckit.training.policy import PolicyMetadata, load_policy
 from esckit.types import Turn
 from tests.flow.flow_runs import policy_of, recipe, some_trees, weights, write_trees
 from tests.reward.reward_runs import reward_recipe, simulated
