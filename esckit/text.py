@@ -312,6 +312,9 @@ def normalise(raw: str) -> tuple[str, tuple[str, ...]]:
     Lone surrogates become U+FFFD, control characters that are not white space go, every run of white space becomes one
     space and the ends are trimmed. Case, quotes, emoji and Unicode form stay.
     """
+    # Printable text has no surrogate, no control character, and no white space but plain spaces.
+    if raw.isprintable() and "  " not in raw and raw.strip() == raw:
+        return raw, ()
     codes = []
     text = without_surrogates(raw)
     if text != raw:

@@ -13,17 +13,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-IDLE = {"GOMP_SPINCOUNT": "1000"}
-"""On a machine that is ours: wait a few microseconds in a loop, then sleep. ``tests/benchmarks/bench_threads.py``
-measures it beside others."""
-
 BUSY = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""On a machine that others use: sleep at once."""
+"""On a machine that others use: sleep at once. On one that is ours libgomp's own choice is the fastest, and stays;
+``tests/benchmarks/bench_threads.py`` measures both beside others."""
 
 BUSY_SHARE = 0.25
 """From this share of the processors in use by others on, a machine counts as busy."""
@@ -37,9 +34,9 @@ _STAT = Path("/proc/stat")
 
 
 def choose_waiting(threads: int | None) -> None:
-    """Set how OpenMP's threads wait, by what others do on this machine.
+    """Let OpenMP's threads sleep while they wait, if others use this machine.
 
-    Does nothing if the recipe names the threads, if the user has set one of :data:`USERS`, or if torch is loaded.
+    Nothing is set if the recipe names the threads, if the user has set one of :data:`USERS`, or if torch is loaded.
 
     Args:
         threads: ``executor.threads`` of the recipe.
@@ -47,15 +44,11 @@ def choose_waiting(threads: int | None) -> None:
     if threads is not None or "torch" in sys.modules or any(name in os.environ for name in USERS):
         return
     share = used_by_others()
-    chosen = waiting(share)
-    os.environ.update(chosen)
-    shown = " ".join(f"{name}={value}" for name, value in chosen.items())
+    if share < BUSY_SHARE:
+        return
+    os.environ.update(BUSY)
+    shown = " ".join(f"{name}={value}" for name, value in BUSY.items())
     log.info("OpenMP: %s, since others use %.0f %% of the processors; set it yourself to change it", shown, 100 * share)
-
-
-def waiting(share: float) -> Mapping[str, str]:
-    """Return the variables for a machine of which others use a share, in [0, 1]."""
-    return BUSY if share >= BUSY_SHARE else IDLE
 
 
 def used_by_others(stat: Path = _STAT, pause: Callable[[float], object] = time.sleep) -> float:

@@ -296,10 +296,10 @@ def jsonl_record(fields: RecordFields) -> Dialogue:
 
 def _check_keys(fields: RecordFields, found: Mapping[str, Any], kind: type[Record], field: str = "") -> None:
     """Refuse a key that the record class does not have."""
-    known = kind.model_fields
-    for key in found:
-        if key not in known:
-            raise fields.unknown("key", key, field or None, known)
+    known = kind.__pydantic_fields__
+    if not found.keys() <= known.keys():
+        key = next(key for key in found if key not in known)
+        raise fields.unknown("key", key, field or None, known)
 
 
 def _scenario(fields: RecordFields, value: Any, turns: tuple[Turn, ...]) -> Scenario:
@@ -339,13 +339,13 @@ def _turn(fields: RecordFields, value: Any, place: str) -> Turn:
 
 def _spoken(fields: RecordFields, item: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Read what turns and their parts have in common."""
-    feedback = item.get("feedback")
-    return {
-        "text": fields.utterance(item.get("text", NOTHING), f"{place}.text"),
-        "strategy": fields.label(item.get("strategy"), f"{place}.strategy"),
-        "source_strategy": fields.label(item.get("source_strategy"), f"{place}.source_strategy"),
-        "feedback": None if feedback is None else fields.rating(feedback, f"{place}.feedback"),
-    }
+    found: dict[str, Any] = {"text": fields.utterance(item.get("text", NOTHING), f"{place}.text")}
+    for key in ("strategy", "source_strategy"):
+        if item.get(key) is not None:
+            found[key] = fields.label(item[key], f"{place}.{key}")
+    if item.get("feedback") is not None:
+        found["feedback"] = fields.rating(item["feedback"], f"{place}.feedback")
+    return found
 
 
 def _survey(fields: RecordFields, value: Any) -> Survey:

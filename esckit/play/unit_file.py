@@ -38,9 +38,17 @@ class Numbers:
         hashes = array("q", map(hash, ids))
         self._order = array("I", sorted(range(len(hashes)), key=hashes.__getitem__))
         self._hashes = array("q", map(hashes.__getitem__, self._order))
+        self._are_unique = len(set(hashes)) == len(hashes)
 
-    def of(self, name: str) -> list[int]:
-        """Return the numbers of the units with an id, ascending; nearly always one, none for a foreign id."""
+    def of(self, name: str, guess: int = 0) -> list[int]:
+        """Return the numbers of the units with an id, ascending; nearly always one, none for a foreign id.
+
+        Args:
+            name: The id.
+            guess: The number that it probably has, which is looked at first.
+        """
+        if self._are_unique and guess < len(self._ids) and self._ids[guess] == name:
+            return [guess]
         wanted, found = hash(name), []
         for at in range(bisect_left(self._hashes, wanted), len(self._order)):
             if self._hashes[at] != wanted:
@@ -111,7 +119,7 @@ class UnitFile(Generic[U, R]):
         for line in self._lines():
             name = quick_id(self.kind, line.raw)
             read = record_of(self.kind, line, self._path) if name is None or self.may_fail(line.raw) else None
-            numbers = self._numbers.of(id_of(read) if name is None else name)
+            numbers = self._numbers.of(id_of(read) if name is None else name, guess=previous + 1)
             is_ours = name is not None and not line.raw.endswith(b"\r\n")
             in_order &= is_ours and len(numbers) == 1 and numbers[0] > previous and line.offset == end
             end = line.offset + len(line.raw)
