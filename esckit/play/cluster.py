@@ -313,12 +313,17 @@ class ClusterExecutor:
         return worker
 
     def _drop(self, worker: _Worker) -> None:
-        """Play nothing on a worker any more, and end it."""
+        """Play nothing on a worker any more, and end it; one that was dropped before is left alone.
+
+        After the run has left the cluster any call to Ray would start another cluster.
+        """
         import ray
 
-        for workers in (self._workers, self._all):
-            with suppress(ValueError):
-                workers.remove(worker)
+        if worker not in self._all:
+            return
+        self._all.remove(worker)
+        if worker in self._workers:
+            self._workers.remove(worker)
         with suppress(ray.exceptions.RayError, ValueError):
             ray.kill(worker.actor)
 

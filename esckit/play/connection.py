@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,7 @@ async def connected(settings: RayExecutor) -> AsyncIterator[None]:
     if settings.address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
         raise MissingExtraError(f"executor.address: {settings.address}", "grpcio", command="pip install 'ray[client]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if settings.address == "local" and "RAY_AUTH_MODE" not in os.environ:
+    if settings.address == "local" and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # Nobody else on the machine may use the cluster. Ray would keep a token of its own in the home folder.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray

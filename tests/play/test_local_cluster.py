@@ -28,5 +28,6 @@ def test_a_run_starts_a_cluster_of_its_own(tmp_path: Path) -> None:
             [sys.executable, "-m", "esckit", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
         )
         assert done.returncode == 0, done.stderr
+        assert "Ray" not in done.stderr  # which says so if a late call starts another cluster
     for file in ("futures.jsonl", "contexts.jsonl", "failures.jsonl", "summary.json"):
         assert (tmp_path / "ray" / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
