@@ -415,8 +415,8 @@ class EndpointBinding(RoleOptions):
 
     Attributes:
         model: The server's id of the model.
-        checkpoint: The run of ``train-rl`` whose policy the server answers with, exported or as an adapter; so the run
-            knows what the policy was trained on, and does not go on with another one. None for other models.
+        checkpoint: The run of ``train-rl`` or ``train-sft`` whose model the server answers with, exported or as an
+            adapter; so the run knows what it was trained on, and does not go on with another one. None for others.
         prices: What it costs; None if unknown.
         concurrency: Most requests in flight at once; fewer while the server is slow or refuses. Roles that name the
             same server, model and limits share them. Operational.

@@ -20,6 +20,7 @@ from esckit.runs import read_manifest
 
 _TASKS = {
     "train-rl": ("policy", "text-generation", "Supporter replies"),
+    "train-sft": ("policy", "text-generation", "Supporter replies"),
     "train-reward": ("reward", "text-classification", "Reward of supporter replies"),
     "train-flow": ("flow", "feature-extraction", "Choice of support strategies"),
 }

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 import esckit
 from esckit.errors import CheckpointError, ConfigError, StorageError
 from esckit.export.card import Measured, read_evaluation, write_text
-from esckit.export.source import ExportSource, find_source, recorded_texts
+from esckit.export.source import POLICIES, ExportSource, find_source, recorded_texts
 from esckit.models.checkpoint import KINDS
 from esckit.records import fresh_folder, storage_error, write_atomic
 
@@ -69,6 +69,7 @@ class ExportPlan:
 
 _FORMS = {
     "train-rl": "AutoModelForCausalLM",
+    "train-sft": "AutoModelForCausalLM",
     "train-reward": "AutoModelForSequenceClassification, one logit",
     "train-flow": "AutoModel, and heads.safetensors",
 }
@@ -82,7 +83,7 @@ def plan(
     Args:
         run: The run folder of a training.
         folder: Where to; must not be there yet.
-        adapter: Export a policy's adapter alone.
+        adapter: Export a supporter's adapter alone.
         dtype: Type of the stored weights.
         evaluation: An evaluation of this model, for the card.
 
@@ -149,7 +150,7 @@ def _write(planned: ExportPlan, fresh: Path) -> tuple[Proof, list[str]]:
     if planned.adapter:
         return weights.write_adapter(source, fresh, facts), []
     weights.require_room(source)
-    if source.command == "train-rl":
+    if source.command in POLICIES:
         return weights.write_policy(source, fresh, facts, dtype), []
     texts, where = recorded_texts(source)
     write: Callable[..., Proof] = weights.write_reward if source.command == "train-reward" else weights.write_flow

@@ -19,20 +19,23 @@ from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, DataError
 from esckit.flow.text import read_metadata as read_flow_metadata
 from esckit.models.backbones import BackboneSource, find_backbone, resolve_backbone
-from esckit.models.checkpoint import BACKBONE, FOLDER, KINDS, CheckpointMetadata, read_metadata
+from esckit.models.checkpoint import BACKBONE, FOLDER, KINDS, START, CheckpointMetadata, read_metadata
 from esckit.play.futures import read_inputs
 from esckit.play.runner import SUMMARY
 from esckit.prompts.prompt import load_prompt
 from esckit.reward.run import reward_manifest
 from esckit.reward.text import RewardMetadata
 from esckit.runs import read_manifest
-from esckit.training.policy import PolicyMetadata
+from esckit.training.policy import read_supporter
 from esckit.types import Context, Scenario, Turn
 
 N_TEXTS = 16
 """On so many recorded texts an export is compared with the model that it was made of."""
 
 SAMPLES = ("esconv", "extes")
+
+POLICIES = ("train-rl", "train-sft")
+"""Commands whose checkpoints are chat models."""
 
 _COMPUTED_ID = re.compile(r"([a-z]+)-[0-9a-f]{12}")
 
@@ -81,7 +84,13 @@ class ExportSource:
     @property
     def is_whole(self) -> bool:
         """Whether the whole backbone was trained, so that its weights are in the checkpoint."""
-        return (self.checkpoint / BACKBONE).is_dir()
+        return self.whole is not None
+
+    @property
+    def whole(self) -> Path | None:
+        """Folder of the whole backbone in the checkpoint, trained or begun with; None where there are adapters only."""
+        places = (self.checkpoint / BACKBONE, self.checkpoint / START / BACKBONE)
+        return next((place for place in places if place.is_dir()), None)
 
     @cached_property
     def corpora(self) -> tuple[str, ...]:
@@ -116,10 +125,19 @@ def find_source(run: Path, *, adapter: bool) -> ExportSource:
             expected="a training that came to its end",
             hint=f"Finish it: give the same `esckit {command} … --out {run}` again",
         )
-    if adapter and command != "train-rl":
-        raise ConfigError(f"--adapter of a run of {command!r}", expected="a policy of train-rl", hint="Leave it out")
+    if adapter and command not in POLICIES:
+        raise ConfigError(
+            f"--adapter of a run of {command!r}", expected=f"a run of {' or '.join(POLICIES)}", hint="Leave it out"
+        )
     metadata, prompt = _metadata(run, command)
     source = ExportSource(run, manifest, metadata, None, prompt)
+    if adapter and (source.is_whole or (source.checkpoint / START).is_dir()):
+        began = "began with a run of train-sft, so that its adapter does not stand on a backbone"
+        raise ConfigError(
+            f"--adapter: {run} {began if command == 'train-rl' else 'has no adapter'}",
+            expected="an adapter of a backbone",
+            hint="Leave --adapter out: whole weights",
+        )
     return replace(source, backbone=_backbone(source, adapter=adapter))
 
 
@@ -138,7 +156,7 @@ def _metadata(run: Path, command: str) -> tuple[CheckpointMetadata, str]:
                 hint="Train it so, or use this one as {checkpoint: RUN} in esckit",
             )
         return reward, ""
-    policy = read_metadata(PolicyMetadata, run)
+    policy = read_supporter(run)
     prompt = load_prompt(str(read_manifest(run)["recipe"].get("prompt")), "policy")
     if prompt.identity != policy.prompt:
         raise CheckpointError(

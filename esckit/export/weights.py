@@ -26,7 +26,7 @@ from esckit.flow.policy import DEFAULT_MAX_TOKENS, CheckpointPolicy
 from esckit.flow.text import HEADS, MAX_SITUATION_TOKENS, FlowMetadata, FlowText, scene
 from esckit.models.backbones import BackboneSource
 from esckit.models.chat import ChatFormat
-from esckit.models.checkpoint import ADAPTER, BACKBONE, TOKENIZER
+from esckit.models.checkpoint import ADAPTER, TOKENIZER
 from esckit.models.loading import (
     Dtype,
     as_dtype,
@@ -88,8 +88,8 @@ def require_room(source: ExportSource) -> None:
     Raises:
         ConfigError: If they do not fit.
     """
-    whole = source.checkpoint / BACKBONE
-    weights = BackboneSource(str(source.run), "folder", folder=whole) if source.is_whole else source.backbone
+    whole = source.whole
+    weights = source.backbone if whole is None else BackboneSource(str(source.run), "folder", folder=whole)
     needed = None if weights is None else weight_bytes(weights, torch.float32)
     free = free_memory(torch.device("cpu"))
     if needed is not None and free is not None and needed > free:
@@ -158,8 +158,9 @@ def _policy_facts(source: ExportSource, chat: ChatFormat) -> dict[str, Any]:
 def _generation(source: ExportSource, chat: ChatFormat) -> GenerationConfig:
     """Return the settings under which outputs were sampled in training, and the tokens that end one."""
     recipe, tokenizer = source.manifest["recipe"], chat.tokenizer
-    section = recipe[recipe["algorithm"]]
-    sampled = {"do_sample": True, "temperature": section["temperature"]} if recipe["algorithm"] == "grpo" else {}
+    algorithm = recipe.get("algorithm", "encoding")  # of train-sft, where the lengths stand
+    section = recipe[algorithm]
+    sampled = {"do_sample": True, "temperature": section["temperature"]} if algorithm == "grpo" else {}
     return GenerationConfig(
         eos_token_id=sorted(chat.stop_ids),
         pad_token_id=tokenizer.pad_token_id,

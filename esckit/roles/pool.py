@@ -125,7 +125,7 @@ def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | No
         elif (run := trained_run(binding)) is not None and kind_of(Path(run)).parts != {"chat"}:
             raise CheckpointError(
                 f"models.{role}: an endpoint for {run}, whose model is read by heads of its own",
-                expected="a run of train-rl, whose policy writes text",
+                expected="a run of train-rl or train-sft, whose model writes text",
                 hint="A server returns text and no states: name the run without endpoint, and esckit loads it",
             )
 

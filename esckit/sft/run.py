@@ -149,7 +149,7 @@ def _finish(trained: Training) -> None:
     steps = trained.trainer.state.global_step
     targets = recipe.lora.targets
     layers = targets if isinstance(targets, str) or targets is None else ", ".join(targets)
-    adapter = f"adapter of rank {recipe.lora.rank}, alpha {recipe.lora.alpha}, {layers}"
+    adapter = f"an adapter (rank {recipe.lora.rank}, alpha {recipe.lora.alpha}, {layers})"
     names = sorted({name for row in trained.dev.values() for name in row})
     facts = {
         **metadata.model_dump(),

@@ -47,6 +47,10 @@ def place(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "search": ["search", "smoke/search_scripted"],
         "train-reward-rlff-rrhf": [*reward, "--set", "objective.kind=pairwise"],
         "train-reward": reward,
+        "train-sft": [
+            *("train-sft", "smoke/train_sft", "--set", "model.backbone=tiny-random", "--set", "optim.max_steps=1"),
+            *("--set", "encoding.max_prompt_tokens=1536", "--set", "encoding.max_completion_tokens=300"),
+        ],
         "train-rl": [
             "train-rl",
             "smoke/train_rl_lexicon",
@@ -117,7 +121,7 @@ def test_memory_and_steps_are_planned_for_1_4_and_8_devices(
     totals, steps = [], []
     for n in (1, 4, 8):
         words = [TRAININGS[recipe], recipe, "--out", "elsewhere", "--dry-run", "--json", "--processes", str(n)]
-        if recipe.startswith("rlff/train_rl") and "dpo" not in recipe:
+        if recipe.startswith(("rlff/train_rl", "rlff/train_sft")) and "dpo" not in recipe:
             words += ["--set", "data.limit=60"]  # it takes a second to read the whole corpus
         words += ["--set", "model.init=null"] * (
             recipe == "aflow/train_flow_round1"

@@ -13,6 +13,11 @@ _POLICY = {
     "prompt": HERE / "policy.yaml", "lora.rank": 32, "optim.gradient_checkpointing": True, "logging.save_every": 2,
 }  # fmt: skip
 _REWARD = {"prompt": HERE / "reward.yaml", "model.max_length": 400, "logging.save_every": 2}
+_SFT = {
+    "prompt": HERE / "policy.yaml", "data.limit": 8, "encoding.max_prompt_tokens": 300, "optim.max_steps": 4,
+    "encoding.max_completion_tokens": 300, "optim.gradient_checkpointing": True, "monitor.dev_every": 2,
+    "logging.save_every": 2,
+}  # fmt: skip
 CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "grpo": (
         "train-rl", "smoke/train_rl_lexicon",
@@ -27,6 +32,11 @@ CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
         "train-rl", "smoke/train_rl_dpo",
         {**_POLICY, "logging.save_every": 1, "dpo.micro_batch": 2, "dpo.max_prompt_tokens": 300},
     ),
+    "sft": (
+        "train-sft", "smoke/train_sft",
+        {**_SFT, "lora.rank": 32, "lora.targets": "[q_proj, v_proj, up_proj, down_proj]", "optim.select": "best_dev"},
+    ),
+    "sft_full": ("train-sft", "smoke/train_sft", {**_SFT, "model.trainable": "full"}),
     "classifier": (
         "train-reward", "smoke/train_reward_scripted",
         {**_REWARD, "optim.gradient_checkpointing": True, "dev.select_by": "log_loss"},
@@ -46,8 +56,11 @@ CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
         },
     ),
 }  # fmt: skip
-_BACKBONE = {"train-rl": "models.policy.backbone", "train-reward": "model.backbone", "train-flow": "model.backbone"}
-_PRECISION = {"train-rl": "optim.precision", "train-reward": "optim.precision", "train-flow": "model.precision"}
+_BACKBONE = {"train-rl": "models.policy.backbone"}
+"""By command, where it is not ``model.backbone``."""
+_PRECISION = {"train-flow": "model.precision"}
+"""By command, where it is not ``optim.precision``."""
+_OF_A_CORPUS = ("smoke/train_rl_lexicon", "smoke/train_sft")
 
 
 def arguments(cell: str, *, wide: Path, runs: Path, bf16: bool = False, **changes: object) -> list[str]:
@@ -61,10 +74,11 @@ def arguments(cell: str, *, wide: Path, runs: Path, bf16: bool = False, **change
         changes: More fields of the recipe; ``__`` stands for the dot.
     """
     command, recipe, sets = CELLS[cell]
-    fields = {**sets, _BACKBONE[command]: wide, _PRECISION[command]: "bfloat16" if bf16 else "float32"}
+    fields = {**sets, _BACKBONE.get(command, "model.backbone"): wide}
+    fields[_PRECISION.get(command, "optim.precision")] = "bfloat16" if bf16 else "float32"
     if command == "train-flow":
         fields["data.trees"] = f"[{runs / 'search'}]"
-    elif recipe != "smoke/train_rl_lexicon":
+    elif recipe not in _OF_A_CORPUS:
         fields["inputs"] = f"[{runs / 'futures'}]"
     fields |= {name.replace("__", "."): value for name, value in changes.items()}
     return [command, recipe, *(word for name, value in fields.items() for word in ("--set", f"{name}={_yaml(value)}"))]

@@ -13,7 +13,10 @@ from torch import Tensor
 from tests.sharded.cells import CELLS, arguments
 from tests.sharded.engines import ENGINES, Done, esckit, launched
 
-DIAGONAL = {("grpo", "zero3"), ("dpo", "fsdp"), ("classifier", "zero2"), ("ranker", "fsdp"), ("flow", "zero3")}
+DIAGONAL = {
+    ("grpo", "zero3"), ("dpo", "fsdp"), ("sft", "zero2"), ("sft_full", "fsdp"), ("classifier", "zero2"),
+    ("ranker", "fsdp"), ("flow", "zero3"),
+}  # fmt: skip
 """What `make test` plays, in float32; `make test-sharded` plays all of float32 and these in bfloat16."""
 
 TOLERANCE = {False: 1e-5, True: 0.2}
@@ -150,4 +153,4 @@ def _load_flow(run: Path) -> None:
     load_flow_model(run)
 
 
-LOADERS = {"train-rl": _load_policy, "train-reward": _load_reward, "train-flow": _load_flow}
+LOADERS = {"train-rl": _load_policy, "train-sft": _load_policy, "train-reward": _load_reward, "train-flow": _load_flow}

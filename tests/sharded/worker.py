@@ -43,7 +43,7 @@ def _pretend_multi_gpu() -> None:
         state.DistributedType.MULTI_GPU,
     )
     deepspeed.comm.torch.build_shm_op = lambda: None  # a kernel for processors, compiled at first use
-    for cls in (transformers.TrainingArguments, trl.GRPOConfig, trl.DPOConfig):
+    for cls in (transformers.TrainingArguments, trl.GRPOConfig, trl.DPOConfig, trl.SFTConfig):
         _without_cpu(cls)
 
 
