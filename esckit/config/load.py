@@ -445,7 +445,8 @@ def _named(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, str, str]]
             for path in inner if isinstance(inner, list) else [inner]:
                 # A single file may be anybody's; whoever reads it says what it should be.
                 if isinstance(path, str) and Path(path).suffix != ".jsonl":
-                    yield ".".join(here), path, _MAKERS[key]
+                    reads_trees = key == "inputs" and value.get("source") == "trees"
+                    yield ".".join(here), path, "search" if reads_trees else _MAKERS[key]
         else:
             yield from _named(inner, here)
 

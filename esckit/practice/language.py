@@ -104,7 +104,7 @@ def every_form() -> tuple[str, ...]:
             for part in value:
                 yield from texts(part)
 
-    return tuple(texts(language().model_dump(include={"seeker", "supporter", "topics", "situations"})))
+    return tuple(texts(language().model_dump(include={"seeker", "supporter", "thoughts", "topics", "situations"})))
 
 
 @cache

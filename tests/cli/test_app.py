@@ -53,7 +53,7 @@ def leaves_with(monkeypatch, raised: BaseException, argv: tuple[str, ...] = ("re
 
 
 def test_all_six_commands_and_three_groups_are_in_the_table():
-    assert {"search", "train-flow", "simulate", "train-reward", "train-rl", "evaluate"} <= set(HERE)
+    assert {"search", "train-flow", "simulate", "train-reward", "train-sft", "train-rl", "evaluate"} <= set(HERE)
     assert {"simulate", "data", "recipes", "backbones"} <= set(HERE)
     for target in cli.COMMANDS.values():
         load_attr(target)
@@ -112,6 +112,7 @@ def test_help_is_light_and_works(argv):
         ("train-flow", "smoke/train_flow_tiny"),
         ("train-reward", "smoke/train_reward_scripted"),
         ("train-rl", "smoke/train_rl_scripted"),
+        ("train-sft", "smoke/train_sft_tiny"),
     ],
 )
 def test_a_wrong_recipe_is_told_before_anything_heavy_is_imported(command, recipe):

@@ -87,7 +87,7 @@ def test_who_is_interrupted_ends_what_the_launcher_started(tmp_path: Path):
     raise AssertionError("it is still running")
 
 
-@pytest.mark.parametrize("command", ["train-reward", "train-rl", "train-flow"])
+@pytest.mark.parametrize("command", ["train-reward", "train-sft", "train-rl", "train-flow"])
 def test_every_training_command_notes_what_its_error_leads_to(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

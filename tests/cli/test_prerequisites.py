@@ -44,6 +44,11 @@ def refused(*words: str) -> str:
         ),
         ("train-reward smoke/train_reward_scripted --set inputs=[own]", "inputs:", "esckit simulate RECIPE --out own"),
         (
+            "train-rl smoke/train_rl_lexicon --set models.policy={checkpoint:\x20mine}",
+            "models.policy.checkpoint:",
+            "esckit train-sft RECIPE --out mine",
+        ),
+        (
             "simulate smoke/simulate_scripted --set models.supporter={checkpoint:\x20mine}",
             "models.supporter.checkpoint:",
             "esckit train-rl RECIPE --out mine",
@@ -143,6 +148,7 @@ CALLS = {
     "predict": ("predict", "smoke/predict_scripted"),
     "safety": ("evaluate", "smoke/evaluate_scripted", "--set", "suites=[safety]"),
     "train-rl": ("train-rl", "smoke/train_rl_lexicon"),
+    "train-sft": ("train-sft", "smoke/train_sft_tiny"),
 }
 
 
@@ -159,6 +165,7 @@ CALLS = {
         ("predict", "prompts.supporter", "seeker"),
         ("safety", "prompts.judge_reply", "judge_pairwise"),
         ("train-rl", "prompt", "seeker"),
+        ("train-sft", "prompt", "seeker"),
     ],
 )
 def test_a_prompt_of_another_role_is_refused(

@@ -30,6 +30,6 @@ def recipe(**sections: Any) -> TrainSftRecipe:
 def world_recipe(path: str = "world:default/12/rule", **sections: Any) -> TrainSftRecipe:
     """Return a recipe on turns of the practice world's supporter."""
     data = {"dataset": "practice", "path": path, "scheme": None, "split": None, "limit": None}
-    given: dict[str, Any] = {"form": {"reasoning": True, "strategy": "none"}, "prompt": "supporter_practice"}
+    given: dict[str, Any] = {"form": {"reasoning": True, "strategy": "none"}}
     given["contexts"] = {"per_dialogue": None}
     return recipe(**{"data": data, **given, **sections})

@@ -215,7 +215,7 @@ def test_learnt_are_the_tokens_of_the_reply_and_its_end(family: Any, strategy: A
 
 def test_long_prompts_lose_turns_and_long_replies_are_left_out() -> None:
     learner = learner_of(*tiny_random("qwen2"))
-    whole = PolicyPrompt(load_prompt("supporter_practice"), learner.chat, 2048)
+    whole = PolicyPrompt(load_prompt("supporter_ppdpp"), learner.chat, 2048)
     examples = [_example("What happened?", 41), _example("What happened? " * 40)]
     n = len(whole.chat.encode(whole.messages(examples[0].context.turns)))
     short = PolicyPrompt(whole.prompt, learner.chat, n - 1)

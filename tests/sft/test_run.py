@@ -155,7 +155,7 @@ def test_simulate_takes_it_as_supporter(kind: str, request: pytest.FixtureReques
 
 
 def rl_recipe(start: Path) -> TrainRlRecipe:
-    given = rl_runs.recipe(optim={"lr": 1e-3}).resolved()
+    given = rl_runs.recipe(optim={"lr": 1e-3, "max_steps": 3}, monitor={"dev_every": None}).resolved()
     return TrainRlRecipe.model_validate({**given, "models": {"policy": {"checkpoint": str(start)}}})
 
 
@@ -180,24 +180,29 @@ def test_train_rl_begins_with_it_and_takes_it_along(kind: str, request: pytest.F
     load_policy(tmp_path / "rl", dtype="float32")
 
 
-def test_the_kl_is_measured_from_it(lora: Path, tmp_path: Path) -> None:
-    run_train_rl(rl_recipe(lora), out=tmp_path / "rl")
-    first = next(row for row in rows(tmp_path / "rl") if "rl/kl" in row)
+@pytest.fixture(scope="module")
+def begun(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rl") / "run"
+    run_train_rl(rl_recipe(lora), out=out)
+    return out
+
+
+def test_the_kl_is_measured_from_it(begun: Path) -> None:
+    first = next(row for row in rows(begun) if "rl/kl" in row)
     assert first["rl/kl"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_train_rl_refuses_another_kind_of_run(lora: Path, tmp_path: Path) -> None:
-    run_train_rl(rl_runs.recipe(), out=tmp_path / "rl")
+def test_train_rl_refuses_another_kind_of_run(begun: Path, lora: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        plan_rl(rl_recipe(tmp_path / "rl"))
+        plan_rl(rl_recipe(begun))
     assert caught.value.expected == "a run folder of train-sft"
     policy = {"policy": {"checkpoint": str(lora), "backbone": "tiny-random"}}
     with pytest.raises(ValueError, match="needs either backbone or checkpoint"):
         rl_runs.recipe(models=policy)
 
 
-def test_a_start_without_weights_is_named(lora: Path, tmp_path: Path) -> None:
-    run_train_rl(rl_recipe(lora), out=tmp_path / "rl")
+def test_a_start_without_weights_is_named(begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "rl")
     shutil.rmtree(tmp_path / "rl" / FOLDER / "start/adapter")
     with pytest.raises(CheckpointError, match=r"start/adapter lacks adapter_config\.json"):
         load_merged(tmp_path / "rl")
