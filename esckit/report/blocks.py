@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from esckit.report.source import ABSENT, number, share
+from esckit.report.source import ABSENT, interval, measured, number, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,40 @@ class Flow:
         return Table(columns, (*rows, ("n", *map(number, sums))), title=self.title)
 
 
-Chart = Lines | Bars | Heat | Flow
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """A value with its interval for each of several rows, below each other.
+
+    Attributes:
+        rows: Name, value, lower and upper end of the interval (None where there is none), and whether the row stands
+            for comparison only.
+        x_range: What the axis must show at least.
+        unit: Unit of the values.
+    """
+
+    name: str
+    title: str
+    rows: tuple[tuple[str, float, float | None, float | None, bool], ...]
+    x_range: tuple[float, float] | None = None
+    unit: str = "none"
+
+    legend = ()
+
+    @property
+    def caption(self) -> str:
+        """What the picture cannot say."""
+        return "Grey: for comparison." if any(is_reference for *_, is_reference in self.rows) else ""
+
+    def table(self) -> Table:
+        """Return the values and their intervals."""
+        shown = tuple(
+            (name, measured(value, self.unit), interval({"low": low, "high": high}, self.unit))
+            for name, value, low, high, _ in self.rows
+        )
+        return Table(("system", "value", "interval"), shown, title=self.title)
+
+
+Chart = Lines | Bars | Heat | Flow | Intervals
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from esckit.records import write_atomic
-from esckit.report.blocks import Bars, Chart, Flow, Heat, Lines, Report
-from esckit.report.source import number
+from esckit.report.blocks import Bars, Chart, Flow, Heat, Intervals, Lines, Report
+from esckit.report.source import interval, measured, number
 
 WIDTH, HEIGHT = 440, 262
 
@@ -75,7 +75,13 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 
 def _drawn(chart: Chart) -> Element:
-    draw: dict[type, Callable[[Any], Element]] = {Lines: _lines, Bars: _bars, Heat: _heat, Flow: _flow}
+    draw: dict[type, Callable[[Any], Element]] = {
+        Lines: _lines,
+        Bars: _bars,
+        Heat: _heat,
+        Flow: _flow,
+        Intervals: _intervals,
+    }
     return draw[type(chart)](chart)
 
 
@@ -206,6 +212,31 @@ def _lying_bars(chart: Bars) -> Element:
             _add(canvas, "rect", f"f{index}", shown, x=x, y=y + 4, width=max(width, 0.5), height=15, rx=2)
             x += width
         _text(canvas, x + 6, y + 15, number(sums[i]), "tick", "start")
+    return canvas
+
+
+def _intervals(chart: Intervals) -> Element:
+    row, left, right = 26, 154, 56
+    canvas = _canvas(chart, height=row * len(chart.rows) + 34)
+    ends = [end for _, *values, _ in chart.rows for end in values if end is not None]
+    at = ticks(min([*ends, *(chart.x_range or ())]), max([*ends, *(chart.x_range or ())]))
+    scale, bottom = (WIDTH - left - right) / (at[-1] - at[0]), 6.0 + row * len(chart.rows)
+
+    def x(value: float) -> float:
+        return left + (value - at[0]) * scale
+
+    for tick in at:
+        _add(canvas, "line", "grid", x1=x(tick), x2=x(tick), y1=6, y2=bottom)
+        shown = measured(tick, chart.unit) if chart.unit == "share" else _tick(tick, at[1] - at[0])
+        _text(canvas, x(tick), bottom + 16, shown.replace(".0 %", " %"), "tick")
+    for i, (name, value, low, high, is_reference) in enumerate(chart.rows):
+        y, kind = 6 + (i + 0.5) * row, "rest" if is_reference else "0"
+        said = f"{name}: {measured(value, chart.unit)} {interval({'low': low, 'high': high}, chart.unit)}"
+        _text(canvas, left - 8, y + 4, _short(name, 24), "tick", "end")
+        if low is not None and high is not None:
+            _add(canvas, "line", f"line l{kind}", said, x1=x(low), x2=x(high), y1=y, y2=y)
+        _add(canvas, "circle", f"dot f{kind}", said, cx=x(value), cy=y, r=5)
+        _text(canvas, WIDTH - right + 8, y + 4, measured(value, chart.unit), "tick", "start")
     return canvas
 
 

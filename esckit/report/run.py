@@ -25,6 +25,7 @@ from esckit.report.metric_rows import short_name, suite_of, value_cells
 from esckit.report.plays import search_sections, simulate_sections
 from esckit.report.render import render_markdown, render_page
 from esckit.report.source import Run, at, flattened, measured, number, open_run, plain, section, signed
+from esckit.report.systems import systems
 from esckit.report.training import summary_sections, training_sections
 from esckit.runs import MANIFEST, differing_fields, read_manifest, without
 
@@ -97,7 +98,8 @@ def build_report(runs: Sequence[Run], *, against: Run | None = None) -> Report:
         parts = [_part(run, against) for run in runs]
         if against is not None:
             parts += [side_by_side(run, against) for run in runs]
-        parts += across_seeds(runs)
+        over_seeds = across_seeds(runs)
+        parts = parts + over_seeds if over_seeds else systems(runs) + parts
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Files in run folders may have been changed, or cut, by anybody.
         raise DataError(

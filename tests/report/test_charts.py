@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esckit.errors import StorageError
-from esckit.report.blocks import Bars, Flow, Heat, Lines, Part, Report, Section, Series
+from esckit.report.blocks import Bars, Flow, Heat, Intervals, Lines, Part, Report, Section, Series
 from esckit.report.charts import svg, ticks, write_plots
 from esckit.report.run import build_report
 from esckit.report.source import open_run
@@ -24,6 +24,8 @@ CHARTS = (
     Heat("h", LABEL, LABEL, LABEL, (LABEL, "b"), ((3, 0), (1, 0))),
     Flow("f", LABEL, ("1", "2"), (LABEL, "b"), ((2, 1), (1, 1)), (((0, 0, 1), (0, 1, 1)),)),
     Flow("short", LABEL, ("1",), ("a",), ((2,),), ()),
+    Intervals("i", LABEL, ((LABEL, 0.4, 0.2, 0.6, False), ("other", 0.5, None, None, True)), (0.0, 1.0), "share"),
+    Intervals("one_value", LABEL, (("a", 7.0, None, None, False),)),
 )  # fmt: skip
 
 
