@@ -61,7 +61,8 @@ def echo_pilot(found: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
         echo(f"cache       {share} were answered from it; the estimate counts them")
     if (found["units_wanted"] or 0) > found["pilot_units"]:
         echo(f"precision   ±25 % takes a pilot of about {found['units_wanted']:,} units")
-    echo(f"out         {out}: the same command without --pilot goes on")
+    is_all = found["pilot_units"] >= found["units"]
+    echo(f"out         {out}: {'every unit is played; ' if is_all else ''}the same command without --pilot goes on")
 
 
 def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -486,7 +486,8 @@ def _difference(entry: Comparison) -> str:
     p = f", p {entry.p:.3g}" if entry.p is not None else ""
     between = f" [{entry.interval.low:.4g}, {entry.interval.high:.4g}]" if entry.interval else ""
     dropped = f" ({entry.n_dropped} dropped)" if entry.n_dropped else ""
-    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}{dropped}"
+    why = f" ({entry.reason})" if entry.reason and not (between and p) else ""
+    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}{dropped}{why}"
 
 
 def report(

@@ -124,7 +124,7 @@ AnyExecutor = Annotated[
     Discriminator(
         _executor_kind,
         custom_error_type="executor_kind",
-        custom_error_message="must be a mapping whose kind is local or ray",
+        custom_error_message="must have the kind local or ray",
     ),
 ]
 """Where units are played."""
@@ -380,6 +380,10 @@ class ManagedServer(Section):
             raise ValueError(f"cannot be split into words: {error}") from None
         if not any("{port}" in word for word in words):
             raise ValueError("must contain {port}, which becomes a free port: vllm serve MODEL --port {port}")
+        if shell := {"&&", "||", ";", "|", "&", ">", "<"} & {*words}:
+            raise ValueError(
+                f"is started without a shell, so {min(shell)!r} is no operator: name a script that does it"
+            )
         if "{port}" in words[0]:
             raise ValueError("must begin with a program; put environment variables into environment")
         return serve
@@ -493,14 +497,18 @@ class ScriptedBinding(RoleOptions):
     scripted: str = Field(min_length=1)
 
 
+WorldProfile = Literal["default", "guarded", "open", "terse", "leaver"]
+"""The profiles of ``esckit/practice/profiles.yaml``."""
+
+
 class WorldBinding(RoleOptions):
     """A player of the practice world, which asks no model; its sampling is without effect.
 
     Attributes:
-        world: Profile of the seeker (``esckit/practice/profiles.yaml``); all roles of a recipe name the same.
+        world: Profile of the seeker; all roles of a recipe name the same.
     """
 
-    world: str = Field(min_length=1)
+    world: WorldProfile
 
 
 class WorldStrategist(WorldBinding):

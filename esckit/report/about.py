@@ -114,13 +114,16 @@ def _model_name(binding: Mapping[str, Any], names: Mapping[str, Any]) -> str:
             continue
         if isinstance(asked, Mapping) and all(binding.get(name) == value for name, value in asked.items()):
             return str(facts.get("name", key)) if isinstance(facts, Mapping) else key
+    if "world" in binding:
+        policy = f", policy {binding['policy']}" if binding.get("policy") else ""
+        return f"practice world, profile {binding['world']}{policy}"
     return _chosen(binding, ("backbone", "endpoint", "model", "checkpoint", "scripted"))
 
 
 def _sampling(role: str, binding: Mapping[str, Any]) -> str:
     """Return how a role speaks; a scorer, a reward model and a trained strategist only read."""
     is_trained = binding.get("checkpoint") and "endpoint" not in binding
-    if role in ("scorer", "reward") or (role == "strategist" and is_trained):
+    if role in ("scorer", "reward") or "world" in binding or (role == "strategist" and is_trained):
         return ABSENT
     sampling = section(binding, "sampling")
     short = {"temperature": "T", "top_p": "top-p", "top_k": "top-k", "max_tokens": "max tokens"}
