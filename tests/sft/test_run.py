@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from esckit.errors import CheckpointError, DataError, TrainingError
+from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from esckit.export.run import export
+from esckit.export.run import plan as plan_export
 from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.prompts.prompt import load_prompt
 from esckit.report.source import open_run
@@ -206,3 +208,18 @@ def test_a_start_without_weights_is_named(begun: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "rl" / FOLDER / "start/adapter")
     with pytest.raises(CheckpointError, match=r"start/adapter lacks adapter_config\.json"):
         load_merged(tmp_path / "rl")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "begun"])
+def test_it_is_exported_whole(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    facts = export(plan_export(request.getfixturevalue(kind), tmp_path / "out"))
+    assert (facts["form"], facts["backbone"]) == ("AutoModelForCausalLM", "tiny-random")
+    assert facts["largest_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize(("kind", "why"), [("full", "has no adapter"), ("begun", "does not stand on a backbone")])
+def test_only_an_adapter_of_a_backbone_is_exported(
+    kind: str, why: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        plan_export(request.getfixturevalue(kind), tmp_path / "out", adapter=True)
