@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from esckit.models.backbones import load_backbones
 from esckit.models.chat import CHATML
 from esckit.practice.language import every_form
+from esckit.prompts.prompt import load_prompt
 
 
 class _Recipe(NamedTuple):
@@ -34,8 +35,19 @@ def _tiny_texts() -> tuple[str, ...]:
     )
 
 
+_READ_IN_PRACTICE = ("supporter_rlff", "reward_model", "strategist")
+"""Prompts whose words are tokens of ``practice-small`` too: a prompt of many pieces is most of what it reads."""
+
+
 def _practice_texts() -> tuple[str, ...]:
-    return (*every_form(), *(f"\nSeeker: {word}\nSupporter: {word}" for word in ("I", "You", "It")))
+    asked = (message.content for name in _READ_IN_PRACTICE for message in load_prompt(name).messages)
+    labelled = (
+        f"\n{seeker}: {word}\n{supporter}: {word}"
+        for seeker, supporter in (("Seeker", "Supporter"), ("Patient", "Therapist"))
+        for word in ("I", "You", "It")
+    )
+    # In the middle of a turn a word begins with a blank, and there too it should be one token.
+    return (*every_form(), *(f" {form}" for form in every_form()), *labelled, *asked)
 
 
 _RECIPES = {
