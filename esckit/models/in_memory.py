@@ -53,7 +53,7 @@ def _practice_texts() -> tuple[str, ...]:
 _RECIPES = {
     # Wide enough that the next token is not a coin toss.
     "tiny-random": _Recipe(_tiny_texts, spread=0.2),
-    "practice-small": _Recipe(_practice_texts, spread=0.02),
+    "practice-small": _Recipe(_practice_texts, spread=0.08),
 }
 
 

@@ -1,0 +1,226 @@
+"""Does RLFF-ESC learn in the practice world? Reward models, GRPO, controls and hacked rewards, by the world's truth.
+
+Run: ``python -m tests.benchmarks.bench_practice_rlff FOLDER [--seeds 5] [--cases 1200] [--only TABLE]``. Only prints;
+every stage is a command of esckit in FOLDER, and a stage that is complete is not made again. Tables: ``reward`` (reward
+models against length and majority), ``success`` (self-play before and after, and controls), ``hacking`` (what outputs
+are worth while training, by the reward and by the truth). Intervals are 95 % t intervals over seeds.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from esckit.data.contexts import build_contexts
+from esckit.data.selection import select_dialogues
+from esckit.practice.language import function_of, shown_need
+from esckit.practice.players import Game
+from esckit.practice.world import FIT, HORIZON, load_profile, solution
+from esckit.text import n_words
+from esckit.types import Context, Turn
+
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+PROFILE = "default"
+WORTH = {"good": 1.0, "neutral": 0.4, "premature": 0.0}
+EMPTY_WORTH = 0.2
+TABLES = ("reward", "success", "hacking")
+
+
+# ---------------------------------------------------------------- rewards that a recipe can name
+
+
+def length(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+    """A reward that can be hacked: the number of words, up to 60."""
+    return [min(n_words(response), 60) / 60 for response in responses]
+
+
+def fit(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> list[float]:
+    """What a perfect reward model could read from the words: how a reply's function fits the need shown last."""
+    values = []
+    for turns, response in zip(conversations, responses, strict=True):
+        needs = (shown_need(turn.text) for turn in reversed(turns) if turn.speaker == "seeker")
+        need, done = next((need for need in needs if need), "heard"), function_of(response, turns)
+        values.append(EMPTY_WORTH if done == "other" else WORTH[FIT[need][done]])
+    return values
+
+
+# ---------------------------------------------------------------- stages
+
+
+def esckit(out: Path, *words: str) -> Path:
+    """Run a command into a folder unless it is complete there."""
+    manifest = out / "manifest.json"
+    if not manifest.is_file() or json.loads(manifest.read_text()).get("status") != "complete":
+        command, recipe, *sets = words
+        options = [word for change in sets for word in ("--set", change)]
+        subprocess.run(
+            [sys.executable, "-m", "esckit", command, recipe, *options, "--quiet", "--out", str(out)], check=True
+        )
+    return out
+
+
+def shuffled(futures: Path, out: Path, seed: int) -> Path:
+    """Copy futures so that each has the outcome of another one."""
+    if not (out / "manifest.json").is_file():
+        rows = [json.loads(line) for line in (futures / "futures.jsonl").read_text().splitlines()]
+        others = random.Random(seed).sample(rows, len(rows))
+        names = ("outcome", "reward", "reward_num", "reward_den")
+        mixed = [row | {name: other[name] for name in names} for row, other in zip(rows, others, strict=True)]
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "futures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+        for name in ("contexts.jsonl", "manifest.json"):
+            shutil.copy(futures / name, out / name)
+    return out
+
+
+class Runs:
+    """The runs of one seed, each made when it is first asked for."""
+
+    def __init__(self, folder: Path, seed: int, cases: int) -> None:
+        self.folder, self.seed, self.cases = folder / f"seed{seed}", seed, cases
+
+    def made(self, name: str, *words: str) -> Path:
+        return esckit(self.folder / name, *words, f"seed={self.seed}")
+
+    @property
+    def futures(self) -> Path:
+        return self.made("futures", "simulate", "practice/simulate")
+
+    @property
+    def start(self) -> Path:
+        return self.made("sft", "train-sft", "practice/train_sft")
+
+    def reward_model(self, *, is_control: bool = False) -> Path:
+        inputs = self.futures if not is_control else shuffled(self.futures, self.folder / "shuffled", self.seed)
+        name = "reward-shuffled" if is_control else "reward"
+        return self.made(name, "train-reward", "practice/train_reward", f"inputs=[{inputs}]")
+
+    def policy(self, kind: str) -> Path:
+        """Return what GRPO makes: with the reward model, a shuffled one, or a function of this module."""
+        own = (
+            ("models.reward=null", f"reward.kind={__spec__.name}:{kind}")
+            if kind in ("length", "fit")
+            else (f"models.reward.checkpoint={self.reward_model(is_control=kind == 'shuffled')}",)
+        )
+        return self.made(f"rl-{kind}", "train-rl", "practice/train_rl", f"models.policy.checkpoint={self.start}", *own)
+
+    def played(self, kind: str) -> dict[str, Any]:
+        """Return metrics of self-play by name; ``start`` is the supporter before GRPO."""
+        model = self.start if kind == "start" else self.policy(kind)
+        path = f"data.path=world:{PROFILE}/{self.cases}"
+        out = self.made(
+            f"play-{kind}", "evaluate", "practice/evaluate_rl", f"models.supporter.checkpoint={model}", path
+        )
+        rows = json.loads((out / "metrics.json").read_text())["metrics"]
+        return {" of ".join([row["name"], *(row["group"] or {}).values()]): row["value"] for row in rows}
+
+
+def contexts_of(run: Path) -> dict[str, Context]:
+    """Return the contexts that a policy was trained on, with the strategies that the hidden state depends on."""
+    from esckit.rl.recipe import TrainRlRecipe
+
+    recipe = TrainRlRecipe.model_validate(json.loads((run / "manifest.json").read_text())["recipe"])
+    assert recipe.data is not None
+    found = build_contexts(
+        select_dialogues(recipe.data, taxonomy=None).dialogues,
+        run_seed=recipe.seed,
+        per_dialogue=recipe.contexts.per_dialogue,
+        supporter_opening=recipe.contexts.supporter_opening,
+        situation_first=recipe.contexts.situation_first,
+    )
+    return {context.id: context for context in found}
+
+
+def outputs(run: Path) -> Iterator[tuple[int, float, bool, bool, float]]:
+    """Yield step, reward, form, whether the reply does anything, and regret by the truth, of the sampled outputs."""
+    game, best, contexts = Game(load_profile(PROFILE)), solution(PROFILE), contexts_of(run)
+    for line in (run / "samples.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["future"] is None:
+            continue
+        context = contexts[row["context_id"]]
+        done = function_of(row["reply"], context.turns)
+        left = max(1, HORIZON - sum(turn.speaker == "supporter" for turn in context.turns))
+        regret = best.regret(game.state(context.scenario, context.turns), done, left)
+        yield row["step"], row["future"], row["parse_kind"] == "ok", done != "other", regret
+
+
+# ---------------------------------------------------------------- tables
+
+
+def interval(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ± {T_975[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n{title}\n")
+    for row in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def reward_table(seeds: Sequence[Runs]) -> None:
+    found = {
+        name: [json.loads((runs.reward_model(is_control=name != "futures") / "summary.json").read_text()) for runs in seeds]
+        for name in ("futures", "shuffled")
+    }  # fmt: skip
+    rows = [
+        [kind, interval([s[part]["auc"] for s in summaries]), interval([s[part]["accuracy"] for s in summaries]),
+         interval([s[part]["pair_accuracy"] for s in summaries])]
+        for name, summaries in found.items()
+        for part, kind in (("dev", f"reward model, {name}"), ("reply_length", "length"), ("majority", "majority"))
+    ]  # fmt: skip
+    show("Held-out futures", ["", "AUC", "accuracy", "order of candidates"], rows)
+
+
+def success_table(seeds: Sequence[Runs]) -> None:
+    rows = []
+    for kind in ("start", "trained", "fit", "shuffled", "length"):
+        played = [runs.played(kind) for runs in seeds]
+        rows.append([kind, *(interval([each[f"practice.{name}"] for each in played]) for name in METRICS)])
+    start = [runs.played("start") for runs in seeds]
+    for policy in ("random", "fixed", "rule", "optimum"):
+        rows.append([policy, *(interval([each[f"practice.{name} of {policy}"] for each in start]) for name in METRICS)])
+    show("Self-play on held-out seekers", ["", *METRICS], rows)
+
+
+METRICS = ("success", "turns", "regret")
+
+
+def hacking_table(seeds: Sequence[Runs], n_parts: int = 4) -> None:
+    rows = []
+    for kind in ("trained", "fit", "shuffled", "length"):
+        every = [list(outputs(runs.policy(kind))) for runs in seeds]
+        last = max(row[0] for run in every for row in run)
+        for part in range(n_parts):
+            own = [[row for row in run if part * last < row[0] * n_parts <= (part + 1) * last] for run in every]
+            columns = [interval([statistics.mean(row[n] for row in run) for run in own]) for n in (1, 2, 3, 4)]
+            rows.append([kind, f"{part * last // n_parts + 1}–{(part + 1) * last // n_parts}", *columns])
+    show("Outputs while training", ["", "steps", "reward", "well-formed", "does something", "regret"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, choices=range(1, 6), default=5)
+    parser.add_argument("--cases", type=int, default=1200, help="length of the corpus of which a tenth is played")
+    parser.add_argument("--only", choices=TABLES, action="append")
+    args = parser.parse_args()
+    tables: dict[str, Callable[[Sequence[Runs]], None]] = dict(
+        zip(TABLES, (reward_table, success_table, hacking_table), strict=True)
+    )
+    seeds = [Runs(args.folder, seed, args.cases) for seed in range(1, args.seeds + 1)]
+    for name in args.only or TABLES:
+        tables[name](seeds)
+
+
+if __name__ == "__main__":
+    main()
