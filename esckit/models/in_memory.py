@@ -1,7 +1,8 @@
 """Models whose random weights are built in memory, always the same, so that nothing has to be fetched.
 
 ``tiny-random`` is for tests and trials: what it writes has no meaning. ``practice-small`` has some two million weights
-and the words of the practice world, so that it can learn there from nothing, in minutes on a processor.
+and the words of the practice world, so that it can learn there from nothing, in minutes on a processor;
+``practice-tiny`` has half a million, and reads whole words, for the sake of reinforcement learning.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ def _tiny_texts() -> tuple[str, ...]:
     )
 
 
-_READ_IN_PRACTICE = ("supporter_rlff", "reward_model", "strategist")
-"""Prompts whose words are tokens of ``practice-small`` too: a prompt of many pieces is most of what it reads."""
-
-
 def _practice_texts() -> tuple[str, ...]:
+    return (*every_form(), *(f"\nSeeker: {word}\nSupporter: {word}" for word in ("I", "You", "It")))
+
+
+_READ_IN_PRACTICE = ("supporter_practice", "supporter_rlff", "reward_model", "reward_practice")
+"""Prompts whose words are tokens of ``practice-tiny`` too."""
+
+
+def _whole_words() -> tuple[str, ...]:
+    """Return texts of which every word becomes one token, also in the middle of a turn, where a blank precedes it."""
     asked = (message.content for name in _READ_IN_PRACTICE for message in load_prompt(name).messages)
-    labelled = (
-        f"\n{seeker}: {word}\n{supporter}: {word}"
-        for seeker, supporter in (("Seeker", "Supporter"), ("Patient", "Therapist"))
-        for word in ("I", "You", "It")
-    )
-    # In the middle of a turn a word begins with a blank, and there too it should be one token.
-    return (*every_form(), *(f" {form}" for form in every_form()), *labelled, *asked)
+    labelled = (f"\n{role}: {word}" for role in ("Patient", "Therapist") for word in ("I", "You", "It"))
+    return (*_practice_texts(), *(f" {form}" for form in every_form()), *labelled, *asked)
 
 
 _RECIPES = {
     # Wide enough that the next token is not a coin toss.
     "tiny-random": _Recipe(_tiny_texts, spread=0.2),
-    "practice-small": _Recipe(_practice_texts, spread=0.08),
+    "practice-small": _Recipe(_practice_texts, spread=0.02),
+    "practice-tiny": _Recipe(_whole_words, spread=0.02),
 }
 
 

@@ -27,6 +27,8 @@ from esckit.types import Context, Turn
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 PROFILE = "default"
+MODULE = "tests.benchmarks.bench_practice_rlff"
+SHORT = ("simulation.horizon=1", "data.path=world:default/500")
 WORTH = {"good": 1.0, "neutral": 0.4, "premature": 0.0}
 EMPTY_WORTH = 0.2
 TABLES = ("reward", "success", "hacking")
@@ -88,25 +90,40 @@ class Runs:
     def made(self, name: str, *words: str) -> Path:
         return esckit(self.folder / name, *words, f"seed={self.seed}")
 
-    @property
-    def futures(self) -> Path:
-        return self.made("futures", "simulate", "practice/simulate")
+    def futures(self, *, is_short: bool) -> Path:
+        sets = SHORT if is_short else ()
+        return self.made("futures-short" if is_short else "futures", "simulate", "practice/simulate", *sets)
 
     @property
     def start(self) -> Path:
-        return self.made("sft", "train-sft", "practice/train_sft")
+        return self.made("sft", "train-sft", "practice/train_sft_tiny")
 
-    def reward_model(self, *, is_control: bool = False) -> Path:
-        inputs = self.futures if not is_control else shuffled(self.futures, self.folder / "shuffled", self.seed)
-        name = "reward-shuffled" if is_control else "reward"
-        return self.made(name, "train-reward", "practice/train_reward", f"inputs=[{inputs}]")
+    @property
+    def backbone(self) -> Path:
+        """Return the supporter before GRPO as a folder that a reward model can begin with."""
+        out = self.folder / "sft-exported"
+        if not out.is_dir():
+            subprocess.run([sys.executable, "-m", "esckit", "export", str(self.start), str(out)], check=True)
+        return out
+
+    def classifier(self) -> Path:
+        return self.made(
+            "classifier", "train-reward", "practice/train_reward", f"inputs=[{self.futures(is_short=False)}]"
+        )
+
+    def ranker(self, *, is_control: bool = False) -> Path:
+        inputs = self.futures(is_short=True)
+        inputs = shuffled(inputs, self.folder / "shuffled", self.seed) if is_control else inputs
+        name = "ranker-shuffled" if is_control else "ranker"
+        recipe = "practice/train_reward_pairwise"
+        return self.made(name, "train-reward", recipe, f"inputs=[{inputs}]", f"model.backbone={self.backbone}")
 
     def policy(self, kind: str) -> Path:
         """Return what GRPO makes: with the reward model, a shuffled one, or a function of this module."""
         own = (
-            ("models.reward=null", f"reward.kind={__spec__.name}:{kind}")
+            ("models.reward=null", f"reward.kind={MODULE}:{kind}")
             if kind in ("length", "fit")
-            else (f"models.reward.checkpoint={self.reward_model(is_control=kind == 'shuffled')}",)
+            else (f"models.reward.checkpoint={self.ranker(is_control=kind == 'shuffled')}",)
         )
         return self.made(f"rl-{kind}", "train-rl", "practice/train_rl", f"models.policy.checkpoint={self.start}", *own)
 
@@ -168,16 +185,17 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 
 def reward_table(seeds: Sequence[Runs]) -> None:
-    found = {
-        name: [json.loads((runs.reward_model(is_control=name != "futures") / "summary.json").read_text()) for runs in seeds]
-        for name in ("futures", "shuffled")
-    }  # fmt: skip
-    rows = [
-        [kind, interval([s[part]["auc"] for s in summaries]), interval([s[part]["accuracy"] for s in summaries]),
-         interval([s[part]["pair_accuracy"] for s in summaries])]
-        for name, summaries in found.items()
-        for part, kind in (("dev", f"reward model, {name}"), ("reply_length", "length"), ("majority", "majority"))
-    ]  # fmt: skip
+    made = {
+        "classifier": [runs.classifier() for runs in seeds],
+        "ranker": [runs.ranker() for runs in seeds],
+        "ranker, shuffled": [runs.ranker(is_control=True) for runs in seeds],
+    }
+    rows = []
+    for name, folders in made.items():
+        found = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+        for part, kind in (("dev", name), ("reply_length", "its length"), ("majority", "its majority")):
+            columns = ("auc", "accuracy", "pair_accuracy")
+            rows.append([kind, *(interval([each[part][column] for each in found]) for column in columns)])
     show("Held-out futures", ["", "AUC", "accuracy", "order of candidates"], rows)
 
 
