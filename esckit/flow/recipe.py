@@ -160,6 +160,8 @@ class FlowObjective(Section):
         terminal_boundary: Paths end in the leaf's search value.
         flow_eps: Search values are clamped to it before the logarithm.
         state_value: V of the strategy taken, or the policy's mean over strategies.
+        measure: F(s) sums over strategies (``counting``, as published), or averages over them under the recorded
+            ``prior``, so that it does not grow with the depth of a path.
         weighting: Every path once, or every distinct pair and state once.
         class_weight: ``bc``: all decisions alike, or rare strategies more: by 1/n (``balanced``) or 1/√n (``sqrt``).
         logit_adjust: Gold data: values of τ tried on valid; τ·log(class share in training) is taken off the logits.
@@ -170,6 +172,7 @@ class FlowObjective(Section):
     terminal_boundary: bool = True
     flow_eps: PositiveFloat = 1e-3
     state_value: Literal["taken", "policy_mean"] = "taken"
+    measure: Literal["counting", "prior"] = "counting"
     weighting: Literal["paths", "unique"] = "paths"
     class_weight: Literal["none", "balanced", "sqrt"] = "none"
     logit_adjust: tuple[float, ...] = (0.0,)

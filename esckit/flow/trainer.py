@@ -97,9 +97,14 @@ def gather_paths(outputs: FlowOutputs, batch: FlowBatch, terms: LossTerms) -> tu
 
     Head outputs are computed once per state and gathered along the paths.
 
-    log F(s_t) = log max(ε, Q_hat(s_t)) + log V(s_t) before the leaf; at the leaf the search value alone.
+    log F(s_t) = log max(ε, Q_hat(s_t)) + log V(s_t) before the leaf; at the leaf the search value alone. Under the
+    measure ``prior`` log_pf is log π − log π_ref, with the recorded prior as π_ref (relative trajectory balance, arXiv
+    2405.20971): F is then a mean over what the prior would do. A sum grows by a factor of |A| with every turn, while
+    leaves lie at all depths of a search tree, so that under ``counting`` no V fits all paths.
     """
     log_pf = outputs.log_pi[batch.state, batch.action]
+    if terms.objective.measure == "prior":
+        log_pf = log_pf - batch.prior.log()[batch.state, batch.action]
     if terms.objective.state_value == "taken":
         log_value = outputs.log_value[batch.state, batch.action]
     else:

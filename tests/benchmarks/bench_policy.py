@@ -1,8 +1,8 @@
 """A strategist at every decision of growing dialogues: prefixes read whole, only what is new, many dialogues together.
 
-Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6] [--together 32]``. Only prints. The
-dialogues are made up, 24 turns of 12 to 40 words; the heads are fresh (what is timed does not depend on them), and all
-ways use the same weights.
+Run: ``python -m tests.benchmarks.bench_policy [--backbone NAME] [--dialogues 6] [--together 32] [--turns 24]``.
+Only prints. The dialogues are made up, of turns of 12 to 40 words; the heads are fresh (what is timed does not depend
+on them), and all ways use the same weights.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.benchmarks.bench_reward_scoring import sentence
 Ids = tuple[int, ...]
 
 
-def prefixes(text: FlowText, n_dialogues: int) -> list[Ids]:
+def prefixes(text: FlowText, n_dialogues: int, n_turns: int) -> list[Ids]:
     """Return what a strategist is asked, in the order of the dialogues."""
     draw = random.Random(7)
     found = []
@@ -31,9 +31,9 @@ def prefixes(text: FlowText, n_dialogues: int) -> list[Ids]:
         scenario = Scenario(id=f"d{number}", situation=sentence(draw, 30), problem_type="job crisis")
         turns = [
             Turn(speaker="supporter" if at % 2 else "seeker", text=sentence(draw, draw.randint(12, 40)))
-            for at in range(24)
+            for at in range(n_turns)
         ]
-        found += [text.ids(scenario, turns[:end]) for end in range(1, 24, 2)]
+        found += [text.ids(scenario, turns[:end]) for end in range(1, n_turns, 2)]
     return found
 
 
@@ -48,11 +48,12 @@ def main() -> None:
     parser.add_argument("--backbone", default="smollm2-135m-instruct")
     parser.add_argument("--dialogues", type=int, default=6)
     parser.add_argument("--together", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=24)
     options = parser.parse_args()
     causal, tokenizer = load_causal(resolve_backbone(options.backbone), dtype=torch.float32)
     model = FlowModel(causal.get_decoder(), ("a", "b"), attention="sdpa").eval()
     text = FlowText(tokenizer, situation=True)
-    asked = prefixes(text, options.dialogues)
+    asked = prefixes(text, options.dialogues, options.turns)
     reader = PrefixReader(model)
 
     @torch.no_grad()
@@ -69,7 +70,7 @@ def main() -> None:
     print(f"each prefix whole  {alone:7.2f} s  {len(asked) / alone:6.1f} a second")
     print(f"only what is new   {ours:7.2f} s  {len(asked) / ours:6.1f} a second  x {alone / ours:.1f}")
     print(f"largest difference of a state, relative: {gap:.1e}")
-    in_flight(model, prefixes(text, options.together), options.together)
+    in_flight(model, prefixes(text, options.together, options.turns), options.together)
 
 
 def in_flight(model: FlowModel, asked: list[Ids], n: int) -> None:

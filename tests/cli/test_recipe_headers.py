@@ -44,6 +44,15 @@ def place(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {
         "simulate": ["simulate", "smoke/simulate_scripted", *esconv],
         "futures": ["simulate", "smoke/simulate_scripted"],
+        "search-practice": ["search", "practice/search", "--set", "data.path=world:default/40"],
+        "train-flow-practice": [
+            "train-flow",
+            "practice/train_flow",
+            "--set",
+            f"data.trees=[{made / 'search-practice'}]",
+            "--set",
+            "optim.epochs=1",
+        ],
         "search": ["search", "smoke/search_scripted"],
         "train-reward-rlff-rrhf": [*reward, "--set", "objective.kind=pairwise"],
         "train-reward-practice_pairwise": [*reward, "--set", "objective.kind=pairwise"],

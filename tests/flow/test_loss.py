@@ -51,6 +51,18 @@ def outputs(values: tuple[tuple[float, ...], ...] = tuple((v, v, v) for v in VAL
     )
 
 
+@pytest.mark.parametrize(("measure", "loss"), [("prior", 0.0), ("counting", 5.0 * math.log(8.0) ** 2)])
+def test_flow_under_the_prior_fits_leaves_at_all_depths(measure: str, loss: float) -> None:
+    """Every value is alike and the policy is the prior, uniform over eight: so V = 1 is right at every depth."""
+    facts = StateFacts(0.7, (0.125,) * 8, (0.7, 0.7) + (None,) * 6)
+    nodes = tuple(FlowNode(f"r{'.x' * depth}", depth - 1, (5 + depth,), facts) for depth in range(3))
+    paths = (FlowPath("near", (0,), (1,), 0.7), FlowPath("far", (0, 1, 2), (0, 0, 0), 0.7))
+    settings = changed(MEAN, objective={"measure": measure, "name": "tb"})
+    (batch,) = make_update(list(chunks(FlowTree("7/even#0", "even", 1, nodes, paths), TREE)), TREE, settings)
+    even = FlowOutputs(torch.full((3, 8), 0.125).log(), torch.zeros(3, 8), torch.zeros(3, 1))
+    assert flow_loss(even, batch, settings)["flow"].item() == pytest.approx(loss, abs=1e-4)
+
+
 TAKEN = ((1.5, 9.0, 9.0), (0.8, 9.0, 9.0), (1.2, 0.5, 9.0))
 
 
