@@ -23,7 +23,9 @@ First, the practice world: a made-up seeker whose best treatment can be computed
 It is not a model of people, and no number from it says how a supporter helps a person (docs/practice.md)."""
 
 BEFORE, AFTER = "evaluate-practice-before", "evaluate-practice-aflow"
-SFT, RL = "evaluate-practice-sft", "evaluate-practice-rl"
+SFT, RL = "evaluate-practice-random", "evaluate-practice-supporter"
+
+OTHERS = (("reply_length", "by length"), ("majority", "by the majority"))
 
 
 class Stage(NamedTuple):
@@ -75,6 +77,13 @@ def dev(out: Path, name: str) -> str:
     return f"{found['before training'][name]:.2f} before, {found['after training'][name]:.2f} after"
 
 
+def reward(out: Path) -> str:
+    """Return how well a reward model tells good futures from others, beside length and majority."""
+    found = summary(out)
+    others = ", ".join(f"{found[name]['auc']:.2f} {told}" for name, told in OTHERS)
+    return f"AUC {found['dev']['auc']:.2f} on held-out dialogues ({others})"
+
+
 def command(line: str, out: str) -> tuple[str, ...]:
     """Return the words of a command with its run folder."""
     return (*shlex.split(line), "--out", str(RUNS / out))
@@ -110,28 +119,32 @@ RLFF = (
         lambda out: f"{summary(out)['futures']:,} futures, {100 * summary(out)['goal_share']:.0f} % reach the goal",
     ),
     Stage(
-        "RLFF-ESC, reward model: a language model learns which replies lead to good futures",
+        "RLFF-ESC, reward model: a language model learns which conversations have good futures",
         command("train-reward practice/train_reward", "train-reward-practice"),
-        lambda out: f"AUC on held-out dialogues {summary(out)['dev']['auc']:.2f}",
+        reward,
     ),
     Stage(
-        "RLFF-ESC, first words: a supporter learns to speak, from conversations that choose at random what to do",
-        command("train-sft practice/train_sft", "train-sft-practice"),
-        lambda out: f"tokens foretold: {dev(out, 'dev/token_accuracy')}",
+        "RLFF-ESC, supporter: a language model learns to speak, and when to do what, from good conversations",
+        command("train-sft practice/train_sft_tiny --set data.path=world:default/400/rule", "train-sft-practice_rule"),
+        lambda out: f"likely tokens: {dev(out, 'dev/token_accuracy')} on held-out conversations",
     ),
     Stage(
-        "RLFF-ESC, reinforcement: it learns what to do when, from the reward model alone",
-        command("train-rl practice/train_rl", "train-rl-practice"),
-        lambda out: f"reward on held-out conversations: {dev(out, 'dev/reward/future')}",
+        "Before: a supporter that only learned to speak, from conversations that choose at random what to do",
+        command("train-sft practice/train_sft_tiny", "train-sft-practice_tiny"),
+        lambda out: f"likely tokens: {dev(out, 'dev/token_accuracy')} on held-out conversations",
     ),
     Stage(
-        "Before: the supporter that only learned to speak",
-        command("evaluate practice/evaluate_rl --set models.supporter.checkpoint=runs/train-sft-practice", SFT),
+        "Before: how many seekers that one helps",
+        command("evaluate practice/evaluate_rl --set models.supporter.checkpoint=runs/train-sft-practice_tiny", SFT),
         helped,
     ),
     Stage(
-        "After: the supporter after reinforcement learning, with the same seekers",
-        command(f"evaluate practice/evaluate_rl --against {RUNS / SFT}", RL),
+        "After: the one that learned from good conversations, with the same seekers",
+        command(
+            f"evaluate practice/evaluate_rl --set models.supporter.checkpoint=runs/train-sft-practice_rule "
+            f"--against {RUNS / SFT}",
+            RL,
+        ),
         helped,
     ),
 )
