@@ -24,7 +24,6 @@ It is not a model of people, and no number from it says how a supporter helps a 
 
 BEFORE, AFTER = "evaluate-practice-before", "evaluate-practice-aflow"
 SUPPORTER = "evaluate-practice-supporter"
-GOOD = "world:default/400/rule"
 
 OTHERS = (("reply_length", "by length"), ("majority", "by the majority"))
 
@@ -126,7 +125,7 @@ RLFF = (
     ),
     Stage(
         "A supporter: a language model learns from good conversations to speak, and when to do what",
-        command(f"train-sft practice/train_sft_tiny --set data.path={GOOD}", "train-sft-practice"),
+        command("train-sft practice/train_sft", "train-sft-practice"),
         lambda out: f"likely tokens: {dev(out, 'dev/token_accuracy')} on held-out conversations",
     ),
     Stage(

@@ -648,9 +648,7 @@ def check_worlds(bindings: Mapping[str, Binding | None], *, is_guided: bool) -> 
     """
     worlds = {role: binding.world for role, binding in bindings.items() if isinstance(binding, WorldBinding)}
     if strangers := worlds.keys() - _IN_THE_WORLD:
-        raise ValueError(
-            f"models.{min(strangers)}: the practice world has none, only {', '.join(sorted(_IN_THE_WORLD))}"
-        )
+        raise ValueError(f"models.{min(strangers)}: the practice world has only {', '.join(sorted(_IN_THE_WORLD))}")
     if len(set(worlds.values())) > 1:
         named = ", ".join(f"{role}: {world}" for role, world in worlds.items())
         raise ValueError(f"all roles of a recipe play one profile of the practice world, not {named}")

@@ -172,7 +172,7 @@ class FlowObjective(Section):
     terminal_boundary: bool = True
     flow_eps: PositiveFloat = 1e-3
     state_value: Literal["taken", "policy_mean"] = "taken"
-    measure: Literal["counting", "prior"] = "counting"
+    measure: Literal["counting", "prior"] | None = None
     weighting: Literal["paths", "unique"] = "paths"
     class_weight: Literal["none", "balanced", "sqrt"] = "none"
     logit_adjust: tuple[float, ...] = (0.0,)

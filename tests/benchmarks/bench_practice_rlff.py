@@ -28,7 +28,6 @@ from esckit.types import Context, Turn
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 PROFILE = "default"
 MODULE = "tests.benchmarks.bench_practice_rlff"
-SHORT = ("simulation.horizon=1", "data.path=world:default/500")
 WORTH = {"good": 1.0, "neutral": 0.4, "premature": 0.0}
 EMPTY_WORTH = 0.2
 TABLES = ("reward", "success", "hacking")
@@ -91,12 +90,12 @@ class Runs:
         return esckit(self.folder / name, *words, f"seed={self.seed}")
 
     def futures(self, *, is_short: bool) -> Path:
-        sets = SHORT if is_short else ()
-        return self.made("futures-short" if is_short else "futures", "simulate", "practice/simulate", *sets)
+        name = "futures-short" if is_short else "futures"
+        return self.made(name, "simulate", "practice/simulate_short" if is_short else "practice/simulate")
 
     @property
     def start(self) -> Path:
-        return self.made("sft", "train-sft", "practice/train_sft_tiny")
+        return self.made("sft", "train-sft", "practice/train_sft")
 
     @property
     def backbone(self) -> Path:

@@ -55,7 +55,7 @@ def place(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         "search": ["search", "smoke/search_scripted"],
         "train-reward-rlff-rrhf": [*reward, "--set", "objective.kind=pairwise"],
-        "train-reward-practice_pairwise": [*reward, "--set", "objective.kind=pairwise"],
+        "train-reward-practice-pairwise": [*reward, "--set", "objective.kind=pairwise"],
         "train-reward": reward,
         "train-sft": [
             *("train-sft", "smoke/train_sft", "--set", "model.backbone=tiny-random", "--set", "optim.max_steps=1"),

@@ -63,7 +63,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["executor.kind=slurm"], "kind is local or ray"),
+        (["executor.kind=slurm"], "kind local or ray"),
         (["executor.kind=ray"], "workers"),
         (["executor.kind=ray", "executor.workers=2", "executor.address=http://head"], "address"),
         (["executor.kind=ray", "executor.workers=2", "executor.runtime_env={env_vars: {API_KEY: x}}"], "no secret"),
