@@ -126,7 +126,7 @@ RLFF = (
     Stage(
         "A supporter: a language model learns from good conversations to speak, and when to do what",
         command("train-sft practice/train_sft", "train-sft-practice"),
-        lambda out: f"likely tokens: {dev(out, 'dev/token_accuracy')} on held-out conversations",
+        lambda out: f"share of tokens foreseen in held-out conversations: {dev(out, 'dev/token_accuracy')}",
     ),
     Stage(
         "How many seekers it helps, all by itself",
