@@ -343,6 +343,12 @@ class GateBound(NamedTuple):
     side: Literal["under", "over"] | None = None
 
 
+def suite_measuring(metric: str) -> str:
+    """Return the suite that measures a metric, by the beginning of its name."""
+    prefix = metric.partition(".")[0].removesuffix("_expanded")
+    return "dialogue" if prefix == "practice" else prefix  # self-play in the practice world
+
+
 def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suites: Sequence[str]) -> None:
     """Check gates before any model is called.
 
@@ -351,18 +357,17 @@ def require_gates(bounds: Iterable[GateBound], known: Mapping[str, Facts], suite
             the wrong side or a bound that it cannot take.
     """
     for gate in bounds:
-        first = gate.metric.partition(".")[0].removesuffix("_expanded")
-        suite = "dialogue" if first == "practice" else first  # that suite measures the practice world
-        if suite not in suites:
+        if suite_measuring(gate.metric) not in suites:
             raise ConfigError(
                 f"a gate on {gate.metric!r}",
                 expected=f"a metric of a suite that is run: {', '.join(suites)}",
                 hint=did_you_mean(gate.metric, known) or None,
             )
         if gate.metric not in known:
+            prefix = gate.metric.partition(".")[0].removesuffix("_expanded")
             raise ConfigError(
                 f"a gate on unknown metric {gate.metric!r}",
-                expected=f"one of {', '.join(name for name in known if name.startswith(first))}",
+                expected=f"one of {', '.join(name for name in known if name.startswith(prefix))}",
                 hint=did_you_mean(gate.metric, known) or None,
             )
         facts = known[gate.metric]

@@ -9,6 +9,7 @@ from esckit.report.blocks import Block, Heat, Lines, Note, Section, Table, flow_
 from esckit.report.explorers import EPISODES, episodes_explorer
 from esckit.report.metric_rows import (
     Row,
+    comparison_cells,
     curves_by_turn,
     metric_table,
     reference_blocks,
@@ -16,7 +17,7 @@ from esckit.report.metric_rows import (
     suite_of,
     tables_by_group,
 )
-from esckit.report.source import ABSENT, Run, at, interval, measured, number, p_value, plain, section, signed
+from esckit.report.source import ABSENT, Run, at, measured, number, p_value, plain, section
 
 _FLAGS = {
     "low_coverage": "fewer cases were scored than asked for: gates on it fail",
@@ -43,7 +44,7 @@ def evaluation_sections(run: Run, other: Run | None = None) -> list[Section]:
     metrics = run.json("metrics.json")
     if not isinstance(metrics, Mapping):
         return [Section("Results", (Note("The evaluation is not finished: it has no metrics.json.", "warning"),))]
-    rows = [row for row in metrics.get("metrics") or () if isinstance(row, Mapping)]
+    rows = run.metric_rows
     suites = list(dict.fromkeys(suite_of(row) for row in rows))
     suites.sort(key=lambda suite: suite != "safety")
     sections = [_suite(run, suite, rows) for suite in suites]
@@ -156,14 +157,12 @@ def _comparisons(metrics: Row) -> list[Section]:
     units = {str(row.get("name")): str(row.get("unit")) for row in metrics.get("metrics") or ()}
     rows = []
     for each in found:
-        unit, dropped = units.get(str(each.get("name")), "none"), each.get("n_dropped")
+        unit = units.get(str(each.get("name")), "none")
         rows.append(
             (
                 str(each.get("name")),
                 *(measured(each.get(value), unit) for value in ("value", "other_value")),
-                signed(each.get("difference"), unit),
-                interval(each.get("interval"), unit),
-                number(each.get("n")) + (f" ({number(dropped)} dropped)" if dropped else ""),
+                *comparison_cells(each, unit),
                 str(each.get("test") or ABSENT),
                 *(p_value(each.get(p)) for p in ("p", "p_holm")),
                 str(each.get("reason") or ""),

@@ -16,10 +16,10 @@ from esckit.documents import read_shipped
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
 from esckit.report.blocks import Block, Lines, Note, Points, Series, Table
-from esckit.report.source import ABSENT, OWN_CORPORA, at, interval, measured, number, section, share
+from esckit.report.source import ABSENT, OWN_CORPORA, at, interval, measured, number, section, share, signed
 from esckit.types import Record
 
-_ARROWS = {True: "↑", False: "↓", None: ""}
+_ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 _MOST_COUNTS = 2
 
@@ -49,7 +49,7 @@ def metric_table(rows: Sequence[Row], *, title: str = "", shared: Collection[str
     level = f"{100 * float(levels.pop()):.4g} %" if len(levels) == 1 else "95 %"  # type: ignore[arg-type]
     table = tuple(
         (
-            f"{short_name(row)} {_ARROWS[row.get('higher_is_better')]}".strip(),
+            headed(row),
             *value_cells(row),
             number(row.get("n_unscored")),
             share(row.get("coverage")),
@@ -73,6 +73,18 @@ def value_cells(row: Row | None) -> tuple[str, str, str]:
 def short_name(row: Row) -> str:
     """Return a metric's name without its suite."""
     return str(row.get("name", "")).partition(".")[2] or str(row.get("name", ""))
+
+
+def headed(row: Row) -> str:
+    """Return a metric's short name with an arrow where more or less of it is better."""
+    return f"{short_name(row)}{_ARROWS[row.get('higher_is_better')]}"
+
+
+def comparison_cells(each: Row, unit: str) -> tuple[str, str, str]:
+    """Return the difference of a comparison, its interval and its n."""
+    dropped = each.get("n_dropped")
+    n = number(each.get("n")) + (f" ({number(dropped)} dropped)" if dropped else "")
+    return signed(each.get("difference"), unit), interval(each.get("interval"), unit), n
 
 
 def _remarks(row: Row, shared: Collection[str]) -> str:

@@ -141,7 +141,7 @@ _MOST_FIELDS = 40
 
 def side_by_side(run: Run, other: Run) -> Part:
     """Return two runs beside each other: what differs in the recipes, and every number of both."""
-    blocks = _metrics(run, other) if _rows(run) and _rows(other) else _summaries(run, other)
+    blocks = _metrics(run, other) if run.metric_rows and other.metric_rows else _summaries(run, other)
     return Part(
         f"{run.name} beside {other.name}",
         "side by side",
@@ -181,18 +181,14 @@ def _seeds_at(run: Run, field: str) -> tuple[Any, str | None]:
     return recipe.pop("seed", None), json.dumps(recipe, sort_keys=True)
 
 
-def _rows(run: Run) -> list[Mapping[str, Any]]:
-    return [row for row in run.object("metrics.json").get("metrics") or () if isinstance(row, Mapping)]
-
-
 def _key(row: Mapping[str, Any]) -> tuple[str, str]:
     return str(row.get("name")), json.dumps(row.get("group"), sort_keys=True)
 
 
 def _metrics(run: Run, other: Run) -> list[Block]:
-    theirs = {_key(row): row for row in _rows(other)}
+    theirs = {_key(row): row for row in other.metric_rows}
     blocks: list[Block] = []
-    pairs = [(row, theirs[_key(row)]) for row in _rows(run) if _key(row) in theirs and not row.get("group")]
+    pairs = [(row, theirs[_key(row)]) for row in run.metric_rows if _key(row) in theirs and not row.get("group")]
     for suite in dict.fromkeys(suite_of(row) for row, _ in pairs):
         rows = []
         for a, b in (pair for pair in pairs if suite_of(pair[0]) == suite):
@@ -219,7 +215,7 @@ def _summaries(run: Run, other: Run) -> list[Block]:
 
 def across_seeds(runs: Sequence[Run]) -> list[Part]:
     """Return mean and standard deviation over seeds: of one evaluation, or of models trained from one recipe."""
-    if len(runs) < 2 or not all(_rows(run) for run in runs):
+    if len(runs) < 2 or not all(run.metric_rows for run in runs):
         return []
     recipes = [_identity(run.manifest) for run in runs]
     fields = {field for recipe in recipes[1:] for field in differing_fields(recipes[0], recipe)}
@@ -229,7 +225,7 @@ def across_seeds(runs: Sequence[Run]) -> list[Part]:
         return []
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        for row in _rows(run):
+        for row in run.metric_rows:
             if not row.get("group") and row.get("value") is not None:
                 by_name.setdefault(str(row["name"]), []).append(row)
     table = []

@@ -71,6 +71,11 @@ class Run:
         found = self.json(name)
         return found if isinstance(found, Mapping) else {}
 
+    @property
+    def metric_rows(self) -> list[Mapping[str, Any]]:
+        """The rows of an evaluation's ``metrics.json``, none before it is finished."""
+        return [row for row in self.object("metrics.json").get("metrics") or () if isinstance(row, Mapping)]
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Return the objects of a JSON-lines file, an empty list if there is none; an unfinished last line is left out.
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+from esckit.metrics.metric import suite_measuring
 from esckit.report.blocks import Block, Intervals, Note, Part, Section, Table
-from esckit.report.metric_rows import Row, short_name, suite_of
-from esckit.report.source import ABSENT, Run, interval, measured, number, p_value, section, signed
+from esckit.report.metric_rows import Row, comparison_cells, headed, short_name, suite_of, value_cells
+from esckit.report.source import ABSENT, Run, p_value, section
 
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "practice": ("practice.success", "practice.turns", "practice.regret"),
@@ -34,9 +34,6 @@ PRACTICE_NOTE = (
     "model of people: no number from it says how a supporter helps a person."
 )
 
-_SUITE_OF = {"practice": "dialogue"}
-"""Whose conditions metrics depend on that are not named like their suite."""
-
 
 def systems(runs: Sequence[Run]) -> list[Part]:
     """Return the comparison of evaluations that share the cases of at least one suite; nothing if none do."""
@@ -45,7 +42,7 @@ def systems(runs: Sequence[Run]) -> list[Part]:
         return []
     sections = []
     for prefix in HEADLINES:
-        for together in _alike(evaluated, _SUITE_OF.get(prefix, prefix)):
+        for together in _alike(evaluated, suite_measuring(prefix)):
             blocks = _blocks(together, prefix)
             if blocks:
                 sections.append(Section(f"{prefix.capitalize()}: {', '.join(run.name for run in together)}", blocks))
@@ -69,14 +66,10 @@ def _alike(runs: Sequence[Run], suite: str) -> Iterator[list[Run]]:
             yield together
 
 
-def _rows(run: Run) -> list[Row]:
-    return [row for row in run.object("metrics.json").get("metrics") or () if isinstance(row, Mapping)]
-
-
 def _blocks(runs: Sequence[Run], prefix: str) -> tuple[Block, ...]:
     patterns = HEADLINES[prefix]
     whole = {
-        run.name: {str(row["name"]): row for row in _rows(run) if suite_of(row) == prefix and not row.get("group")}
+        run.name: {str(row["name"]): row for row in run.metric_rows if suite_of(row) == prefix and not row.get("group")}
         for run in runs
     }
     found = dict.fromkeys(name for rows in whole.values() for name in rows)
@@ -94,7 +87,7 @@ def _blocks(runs: Sequence[Run], prefix: str) -> tuple[Block, ...]:
 def _baselines(run: Run, prefix: str) -> dict[str, dict[str, Row]]:
     """Return the rows of policies that an evaluation played beside the system, by policy and metric."""
     found: dict[str, dict[str, Row]] = {}
-    for row in _rows(run):
+    for row in run.metric_rows:
         policy = section(row, "group").get("policy")
         if policy is not None and suite_of(row) == prefix:
             found.setdefault(str(policy), {})[str(row["name"])] = row
@@ -127,15 +120,14 @@ def _table(
     facts = {name: next(rows[name] for rows in whole.values() if name in rows) for name in names}
     best = {name: _best(facts[name], [rows.get(name) for rows in whole.values()]) for name in names}
     lines = [
-        (label, *(_cell(rows.get(name), best[name]) for name in names), _n(rows.get(names[0])))
+        (label, *(_cell(rows.get(name), best[name]) for name in names), value_cells(rows.get(names[0]))[2])
         for label, rows in whole.items()
     ]
     lines += [
-        (f"({label})", *(_cell(rows.get(name), None) for name in names), _n(rows.get(names[0])))
+        (f"({label})", *(_cell(rows.get(name), None) for name in names), value_cells(rows.get(names[0]))[2])
         for label, rows in baselines.items()
     ]
-    arrows = {True: " ↑", False: " ↓", None: ""}
-    columns = tuple(f"{short_name(facts[name])}{arrows[facts[name].get('higher_is_better')]}" for name in names)
+    columns = tuple(headed(facts[name]) for name in names)
     note = "★ the best system. ↑ higher is better, ↓ lower is better."
     if baselines:
         note += " In brackets: played beside the systems for comparison, with the same seekers."
@@ -150,16 +142,9 @@ def _best(facts: Row, rows: Sequence[Row | None]) -> float | None:
 
 
 def _cell(row: Row | None, best: float | None) -> str:
-    if row is None or row.get("value") is None:
-        return ABSENT
-    unit, value = str(row.get("unit")), float(row["value"])
-    ends = interval(row.get("interval"), unit)
-    shown = measured(value, unit) + ("" if ends == ABSENT else f" {ends}")
-    return f"{shown} ★" if value == best else shown
-
-
-def _n(row: Row | None) -> str:
-    return ABSENT if row is None else number(row.get("n"))
+    value, ends, _ = value_cells(row)
+    shown = value if ends == ABSENT else f"{value} {ends}"
+    return f"{shown} ★" if row is not None and best is not None and row.get("value") == best else shown
 
 
 def _tests(runs: Sequence[Run]) -> tuple[Block, ...]:
@@ -168,27 +153,15 @@ def _tests(runs: Sequence[Run]) -> tuple[Block, ...]:
     shown = []
     for run in runs:
         metrics = run.object("metrics.json")
-        units = {str(row.get("name")): str(row.get("unit")) for row in _rows(run)}
+        units = {str(row.get("name")): str(row.get("unit")) for row in run.metric_rows}
         for each in metrics.get("comparisons") or ():
             name, other = str(each.get("name")), Path(str(each.get("other"))).name
             if any(fnmatchcase(name, pattern) for pattern in patterns):
-                shown.append(_test(run, name, other, each, units.get(name, "none")))
+                cells = comparison_cells(each, units.get(name, "none"))
+                p_values = (p_value(each.get("p")), p_value(each.get("p_holm")))
+                shown.append((run.name, other, name, *cells, *p_values, str(each.get("reason") or "")))
     if not shown:
         return ()
     columns = ("system", "against", "metric", "difference", "interval", "n", "p", "p (Holm)", "remarks")
     note = "Case by case, as evaluate --against made them; Holm within one suite."
     return (Table(columns, tuple(shown), note=note),)
-
-
-def _test(run: Run, name: str, other: str, each: Mapping[str, Any], unit: str) -> tuple[str, ...]:
-    return (
-        run.name,
-        other,
-        name,
-        signed(each.get("difference"), unit),
-        interval(each.get("interval"), unit),
-        number(each.get("n")),
-        p_value(each.get("p")),
-        p_value(each.get("p_holm")),
-        str(each.get("reason") or ""),
-    )
