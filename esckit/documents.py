@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,14 @@ M = TypeVar("M", bound="BaseModel")
 _MAX_DEPTH = 32
 
 _MAX_JSON_DEPTH = 128
+
+_MAX_YAML = 2**20
+"""Characters of a YAML text; reading so many takes half a minute."""
+
+_MAX_DIGITS = 400
+"""Characters of a whole number: more than any number of ours, and fewer than Python refuses to write down."""
+
+_MOST_TOLD = 10
 
 
 def read_text(path: Path) -> str:
@@ -158,7 +166,8 @@ def parse_yaml_lines(text: str, origin: str) -> tuple[Any, dict[Place, int]]:
         return None, lines
     problems = list(_walk(node, (), lines))
     if problems:
-        raise ConfigError(f"{origin}: " + "; ".join(problems))
+        more = [f"and {len(problems) - _MOST_TOLD:,} more"] if len(problems) > _MOST_TOLD else []
+        raise ConfigError(f"{origin}: " + "; ".join([*problems[:_MOST_TOLD], *more]))
     return _construct(node, origin), lines
 
 
@@ -182,6 +191,8 @@ _Loader.add_implicit_resolver(
 
 
 def _compose(text: str, origin: str) -> yaml.Node | None:
+    if len(text) > _MAX_YAML:
+        raise ConfigError(f"{origin}: {len(text):,} characters", expected=f"at most {_MAX_YAML:,} of YAML")
     try:
         _check_events(text, origin)
         loader = _Loader(text)
@@ -226,7 +237,9 @@ def _construct(node: yaml.Node, origin: str) -> Any:
 
 
 def _walk(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Iterator[str]:
-    """Fill ``lines`` and yield what is wrong with the keys."""
+    """Fill ``lines`` and yield what is wrong with keys, and with numbers that are too long."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
+        yield f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters"
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*place, index)] = item.start_mark.line + 1
@@ -287,3 +300,15 @@ def complaint(detail: ErrorDetails) -> str:
         if text.startswith(beginning):
             return ours + re.sub(r"^(an?) valid ", r"\1 ", text.removeprefix(beginning))
     return text
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield every text inside plain data, however deep; keys are no texts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from strings_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings_in(inner)

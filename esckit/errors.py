@@ -8,6 +8,7 @@
     │   └── NoRoomError                      the weights of a model do not fit the memory of a device
     ├── DataError                            a corpus or an input file is not what it should be
     ├── StorageError                         the disk is full, read-only or the folder is in use
+    ├── ResourceError                        memory or open files ran out
     ├── CheckpointError                      a trained model does not fit what it is asked to do
     │   └── NotFiniteError                   a model or a reward gives a number that is not finite
     ├── TrainingError (RuntimeError)         training diverged
@@ -101,7 +102,17 @@ class ConfigError(EsckitError):
 
 
 class MissingRunsError(ConfigError):
-    """A recipe names runs that are not there yet; what needs only the recipe can still be planned."""
+    """A recipe names runs that are not there yet; what needs only the recipe can still be planned.
+
+    Args:
+        paths: The runs, as the recipe names them.
+    """
+
+    def __init__(
+        self, found: str, *, paths: tuple[str, ...], expected: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(found, expected=expected, hint=hint)
+        self.paths = paths
 
 
 class MissingExtraError(ConfigError):
@@ -205,6 +216,10 @@ class DataError(EsckitError):
 
 class StorageError(EsckitError):
     """A file cannot be written, or its folder is in use by another process."""
+
+
+class ResourceError(EsckitError):
+    """The machine has too little of what the command needs: memory, open files."""
 
 
 class CheckpointError(EsckitError):

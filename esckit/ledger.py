@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from esckit.types import Reply, Thought, Usage
+from esckit.types import Reply, StopReason, Thought, Usage
 
 _SEED_SPACE = 2**63
 
@@ -80,6 +80,9 @@ class Ledger:
     Args:
         run_seed: Seed of the run.
         unit_id: Stable id of the unit: a context id, a tree id, a dialogue id.
+
+    Attributes:
+        ends: Why the last reply of each role ended.
     """
 
     def __init__(self, run_seed: int, unit_id: str) -> None:
@@ -88,6 +91,7 @@ class Ledger:
         self.usage: dict[str, Usage] = {}
         self.attempts: Counter[tuple[str | int, ...]] = Counter()
         self.reasoning: list[Thought] = []
+        self.ends: dict[str, StopReason] = {}
 
     def at(self, *place: str | int) -> Scope:
         """Return the view of one place in the unit: (candidate, turn) of a future, (node path, step) of a tree."""
@@ -120,6 +124,7 @@ class Scope:
     def book(self, role: str, reply: Reply) -> None:
         """Add what a reply cost and what the model thought before it; ``critic.3`` is booked on ``critic``."""
         self.spend(role.partition(".")[0], reply.usage)
+        self.ledger.ends[role] = reply.stop_reason
         if reply.reasoning:
             place = "/".join(map(str, self.place))
             self.ledger.reasoning.append(Thought(role=role, place=place, text=reply.reasoning))

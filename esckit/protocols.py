@@ -139,11 +139,13 @@ class Decision(NamedTuple):
         strategy: The one that its own decision rule takes.
         probabilities: Of all strategies in taxonomy order; sum 1.
         usage: What the decision took.
+        values: V(s, a), positive, in the same order; None from a strategist that has none.
     """
 
     strategy: str
     probabilities: tuple[float, ...]
     usage: Usage = Usage(calls=1)
+    values: tuple[float, ...] | None = None
 
 
 class StrategyPolicy(Protocol):
@@ -199,7 +201,7 @@ class CheckpointKind(Protocol):
             run: The run folder.
             part: One of :attr:`parts`.
             abbreviations: Strategy name to abbreviation, of the taxonomy in its order.
-            options: ``dtype`` and ``device``; for a chat model ``max_batch_tokens``, for a strategist
+            options: ``dtype``, ``device`` and ``is_invariant``; for a chat model ``max_batch_tokens``, for a strategist
                 ``value_weight``, ``top_k`` and perhaps ``max_tokens``.
 
         Raises:
@@ -244,6 +246,10 @@ class Models(Protocol):
 
     def spent(self) -> dict[str, Any]:
         """Return what this attempt has used up; None is unknown."""
+        ...
+
+    def on_spent(self, note: Callable[[], None]) -> None:
+        """Have a function called whenever more was used up."""
         ...
 
 

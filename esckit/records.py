@@ -25,7 +25,9 @@ from pydantic import ValidationError
 
 from esckit.documents import complaint
 from esckit.errors import DataError, NotFiniteError, StorageError
+from esckit.faultpoints import reached
 from esckit.registry import did_you_mean
+from esckit.storage import storage_error, writing
 from esckit.text import without_surrogates
 from esckit.types import Record
 
@@ -196,21 +198,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """Return what to tell the user when a file could not be written."""
-    reasons = {
-        errno.ENOSPC: ("the disk is full", "Free some space and run the same command again: what is done is kept"),
-        errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again"),
-        errno.EROFS: ("the file system is read-only", "Choose another folder with --out"),
-        errno.EACCES: ("no permission to write", "Choose another folder with --out"),
-        errno.EPERM: ("no permission to write", "Choose another folder with --out"),
-        errno.ENOTDIR: ("a file is where a folder is needed", "Choose another folder with --out"),
-        errno.EEXIST: ("a file is where a folder is needed", "Choose another folder with --out"),
-    }
-    found, hint = reasons.get(error.errno or 0, (error.strerror or str(error), None))
-    return StorageError(f"cannot write {path}: {found}", hint=hint)
-
-
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old content or the new one, never a part.
 
@@ -234,11 +221,14 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
                 fcntl.flock(target, fcntl.LOCK_EX)
             yield target
             target.flush()
+            reached("written")
             os.fsync(target.fileno())
             mask = os.umask(0)  # it can only be read by setting it
             os.umask(mask)
             os.chmod(temporary, 0o666 & ~mask)
+            reached("flushed")
             os.replace(temporary, path)
+            reached("renamed")
     except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -253,20 +243,27 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
     Readers find, also after a crash, the old folder, the new one or none, but never a part. Where a crash left
     none, :func:`clear_leftovers` brings the old one back.
+
+    Raises:
+        StorageError: If it cannot be written; the old folder stays.
     """
     fresh, old = (folder.with_name(f".{folder.name}.{age}") for age in ("new", "old"))
-    for left_over in (fresh, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with writing(folder):
+        for left_over in (fresh, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            yield fresh
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        reached("filled")
+        if folder.exists():
+            folder.rename(old)
+            reached("moved-away")
+        fresh.rename(folder)
+        reached("moved-in")
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -345,7 +342,7 @@ class JsonlAppender:
             self._end = _end_of_last_line(self._fd)
             cut = os.fstat(self._fd).st_size - self._end
             if cut:
-                log.info("%s: cut off an unfinished last line (%d bytes)", path.name, cut)
+                log.warning("%s: cut off an unfinished last line (%d bytes)", path.name, cut)
                 os.ftruncate(self._fd, self._end)
             os.lseek(self._fd, self._end, os.SEEK_SET)
         except OSError as error:
@@ -360,6 +357,7 @@ class JsonlAppender:
         require_in_place(self._fd, self.path, self.path)
         text = dump_line(record) if isinstance(record, Record) else dump_json(record)
         data = memoryview((text + "\n").encode("utf-8"))
+        reached("half-line", lambda: os.write(self._fd, data[: len(data) // 2]))
         try:
             written = 0
             while written < len(data):
@@ -371,6 +369,7 @@ class JsonlAppender:
                 os.lseek(self._fd, self._end, os.SEEK_SET)
             raise storage_error(error, self.path) from error
         self._end += len(data)
+        reached("line")
         return self._end - len(data)
 
     def close(self) -> None:
@@ -394,6 +393,16 @@ class JsonlAppender:
     def __exit__(self, *raised: object) -> None:
         """Close the file."""
         self.close()
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Cut off a last line without line end, which a crash left, and say so.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    with JsonlAppender(path):
+        pass
 
 
 def _end_of_last_line(fd: int, block: int = 65_536) -> int:

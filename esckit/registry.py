@@ -65,6 +65,18 @@ def load_attr(target: str) -> Any:
     return found
 
 
+def load_function(target: str, *, field: str, expected: str) -> Any:
+    """Import the function that a field of a recipe names as ``module:attr``.
+
+    Raises:
+        ConfigError: If it does not exist, or is no function.
+    """
+    found = load_attr(target)
+    if isinstance(found, type) or not callable(found):
+        raise ConfigError(f"{field} {target!r} is not a function", expected=expected)
+    return found
+
+
 @contextmanager
 def own_code(name: str) -> Iterator[None]:
     """Run a user's own code: whatever it raises becomes an error that names it.

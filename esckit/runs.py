@@ -13,28 +13,63 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from asyncio import CancelledError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
 import esckit
 from esckit.documents import complaint, dotted, read_json_object
-from esckit.errors import ConfigError, DataError, EsckitError, StorageError
+from esckit.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    EsckitError,
+    FailureRateError,
+    OutageError,
+    StorageError,
+)
+from esckit.faultpoints import reached
 from esckit.ledger import total
-from esckit.records import JsonlAppender, clear_leftovers, digest, require_in_place, storage_error, write_json
+from esckit.records import (
+    JsonlAppender,
+    clear_leftovers,
+    digest,
+    dump_json,
+    require_in_place,
+    write_json,
+)
+from esckit.storage import storage_error
 
 MANIFEST = "manifest.json"
 
 LOCK = ".lock"
 
+PIPELINE = "pipeline.json"
+"""In the folder of a pipeline: its stages, each with its recipe and how it ended."""
+
+SPENT = ".spent"
+"""What a running attempt has spent; what a killed one had spent is read from it."""
+
 MANIFEST_SCHEMA = "esckit.manifest/1"
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "aiohttp")
 
+
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (KeyboardInterrupt, "interrupted"),
+    (CancelledError, "interrupted"),
+    (FailureRateError, "failures"),
+    (OutageError, "outage"),
+    (BudgetError, "budget"),
+    (EsckitError, "error"),
+)
+"""Why a run stops, by the error that passes through; the first that fits."""
 
 _Facts = dict[str, Any] | None
 
@@ -67,6 +102,8 @@ class _Recipe(_Shape):
 
 class _Attempt(_Shape):
     status: str
+    seconds: NonNegativeFloat | None = None
+    reason: str | None = None
     versions: _Facts = None
     spent: _Facts = None
 
@@ -103,17 +140,30 @@ def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     """Return the dotted paths at which two recipes differ, sorted.
 
     An earlier version did not know every field. So a field that one of them lacks is no difference where the other has
-    null or "auto", which stand for what was done before.
+    null or "auto", which stand for what was done before, or what ``_LATER`` says of it.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         start = f"{prefix}." if prefix else ""
-        lacking = {key for key in ours.keys() ^ theirs.keys() if {**ours, **theirs}[key] in (None, "auto")}
+        lacking = {
+            key for key in ours.keys() ^ theirs.keys() if _is_as_before(f"{start}{key}", {**ours, **theirs}[key])
+        }
         return [
             path
             for key in sorted({*ours, *theirs} - lacking)
             for path in differing_fields(ours.get(key), theirs.get(key), f"{start}{key}")
         ]
     return [] if ours == theirs else [prefix]
+
+
+_LATER: dict[str, Any] = {"episode": "reply", "reward.shuffled": False}
+"""Fields that came later, with the values that stand for what was done before."""
+
+_TURNED_ON = ("dialogue",)
+"""Sections that came later, which another field turns on."""
+
+
+def _is_as_before(field: str, value: Any) -> bool:
+    return value in (None, "auto") or field in _TURNED_ON or (field in _LATER and value == _LATER[field])
 
 
 class RunFolder:
@@ -127,6 +177,9 @@ class RunFolder:
         self.manifest = manifest
         self._lock_fd = lock_fd
         self._attempt: dict[str, Any] | None = None
+        self._began_s = 0.0
+        self._spent_fd = -1
+        self._spent_width = 0
 
     @classmethod
     def open(
@@ -156,18 +209,7 @@ class RunFolder:
         identity = without(recipe, operational)
         given = json.loads(json.dumps(inputs or {}))
         _own_manifest(path, command, identity, operational, given)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock_fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise storage_error(error, path) from error
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock_fd)
-            raise StorageError(
-                f"{path} is in use by another esckit process", hint="Wait for it, or choose another --out"
-            ) from error
+        lock_fd = hold(path)
         try:
             # Again: between the first look and the lock another process may have made the folder its own.
             manifest = _own_manifest(path, command, identity, operational, given)
@@ -182,6 +224,8 @@ class RunFolder:
             run.update_manifest(recipe=dict(recipe), **given)
             if run.manifest.get("status") != "complete":
                 run.begin_attempt()
+            else:
+                (path / SPENT).unlink(missing_ok=True)
         except EsckitError:
             os.close(lock_fd)
             raise
@@ -234,12 +278,16 @@ class RunFolder:
         if self._attempt is not None:
             return
         attempts = attempts_of(self.manifest)
-        for earlier in attempts:
+        for number, earlier in enumerate(attempts, start=1):
             if earlier["status"] == "running":
-                earlier["status"] = "killed"
+                earlier |= {"status": "killed", **self._spent_by(number)}
+        self._began_s = time.monotonic()
         self._attempt = {"began": _now(), "ended": None, "status": "running", "versions": _versions()}
         attempts.append(self._attempt)
-        self.update_manifest(status="running", versions=self._attempt["versions"], attempts=attempts)
+        self.update_manifest(
+            status="running", versions=self._attempt["versions"], attempts=attempts, **_spent_in_all(attempts)
+        )
+        (self.path / SPENT).unlink(missing_ok=True)
 
     def book(self, spent: Mapping[str, Any]) -> None:
         """Write what this attempt has spent so far, and what all attempts have; does nothing without an attempt.
@@ -250,18 +298,59 @@ class RunFolder:
         if self._attempt is None:
             return
         self._attempt["spent"] = dict(spent)
-        booked = [attempt["spent"] for attempt in self.manifest["attempts"] if attempt.get("spent")]
-        self.update_manifest(spent=total(booked))
+        self.update_manifest(**_spent_in_all(self.manifest["attempts"]))
 
-    def close(self, status: str) -> None:
-        """End the attempt as ``complete`` or ``stopped``, if one was begun, and let the folder go."""
+    def note_spent(self, spent: Mapping[str, Any]) -> None:
+        """Keep what this attempt has spent so far, so that it is known if the process is killed.
+
+        It is cheap enough for every call to a model: one system call, which a kill does not cut in two.
+
+        Args:
+            spent: As for :meth:`book`.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        if self._attempt is None:
+            return
+        fact = {"attempt": len(self.manifest["attempts"]), "spent": dict(spent)}
+        text = dump_json(fact).encode().ljust(self._spent_width)
+        try:
+            if self._spent_fd < 0:
+                self._spent_fd = os.open(self.file(SPENT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.pwrite(self._spent_fd, text, 0)
+        except OSError as error:
+            raise storage_error(error, self.path / SPENT) from error
+        self._spent_width = len(text)
+
+    def _spent_by(self, number: int) -> dict[str, Any]:
+        """Return what an attempt that was killed had spent; nothing if it had asked no model."""
+        source = self.path / SPENT
+        found = read_json_object(source) if source.is_file() and source.stat().st_size else {}
+        return {"spent": found["spent"]} if found.get("attempt") == number else {}
+
+    def close(self, status: str, reason: str | None = None) -> None:
+        """End the attempt as ``complete`` or ``stopped``, if one was begun, and let the folder go.
+
+        Args:
+            status: How it ended.
+            reason: Why it stopped, as :class:`esckit.archive.Entry` says it; None if unknown.
+        """
         if self._lock_fd < 0:
             return
         try:
             if self._attempt is not None:
-                self._attempt |= {"ended": _now(), "status": status}
+                why = {} if reason is None else {"reason": reason}
+                # By a clock that nobody sets: the two times of day may lie anyhow.
+                took_s = round(time.monotonic() - self._began_s, 1)
+                self._attempt |= {"ended": _now(), "seconds": took_s, "status": status, **why}
+                reached("ended")
                 self.update_manifest(status=status)
+                (self.path / SPENT).unlink(missing_ok=True)
         finally:
+            if self._spent_fd >= 0:
+                os.close(self._spent_fd)
+                self._spent_fd = -1
             os.close(self._lock_fd)
             self._lock_fd = -1
 
@@ -271,17 +360,73 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         """Close the run as complete, or as stopped if an error passes through."""
-        self.close("complete" if kind is None else "stopped")
+        if kind is None:
+            self.close("complete")
+        else:
+            self.close("stopped", next((why for error, why in _REASONS if issubclass(kind, error)), None))
 
 
-def require_own(path: Path, *, command: str, recipe: Mapping[str, Any], operational: Iterable[str] = ()) -> None:
-    """Refuse a folder that is not this recipe's, as :meth:`RunFolder.open` would; writes nothing.
+def hold(path: Path) -> int:
+    """Make a folder if need be, and hold it until the file descriptor that is returned is closed.
 
     Raises:
-        ConfigError: If the folder belongs to another command or recipe, or holds something else.
+        StorageError: If it cannot be written, or another process holds it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock_fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock_fd)
+        raise StorageError(
+            f"{path} is in use by another esckit process", hint="Wait for it, or choose another --out"
+        ) from error
+    return lock_fd
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds a folder."""
+    try:
+        lock_fd = os.open(path / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock_fd)
+    return False
+
+
+def require_own(
+    path: Path,
+    *,
+    command: str,
+    recipe: Mapping[str, Any],
+    operational: Iterable[str] = (),
+    inputs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse a folder that is not this recipe's, as :meth:`RunFolder.open` would; writes nothing.
+
+    Args:
+        path: The folder.
+        command: As for :meth:`RunFolder.open`, like all others.
+        recipe: The resolved recipe.
+        operational: Fields that may differ.
+        inputs: As far as they are known; prompts that do not stand in them are not compared.
+
+    Raises:
+        ConfigError: If the folder belongs to another command, recipe or inputs, or holds something else.
     """
     operational = tuple(operational)
-    _own_manifest(path, command, without(recipe, operational), operational, {})
+    known = json.loads(json.dumps(inputs or {}))
+    if "prompts" in known and (path / MANIFEST).is_file():
+        known["prompts"] = (read_manifest(path).get("prompts") or {}) | known["prompts"]
+    _own_manifest(path, command, without(recipe, operational), operational, known)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -291,10 +436,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         DataError: If the folder holds none, or it cannot be read.
     """
     source = path / MANIFEST
+    if not source.is_file() and (path / PIPELINE).is_file():
+        runs = sorted(str(child.parent) for child in path.glob(f"*/{MANIFEST}"))
+        expected = f"one of its runs ({', '.join(runs)})" if runs else "a run; it holds none yet"
+        raise DataError("the folder of a pipeline", path=str(path), expected=expected)
     if not source.is_file():
         found = "no run folder (it holds no manifest.json)" if path.exists() else "no run folder (nothing is there)"
         raise DataError(found, path=str(path), expected="a folder that an esckit command wrote")
-    refuse_links(path.glob("*"))
+    refuse_links(_all_of(path))
     manifest = read_json_object(source)
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise DataError("another kind of manifest", path=str(source), expected=f"schema {MANIFEST_SCHEMA!r}")
@@ -343,6 +492,13 @@ def stated(manifest: Mapping[str, Any], field: str, *, path: Path | str) -> Any:
     return value
 
 
+def _all_of(folder: Path) -> Iterator[Path]:
+    """Yield a folder and everything in it; what is removed meanwhile is passed over."""
+    yield folder
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files))
+
+
 def refuse_links(paths: Iterable[Path]) -> None:
     """Refuse symbolic links among the files of a run: it writes to its own files only, and shows no others.
 
@@ -352,7 +508,10 @@ def refuse_links(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_symlink():
             raise DataError(
-                "a symbolic link", path=str(path), expected="a file of the run itself", hint="Copy what it points to"
+                "a symbolic link",
+                path=str(path),
+                expected="a folder or file of the run itself",
+                hint=f"Name or copy what it points to: {os.path.realpath(path)}",
             )
 
 
@@ -360,7 +519,6 @@ def _own_manifest(
     path: Path, command: str, identity: Mapping[str, Any], operational: Iterable[str], inputs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Return the manifest of a folder that belongs to this recipe, None if it is new or empty; else refuse it."""
-    refuse_links(path.glob("*"))
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path)
         if manifest["command"] != command:
@@ -380,6 +538,7 @@ def _own_manifest(
                 hint="Choose another folder with --out, or bring the old inputs back to resume",
             )
         return manifest
+    refuse_links(_all_of(path))
     if path.is_dir():
         # The lock, or a manifest that was not finished, is what a run leaves that died at once.
         if any(not child.name.startswith((LOCK, f".{MANIFEST}.")) for child in path.iterdir()):
@@ -393,6 +552,12 @@ def _own_manifest(
     if not os.access(there, os.W_OK | os.X_OK):
         raise storage_error(PermissionError(errno.EACCES, ""), there)
     return None
+
+
+def _spent_in_all(attempts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a manifest says of the cost of its attempts: nothing where none has asked a model."""
+    spent = [attempt["spent"] for attempt in attempts if attempt.get("spent")]
+    return {"spent": total(spent)} if spent else {}
 
 
 def _differ(fields: Sequence[str]) -> str:

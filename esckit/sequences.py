@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, overload
 
-from esckit.records import storage_error
+from esckit.storage import storage_error
 
 T = TypeVar("T")
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any
 
@@ -105,7 +106,7 @@ _LABEL_OF = {speaker: _label(names) for speaker, names in _NAMES.items()}
 _ANY_LABEL = _label(*_NAMES.values(), _OTHERS)
 
 
-_HEADING = re.compile(r"\s*([^\W_][^\n{}:]{0,60}):")
+_HEADING = re.compile(r"[\s*#_`]{0,16}([^\W_][^\n{}:]{0,60}?)[\s*_`]{0,6}:")
 
 
 def lines_of(text: str) -> list[str]:
@@ -132,13 +133,17 @@ def opens_a_part_of(prompt: str) -> Callable[[str], bool]:
     Labels of speakers open none: a prompt may show them, and transcripts that are filled in consist of them.
     """
     opening = (line for line in lines_of(prompt) if not starts_with_label(line))
-    headings = {found[1].casefold() for line in opening if (found := _HEADING.match(line))}
+    headings = {found[1].casefold() for line in opening if (found := _HEADING.match(line.translate(_NARROW)))}
 
     def opens(line: str) -> bool:
-        found = _HEADING.match(line)
+        found = _HEADING.match(line.translate(_NARROW))
         return found is not None and found[1].casefold() in headings
 
     return opens
+
+
+QUOTED = "(quoted)"
+"""Stands before a line that would read as a heading or as a turn, and cannot be joined to a line before it."""
 
 
 def as_turn(text: str, is_label: Callable[[str], bool] = starts_with_label) -> str:
@@ -171,17 +176,28 @@ REASONING_TAGS = frozenset({"<think>", "</think>"})
 """Tags of RLFF-ESC's output form; instructions and outputs hold them, and they are no control strings there."""
 
 
+def _without_accents(text: str) -> str:
+    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+
+
+_FOLDS: tuple[Callable[[str], str], ...] = (partial(unicodedata.normalize, "NFKC"), _without_accents, str.lower)
+"""What tokenizers do to a text before they look for their tokens, the mildest first."""
+
+
 class Controls:
     """The control strings of one tokenizer, or of all formats that a server may use.
 
     Args:
         strings: What to break up; strings of white space alone are left out.
+        normalised: What a tokenizer makes of a text before it looks for them, if it does: ``＜think＞`` can become
+            ``<think>``.
 
     Attributes:
         n_broken: How often one was broken up so far.
     """
 
-    def __init__(self, strings: Iterable[str]) -> None:
+    def __init__(self, strings: Iterable[str], normalised: Callable[[str], str] | None = None) -> None:
+        self._normalised = normalised
         by_start: dict[str, list[str]] = {}
         for string in sorted({string for string in strings if string.strip(" \t\r\n\u2581")}, key=len, reverse=True):
             by_start.setdefault(string[0], []).append(string)
@@ -197,7 +213,14 @@ class Controls:
             without: Added tokens that are no control strings where they are ordinary text to the tokenizer.
         """
         added = tokenizer.added_tokens_decoder.values()
-        return cls({str(token) for token in added if token.special} | ({str(token) for token in added} - set(without)))
+        strings = {str(token) for token in added if token.special} | ({str(token) for token in added} - set(without))
+        if not (
+            getattr(tokenizer, "is_fast", False)
+            and tokenizer.backend_tokenizer.normalizer
+            and any(one.normalized for one in added)
+        ):
+            return cls(strings)
+        return cls(strings, tokenizer.backend_tokenizer.normalizer.normalize_str)
 
     def found(self, text: str) -> list[str]:
         """Return the control strings in a text, in order; of those that overlap the first, and of those the longest."""
@@ -206,8 +229,16 @@ class Controls:
         return found
 
     def neutralise(self, text: str) -> str:
-        """Return a text in which each control string has a space behind its first character, or lacks that one."""
+        """Return a text in which each control string has a space behind its first character, or lacks that one.
+
+        A text that has one only after the tokenizer's normalisation is folded, as far as that takes, and then broken.
+        """
         found: list[str] = []
+        if self._normalised is not None:
+            for fold in _FOLDS:
+                if len(self.found(self._normalised(text))) <= len(self.found(text)):
+                    break
+                text = fold(text)
         while (broken := self._broken(text, found)) != text:
             text = broken
         if found:
@@ -256,7 +287,8 @@ class MessageGuard:
     @classmethod
     def of_any_format(cls) -> MessageGuard:
         """Return the guard for a server, whose chat format nobody knows."""
-        return cls(Controls(ANY_FORMAT), Controls(set(ANY_FORMAT) - REASONING_TAGS))
+        folded = _FOLDS[0]
+        return cls(Controls(ANY_FORMAT, folded), Controls(set(ANY_FORMAT) - REASONING_TAGS, folded))
 
     @property
     def n_broken(self) -> int:
@@ -360,6 +392,15 @@ def listed(words: Iterable[str], *, limit: int = 10) -> str:
     shown = ", ".join(quoted(word) for word in all_words[:limit])
     more = len(all_words) - limit
     return f"{shown} and {more} more" if more > 0 else shown or "none"
+
+
+# Behind a separator too: a spreadsheet that expects another one than the file has splits its cells there.
+_FORMULA = re.compile(r"(?:^|(?<=[\n\r\t;,]))(?=[=+@\t\r]|-(?!\)))")
+
+
+def without_formulas(cell: str) -> str:
+    """Return a text with a space before whatever a spreadsheet would take for a formula; ``;-)`` stays as it is."""
+    return _FORMULA.sub(" ", cell)
 
 
 def json_type(value: Any) -> str:

@@ -162,7 +162,16 @@ class Message:
 
 
 class Sampling(Record):
-    """Decoding settings of one role. ``temperature`` 0 is greedy; ``top_k`` None or 0 means no cut."""
+    """Decoding settings of one role.
+
+    Attributes:
+        temperature: Divides the logits before a token is drawn; 0 always takes the likeliest token.
+        top_p: Draw from the fewest likeliest tokens whose probabilities sum to this; 1 keeps all.
+        top_k: Draw from so many likeliest tokens; None or 0 keeps all.
+        max_tokens: Longest output, in tokens.
+        repetition_penalty: Above 1 makes tokens that stand in the text already less likely; 1 changes nothing.
+        stop: Texts at which an output ends.
+    """
 
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -225,7 +234,9 @@ class Prices(Record):
     """Cost of a model per million tokens, in any one currency.
 
     Attributes:
-        cached: Of prompt tokens that the server had read before; None takes ``prompt``.
+        prompt: Price of a million prompt tokens.
+        completion: Price of a million tokens that the model writes.
+        cached: Price of a million prompt tokens that the server had read before; None takes ``prompt``.
     """
 
     prompt: _Price
@@ -249,10 +260,10 @@ class Limits(Record):
     """What a run may use up, the ``budget`` of a recipe; None means no limit.
 
     Attributes:
-        max_calls: Calls to models.
-        max_tokens: Prompt and completion tokens together.
-        max_cost: In the currency of the models' prices.
-        max_hours: Wall-clock hours of one go.
+        max_calls: Most calls to models.
+        max_tokens: Most tokens, those of prompts and answers together.
+        max_cost: Most that the models may cost, in the currency of their prices.
+        max_hours: Most wall-clock hours of one go.
     """
 
     max_calls: PositiveInt | None = None

@@ -2,8 +2,9 @@
 
 import multiprocessing
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from esckit.records import write_lines, write_records
 from esckit.types import Dialogue, Scenario, Turn
@@ -40,31 +41,51 @@ def peak_mb(command: str, *changes: str, out: Path) -> float:
     """Run a recipe in a process of its own, and return its peak resident memory in MB.
 
     Args:
-        command: ``simulate`` or ``search``; its smoke recipe with scripted models is run.
+        command: A command that plays; its smoke recipe with scripted models is run.
         changes: Fields of the recipe, as for ``--set``.
         out: The run folder.
     """
+    return _peak_mb(_play, command, changes, out)
+
+
+def inspect_mb(corpus: Path) -> float:
+    """Return the peak resident memory of ``data inspect`` in MB."""
+    return _peak_mb(_inspect, corpus)
+
+
+def _peak_mb(work: Callable[..., None], *given: Any) -> float:
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(command, changes, out, send))
+    process = context.Process(target=_measured, args=(send, work, *given))
     process.start()
     send.close()
     try:
         found: float = receive.recv()
     except EOFError:
-        raise AssertionError(f"{command} failed") from None
+        raise AssertionError(f"{work.__name__} of {given[0]} failed") from None
     finally:
         process.join()
     return found
 
 
-def _measured(command: str, changes: Sequence[str], out: Path, send: "multiprocessing.connection.Connection") -> None:
+def _measured(send: "multiprocessing.connection.Connection", work: Callable[..., None], *given: Any) -> None:
+    from esckit.cli.app import main  # noqa: F401 - what a command has loaded anyway
+
+    work(*given)
+    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _play(command: str, changes: Sequence[str], out: Path) -> None:
     from importlib import import_module
 
-    from esckit.cli.app import main  # noqa: F401 - what a command has loaded anyway
     from esckit.config.load import RECIPES, load_recipe
 
     kind = RECIPES.resolve(command)
     recipe = load_recipe(f"smoke/{command}_scripted", kind, overrides=list(changes)).recipe
     import_module(f"esckit.{command}.run").run(recipe, out=out)
-    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _inspect(corpus: Path) -> None:
+    from esckit.data.conversion import Access, inspect_corpus
+
+    inspect_corpus(Access(str(corpus)))

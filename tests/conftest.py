@@ -21,6 +21,7 @@ settings.load_profile("esckit")
 
 # A run that was started in the background has SIGINT ignored, and so would be whatever it starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+ENDINGS = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,14 +37,21 @@ def corpora() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _loggers_as_before() -> Iterator[None]:
-    """Undo what a command that runs in this process sets for its own logging."""
+def _as_before() -> Iterator[None]:
+    """Undo what a command in this process sets for its logging, and that it ignores signals as it ends."""
     own = logging.getLogger("esckit")
     level = own.level
+    _heed_signals()
     yield
+    _heed_signals()
     own.setLevel(level)
     for handler in [each for each in logging.root.handlers if type(each).__module__.startswith("esckit.")]:
         logging.root.removeHandler(handler)
+
+
+def _heed_signals() -> None:
+    for ending, handler in ENDINGS.items():
+        signal.signal(ending, handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
 
 from esckit.models.chat import make_reply
 from esckit.protocols import Capability
+from esckit.records import write_json
+from esckit.runs import MANIFEST, attempts_of, read_manifest
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, StopReason, Usage
 
 Answer = Callable[[Sequence[Message], int], str]
@@ -48,3 +52,17 @@ class FakeModel:
 
     async def aclose(self) -> None:
         return
+
+
+def aged(run: Path, *, hours: float) -> None:
+    """Let a run folder look as if all of it had been done some hours earlier."""
+
+    def earlier(text: str | None) -> str | None:
+        return text and (datetime.fromisoformat(text) - timedelta(hours=hours)).isoformat(timespec="seconds")
+
+    manifest = read_manifest(run)
+    attempts = [
+        each | {name: earlier(each[name]) for name in ("began", "ended") if name in each}
+        for each in attempts_of(manifest)
+    ]
+    write_json(run / MANIFEST, manifest | {"created": earlier(manifest["created"]), "attempts": attempts})

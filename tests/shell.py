@@ -27,16 +27,23 @@ _STARTING = threading.Lock()
 
 
 def esckit(
-    *words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout_s: float = 280.0
+    *words: str,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    typed: str | None = None,
+    timeout_s: float = 280.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in ``cwd`` and with the variables of this process or with ``env``.
+    """Run a command in ``cwd`` and with the variables of this process or with ``env``; ``typed`` is what it reads.
 
     Raises:
         subprocess.TimeoutExpired: If it takes longer; it is killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "stdout", Path(folder) / "stderr"
-        process = forked(_play, words, cwd=cwd, env=dict(env or os.environ), stdout=out, stderr=err)
+        stdin = Path(folder) / "stdin" if typed is not None else Path(os.devnull)
+        if typed is not None:
+            stdin.write_text(typed, encoding="utf-8", errors="surrogateescape")
+        process = forked(play, words, cwd=cwd, env=dict(env or os.environ), stdin=stdin, stdout=out, stderr=err)
         process.join(timeout_s)
         if process.exitcode is None:
             process.kill()
@@ -46,9 +53,9 @@ def esckit(
     return subprocess.CompletedProcess(words, process.exitcode, *printed)
 
 
-def started(*words: str, log: Path, cwd: Path = ROOT) -> BaseProcess:
+def started(*words: str, log: Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> BaseProcess:
     """Start a command that prints into ``log``, and do not wait for it."""
-    return forked(_play, words, cwd=cwd, env=os.environ, stdout=log, stderr=log)
+    return forked(play, words, cwd=cwd, env=dict(env or os.environ), stdout=log, stderr=log)
 
 
 def forked(
@@ -57,11 +64,12 @@ def forked(
     env: Mapping[str, str],
     stdout: Path,
     stderr: Path,
+    stdin: Path = Path(os.devnull),
     cwd: Path = ROOT,
     **options: Any,
 ) -> BaseProcess:
     """Start a function in a process of its own, which prints into two files; they may be the same."""
-    call = (target, args, options, dict(env), str(cwd), str(stdout), str(stderr))
+    call = (target, args, options, dict(env), str(cwd), (str(stdin), str(stdout), str(stderr)))
     process = multiprocessing.get_context("forkserver").Process(target=_run, args=call)
     # The server is started with the first process; it looks for modules where it starts.
     with _STARTING, contextlib.chdir(ROOT):
@@ -70,7 +78,8 @@ def forked(
     return process
 
 
-def _play(words: tuple[str, ...]) -> None:
+def play(words: tuple[str, ...]) -> None:
+    """Run a command in this process, as if it had been typed."""
     sys.argv = ["esckit", *words]
     runpy.run_module("esckit", run_name="__main__", alter_sys=True)
 
@@ -81,17 +90,19 @@ def _run(
     options: Mapping[str, Any],
     env: Mapping[str, str],
     cwd: str,
-    stdout: str,
-    stderr: str,
+    streams: tuple[str, str, str],
 ) -> None:
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
     os.chdir(cwd)
-    for number, path in ((1, stdout), (2, stderr)):
+    stdin, *printed = streams
+    os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    for number, path in enumerate(printed, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     # Python's own objects may be those of the server, which has no terminal.
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     code: Any = 1
     try:
         target(*args, **options)

@@ -5,13 +5,14 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from esckit.cli.app import COMMANDS
-from esckit.config.load import shipped_recipes
+from esckit.config.load import load_any_recipe, shipped_recipes
 from esckit.evaluate.setup import known_metrics
 from tests.evaluate.evalrecipes import everything
 from tests.shell import ROOT, esckit
@@ -87,6 +88,13 @@ def test_every_recipe_and_command_exists(page: Path) -> None:
     assert set(_COMMAND.findall(text)) <= set(COMMANDS)
 
 
+def test_the_commands_of_the_papers_tables_have_recipes_that_load() -> None:
+    lines = re.findall(r"^esckit .*", (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for command, name, *words in (shlex.split(line, comments=True)[1:] for line in lines if " study " not in line):
+        changes = [word for option, word in pairwise(words) if option == "--set"]
+        assert load_any_recipe(name, overrides=changes).recipe.command == command
+
+
 def test_the_readme_has_a_row_for_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f"| `esckit {name}` |" not in text] == []
@@ -140,3 +148,9 @@ def test_the_pages_show_what_the_commands_print(name: str, tmp_path: Path, corpo
         # A page may leave out the last columns.
         printed = "\n" + "\n".join(" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines())
         assert [line for line in lines if "\n" + " ".join(line.split()) not in printed] == [], command
+
+
+def test_the_recipe_page_names_every_shipped_script() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `scripted` |"))
+    assert {path.stem for path in (ROOT / "recipes" / "scripted").glob("*.yaml")} <= set(re.findall(r"`(\w+)`", row))

@@ -9,7 +9,8 @@ from esckit.documents import parse_json, parse_yaml, read_json_object, read_text
 from esckit.errors import ConfigError, DataError, EsckitError
 from esckit.models.scripted import load_scripted
 from esckit.prompts.prompt import load_prompt
-from esckit.strategies.taxonomy import load_mapping, load_taxonomy
+from esckit.strategies.mapping import load_mapping
+from esckit.strategies.taxonomy import load_taxonomy
 from tests.shell import ROOT, esckit
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+
+import esckit
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -20,6 +23,7 @@ LOCKS = {
     LOCK: ("dev", "deepspeed", "ray", "tensorboard", "wandb"),
     LOWEST: ("dev", "deepspeed", "ray"),
     ROOT / "esckit" / "constraints-vllm.txt": ("vllm",),
+    ROOT / "esckit" / "constraints-verifiers.txt": ("verifiers",),
 }
 PYTHONS = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
 _PIN = re.compile(r"[a-z0-9-]+==[0-9a-z.]+(?: ; .+)?")
@@ -96,3 +100,11 @@ def test_make_refuses_another_python_before_it_installs(tmp_path: Path, version:
     assert f"expected one of {' '.join(PYTHONS)}" in done.stderr
     assert "PYTHON=python3.1" in done.stderr
     assert not environment.exists()
+
+
+def test_a_release_says_one_version_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / ".github/CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+) – (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest.groups() == (esckit.__version__, str(citation["date-released"]))
+    assert citation["version"] == esckit.__version__

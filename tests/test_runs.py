@@ -86,6 +86,20 @@ def test_an_attempt_that_was_killed_is_told_from_one_that_runs(tmp_path):
         assert [attempt["status"] for attempt in read_manifest(tmp_path)["attempts"]] == ["killed", "running"]
 
 
+def test_what_a_killed_attempt_spent_is_in_the_sum(tmp_path):
+    for n_calls in (12, 3):
+        killed = opened(tmp_path)
+        killed.note_spent({"calls": 100 * n_calls, "cost": None})
+        killed.note_spent({"calls": n_calls, "cost": 0.5})
+        os.close(killed._lock_fd)
+    assert read_manifest(tmp_path)["spent"] == {"calls": 12, "cost": 0.5}
+    os.close(opened(tmp_path)._lock_fd)  # killed before it asked any model
+    with opened(tmp_path) as run:
+        run.book({"calls": 1, "cost": 0.25})
+    assert read_manifest(tmp_path)["spent"] == {"calls": 16, "cost": 1.25}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "manifest.json"]
+
+
 def test_the_same_recipe_resumes_whatever_is_operational(tmp_path):
     run = opened(tmp_path)
     with pytest.raises(KeyError), run, run.appender("x.jsonl") as lines:
@@ -193,12 +207,21 @@ def test_what_a_manifest_does_not_say_is_named(tmp_path):
             stated(manifest, field, path=tmp_path)
 
 
-@pytest.mark.parametrize("name", [".lock", "manifest.json", "futures.jsonl", "checkpoint"])
+def test_a_run_folder_that_is_a_link_is_named_by_what_it_points_to(tmp_path):
+    opened(tmp_path / "real").close("stopped")
+    (tmp_path / "run").symlink_to(tmp_path / "real")
+    for use in (opened, read_manifest):
+        with pytest.raises(DataError, match=f"a symbolic link.*{tmp_path}/real"):
+            use(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [".lock", "manifest.json", "futures.jsonl", "checkpoint", "examples/response.jsonl"])
 def test_a_link_in_a_run_folder_is_not_followed(tmp_path, name):
     outside = tmp_path / "outside"
     outside.write_text("{}")
     run = tmp_path / "run"
     opened(run).close("stopped")
+    (run / "examples").mkdir()
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(outside)
     with pytest.raises(DataError, match="a symbolic link"):

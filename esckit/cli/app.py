@@ -22,6 +22,7 @@ from esckit.cli.common import Settings, configure_logging, echo, printable
 from esckit.cli.launch import note_exit_code
 from esckit.errors import ConfigError, EsckitError, StorageError
 from esckit.registry import expand_home, load_attr
+from esckit.storage import refusal
 
 INTERRUPTED = 130
 
@@ -29,23 +30,48 @@ READER_GONE = 141
 """What a shell shows for a program whose reader went away (128 + SIGPIPE): neither success nor a finding."""
 
 
-COMMANDS = {
-    "simulate": "esckit.cli.runs:simulate",
-    "search": "esckit.cli.runs:search",
-    "train-flow": "esckit.cli.runs:train_flow",
-    "train-reward": "esckit.cli.runs:train_reward",
-    "train-sft": "esckit.cli.runs:train_sft",
-    "train-rl": "esckit.cli.runs:train_rl",
-    "evaluate": "esckit.cli.runs:evaluate",
-    "predict": "esckit.cli.runs:predict",
-    "report": "esckit.cli.runs:report",
-    "export": "esckit.cli.export:export",
-    "data": "esckit.cli.data:app",
-    "cache": "esckit.cli.cache:app",
-    "recipes": "esckit.cli.shipped:recipes",
-    "backbones": "esckit.cli.shipped:backbones",
+GROUPS = {
+    "Methods": {
+        "run": "esckit.cli.pipeline:run",
+        "search": "esckit.cli.runs:search",
+        "train-flow": "esckit.cli.runs:train_flow",
+        "simulate": "esckit.cli.runs:simulate",
+        "train-reward": "esckit.cli.runs:train_reward",
+        "train-sft": "esckit.cli.runs:train_sft",
+        "train-rl": "esckit.cli.runs:train_rl",
+    },
+    "Judging": {
+        "evaluate": "esckit.cli.runs:evaluate",
+        "predict": "esckit.cli.runs:predict",
+        "report": "esckit.cli.runs:report",
+        "table": "esckit.cli.table:table",
+        "study": "esckit.cli.study:app",
+    },
+    "Data": {
+        "data": "esckit.cli.data:app",
+        "strategies": "esckit.cli.strategies:app",
+    },
+    "Models": {
+        "chat": "esckit.cli.chat:chat",
+        "serve": "esckit.cli.chat:serve",
+        "backbones": "esckit.cli.shipped:backbones",
+        "export": "esckit.cli.export:export",
+    },
+    "Helpers": {
+        "recipes": "esckit.cli.shipped:recipes",
+        "prompts": "esckit.cli.prompts:app",
+        "runs": "esckit.cli.runfolders:app",
+        "cache": "esckit.cli.cache:app",
+        "doctor": "esckit.cli.doctor:doctor",
+    },
 }
-"""The names on the command line, each with its function or Typer app, which is imported when the command is called."""
+"""The names on the command line by what they are for, each with its function or Typer app.
+
+A function is imported when its command is called, or when the help of all is shown.
+"""
+
+COMMANDS = {name: target for commands in GROUPS.values() for name, target in commands.items()}
+"""The same without the groups."""
 
 
 class LazyGroup(TyperGroup):
@@ -122,8 +148,9 @@ def _build(name: str) -> Any:
         commands.command(name)(target)
     for each in commands.registered_commands:
         each.cls = OnceCommand
-    built = typer.main.get_command(commands)
+    built: Any = typer.main.get_command(commands)
     built.name = name
+    built.rich_help_panel = next(group for group, names in GROUPS.items() if name in names)
     return built
 
 
@@ -177,18 +204,21 @@ def main() -> None:
     except SystemExit as leaving:
         # Typer gives 1 when a reader (``| head``) went away, which is what a check gives that found something.
         code = READER_GONE if isinstance(leaving.__context__, BrokenPipeError) else leaving.code
-    except PermissionError as error:
-        # Whatever writes files says so itself; what is left with a name could not be read.
-        if error.filename is None:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        told = refusal(error)
+        if told is not None:
+            told.__cause__ = error
+            _report(told)
+            code = told.exit_code
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            # What is left without a name is a stdout that takes no more.
+            code = _report_full()
+        else:
             raise
-        _report(StorageError(f"cannot open {error.filename}: no permission"))
-        code = StorageError.exit_code
-    except OSError as error:
-        # What is left without a name is a stdout that takes no more.
-        if error.errno != errno.ENOSPC or error.filename is not None:
-            raise
-        code = _report_full()
     finally:
+        # What is left takes no time, and a second Ctrl-C would end it halfway.
+        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, signal.SIG_IGN)
         # Only now: Typer sets its own.
         sys.excepthook = _show_bug
     if code == INTERRUPTED:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from esckit.cli.common import JsonOption, echo, echo_facts, echo_json
+from esckit.cli.forecast import duration, echo_table, number, readable_size
 from esckit.errors import ConfigError
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ def _named(file: Path | None) -> Path:
 
 @app.command()
 def info(file: FileArgument = None, as_json: JsonOption = False) -> None:
-    """Print the size of a cache and how many answers of which models it holds, with their ages in days."""
+    """Print the size of a cache, and how many answers of which models it holds, for what and how old."""
     from esckit.models.cache import CacheFile
 
     with CacheFile(_named(file)) as cache:
@@ -45,8 +46,36 @@ def info(file: FileArgument = None, as_json: JsonOption = False) -> None:
     if as_json:
         echo_json(facts)
         return
-    models = facts.pop("models")
-    echo_facts(facts | {f"answers of {name}": one for name, one in models.items()}, as_json=False)
+    models = facts["models"]
+    echo_facts(
+        {"file": facts["file"], "size": readable_size(facts["bytes"]), "answers": facts["answers"]}, as_json=False
+    )
+    if not models:
+        return
+    kinds = [kind for kind in _KINDS if any(kind in one for one in models.values())]
+    rows = [
+        (
+            name,
+            *(number(one.get(kind, 0)) for kind in ("answers", *kinds, "characters")),
+            *(_age(one[end]) if one["answers"] else "–" for end in ("newest_days", "oldest_days")),
+        )
+        for name, one in models.items()
+    ]
+    echo("")
+    echo_table(("model", "answers", *(_KINDS[kind] for kind in kinds), "characters", "newest", "oldest"), rows)
+
+
+_KINDS = {
+    "complete": "replies",
+    "complete_several": "groups of replies",
+    "score": "scores",
+    "next_token": "next tokens",
+}
+"""What an answer is, by what was asked for."""
+
+
+def _age(days: float) -> str:
+    return f"{days:.0f} days" if days >= 2 else duration(days * 86_400)
 
 
 @app.command()
@@ -81,7 +110,11 @@ def prune(
         if model is not None and model not in (known := cache.facts()["models"]):
             raise ConfigError(f"no answers of {model!r}", expected=f"one of {', '.join(known) or 'no model'}")
         facts = cache.prune(older_than_days=older_than, model=model, max_bytes=max_bytes)
-    echo_facts(facts, as_json=as_json)
+    if as_json:
+        echo_json(facts)
+        return
+    answers = {name: f"{facts[name]:,} answers" for name in ("deleted", "left")}
+    echo_facts({"file": facts["file"], **answers, "size": readable_size(facts["bytes"])}, as_json=False)
 
 
 @app.command()

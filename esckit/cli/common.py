@@ -11,11 +11,14 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from esckit.errors import ConfigError
 
 # C0 without tab and line feed, DEL, C1; line ends and directions that a terminal may act on; lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -92,8 +95,34 @@ def recipe_names(ctx: typer.Context, incomplete: str) -> list[str]:
     shipped = shipped_recipes()
     command = ctx.command.name
     wanted = [each for each in shipped if each.command == command] or shipped
+    names = [each.name.removeprefix("pipelines/") if command == "run" else each.name for each in wanted]
+    return names_or_files(names, incomplete)
+
+
+def names_or_files(names: Iterable[str], incomplete: str) -> list[str]:
+    """Return the shipped names, and the YAML files, that complete a word."""
     files = glob.glob(f"{glob.escape(incomplete)}*.yaml")
-    return [*(each.name for each in wanted if each.name.startswith(incomplete)), *sorted(files)]
+    return [*(name for name in names if name.startswith(incomplete)), *sorted(files)]
+
+
+def run_names(incomplete: str) -> list[str]:
+    """Return the run folders that complete a word, which may be ``NAME=RUN``: those in runs/, and those it leads to."""
+    name, equals, begun = incomplete.rpartition("=")
+    beginning = glob.escape(begun)
+    patterns = ("runs/*", "runs/*/*", f"{beginning}*", f"{beginning}*/*")
+    found = {os.path.dirname(path) for pattern in patterns for path in glob.glob(f"{pattern}/manifest.json")}
+    return [f"{name}{equals}{run}" for run in sorted(found) if run.startswith(begun)]
+
+
+NamedRunsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[NAME=]RUN...",
+        show_default=False,
+        autocompletion=run_names,
+        help="Run folders of evaluations, named or not.",
+    ),
+]
 
 
 def recipe_argument(metavar: str, text: str) -> Any:
@@ -127,6 +156,19 @@ def echo_json(value: Any, *, indent: int | None = 2) -> None:
     from esckit.records import dump_json
 
     echo(dump_json(value, indent=indent))
+
+
+def write_copy(path: Path, content: str | bytes, *, force: bool) -> None:
+    """Write a file for the user to change; one that is there is left alone unless ``force`` says otherwise.
+
+    Raises:
+        ConfigError: If there is a file.
+    """
+    from esckit.records import write_atomic
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} already exists", hint="Choose another name, or add --force")
+    write_atomic(path, content)
 
 
 def echo_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:

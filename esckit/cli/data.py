@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from esckit.cli.common import echo, echo_json
+from esckit.cli.common import JsonOption, echo, echo_json
 
 if TYPE_CHECKING:
-    from esckit.data.conversion import Written
+    from esckit.config.data import Side
+    from esckit.data.conversion import Access, Written
+    from esckit.sft.recipe import ReplySource
 
 
 app = typer.Typer(
@@ -18,7 +22,9 @@ app = typer.Typer(
 )
 
 
-Format = Literal["auto", "esconv", "esconv-hub", "ppdpp", "extes", "jsonl"]
+Format = Literal["auto", "esconv", "esconv-hub", "ppdpp", "multiesc", "extes", "jsonl", "messages", "sharegpt", "table"]
+
+Target = Literal["esckit", "jsonl", "messages", "sharegpt", "esconv-hub", "prompt-completion"]
 
 Unknown = Literal["refuse", "keep"]
 
@@ -28,6 +34,20 @@ PathArgument = Annotated[
 ]
 
 FormatOption = Annotated[Format, typer.Option("--format", help="Layout of the records.")]
+
+RoleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--role", metavar="NAME=SIDE", help="A speaker's name is the seeker, supporter, situation, or one to ignore."
+    ),
+]
+
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="WHAT=NAME", help="Column or key of dialogue, speaker, text, strategy, situation …"
+    ),
+]
 
 TaxonomyOption = Annotated[
     str | None,
@@ -48,10 +68,12 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Write over what is t
 @app.command()
 def inspect(
     path: PathArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
     merge: Annotated[bool, typer.Option("--merge", help="Count turns with runs of one speaker joined.")] = False,
     limit_problems: Annotated[int, typer.Option(min=0, help="Refusals to show in full.")] = 20,
     format_: FormatOption = "auto",
+    role: RoleOption = None,
+    column: ColumnOption = None,
     taxonomy: TaxonomyOption = None,
     skip_invalid: SkipOption = False,
     unknown_strategy: UnknownOption = "refuse",
@@ -65,7 +87,9 @@ def inspect(
     from esckit.data.conversion import Access, inspect_corpus
     from esckit.data.inspection import render, totals
 
-    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    access = Access(
+        path, format_, taxonomy, skip_invalid, unknown_strategy, strict, _roles(role or ()), _columns(column or ())
+    )
     report = inspect_corpus(access, merge=merge, limit_problems=limit_problems)
     if as_json:
         echo_json(report, indent=None)
@@ -80,26 +104,79 @@ def inspect(
 @app.command()
 def convert(
     ctx: typer.Context,
-    path: PathArgument,
-    to: Annotated[Literal["jsonl", "esconv-hub"], typer.Option("--to", help="Layout to write.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help=r"File, folder, sample:NAME, hub:OWNER/NAME\[@REVISION], or a run of simulate or search.",
+        ),
+    ],
+    to: Annotated[
+        Target,
+        typer.Option("--to", help="Layout to write; jsonl is esckit, prompt-completion has one reply a line, for SFT."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
     mapping: Annotated[
         str | None, typer.Option("--map", metavar="NAME|FILE", help="Map the strategies into another taxonomy.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Join runs of one speaker.")] = False,
+    min_score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X",
+            help="Of a run: futures with a reward above X, paths of at least the value X.",
+            show_default="futures that reached the goal, all paths",
+        ),
+    ] = None,
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning", help="Of replies: write the reasoning before each, in <think>.")
+    ] = False,
+    strategy: Annotated[
+        Literal["none", "tag", "prompt"],
+        typer.Option("--strategy", help="Of replies: name the strategy in <think> (tag), or in the prompt."),
+    ] = "none",
+    prompt: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Of replies: supporter's prompt, as system message.")
+    ] = None,
     force: ForceOption = False,
     format_: FormatOption = "auto",
+    role: RoleOption = None,
+    column: ColumnOption = None,
     taxonomy: TaxonomyOption = None,
     skip_invalid: SkipOption = False,
     unknown_strategy: UnknownOption = "refuse",
     strict: StrictOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a corpus in another layout; say what was normalised, and what that layout cannot hold."""
-    from esckit.data.conversion import Access, convert_corpus
+    """Write a corpus in another layout, or the replies of a run as SFT data.
 
-    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
-    written = convert_corpus(access, out, to=to, mapping=mapping, merge=merge, force=force)
-    _echo_written(written, quiet=ctx.obj.quiet)
+    Says what was normalised, and what that layout cannot hold. The replies of a run are those that train-sft learns.
+    """
+    from esckit.data.conversion import Access, convert_corpus
+    from esckit.errors import ConfigError
+    from esckit.runs import MANIFEST
+    from esckit.sft.lines import write_replies
+
+    access = Access(
+        path, format_, taxonomy, skip_invalid, unknown_strategy, strict, _roles(role or ()), _columns(column or ())
+    )
+    is_run = (Path(path) / MANIFEST).is_file()
+    if is_run or to == "prompt-completion":
+        if to not in ("prompt-completion", "messages", "sharegpt"):
+            raise ConfigError(f"--to {to} for replies of a run", expected="prompt-completion, messages or sharegpt")
+        source = _reply_source(
+            access, mapping, min_score, {"reasoning": reasoning, "strategy": strategy}, is_run=is_run
+        )
+        written = write_replies(source, out, to=to, prompt=prompt, force=force)
+    elif reasoning or strategy != "none" or prompt or min_score:
+        raise ConfigError(
+            "--min-score, --reasoning, --strategy or --prompt for whole dialogues",
+            expected="a run folder of simulate or search",
+            hint="For the replies of a corpus use --to prompt-completion",
+        )
+    else:
+        written = convert_corpus(access, out, to=to, mapping=mapping, merge=merge, force=force)
+    _echo_written(written, out, quiet=ctx.obj.quiet, as_json=as_json)
 
 
 @app.command()
@@ -115,10 +192,13 @@ def split(
     seed: Annotated[int, typer.Option(min=0, help="Of ratio.")] = 13,
     force: ForceOption = False,
     format_: FormatOption = "auto",
+    role: RoleOption = None,
+    column: ColumnOption = None,
     taxonomy: TaxonomyOption = None,
     skip_invalid: SkipOption = False,
     unknown_strategy: UnknownOption = "refuse",
     strict: StrictOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a corpus as train, valid and test files, with split.json about them."""
     from esckit.data.conversion import Access, split_corpus
@@ -127,12 +207,89 @@ def split(
         shares = tuple(float(part) for part in ratios.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{ratios!r} is not three numbers", param_hint="--ratios") from error
-    access = Access(path, format_, taxonomy, skip_invalid, unknown_strategy, strict)
+    access = Access(
+        path, format_, taxonomy, skip_invalid, unknown_strategy, strict, _roles(role or ()), _columns(column or ())
+    )
     written = split_corpus(access, out, scheme=scheme, ratios=shares, seed=seed, force=force)
-    _echo_written(written, quiet=ctx.obj.quiet)
+    _echo_written(written, out, quiet=ctx.obj.quiet, as_json=as_json)
 
 
-def _echo_written(written: Written, *, quiet: bool) -> None:
+def _reply_source(
+    access: Access, mapping: str | None, min_score: str | None, form: dict[str, Any], *, is_run: bool
+) -> ReplySource:
+    """Return which replies of a corpus or of a run are written, in the words of the train-sft recipe."""
+    from pydantic import ValidationError
+
+    from esckit.documents import complaint, dotted
+    from esckit.errors import ConfigError
+    from esckit.runs import read_manifest
+    from esckit.sft.recipe import ReplySource
+
+    if min_score is not None and not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", min_score):
+        raise typer.BadParameter(f"{min_score!r} is no decimal number", param_hint="--min-score")
+    given: dict[str, Any] = {"seed": 0, "form": form, "dev": {"share": 0.0}}
+    if is_run:
+        command = read_manifest(Path(access.path))["command"]
+        if access != type(access)(access.path) or mapping:
+            raise ConfigError(
+                "options of a corpus for a run", expected="--min-score, --reasoning, --strategy or --prompt"
+            )
+        given["inputs"] = (access.path,)
+        if command == "simulate":
+            keep = {"rule": "goal"} if min_score is None else {"rule": "threshold", "delta": min_score}
+            given |= {"source": "futures", "futures": {"keep": keep}}
+        elif command == "search":
+            given |= {"source": "trees", "trees": {"min_value": min_score}}
+        else:
+            raise ConfigError(
+                f"{access.path} is a run of {command}", expected="a run of simulate or search, or a corpus"
+            )
+    else:
+        if min_score is not None or access.strict:
+            raise ConfigError(
+                f"{'--strict' if access.strict else '--min-score'} for the replies of a corpus",
+                expected="--min-score with runs of simulate or search; data inspect --strict for a corpus",
+            )
+        given |= {"source": "corpus", "taxonomy": access.taxonomy, "data": access.section(mapping)}
+    try:
+        return ReplySource.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{dotted(first['loc'])}: {complaint(first)}") from error
+
+
+def _pairs(given: Iterable[str], option: str, form: str, *, last: bool = False) -> dict[str, str]:
+    """Return the pairs of an option that may be repeated; the name in ``NAME=SIDE`` may hold ``=`` itself."""
+    found: dict[str, str] = {}
+    for word in given:
+        left, equals, right = word.rpartition("=") if last else word.partition("=")
+        if not (equals and left.strip() and right.strip()):
+            raise typer.BadParameter(f"{word!r} is not {form}", param_hint=option)
+        if found.setdefault(left.strip(), right.strip()) != right.strip():
+            raise typer.BadParameter(f"{left.strip()!r} is given twice", param_hint=option)
+    return found
+
+
+def _roles(given: Iterable[str]) -> dict[str, Side]:
+    from esckit.config.data import Side
+
+    found: dict[str, Side] = {}
+    for word, named in _pairs(given, "--role", "NAME=SIDE", last=True).items():
+        side = next((side for side in get_args(Side) if side == named), None)
+        if side is None:
+            raise typer.BadParameter(f"{named!r} is not one of {', '.join(get_args(Side))}", param_hint="--role")
+        found[word] = side
+    return found
+
+
+def _columns(given: Iterable[str]) -> dict[str, str]:
+    return _pairs(given, "--column", "WHAT=NAME")
+
+
+def _echo_written(written: Written, out: Path, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        echo_json({"out": str(out), "summary": written.summary, "warnings": written.warnings, "notes": written.notes})
+        return
     if not quiet:
         lines = [*(f"note: {note}" for note in written.notes), *(f"warning: {warning}" for warning in written.warnings)]
         for line in lines:

@@ -8,13 +8,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from esckit.cli.common import JsonOption, echo, echo_facts
+from esckit.cli.common import JsonOption, echo, echo_facts, run_names
 from esckit.errors import ConfigError
 
 
 def export(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder of a finished training.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", show_default=False, autocompletion=run_names, help="Run folder of a finished training."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="New folder to write.")],
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Of a policy: the adapter alone, for peft. Loads no weights.")
@@ -25,7 +30,12 @@ def export(
     ] = "auto",
     evaluation: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", show_default=False, help="Evaluation of this model, for the card's metrics."),
+        typer.Option(
+            metavar="RUN",
+            show_default=False,
+            autocompletion=run_names,
+            help="Evaluation of this model, for the card's metrics.",
+        ),
     ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", show_default=False, help="Upload it to the Hugging Face hub.")

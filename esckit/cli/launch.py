@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -160,9 +160,15 @@ def launch(name: str, check: Callable[[Mapping[str, Any]], object] = lambda plan
         raise typer.Exit(int(note.read_text()) if code and note.is_file() else code)
 
 
-def run_launcher(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the launcher and return its exit code; whoever interrupts esckit ends all processes that it started."""
-    with subprocess.Popen(command, env=environment, process_group=0) as launcher:
+def run_launcher(command: Sequence[str], environment: Mapping[str, str], *, stdout: IO[str] | None = None) -> int:
+    """Run the launcher, or esckit itself, and return its exit code; whoever interrupts esckit ends all that it started.
+
+    Args:
+        command: The command.
+        environment: Its variables.
+        stdout: Where it prints; by default where this process does.
+    """
+    with subprocess.Popen(command, env=environment, stdout=stdout, process_group=0) as launcher:
         try:
             return launcher.wait()
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ does (the rooms' ``run`` modules) and how processes are started (:mod:`esckit.cl
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,17 +19,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_argument
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, recipe_argument, run_names
 from esckit.cli.forecast import echo_forecast, echo_pilot, forecast_of
 from esckit.cli.launch import AccelerateOption, ProcessesOption, launch, planned_processes
 from esckit.cli.openmp import choose_waiting
 from esckit.errors import ConfigError, EsckitError
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from esckit.config.load import LoadedRecipe
-    from esckit.evaluate.run import EvaluateResult
     from esckit.metrics.metric import GateBound
-    from esckit.metrics.rows import Comparison, MetricRow
+    from esckit.report.systems import Tested
 
 OutOption = Annotated[
     Path | None,
@@ -73,11 +75,13 @@ class RunCommand:
     Attributes:
         units: Plural noun of what the progress counts.
         trains: Whether several processes may share a run, so that the command takes ``--accelerate``.
+        plays: Whether a run plays units, so that a dry run forecasts their cost.
         planned: Returns what a dry run prints of a plan, given whether as JSON.
     """
 
     units: str
     trains: bool = False
+    plays: bool = True
     planned: Callable[[Any, bool], Facts] = lambda plan, as_json: plan.facts()
 
     def __call__(self, shown: Callable[[dict[str, Any]], Facts]) -> Callable[..., None]:
@@ -95,13 +99,13 @@ class RunCommand:
             pilot: PilotOption = None,
             as_json: JsonOption = False,
         ) -> None:
-            _check_forecast(rate, pilot, dry_run)
+            check_forecast(rate, pilot, dry_run)
             if processes is not None and not dry_run:
                 raise ConfigError("--processes without --dry-run", hint="Processes are started by --accelerate")
             loaded, room = _load(ctx, recipe, changes)
             if dry_run:
                 plan = room.plan(loaded.recipe, **(planned_processes(accelerate, processes) if self.trains else {}))
-                found = {} if self.trains else forecast_of(plan, rate)
+                found = forecast_of(plan, rate) if self.plays else {}
                 _echo_plan(loaded, out, self.planned(plan, as_json), found, as_json=as_json)
                 _raise_refusal(plan)
                 return
@@ -115,11 +119,10 @@ class RunCommand:
                 echo_facts({"out": str(result.out), **summary}, as_json=as_json)
 
         signature = inspect.signature(command, eval_str=True)
-        options = [
-            option
-            for name, option in signature.parameters.items()
-            if name not in (("rate", "pilot") if self.trains else ("accelerate", "processes"))
-        ]
+        left_out = {"pilot"} if self.trains else {"accelerate", "processes"}
+        if not self.plays:
+            left_out.add("rate")
+        options = [option for name, option in signature.parameters.items() if name not in left_out]
         command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
         command.__doc__ = shown.__doc__
         return command
@@ -140,7 +143,8 @@ def _load(ctx: typer.Context, recipe: str, changes: list[str] | None) -> tuple[L
     return loaded, import_module(f"{kind.__module__.rpartition('.')[0]}.run")
 
 
-def _check_forecast(rate: float | None, pilot: int | None, dry_run: bool) -> None:
+def check_forecast(rate: float | None, pilot: int | None, dry_run: bool) -> None:
+    """Refuse options of forecasts that do not go together."""
     if rate is not None and rate <= 0:
         raise ConfigError(f"--rate {rate:g}", expected="calls a second, above 0")
     if rate is not None and not dry_run:
@@ -152,7 +156,12 @@ def _check_forecast(rate: float | None, pilot: int | None, dry_run: bool) -> Non
 def _echo_plan(
     loaded: LoadedRecipe[Any], out: Path | None, facts: Facts, forecast: Facts = MappingProxyType({}), *, as_json: bool
 ) -> None:
-    """Print what a dry run found; refuse a folder that belongs to another recipe, as the run would."""
+    """Print what a dry run found; refuse a folder of ``--out`` that belongs to another recipe, as the run would.
+
+    Of the default folder it only says so: what was asked for is how much work the recipe is.
+    """
+    from esckit.prompts.prompt import prompt_names
+    from esckit.roles.example import named_prompts
     from esckit.runs import require_own
 
     if as_json:
@@ -161,7 +170,17 @@ def _echo_plan(
         echo_facts(facts, as_json=False)
         echo_forecast(forecast)
     recipe, folder = loaded.recipe, out or loaded.default_out()
-    require_own(folder, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL)
+    if own := [field for field, name, _ in named_prompts(recipe) if name not in prompt_names()]:
+        echo(
+            f"{', '.join(own)}: 'esckit prompts check RECIPE', with the same --set, shows what the models read",
+            err=True,
+        )
+    try:
+        require_own(folder, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL)
+    except ConfigError as error:
+        if out is not None:
+            raise
+        log.warning("the run needs another folder (--out): %s", error)
 
 
 def _play(
@@ -226,16 +245,17 @@ def search(summary: dict[str, Any]) -> Facts:
     return {name: value for name, value in summary.items() if name != "environment"}
 
 
-def _sized(plan: Any, as_json: bool) -> Facts:
-    """Return what to print of a training's plan: its memory in words; the refusal is the error that follows."""
+def sized(plan: Any, as_json: bool) -> Facts:
+    """Return what to print of a training's plan: its memory in words; refusal and forecast follow by themselves."""
     from esckit.training.memory import readable
 
     if as_json:
-        return {name: str(value) if isinstance(value, EsckitError) else value for name, value in plan.items()}
-    return {name: value for name, value in readable(plan).items() if name != "refusal"}
+        shown = {name: value for name, value in plan.items() if name != "staged"}
+        return {name: str(value) if isinstance(value, EsckitError) else value for name, value in shown.items()}
+    return {name: value for name, value in readable(plan).items() if name not in ("refusal", "staged")}
 
 
-@RunCommand("updates", trains=True, planned=_sized)
+@RunCommand("updates", trains=True, plays=False, planned=sized)
 def train_flow(summary: dict[str, Any]) -> Facts:
     """Train a strategy policy from search trees, or from the strategies of a corpus.
 
@@ -252,11 +272,11 @@ def train_flow(summary: dict[str, Any]) -> Facts:
 
 def _labels(plan: Any, as_json: bool) -> Facts:
     """Return what to print of a reward model's plan."""
-    found = _sized(plan, as_json)
+    found = sized(plan, as_json)
     return found if as_json else {**found, "warnings": "; ".join(plan["warnings"]) or None}
 
 
-@RunCommand("steps", trains=True, planned=_labels)
+@RunCommand("steps", trains=True, plays=False, planned=_labels)
 def train_reward(summary: dict[str, Any]) -> Facts:
     """Train a reward model that tells good replies without simulating their future.
 
@@ -272,7 +292,7 @@ def train_reward(summary: dict[str, Any]) -> Facts:
     return {name: value for name, value in summary.items() if name != "warnings"}
 
 
-@RunCommand("steps", trains=True, planned=_labels)
+@RunCommand("steps", trains=True, plays=False, planned=_labels)
 def train_sft(summary: dict[str, Any]) -> Facts:
     """Train a supporter on replies: of a corpus, of good futures, or of the best paths of search trees.
 
@@ -287,7 +307,7 @@ def train_sft(summary: dict[str, Any]) -> Facts:
     return summary
 
 
-@RunCommand("steps", trains=True, planned=_sized)
+@RunCommand("steps", trains=True, planned=sized)
 def train_rl(summary: dict[str, Any]) -> Facts:
     """Train a supporter that reasons before it answers, by reinforcement learning.
 
@@ -338,14 +358,16 @@ def predict(
 
     Try it: esckit predict --input sample:esconv --supporter smollm2-135m-instruct --set data.limit=1
     """
-    _check_forecast(rate, pilot, dry_run)
+    from esckit.lineage import means_run
+
+    check_forecast(rate, pilot, dry_run)
     if recipe is None and (input_file is None or (strategist is None and supporter is None)):
         raise ConfigError("nothing to predict", expected="a recipe, or --input with --strategist, --supporter or both")
     speakers = {"strategist": strategist, "supporter": supporter}
     own = []
     for role, model in speakers.items():
         if model is not None:
-            kind = "checkpoint" if (Path(model) / "manifest.json").is_file() else "backbone"
+            kind = "checkpoint" if means_run(model) else "backbone"
             own.append(f"models.{role}={{{kind}: {_quoted(model)}}}")
     # Who speaks of the recipe stays, but where there is none only who is named speaks.
     own = ["models={}", *own] if recipe is None else own
@@ -377,7 +399,11 @@ OverOption = Annotated[list[str] | None, _gate_option("over", "lower", "higher")
 AgainstOption = Annotated[
     str | None,
     typer.Option(
-        "--against", metavar="RUN", show_default=False, help="An earlier evaluation of another system to compare with."
+        "--against",
+        metavar="RUN",
+        show_default=False,
+        autocompletion=run_names,
+        help="An earlier evaluation of another system to compare with.",
     ),
 ]
 
@@ -407,7 +433,7 @@ def evaluate(
 
     Try it: esckit evaluate smoke/evaluate --out runs/first-evaluation
     """
-    _check_forecast(rate, pilot, dry_run)
+    check_forecast(rate, pilot, dry_run)
     loaded, room = _load(ctx, recipe, changes)
     if against is not None:
         loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"compare_to": against}))
@@ -425,11 +451,14 @@ def evaluate(
         facts = {"out": str(result.out), "report": str(result.report), **found.model_dump(mode="json")}
         echo_facts(facts | {"metrics": whole}, as_json=True)
     else:
-        _echo(result)
+        from esckit.cli.evaluated import echo_evaluation
+
+        echo_evaluation(result)
     failed = [gate for gate in result.metrics.gates if not gate.holds]
     for gate in failed:
-        value = "no value" if gate.value is None else f"{gate.value:.4g}"
-        echo(f"gate failed: {gate.metric} is {value}, bound {gate.bound:g} ({gate.reason})", err=True)
+        value = "without value" if gate.value is None else f"{gate.value:.4g}"
+        end = "" if gate.end is None else f", the worse end of its interval {gate.end:.4g}"
+        echo(f"gate failed: {gate.metric} is {value}{end}; asked for {gate.bound:g} ({gate.reason})", err=True)
     result.rate.judge()
     if failed:
         raise typer.Exit(1)
@@ -451,47 +480,10 @@ def _gates(texts: list[str] | None, side: Literal["under", "over"]) -> list[Gate
     return found
 
 
-def _echo(result: EvaluateResult) -> None:
-    """Print every metric of whole suites with its n, coverage and interval, then comparisons, then where to read on.
-
-    What the practice world's baselines reach with the same seekers stands beside what the system reaches.
-    """
-    rows = {_label(row): row for row in result.metrics.metrics if (row.group or {}).keys() <= {"policy"}}
-    width = max(map(len, rows))
-    for label, row in rows.items():
-        echo(f"{label:<{width}}  {_value(row)}")
-    for entry in result.metrics.comparisons:
-        echo(f"{entry.name:<{width}}  {_difference(entry)}")
-    echo(f"{'out':<{width}}  {result.out}")
-    echo(f"{'report':<{width}}  {result.report}")
-
-
-def _label(row: MetricRow) -> str:
-    return row.name if row.group is None else f"{row.name} of {row.group['policy']}"
-
-
-def _value(row: MetricRow) -> str:
-    if row.value is None:
-        unscored = ", ".join(f"{reason} {n}" for reason, n in row.unscored.items())
-        return f"– ({row.reason}; unscored: {unscored})" if unscored else f"– ({row.reason})"
-    between = f" [{row.interval.low:.4g}, {row.interval.high:.4g}]" if row.interval else ""
-    coverage = f", coverage {row.coverage:.1%}" if row.coverage is not None and row.coverage < 1 else ""
-    flags = f" ({', '.join(row.flags)})" if row.flags else ""
-    return f"{row.value:.4g}{between}, n {row.n}{coverage}{flags}"
-
-
-def _difference(entry: Comparison) -> str:
-    if entry.difference is None:
-        return f"against {entry.other}: – ({entry.reason})"
-    p = f", p {entry.p:.3g}" if entry.p is not None else ""
-    between = f" [{entry.interval.low:.4g}, {entry.interval.high:.4g}]" if entry.interval else ""
-    dropped = f" ({entry.n_dropped} dropped)" if entry.n_dropped else ""
-    why = f" ({entry.reason})" if entry.reason and not (between and p) else ""
-    return f"against {entry.other}: {entry.difference:+.4g}{between}{p}, n {entry.n}{dropped}{why}"
-
-
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False, help="Run folders.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", show_default=False, autocompletion=run_names, help="Run folders.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -501,11 +493,43 @@ def report(
         ),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="RUN", show_default=False, help="A run to show side by side with the others.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            show_default=False,
+            autocompletion=run_names,
+            help="A run to show side by side with the others.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Of several evaluations: the one that the others are tested against; by default the first.",
+        ),
     ] = None,
     plots: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", show_default=False, help="Also write every chart there, as SVG and PNG."),
+        typer.Option(metavar="FOLDER", show_default=False, help="Also write every chart there."),
+    ] = None,
+    plot_width: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTH",
+            show_default=False,
+            help="With --plots, for a paper: column (77 mm), page (160 mm) or a width such as 84mm; text is 8 pt high.",
+        ),
+    ] = None,
+    font: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="With --plots: sans, serif or the name of a font."),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="KINDS", show_default=False, help="With --plots: svg, png, pdf; by default svg,png."
+        ),
     ] = None,
     quotes: Annotated[
         bool,
@@ -519,10 +543,28 @@ def report(
 
     Try it: esckit report runs/simulate-smoke
     """
+    from esckit.report.plots import plot_style
     from esckit.report.run import write_report
 
-    result = write_report(runs, out=out, against=against, plots=plots, quotes=quotes)
+    if baseline is not None and baseline not in (names := [run.resolve().name for run in runs]):
+        raise ConfigError(f"--baseline {baseline}", expected=f"one of {', '.join(names)}")
+    chosen = {"--plot-width": plot_width, "--font": font, "--format": formats}
+    given = [name for name, value in chosen.items() if value is not None]
+    if given and plots is None:
+        raise ConfigError(f"{given[0]} without --plots", expected="--plots FOLDER beside it")
+    style = plot_style(formats, plot_width, font) if given else None
+    tested = _tested(baseline) if len(runs) > 1 else None
+    result = write_report(runs, out=out, against=against, plots=plots, quotes=quotes, tested=tested, plot_style=style)
     facts = {"page": str(result.page), "markdown": str(result.markdown)}
     if plots is not None:
         facts["plots"] = f"{len(result.plots)} files in {plots}"
     echo_facts(facts, as_json=as_json)
+
+
+def _tested(baseline: str | None) -> Tested:
+    """Return what tests the systems of a comparison: against the one of this name if it is in it, else the first."""
+    from esckit.evaluate.paired import with_tests
+
+    return lambda found: with_tests(
+        found, baseline if baseline is not None and found.system(baseline) else found.systems[0].name
+    )

@@ -6,21 +6,24 @@ Not here: how recipes are found and loaded (:mod:`esckit.config`), and the regis
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
-from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, echo_json
+from esckit.cli.common import JsonOption, RecipeArgument, SetOption, echo, echo_facts, echo_json, write_copy
 from esckit.documents import read_text
 from esckit.errors import ConfigError
-from esckit.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from esckit.config.reference import Field
 
 recipes = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="List, show, copy and check recipes: one YAML file describes one run.",
+    help="List, show, copy, check and look up recipes: one YAML file describes one run.",
     pretty_exceptions_enable=False,
 )
 
@@ -70,15 +73,12 @@ def copy(
 ) -> None:
     """Copy a recipe into a file of your own."""
     from esckit.config.load import SUFFIX, find_recipe
-    from esckit.records import write_atomic
 
     found = find_recipe(recipe)
     target = to or Path(found.name.replace("/", "-") + SUFFIX)
     if target.is_dir():
         target = target / found.path.name
-    if target.exists() and not force:
-        raise ConfigError(f"{target} already exists", hint="Choose another name, or add --force")
-    write_atomic(target, found.path.read_bytes())
+    write_copy(target, found.path.read_bytes(), force=force)
     echo(str(target))
 
 
@@ -89,41 +89,121 @@ def check(
         typer.Argument(metavar="[RECIPE]...", show_default=False, help="Names or files; by default all shipped ones."),
     ] = None,
     changes: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Check recipes without running anything; every problem of every recipe is named.
+    """Check recipes and the prompts that they name, without running anything; every problem is named.
 
     Exits with 0 if all are right, else with 2.
     """
     from esckit.config.load import load_any_recipe, shipped_recipes
+    from esckit.config.sections import Recipe
+    from esckit.pipeline.page import PipelineRecipe, load_pipeline
+    from esckit.roles.example import named_prompts
 
     wrong: list[ConfigError] = []
     names = recipes or [each.name for each in shipped_recipes()]
+    found: list[dict[str, Any]] = []
     for name in names:
         try:
-            loaded = load_any_recipe(name, overrides=changes or ())
+            recipe = load_any_recipe(name, overrides=changes or ()).recipe
+            if isinstance(recipe, PipelineRecipe):
+                load_pipeline(name)
+            elif isinstance(recipe, Recipe):
+                named_prompts(recipe)
         except ConfigError as error:
             wrong.append(error)
+            found.append({"recipe": name, "command": None, "problem": str(error)})
         else:
-            echo(f"{name}: fine, runs with 'esckit {loaded.recipe.command}'")
+            found.append({"recipe": name, "command": recipe.command, "problem": None})
+            if not as_json:
+                echo(f"{name}: fine, runs with 'esckit {recipe.command}'")
+    if as_json:
+        echo_json(found)
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
         raise ConfigError("\n".join([f"{len(wrong)} of {len(names)} recipes are wrong", *map(str, wrong)]))
 
 
-@recipes.command()
-def schema(command: Annotated[str, typer.Argument(show_default=False, help="A command, such as simulate.")]) -> None:
-    """Print every field of a command's recipes as JSON Schema."""
-    from esckit.config.load import RECIPES
+CommandArgument = Annotated[
+    str, typer.Argument(metavar="COMMAND", show_default=False, help="A command, such as simulate.")
+]
 
-    if command not in RECIPES.targets:
-        raise ConfigError(
-            f"no recipes for the command {command!r}",
-            expected=f"one of {', '.join(RECIPES.names())}",
-            hint=did_you_mean(command, RECIPES.names()).capitalize() or None,
-        )
-    kind = RECIPES.resolve(command)
-    echo_json(kind.model_json_schema())
+
+@recipes.command()
+def fields(
+    command: CommandArgument,
+    prefix: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FIELD]", show_default=False, help="Only this field and what is below it: models.critic."
+        ),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Print every field of a command's recipes: what may stand there, its default and its meaning."""
+    from esckit.config.reference import below, find_fields
+
+    found = list(below(find_fields(command, prefix), prefix))
+    if as_json:
+        echo_json([_as_plain(field, having) for field, having in found])
+        return
+    for field, having in found:
+        kinds = [*field.words, *(["a section"] if field.is_section else [])]
+        keys = [form.key for form in field.sections] if len(field.sections) > 1 else []
+        kinds += [f"with {', '.join(keys)}"] if keys else []
+        default = "; required" if field.default is None else f"; default {field.default}" if field.default else ""
+        marks = (f"; only with {having}" if having else "") + ("; operational" if field.operational else "")
+        echo(f"{field.path}: {' or '.join(kinds).replace('a section or with', 'a section with')}{default}{marks}")
+        echo(textwrap.indent(textwrap.fill(field.meaning, width=100), "    "))
+
+
+def _as_plain(field: Field, having: str) -> dict[str, Any]:
+    return {
+        "field": field.path,
+        "type": " or ".join(field.words) or None,
+        "sections": [form.key or form.name for form in field.sections],
+        "required": field.default is None,
+        "default": field.value,
+        "meaning": field.meaning,
+        "operational": field.operational,
+        "only_with": having or None,
+    }
+
+
+@recipes.command()
+def schema(
+    command: Annotated[
+        str | None, typer.Argument(metavar="[COMMAND]", show_default=False, help="A command, such as simulate.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", show_default=False, help="Write COMMAND.json here; without COMMAND, all."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+) -> None:
+    """Print the fields of a command's recipes as JSON Schema, with which an editor completes and checks them."""
+    from esckit.config.load import RECIPES
+    from esckit.config.reference import recipe_schema
+    from esckit.records import dump_json, write_atomic
+
+    if command is None and out is None:
+        raise ConfigError("no command is named", expected="a command, or --out FOLDER for the schemas of all")
+    schemas = {name: recipe_schema(name) for name in ([command] if command else RECIPES.names())}
+    if out is None:
+        echo_json(schemas[command or ""])
+        return
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is no folder", expected="a folder for the schemas")
+    paths = {out / f"{name}.json": found for name, found in schemas.items()}
+    if not force and (there := [str(path) for path in paths if path.exists()]):
+        raise ConfigError(f"{', '.join(there)} already there", hint="Choose another folder, or add --force")
+    out.mkdir(parents=True, exist_ok=True)
+    for path, found in paths.items():
+        write_atomic(path, f"{dump_json(found, indent=2)}\n".encode())
+        echo(str(path))
 
 
 backbones = typer.Typer(
@@ -134,8 +214,21 @@ backbones = typer.Typer(
 )
 
 
+def _backbones(incomplete: str) -> list[str]:
+    """Return the registered base models that complete a word."""
+    from esckit.models.backbones import load_backbones
+
+    return [name for name in load_backbones() if name.startswith(incomplete)]
+
+
 BackboneArgument = Annotated[
-    str, typer.Argument(metavar="BACKBONE", show_default=False, help="A name (see 'esckit backbones list').")
+    str,
+    typer.Argument(
+        metavar="BACKBONE",
+        show_default=False,
+        autocompletion=_backbones,
+        help="A name (see 'esckit backbones list').",
+    ),
 ]
 
 

@@ -2,13 +2,14 @@
 
 Every key of a recipe's YAML knows its line (:mod:`esckit.documents` says what is refused), and ``--set a.b=c`` changes
 single fields. What is wrong with a recipe is reported all at once, one line each: dotted path, line, what to do;
-secrets are never quoted. If a recipe names earlier runs that do not exist, the error gives the commands that make them.
+secrets are never quoted. Not here: the earlier runs that a recipe names (:mod:`esckit.lineage`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -17,10 +18,11 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar, Union, get_args
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from esckit.config.sections import Recipe, WorldBinding
+from esckit.config.sections import Page, WorldBinding
 from esckit.documents import Place, complaint, dotted, parse_yaml, parse_yaml_lines, read_text
-from esckit.errors import ConfigError, DataError, MissingRunsError
+from esckit.errors import ConfigError, DataError
 from esckit.registry import Registry, did_you_mean, expand_home, nearest, shipped_dir
+from esckit.runs import MANIFEST
 
 SUFFIX = ".yaml"
 
@@ -37,9 +39,11 @@ RECIPES = Registry(
         "train-rl": "esckit.rl.recipe:TrainRlRecipe",
         "evaluate": "esckit.evaluate.recipe:EvaluateRecipe",
         "predict": "esckit.predict.run:PredictRecipe",
+        "chat": "esckit.chat.recipe:ChatRecipe",
+        "run": "esckit.pipeline.page:PipelineRecipe",
     },
 )
-"""The recipe class of every command."""
+"""The recipe class of every command; of ``run`` a page of several recipes."""
 
 
 class RecipeFile(NamedTuple):
@@ -80,7 +84,14 @@ def find_recipe(ref: str) -> RecipeFile:
         inside = real.is_relative_to(shipped_in)
         return RecipeFile(real.relative_to(shipped_in).with_suffix("").as_posix() if inside else path.stem, path)
     if path.is_dir():
-        raise ConfigError(f"{ref} is a folder", expected="a recipe's name or file")
+        is_run = (path / MANIFEST).is_file()
+        raise ConfigError(
+            f"{ref} is a {'run folder' if is_run else 'folder'}",
+            expected="a recipe's name or file",
+            hint=f"What the run is: esckit runs show {ref}"
+            if is_run
+            else "'esckit recipes list' shows the shipped ones",
+        )
     name = ref.removesuffix(SUFFIX)
     shipped = {recipe.name: recipe for recipe in shipped_recipes()}
     if name in shipped:
@@ -210,8 +221,12 @@ def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
     *section, field = detail["loc"] or ("",)
     value = detail["input"]
     if detail["type"] == "extra_forbidden":
+        if field == "trust_remote_code":
+            return "no such field: esckit never runs code that comes with weights"
         known = known_fields(kind, tuple(section))
-        hint = did_you_mean(str(field), known) or f"known here: {', '.join(sorted(known))}"
+        deeper = _deeper(kind, tuple(part for part in section if not _is_tag(part)), str(field))
+        hint = f"did you mean {deeper}?" if deeper else did_you_mean(str(field), known)
+        hint = hint or f"known here: {', '.join(sorted(known))}"
         return f"unknown field; {hint}"
     text = complaint(detail)
     if (
@@ -219,11 +234,12 @@ def _what(detail: ErrorDetails, kind: type[BaseModel]) -> str:
         or field in _NEVER_QUOTED
     ):
         return text
-    text += f", not {_shown(value)}"
-    if detail["type"] == "literal_error" and isinstance(value, str):
-        hint = did_you_mean(value, _QUOTED_NAME.findall(str(detail.get("ctx", {}).get("expected", ""))))
-        text += f"; {hint}" if hint else ""
-    return text
+    if detail["type"] == "executor_kind" and isinstance(value, dict):
+        value = value.get("kind")
+    hint = ""
+    if detail["type"] in ("literal_error", "executor_kind") and isinstance(value, str):
+        hint = did_you_mean(value, _QUOTED_NAME.findall(str(detail.get("ctx", {}).get("expected", text))))
+    return f"{text}, not {_shown(value)}" + (f"; {hint}" if hint else "")
 
 
 def _shown(value: Any) -> str:
@@ -243,8 +259,28 @@ def _is_tag(part: str | int) -> bool:
     return isinstance(part, str) and part.startswith("<")
 
 
+def _deeper(kind: type[BaseModel], path: Place, field: str) -> str | None:
+    """Return the one place below a section where a field of this name may stand, dotted; None if none or several."""
+    found = set[str]()
+    level = [(path, model) for model in _sections(kind, path)]
+    while level:
+        level = [
+            ((*place, name), inner)
+            for place, model in level
+            for name, info in model.model_fields.items()
+            for _, inner in _models(info.annotation)
+        ]
+        found |= {dotted((*place, field)) for place, model in level if field in model.model_fields}
+    return found.pop() if len(found) == 1 else None
+
+
 def known_fields(kind: type[BaseModel], path: Place) -> frozenset[str]:
     """Return the fields of the section at a location of pydantic's, union tags included."""
+    return frozenset(name for model in _sections(kind, path) for name in model.model_fields)
+
+
+def _sections(kind: type[BaseModel], path: Place) -> list[type[BaseModel]]:
+    """Return the classes that the section at a location of pydantic's may have."""
     here: list[tuple[str | None, type[BaseModel]]] = [(None, kind)]
     for part in path:
         if _is_tag(part):
@@ -252,7 +288,7 @@ def known_fields(kind: type[BaseModel], path: Place) -> frozenset[str]:
             continue
         inner = [model.model_fields[part] for _, model in here if part in model.model_fields]
         here = [pair for info in inner for pair in _models(info.annotation)] or here
-    return frozenset(name for _, model in here for name in model.model_fields)
+    return [model for _, model in here]
 
 
 def _models(annotation: Any, tag: str | None = None) -> Iterator[tuple[str | None, type[BaseModel]]]:
@@ -268,15 +304,20 @@ def _models(annotation: Any, tag: str | None = None) -> Iterator[tuple[str | Non
         yield tag, annotation
 
 
-RecipeT = TypeVar("RecipeT", bound=Recipe)
+RecipeT = TypeVar("RecipeT", bound=Page)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe(Generic[RecipeT]):
-    """A validated recipe and the name it goes by."""
+    """A validated recipe and the name it goes by.
+
+    Attributes:
+        lines: 1-based line of every key and list item of its file, by path.
+    """
 
     name: str
     recipe: RecipeT
+    lines: Mapping[Place, int] = field(default_factory=dict)
 
     def default_out(self) -> Path:
         """Return ``runs/<command>-<name>``; the command's word is not repeated.
@@ -311,16 +352,16 @@ def load_recipe(ref: str, kind: type[RecipeT], *, overrides: Sequence[str] = ())
         raise ConfigError(
             f"recipe {ref} is for the command {named!r}",
             expected=f"a recipe for {wanted!r}",
-            hint=f"Run: esckit {named} {ref}" if named in RECIPES.targets else None,
+            hint=f"Run: esckit {named} {shlex.quote(ref)}" if named in RECIPES.targets else None,
         )
     try:
-        loaded = LoadedRecipe(name, kind.model_validate(source.data, strict=True))
+        loaded = LoadedRecipe(name, kind.model_validate(source.data, strict=True), source.lines)
     except ValidationError as error:
         problems = describe_problems(error, kind, source, changed)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(
             "\n  ".join([f"recipe {source.origin}: {count}", *problems]),
-            hint=f"'esckit recipes schema {named}' lists every field",
+            hint=f"'esckit recipes fields {named}' lists every field",
         ) from error
     _check_world(loaded)
     return loaded
@@ -347,7 +388,7 @@ def _check_world(loaded: LoadedRecipe[Any]) -> None:
         )
 
 
-def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[Recipe]:
+def load_any_recipe(ref: str, *, overrides: Sequence[str] = ()) -> LoadedRecipe[Page]:
     """Load a recipe for whichever command it names.
 
     Raises:
@@ -377,81 +418,3 @@ def _read(ref: str, overrides: Sequence[str]) -> tuple[str, Source, frozenset[Pl
             f"recipe {ref} does not say which command it is for", expected="a line such as 'command: simulate'"
         )
     return found.name, source, changed, command
-
-
-_MAKERS = {
-    "inputs": "simulate",
-    "trees": "search",
-    "init": "train-flow",
-    "compare_to": "evaluate",
-    "opponent": "predict",
-    "predictions": "predict",
-}
-
-_IN_HEADER = re.compile(r"^#\s*(esckit .*--out (\S+))$", re.MULTILINE)
-
-_TRAINERS = {
-    "strategist": "train-flow",
-    "reward": "train-reward",
-    "critic": "train-reward",
-    "policy": "train-sft",
-}
-
-
-def require_runs(recipe: Recipe, *, idle: Iterable[str] = ()) -> None:
-    """Refuse a recipe that names runs which are not there, before anything is read or loaded.
-
-    Args:
-        recipe: The recipe.
-        idle: Dotted fields that the run will not look at, with all below them.
-
-    Raises:
-        MissingRunsError: With every field, and how to make what it names.
-    """
-    unread = tuple(f"{field}." for field in idle)
-    missing = [
-        (field, path, maker)
-        for field, path, maker in _named(recipe.resolved(), ())
-        if not f"{field}.".startswith(unread) and not Path(path).exists()
-    ]
-    if not missing:
-        return
-    lines = [f"{field}: there is no {path}{_did_you_mean(path)}" for field, path, _ in missing]
-    commands = {Path(path): f"esckit {maker} RECIPE --out {path}" for _, path, maker in missing}
-    for recipe_file in reversed(shipped_recipes()):
-        folder = default_out(recipe_file.command, recipe_file.name)
-        if folder in commands:
-            commands[folder] = f"esckit {recipe_file.command} {recipe_file.name}"
-        # A run with other settings than a recipe's: the recipe that reads it has the command in its header.
-        for command, out in _IN_HEADER.findall(recipe_file.path.read_text(encoding="utf-8")):
-            if Path(out) in commands:
-                commands[Path(out)] = command
-    raise MissingRunsError(
-        "\n  ".join(lines),
-        expected="what earlier commands wrote",
-        hint="Make it with: " + "; ".join(commands.values()),
-    )
-
-
-def _named(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
-    """Yield every field that names a run: its dotted place, the path, and the command that makes such runs."""
-    if not isinstance(value, dict):
-        return
-    for key, inner in value.items():
-        here = (*place, key)
-        if key == "checkpoint" and isinstance(inner, str):
-            yield ".".join(here), inner, _TRAINERS.get(place[-1], "train-rl")
-        elif key in _MAKERS:
-            for path in inner if isinstance(inner, list) else [inner]:
-                # A single file may be anybody's; whoever reads it says what it should be.
-                if isinstance(path, str) and Path(path).suffix != ".jsonl":
-                    reads_trees = key == "inputs" and value.get("source") == "trees"
-                    yield ".".join(here), path, "search" if reads_trees else _MAKERS[key]
-        else:
-            yield from _named(inner, here)
-
-
-def _did_you_mean(path: str) -> str:
-    folder = Path(path).parent
-    close = nearest(Path(path).name, [each.name for each in folder.iterdir()]) if folder.is_dir() else None
-    return f"; did you mean {folder / close}?" if close else ""

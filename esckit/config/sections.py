@@ -9,10 +9,10 @@ in a recipe: an endpoint names the environment variable that holds its key.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -32,6 +32,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from esckit.documents import strings_in
 from esckit.registry import did_you_mean
 from esckit.types import Limits, Prices, Sampling
 
@@ -39,7 +40,10 @@ from esckit.types import Limits, Prices, Sampling
 class Section(BaseModel):
     """A part of a recipe: frozen, unknown keys and non-finite numbers refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    # A value in a wrong place may be a key, and tracebacks show pydantic's messages.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
+    )
 
 
 def _number_to_text(value: object) -> object:
@@ -47,10 +51,23 @@ def _number_to_text(value: object) -> object:
     return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-DecimalText = Annotated[
-    str, BeforeValidator(_number_to_text, json_schema_input_type=str | float), Field(pattern=r"^-?[0-9]+(\.[0-9]+)?$")
-]
+DECIMAL = r"^-?[0-9]+(\.[0-9]+)?$"
+
+_Decimal = Annotated[str, Field(pattern=DECIMAL)]
+
+DecimalText = Annotated[_Decimal, BeforeValidator(_number_to_text, json_schema_input_type=_Decimal | float)]
 """A decimal number kept as text, so that comparisons with it can be exact (``Fraction(text)``)."""
+
+
+def named_or_own(names: Sequence[str]) -> AfterValidator:
+    """Return the check of a field that takes one of some names, or a user's own code as ``module:attr``."""
+
+    def check(value: str) -> str:
+        if value not in names and ":" not in value:
+            raise ValueError(f"must be one of {', '.join(names)}, or module:attr")
+        return value
+
+    return AfterValidator(check)
 
 
 class Threads(Section):
@@ -64,32 +81,52 @@ class Threads(Section):
 
 
 class LocalModels(Threads):
-    """How local models use a machine; changes no draw. Operational.
+    """How local models use a machine; changes no draw. Operational, but for ``batching``.
 
     Attributes:
         batch_tokens: Tokens that a local model may have in flight together; None takes what its device usually holds
             (:data:`esckit.models.local.BATCH_TOKENS`).
+        batching: ``auto`` computes requests that wait at the same time together. ``invariant`` computes each alone and
+            from its first token on, so that the same machine gives the same bytes whatever the concurrency. It is
+            slower, since requests share nothing.
     """
 
     batch_tokens: PositiveInt | None = None
+    batching: Literal["auto", "invariant"] = "auto"
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether a local model computes each request alone."""
+        return self.batching == "invariant"
 
 
 class Executor(LocalModels):
-    """Units are played in the process of the command. Operational."""
+    """Units are played in the process of the command. Operational.
+
+    Attributes:
+        kind: Where units are played: ``local`` is this process.
+    """
 
     kind: Literal["local"] = "local"
 
 
-_SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
+_SECRET = re.compile(r"(key|token)$|secret|password|credential", re.IGNORECASE)
+"""In names of variables and options that hold a secret; ``--tokenizer`` and ``--max-num-batched-tokens`` hold none."""
+
+
+def _holds_login(text: str) -> bool:
+    """Return whether a text holds an address with a user name or password; a slash in one ends no search."""
+    return "@" in text.partition("://")[2]
 
 
 class RayExecutor(LocalModels):
     """Units are played by the workers of a Ray cluster, each with its own models. Operational.
 
     Attributes:
+        kind: Where units are played: ``ray`` is a Ray cluster.
         address: ``local`` starts a cluster on this machine for this run, ``auto`` joins the one that runs here or that
             RAY_ADDRESS names, ``HOST:PORT`` one whose head is elsewhere, ``ray://HOST:PORT`` one through Ray's client.
-        workers: Workers; the units in flight are shared out among them.
+        workers: Number of workers; the units in flight are shared out among them.
         cpus: Processors that a worker reserves.
         gpus: GPUs that a worker reserves and sees; a part of one lets several workers share it.
         wait_s: Longest wait for the cluster and for the first worker's place in it, in seconds.
@@ -110,6 +147,8 @@ class RayExecutor(LocalModels):
         variables = runtime_env.get("env_vars", {})
         if isinstance(variables, Mapping) and (secret := next(filter(_SECRET.search, variables), None)):
             raise ValueError(f"env_vars must hold no secret ({secret}): set it where the nodes are started")
+        if any(map(_holds_login, strings_in(runtime_env))):
+            raise ValueError("must hold no user name or password: fetch it on the nodes, or name a local folder")
         return runtime_env
 
 
@@ -124,7 +163,7 @@ AnyExecutor = Annotated[
     Discriminator(
         _executor_kind,
         custom_error_type="executor_kind",
-        custom_error_message="must have the kind local or ray",
+        custom_error_message="must have the kind 'local' or 'ray'",
     ),
 ]
 """Where units are played."""
@@ -144,16 +183,37 @@ _DELETED = (
 """Fields of 0.1.0 that had no effect where they stood; what an older manifest says of them does not count."""
 
 
-class Recipe(Section):
-    """Base of all recipes. A subclass narrows ``command`` to its own name.
+class Page(Section):
+    """Base of all that one YAML page describes. A subclass narrows ``command`` to its own name.
 
     ``OPERATIONAL`` lists the dotted paths that may change between two attempts at one run; everything else is the run's
     identity (:meth:`esckit.runs.RunFolder.open`).
+
+    Attributes:
+        command: The command that the page is for.
+    """
+
+    OPERATIONAL: ClassVar[tuple[str, ...]] = ()
+
+    command: str
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole page as plain JSON data, defaults written out."""
+        return self.model_dump(mode="json")
+
+
+class Recipe(Page):
+    """Base of the recipes: pages that describe one run.
+
+    Attributes:
+        seed: Seed of every random draw of the run.
+        trackers: Integrations of transformers that get the metrics too, such as ``tensorboard`` or ``wandb``.
+            Operational.
     """
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = (
         "concurrency",
-        "executor",
+        *(f"executor.{name}" for name in {**Executor.model_fields, **RayExecutor.model_fields} if name != "batching"),
         "budget",
         "cache",
         "max_failure_rate",
@@ -161,23 +221,22 @@ class Recipe(Section):
         "logging",
         "trackers",
         "report",
-        "models.*.concurrency",
-        "models.*.timeout_s",
-        "models.*.endpoint.devices",
-        "models.*.endpoint.ready_s",
+        *(f"models.*.{name}" for name in ("concurrency", "timeout_s", "endpoint.devices", "endpoint.ready_s")),
         *_DELETED,
     )
 
-    command: str
     seed: int = Field(ge=0, lt=2**63)
-
-    def resolved(self) -> dict[str, Any]:
-        """Return the whole recipe as plain JSON data, defaults written out."""
-        return self.model_dump(mode="json")
 
 
 class Roles(Section):
-    """Base of ``models:`` where every field is the model of a role, or None."""
+    """Base of ``models:`` where every field is the model of a role, or None.
+
+    Attributes:
+        seeker: The model that speaks as the person in distress.
+        supporter: The model that speaks as the supporter.
+        critic: The model that scores conversations while they are played.
+        strategist: The model that chooses the supporter's strategy.
+    """
 
     def bindings(self) -> dict[str, Binding]:
         """Return the models that are named, by role."""
@@ -188,6 +247,9 @@ class ModelRecipe(Recipe):
     """Base of the recipes whose commands call models.
 
     Attributes:
+        executor: Where units are played: in this process, or on a Ray cluster. Operational.
+        max_failure_rate: Largest share of units that may fail; beyond it the run stops with exit code 3, and what is
+            done is kept. Operational.
         cache: File with the answers of servers, which are asked for once; None takes the environment variable
             ``ESCKIT_CACHE``, or no cache. Operational.
     """
@@ -198,90 +260,13 @@ class ModelRecipe(Recipe):
     max_failure_rate: float = Field(default=0.02, ge=0.0, le=1.0)
 
 
-Format = Literal["auto", "esconv", "esconv-hub", "ppdpp", "extes", "jsonl"]
-
-Scheme = Literal["hub", "ppdpp", "ratio", "files"]
-
-Split = Literal["train", "valid", "test"]
-
-
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
     """Return a lone name as a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...])]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple, json_schema_input_type=str | tuple[str, ...])]
 """Several names; a lone one may stand without brackets."""
-
-
-def _sum_to_one(ratios: tuple[float, float, float]) -> tuple[float, float, float]:
-    if not math.isclose(sum(ratios), 1.0, abs_tol=1e-9):
-        raise ValueError(f"the three ratios must sum to 1, not {sum(ratios):g}")
-    return ratios
-
-
-Ratios = Annotated[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat], AfterValidator(_sum_to_one)]
-"""Shares of train, valid and test."""
-
-
-class DataConfig(Section):
-    """Which dialogues to read and how.
-
-    Attributes:
-        dataset: Name of the loader in the data set registry, or ``module:attr``.
-        path: File, folder, ``sample:NAME`` (the corpora that ship), ``hub:OWNER/NAME[@REVISION]``, or
-            ``world:PROFILE/N`` (the first N dialogues of the practice world; ``world:PROFILE/N/POLICY`` has all of them
-            led by ``random``, ``fixed``, ``rule`` or ``optimum``).
-        split: The parts of ``scheme`` to use, a name or several; None uses the whole corpus.
-        scheme: How the corpus is split; None does not split it.
-        seed: Of ``scheme: ratio``.
-        ratios: Of ``scheme: ratio``: train, valid, test.
-        limit: Number of dialogues, counted after the split in load order; None uses all.
-        merge: Join adjacent turns of one speaker.
-        merge_label: Which label a merged turn takes.
-        skip_invalid: Skip and count records that are refused, instead of stopping.
-        blank_as: Strategy that a missing label stands for; None leaves it missing.
-        mapping: Name or file of a strategy mapping into another taxonomy.
-    """
-
-    dataset: str
-    path: str
-    format: Format = "auto"
-    split: Annotated[
-        tuple[Split, ...] | None,
-        BeforeValidator(_as_tuple, json_schema_input_type=Split | tuple[Split, ...] | None),
-    ] = None
-    scheme: Scheme | None = None
-    seed: int = Field(default=13, ge=0)
-    ratios: Ratios = (0.8, 0.1, 0.1)
-    limit: PositiveInt | None = None
-    merge: bool = False
-    merge_label: Literal["first", "last"] = "first"
-    skip_invalid: bool = False
-    unknown_strategy: Literal["refuse", "keep"] = "refuse"
-    blank_as: str | None = None
-    mapping: str | None = None
-
-    @model_validator(mode="after")
-    def _split_needs_scheme(self) -> Self:
-        if self.split is not None and (not self.split or len(set(self.split)) < len(self.split)):
-            raise ValueError("split must name different parts, at least one")
-        if self.split is not None and self.scheme is None:
-            raise ValueError("split needs a scheme (hub, ppdpp, ratio or files)")
-        return self
-
-
-class AlternatingData(DataConfig):
-    """``data:`` of the commands whose contexts alternate and end in a seeker turn: runs of one speaker are merged."""
-
-    merge: bool = True
-
-    @field_validator("merge")
-    @classmethod
-    def _always(cls, merge: bool) -> bool:
-        if not merge:
-            raise ValueError("must be true here: contexts alternate between the speakers")
-        return merge
 
 
 KINDS = ("backbone", "endpoint", "checkpoint", "scripted", "world")
@@ -299,10 +284,11 @@ class RoleOptions(Binding):
     """What the binding of a role that writes or rates text takes beside the model itself.
 
     Attributes:
-        sampling: Decoding settings; what is left out takes the role's own default in the recipe class.
+        sampling: Decoding settings; what is left out takes the default of the role.
         on_length: A reply cut at the token limit is invalid (``fail``) or is cut back to its last whole sentence.
         max_words: Longest valid reply in words; None sets no limit beyond the method's own rules.
-        max_context_tokens: Longest prompt; whole oldest turns are dropped above it. None: what the model can take.
+        max_context_tokens: Longest prompt in tokens; whole oldest turns are dropped above it. None: what the model can
+            take.
     """
 
     sampling: Sampling = Sampling()
@@ -312,7 +298,13 @@ class RoleOptions(Binding):
 
 
 class BackboneBinding(RoleOptions):
-    """A local model: a name of the backbone registry, a folder, or a hub id."""
+    """A local model.
+
+    Attributes:
+        backbone: A name of the backbone registry, a folder, or a hub id.
+        dtype: Number type of the weights; ``auto`` is bfloat16 where the device computes in it, else float32.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the GPU if there is one.
+    """
 
     backbone: str = Field(min_length=1)
     dtype: DType = "auto"
@@ -333,8 +325,8 @@ class EndpointAddress(Section):
     @field_validator("base_url")
     @classmethod
     def _no_secret(cls, base_url: str) -> str:
-        if "@" in base_url.split("://", 1)[1].split("/", 1)[0]:
-            raise ValueError("must hold no user name or password: name an environment variable in api_key_env")
+        if _holds_login(base_url) or "?" in base_url or "#" in base_url:
+            raise ValueError("must hold no user name, password or query: name an environment variable in api_key_env")
         return base_url
 
 
@@ -386,6 +378,12 @@ class ManagedServer(Section):
             )
         if "{port}" in words[0]:
             raise ValueError("must begin with a program; put environment variables into environment")
+        named = (word.partition("=")[0] for word in words if word.startswith("-") or "=" in word)
+        if secret := next(filter(_SECRET.search, named), None):
+            raise ValueError(
+                f"must hold no secret ({secret}), since recipes are kept in runs and processes are listed with their "
+                "words: name the variable that holds it in api_key_env (for vLLM: VLLM_API_KEY)"
+            )
         return serve
 
     @field_validator("environment")
@@ -396,7 +394,7 @@ class ManagedServer(Section):
                 raise ValueError(f"{name!r} is not the name of an environment variable")
             if name == "CUDA_VISIBLE_DEVICES":
                 raise ValueError("CUDA_VISIBLE_DEVICES stands in devices")
-            if re.search(r"KEY$|TOKEN$|SECRET|PASSWORD", name):
+            if _SECRET.search(name):
                 raise ValueError(f"must hold no secret: set {name} where you start esckit, the server will have it too")
         return environment
 
@@ -418,10 +416,12 @@ class EndpointBinding(RoleOptions):
     """A model behind an OpenAI-compatible server: the name of a shipped endpoint, an address, or a server to start.
 
     Attributes:
+        endpoint: The server: the name of a shipped endpoint, ``base_url`` of one that runs already, or ``serve``, the
+            command line of one to start.
         model: The server's id of the model.
         checkpoint: The run of ``train-rl`` or ``train-sft`` whose model the server answers with, exported or as an
             adapter; so the run knows what it was trained on, and does not go on with another one. None for others.
-        prices: What it costs; None if unknown.
+        prices: What the model costs; None if unknown.
         concurrency: Most requests in flight at once; fewer while the server is slow or refuses. Roles that name the
             same server, model and limits share them. Operational.
         timeout_s: Longest time of one request, from connecting to the last byte, in seconds. Operational.
@@ -455,7 +455,13 @@ def _switch(value: Any) -> Any:
 
 
 class Checkpoint(Binding):
-    """Something that esckit trained: a run folder, whose manifest says what it is."""
+    """Something that esckit trained.
+
+    Attributes:
+        checkpoint: The run folder of the training, whose manifest says what it is.
+        dtype: Number type of the weights; ``auto`` is bfloat16 where the device computes in it, else float32.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the GPU if there is one.
+    """
 
     checkpoint: str = Field(min_length=1)
     dtype: DType = "auto"
@@ -492,7 +498,13 @@ class StrategistCheckpoint(CheckpointBinding):
 
 
 class ScriptedBinding(RoleOptions):
-    """The shipped fake: a script file, or ``module:attr``."""
+    """The fake model that ships with esckit, or a function of your own.
+
+    Attributes:
+        scripted: Name of a shipped script, a script file, or ``module:attr``. Scripts ship for every role: ``seeker``,
+            ``supporter``, ``strategist``, ``critic`` (verdicts) and ``critic_rubric`` (scores by criterion), ``judge``;
+            ``seeker_aflow`` and ``supporter_aflow`` answer AFlow's prompts.
+    """
 
     scripted: str = Field(min_length=1)
 
@@ -515,11 +527,12 @@ class WorldStrategist(WorldBinding):
     """A strategist of the practice world.
 
     Attributes:
-        policy: At ``random``, in a ``fixed`` order, by the ``rule`` that reads the need from the seeker's words, or the
-            ``optimum``, which sees the hidden state.
+        policy: At ``random``, in a ``fixed`` order, by the ``rule`` that reads the need from the seeker's words, as a
+            ``novice``, who follows the rule in half of the turns and guesses in the others, or the ``optimum``, which
+            sees the hidden state.
     """
 
-    policy: Literal["random", "fixed", "rule", "optimum"] = "rule"
+    policy: Literal["random", "fixed", "novice", "rule", "optimum"] = "rule"
 
 
 def _check_kind(value: object) -> object:
@@ -589,22 +602,37 @@ StrategistBinding = Annotated[
 """The model that chooses strategies."""
 
 
-def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValidator:
-    """Return a validator that fills what a binding leaves out with the defaults of its role.
+@dataclass(frozen=True, slots=True, eq=False)  # a type holds it, so it has to be hashable
+class RoleDefaults:
+    """Fills what a binding leaves out with the defaults of its role.
 
-    Args:
+    Attributes:
         sampling: Defaults of ``sampling``'s fields.
-        **options: Defaults of the other fields of :class:`RoleOptions`.
+        options: Defaults of the other fields of :class:`RoleOptions`.
     """
 
-    def fill(value: object) -> object:
+    sampling: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def __call__(self, value: object) -> object:
+        """Return a binding as plain data with the defaults; anything else as it is."""
         if not isinstance(value, Mapping):
             return value
         given = value.get("sampling", {})
-        filled = {**sampling, **given} if isinstance(given, Mapping) else given
-        return {**options, **value, "sampling": filled}
+        filled = {**self.sampling, **given} if isinstance(given, Mapping) else given
+        return {**self.options, **value, "sampling": filled}
 
-    return BeforeValidator(fill)
+    @property
+    def in_words(self) -> str:
+        """The defaults as a sentence of the recipe reference."""
+        sampling = ", ".join(f"{name}: {value}" for name, value in self.sampling.items())
+        options = "".join(f", `{name}: {value}`" for name, value in self.options.items())
+        return f"Defaults of this role: `sampling: {{{sampling}}}`{options}."
+
+
+def role_defaults(*, sampling: Mapping[str, Any], **options: Any) -> BeforeValidator:
+    """Return a validator that fills in :class:`RoleDefaults`."""
+    return BeforeValidator(RoleDefaults(sampling, options))
 
 
 RolloutSupporter = Annotated[
@@ -696,13 +724,13 @@ class ResolutionCritic(Section):
     """How the resolution critic is asked and read.
 
     Attributes:
-        preset: The levels and their values.
+        preset: The levels that the critic names, and their values.
         readout: ``sampled`` answers, or the ``expected`` value from the levels' log-probabilities.
         samples: Answers asked for by ``sampled``.
         samples_as: None asks for each answer in a request of its own, with its own seed; ``choices`` asks for all of a
             round as the choices of one request (``n``) with one seed. The latter needs an endpoint whose server draws
             its choices independently; the prompt then counts, and costs, once.
-        threshold: The mean must lie strictly above it; a decimal, compared exactly.
+        threshold: The goal is reached if the mean lies strictly above it; a decimal in [-1, 1], compared exactly.
         max_attempts: Rounds of ``samples`` in all until one round is readable.
         min_parsed: Answers of a round that must be readable.
         by: What ``expected`` reads: the levels' ``names``, or ``letters`` beside them in the prompt, which small models
@@ -745,6 +773,7 @@ class RubricCritic(Section):
     """How supporter turns are rated.
 
     Attributes:
+        rubric: The criteria by which turns are rated; ``aflow`` has the four of that paper.
         readout: Four ``sampled`` ratings, their ``expected`` values from next-token probabilities, or the probability
             of a trained ``reward_model``, which ``models.critic`` then names as a checkpoint.
         show_strategy: Whether the critic sees the strategies of supporter turns.
@@ -762,9 +791,24 @@ class RubricCritic(Section):
 
 
 class Strategist(Section):
-    """How the prior is read: probabilities written as ``json``, or scored ``choices``."""
+    """How the strategist is read.
+
+    Attributes:
+        readout: Probabilities that the model writes as ``json``, or those of the strategy names scored as ``choices``.
+    """
 
     readout: Literal["json", "choices"] = "json"
+
+
+class Prompts(Section):
+    """Prompt of each role: the name of a shipped one, or a file.
+
+    Attributes:
+        seeker: Prompt of the seeker, by name or as a file.
+        supporter: Prompt of the supporter, by name or as a file.
+        critic: Prompt of the critic, by name or as a file; where None is allowed, it takes its preset's own.
+        strategist: Prompt of the strategist, by name or as a file.
+    """
 
 
 class Resume(Section):

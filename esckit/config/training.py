@@ -60,6 +60,9 @@ class Lora(Section):
     """A LoRA adapter.
 
     Attributes:
+        rank: Rank of the adapter's matrices; it has more weights the higher it is.
+        alpha: Scale of the adapter: its output is multiplied by alpha / rank.
+        dropout: Share of the adapter's inputs that are set to zero in training.
         targets: Names of modules, ``all-linear`` for those of attention and MLP, or None for those that the backbone
             registry names.
     """
@@ -71,7 +74,11 @@ class Lora(Section):
 
 
 class PolicyLora(Lora):
-    """The adapter. ``targets``: names of modules, or ``all-linear`` for those of attention and MLP."""
+    """The LoRA adapter that is trained.
+
+    Attributes:
+        targets: Names of modules, or ``all-linear`` for those of attention and MLP.
+    """
 
     rank: PositiveInt = 8
     alpha: PositiveInt = 32
@@ -84,6 +91,11 @@ class PolicyLora(Lora):
             raise ValueError(f"must be a list of module names, or all-linear, not {targets!r}")
         return targets
 
+    @property
+    def layers(self) -> str:
+        """The targets in words."""
+        return self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+
 
 class Optim(Section):
     """The optimiser: AdamW (0.9, 0.999) with a warm-up.
@@ -91,7 +103,10 @@ class Optim(Section):
     Attributes:
         lr: Highest learning rate.
         epochs: Passes over the training part.
+        schedule: How the learning rate goes on after the warm-up: it falls linearly or by a cosine, or stays.
         warmup_share: Share of all steps during which the learning rate rises.
+        weight_decay: How much AdamW shrinks the weights at each step, in units of the learning rate; 0 does not.
+        max_grad_norm: Longer gradients are shortened to this length.
     """
 
     lr: PositiveFloat
@@ -102,24 +117,70 @@ class Optim(Section):
     max_grad_norm: PositiveFloat = 1.0
 
 
+class PolicyOptim(Optim):
+    """The optimiser of a supporter that is trained as a language model.
+
+    Attributes:
+        epochs: Passes over what is learnt from.
+        max_steps: Make just so many steps, whether they are fewer or more than ``epochs`` come to; None makes all.
+        warmup_share: Part of all steps during which the learning rate rises.
+        select: Keep the last state, or the best on dev.
+        precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+    """
+
+    epochs: PositiveInt = 2
+    max_steps: PositiveInt | None = None
+    warmup_share: float = Field(default=0.03, ge=0.0, lt=1.0)
+    select: Literal["last", "best_dev"] = "last"
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = True
+
+
+class Saving(Section):
+    """How often the state to resume from is written: in steps, with GRPO up to the next multiple of its iterations.
+
+    Operational.
+
+    Attributes:
+        save_every: Steps between two states to resume from.
+    """
+
+    save_every: PositiveInt = 100
+
+
 # ---------------------------------------------------------------- which futures are good
 
 
 class ThresholdLabel(Section):
-    """A future is good if its reward is strictly above ``delta``."""
+    """A future is good if its reward is strictly above ``delta``.
+
+    Attributes:
+        rule: When a future is good; ``threshold`` compares its reward with ``delta``.
+        delta: The reward that must be exceeded; a decimal, compared exactly.
+    """
 
     rule: Literal["threshold"]
     delta: DecimalText
 
 
 class GoalLabel(Section):
-    """A future is good if it reached the goal."""
+    """A future is good if it reached the goal.
+
+    Attributes:
+        rule: When a future is good; ``goal`` asks whether it reached the critic's threshold.
+    """
 
     rule: Literal["goal"]
 
 
 class QuantileLabel(Section):
-    """A future is good if its reward is strictly above the ``q``-quantile of the training part."""
+    """A future is good if its reward is strictly above the ``q``-quantile of the training part.
+
+    Attributes:
+        rule: When a future is good; ``quantile`` compares its reward with those of the training part.
+        q: The quantile, a decimal between 0 and 1, both excluded.
+    """
 
     rule: Literal["quantile"]
     q: DecimalText

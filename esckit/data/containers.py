@@ -1,4 +1,4 @@
-r"""Raw records out of a file: a JSON array, a single JSON object, JSON lines, gzip or a zip of these, or Parquet.
+r"""Raw records out of a file: JSON array or object, JSON lines, CSV, TSV, gzip of any, Parquet, or a zip of JSON.
 
 Which it is, the first characters say, never the name. JSON lines are streamed and split on ``\n`` bytes only, because
 utterances may hold other line separators. What a record means is not known here (:mod:`esckit.data.layouts`).
@@ -17,22 +17,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from esckit.data.decoding import (
-    OWN_DATA,
-    PYTHON_LITERALS,
-    READABLE,
-    Decoded,
-    StrictDecoder,
-    ends_early,
-    is_python,
-    known_kind,
-    only_json_member,
-    packing,
-    parquet_rows,
-    skip_space,
-    unpacked,
-    what_it_is,
-)
+from esckit.data.delimited import delimiter_of, table_rows
+from esckit.data.formats import READABLE, shown
+from esckit.data.kinds import PYTHON_LITERALS, is_python, known_kind, what_it_is
+from esckit.data.names import Names
+from esckit.data.packed import only_json_member, packing, parquet_rows, unpacked
+from esckit.data.strict_json import Decoded, StrictDecoder, ends_early, skip_space
 from esckit.errors import DataError
 from esckit.protocols import Issue, IssueSink
 
@@ -45,7 +35,7 @@ _BOM = b"\xef\xbb\xbf"
 _CHUNK = 65_536
 
 
-Container = Literal["array", "object", "lines", "rows"]
+Container = Literal["array", "object", "lines", "rows", "cells"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +44,17 @@ class RawRecord:
 
     Attributes:
         index: 0-based record index in the file; refused records and not blank lines are counted.
-        line: 1-based line, JSON lines only.
-        value: The parsed JSON value, of any type.
-        container: What it stood in.
+        line: 1-based line, of JSON lines and tables of text only.
+        value: The parsed JSON value, of any type; a row of a table is an object.
+        container: What it stood in: ``rows`` are those of Parquet or the hub, ``cells`` those of CSV or TSV.
+        columns: All columns of a table of text, whose rows may end early.
     """
 
     index: int
     line: int | None
     value: Any
     container: Container
+    columns: tuple[str, ...] = ()
 
 
 class _Line(NamedTuple):
@@ -75,10 +67,15 @@ class _Line(NamedTuple):
     too_long: bool
 
 
-def raw_records(path: Path, *, sink: IssueSink) -> Iterator[RawRecord]:
-    """Yield the records of a file in order.
+def raw_records(path: Path, *, sink: IssueSink, names: Names | None = None) -> Iterator[RawRecord]:
+    """Yield the records of a file in order; of a table, its rows.
 
-    A broken line is refused through the sink and passed over; a broken array concerns the whole file.
+    A broken line is refused through the sink and passed over; a broken array or table concerns the whole file.
+
+    Args:
+        path: The file.
+        sink: Takes notes and refusals.
+        names: Columns that the user names; a text with one of them is a table.
 
     Raises:
         DataError: If the file cannot be read as JSON at all, or holds no record.
@@ -88,7 +85,7 @@ def raw_records(path: Path, *, sink: IssueSink) -> Iterator[RawRecord]:
             for index, row in enumerate(parquet_rows(source, path)):
                 yield RawRecord(index, None, row, "rows")
         else:
-            yield from _Reading(source, path, sink).records()
+            yield from _Reading(source, path, sink, names or Names()).records()
 
 
 @contextmanager
@@ -115,10 +112,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 class _Reading:
     """One pass over one opened file."""
 
-    def __init__(self, source: BinaryIO, path: Path, sink: IssueSink) -> None:
+    def __init__(self, source: BinaryIO, path: Path, sink: IssueSink, names: Names) -> None:
         self.source = source
         self.path = path
         self.sink = sink
+        self.names = names
         self.error = partial(DataError.of_file, path)
         self.decoder = StrictDecoder()
         self.start = 0
@@ -137,7 +135,7 @@ class _Reading:
         elif not first:
             raise self.error("a file that holds no dialogue", expected="at least one record")
         else:
-            raise self._unreadable()
+            yield from self._cells()
 
     def note(self, code: str, *, detail: str | None = None) -> None:
         """Note something about the file as a whole."""
@@ -163,15 +161,25 @@ class _Reading:
                 return stripped[:1]
         return b""
 
-    def _unreadable(self) -> DataError:
-        """Say what a file looks like that is neither an array nor lines of objects."""
+    # ------------------------------------------------------------ tables of text
+
+    def _cells(self) -> Iterator[RawRecord]:
+        """Yield the rows of CSV or TSV; say what any other file looks like."""
         self.source.seek(self.start)
         head = self.source.read(_CHUNK)
         kind = known_kind(head)
         if kind is not None:
-            return self.error(kind.found, expected=READABLE, hint=kind.hint)
-        text = _utf8(head, self.start, self.error, whole=len(head) < _CHUNK)
-        return self.error(what_it_is(text), expected=READABLE, hint=OWN_DATA)
+            raise self.error(kind.found, expected=READABLE, hint=kind.hint)
+        whole = len(head) < _CHUNK
+        text = _utf8(head, self.start, self.error, whole=whole)
+        delimiter = delimiter_of(text, self.names.is_column, whole=whole)
+        if delimiter is None:
+            raise self.error(what_it_is(text), expected=READABLE, hint=shown("table"))
+        index = -1
+        for index, row in enumerate(table_rows(self._document(), delimiter, self.path)):
+            yield RawRecord(index, row.line, row.cells, "cells", row.columns)
+        if index < 0:
+            raise self.error("a header without rows", expected="at least one utterance")
 
     # ------------------------------------------------------------ documents
 
@@ -180,7 +188,7 @@ class _Reading:
         size = self.source.seek(0, os.SEEK_END) - self.start
         if size > MAX_DOCUMENT_BYTES:
             raise self.error(
-                f"a JSON array of {size:,} bytes",
+                f"a JSON array or table of {size:,} bytes",
                 expected=f"at most {MAX_DOCUMENT_BYTES:,} bytes (512 MiB)",
                 hint="Write it as JSON lines, which are streamed",
             )

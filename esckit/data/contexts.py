@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import dropwhile, groupby, pairwise
 from typing import Literal, NamedTuple
 
+from esckit.config import sections
 from esckit.errors import DataError
 from esckit.ledger import derive_seed
 from esckit.sequences import Computed
-from esckit.types import Context, Dialogue, Turn, TurnPart
+from esckit.types import Context, Dialogue, Scenario, Turn, TurnPart
 
 MergeLabel = Literal["first", "last"]
 
@@ -160,40 +161,31 @@ class Contexts(Computed[Context]):
         self.n_dialogues = len(set(owners))
 
 
-def build_contexts(
-    dialogues: Sequence[Dialogue],
-    *,
-    run_seed: int,
-    per_dialogue: int | None,
-    supporter_opening: SupporterOpening,
-    situation_first: bool,
-) -> Contexts:
+def build_contexts(dialogues: Sequence[Dialogue], wanted: sections.Contexts, *, run_seed: int) -> Contexts:
     """Return the contexts of merged dialogues, in order.
 
     Args:
         dialogues: Dialogues whose runs of one speaker are merged.
+        wanted: Which of their contexts, and how they are cut.
         run_seed: Seed of the subsample.
-        per_dialogue: Keep so many contexts of each dialogue, drawn by the seed; None keeps all.
-        supporter_opening: ``drop`` takes a leading supporter turn off the prefix, ``keep`` leaves it.
-        situation_first: Insert the situation, where known, as the seeker's first turn.
 
     Raises:
         DataError: If there is none.
     """
     ids, owners, answers = list[str](), array("I"), array("I")
     for number, dialogue in enumerate(dialogues):
-        turns = [at for at in range(len(dialogue.turns)) if _prefix(dialogue, at, None, supporter_opening)]
-        if per_dialogue is not None:
+        turns = [at for at in range(len(dialogue.turns)) if _prefix(dialogue, at, None, wanted.supporter_opening)]
+        if wanted.per_dialogue is not None:
             drawn = {at: derive_seed(run_seed, "contexts", f"{dialogue.id}#m{at}") for at in turns}
-            turns = sorted(sorted(turns, key=drawn.__getitem__)[:per_dialogue])
+            turns = sorted(sorted(turns, key=drawn.__getitem__)[: wanted.per_dialogue])
         ids.append(dialogue.id)
         owners.extend([number] * len(turns))
         answers.extend(turns)
 
     def cut(number: int, at: int) -> Context:
         dialogue = dialogues[number]
-        found = _context(dialogue, at, "#m", _prefix(dialogue, at, None, supporter_opening))
-        if not situation_first or not found.scenario.situation:
+        found = _context(dialogue, at, "#m", _prefix(dialogue, at, None, wanted.supporter_opening))
+        if not wanted.situation_first or not found.scenario.situation:
             return found
         first = Turn(speaker="seeker", text=found.scenario.situation)
         return found.model_copy(update={"turns": (first, *found.turns)})
@@ -204,6 +196,38 @@ def build_contexts(
             "no context", expected="at least one supporter turn with a seeker turn before it", hint="See data.split"
         )
     return found
+
+
+def require_situations(scenarios: Sequence[Scenario]) -> None:
+    """Refuse scenarios with which no talk can begin.
+
+    Raises:
+        DataError: If one has no situation, with which the seeker opens.
+    """
+    without = [scenario.id for scenario in scenarios if not scenario.situation.strip()]
+    if without:
+        raise DataError(
+            f"{len(without)} scenarios without a situation, such as {', '.join(without[:3])}",
+            expected="a situation in each: the seeker opens with it",
+        )
+
+
+def openings(dialogues: Sequence[Dialogue]) -> tuple[Context, ...]:
+    """Return where a talk with the seeker of each dialogue begins: with its situation, as in self-play.
+
+    Raises:
+        DataError: If a dialogue has no situation.
+    """
+    require_situations([dialogue.scenario for dialogue in dialogues])
+    return tuple(
+        Context(
+            id=f"{dialogue.id}#m0",
+            dialogue_id=dialogue.id,
+            scenario=dialogue.scenario,
+            turns=(Turn(speaker="seeker", text=dialogue.scenario.situation),),
+        )
+        for dialogue in dialogues
+    )
 
 
 class Seed(NamedTuple):
@@ -217,11 +241,12 @@ def cut_seed(dialogue: Dialogue, *, root_turns: int, label: MergeLabel = "first"
     """Return a dialogue's opening and the rest, with runs of one speaker merged.
 
     Leading supporter turns are dropped. The opening holds the first seeker turn, or as many opening exchanges as
-    ``root_turns`` says, and always ends with a seeker turn.
+    ``root_turns`` says, and always ends with a seeker turn. After a last seeker turn that nobody answers nothing is
+    left to decide, so it belongs to the opening only if there is no other.
 
     Args:
         dialogue: The dialogue, merged or not.
-        root_turns: Seeker turns in the opening, at least 1; fewer if the dialogue has fewer.
+        root_turns: Seeker turns in the opening, at least 1; fewer if fewer are answered.
         label: Which labelled piece of a merged turn gives its strategy.
 
     Raises:
@@ -231,7 +256,8 @@ def cut_seed(dialogue: Dialogue, *, root_turns: int, label: MergeLabel = "first"
     spoken = [number for number, turn in enumerate(turns) if turn.speaker == "seeker"]
     if not spoken:
         raise DataError("a dialogue without a seeker turn", field="turns")
-    end = spoken[:root_turns][-1] + 1
+    answered = [number for number in spoken if number + 1 < len(turns)] or spoken[:1]
+    end = answered[:root_turns][-1] + 1
     return Seed(
         tuple(_plain(turn, with_strategy=False) for turn in turns[spoken[0] : end]),
         tuple(_plain(turn, with_strategy=True) for turn in turns[end:]),

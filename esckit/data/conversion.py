@@ -1,77 +1,30 @@
 """What ``esckit data`` does to a corpus: inspect it, convert it, split it. One function per command.
 
-Dialogues are written in the project's own format (:func:`esckit.records.write_records`) or in the layout of ESConv's
-Hub data set, in ASCII, one line each: ``{"experience_type": …, "emotion_type": …, "problem_type": …, "situation": …,
-"survey_score": …, "dialog": [{"text": …, "speaker": "usr"}, {"text": …, "speaker": "sys", "strategy": …}, …],
-"seeker_question1": …, …}``.
+What each layout looks like is known to :mod:`esckit.data.writers`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from esckit.config.data import Format, Side
 from esckit.data.contexts import merge_runs
+from esckit.data.corpus import source_files
 from esckit.data.inspection import Reading, Report, build_report
 from esckit.data.layouts import IssueList
-from esckit.data.readers import ANSWERS, SEEKER_RATINGS
+from esckit.data.names import Names
 from esckit.data.selection import LabelRules, check_kept, read_labelled, with_split
 from esckit.data.splits import Scheme, assign_splits, shared_situations
+from esckit.data.writers import chat_line, chat_losses, hub_line, hub_losses
 from esckit.errors import DataError
+from esckit.protocols import Issue
 from esckit.records import dump_line, file_sha256, write_atomic, write_json, write_records
-from esckit.strategies.taxonomy import load_mapping, load_taxonomy
+from esckit.strategies.mapping import load_mapping
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.text import ids_digest
-from esckit.types import Dialogue, Survey
-
-
-def hub_line(dialogue: Dialogue) -> str:
-    """Return a dialogue as one line of the Hub layout, without the line end.
-
-    A strategy is written as the source has it; under a mapping, the mapped name takes its place.
-    """
-    scenario, survey = dialogue.scenario, dialogue.survey or Survey()
-    ratings = survey.model_dump()  # as strings; what was not answered is absent
-    seeker = {key: str(ratings[name]) for name, key in SEEKER_RATINGS.items() if ratings[name] is not None}
-    relevance = survey.supporter_relevance
-    record: dict[str, Any] = {
-        "experience_type": scenario.experience_type or "",
-        "emotion_type": scenario.emotion_type or "",
-        "problem_type": scenario.problem_type or "",
-        "situation": scenario.situation,
-        "survey_score": {"seeker": seeker, "supporter": {} if relevance is None else {"relevance": str(relevance)}},
-        "dialog": [],
-        **{key: survey.answers.get(key) or "" for key in ANSWERS},
-    }
-    for turn in dialogue.turns:
-        label = turn.strategy if dialogue.mapping is not None or turn.source_strategy is None else turn.source_strategy
-        item = {"text": turn.text, "speaker": "usr" if turn.speaker == "seeker" else "sys"}
-        record["dialog"].append(item | ({} if turn.speaker == "seeker" or label is None else {"strategy": label}))
-    return json.dumps(record)
-
-
-def hub_losses(dialogues: Sequence[Dialogue]) -> list[str]:
-    """Return what the Hub layout cannot hold of these dialogues, one clause each."""
-    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-    n_ratings = sum(1 for turn in turns if turn.feedback is not None)
-    n_merged = sum(1 for turn in turns if turn.parts)
-    n_mapped = sum(
-        1
-        for dialogue in dialogues
-        if dialogue.mapping is not None
-        for turn in dialogue.turns
-        if turn.source_strategy is not None and turn.source_strategy != turn.strategy
-    )
-    losses = (
-        (n_ratings, "turns with the seeker's feedback"),
-        (n_merged, "merged turns' pieces, with their labels"),
-        (n_mapped, "original labels, replaced by mapped ones"),
-    )
-    return [f"{n:,} {what}" for n, what in losses if n]
-
 
 # Codes under which something is written otherwise than it was read; what is only remarkable is left to `inspect`.
 _NORMALISES = frozenset(
@@ -81,6 +34,8 @@ _NORMALISES = frozenset(
         "key_alias",
         "rating_zero",
         "scene_alias",
+        "not_a_turn",
+        "reasoning",
         "speaker_alias",
         "strategy_alias",
         "surrogate",
@@ -94,7 +49,7 @@ _NAMES_SHOWN = 5
 SPLIT_SCHEMA = "esckit.split/1"
 
 
-Target = Literal["jsonl", "esconv-hub"]
+Target = Literal["esckit", "jsonl", "messages", "sharegpt", "esconv-hub"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +63,43 @@ class Access:
         skip_invalid: Count refused records instead of stopping.
         unknown: What becomes of an unknown label.
         strict: Take every warning for a refusal.
+        roles: Names of speakers in the files, and what each stands for.
+        columns: Columns or keys by what they hold.
     """
 
     path: str
-    format: str = "auto"
+    format: Format = "auto"
     taxonomy: str | None = None
     skip_invalid: bool = False
     unknown: Literal["refuse", "keep"] = "refuse"
     strict: bool = False
+    roles: Mapping[str, Side] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, rules: LabelRules, *, go_on: bool, strict: bool = False, max_refused_share: float = 0.5) -> Reading:
+        """Return the whole corpus, see :func:`~esckit.data.selection.read_labelled`."""
+        names = Names(self.roles, self.columns)
+        return read_labelled(
+            self.path,
+            format=self.format,
+            rules=rules,
+            go_on=go_on,
+            names=names,
+            strict=strict,
+            max_refused_share=max_refused_share,
+        )
+
+    def section(self, mapping: str | None = None) -> dict[str, Any]:
+        """Return the ``data:`` section of a recipe that reads the corpus in the same way."""
+        return {
+            "path": self.path,
+            "format": self.format,
+            "roles": dict(self.roles) or None,
+            "columns": dict(self.columns) or None,
+            "skip_invalid": self.skip_invalid,
+            "unknown_strategy": self.unknown,
+            "mapping": mapping,
+        }
 
     def rules(self, mapping: str | None = None) -> LabelRules:
         """Return how labels are read, under a mapping if one is named."""
@@ -136,7 +120,7 @@ class Written(NamedTuple):
 
 def inspect_corpus(access: Access, *, merge: bool = False, limit_problems: int = 20) -> Report:
     """Return the report of a corpus, read to its end whatever its records are like."""
-    reading = read_labelled(access.path, format=access.format, rules=access.rules(), go_on=True, max_refused_share=1.0)
+    reading = access.read(access.rules(), go_on=True, max_refused_share=1.0)
     return build_report(reading, merge=merge, limit_problems=limit_problems)
 
 
@@ -148,12 +132,19 @@ def convert_corpus(
     Raises:
         DataError: If the output exists and ``force`` is not set, or the corpus is refused.
     """
-    _check_free([out], force)
+    check_free([out], force, sources=source_files(access.path))
     reading = _read(access, access.rules(mapping))
     dialogues = tuple(merge_runs(dialogue) for dialogue in reading.dialogues) if merge else reading.dialogues
-    lines = (hub_line(dialogue) if to == "esconv-hub" else dump_line(dialogue) for dialogue in dialogues)
+    lines: Iterator[str]
+    losses: list[str] = []
+    if to == "esconv-hub":
+        lines, losses = map(hub_line, dialogues), hub_losses(dialogues)
+    elif to == "messages" or to == "sharegpt":
+        layout = to
+        lines, losses = (chat_line(dialogue, layout) for dialogue in dialogues), chat_losses(dialogues)
+    else:
+        lines = map(dump_line, dialogues)
     write_atomic(out, "".join(line + "\n" for line in lines))
-    losses = hub_losses(dialogues) if to == "esconv-hub" else []
     warnings = [*_warnings(reading), *(f"{to} cannot hold {loss}" for loss in losses)]
     return Written(f"{len(dialogues):,} dialogues written to {out}", tuple(warnings), _notes(reading))
 
@@ -174,7 +165,7 @@ def split_corpus(
     """
     facts_file = out / "split.json"
     files = {split: out / f"{split}.jsonl" for split in ("train", "valid", "test")}
-    _check_free([*files.values(), facts_file], force)
+    check_free([*files.values(), facts_file], force, sources=source_files(access.path))
     reading = _read(access, access.rules())
     sink = IssueList(strict=access.strict)
     parts = assign_splits(
@@ -210,40 +201,49 @@ def split_corpus(
 
 def _read(access: Access, rules: LabelRules) -> Reading:
     """Read a corpus that is to be written again."""
-    reading = read_labelled(
-        access.path, format=access.format, rules=rules, go_on=access.skip_invalid, strict=access.strict
-    )
+    reading = access.read(rules, go_on=access.skip_invalid, strict=access.strict)
     check_kept(len(reading.dialogues), len(reading.corpus.dialogues), access.path)
     if not reading.dialogues:
         raise DataError("no dialogue", path=access.path, expected="at least one")
     return reading
 
 
-def _check_free(files: Sequence[Path], force: bool) -> None:
-    """Refuse to write over what is there."""
-    existing = [str(file) for file in files if file.exists()]
+def check_free(files: Sequence[Path], force: bool, *, sources: Sequence[Path] = ()) -> None:
+    """Refuse to write over what is there; never write over the sources, not even by force.
+
+    Raises:
+        DataError: If one of the files is a source, or one exists and ``force`` is not set.
+    """
+    resolved = {source.resolve() for source in sources}
+    read = [str(file) for file in files if file.resolve() in resolved]
+    if read:
+        raise DataError(f"{', '.join(read)} is read and would be written over", hint="Use another --out")
+    existing = [str(file) for file in files if file.resolve().exists()]
     if existing and not force:
         raise DataError(f"{', '.join(existing)} already there", hint="Use --force to write over it, or another --out")
 
 
 def _notes(reading: Reading) -> tuple[str, ...]:
-    """Return one line per code of what was changed or left out, with the first keys or labels concerned."""
-    found: dict[str, list[str | None]] = {}
-    for issue in reading.issues:
-        if issue.code in _NORMALISES:
-            found.setdefault(issue.code, []).append(issue.detail)
-    lines = []
-    for code, details in sorted(found.items()):
-        names = list(dict.fromkeys(detail for detail in details if detail))
-        shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
-        lines.append(f"normalised {code}: {len(details):,}" + (f" ({shown})" if shown else ""))
-    return tuple(lines)
+    """Return one line per code of what was changed or left out."""
+    return tuple(f"normalised {line}" for line in _by_code(reading, lambda issue: issue.code in _NORMALISES))
 
 
 def _warnings(reading: Reading) -> list[str]:
     """Return one line per code of warnings, and one for refused records."""
-    counts = Counter(issue.code for issue in reading.issues if issue.severity == "W")
-    lines = [f"{code}: {n:,}" for code, n in sorted(counts.items())]
+    lines = _by_code(reading, lambda issue: issue.severity == "W")
     if reading.refusals:
         lines.append(f"skipped {len(reading.refusals):,} records, the first for: {reading.refusals[0]}")
+    return lines
+
+
+def _by_code(reading: Reading, wanted: Callable[[Issue], bool]) -> list[str]:
+    """Return one line per code of the wanted issues: how many, and the first keys, labels or places concerned."""
+    found: dict[str, list[str | None]] = {}
+    for issue in filter(wanted, reading.issues):
+        found.setdefault(issue.code, []).append(issue.detail)
+    lines = []
+    for code, details in sorted(found.items()):
+        names = list(dict.fromkeys(detail for detail in details if detail))
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
+        lines.append(f"{code}: {len(details):,}" + (f" ({shown})" if shown else ""))
     return lines

@@ -11,24 +11,20 @@ import re
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from esckit.config.data import Columns
 from esckit.data.containers import RawRecord
-from esckit.data.decoding import plain_row
-from esckit.data.layouts import (
-    AUTO,
-    RECORD_READERS,
-    accepted,
-    read_dialogues,
-    recognise,
-    recognise_file,
-)
-from esckit.errors import DataError
+from esckit.data.formats import AUTO, CHAT, RECORD_READERS
+from esckit.data.layouts import accepted, read_dialogues, recognise, recognise_file
+from esckit.data.names import Names
+from esckit.data.packed import plain_row
+from esckit.errors import ConfigError, DataError
 from esckit.practice import corpus as practice
 from esckit.protocols import DatasetLoader, Issue, IssueSink
 from esckit.records import file_sha256
@@ -47,15 +43,15 @@ _SAMPLES = {"sample:esconv": "esconv_sample", "sample:extes": "extes_sample.json
 # The number is that of a shard, as the Hub names the pieces of a large split.
 _SPLIT_FILE = re.compile(
     r"(?:.+-)?(train|valid|validation|dev|test)(?:-([0-9]{5})-of-([0-9]{5}))?"
-    r"\.(?:(?:txt|json|jsonl)(?:\.gz)?|parquet)",
+    r"\.(?:(?:txt|json|jsonl|csv|tsv)(?:\.gz)?|parquet)",
     re.DOTALL,
 )
 
-_CORPUS_FILE = re.compile(r".+\.(?:(?:json|jsonl)(?:\.gz)?|parquet|zip)", re.DOTALL)
+_CORPUS_FILE = re.compile(r".+\.(?:(?:json|jsonl|csv|tsv)(?:\.gz)?|parquet|zip)", re.DOTALL)
 
 _EXPECTED = (
-    "one file per split, named [prefix-](train|valid|validation|dev|test).(txt|json|jsonl|parquet), "
-    "or a single corpus file (.json, .jsonl, .parquet, .zip)"
+    "one file per split, named [prefix-](train|valid|validation|dev|test).(txt|json|jsonl|csv|tsv|parquet), "
+    "or a single corpus file (.json, .jsonl, .csv, .tsv, .parquet, .zip)"
 )
 
 _HUB_NAME = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
@@ -84,8 +80,9 @@ class Corpus:
             is not, but for ``jsonl``, which keeps what the record says.
         files: The files in the same order.
         ignored_files: Names of files in the folder that were not read.
-        n_records: Records in all files, refused ones and duplicates included.
+        n_records: Records in all files, refused ones and duplicates included; in a table a dialogue is a record.
         n_refused: Records refused.
+        names: What the names in the files stood for.
     """
 
     path: str
@@ -95,6 +92,7 @@ class Corpus:
     ignored_files: tuple[str, ...]
     n_records: int
     n_refused: int
+    names: Names = field(default_factory=Names, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +113,21 @@ class _Parts(NamedTuple):
     ignored: tuple[str, ...]
 
 
-def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_refused_share: float = 0.5) -> Corpus:
+def read_corpus(
+    path: str | Path,
+    *,
+    format: str = AUTO,
+    sink: IssueSink,
+    names: Names | None = None,
+    max_refused_share: float = 0.5,
+) -> Corpus:
     """Read a corpus.
 
     Args:
         path: File, folder, zip, ``sample:NAME``, ``world:PROFILE/N[/POLICY]`` or ``hub:OWNER/NAME[@REVISION]``.
         format: Name of a format, ``auto``, or ``module:attr`` of a :class:`~esckit.protocols.DatasetLoader`.
         sink: Takes what is noted, and decides whether a refused record ends the reading.
+        names: What the names in the files stand for; None goes by the usual names.
         max_refused_share: Share of records, in [0, 1], that may be refused if the sink continues; ``data inspect``
             asks for all.
 
@@ -130,30 +136,61 @@ def read_corpus(path: str | Path, *, format: str = AUTO, sink: IssueSink, max_re
         ConfigError: If the format is unknown.
     """
     given = str(path)
+    names = names or Names()
     if format != AUTO:
         RECORD_READERS.resolve(format)
     if given.startswith("hub:"):
-        found = _hub_parts(given, format)
+        found = _hub_parts(given, format, names)
+    elif given.startswith("world:"):
+        found = _practice_parts(given, format)
     else:
-        found = _practice_parts(given, format) if given.startswith("world:") else _file_parts(given, format)
+        found = _file_parts(given, format, names)
+    _check_columns(found.format, names)
     gathering = _Gathering(sink, found.format)
     files: list[CorpusFile] = []
     dialogues = OnDisk(dialogue for part in found.parts for dialogue in gathering.read(part, files))
     n_records = sum(file.n_records for file in files)
     gathering.check(given, n_records, max_refused_share)
-    return Corpus(given, found.format, dialogues, tuple(files), found.ignored, n_records, gathering.n_refused)
+    for word in names.unspoken():
+        sink.note(Issue("role_unused", "W", files[0].name, 0, detail=quoted(word)))
+    return Corpus(given, found.format, dialogues, tuple(files), found.ignored, n_records, gathering.n_refused, names)
+
+
+def source_files(given: str) -> tuple[Path, ...]:
+    """Return the files on disk that a corpus is read from; none for one of the Hub or the practice world.
+
+    Raises:
+        DataError: If there are none, or a folder's names do not say which split is which.
+    """
+    return () if given.startswith(("hub:", "world:")) else tuple(_files_of(given)[0])
+
+
+def _check_columns(format: str, names: Names) -> None:
+    """Refuse columns that a format does not ask for: its keys are its own."""
+    known = {
+        "table": set(Columns.model_fields) - {"messages"},
+        **dict.fromkeys(CHAT, {*Columns.model_fields} - {"dialogue"}),
+    }
+    unused = sorted(names.columns.keys() - known.get(format, set()))
+    if unused:
+        raise ConfigError(
+            f"the column{'s' if len(unused) > 1 else ''} {', '.join(unused)} for files of format {format}",
+            expected="columns of a table, or keys of messages or sharegpt"
+            if format not in known
+            else f"one of {', '.join(sorted(known[format]))}",
+        )
 
 
 # ---------------------------------------------------------------- files
 
 
-def _file_parts(given: str, format: str) -> _Parts:
+def _file_parts(given: str, format: str, names: Names) -> _Parts:
     """Return the parts of a corpus on disk."""
     paths, ignored = _files_of(given)
     if format == AUTO:
-        format = _common_format(given, [(path.name, recognise_file(path)) for path in paths])
+        format = _common_format(given, [(path.name, recognise_file(path, names)) for path in paths])
     if format in RECORD_READERS.targets:
-        loader: DatasetLoader = partial(read_dialogues, format=format, places=_places(format))
+        loader: DatasetLoader = partial(read_dialogues, format=format, names=names, places=_places(format))
     else:
         loader = _own_loader(format, RECORD_READERS.resolve(format))
     parts = []
@@ -201,6 +238,10 @@ def _files_of(given: str) -> tuple[dict[Path, str | None], tuple[str, ...]]:
     )
 
 
+def _is_corpus_file(path: Path) -> bool:
+    return path.is_file() and any(form.fullmatch(path.name) for form in (_SPLIT_FILE, _CORPUS_FILE))
+
+
 def _split_files(folder: Path) -> tuple[dict[Path, str | None], tuple[str, ...]]:
     """Return a folder's split files by their names or, where there are none, the only corpus file in it."""
     by_split: dict[str, list[Path]] = {split: [] for split in SPLITS}
@@ -220,16 +261,17 @@ def _split_files(folder: Path) -> tuple[dict[Path, str | None], tuple[str, ...]]
             raise DataError.of_file(folder, found, expected=all_shards if len(shards) == len(paths) else _EXPECTED)
     files: dict[Path, str | None] = {path: split for split, paths in by_split.items() for path in paths}
     if not files:
-        corpora = [path for path in others if path.is_file() and _CORPUS_FILE.fullmatch(path.name)]
+        corpora = [path for path in others if _is_corpus_file(path)]
         if len(corpora) != 1:
             holds = listed(path.name for path in corpora or others)
+            below = [path for path in others if path.is_dir() and any(map(_is_corpus_file, path.glob("*")))]
             raise DataError.of_file(
                 folder,
                 f"a folder with {len(corpora)} corpus files and no split files; it holds {holds}",
                 expected=_EXPECTED,
                 hint=(
-                    f"Name the one you mean, such as {corpora[0]}"
-                    if corpora
+                    f"Name the one you mean, such as {(corpora or below)[0]}"
+                    if corpora or below
                     else "docs/data.md says what the files are called"
                 ),
             )
@@ -265,7 +307,7 @@ def _practice_parts(given: str, format: str) -> _Parts:
 # ---------------------------------------------------------------- hub
 
 
-def _hub_parts(given: str, format: str) -> _Parts:
+def _hub_parts(given: str, format: str, names: Names) -> _Parts:
     """Return the parts of a hub data set; splits that are none of ours are ignored.
 
     Raises:
@@ -290,7 +332,7 @@ def _hub_parts(given: str, format: str) -> _Parts:
         if not of_split:
             raise DataError.of_file(f"{given}/{name}", "a split that holds no dialogue")
     if format == AUTO:
-        format = _common_format(given, [(n, recognise(_raw(rows[n]), str(Path(given) / n))) for n in known])
+        format = _common_format(given, [(n, recognise(_raw(rows[n]), str(Path(given) / n), names)) for n in known])
     parts, places = [], _places(format)
     for name in known:
         digest = sha256()
@@ -298,7 +340,7 @@ def _hub_parts(given: str, format: str) -> _Parts:
             text = row["text"] if row.keys() == {"text"} else json.dumps(row, ensure_ascii=True, default=str)
             digest.update(f"{text}\n".encode("utf-8", errors="replace"))
         place = Path(given) / name
-        read = partial(read_dialogues, place, format=format, records=_raw(rows[name]), places=places)
+        read = partial(read_dialogues, place, format=format, names=names, records=_raw(rows[name]), places=places)
         parts.append(_Part(place, digest.hexdigest(), _SPLIT_WORDS[name], read))
     return _Parts(format, parts, tuple(sorted(str(name) for name in loaded if name not in _SPLIT_WORDS)))
 

@@ -17,7 +17,7 @@ from esckit.data.contexts import contexts, feedback_targets, merge_runs, turn_pa
 from esckit.data.corpus import SPLITS, Corpus
 from esckit.errors import DataError
 from esckit.protocols import Issue
-from esckit.text import ids_digest, n_words
+from esckit.text import ids_digest, n_words, quoted
 from esckit.types import Dialogue, Speaker, Turn, TurnPart
 
 SCHEMA = "esckit.data_report/1"
@@ -85,6 +85,10 @@ def build_report(reading: Reading, *, merge: bool = False, limit_problems: int =
                 for file in reading.corpus.files
             ],
             "ignored": list(reading.corpus.ignored_files),
+        },
+        "names": {
+            "roles": {word: {"side": side, "n": n} for (word, side), n in sorted(reading.corpus.names.spoken.items())},
+            "columns": dict(reading.corpus.names.found),
         },
         "n_records": reading.corpus.n_records,
         "n_dialogues": len(dialogues),
@@ -291,6 +295,7 @@ def render(report: Mapping[str, Any]) -> str:
     missing = [(name.replace("_", " "), n) for name, n in surveys["missing"].items()]
     sections = (
         _overview(report),
+        _names(report["names"]),
         _sizes(report),
         _strategies_text(report["strategies"]),
         _lengths(report),
@@ -361,6 +366,15 @@ def _overview(report: Mapping[str, Any]) -> list[str]:
     if files["ignored"]:
         lines.append(f"  ignored: {', '.join(files['ignored'])}")
     return [*lines, f"  ids digest {report['ids_digest']}"]
+
+
+def _names(names: Mapping[str, Any]) -> list[str]:
+    """Return which names of the file stand for which side, and which of its columns for what."""
+    roles = [(quoted(word)[1:-1], found["side"], found["n"]) for word, found in names["roles"].items()]
+    lines = ["names in the files", *table([("speaker", "is the", "turns"), *roles])] if roles else []
+    if names["columns"]:
+        lines += ["  columns: " + ", ".join(f"{what} is {quoted(name)}" for what, name in names["columns"].items())]
+    return lines
 
 
 def _sizes(report: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,15 @@ The Hub's conversion (``esconv-hub``) and PPDPP's cut (``ppdpp``) have the same 
 experience), and turns of the form ``{"text": "…", "speaker": "usr"}`` and
 ``{"text": "…", "speaker": "sys", "strategy": "Question"}``.
 
+MultiESC's copy of ESConv (``multiesc``) has two of the ratings, the first strategy of a turn whose utterances were
+joined (``all_strategy`` has all), and labels of its own taxonomy; its texts are cut into tokens, so that no dialogue of
+it has the id that it has in ESConv. One record::
+
+    {"emotion_type": "sadness", "problem_type": "job crisis", "situation": "…", "init_intensity": 4,
+     "final_intensity": 2, "dialog": [
+        {"text": "…", "speaker": "sys", "strategy": "Question", "all_strategy": ["Question", "Self-disclosure"]},
+        {"text": "…", "speaker": "usr", "vad": [0.5, 0.5, 0.5], "cause": "…", "feedback": "4"}]}
+
 ExTES (``extes``), one record of its JSON array::
 
     {"scene": "Academic Stress", "description": "…",
@@ -44,7 +53,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from esckit.data.layouts import Placed, RecordFields, assemble, checked_turns
+from esckit.data.fields import ID, Placed, RecordFields, assemble, checked_turns
 from esckit.documents import complaint, parse_yaml
 from esckit.text import NOTHING, dialogue_id, json_type, quoted, without_surrogates
 from esckit.types import Dialogue, Record, Scenario, Source, Speaker, Survey, Turn, TurnPart
@@ -70,8 +79,6 @@ _CANONICAL_KEYS = {key.casefold(): key for key in (_USER, _AI, _LABEL)}
 _TEXT_KEYS = ("Response", "response", "AI", "text", "content")
 
 _LABEL_KEYS = ("AI Strategy", "AI strategy", "strategy")
-
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 _SCHEMA = re.compile(re.escape(Dialogue.SCHEMA) + r"(\.\d+)?")
 
@@ -151,6 +158,44 @@ def _esconv_survey(fields: RecordFields, record: dict[str, Any]) -> Survey | Non
     for key in (key for key, answer in answers.items() if answer is None):
         fields.note("survey_missing", key)
     return Survey(**ratings, answers=answers) if score or any(answers.values()) else None
+
+
+def multiesc_record(fields: RecordFields) -> Dialogue:
+    """Read one record of MultiESC's copy of ESConv."""
+    record = fields.object(fields.raw.value)
+    fields.extra_keys(record, (*METADATA, "situation", "init_intensity", "final_intensity", "dialog"))
+    placed = [
+        Placed(place := f"dialog[{i}]", _multiesc_turn(fields, fields.object(item, place), place))
+        for i, item in enumerate(fields.list(record.get("dialog", NOTHING), "dialog"))
+    ]
+    scenario = {
+        **{key: fields.metadata(record, key) for key in ("situation", "emotion_type", "problem_type")},
+        "experience_type": fields.optional_text(record.get("experience_type"), "experience_type"),
+    }
+    ratings = {
+        ours: fields.rating(record.get(key), key)
+        for ours, key in (("initial_intensity", "init_intensity"), ("final_intensity", "final_intensity"))
+    }
+    survey = Survey(**ratings) if any(rating is not None for rating in ratings.values()) else None
+    return assemble(fields, placed, scenario, survey, corpus="multiesc", format="multiesc")
+
+
+def _multiesc_turn(fields: RecordFields, item: dict[str, Any], place: str) -> Turn:
+    fields.extra_keys(item, ("speaker", "text", "strategy", "all_strategy", "vad", "cause", "feedback"), place)
+    speaker = fields.speaker(item.get("speaker", NOTHING), f"{place}.speaker", ("usr", "sys"))
+    text = fields.utterance(item.get("text", NOTHING), f"{place}.text")
+    if speaker == "seeker":
+        rated = item.get("feedback") is not None
+        return Turn(
+            speaker=speaker, text=text, feedback=fields.rating(item["feedback"], f"{place}.feedback") if rated else None
+        )
+    label = fields.label(item.get("strategy"), f"{place}.strategy")
+    if label is None:
+        fields.warn("unlabelled", f"{place}.strategy")
+    joined = item.get("all_strategy")
+    if isinstance(joined, list) and len(joined) > 1:
+        fields.note("several_strategies", f"{place}.all_strategy")
+    return Turn(speaker=speaker, text=text, source_strategy=label)
 
 
 # ---------------------------------------------------------------- ExTES
@@ -315,7 +360,7 @@ def _scenario(fields: RecordFields, value: Any, turns: tuple[Turn, ...]) -> Scen
         found["id"] = dialogue_id("jsonl", unmerged)
     elif not isinstance(own_id, str):
         raise fields.wrong_type(own_id, "scenario.id", "a string")
-    elif not _ID.fullmatch(own_id):
+    elif not ID.fullmatch(own_id):
         raise fields.error(
             f"the id {quoted(own_id)}", "scenario.id", expected="1 to 64 of letters, digits, '.', '_', ':', '-'"
         )

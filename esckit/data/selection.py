@@ -13,35 +13,39 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from esckit.config.sections import DataConfig
+from esckit.config.data import DataConfig
 from esckit.data.contexts import merge_runs
 from esckit.data.corpus import SPLITS, Corpus, read_corpus
 from esckit.data.inspection import Reading
 from esckit.data.layouts import IssueList
+from esckit.data.names import Names
 from esckit.data.splits import split_names
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import Issue, IssueSink
 from esckit.registry import did_you_mean
 from esckit.sequences import OnDisk
-from esckit.strategies.taxonomy import (
-    Strategy,
-    StrategyMapping,
-    Taxonomy,
-    load_mapping,
-    load_taxonomy,
-    mappings_between,
-    shipped_names,
-)
+from esckit.strategies.files import mappings_between, shipped_names
+from esckit.strategies.kept import require_same
+from esckit.strategies.mapping import StrategyMapping, load_mapping
+from esckit.strategies.taxonomy import Strategy, Taxonomy, load_taxonomy
 from esckit.types import Dialogue, Turn, TurnPart
 
 log = logging.getLogger(__name__)
 
-_TAXONOMY_OF_FORMAT = {"esconv": "esconv", "esconv-hub": "esconv", "ppdpp": "esconv", "extes": "extes"}
+_TAXONOMY_OF_FORMAT = {
+    "esconv": "esconv",
+    "esconv-hub": "esconv",
+    "ppdpp": "esconv",
+    "extes": "extes",
+    "multiesc": "multiesc",
+}
 
 _FORMATS_OF_DATASET: dict[str, tuple[str, ...]] = {
     "esconv": ("esconv", "esconv-hub", "ppdpp"),
     "extes": ("extes",),
+    "multiesc": ("multiesc",),
     "jsonl": ("jsonl",),
+    "own": ("jsonl", "messages", "sharegpt", "table"),
     "practice": ("practice",),
 }
 
@@ -65,10 +69,21 @@ class LabelRules:
     blank_as: str | None = None
 
     def taxonomies(self) -> dict[str, Taxonomy]:
-        """Return the taxonomies that the rules name, the ends of the mapping included, by name."""
+        """Return the taxonomies that the rules name, the ends of the mapping included, by name.
+
+        Raises:
+            ConfigError: If two of them have one name and different contents.
+        """
         ends = (self.mapping.source, self.mapping.target) if self.mapping is not None else ()
-        named = (self.own, self.target, *(load_taxonomy(end) for end in ends))
-        return {taxonomy.name: taxonomy for taxonomy in named if taxonomy is not None}
+        ends_of = f"an end of mapping {self.mapping.name}" if self.mapping is not None else ""
+        named = [("the corpus's", self.own), ("the wanted one", self.target)]
+        named += [(ends_of, load_taxonomy(end)) for end in ends]
+        found: dict[str, tuple[str, Taxonomy]] = {}
+        for place, taxonomy in named:
+            if taxonomy is not None:
+                before, known = found.setdefault(taxonomy.name, (place, taxonomy))
+                require_same(taxonomy, known, here=place, there=before)
+        return {name: taxonomy for name, (_, taxonomy) in found.items()}
 
 
 class _Meaning(NamedTuple):
@@ -81,7 +96,8 @@ class _Meaning(NamedTuple):
 def resolve_labels(dialogues: Iterable[Dialogue], rules: LabelRules, sink: IssueSink) -> Iterator[Dialogue]:
     """Yield the dialogues with their strategies in a taxonomy; those that the sink refuses are left out.
 
-    A dialogue without a taxonomy (record format) is read in the wanted one, or left alone if there is none. It is also
+    A dialogue without a taxonomy (data of a user's own) is read in the one that the mapping leads from, without a
+    mapping in the wanted one, or left alone if there is neither. It is also
     left alone if it names a taxonomy of a user's own and the rules ask for nothing: its labels are in that one already.
 
     Raises:
@@ -133,10 +149,12 @@ class _Resolver:
         known = _TAXONOMY_OF_FORMAT.get(dialogue.source.format) if dialogue.source else None
         name = dialogue.taxonomy or (self.rules.own.name if self.rules.own else known)
         if name is None:
-            return self.rules.target
+            return self._taxonomies[self._ends[0]] if self._ends else self.rules.target
         if name not in self._taxonomies:
-            if self.rules == LabelRules() and name not in shipped_names("taxonomy"):
-                return None
+            if name not in shipped_names("taxonomy"):
+                if self.rules == LabelRules():
+                    return None
+                raise _unknown_taxonomy(name, self.rules.target)
             self._taxonomies[name] = load_taxonomy(name)
         return self._taxonomies[name]
 
@@ -182,17 +200,18 @@ class _Resolver:
         if turn.speaker == "seeker":
             return turn
         if not turn.parts:
-            return turn.model_copy(update={"strategy": self._name(dialogue, own, turn, f"turns[{index}].strategy")})
+            name = self._name(dialogue, own, turn, f"turns[{index}].strategy")
+            return turn.model_copy(update=_renamed(turn, name))
         parts = tuple(
             part.model_copy(
-                update={"strategy": self._name(dialogue, own, part, f"turns[{index}].parts[{position}].strategy")}
+                update=_renamed(part, self._name(dialogue, own, part, f"turns[{index}].parts[{position}].strategy"))
             )
             for position, part in enumerate(turn.parts)
         )
         label = _label(dialogue, turn) or self.rules.blank_as
         # The pieces were just looked up and counted, and the turn's own label is that of a piece.
         meaning = self._meanings.get((own.name, label)) if label else None
-        return turn.model_copy(update={"strategy": meaning.name if meaning else None, "parts": parts})
+        return turn.model_copy(update={**_renamed(turn, meaning.name if meaning else None), "parts": parts})
 
     def _name(self, dialogue: Dialogue, own: Taxonomy, turn: Turn | TurnPart, field: str) -> str | None:
         """Return the strategy name of one utterance, noting what is odd about its label."""
@@ -235,6 +254,12 @@ class _Resolver:
         self.sink.note(Issue(code, severity, file, record, field, detail))
 
 
+def _renamed(turn: Turn | TurnPart, name: str | None) -> dict[str, str | None]:
+    """Return the fields of a turn's strategy under a new name; the label that it had stays as the source's."""
+    has_changed = turn.strategy is not None and turn.strategy != name
+    return {"strategy": name, "source_strategy": turn.source_strategy or (turn.strategy if has_changed else None)}
+
+
 def _label(dialogue: Dialogue, turn: Turn | TurnPart) -> str | None:
     """Return the label to look up: a strategy already in a taxonomy, else what the source says; None if blank."""
     first, second = turn.strategy, turn.source_strategy
@@ -243,10 +268,22 @@ def _label(dialogue: Dialogue, turn: Turn | TurnPart) -> str | None:
     return next((label for label in (first, second) if label is not None and label.strip()), None)
 
 
+def _unknown_taxonomy(name: str, wanted: Taxonomy | None) -> ConfigError:
+    """Return the error for a corpus that is labelled in a taxonomy of a user's own which nothing names."""
+    first = f"a corpus labelled in taxonomy {name!r}, which does not ship with esckit"
+    if wanted is None:
+        return ConfigError(first, expected="a mapping whose 'from' is its .yaml file, or that file as taxonomy")
+    return ConfigError(
+        f"{first}, but taxonomy {wanted.name} is wanted",
+        expected=f"taxonomy: its .yaml file or a run that was made with it, or a mapping into {wanted.name}",
+        hint=f"'esckit strategies map --from FILE.yaml --to {wanted.name} --out MAPPING.yaml' begins a mapping",
+    )
+
+
 def _available(source: str, target: str) -> str:
     names = mappings_between(source, target)
     shipped = f"Shipped: {', '.join(names)}" if names else f"None from {source} to {target} is shipped"
-    return f"{shipped}; one of your own is named by its .yaml file"
+    return f"{shipped}; one of your own is named by its .yaml file ('esckit strategies map' begins one)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +319,22 @@ class Selection:
     mapping: str | None
     counts: dict[str, int]
     issues: dict[str, int]
+
+    def known_strategies(self, field: str = "taxonomy") -> Taxonomy | None:
+        """Return the taxonomy of the labels; None if no dialogue has one.
+
+        Args:
+            field: The recipe's field that could name it, for the message.
+
+        Raises:
+            ConfigError: If a corpus names one of a user's own that nothing else names.
+        """
+        if self.strategies is None and self.taxonomy is not None:
+            raise ConfigError(
+                f"a corpus labelled in taxonomy {self.taxonomy!r}, which does not ship with esckit",
+                expected=f"{field}: its .yaml file, or a run that was made with it",
+            )
+        return self.strategies
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the dialogues themselves as plain data."""
@@ -364,7 +417,14 @@ def select_dialogues(data: DataConfig, *, taxonomy: str | None = None) -> Select
 
 
 def read_labelled(
-    path: str, *, format: str, rules: LabelRules, go_on: bool, strict: bool = False, max_refused_share: float = 0.5
+    path: str,
+    *,
+    format: str,
+    rules: LabelRules,
+    go_on: bool,
+    names: Names | None = None,
+    strict: bool = False,
+    max_refused_share: float = 0.5,
 ) -> Reading:
     """Return a whole corpus with its labels resolved, and every problem found.
 
@@ -373,11 +433,12 @@ def read_labelled(
         format: Layout, or ``auto``.
         rules: How labels are read.
         go_on: Count refused records instead of raising.
+        names: What the names in the files stand for; None goes by the usual names.
         strict: Take a record with a warning for a refused one.
         max_refused_share: Share of records, in [0, 1], that the loader may refuse if it continues.
     """
     sink = IssueList(go_on=go_on, strict=strict)
-    corpus = read_corpus(path, format=format, sink=sink, max_refused_share=max_refused_share)
+    corpus = read_corpus(path, format=format, sink=sink, names=names, max_refused_share=max_refused_share)
     dialogues = tuple(resolve_labels(corpus.dialogues, rules, sink))
     taxonomy, mapping = common_origin({(dialogue.taxonomy, dialogue.mapping) for dialogue in dialogues})
     strategies = _named(taxonomy, rules)
@@ -403,8 +464,9 @@ def check_kept(n_kept: int, n_records: int, path: str) -> None:
 
 def _read_dataset(data: DataConfig, sink: IssueSink) -> Corpus:
     """Read the corpus by the format that the recipe allows, or by the user's own loader."""
+    names = Names(data.roles, data.columns.named() if data.columns is not None else None)
     if ":" in data.dataset:
-        return read_corpus(data.path, format=data.dataset, sink=sink)
+        return read_corpus(data.path, format=data.dataset, sink=sink, names=names)
     allowed = _FORMATS_OF_DATASET.get(data.dataset)
     if allowed is None and data.dataset != "auto":
         raise ConfigError(
@@ -412,7 +474,7 @@ def _read_dataset(data: DataConfig, sink: IssueSink) -> Corpus:
             expected=f"one of {', '.join(_FORMATS_OF_DATASET)}, auto, or module:attr",
             hint=did_you_mean(data.dataset, _FORMATS_OF_DATASET) or None,
         )
-    corpus = read_corpus(data.path, format=data.format, sink=sink)
+    corpus = read_corpus(data.path, format=data.format, sink=sink, names=names)
     if allowed is not None and corpus.format not in allowed:
         raise ConfigError(
             f"data.path: {data.path} is in format {corpus.format}",

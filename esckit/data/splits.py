@@ -13,7 +13,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from esckit.data.corpus import SPLITS, Corpus
 from esckit.errors import DataError
@@ -214,7 +214,9 @@ def _check_filled(
     raise DataError(
         f"no dialogue for {', '.join(empty)} among {len(names)} with seed {seed}",
         path=corpus.path,
-        hint="Choose larger ratios" if filling is None else f"Seed {filling} fills every split",
+        hint="Choose larger ratios"
+        if filling is None
+        else f"Seed {filling} fills every split (in a recipe: data: {{seed: {filling}}})",
     )
 
 
@@ -246,3 +248,22 @@ def dev_position(seed: int, dialogue_id: str) -> float:
 def is_dev(seed: int, dialogue_id: str, share: float) -> bool:
     """Return whether a dialogue, with all its contexts and candidates, is held out."""
     return dev_position(seed, dialogue_id) < share
+
+
+class OfDialogue(Protocol):
+    """What belongs to a dialogue: a context, a future, an example."""
+
+    @property
+    def dialogue_id(self) -> str:
+        """The id of that dialogue."""
+
+
+D = TypeVar("D", bound=OfDialogue)
+
+
+def without_dev(items: Iterable[D], *, seed: int, share: float) -> tuple[list[D], list[D]]:
+    """Return what belongs to training dialogues, and what to held-out ones, each in order."""
+    train, dev = list[D](), list[D]()
+    for item in items:
+        (dev if is_dev(seed, item.dialogue_id, share) else train).append(item)
+    return train, dev

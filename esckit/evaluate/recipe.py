@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from esckit.config.data import AlternatingData
 from esckit.config.sections import (
-    AlternatingData,
     BackboneBinding,
     Binding,
     Checkpoint,
@@ -27,6 +27,7 @@ from esckit.config.sections import (
 )
 from esckit.evaluate.suite import Suite
 from esckit.evaluate.suites.dialogue import DIALOGUE, DialogueSettings
+from esckit.evaluate.suites.injection import INJECTION
 from esckit.evaluate.suites.pairwise import PAIRWISE, PairwiseSettings
 from esckit.evaluate.suites.response import RESPONSE, ResponseSettings
 from esckit.evaluate.suites.reward import REWARD, RewardSettings
@@ -35,7 +36,7 @@ from esckit.evaluate.suites.strategy import STRATEGY, StrategySettings
 from esckit.metrics.metric import Statistics
 from esckit.predict.run import PredictConcurrency, PredictModels, PredictPrompts
 
-SUITES = (STRATEGY, RESPONSE, DIALOGUE, PAIRWISE, REWARD, SAFETY)
+SUITES = (STRATEGY, RESPONSE, DIALOGUE, PAIRWISE, REWARD, SAFETY, INJECTION)
 """In the order in which they are played: replies come before the pairs that are made of them."""
 
 
@@ -68,7 +69,7 @@ class EvaluateModels(PredictModels):
 
 
 class EvaluateData(AlternatingData):
-    """``data:`` of an evaluation.
+    """Which dialogues to evaluate on; turns of one speaker are merged, since contexts alternate between speakers.
 
     Attributes:
         allow_overlap: Evaluate on dialogues that a model was trained on, and flag every row.
@@ -96,7 +97,11 @@ class EvaluateSettings(Section):
 
 
 class Reliability(Section):
-    """Human labels that the automatic judge is compared with: JSON lines of case_id, rater, dimension, label."""
+    """Human labels that the automatic judge is compared with.
+
+    Attributes:
+        labels: File of JSON lines, each with case_id, rater, dimension and label.
+    """
 
     labels: str
 
@@ -105,9 +110,9 @@ class EvaluatePrompts(PredictPrompts):
     """Prompt of each role: the name of a shipped one, or a file.
 
     Attributes:
-        strategist: None takes AFlow's own for its taxonomy, and one that fits any taxonomy elsewhere.
-        supporter: One with a ``transcript`` is worded turn by turn under a strategy, as AFlow's supporter is.
-        critic: None takes the preset's own.
+        judge_pairwise: Prompt of the judge of two replies, by name or as a file.
+        judge_reply: Prompt of the judge of replies to probes, by name or as a file.
+        turn_judge: Prompt of the judge of single turns, by name or as a file.
     """
 
     seeker: str = "seeker"
@@ -127,12 +132,31 @@ class ReportSection(Section):
     quotes: bool = False
 
 
+OwnMetric = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+
+
 class EvaluateRecipe(ModelRecipe):
-    """The recipe of ``esckit evaluate``."""
+    """The recipe of ``esckit evaluate``.
+
+    Attributes:
+        suites: What is measured, in any order; each suite has its settings in ``settings``.
+        data: Which dialogues to evaluate on; None for suites that read no corpus.
+        taxonomy: Name or file of the taxonomy of strategies; None takes the corpus's own.
+        predictions: File of predictions, or the run folder of ``esckit predict``, that answers in place of the models.
+        compare_to: Run folder of another evaluation to compare with, case by case; None compares with none.
+            Operational.
+        gates: Bound of each metric, such as ``{dialogue.rlff7.sr_strict: 0.5}``; a value on its bad side ends the
+            command with exit code 1. Operational.
+        references: Published tables to print beside the results, by id; None takes those of the suites where the corpus
+            is a real one, ``[]`` prints none. Operational.
+        metrics: Metrics of your own, as ``module:attr``, by the file of cases that they are computed over
+            (``response``, ``dialogue`` …). Operational.
+    """
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = (
         *(path for path in ModelRecipe.OPERATIONAL if not path.startswith("data.")),
         "statistics",
+        "metrics",
         "compare_to",
         "gates",
         "reliability",
@@ -140,8 +164,8 @@ class EvaluateRecipe(ModelRecipe):
     )
 
     command: Literal["evaluate"]
-    suites: tuple[Literal["strategy", "response", "dialogue", "pairwise", "reward", "safety"], ...] = Field(
-        min_length=1
+    suites: tuple[Literal["strategy", "response", "dialogue", "pairwise", "reward", "safety", "injection"], ...] = (
+        Field(min_length=1)
     )
     data: EvaluateData | None = None
     taxonomy: str | None = None
@@ -151,6 +175,7 @@ class EvaluateRecipe(ModelRecipe):
     predictions: str | None = None
     prompts: EvaluatePrompts = EvaluatePrompts()
     statistics: Statistics = Statistics()
+    metrics: dict[str, tuple[OwnMetric, ...]] = Field(default_factory=dict)
     compare_to: str | None = None
     gates: dict[str, float] = Field(default_factory=dict)
     reliability: Reliability | None = None
@@ -188,6 +213,10 @@ class EvaluateRecipe(ModelRecipe):
         ]
         if missing:
             raise ValueError("; ".join(missing))
+        files = [file.name for suite in self.chosen for file in suite.files if file.is_wanted(self)]
+        unknown = [name for name in self.metrics if name not in files]
+        if unknown:
+            raise ValueError(f"metrics.{unknown[0]}: not a file of cases here; expected one of {', '.join(files)}")
         check_prices(self.budget, self.roles().values())
         check_worlds(self.roles(), is_guided="strategist" in self.roles())
         return self

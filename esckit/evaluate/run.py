@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from esckit.config import sections
 from esckit.config.sections import calls_of_models
 from esckit.errors import DataError
+from esckit.evaluate.own import metrics_of, own_metrics
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set_up
-from esckit.evaluate.suite import Case, Files, Unit, Work
+from esckit.evaluate.suite import Case, CaseFile, Files, Unit, Work
 from esckit.metrics.metric import GateBound, require_gates
 from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
@@ -38,12 +39,14 @@ from esckit.play.runner import (
 from esckit.play.unit_file import UnitFile, latest
 from esckit.protocols import Executor, Progress
 from esckit.records import write_records
+from esckit.report.compared import LABELS_UNKNOWN, lacks_labels
 from esckit.report.metric_rows import load_references
 from esckit.report.source import OWN_CORPORA
 from esckit.roles.cast import Casting
 from esckit.roles.pool import ModelPool, require_checkpoints
 from esckit.roles.rehearsal import answers
-from esckit.runs import MANIFEST, RunFolder
+from esckit.runs import MANIFEST, RunFolder, read_manifest
+from esckit.strategies.kept import keep_taxonomy
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Record
 
@@ -135,7 +138,7 @@ def plan(recipe: EvaluateRecipe, *, gates: Sequence[GateBound] = ()) -> Evaluate
         left_out |= {f"{suite.name}: {reason}": n for reason, n in work.left_out.items() if n}
     selection = setup.material.merged if recipe.data is not None else None
     return EvaluatePlan(
-        cases=_case_counts(setup),
+        cases=setup.case_counts,
         left_out=left_out,
         dialogues=len(selection.dialogues) if selection else 0,
         scheme=selection.scheme if selection else None,
@@ -193,6 +196,15 @@ def run(
     return EvaluateResult(out, metrics, report.page, rate)
 
 
+def known_inputs(recipe: EvaluateRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: As :func:`plan`.
+    """
+    return _checked(recipe, ()).inputs
+
+
 async def _run(
     setup: Setup, out: Path, gates: Sequence[GateBound], progress: Progress, pilot: Pilot | None
 ) -> tuple[MetricsFile, FailureRate]:
@@ -209,9 +221,10 @@ async def _run(
             )
         )
         folder.file(METRICS).unlink(missing_ok=True)
+        keep_taxonomy(setup.taxonomy, out)
         folder.update_manifest(
             conditions=setup.conditions,
-            cases=_case_counts(setup),
+            cases=setup.case_counts,
             roles=sorted(setup.playing),
             flags={suite: list(flags) for suite, flags in setup.flags.items()},
         )
@@ -220,12 +233,8 @@ async def _run(
         rate = await _play(setup, parts, executor, folder, progress, pilot)
         metrics = _compute(setup, folder, gates)
         if rate.is_passed:
-            folder.close("stopped")
+            folder.close("stopped", "failures")
         return metrics, rate
-
-
-def _case_counts(setup: Setup) -> dict[str, int]:
-    return {part.file.name: len(part.work.units) for part in setup.parts}
 
 
 # ---------------------------------------------------------------- playing
@@ -371,7 +380,9 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> Setup:
         # First by name alone, which tells of a slip before the inputs are looked for.
         require_gates(bounds, known_metrics(recipe, _ANY), recipe.suites)
     setup = set_up(recipe)
-    if bounds:
+    # To know all metrics loads the user's own, so a slip in their names is found before it costs anything. It loads
+    # numpy too, which a dry run can do without.
+    if bounds or recipe.metrics:
         require_gates(bounds, known_metrics(recipe, setup.strategies), recipe.suites)
     if recipe.reliability is not None:
         from esckit.evaluate.reliability import require_known_cases
@@ -380,6 +391,9 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> Setup:
     if recipe.compare_to is not None:
         other = Path(recipe.compare_to)
         is_comparable(setup, other)
+        theirs = read_manifest(other)["conditions"]
+        if any(lacks_labels(suite, theirs[suite]) for suite in setup.conditions.keys() & theirs.keys()):
+            log.warning("%s: %s", other, LABELS_UNKNOWN)
         if not (other / METRICS).is_file():
             log.warning("%s is not finished: only the cases that are there are compared", other)
     return setup
@@ -389,21 +403,41 @@ def _bounds(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> list[GateBoun
     return [*(GateBound(metric, bound) for metric, bound in recipe.gates.items()), *gates]
 
 
+class CasesOnDisk(Mapping[str, list[Any]]):
+    """The cases of a run by file; a file is read whenever it is asked for, so that no two need be in memory."""
+
+    def __init__(self, folder: Path, files: Sequence[CaseFile]) -> None:
+        self._folder, self._files = folder, {file.name: file for file in files}
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """Return the cases of a file."""
+        file = self._files[name]
+        return list(latest(self._folder / file.path, file.kind).values())
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the files."""
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self._files)
+
+
 def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateBound]) -> MetricsFile:
     """Compute everything from the cases on disk."""
     from esckit.metrics.rows import Measurement, MetricRow, MetricsFile, judge_gates
 
     recipe = setup.recipe
-    files = {
-        part.file.name: list(latest(folder.path / part.file.path, part.file.kind).values()) for part in setup.parts
-    }
-    _warn_of_unscored(files, recipe.statistics.min_coverage)
+    files = CasesOnDisk(folder.path, [part.file for part in setup.parts])
     rows: list[MetricRow] = []
     for suite, file, _ in setup.parts:
         cases, flags = files[file.name], setup.flags.get(suite.name, ())
+        _warn_of_unscored(file.name, cases, recipe.statistics.min_coverage)
         ids = (case.dialogue_id for case in cases)
         measurement = Measurement.over(suite.name, ids, recipe.seed, recipe.statistics, flags)
         rows += file.rows(recipe, setup.strategies, cases, measurement)
+        rows += [measurement.row(metric, cases) for metric in own_metrics(file, recipe, setup.strategies)]
+        del cases  # before the next file is read
     if recipe.reliability is not None:
         from esckit.evaluate.reliability import reliability
 
@@ -411,11 +445,8 @@ def _compute(setup: Setup, folder: RunFolder, gates: Sequence[GateBound]) -> Met
     comparisons: list[Comparison] = []
     if recipe.compare_to is not None:
         other = Path(recipe.compare_to)
-        theirs = {
-            part.file.name: list(found.values())
-            for part in setup.parts
-            if (found := latest(other / part.file.path, part.file.kind))
-        }
+        paths = {part.file: other / part.file.path for part in setup.parts}
+        theirs = CasesOnDisk(other, [file for file, path in paths.items() if path.is_file() and path.stat().st_size])
         comparisons = compare(setup, files, theirs, other=str(other), tests=is_comparable(setup, other))
     known = known_metrics(recipe, setup.strategies)
     return MetricsFile(
@@ -454,23 +485,21 @@ def compare(setup: Setup, files: Files, others: Files, *, other: str, tests: boo
         cases, theirs = files[file.name], others[file.name]
         dialogue_ids = (case.dialogue_id for case in cases)
         comparer = Comparer.over(suite.name, dialogue_ids, setup.recipe.seed, setup.recipe.statistics, other=other)
-        for metric in file.metrics(setup.recipe, setup.strategies):
+        for metric in metrics_of(file, setup.recipe, setup.strategies):
             by_suite.setdefault(suite.name, []).append(comparer.compare(metric, cases, theirs, tests=tests))
             if metric.facts.variant_of:
                 variants[metric.name] = metric.facts.variant_of
+        del cases, theirs  # before the next files are read
     return [entry for found in by_suite.values() for entry in with_holm(found, variants)]
 
 
-def _warn_of_unscored(files: Mapping[str, Sequence[Case]], min_coverage: float) -> None:
-    """Warn of files of cases in which more failed than coverage allows, with the reasons."""
-    for file, cases in files.items():
-        failed = [kinds for case in cases if (kinds := {kind for _, kind in case.failures()})]
-        if len(failed) > (1 - min_coverage) * len(cases):
-            reasons = Counter(kind for kinds in failed for kind in kinds)
-            shown = ", ".join(f"{kind} {n}" for kind, n in sorted(reasons.items()))
-            log.warning(
-                "%s: %d of %d cases are unscored, in whole or in part (%s)", file, len(failed), len(cases), shown
-            )
+def _warn_of_unscored(file: str, cases: Sequence[Case], min_coverage: float) -> None:
+    """Warn of a file of cases in which more failed than coverage allows, with the reasons."""
+    failed = [kinds for case in cases if (kinds := {kind for _, kind in case.failures()})]
+    if len(failed) > (1 - min_coverage) * len(cases):
+        reasons = Counter(kind for kinds in failed for kind in kinds)
+        shown = ", ".join(f"{kind} {n}" for kind, n in sorted(reasons.items()))
+        log.warning("%s: %d of %d cases are unscored, in whole or in part (%s)", file, len(failed), len(cases), shown)
 
 
 def _references(recipe: EvaluateRecipe) -> tuple[str, ...]:

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esckit.config.load import require_runs
 from esckit.config.sections import Binding
 from esckit.errors import ConfigError, DataError
+from esckit.evaluate.own import metrics_of
 from esckit.evaluate.recipe import SUITES, EvaluateRecipe
 from esckit.evaluate.suite import CaseFile, Material, Suite, Work, family_of, model_fields, run_folder, run_of
 from esckit.evaluate.suites.dialogue import critic_prompts, supporter_prompt
+from esckit.lineage import require_runs
 from esckit.metrics.metric import Facts
 from esckit.records import digest, file_sha256
+from esckit.report.compared import GOLD_LABELS
 from esckit.roles.cast import role_prompt
 from esckit.roles.pool import checkpoint_ids, look_up, part_of, trained_run
 from esckit.runs import read_manifest
+from esckit.strategies.kept import taxonomy_inputs
 from esckit.strategies.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,11 @@ class Setup:
         return self.taxonomy.names if self.taxonomy is not None else ()
 
     @property
+    def case_counts(self) -> dict[str, int]:
+        """Number of cases by the name of their file."""
+        return {part.file.name: len(part.work.units) for part in self.parts}
+
+    @property
     def playing(self) -> set[str]:
         """The roles that are asked anything."""
         return {role for part in self.parts for role in (*part.work.roles, *part.work.calls)}
@@ -80,7 +88,7 @@ def known_metrics(recipe: EvaluateRecipe, strategies: Sequence[str]) -> dict[str
         for suite in recipe.chosen
         for file in suite.files
         if file.is_wanted(recipe)
-        for metric in file.metrics(recipe, strategies)
+        for metric in metrics_of(file, recipe, strategies)
     }
 
 
@@ -116,7 +124,12 @@ def set_up(recipe: EvaluateRecipe) -> Setup:
         taxonomy=taxonomy,
         flags=_flags(material, parts),
         conditions={suite.name: suite.conditions(material, cases[suite.name]) for suite in recipe.chosen},
-        inputs={**data, "prompts": _prompts(recipe, taxonomy), "inputs": _inputs(recipe, parts)},
+        inputs={
+            **data,
+            "prompts": _prompts(recipe, taxonomy),
+            "inputs": _inputs(recipe, parts),
+            **taxonomy_inputs(taxonomy),
+        },
     )
     _warn_of_idle(setup)
     return setup
@@ -396,7 +409,7 @@ def _prompts(recipe: EvaluateRecipe, taxonomy: Taxonomy | None) -> dict[str, str
     if "critic" in roles:
         shown["critic"] = ", ".join(critic_prompts(recipe).values())
     if "judge" in roles:
-        judging = [suite.judge_prompt for suite in recipe.chosen if suite.judge_prompt is not None]
+        judging = dict.fromkeys(name for suite in recipe.chosen for name in suite.judge_prompts)
         shown["judge"] = ", ".join(role_prompt(name, getattr(prompts, name)).identity for name in judging)
     return shown
 
@@ -419,10 +432,11 @@ def is_comparable(setup: Setup, other: Path) -> bool:
         raise DataError(
             f"none of the suites {', '.join(setup.conditions)} in it", path=str(other), expected="a suite in common"
         )
+    ours = {"recipe": setup.recipe.resolved(), "cases": setup.case_counts}
     try:
         require_comparable(
-            {suite: setup.conditions[suite] for suite in shared},
-            {suite: theirs[suite] for suite in shared},
+            Conditions({suite: setup.conditions[suite] for suite in shared}, ours),
+            Conditions({suite: theirs[suite] for suite in shared}, manifest),
             other=str(other),
         )
     except DataError:
@@ -432,27 +446,77 @@ def is_comparable(setup: Setup, other: Path) -> bool:
     return True
 
 
-def require_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, other: str) -> None:
+class Conditions(NamedTuple):
+    """What must be equal for a run to be compared with another one.
+
+    Attributes:
+        fields: Suite settings, digests of the cases, simulator, critic or judge (model, sampling, prompt digests),
+            taxonomy and mapping, tokenisation; may be nested.
+        manifest: Of the run, which says in words what a digest stands for.
+    """
+
+    fields: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    def in_words(self, name: str) -> str:
+        """Return what the field of a digest of cases or labels stands for: corpus file, split, and number of cases."""
+        data = self.manifest["recipe"].get("data") or {}
+        ratios = ",".join(f"{ratio:g}" for ratio in data.get("ratios") or ())
+        scheme = " ".join(filter(None, [data.get("scheme"), ratios if data.get("scheme") == "ratio" else ""]))
+        split = data.get("split")
+        n = (self.manifest.get("cases") or {}).get(name.rpartition(".")[2].removesuffix(_CASES))
+        facts = (
+            data.get("path"),
+            f"split {split if isinstance(split, str) else ', '.join(split)}" if split else None,
+            f"scheme {scheme}" if scheme else None,
+            f"first {data['limit']} dialogues" if data.get("limit") else None,
+            f"{n} cases" if n is not None else None,
+        )
+        return ", ".join(filter(None, facts)) or "cases of no corpus"
+
+
+_CASES = "_cases"
+
+
+def require_comparable(
+    ours: Conditions,
+    theirs: Conditions,
+    *,
+    other: str,
+    hint: str = "statistics.force_compare: true prints both without tests",
+) -> None:
     """Require identical conditions except for the system under test.
 
     Args:
-        ours: What must be equal: suite settings, data ids, simulator, critic or judge (model, sampling, prompt
-            digests), taxonomy and mapping, tokenisation; may be nested.
-        theirs: The same of the other run.
+        ours: Of the run under test.
+        theirs: Of the other run. Gold labels that one of them does not tell are no difference.
         other: Name of the other run.
+        hint: What the user can do where they differ.
 
     Raises:
         DataError: If anything differs; the message names what.
     """
-    first, second = dict(_flat(ours)), dict(_flat(theirs))
-    names = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
+    first, second = dict(_flat(ours.fields)), dict(_flat(theirs.fields))
+    untold = {name for name in first.keys() ^ second.keys() if name.endswith(f".{GOLD_LABELS}")}
+    names = [name for name in sorted({*first, *second} - untold) if first.get(name) != second.get(name)]
+    other_cases = {name.partition(".")[0] for name in names if name.endswith(_CASES)}
+    names = [name for name in names if not name.endswith(GOLD_LABELS) or name.partition(".")[0] not in other_cases]
+
+    def difference(name: str) -> str:
+        if name.endswith((_CASES, GOLD_LABELS)):
+            what = "other gold labels" if name.endswith(GOLD_LABELS) else "other cases"
+            here, there = ours.in_words(name), theirs.in_words(name)
+            told = f"here {here}; there {there}" if here != there else f"{here}; the files differ"
+            return f"{what} in {name.partition('.')[0]} ({told})"
+        return f"{name} ({first.get(name)!r} here, {second.get(name)!r} there)"
+
     if names:
-        shown = [f"{name} ({first.get(name)!r} here, {second.get(name)!r} there)" for name in names[:SHOWN_DIFFERENCES]]
+        shown = list(dict.fromkeys(map(difference, names[:SHOWN_DIFFERENCES])))
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
         raise DataError(
             f"{other} was evaluated under other conditions: {', '.join(shown)}{more}",
             expected="runs that differ in the system under test alone",
-            hint="statistics.force_compare: true prints both without tests",
+            hint=hint,
         )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from esckit.config.sections import Checkpoint
 from esckit.data.contexts import contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
@@ -24,7 +25,8 @@ from esckit.prompts.prompt import load_prompt
 from esckit.records import read_records
 from esckit.roles.cast import Casting
 from esckit.runs import MANIFEST, read_manifest
-from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
+from esckit.strategies.kept import find_kept, kept_taxonomy, require_same
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Context, Dialogue, ParseKind, Reasoned, SearchTree, main_line
 
 if TYPE_CHECKING:
@@ -188,7 +190,7 @@ class Suite:
         taxonomy: Taxonomy of the strategies that are predicted; None if it predicts none.
         reads_labels: Whether it reads the strategies of the corpus.
         judge: The role that judges what others wrote.
-        judge_prompt: Field of ``prompts`` with the judge's prompt.
+        judge_prompts: Fields of ``prompts`` with the judge's prompts.
     """
 
     name: str
@@ -202,7 +204,7 @@ class Suite:
     taxonomy: Callable[[Material], Taxonomy | None] = lambda material: None
     reads_labels: Callable[[EvaluateRecipe], bool] = lambda recipe: False
     judge: str | None = None
-    judge_prompt: str | None = None
+    judge_prompts: tuple[str, ...] = ()
 
     def needs(self, recipe: EvaluateRecipe) -> list[str]:
         """Return the fields that a recipe must give for the suite; a file may take the place of those who answer."""
@@ -239,12 +241,26 @@ class Material:
 
     @cached_property
     def taxonomy(self) -> Taxonomy | None:
-        """The taxonomy that the recipe names, else that of the corpus's labels."""
+        """The taxonomy that the recipe names, else that of the corpus's labels, which a run that is read may keep."""
         if self.recipe.taxonomy is not None:
-            return load_taxonomy(self.recipe.taxonomy)
+            named = load_taxonomy(self.recipe.taxonomy)
+            kept = find_kept(named.name, self._runs_read)
+            if kept is not None:
+                require_same(named, kept, here="that of this recipe", there="that of a run that it reads")
+            return named
         if self.recipe.data is None or self.merged.taxonomy is None:
             return None
-        return self.merged.strategies or load_taxonomy(self.merged.taxonomy)
+        kept = find_kept(self.merged.taxonomy, self._runs_read) if self.merged.strategies is None else None
+        return kept or self.merged.known_strategies()
+
+    @property
+    def _runs_read(self) -> list[Path]:
+        """Folders that may keep the taxonomy of the strategies that the recipe reads."""
+        recipe = self.recipe
+        strategist = recipe.models.strategist
+        named = [*recipe.settings.strategy.trees, *filter(None, [recipe.predictions])]
+        named += [strategist.checkpoint] if isinstance(strategist, Checkpoint) else []
+        return [path if path.is_dir() else path.parent for path in map(Path, named)]
 
     def labels(self, taxonomy: Taxonomy | None) -> dict[str, str | None]:
         """Return what strategies mean: their taxonomy, and the mapping by which the corpus's labels got into it."""
@@ -273,10 +289,14 @@ class Material:
         names = {tree.taxonomy for tree in self.trees}
         if not names:
             raise DataError("no complete search tree", path=", ".join(paths), expected="a finished run of 'search'")
-        wanted = load_taxonomy(named).name if named else next(iter(names))
+        ours = load_taxonomy(named) if named else None
+        wanted = ours.name if ours else next(iter(names))
         if len(names) > 1 or wanted not in names:
             raise DataError(f"trees of taxonomy {', '.join(sorted(names))}", expected=named or "one taxonomy")
-        return kept_taxonomy(wanted, *folders)
+        theirs = kept_taxonomy(wanted, *folders)
+        if ours is not None:
+            require_same(ours, theirs, here="that of this recipe", there=f"that of {', '.join(paths)}")
+        return theirs
 
     @cached_property
     def futures(self) -> RewardInputs:

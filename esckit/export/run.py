@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError
-
 import esckit
-from esckit.errors import CheckpointError, ConfigError, StorageError
+from esckit.errors import CheckpointError, ConfigError
 from esckit.export.card import Measured, read_evaluation, write_text
 from esckit.export.source import POLICIES, ExportSource, find_source, recorded_texts
 from esckit.models.checkpoint import KINDS
-from esckit.records import fresh_folder, storage_error, write_atomic
+from esckit.records import fresh_folder, write_atomic
 
 if TYPE_CHECKING:
     from esckit.export.weights import Proof
@@ -108,21 +106,16 @@ def export(planned: ExportPlan) -> dict[str, Any]:
         EsckitError: If a weight cannot be loaded.
     """
     folder = planned.folder
-    try:
-        with fresh_folder(folder) as fresh:
-            proof, notes = _write(planned, fresh)
-            gc.collect()  # before it is read back: two models may not fit
-            difference = _compare(planned, fresh, proof)
-            notes += _compared(proof, difference)
-            card = write_text(
-                planned.source, name=folder.name, adapter=planned.adapter, measured=planned.measured, notes=notes
-            )
-            write_atomic(fresh / "README.md", card)
-            _allow_reading(fresh)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    except SafetensorError as error:  # its word for a full disk
-        raise StorageError(f"cannot write {folder}: {error}") from error
+    with fresh_folder(folder) as fresh:
+        proof, notes = _write(planned, fresh)
+        gc.collect()  # before it is read back: two models may not fit
+        difference = _compare(planned, fresh, proof)
+        notes += _compared(proof, difference)
+        card = write_text(
+            planned.source, name=folder.name, adapter=planned.adapter, measured=planned.measured, notes=notes
+        )
+        write_atomic(fresh / "README.md", card)
+        _allow_reading(fresh)
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         **planned.facts(),

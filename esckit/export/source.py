@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esckit.config.sections import DataConfig
+from esckit.config.data import DataConfig
+from esckit.config.sections import Contexts
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import select_dialogues
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, DataError
 from esckit.flow.text import read_metadata as read_flow_metadata
+from esckit.lineage import read_run
 from esckit.models.backbones import BackboneSource, find_backbone, resolve_backbone
 from esckit.models.checkpoint import BACKBONE, FOLDER, KINDS, START, CheckpointMetadata, read_metadata
 from esckit.play.futures import read_inputs
@@ -26,7 +28,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.reward.run import reward_manifest
 from esckit.reward.text import RewardMetadata
 from esckit.runs import read_manifest
-from esckit.training.policy import read_supporter
+from esckit.training.policy import read_supporter, trained_prompt
 from esckit.types import Context, Scenario, Turn
 
 N_TEXTS = 16
@@ -115,7 +117,7 @@ def find_source(run: Path, *, adapter: bool) -> ExportSource:
         CheckpointError: If it is of another command or not finished, or has no form that others can load.
         ConfigError: If the backbone is not there.
     """
-    manifest = read_manifest(run)
+    manifest = read_run(run)
     command = manifest["command"]
     if command not in KINDS:
         raise CheckpointError(f"{run} is a run of {command!r}", expected=f"a run of {', '.join(KINDS)}")
@@ -157,7 +159,7 @@ def _metadata(run: Path, command: str) -> tuple[CheckpointMetadata, str]:
             )
         return reward, ""
     policy = read_supporter(run)
-    prompt = load_prompt(str(read_manifest(run)["recipe"].get("prompt")), "policy")
+    prompt = load_prompt(trained_prompt(run, str(read_manifest(run)["recipe"].get("prompt"))), "policy")
     if prompt.identity != policy.prompt:
         raise CheckpointError(
             f"{run} was trained with prompt {policy.prompt}, which is {prompt.identity} today",
@@ -251,7 +253,7 @@ def _line(text: str) -> str:
 def _sample(corpus: str) -> Sequence[Context]:
     data = DataConfig(dataset=corpus, path=f"sample:{corpus}", merge=True)
     dialogues = select_dialogues(data).dialogues
-    return build_contexts(dialogues, run_seed=0, per_dialogue=None, supporter_opening="drop", situation_first=False)
+    return build_contexts(dialogues, Contexts(), run_seed=0)
 
 
 def _sample_ids(corpus: str) -> frozenset[str]:

@@ -35,6 +35,7 @@ from esckit.models.loading import (
     free_memory,
     load_tokenizer,
     pick_dtype,
+    save_tokenizer,
     weight_bytes,
 )
 from esckit.records import write_json
@@ -74,7 +75,7 @@ def _save(folder: Path, model: Any, tokenizer: Any, facts: dict[str, Any]) -> No
 
 
 def _save_beside(folder: Path, tokenizer: Any, facts: dict[str, Any]) -> None:
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
     write_json(folder / FACTS, facts)
 
 

@@ -21,14 +21,15 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esckit.config.sections import DataConfig
+from esckit.config.data import DataConfig
 from esckit.data.selection import select_dialogues
 from esckit.errors import ConfigError, DataError
 from esckit.flow.recipe import FlowData, GoldData, TrainFlowRecipe
 from esckit.flow.text import FlowText, drop_oldest, exchange_starts
 from esckit.play.trees import read_trees, tree_file
 from esckit.records import file_sha256
-from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy, load_taxonomy
+from esckit.strategies.kept import kept_taxonomy
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Dialogue, Outcome, SearchTree, Trajectory, TreeNode, child_values, children_of, trajectories
 
 # ---------------------------------------------------------------- what a recipe names
@@ -95,14 +96,28 @@ def _of_corpus(gold: GoldData) -> Material:
         if split is not None
     }
     first = selections["train"]
-    if first.taxonomy is None:
-        raise DataError("no strategy label", path=gold.path, expected="dialogues with strategies")
+    labels = first.known_strategies("data.gold.taxonomy")
+    if labels is None:
+        raise _without_taxonomy(first.dialogues, gold.path)
     return Material(
-        labels=first.strategies or load_taxonomy(first.taxonomy),
+        labels=labels,
         parts={use: tuple(selection.dialogues) for use, selection in selections.items()},
         inputs=first.files,
         # With all ids: whoever evaluates the policy must know what it has seen.
         facts={use: selection.facts() for use, selection in selections.items()},
+    )
+
+
+def _without_taxonomy(dialogues: Iterable[Dialogue], path: str) -> DataError:
+    """Return the error for a corpus that has no labels, or labels of no taxonomy."""
+    n_labels = sum(turn.source_strategy is not None for dialogue in dialogues for turn in dialogue.turns)
+    if not n_labels:
+        return DataError("no strategy label", path=path, expected="dialogues with strategies")
+    return DataError(
+        f"{n_labels:,} strategy labels, and no taxonomy to read them by",
+        path=path,
+        expected="data.gold.taxonomy: the name or .yaml file of their taxonomy",
+        hint="To begin a taxonomy of your own: esckit strategies copy esconv mine.yaml",
     )
 
 

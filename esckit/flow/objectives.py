@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from esckit.errors import ConfigError
 from esckit.flow.recipe import Negatives
+from esckit.registry import load_function, own_code
 
 # ---------------------------------------------------------------- flow
 
@@ -126,9 +128,31 @@ def _per_path(sums: Tensor, weights: Tensor) -> Tensor:
 
 
 def objective(name: str, *, subtb_lambda: float) -> Objective:
-    """Return the objective of a name; λ enters only ``subtb``."""
+    """Return the objective of a name, or a user's own (``module:attr``); λ enters only ``subtb``.
+
+    Raises:
+        ConfigError: If the user's own does not exist or is no function.
+    """
+    if ":" in name:
+        return _own_objective(name)
     found: dict[str, Objective] = {"subtb": partial(subtb, subtb_lambda=subtb_lambda), "tb": tb, "db": db}
     return found[name]
+
+
+def _own_objective(target: str) -> Objective:
+    own = load_function(target, field="objective.name", expected="one of (log_pf, log_flow, mask)")
+
+    def losses(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+        with own_code(f"the objective {target!r}"):
+            found = own(log_pf, log_flow, mask)
+        if not isinstance(found, Tensor) or found.shape != mask.shape[:1]:
+            shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(
+                f"the objective {target!r} gave {shape}", expected=f"a tensor ({mask.shape[0]},), a loss for each path"
+            )
+        return found
+
+    return losses
 
 
 def path_terms(name: str, *, subtb_lambda: float) -> PathTerms:

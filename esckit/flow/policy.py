@@ -28,7 +28,7 @@ from esckit.flow.model import FlowModel, load_flow_model
 from esckit.flow.text import FlowText, drop_oldest, policy_id, writer_metadata
 from esckit.ledger import Scope
 from esckit.models.backbones import resolve_backbone
-from esckit.models.batches import Batches
+from esckit.models.batches import Batches, first_alone
 from esckit.models.checkpoint import ADAPTER, BACKBONE, checkpoint_folder
 from esckit.models.kvcache import EMPTY_PREFIX, MIN_SHARED, PrefixKV, PrefixStore, length_batches
 from esckit.models.loading import (
@@ -182,6 +182,7 @@ class CheckpointPolicy:
         value_weight: w; 0 where the values were not trained.
         top_k: How many strategies may be chosen; None is all.
         max_tokens: Above it whole oldest exchanges after the header go.
+        is_invariant: Read each dialogue alone and whole, so that its numbers are the same in every bit.
     """
 
     def __init__(
@@ -193,12 +194,15 @@ class CheckpointPolicy:
         value_weight: float = 1.0,
         top_k: int | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        is_invariant: bool = False,
     ) -> None:
         self.name, self.strategies = name, model.strategies
         self._model, self._text = model.eval(), text
         self._value_weight, self._top_k, self._max_tokens = value_weight, top_k, max_tokens
-        self._reader = PrefixReader(self._model)
-        self._batches: Batches[tuple[Scenario, Sequence[Turn]], PolicyReading] = Batches(self._read_together)
+        self._reader = PrefixReader(self._model, held_bytes=0 if is_invariant else HELD_BYTES)
+        self._batches: Batches[tuple[Scenario, Sequence[Turn]], PolicyReading] = Batches(
+            self._read_together, first_alone if is_invariant else None
+        )
 
     @classmethod
     def load(
@@ -211,6 +215,7 @@ class CheckpointPolicy:
         value_weight: float | None = None,
         top_k: int | None = None,
         max_tokens: int | None = None,
+        is_invariant: bool = False,
     ) -> Self:
         """Load a checkpoint.
 
@@ -222,6 +227,7 @@ class CheckpointPolicy:
             value_weight: None is 1, or 0 where the checkpoint's values were not trained.
             top_k: How many strategies may be chosen; None is all.
             max_tokens: Above it whole oldest exchanges after the header go; None is what the checkpoint says.
+            is_invariant: Read each dialogue alone and whole.
 
         Raises:
             CheckpointError: If there is no whole checkpoint, or it is of another taxonomy.
@@ -242,10 +248,11 @@ class CheckpointPolicy:
             value_weight=value_weight,
             top_k=top_k,
             max_tokens=max_tokens or metadata.max_tokens or DEFAULT_MAX_TOKENS,
+            is_invariant=is_invariant,
         )
 
     async def decide(self, scenario: Scenario, turns: Sequence[Turn], scope: Scope) -> Decision:
-        """Return the strategy of the highest score, and π, which is positive.
+        """Return the strategy of the highest score, π, which is positive, and V.
 
         Decisions that wait at the same time are read together, off the event loop.
 
@@ -255,7 +262,7 @@ class CheckpointPolicy:
         reading = await self._batches.ask((scenario, tuple(turns)))
         usage = Usage(calls=1, prompt_tokens=reading.n_tokens)
         scope.spend("strategist", usage)
-        return Decision(reading.strategy, reading.probabilities, usage)
+        return Decision(reading.strategy, reading.probabilities, usage, reading.values)
 
     def read(self, scenario: Scenario, turns: Sequence[Turn]) -> PolicyReading:
         """Return everything that the policy says about a dialogue in which the supporter speaks next.
@@ -331,7 +338,15 @@ class FlowWriter:
         self._model, self._text, self._max_tokens = model, text, max_tokens
 
     @classmethod
-    def load(cls, run: Path, *, abbreviations: Mapping[str, str], dtype: Dtype = "auto", device: str = "auto") -> Self:
+    def load(
+        cls,
+        run: Path,
+        *,
+        abbreviations: Mapping[str, str],
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        is_invariant: bool = False,
+    ) -> Self:
         """Load a checkpoint that was trained to write.
 
         Args:
@@ -339,6 +354,7 @@ class FlowWriter:
             abbreviations: Strategy name to abbreviation, of the checkpoint's taxonomy.
             dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            is_invariant: Compute each reply alone.
 
         Raises:
             CheckpointError: If it was not trained to write, or its text form holds what a supporter does not know.
@@ -347,7 +363,7 @@ class FlowWriter:
         place, limit = pick_device(device), writer_metadata(run).max_tokens
         causal, tokenizer = load_writer(run)
         causal = on_device(causal, place, name=policy_id(run), dtype=pick_dtype(dtype, place))
-        model = LocalModel(causal, tokenizer, name=policy_id(run))
+        model = LocalModel(causal, tokenizer, name=policy_id(run), is_invariant=is_invariant)
         text = FlowText(tokenizer, situation=False, tags=abbreviations, single_turns=limit is None)
         return cls(model, text, max_tokens=limit)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -13,21 +13,20 @@ from pydantic import (
     model_validator,
 )
 
-from esckit.config.sections import Format, Names, Ratios, Recipe, Scheme, Section, Split, Threads
+from esckit.config.data import CorpusSource, Ratios, Scheme, Split
+from esckit.config.sections import Names, Recipe, Section, Threads, named_or_own
 from esckit.config.training import Lora, Optim, Precision, TrainedModel
 
 Negatives = Literal["visited", "low_prior", "visited_then_low_prior"]
 
 
-class GoldData(Section):
+class GoldData(CorpusSource):
     """Corpus dialogues whose own strategies are learnt, without any search.
 
     Attributes:
-        dataset: Name of the loader, or ``module:attr``.
-        path: File, folder, ``sample:NAME`` or ``hub:OWNER/NAME``.
         scheme: How the corpus is split.
-        seed: Of ``scheme: ratio``.
-        ratios: Of ``scheme: ratio``: train, valid, test.
+        seed: Seed of ``scheme: ratio``.
+        ratios: Shares of train, valid and test in ``scheme: ratio``; they sum to 1.
         split: The part to train on.
         valid_split: The part that selects the checkpoint and ``logit_adjust``.
         test_split: The part evaluated once, at the end; None for none.
@@ -37,9 +36,6 @@ class GoldData(Section):
         limit: Number of dialogues of each part, in load order; None uses all.
     """
 
-    dataset: str
-    path: str
-    format: Format = "auto"
     scheme: Scheme
     seed: NonNegativeInt = 13
     ratios: Ratios = (0.8, 0.1, 0.1)
@@ -103,7 +99,11 @@ class FlowBackbone(TrainedModel):
 
 
 class FlowLora(Lora):
-    """The adapter. ``targets``: names of modules. With ``model.init`` it has the shape of that run's, not this one."""
+    """The LoRA adapter that is trained. With ``model.init`` it has the shape of that run's, not this one.
+
+    Attributes:
+        targets: Names of the modules that are adapted.
+    """
 
     rank: PositiveInt = 32
     alpha: PositiveInt = 64
@@ -151,23 +151,28 @@ class FlowEncoding(Section):
         return in_prefixes or self.max_path_tokens
 
 
+OBJECTIVES = ("subtb", "tb", "db", "dpo", "bc")
+
+
 class FlowObjective(Section):
     """What is minimised; equations in :mod:`esckit.flow.objectives`.
 
     Attributes:
-        name: Flow balance over subpaths, trajectories or single steps; ``dpo`` and ``bc`` stand in its place.
+        name: Flow balance over subpaths, trajectories or single steps (``subtb``, ``tb``, ``db``); ``dpo`` and ``bc``
+            stand in its place. Or ``module:attr``, a function of (log_pf, log_flow, mask), see
+            :class:`esckit.protocols.Objective`.
         subtb_lambda: Geometric weight of longer subpaths.
-        terminal_boundary: Paths end in the leaf's search value.
+        terminal_boundary: Whether the flow at the end of a path is the leaf's search value.
         flow_eps: Search values are clamped to it before the logarithm.
         state_value: V of the strategy taken, or the policy's mean over strategies.
         measure: F(s) sums over strategies (``counting``, as published), or averages over them under the recorded
-            ``prior``, so that it does not grow with the depth of a path.
+            ``prior``, so that it does not grow with the depth of a path; None is ``counting``.
         weighting: Every path once, or every distinct pair and state once.
         class_weight: ``bc``: all decisions alike, or rare strategies more: by 1/n (``balanced``) or 1/√n (``sqrt``).
         logit_adjust: Gold data: values of τ tried on valid; τ·log(class share in training) is taken off the logits.
     """
 
-    name: Literal["subtb", "tb", "db", "dpo", "bc"] = "subtb"
+    name: Annotated[str, named_or_own(OBJECTIVES)] = "subtb"
     subtb_lambda: float = Field(default=1.0, gt=0.0, le=1.0)
     terminal_boundary: bool = True
     flow_eps: PositiveFloat = 1e-3
@@ -182,6 +187,7 @@ class Rank(Section):
     """The ranking of learned values by search values ("process supervision").
 
     Attributes:
+        weight: Weight of this term in the loss; 0 leaves it out.
         margin: γ of the hinge.
         negatives: Where pairs come from, see :func:`esckit.flow.objectives.rank_pairs`.
         min_gap: Least difference of search values of a visited pair.
@@ -194,7 +200,15 @@ class Rank(Section):
 
 
 class Kl(Section):
-    """The pull towards a reference policy. ``prior``: the one recorded in the trees, which made the data."""
+    """The pull towards a reference policy.
+
+    Attributes:
+        weight: Weight of this term in the loss; 0 leaves it out.
+        form: Of each state, the log-ratio of the strategy that was ``taken``, or the divergence over all of them
+            (``full``).
+        reference: The ``prior`` recorded in the trees, which made the data, the ``uniform`` policy, or ``none``, which
+            leaves the term out.
+    """
 
     weight: NonNegativeFloat = 0.1
     form: Literal["taken", "full"] = "taken"
@@ -206,7 +220,7 @@ class FlowOptim(Optim):
 
     Attributes:
         lr: Highest learning rate.
-        head_lr: The same for the two heads; None is ``lr``.
+        head_lr: Highest learning rate of the two heads; None is ``lr``.
         paths_per_update: An update takes trees until it has so many paths (dialogues, with gold data).
         warmup_share: Share of all updates in which the rate rises.
         max_grad_norm: Longer gradients are shortened to this length; 0 never does.
@@ -238,7 +252,12 @@ class Checkpoints(Section):
 
 
 class TrainFlowRecipe(Recipe):
-    """All settings of ``esckit train-flow``."""
+    """All settings of ``esckit train-flow``.
+
+    Attributes:
+        response_weight: Weight of the supporter's own words in the loss, so that the policy can also write replies; 0
+            trains the choice of strategies alone.
+    """
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = (*Recipe.OPERATIONAL, "checkpoints")
 
@@ -282,6 +301,8 @@ class TrainFlowRecipe(Recipe):
 
 def _check_balance(objective: FlowObjective, data: FlowData) -> None:
     """Refuse flow objectives that would pass over paths: without the boundary a path ends in its last state."""
+    if ":" in objective.name and objective.weighting == "unique":
+        raise ValueError("objective.weighting: unique needs an objective that ships: it counts terms, not paths")
     if objective.name not in ("subtb", "tb", "db") or objective.terminal_boundary:
         return
     if data.min_actions < 2:

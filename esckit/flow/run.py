@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esckit.config.load import require_runs
 from esckit.errors import ConfigError, MissingRunsError
 from esckit.flow.data import Material, class_counts, class_weights, collect, counts, flow_trees, token_counts
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.text import FLOW_TEXT, HEADS, FlowMetadata, FlowText, policy_id, read_metadata, writer_metadata
+from esckit.lineage import require_runs
 from esckit.models.backbones import fetch_backbone, find_backbone
 from esckit.models.checkpoint import FOLDER
 from esckit.models.in_memory import build_tokenizer
@@ -28,7 +28,9 @@ from esckit.models.shape import shape_of_backbone
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.protocols import Part, Progress
 from esckit.records import write_json
-from esckit.strategies.taxonomy import keep_taxonomy
+from esckit.registry import load_attr
+from esckit.roles.pool import require_taxonomy
+from esckit.strategies.kept import keep_taxonomy, taxonomy_inputs
 from esckit.training.memory import Workload, plan_memory, plan_without_inputs
 from esckit.training.run import (
     STATE_FILE,
@@ -127,11 +129,8 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     """
     material = _checked(recipe, this_process())
     _check_device(recipe)
-    inputs: dict[str, Any] = {"data": material.facts, "inputs": material.inputs}
-    if recipe.model.init is not None:
-        inputs["init"] = {recipe.model.init: policy_id(Path(recipe.model.init))}
-    with training(recipe, out, inputs=inputs, progress=progress) as run:
-        result = run.finished()
+    with training(recipe, out, inputs=_inputs(recipe, material), progress=progress) as run:
+        result = run.finished(recipe.trackers)
         if result is None:
             if run.folder is not None:
                 keep_taxonomy(material.labels, out)
@@ -146,6 +145,25 @@ def run(recipe: TrainFlowRecipe, *, out: Path, progress: Progress | None = None)
     return result
 
 
+def known_inputs(recipe: TrainFlowRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    return _inputs(recipe, _checked(recipe, this_process()))
+
+
+def _inputs(recipe: TrainFlowRecipe, material: Material) -> dict[str, Any]:
+    init = recipe.model.init
+    return {
+        "data": material.facts,
+        "inputs": material.inputs,
+        **taxonomy_inputs(material.labels),
+        **({"init": {init: policy_id(Path(init))}} if init is not None else {}),
+    }
+
+
 def _checked(recipe: TrainFlowRecipe, process: Process) -> Material:
     """Return what is learnt from; refuse an unknown backbone, and a checkpoint to start from that does not fit.
 
@@ -154,6 +172,8 @@ def _checked(recipe: TrainFlowRecipe, process: Process) -> Material:
         CheckpointError: If there is no such checkpoint, or it is of another taxonomy.
     """
     require_runs(recipe)
+    if ":" in recipe.objective.name:
+        load_attr("esckit.flow.objectives:objective")(recipe.objective.name, subtb_lambda=1.0)
     material = collect(recipe.data)
     find_backbone(recipe.model.backbone)
     check_model(
@@ -164,6 +184,7 @@ def _checked(recipe: TrainFlowRecipe, process: Process) -> Material:
     )
     if recipe.model.init is None:
         return material
+    require_taxonomy(Path(recipe.model.init), material.labels)
     metadata = read_metadata(Path(recipe.model.init), strategies=material.labels.names)
     for field, ours, theirs in (
         ("model.backbone", recipe.model.backbone, metadata.backbone),
@@ -463,6 +484,7 @@ def _finish(session: _Session, n_updates: int) -> dict[str, Any]:
         "metrics": metrics_table(columns, [name for name in valid if name != "loss"]),
     }
     write_card(session.run.out / FOLDER, "flow_policy", facts)
+    keep_taxonomy(session.material.labels, session.run.out / FOLDER)
     write_json(session.run.out / SUMMARY, summary)
     return summary
 

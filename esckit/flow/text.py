@@ -26,6 +26,7 @@ from esckit.models import checkpoint as checkpoints
 from esckit.models.checkpoint import CheckpointMetadata, checkpoint_folder
 from esckit.records import digest, file_sha256
 from esckit.runs import read_manifest
+from esckit.strategies.files import shipped_names
 from esckit.text import Controls, as_turn
 from esckit.types import Scenario, Turn
 
@@ -192,9 +193,11 @@ def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) ->
     if metadata.flow_text != FLOW_TEXT:
         raise CheckpointError(f"text form {metadata.flow_text} in {folder}", expected=FLOW_TEXT)
     if strategies is not None and metadata.strategies != strategies:
+        own = metadata.taxonomy if metadata.taxonomy in shipped_names("taxonomy") else folder
         raise CheckpointError(
             f"{folder} was trained for taxonomy {metadata.taxonomy} ({', '.join(metadata.strategies)})",
             expected=", ".join(strategies),
+            hint=f"To use its own: taxonomy: {own}",
         )
     return metadata
 

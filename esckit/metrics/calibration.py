@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
-from esckit.metrics.metric import Array, Indices, Stats, Weighted, divide, ratio
+from esckit.metrics.metric import Array, Indices, Stats, Sums, Weighted, divide, ratio
 
 if TYPE_CHECKING:
     import numpy as np
@@ -279,6 +279,18 @@ def rater_alpha(level: Level) -> Weighted:
         return np.array([np.nan if entry is None else entry for entry in found])
 
     return Weighted(value, weighted)
+
+
+def _kappa(sums: Array) -> Array:
+    chance = ((sums[:, 2:] / sums[:, 1:2]) ** 2).sum(axis=1)
+    return divide(sums[:, 0] / sums[:, 1] - chance, 1 - chance)
+
+
+fleiss_kappa = Sums(_kappa)
+"""Fleiss' κ = (P − P_e)/(1 − P_e), ≤ 1, undefined if all labels are one.
+
+Statistics of a unit are the share of its pairs of raters who agree, one, and the share of each label; P is the mean of
+the first, P_e = Σ (mean share of a label)²."""
 
 
 def majority(labels: Sequence[int], level: Level) -> float | None:

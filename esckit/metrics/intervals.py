@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from esckit.ledger import derive_seed
 from esckit.metrics.metric import Array
+
+Counts: TypeAlias = npt.NDArray[np.uint8]
+"""How often each resample holds each unit, a byte each: no draw holds one unit 256 times (P < 1e-500)."""
+
+_BLOCK = 8_000_000
+"""Numbers of a byte that become floats at a time, which take 64 MB."""
 
 EXACT_UNITS = 12
 """Up to so many units, permutations are enumerated instead of drawn."""
@@ -31,12 +38,21 @@ SKIPPED_SHARE = 0.01
 
 _SLACK = 1e-9
 
+_DUST = 1e-12
+"""Share of an interval's greater end below which the other one is what summing in floating point leaves of 0."""
+
 
 class Bounds(NamedTuple):
     """An interval."""
 
     low: float
     high: float
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Bounds:
+        """Return an interval in which an end within rounding error of 0 is 0."""
+        dust = _DUST * max(abs(low), abs(high))
+        return cls(*(0.0 if abs(end) <= dust else end for end in (low, high)))
 
 
 def wilson(successes: float, n: float, *, level: float = 0.95) -> Bounds:
@@ -59,7 +75,7 @@ def percentile_interval(values: Array, *, level: float = 0.95) -> Bounds | None:
     exact = Fraction(str(level))
     low = math.floor((1 - exact) / 2 * len(kept))
     high = math.ceil((1 + exact) / 2 * len(kept)) - 1
-    return Bounds(float(kept[low]), float(kept[high]))
+    return Bounds.of(float(kept[low]), float(kept[high]))
 
 
 def is_degenerate(bounds: Bounds) -> bool:
@@ -76,7 +92,7 @@ def jackknife_error(left_out: Array) -> float:
 def jackknife_interval(value: float, left_out: Array, *, level: float = 0.95) -> Bounds:
     """Return the normal interval around ``value`` with the jackknife's standard error."""
     half = NormalDist().inv_cdf((1 + level) / 2) * jackknife_error(left_out)
-    return Bounds(value - half, value + half)
+    return Bounds.of(value - half, value + half)
 
 
 def two_sided_binomial(first: int, second: int) -> float:
@@ -91,10 +107,17 @@ def two_sided_binomial(first: int, second: int) -> float:
     return float(binomtest(min(first, second), n, 0.5).pvalue) if n else 1.0
 
 
-def all_swaps(n: int) -> Array:
+def all_swaps(n: int) -> Counts:
     """Return every choice of units to swap, (2**n, n) of 0 and 1."""
     codes = np.arange(2**n)[:, None]
-    return ((codes >> np.arange(n)) & 1).astype(np.float64)
+    return ((codes >> np.arange(n)) & 1).astype(np.uint8)
+
+
+def as_floats(counts: Counts) -> Iterator[Array]:
+    """Yield the rows as floats, as many at a time as fit the memory."""
+    rows = max(1, _BLOCK // max(1, counts.shape[1]))
+    for start in range(0, len(counts), rows):
+        yield counts[start : start + rows].astype(np.float64)
 
 
 def permutation_p(observed: float, permuted: Array, *, exact: bool) -> float | None:
@@ -116,7 +139,7 @@ def permutation_p(observed: float, permuted: Array, *, exact: bool) -> float | N
     return extreme / len(kept) if exact else (1 + extreme) / (1 + len(kept))
 
 
-def sign_flip_p(differences: Sequence[float], swaps: Array | None = None) -> float:
+def sign_flip_p(differences: Sequence[float], swaps: Counts | None = None) -> float:
     """Return the two-sided p of a mean difference of zero, by flipping signs.
 
     Args:
@@ -126,7 +149,8 @@ def sign_flip_p(differences: Sequence[float], swaps: Array | None = None) -> flo
     exact = swaps is None
     chosen = all_swaps(len(differences)) if swaps is None else swaps
     values = np.asarray(differences, dtype=np.float64)
-    p = permutation_p(float(values.mean()), (1 - 2 * chosen) @ values / len(values), exact=exact)
+    flipped = np.concatenate([(1 - 2 * block) @ values / len(values) for block in as_floats(chosen)])
+    p = permutation_p(float(values.mean()), flipped, exact=exact)
     if p is None:
         raise ValueError("differences hold NaN")
     return p
@@ -143,24 +167,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_draws(rng: random.Random, n: int, resamples: int) -> Array:
+def bootstrap_draws(rng: random.Random, n: int, resamples: int) -> Counts:
     """Return how often each resample holds each of ``n`` units, (resamples, n).
 
     Indices of resample after resample are ``rng.choices(range(n), k=n)``.
     """
-    draws = np.zeros((resamples, n))
+    draws = np.zeros((resamples, n), dtype=np.uint8)
     units = range(n)
     for row in draws:
-        row += np.bincount(rng.choices(units, k=n), minlength=n)
+        row[:] = np.bincount(rng.choices(units, k=n), minlength=n)
     return draws
 
 
-def swap_draws(rng: random.Random, n: int, permutations: int) -> Array:
+def swap_draws(rng: random.Random, n: int, permutations: int) -> Counts:
     """Return which of ``n`` units each permutation swaps, (permutations, n) of 0 and 1."""
     width = (n + 7) // 8
     raw = b"".join(rng.getrandbits(n).to_bytes(width, "little") for _ in range(permutations))
     bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8).reshape(permutations, width), axis=1, bitorder="little")
-    return bits[:, :n].astype(np.float64)
+    return bits[:, :n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +197,7 @@ class Plan:
     """
 
     units: dict[str, int]
-    draws: Array
+    draws: Counts
 
 
 def _units(dialogue_ids: Iterable[str]) -> dict[str, int]:

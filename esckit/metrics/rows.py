@@ -18,8 +18,10 @@ import numpy as np
 from esckit.metrics.intervals import (
     EXACT_UNITS,
     Bounds,
+    Counts,
     Plan,
     all_swaps,
+    as_floats,
     bootstrap_plan,
     holm,
     is_degenerate,
@@ -130,13 +132,19 @@ class Comparison(Record):
 
 
 class Gate(Record):
-    """A bound on a metric, and whether it holds."""
+    """A bound on a metric, and whether it holds.
+
+    Attributes:
+        value: The metric's value.
+        end: The worse end of its interval, where that was held against the bound (``gates_on: bound``); else None.
+    """
 
     metric: str
     bound: float
     value: float | None
     holds: bool
     reason: str | None = None
+    end: float | None = None
 
 
 class MetricsFile(Record):
@@ -241,7 +249,7 @@ class Measurement:
             if np.isnan(left_out).any():
                 return "undefined without one of the dialogues"
             return interval("jackknife", jackknife_interval(value, left_out, level=level), level, within=facts.range)
-        values = metric.estimator.replay(collected.stats, collected.owner(self.plan.units), self.plan.draws)
+        values = replay(metric, collected.stats, collected.owner(self.plan.units), self.plan.draws)
         bounds = percentile_interval(values, level=level)
         if bounds is None:
             return f"undefined in {int(np.isnan(values).sum())} of {len(values)} resamples"
@@ -283,7 +291,17 @@ def interval(
 def leave_one_out(metric: Metric[C], collected: Collected) -> Array:
     """Return the metric without each dialogue in turn, (D,), over the dialogues that hold statistics."""
     units = {name: index for index, name in enumerate(dict.fromkeys(collected.dialogue_ids))}
-    return metric.estimator.replay(collected.stats, collected.owner(units), 1 - np.eye(len(units)))
+    return replay(metric, collected.stats, collected.owner(units), all_but_one(len(units)))
+
+
+def all_but_one(n: int) -> Counts:
+    """Return the resamples of a jackknife, (n, n): each leaves one of the units out."""
+    return 1 - np.eye(n, dtype=np.uint8)
+
+
+def replay(metric: Metric[C], stats: Sequence[Stats], owner: Indices, draws: Counts) -> Array:
+    """Return a metric's value of every resample; see :meth:`~esckit.metrics.metric.Estimator.replay`."""
+    return np.concatenate([metric.estimator.replay(stats, owner, block) for block in as_floats(draws)])
 
 
 # ---------------------------------------------------------------- two runs
@@ -399,7 +417,7 @@ class Comparer:
         level, method = self.settings.level, metric.facts.interval
         bounds = None
         if method == "jackknife":
-            left_out = self._differences(metric, shared, 1 - np.eye(len(shared.units)))
+            left_out = self._differences(metric, shared, all_but_one(len(shared.units)))
             if np.isfinite(left_out).all():
                 bounds = jackknife_interval(difference, left_out, level=level)
         elif method != "none":
@@ -409,9 +427,8 @@ class Comparer:
             )
         return "no interval for this metric" if bounds is None else interval(method, bounds, level)
 
-    def _differences(self, metric: Metric[C], shared: _Shared, draws: Array) -> Array:
-        ours = metric.estimator.replay(shared.ours, shared.owner, draws)
-        return ours - metric.estimator.replay(shared.theirs, shared.owner, draws)
+    def _differences(self, metric: Metric[C], shared: _Shared, draws: Counts) -> Array:
+        return replay(metric, shared.ours, shared.owner, draws) - replay(metric, shared.theirs, shared.owner, draws)
 
     def _p(self, metric: Metric[C], shared: _Shared, difference: float) -> float | None:
         if metric.facts.test == "none":
@@ -435,12 +452,12 @@ class Comparer:
         swaps = all_swaps(n) if exact else _chosen(self.permutation, shared)
         both = [*shared.ours, *shared.theirs]
         owner = np.concatenate([shared.owner, shared.owner + n])
-        ours = metric.estimator.replay(both, owner, np.hstack([1 - swaps, swaps]))
-        theirs = metric.estimator.replay(both, owner, np.hstack([swaps, 1 - swaps]))
+        ours = replay(metric, both, owner, np.hstack([1 - swaps, swaps]))
+        theirs = replay(metric, both, owner, np.hstack([swaps, 1 - swaps]))
         return permutation_p(difference, ours - theirs, exact=exact)
 
 
-def _chosen(plan: Plan, shared: _Shared) -> Array:
+def _chosen(plan: Plan, shared: _Shared) -> Counts:
     """Return the plan's columns of the involved dialogues, in their order."""
     return plan.draws[:, [plan.units[name] for name in shared.units]]
 
@@ -466,10 +483,19 @@ def with_holm(comparisons: Sequence[Comparison], variants: Mapping[str, str] | N
         comparisons: Of one suite.
         variants: Per metric, the metric that it often equals; where it does for both runs, it is not tested.
     """
+    return holm_adjusted(asked_once(comparisons, variants or {}))
+
+
+def asked_once(comparisons: Sequence[Comparison], variants: Mapping[str, str]) -> list[Comparison]:
+    """Return the comparisons of two runs, without the test of a metric that equals the one it is a variant of."""
     by_name = {entry.name: entry for entry in comparisons}
-    asked = [_unless_equal(entry, by_name.get((variants or {}).get(entry.name, ""))) for entry in comparisons]
-    adjusted = iter(holm([entry.p for entry in asked if entry.p is not None]))
-    return [entry if entry.p is None else entry.model_copy(update={"p_holm": next(adjusted)}) for entry in asked]
+    return [_unless_equal(entry, by_name.get(variants.get(entry.name, ""))) for entry in comparisons]
+
+
+def holm_adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return comparisons with p-values adjusted after Holm over all that were tested."""
+    adjusted = iter(holm([entry.p for entry in comparisons if entry.p is not None]))
+    return [entry if entry.p is None else entry.model_copy(update={"p_holm": next(adjusted)}) for entry in comparisons]
 
 
 def _unless_equal(entry: Comparison, basis: Comparison | None) -> Comparison:
@@ -504,11 +530,16 @@ def judge_gates(
     found = []
     for gate in bounds:
         row = whole.get(gate.metric)
-        value, reason = _gated(row, by_interval=gates_on == "bound" and known[gate.metric].interval != "none")
+        by_interval = gates_on == "bound" and known[gate.metric].interval != "none"
+        value, reason = _gated(row, by_interval=by_interval)
         if row is not None and value is not None and reason is None:
             holds = value >= gate.bound if row.higher_is_better else value <= gate.bound
             reason = None if holds else "past the bound"
-        found.append(Gate(metric=gate.metric, bound=gate.bound, value=value, holds=reason is None, reason=reason))
+        own = row.value if row is not None else None
+        end = value if by_interval and value != own else None
+        found.append(
+            Gate(metric=gate.metric, bound=gate.bound, value=own, end=end, holds=reason is None, reason=reason)
+        )
     return found
 
 

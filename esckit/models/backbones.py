@@ -16,25 +16,31 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
-from esckit.documents import read_yaml
-from esckit.errors import ConfigError, StorageError
+from esckit.documents import read_json_object, read_yaml
+from esckit.errors import ConfigError, DataError, StorageError
 from esckit.records import fresh_folder
 from esckit.registry import nearest
 from esckit.types import Record
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+
+_SETTINGS = ("config.json", "tokenizer_config.json", "adapter_config.json")
+
+_CODE = frozenset({"auto_map", "megatron_config"})
+"""Settings that have transformers or peft import code."""
 
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -208,7 +214,14 @@ def require_model(folder: Path) -> None:
         raise ConfigError(f"{folder} is not a folder", expected="a folder in Hugging Face layout")
     missing = _missing_parts(folder)
     if not missing:
+        require_no_code(folder)
         return
+    if pickled := sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern)):
+        raise ConfigError(
+            f"{folder} holds weights as pickles only ({', '.join(pickled[:3])}), which are never read",
+            expected="weights in safetensors, which cannot hold code",
+            hint="If you trust them, load them elsewhere and save them with save_pretrained",
+        )
     is_adapter = (folder / "adapter_config.json").is_file()
     raise ConfigError(
         f"{folder} holds no model: {', '.join(missing)} missing",
@@ -217,10 +230,51 @@ def require_model(folder: Path) -> None:
     )
 
 
+def require_no_code(folder: Path) -> None:
+    """Refuse a folder whose settings name code: of its own, of a repository on the hub, or a module to import.
+
+    None of it would run, since nothing is loaded with ``trust_remote_code``; but without it a model may be another one.
+    Weights that lie in another folder are refused as well.
+
+    Raises:
+        ConfigError: Naming the file and the setting.
+    """
+    for file in (folder / name for name in _SETTINGS):
+        for key, value in _settings(_json_in(file)):
+            is_kernel = key.endswith("_implementation") and isinstance(value, str) and "/" in value
+            if value and (key in _CODE or is_kernel):
+                raise ConfigError(
+                    f"{file}: {key} names code, which esckit never runs",
+                    expected="a model that transformers knows without code of its own",
+                    hint=f"If the model is right without it, take {key} out of a copy of the folder",
+                )
+    for file in folder.glob("*.safetensors.index.json"):
+        parts = _json_in(file).get("weight_map")
+        places = parts.values() if isinstance(parts, dict) else ()
+        if outside := next((place for place in places if Path(str(place)).name != place), None):
+            raise ConfigError(f"{file}: weights in {outside!r}", expected="files of the folder itself")
+
+
+def _json_in(file: Path) -> dict[str, Any]:
+    """Return the object in a file, an empty one for a broken file: loading it says what is wrong."""
+    try:
+        return read_json_object(file) if file.is_file() else {}
+    except DataError:
+        return {}
+
+
+def _settings(value: object) -> Iterator[tuple[str, object]]:
+    """Yield every key of plain data with its value, however deep."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    yield from pairs
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _settings(inner)
+
+
 def _missing_parts(folder: Path) -> list[str]:
     parts = {
         "config.json": (folder / "config.json").is_file(),
-        "weights (*.safetensors)": any(any(folder.glob(pattern)) for pattern in _WEIGHTS),
+        "weights (*.safetensors)": any(folder.glob("*.safetensors")),
         "tokenizer (tokenizer.json)": any((folder / name).is_file() for name in _TOKENIZER),
     }
     return [part for part, found in parts.items() if not found]

@@ -12,6 +12,12 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+def first_alone(questions: Sequence[object]) -> tuple[list[int], list[int]]:
+    """Split questions so that each is read alone, for :class:`Batches`."""
+    places = [*range(len(questions))]
+    return places[:1], places[1:]
+
+
 class Batches(Generic[Q, A]):
     """Collects what is asked while a batch is read, and reads it as the next one, off the event loop.
 

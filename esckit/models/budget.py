@@ -118,6 +118,10 @@ def counted() -> Iterator[Account]:
         _UNIT.reset(token)
 
 
+def _nobody() -> None:
+    """Tell nobody that more was used up."""
+
+
 class Budget:
     """Counts calls, tokens, cost and time of a run against its limits, and what each role used of them.
 
@@ -129,6 +133,9 @@ class Budget:
         limits: What may be spent.
         clock: Seconds on a clock that never goes back.
         permit: Waits until one more call of this process may be made; None where this budget is the run's own.
+
+    Attributes:
+        on_change: Called whenever more was used up.
     """
 
     def __init__(
@@ -145,6 +152,7 @@ class Budget:
         self._whole = Account()
         self._roles: dict[str, Account] = {}
         self._n_lent = 0
+        self.on_change: Callable[[], None] = _nobody
 
     def admit(self, role: str) -> None:
         """Count one more call of a role.
@@ -155,6 +163,7 @@ class Budget:
         self._require_left()
         for account in self._accounts(role):
             account.calls += 1
+        self.on_change()
 
     def _require_left(self) -> None:
         whole = self._whole
@@ -196,6 +205,7 @@ class Budget:
         for role, account in spent.roles.items():
             self._role(role).take_over(account)
         self._n_lent = max(0, self._n_lent - spent.whole.calls - n_unmade)
+        self.on_change()
 
     def hand_on(self) -> Spent:
         """Return what was used since this was called last."""
@@ -242,6 +252,7 @@ class Budget:
         cost = prices.cost(usage) if prices else None
         for account in self._accounts(role):
             account.add(usage, cost)
+        self.on_change()
         self.require_watchable(name, usage, prices)
 
     def book_cached(self, role: str, usage: Usage, prices: Prices | None) -> None:
@@ -254,6 +265,7 @@ class Budget:
         """
         for account in (self._whole, self._role(role)):
             account.from_cache += 1
+        self.on_change()
         if (unit := _UNIT.get()) is not None:
             unit.calls += 1
             unit.from_cache += 1

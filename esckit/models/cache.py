@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 from esckit.errors import DataError, EsckitError, ModelError, OutageError, StorageError
+from esckit.faultpoints import reached
 from esckit.models.budget import Budget
 from esckit.protocols import Capability, ChatModel, DrawsSeveral
 from esckit.records import canonical_json
@@ -150,6 +151,7 @@ class ResponseCache:
         Raises:
             StorageError: If it cannot be written.
         """
+        reached("asked")
         self._waiting[row.key] = row
         async with self._lock:
             if row.key in self._waiting:
@@ -158,6 +160,7 @@ class ResponseCache:
                 self._kept |= await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
                 for written in batch:
                     self._waiting.pop(written.key, None)
+        reached("kept")
         return self._kept.pop(row.key)
 
     def _write(self, rows: Sequence[Row]) -> dict[str, str]:
@@ -528,12 +531,13 @@ class CacheFile:
 
     def facts(self) -> dict[str, Any]:
         """Return the size of the cache and what it holds, by model and operation; ages in days."""
-        now = time.time()
         with _told(self.path):
             rows = self._db.execute(
                 "SELECT model, operation, count(*), sum(length(answer)), min(made), max(made) FROM answers "
                 "GROUP BY model, operation ORDER BY model, operation"
             ).fetchall()
+        # By a clock that was set back since, an answer may come from the future.
+        now = max([time.time(), *(newest for *_, newest in rows)])
         models: dict[str, dict[str, Any]] = {}
         for model, operation, n, n_chars, oldest, newest in rows:
             one = models.setdefault(model, {"answers": 0, "characters": 0, "oldest_days": 0.0, "newest_days": None})
@@ -543,8 +547,8 @@ class CacheFile:
             one["answers"] += n
             one["characters"] += n_chars
             one["oldest_days"] = max(one["oldest_days"], round((now - oldest) / 86_400, 3))
-            ages = [age for age in (one["newest_days"], round((now - newest) / 86_400, 3)) if age is not None]
-            one["newest_days"] = min(ages)
+            age = round((now - newest) / 86_400, 3)
+            one["newest_days"] = age if one["newest_days"] is None else min(age, one["newest_days"])
         return {
             "file": str(self.path),
             "version": VERSION,
@@ -566,34 +570,37 @@ class CacheFile:
         Raises:
             StorageError: If another process uses the file.
         """
-        wanted: list[str] = []
-        values: list[float | str] = []
+        wanted, values = list[str](), list[float | str]()
         if older_than_days is not None:
             wanted.append("made < ?")
             values.append(time.time() - older_than_days * 86_400)
         if model is not None:
             wanted.append("model = ?")
             values.append(model)
-        n = 0
         with _told(self.path):
             self._db.execute("BEGIN IMMEDIATE")
+            n_before = self._n_answers()
             if wanted:
-                n += self._db.execute(f"DELETE FROM answers WHERE {' AND '.join(wanted)}", values).rowcount
+                self._db.execute(f"DELETE FROM answers WHERE {' AND '.join(wanted)}", values)
             if max_bytes is not None:
-                n += self._shrink(max_bytes)
+                self._shrink(max_bytes)
             self._db.execute("COMMIT")
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            left = self._db.execute("SELECT count(*) FROM answers").fetchone()[0]
-        return {"file": str(self.path), "deleted": n, "left": left, "bytes": self._bytes()}
+            left = self._n_answers()
+        return {"file": str(self.path), "deleted": n_before - left, "left": left, "bytes": self._bytes()}
 
-    def _shrink(self, max_bytes: int) -> int:
+    def _n_answers(self) -> int:
+        """Return how many answers there are; what checks of servers found is no answer."""
+        return int(self._db.execute("SELECT count(*) FROM answers WHERE operation != 'capabilities'").fetchone()[0])
+
+    def _shrink(self, max_bytes: int) -> None:
         size = f"length(CAST(answer AS BLOB)) + length(key) * 2 + length(model) * 2 + {_ROW_BYTES}"
-        return self._db.execute(
+        self._db.execute(
             f"DELETE FROM answers WHERE key IN (SELECT key FROM (SELECT key, sum({size}) OVER "
             "(ORDER BY made DESC, key) AS so_far FROM answers) WHERE so_far > ?)",
             (max_bytes,),
-        ).rowcount
+        )
 
     def faults(self) -> list[str]:
         """Return what is wrong with the file: SQLite's own check, and every answer that is not what was written."""

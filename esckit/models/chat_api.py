@@ -20,6 +20,7 @@ from esckit.documents import complaint, read_yaml
 from esckit.errors import NOT_FINITE, BackendError, ConfigError
 from esckit.models.answer_form import PromptToken
 from esckit.models.chat import make_reply, one_system, without_system
+from esckit.models.faults import shown_name
 from esckit.registry import did_you_mean
 from esckit.types import Message, Replies, Reply, Sampling, StopReason, Usage
 
@@ -75,7 +76,7 @@ def load_endpoint(name: str) -> ShippedEndpoint:
         )
     if name not in known:
         raise ConfigError(
-            f"unknown endpoint {name!r}",
+            f"unknown endpoint {shown_name(name)!r}",
             expected=f"one of {', '.join(known)}, or base_url and api_key_env",
             hint=did_you_mean(name, known) or None,
         )

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ValidationError
 from esckit.errors import BackendError, ConfigError, EsckitError
 from esckit.models.answer_form import PROBES, AnswerForm, PromptToken
 from esckit.models.chat_api import AcceptedFields, Answer, label_probabilities, parse_answer, sampling_fields
+from esckit.models.events import STREAMED
+from esckit.models.streaming import listener
 from esckit.models.transport import HttpFailure, Timeouts, Transport
 from esckit.protocols import Capability
 from esckit.registry import did_you_mean
@@ -48,6 +50,11 @@ _CHAT = "/chat/completions"
 _REFUSALS = (400, 422)
 
 _WRONG_KEY, _WRONG_MODEL = 401, 404
+
+_NO_CHAT = (405, 501)
+"""What servers of other things, such as files or pages, say to a chat request."""
+
+_COMPATIBLE = "a server with an OpenAI-compatible interface"
 
 _N_MODELS_SHOWN = 8
 
@@ -106,6 +113,7 @@ class EndpointModel:
         self._answers: dict[str, tuple[str, ...]] = {}
         self._trying_several = asyncio.Lock()
         self._draws_several = False
+        self._streams = True
         self._notes: dict[str, str] = {}
         self._kinds_logged: set[str] = set()
 
@@ -126,7 +134,8 @@ class EndpointModel:
 
         The server's list of models is read, if it has one. Then one token is requested, also to learn whether answers
         come with log-probabilities, which ``next_token`` needs. A server that was just started may take long for that:
-        esckit waits, with a warning. If such a server lists the model, the check passes even without an answer.
+        esckit waits, with a warning, unless all that comes are errors. If a server that gives no answer lists the
+        model, the check passes.
 
         Raises:
             ConfigError: If the server cannot be started, or does not know the key or the model.
@@ -143,6 +152,8 @@ class EndpointModel:
         try:
             await self._probe(listed)
         except BackendError as error:
+            if error.kind == "unreadable":
+                error.expected, error.hint = _COMPATIBLE, f"Check {self._where}."
             if self._model not in listed:
                 raise
             log.warning("%s lists the model, but whether it offers log-probabilities is unknown: %s", self.name, error)
@@ -150,12 +161,27 @@ class EndpointModel:
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
         """Write the next assistant message; a blank one is returned as it is.
 
+        It comes as a stream of events if somebody listens, and the server does not refuse that.
+
         Raises:
             BackendError: If no answer came, also after the retries, or it cannot be used.
             ConfigError: If the server does not know the key or the model.
         """
         fields = sampling_fields(sampling, seed)
-        return await self._ask(messages, fields, lambda answer: answer.reply(sampling.max_tokens))
+
+        def read(answer: Answer) -> Reply:
+            return answer.reply(sampling.max_tokens)
+
+        if listener() is not None and self._streams:
+            try:
+                return await self._ask(messages, fields, read, STREAMED)
+            except BackendError as error:
+                if error.kind != "bad_request":
+                    raise
+            reply = await self._ask(messages, fields, read)
+            self._streams = False
+            return reply
+        return await self._ask(messages, fields, read)
 
     async def complete_several(self, messages: Sequence[Message], sampling: Sampling, *, seed: int, n: int) -> Replies:
         """Write ``n`` next assistant messages in one request; before the first, see if the server can.
@@ -284,8 +310,14 @@ class EndpointModel:
         limits = self._transport.timeouts
         asking = asyncio.create_task(self._negotiate(_GREETING, _ONE_TOKEN, log_probs=True))
         try:
-            # The first answer of a server may take longer than all others.
-            if not (await asyncio.wait({asking}, timeout=limits.check_s))[0]:
+            for _ in range(2):
+                if (await asyncio.wait({asking}, timeout=limits.check_s / 2))[0]:
+                    break
+                # A server that only fails, for half of that time, is not waited for.
+                if (failing := self._transport.failing) is not None:
+                    raise failing
+            else:
+                # The first answer of a server may take longer than all others.
                 log.warning(
                     "%s has not answered within %g s; waiting for up to %g s: "
                     "after its start a server may load or compile",
@@ -409,7 +441,8 @@ class EndpointModel:
     def _error(self, failure: HttpFailure, listed: Sequence[str] = ()) -> EsckitError:
         """Return the error that a user sees for an HTTP failure: wrong settings until the server answered once."""
         fault = failure.fault
-        if not self._transport.has_answered and (fault.status in (_WRONG_KEY, _WRONG_MODEL) or fault.status < 400):
+        is_wrong = fault.status in (_WRONG_KEY, _WRONG_MODEL, *_NO_CHAT) or fault.status < 400
+        if is_wrong and not self._transport.has_answered:
             return self._wrong(failure, listed)
         in_body = "HTTP 200 and an error in its body" if fault.is_answer else "HTTP 200 and no completion"
         answer = in_body if failure.in_body else f"HTTP {fault.status}"
@@ -432,6 +465,12 @@ class EndpointModel:
                 f"{base_url} does not accept the key (HTTP 401)",
                 expected=f"a valid key in the environment variable {self._key_env}" if self._key_env else None,
                 hint=None if self._key_env else "Name the variable that holds the key as api_key_env.",
+            )
+        if status in _NO_CHAT:
+            return ConfigError(
+                f"{base_url} takes no chat requests (HTTP {status} for POST {_CHAT})",
+                expected=_COMPATIBLE,
+                hint=f"Check {self._where}.",
             )
         shown = ", ".join(listed[:_N_MODELS_SHOWN])
         return ConfigError(

@@ -174,6 +174,7 @@ class WriteJob:
         seed: Fixes the draws.
         stop_ids: Tokens that end the reply.
         is_stopped: True if the tokens written so far hold a stop string; None where there is none to look for.
+        on_token: Takes the tokens written so far after each of them, in the engine's thread; None where nobody listens.
     """
 
     prompt: tuple[int, ...]
@@ -181,6 +182,7 @@ class WriteJob:
     seed: int
     stop_ids: frozenset[int]
     is_stopped: Callable[[list[int]], bool] | None = None
+    on_token: Callable[[list[int]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,9 +246,11 @@ class Engine:
         model: A causal language model of transformers, in evaluation mode.
         max_batch_tokens: Tokens of all rows in flight together, prompts not shared and replies included.
         max_stored_bytes: Memory for the keys and values of prompts that later ones may begin with.
+        is_invariant: Compute each job alone and from its first token on, so that its logits do not depend on others in
+            any bit. Nothing is stored then.
     """
 
-    def __init__(self, model: Any, *, max_batch_tokens: int, max_stored_bytes: int) -> None:
+    def __init__(self, model: Any, *, max_batch_tokens: int, max_stored_bytes: int, is_invariant: bool = False) -> None:
         use_shared_prefix_attention(model)
         self.model = model
         self._cache_parameter = cache_parameter(model)
@@ -255,7 +259,8 @@ class Engine:
         config = model.config.get_text_config(decoder=True)
         self.n_layers = int(config.num_hidden_layers)
         self.vocab_size = int(config.vocab_size)
-        self.store = PrefixStore(max_stored_bytes)
+        self.is_invariant = is_invariant
+        self.store = PrefixStore(0 if is_invariant else max_stored_bytes)
         self.slots = SlotCache(self.n_layers, self.device)
         self.rows: list[_Row] = []
         self.waiting: list[WriteJob] = []
@@ -330,7 +335,10 @@ class Engine:
         pieces: list[_Piece] = []
         room = self.max_batch_tokens - self._tokens_in_flight()
         is_idle = not self.rows
-        groups = share_prefixes([job.prompt for job in self.waiting])
+        able = self.waiting
+        if self.is_invariant:  # a job that is computed alone waits until the one before it is done
+            able = self.waiting[:1] if is_idle else []
+        groups = share_prefixes([job.prompt for job in able])
         for group in sorted(groups, key=lambda group: min(group.members)):
             members: list[WriteJob] = []
             for job in (self.waiting[i] for i in sorted(group.members)):
@@ -420,6 +428,8 @@ class Engine:
                 results[row.job] = Written(tuple(row.ids), None)
                 continue
             row.ids.append(token)
+            if row.job.on_token is not None:
+                row.job.on_token(row.ids)
             if row.seen is not None:
                 row.seen[token] = True
             if (reason := row.stop_reason) is not None:

@@ -20,6 +20,11 @@ from typing import Any, NamedTuple
 
 _SHORTEST_SECRET = 8
 
+_LONGEST_NAME = 16
+
+STREAM_INSTEAD = 406
+"""Status of the fault that is a stream of events in place of one answer."""
+
 _MARK = "[key]"
 
 
@@ -57,6 +62,11 @@ class Redactor:
         folded = text.casefold()
         looks = {folded, folded.replace("\\", ""), _BACKSLASHED.sub(_unescaped, folded)} if "\\" in text else {folded}
         return any(form in look for look in looks for form in self._forms)
+
+
+def shown_name(name: str) -> str:
+    """Return a name as messages may show it: of a long one the beginning, since it may be a key in a wrong place."""
+    return name if name.isupper() or len(name) < _LONGEST_NAME else f"{name[:4]}…"
 
 
 _BACKSLASHED = re.compile(r"\\+(?:u00([0-9a-f]{2})|u\{0{0,4}([0-9a-f]{1,2})\}|x([0-9a-f]{2}))?")
@@ -231,7 +241,11 @@ def fault_in(body: str) -> Fault | None:
         faults = [_object_fault(event) for event in events if isinstance(event, Mapping)]
         streamed = [fault for fault in faults if fault is not None and fault.is_answer]
         # Asking again would bring another stream.
-        return streamed[0] if streamed else Fault(406, "a stream of events in place of one answer", is_answer=False)
+        return (
+            streamed[0]
+            if streamed
+            else Fault(STREAM_INSTEAD, "a stream of events in place of one answer", is_answer=False)
+        )
     if text.startswith("<"):
         number = re.search(r"\b([45]\d\d)\b", _page_words(text)[:200])
         return Fault(int(number[1]) if number else BAD_GATEWAY, f"a web page: {_page_words(text)}", is_answer=False)

@@ -9,7 +9,7 @@ import json
 import os
 import ssl
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -25,6 +25,8 @@ _MOST_HOPS = 3
 # Shorter than what servers allow (uvicorn: 5 s), so that no request goes into a connection that is just being closed.
 _KEPT_S = 4.0
 _KEPT_METHOD = (307, 308)
+_EVENTS = "text/event-stream"
+_OTHER_ENCODINGS = ("br", "compress", "zstd")
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -79,13 +81,20 @@ class HttpClient:
         """Return the address; the headers hold the key."""
         return f"HttpClient({self._base_url!r})"
 
-    async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> HttpAnswer:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        on_piece: Callable[[bytes], None] | None = None,
+    ) -> HttpAnswer:
         """Return the answer to a request, whatever its status; a redirect is followed within one origin only.
 
         Args:
             method: ``GET`` or ``POST``.
             path: Below the base URL, with a leading slash.
             body: Sent as JSON.
+            on_piece: Takes the pieces of a body of events as they arrive.
 
         Raises:
             UnreachableError: If no whole answer came.
@@ -99,7 +108,7 @@ class HttpClient:
                 async with session.request(
                     method, url, data=data, proxy=self._proxy, allow_redirects=False
                 ) as response:
-                    raw = await _read(response)
+                    raw = await _read(response, on_piece if response.content_type == _EVENTS else None)
                 onward = _onward(url, response.headers.get("Location")) if response.status in _KEPT_METHOD else None
                 if onward is None:
                     break
@@ -187,7 +196,7 @@ def _onward(url: str, location: str | None) -> str | None:
         return None
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, on_piece: Callable[[bytes], None] | None) -> bytes:
     """Return the body as it was sent.
 
     Raises:
@@ -196,6 +205,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     raw = bytearray()
     async for piece in response.content.iter_any():
         raw += piece
+        if on_piece is not None:
+            on_piece(piece)
         if len(raw) > _LARGEST_BODY:
             response.close()
             raise UnreadableError(f"an answer of more than {_LARGEST_BODY:,} bytes")
@@ -211,7 +222,9 @@ def _unpacked(raw: bytes, packed: str) -> bytes:
     if packed in ("", "identity"):
         return raw
     if packed not in ("gzip", "x-gzip", "deflate"):
-        raise UnreadableError(f"an answer in the content encoding {packed[:40]!r}")
+        # A word that nobody knows may be anything, the key included.
+        shown = f"the content encoding {packed!r}" if packed in _OTHER_ENCODINGS else "an unknown content encoding"
+        raise UnreadableError(f"an answer in {shown}")
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
         body = unpacker.decompress(raw, _LARGEST_BODY + 1)

@@ -1,8 +1,9 @@
 """Models whose random weights are built in memory, always the same, so that nothing has to be fetched.
 
-``tiny-random`` is for tests and trials: what it writes has no meaning. ``practice-small`` has some two million weights
-and the words of the practice world, so that it can learn there from nothing, in minutes on a processor;
-``practice-tiny`` has half a million, and reads whole words, for the sake of reinforcement learning.
+``tiny-random`` is for tests and trials: what it writes has no meaning. ``practice-tiny`` has half a million weights and
+the words of the practice world, each one token, so that it can learn there from nothing, in minutes on a processor.
+``practice-speaker`` is as large and has the same words; its attention begins as one that copies, so that it soon learns
+to say back what it read.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ class _Recipe(NamedTuple):
     Attributes:
         texts: What the words of its tokenizer are learnt from.
         spread: Standard deviation of its weights.
+        embedding_spread: That of its embeddings; None takes ``spread``.
+        copying: Scale of value and output projections that are each other's transpose, so that a head adds what it
+            attends to (the mimetic initialisation of Trockman and Kolter, 2023); None draws both at random.
     """
 
     texts: Callable[[], Iterable[str]]
     spread: float
+    embedding_spread: float | None = None
+    copying: float | None = None
 
 
 def _tiny_texts() -> tuple[str, ...]:
@@ -36,26 +42,24 @@ def _tiny_texts() -> tuple[str, ...]:
     )
 
 
-def _practice_texts() -> tuple[str, ...]:
-    return (*every_form(), *(f"\nSeeker: {word}\nSupporter: {word}" for word in ("I", "You", "It")))
-
-
 _READ_IN_PRACTICE = ("supporter_practice", "supporter_rlff", "reward_model", "reward_practice")
-"""Prompts whose words are tokens of ``practice-tiny`` too."""
+"""Prompts whose words are tokens of the practice world's models too."""
 
 
-def _whole_words() -> tuple[str, ...]:
-    """Return texts of which every word becomes one token, also in the middle of a turn, where a blank precedes it."""
+def _practice_texts() -> tuple[str, ...]:
+    """Return texts of which every word becomes one token, at the start of a turn and, behind a blank, within one."""
+    words = ("I", "You", "It")
+    talks = (f"\nSeeker: {word}\nSupporter: {word}" for word in words)
+    labelled = (f"\n{role}: {word}" for role in ("Patient", "Therapist") for word in words)
     asked = (message.content for name in _READ_IN_PRACTICE for message in load_prompt(name).messages)
-    labelled = (f"\n{role}: {word}" for role in ("Patient", "Therapist") for word in ("I", "You", "It"))
-    return (*_practice_texts(), *(f" {form}" for form in every_form()), *labelled, *asked)
+    return (*every_form(), *talks, *(f" {form}" for form in every_form()), *labelled, *asked)
 
 
 _RECIPES = {
     # Wide enough that the next token is not a coin toss.
     "tiny-random": _Recipe(_tiny_texts, spread=0.2),
-    "practice-small": _Recipe(_practice_texts, spread=0.02),
-    "practice-tiny": _Recipe(_whole_words, spread=0.02),
+    "practice-tiny": _Recipe(_practice_texts, spread=0.02),
+    "practice-speaker": _Recipe(_practice_texts, spread=0.02, embedding_spread=0.1, copying=0.6),
 }
 
 
@@ -90,13 +94,14 @@ def build_tokenizer(name: str) -> Any:
 def build(name: str) -> tuple[Any, Any]:
     """Return a model with random weights, always the same, and its tokenizer; the global random state stays."""
     import torch
+    from torch import nn
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    entry, tokenizer = load_backbones()[name], build_tokenizer(name)
+    entry, tokenizer, recipe = load_backbones()[name], build_tokenizer(name), _RECIPES[name]
     config = Qwen2Config(
         **{**entry.config, "vocab_size": len(tokenizer)},
         max_position_embeddings=entry.context,
-        initializer_range=_RECIPES[name].spread,
+        initializer_range=recipe.spread,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -104,4 +109,11 @@ def build(name: str) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if recipe.embedding_spread is not None:
+            nn.init.normal_(model.get_input_embeddings().weight, std=recipe.embedding_spread)
+        if recipe.copying is not None:
+            for layer in model.model.layers:
+                value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+                nn.init.orthogonal_(value, gain=recipe.copying)
+                output.data.copy_(value.data.T)
     return model.eval(), tokenizer

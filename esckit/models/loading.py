@@ -32,7 +32,7 @@ from esckit.config.training import Attention, Quantisation
 from esckit.documents import read_json_object
 from esckit.errors import CheckpointError, ConfigError, EsckitError, NoRoomError
 from esckit.models import in_memory
-from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal
+from esckit.models.backbones import BackboneSource, fetch_backbone, quiet_off_terminal, require_no_code
 
 _log = logging.getLogger(__name__)
 
@@ -112,20 +112,24 @@ def load_causal(
     """
     if source.kind == "memory":
         model, tokenizer = in_memory.build(source.name)
-        if quantisation is not None:  # which transformers does while it reads files
-            with TemporaryDirectory() as place:
-                model.save_pretrained(place)
-                return _whole(type(model), Path(place), dtype, quantisation, attention), tokenizer
-        set_attention(model, attention)
-        return as_dtype(model, dtype), tokenizer
+        return held_as(model, dtype=dtype, quantisation=quantisation, attention=attention), tokenizer
     from transformers import AutoModelForCausalLM
 
     folder = source.folder or fetch_backbone(source.name)
-    quiet_off_terminal()
     _log.info("loading %s from %s as %s", source.name, folder, dtype)
     with _foreign(folder, ConfigError, "a causal language model in safetensors that needs no code of its own"):
         tokenizer = _tokenizer(folder)
         return _whole(AutoModelForCausalLM, folder, dtype, quantisation, attention), tokenizer
+
+
+def held_as(model: Any, *, dtype: torch.dtype, quantisation: Quantisation | None, attention: Attention) -> Any:
+    """Return a causal language model that is in memory as one that is loaded so, see :func:`load_causal`."""
+    if quantisation is not None:  # which transformers does while it reads files
+        with TemporaryDirectory() as place:
+            model.save_pretrained(place)
+            return _whole(type(model), Path(place), dtype, quantisation, attention)
+    set_attention(model, attention)
+    return as_dtype(model, dtype)
 
 
 def as_dtype(model: Any, dtype: torch.dtype) -> Any:
@@ -281,6 +285,19 @@ def load_tokenizer(folder: Path) -> Any:
         return _tokenizer(folder)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer as it is by itself.
+
+    A fast tokenizer keeps how its last call padded and cut, and would store it: the same checkpoint would then have
+    other bytes after another last call.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    tokenizer.save_pretrained(str(folder))
+
+
 def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """Return a model with the LoRA adapter of a folder around it, as a ``PeftModel``.
 
@@ -295,6 +312,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
         for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} lacks {name}", expected="a LoRA adapter in safetensors")
+        require_no_code(folder)
         kind = read_json_object(folder / _ADAPTER_CONFIG).get("peft_type")
         if kind != "LORA":
             raise CheckpointError(f"{folder} holds an adapter of type {kind!r}", expected="LORA")
@@ -386,6 +404,8 @@ def _four_bits(dtype: torch.dtype) -> Any:
 
 def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     """Load by one of the Auto classes: from this folder only, and never with code that lies in it."""
+    quiet_off_terminal()
+    require_no_code(folder)
     return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +33,7 @@ from esckit.models.backbones import BackboneSource, resolve_backbone
 from esckit.models.chat import ChatFormat, make_reply
 from esckit.models.engine import Engine, ReadJob, WriteJob, Written
 from esckit.models.loading import Dtype, exact_dtype, load_on, pick_device, pick_dtype
+from esckit.models.streaming import listener
 from esckit.protocols import Capability
 from esckit.text import Controls, as_turn
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Reply, Sampling, Turn, Usage
@@ -155,11 +156,14 @@ class LocalModel:
         tokenizer: Its tokenizer.
         name: Name for provenance: registry name, folder name or hub id.
         max_batch_tokens: Tokens in flight together; None takes a default for the device.
+        is_invariant: Compute each call alone, so that its logits are the same in every bit.
     """
 
     capabilities: frozenset[Capability] = frozenset(("score", "next_token"))
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, max_batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, max_batch_tokens: int | None = None, is_invariant: bool = False
+    ) -> None:
         model.eval()
         device = next(model.parameters()).device
         self.name = name
@@ -167,6 +171,7 @@ class LocalModel:
             model,
             max_batch_tokens=batch_tokens(device, max_batch_tokens),
             max_stored_bytes=_STORED_BYTES,
+            is_invariant=is_invariant,
         )
         self._batcher = Batcher(self._engine)
         eos = model.generation_config.eos_token_id
@@ -181,6 +186,7 @@ class LocalModel:
         dtype: Dtype = "auto",
         device: str = "auto",
         max_batch_tokens: int | None = None,
+        is_invariant: bool = False,
     ) -> LocalModel:
         """Load a backbone; calls with equal arguments return the same object, so that roles share one copy.
 
@@ -189,12 +195,13 @@ class LocalModel:
             dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             max_batch_tokens: Tokens in flight together; None takes a default for the device.
+            is_invariant: Compute each call alone.
 
         Raises:
             ConfigError: If there is no such backbone, or it cannot be reached or loaded.
         """
         place = pick_device(device)
-        return _load(resolve_backbone(ref), pick_dtype(dtype, place), place, max_batch_tokens)
+        return _load(resolve_backbone(ref), pick_dtype(dtype, place), place, max_batch_tokens, is_invariant)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -242,6 +249,7 @@ class LocalModel:
             seed=seed,
             stop_ids=self._chat.stop_ids,
             is_stopped=(lambda ids: _find_stop(self._chat.decode(ids), stop) is not None) if stop else None,
+            on_token=self._teller(opening, stop),
         )
         written = await self._batcher.run(job)
         assert isinstance(written, Written)
@@ -260,6 +268,20 @@ class LocalModel:
             Usage(calls=1, prompt_tokens=len(prompt), completion_tokens=len(written.ids)),
             max_tokens=sampling.max_tokens,
         )
+
+    def _teller(self, opening: str, stop: tuple[str, ...]) -> Callable[[list[int]], None] | None:
+        """Return what tells the listener of this task, if there is one, of every new token."""
+        listen = listener()
+        if listen is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def tell(ids: list[int]) -> None:
+            text = self._chat.decode(ids[:-1] if ids[-1] in self._chat.stop_ids else ids)
+            # A character of several tokens is there with the last of them.
+            loop.call_soon_threadsafe(listen, opening + text[: _find_stop(text, stop)].rstrip("\ufffd"))
+
+        return tell
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -338,10 +360,12 @@ class LocalModel:
 
 
 @cache
-def _load(source: BackboneSource, dtype: torch.dtype, device: torch.device, max_batch_tokens: int | None) -> LocalModel:
+def _load(
+    source: BackboneSource, dtype: torch.dtype, device: torch.device, max_batch_tokens: int | None, is_invariant: bool
+) -> LocalModel:
     """Load weights and tokenizer, once per process for equal arguments."""
     model, tokenizer = load_on(source, device, dtype=dtype)
-    return LocalModel(model, tokenizer, name=source.name, max_batch_tokens=max_batch_tokens)
+    return LocalModel(model, tokenizer, name=source.name, max_batch_tokens=max_batch_tokens, is_invariant=is_invariant)
 
 
 def _find_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ from esckit.documents import complaint, parse_yaml, read_text
 from esckit.errors import BackendError, ConfigError
 from esckit.ledger import derive_seed, uniform
 from esckit.models.chat import make_reply
+from esckit.models.streaming import listener
 from esckit.protocols import Capability, ChatModel
 from esckit.registry import did_you_mean, load_attr, nearest, own_code, shipped_dir
 from esckit.types import ChoiceScore, ChoiceScores, Message, NextToken, Record, Reply, Sampling, StopReason, Usage
@@ -258,7 +260,7 @@ class ScriptedModel:
                 written = self._source(messages, sampling, seed)
             if not isinstance(written, str):
                 raise ConfigError(f"{self.name} returned a {type(written).__name__}", expected="a str")
-            return _reply(messages, written, sampling)
+            return await _told(_reply(messages, written, sampling))
         rule = self._rule(self._source, messages)
         if sampling.temperature == 0.0:
             seed = 0
@@ -272,7 +274,7 @@ class ScriptedModel:
         if fault in ("blank", "nonsense"):
             text = "" if fault == "blank" else _NONSENSE
         limit = max(1, len(text.split()) // 2) if fault == "length" else None
-        return _reply(messages, text, sampling, limit)
+        return await _told(_reply(messages, text, sampling, limit))
 
     async def score(
         self, messages: Sequence[Message], choices: Sequence[str], *, temperature: float = 1.0
@@ -369,6 +371,29 @@ def _log_probabilities(
     return {text: logit - log_total for text, logit in logits.items()}
 
 
+_KEYS = re.compile(r'keys are exactly ((?:"[^"]+"(?:, )?)+)')
+
+
+def any_strategies(messages: Sequence[Message], sampling: Sampling, seed: int) -> str:
+    """Answer a strategist's prompt with probabilities of whatever strategies it names, drawn by the seed.
+
+    It serves to try a taxonomy of one's own: ``{scripted: "esckit.models.scripted:any_strategies"}``. The script
+    ``strategist`` knows the strategies of taxonomy aflow alone.
+
+    Raises:
+        ConfigError: If the prompt does not name the keys of an answer as the shipped prompts do.
+    """
+    named = _KEYS.search(messages[-1].content)
+    if named is None:
+        raise ConfigError(
+            "a prompt that does not name the keys of the answer",
+            expected="a strategist's prompt with {keys}, and strategist.readout: json",
+        )
+    keys = re.findall(r'"([^"]+)"', named[1])
+    weights = [0.5 + _draw(seed, _digest(messages), key) for key in keys]
+    return json.dumps({key: round(weight / sum(weights), 3) for key, weight in zip(keys, weights, strict=True)})
+
+
 def _reply(messages: Sequence[Message], text: str, sampling: Sampling, limit: int | None = None) -> Reply:
     """Return a reply that obeys stop texts and the token limit, and one further limit if given."""
     for stop in sampling.stop:
@@ -381,6 +406,16 @@ def _reply(messages: Sequence[Message], text: str, sampling: Sampling, limit: in
     kept = "".join(words[:n_kept]).rstrip() if is_cut else text
     stop_reason = StopReason.LENGTH if is_cut else StopReason.STOP
     return make_reply(kept, stop_reason, _usage(messages, n_kept), max_tokens=sampling.max_tokens)
+
+
+async def _told(reply: Reply) -> Reply:
+    """Return a reply after telling the listener of this task, if there is one, of it word by word."""
+    listen = listener()
+    if listen is not None:
+        for word in _WORD.finditer(reply.whole):
+            listen(reply.whole[: word.end()])
+            await asyncio.sleep(0)
+    return reply
 
 
 def _usage(messages: Sequence[Message], n_written: int) -> Usage:

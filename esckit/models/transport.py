@@ -18,17 +18,19 @@ from urllib.parse import urljoin, urlsplit
 
 from esckit.config.sections import EndpointBinding
 from esckit.errors import BackendError, ConfigError, OutageError
-from esckit.models.faults import Fault, Redactor, fault_in, fault_of, retry_after_s
+from esckit.models.events import EventReader
+from esckit.models.faults import STREAM_INSTEAD, Fault, Redactor, fault_in, fault_of, retry_after_s, shown_name
 from esckit.models.http import HttpAnswer, HttpClient, UnreachableError, UnreadableError
 from esckit.models.limit import AdaptiveLimit
+from esckit.models.streaming import listener
 
 log = logging.getLogger(__name__)
 
 _LONGEST_REASON = 400
-_LONGEST_NAME = 16
 _ALIVE_WITHIN_S = 10.0
 # What a gateway answers for a server behind it that does not.
 _NOBODY_THERE = (502, 503, 504)
+_BROKE_OFF = 502
 
 
 FindOutage = Callable[[], Awaitable[OutageError | None]]
@@ -97,6 +99,8 @@ class Transport:
 
     Attributes:
         has_answered: Whether a request was answered as it should be.
+        failing: Why the last request that has ended brought no answer, None if it brought one, or if the server only
+            asks to wait (429).
         limit: How many requests may be in flight.
 
     Raises:
@@ -110,6 +114,7 @@ class Transport:
         self._outage = outage
         self.timeouts = timeouts
         self.has_answered = False
+        self.failing: HttpFailure | BackendError | None = None
         self._last_answer_s: float | None = None
         self._silent_since_s: float | None = None
         key = _read_key(api_key_env)
@@ -188,12 +193,12 @@ class Transport:
     ) -> str | HttpFailure | BackendError:
         """Make one request; return the answer, or why there is none."""
         began_s, n_halvings = time.monotonic(), self.limit.n_halvings
+        events = self._events(body)
         outcome: str | HttpFailure | BackendError
         try:
             async with asyncio.timeout(self.timeouts.timeout_s):
-                outcome = self._judged(
-                    await self._client.send(method, path, body), n_requests, is_post=body is not None
-                )
+                answer = await self._client.send(method, path, body, None if events is None else events.feed)
+                outcome = self._judged(answer, n_requests, is_post=body is not None, events=events)
         except TimeoutError:
             outcome = self.silent(self.timeouts.timeout_s)
         except UnreadableError as error:
@@ -210,19 +215,43 @@ class Transport:
             self.limit.note(kind, seconds, n_halvings=n_halvings, is_refused=_is_too_much(outcome))
         if isinstance(outcome, BackendError):
             outcome.attempts = n_requests
+        # A server that loads, or has too much to do, may say when to come back: it is not one that only fails.
+        is_asked_to_wait = isinstance(outcome, HttpFailure) and (
+            outcome.fault.kind == "rate_limit" or (outcome.fault.may_pass and outcome.asked_s is not None)
+        )
+        self.failing = None if isinstance(outcome, str) or is_asked_to_wait else outcome
         if not _is_silence(outcome):
             self._note_answer()
         elif self._silent_since_s is None:
             self._silent_since_s = max(began_s, self._last_answer_s or began_s)
         return outcome
 
-    def _judged(self, answer: HttpAnswer, n_requests: int, *, is_post: bool) -> str | HttpFailure:
-        """Return the body of a good answer; of another one, what is wrong with it. A list of models may be anything."""
+    def _events(self, body: Mapping[str, Any] | None) -> EventReader | None:
+        """Return what reads the events of an answer, if somebody listens and the request asks for them."""
+        listen = listener()
+        if listen is None or body is None or not body.get("stream"):
+            return None
+        return EventReader(lambda text: listen(self._redact(text)))
+
+    def _judged(
+        self, answer: HttpAnswer, n_requests: int, *, is_post: bool, events: EventReader | None
+    ) -> str | HttpFailure:
+        """Return the body of a good answer; of another one, what is wrong with it. A list of models may be anything.
+
+        The body of a streamed answer is the completion that its events make.
+        """
         text = self._redact(answer.text)
         if answer.status >= 300:
             fault = _status_fault(answer, text, self.base_url)
+            # The phrase of the status and the address of a redirect may hold the key as well.
+            fault = replace(fault, reason=self._redact(fault.reason))
             return HttpFailure(_shortened(fault), n_requests, asked_s=retry_after_s(answer.headers))
         fault_inside = fault_in(text) if is_post else None
+        # A stream of events is a fault where none was asked for, unless it holds an error of its own.
+        if events is not None and fault_inside is not None and fault_inside.status == STREAM_INSTEAD:
+            if (whole := events.completion()) is not None:
+                return self._redact(whole)
+            fault_inside = Fault(_BROKE_OFF, "a stream of events that broke off", is_answer=False)
         return text if fault_inside is None else HttpFailure(_shortened(fault_inside), n_requests, in_body=True)
 
     def _note_answer(self) -> None:
@@ -318,7 +347,8 @@ def checked_base_url(base_url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         parts, host = urlsplit(""), None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    # A password may hold a slash, behind which it would count as a part of the path.
+    if "@" in base_url or parts.query or parts.fragment:
         raise ConfigError(
             "base_url holds a user name, a password, a query or a fragment",
             expected="a plain address such as http://127.0.0.1:8000/v1",
@@ -335,8 +365,7 @@ def _read_key(variable: str | None) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
-        # A key in the wrong place must not be shown.
-        shown = variable if variable.isupper() or len(variable) < _LONGEST_NAME else f"{variable[:4]}…"
+        shown = shown_name(variable)
         raise ConfigError(
             f"the environment variable {shown} is not set",
             expected="the key of the endpoint in it",

@@ -136,6 +136,10 @@ class ClusterExecutor:
         """Return what the workers have reported."""
         return self._budget.spent()
 
+    def on_spent(self, note: Callable[[], None]) -> None:
+        """Have a function called with every report of a worker."""
+        self._budget.on_change = note
+
     async def run(self, file: str, units: Iterable[Any], take: Callable[[Played], None], *, batch: int = 1) -> None:
         """Play all units of a file; see :class:`~esckit.protocols.Executor`."""
         n_workers = self._settings.workers

@@ -97,7 +97,8 @@ class LocalExecutor:
 
     def __init__(self, pool: ModelPool, players: UnitPlayers, limit: int) -> None:
         self._pool, self._players, self._limit = pool, players, limit
-        self.facts, self.determinism, self.spent = pool.facts, pool.determinism, pool.spent
+        self.facts, self.determinism = pool.facts, pool.determinism
+        self.spent, self.on_spent = pool.spent, pool.on_spent
 
     @property
     def inputs(self) -> Mapping[str, Any]:

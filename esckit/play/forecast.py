@@ -31,12 +31,12 @@ from esckit.records import dump_line
 from esckit.roles.rehearsal import BYTES_PER_TOKEN, Rehearsal
 from esckit.types import FREE, Prices, Usage
 
-MOST_CALLS = 6_000
-"""So many calls of stand-ins a rehearsal makes, about; it takes a few seconds."""
+MOST_CALLS = 1_500
+"""So many calls of stand-ins a rehearsal makes, about; it takes a second."""
 
 MOST_UNITS = 48
 
-LEAST_UNITS = 4
+LEAST_UNITS = 2
 
 _MARGIN = 3.0
 """Standard errors that are added to what was measured on a sample."""
@@ -70,6 +70,7 @@ class Staged:
         given: What ``cast`` needs beside the pool and the recipe.
         files: By the name under which the players know them.
         answers: What stand-ins say, by role; see :class:`~esckit.roles.rehearsal.Rehearsal`.
+        keeps_records: Whether the records of its units are written; a training plays units and keeps none.
     """
 
     recipe: ModelRecipe
@@ -77,6 +78,7 @@ class Staged:
     given: tuple[Any, ...]
     files: Mapping[str, StagedFile]
     answers: Mapping[str, str]
+    keeps_records: bool = True
 
 
 class Measured(NamedTuple):
@@ -146,7 +148,7 @@ def forecast(staged: Staged, *, rate: float | None = None) -> dict[str, Any]:
         "roles": roles,
         **whole,
         "hours": hours,
-        "disk_bytes": math.ceil(n_bytes),
+        "disk_bytes": math.ceil(n_bytes) if staged.keeps_records else None,
         "units": sum(file.n_units for file in staged.files.values()),
         "rehearsed_units": sum(map(len, samples.values())),
     }

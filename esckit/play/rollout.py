@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from esckit.errors import ModelError
 from esckit.ledger import Ledger, Scope
-from esckit.protocols import Critic, Seeker, StrategyPolicy, Supporter
+from esckit.protocols import Critic, Seeker, SeekerTurn, StrategyPolicy, Supporter
 from esckit.roles.asking import gather_all
 from esckit.roles.verdicts import future_reward
 from esckit.types import (
@@ -100,8 +100,8 @@ class Conversation:
         self.turns.append(Turn(speaker="supporter", text=generation.response, strategy=strategy))
         return generation, strategy
 
-    async def ask_seeker(self, seeker: Seeker, scope: Scope) -> str:
-        """Add the seeker's turn and return its text.
+    async def ask_seeker(self, seeker: Seeker, scope: Scope) -> SeekerTurn:
+        """Add the seeker's turn and return it.
 
         Raises:
             ModelError: If the seeker gave nothing usable.
@@ -109,7 +109,7 @@ class Conversation:
         self.stage = "seeker"
         answer = await seeker.reply(self.scenario, self.turns, scope)
         self.turns.append(Turn(speaker="seeker", text=answer.text))
-        return answer.text
+        return answer
 
 
 def failure_of(error: ModelError, stage: FailureStage, turn: int, *, place: str | None = None) -> Failure:
@@ -139,7 +139,7 @@ async def play_future(context: Context, candidate: int, *, cast: Cast, rules: Ru
             stage: FailureStage = "supporter" if k else "candidate"
             generation, strategy = await talk.ask_supporter(cast.supporter, cast.strategist, scope, stage=stage)
             exchanges.append(Exchange(k=k, supporter=generation, strategy=strategy))
-            seeker = await talk.ask_seeker(cast.seeker, scope)
+            seeker = (await talk.ask_seeker(cast.seeker, scope)).text
             exchanges[k] = exchanges[k].model_copy(update={"seeker": seeker})
             if k == 0 and not rules.score_first_exchange:
                 continue
@@ -236,7 +236,7 @@ async def play_episode(scenario: Scenario, *, cast: EpisodeCast, max_turns: int,
         try:
             generation, strategy = await talk.ask_supporter(cast.supporter, cast.strategist, scope)
             turns.append(EpisodeTurn(t=t, supporter=generation, strategy=strategy))
-            seeker = await talk.ask_seeker(cast.seeker, scope)
+            seeker = (await talk.ask_seeker(cast.seeker, scope)).text
         except ModelError as error:
             failure = failure_of(error, talk.stage, t)
             break

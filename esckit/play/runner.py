@@ -29,12 +29,14 @@ from esckit.play.unit_file import UnitFile, id_of
 from esckit.protocols import Executor, Models, Progress
 from esckit.roles.pool import checkpoint_ids
 from esckit.runs import RunFolder
+from esckit.strategies.kept import keep_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Record
 
 SUMMARY = "summary.json"
 
 BOOK_EVERY_S = 60.0
-"""How often a run writes what it has spent; what a killed attempt spent is known up to this."""
+"""How often the manifest of a run says what it has spent."""
 
 HOPELESS = 0.5
 """A run whose finished units are useful by themselves stops early only above this share of failed units."""
@@ -73,6 +75,12 @@ class Plan:
         return {**self.counts, "calls_at_most": calls, "calls_at_most_in_all": sum(calls.values())}
 
 
+def played_inputs(inputs: Mapping[str, Any], bindings: Iterable[Binding], taxonomy: Taxonomy | None) -> dict[str, Any]:
+    """Return what a run that plays with models is known by beside its recipe; arguments are as for :func:`playing`."""
+    checkpoints = checkpoint_ids(bindings)
+    return {**inputs, **taxonomy_inputs(taxonomy), **({"checkpoints": checkpoints} if checkpoints else {})}
+
+
 @asynccontextmanager
 async def playing(
     recipe: Recipe,
@@ -81,6 +89,7 @@ async def playing(
     *,
     bindings: Iterable[Binding],
     inputs: Mapping[str, Any],
+    taxonomy: Taxonomy | None,
 ) -> AsyncIterator[RunFolder]:
     """Hold the folder of a run that plays with models.
 
@@ -90,23 +99,26 @@ async def playing(
         models: The run's models, or the executor that loaded them.
         bindings: Who plays; a run does not go on with another checkpoint under the same name.
         inputs: What else the run is known by beside its recipe.
+        taxonomy: What strategies of the run are named in, of which the folder keeps a copy if it is a user's own; None
+            if it names none.
 
     Raises:
         StorageError: If the folder is moved or deleted meanwhile.
     """
-    checkpoints = checkpoint_ids(bindings)
-    known = {**inputs, "checkpoints": checkpoints} if checkpoints else inputs
+    known = played_inputs(inputs, bindings, taxonomy)
     with RunFolder.open(
         out, command=recipe.command, recipe=recipe.resolved(), operational=recipe.OPERATIONAL, inputs=known
     ) as folder:
-        folder.update_manifest(determinism=models.determinism(), **models.facts())
+        keep_taxonomy(taxonomy, folder.path)
         async with booking(folder, models):
             yield folder
 
 
 @asynccontextmanager
 async def booking(folder: RunFolder, models: Models, *, n_processes: int = 1) -> AsyncIterator[None]:
-    """Write what the models are and what they have cost into the manifest: every minute, and at the end.
+    """Write what the models are and what they cost into the manifest: at the beginning, every minute, at the end.
+
+    Between two minutes it is kept beside the manifest, so that it is known of an attempt that is killed.
 
     Args:
         folder: The open run folder.
@@ -114,15 +126,27 @@ async def booking(folder: RunFolder, models: Models, *, n_processes: int = 1) ->
         n_processes: Processes that share the run; what the others spend is unknown, and so is then the sum.
     """
 
+    def spent() -> dict[str, Any]:
+        own = models.spent()
+        return own if n_processes == 1 else {**dict.fromkeys(own), "hours": own["hours"]}
+
     def book() -> None:
-        spent = models.spent()
-        folder.book(spent if n_processes == 1 else {**dict.fromkeys(spent), "hours": spent["hours"]})
+        folder.book(spent())
+
+    def describe() -> None:
+        facts = models.facts()
+        # An attempt loads only what its missing units need.
+        known = {**folder.manifest.get("models", {}), **facts.get("models", {})}
+        folder.update_manifest(determinism=models.determinism(), **{**facts, "models": known})
 
     async def book_regularly() -> None:
         while True:
             await asyncio.sleep(BOOK_EVERY_S)
             book()
 
+    # Also at the beginning: if the process is killed after the last unit, the next attempt loads no models.
+    describe()
+    models.on_spent(lambda: folder.note_spent(spent()))
     booking_task = asyncio.create_task(book_regularly())
     try:
         yield
@@ -130,7 +154,7 @@ async def booking(folder: RunFolder, models: Models, *, n_processes: int = 1) ->
         booking_task.cancel()
         await asyncio.gather(booking_task, return_exceptions=True)
         book()
-        folder.update_manifest(determinism=models.determinism(), **models.facts())
+        describe()
 
 
 class NoProgress:

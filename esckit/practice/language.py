@@ -8,15 +8,15 @@ text shows, with the probability of its pace, which need it has; :func:`shown_ne
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from esckit.documents import read_yaml
+from esckit.documents import read_yaml, strings_in
 from esckit.ledger import derive_seed, uniform
 from esckit.practice.world import FUNCTIONS, NEEDS, Fit, Function, Need, State
 from esckit.strategies.taxonomy import Taxonomy
@@ -36,6 +36,9 @@ _HEAVY, _LIGHT = 4, 1
 """Intensities from which on, and down to which, a seeker sounds heavy or light."""
 
 _CLAUSE = re.compile(r"[^.!?]+[.!?]?")
+
+_N_TEXTS = 4096
+"""Texts whose words are remembered: a conversation is read again after each of its turns."""
 
 
 class _Lines(Record):
@@ -67,6 +70,7 @@ class _Reading(Record):
 
 
 class _Thoughts(Record):
+    words: str
     needs: dict[Need | Literal["hidden"], str]
     functions: dict[Function, str]
 
@@ -92,19 +96,10 @@ def language() -> Language:
 
 
 def every_form() -> tuple[str, ...]:
-    """Return all that can be said in the practice world, in pieces."""
-
-    def texts(value: object) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            for part in value.values():
-                yield from texts(part)
-        elif isinstance(value, list | tuple):
-            for part in value:
-                yield from texts(part)
-
-    return tuple(texts(language().model_dump(include={"seeker", "supporter", "thoughts", "topics", "situations"})))
+    """Return all that can be said in the practice world, in pieces, and thoughts but for the words that they repeat."""
+    said = language().model_dump(include={"seeker", "supporter", "topics", "situations"})
+    thoughts = language().thoughts.model_dump(exclude={"words"})
+    return tuple(strings_in([said["seeker"], said["supporter"], thoughts, said["topics"], said["situations"]]))
 
 
 @cache
@@ -122,6 +117,7 @@ def draw(forms: Sequence[str], *place: str | int) -> str:
 # ---------------------------------------------------------------- reading
 
 
+@lru_cache(maxsize=_N_TEXTS)
 def content_words(text: str) -> tuple[str, ...]:
     """Return the words that carry content, in order and without repetition: four letters or more, none of a list."""
     empty = language().empty_words
@@ -156,11 +152,17 @@ def function_of(reply: str, turns: Sequence[Turn]) -> Function:
 
 
 def _is_repeated(reply: str, turns: Sequence[Turn]) -> bool:
-    words = set(tokenise(reply))
-    earlier = (set(tokenise(turn.text)) for turn in turns if turn.speaker == "supporter")
+    words = _different_words(reply)
+    earlier = (_different_words(turn.text) for turn in turns if turn.speaker == "supporter")
     return any(len(words & said) >= _SAME * len(words | said) for said in earlier)
 
 
+@lru_cache(maxsize=_N_TEXTS)
+def _different_words(text: str) -> frozenset[str]:
+    return frozenset(tokenise(text))
+
+
+@lru_cache(maxsize=_N_TEXTS)
 def shown_need(text: str) -> Need | None:
     """Return the need that a seeker's words show; None if they show none, or several."""
     shown = [need for need in NEEDS if any(mark in text.casefold() for mark in language().marks[need])]
@@ -254,9 +256,10 @@ def supporter_line(function: Function, turns: Sequence[Turn], place: Sequence[st
 
 
 def supporter_thought(reply: str, turns: Sequence[Turn]) -> str | None:
-    """Return in the world's own words which need a seeker showed last and what a reply to it does.
+    """Return in the world's own words what a seeker talks of, which need it showed last and what a reply to it does.
 
-    Both are read from the words by the published rules, so the sentences are true whoever chose the reply.
+    All are read from the words by the published rules, so the sentences are true whoever chose the reply. The seeker's
+    words are the two that the reply says back, else the last two: a small model learns to copy if every thought does.
 
     Args:
         reply: The supporter's words.
@@ -268,5 +271,9 @@ def supporter_thought(reply: str, turns: Sequence[Turn]) -> str | None:
     done, forms = function_of(reply, turns), language().thoughts
     if done not in forms.functions:
         return None
-    needs = (shown_need(turn.text) for turn in reversed(turns) if turn.speaker == "seeker")
-    return f"{forms.needs[next((need for need in needs if need), 'hidden')]} {forms.functions[done]}"
+    heard = [turn.text for turn in reversed(turns) if turn.speaker == "seeker"]
+    need: Need | Literal["hidden"] = next((need for need in map(shown_need, heard) if need), "hidden")
+    words = content_words(heard[0]) if heard else ()
+    named = [word for word in content_words(reply) if word in words][:2] if done == "reflect" else words[-2:]
+    talk = forms.words.format(words=" and ".join(named) or "these things")
+    return f"{talk} {forms.needs[need]} {forms.functions[done]}"

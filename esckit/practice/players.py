@@ -45,13 +45,16 @@ from esckit.types import Generation, Outcome, Scenario, Turn, Usage
 FREE_OF_CALLS = Usage()
 """Nothing in the practice world asks a model."""
 
-PolicyName = Literal["random", "fixed", "rule", "optimum"]
+PolicyName = Literal["random", "fixed", "novice", "rule", "optimum"]
 
 _KEPT = 100_000
 """Moves that a game remembers, by the seed of their transcript; without effect on any result."""
 
 POLICIES: tuple[PolicyName, ...] = ("random", "fixed", "rule", "optimum")
-"""Strategists that a policy is compared with, from the weakest to the best."""
+"""Strategists that a policy is compared with, from the weakest to the best; a novice leads conversations only."""
+
+NOVICE_SKILL = 0.5
+"""Probability that a turn of the novice follows the rule."""
 
 _FIXED_ORDER: tuple[Function, ...] = ("reflect", "comfort", "explore", "reflect", "comfort", "explore", "act", "act")
 
@@ -200,7 +203,8 @@ class BaselineStrategist:
     """A strategist that a trained one is compared with.
 
     ``random`` draws among all strategies; ``fixed`` follows one order of functions; ``rule`` reads the need from the
-    seeker's words and alternates what is good for it; ``optimum`` sees the hidden state and takes the best function.
+    seeker's words and alternates what is good for it; ``novice`` follows the rule in half of its turns
+    (:data:`NOVICE_SKILL`) and else draws among all; ``optimum`` sees the hidden state and takes the best function.
 
     Attributes:
         game: The rules.
@@ -230,20 +234,21 @@ class BaselineStrategist:
 
     def choose(self, scenario: Scenario, turns: Sequence[Turn], seed: int) -> Decision:
         """Return a decision as :meth:`decide`, drawn by a seed."""
-        wanted = self._functions(scenario, turns)
+        wanted = self._functions(scenario, turns, seed)
         fits = [float(not wanted or self.game.meant(name) in wanted) for name in self.strategies]
         chosen = [name for name, fit in zip(self.strategies, fits, strict=True) if fit]
         drawn = chosen[int(uniform(seed) * len(chosen))]
         return Decision(drawn, tuple(fit / len(chosen) for fit in fits), FREE_OF_CALLS)
 
-    def _functions(self, scenario: Scenario, turns: Sequence[Turn]) -> frozenset[Function]:
+    def _functions(self, scenario: Scenario, turns: Sequence[Turn], seed: int) -> frozenset[Function]:
         """Return the functions to choose from; empty for all."""
         n_before = sum(turn.speaker == "supporter" for turn in turns)
-        if self.policy == "random":
+        is_guess = self.policy == "novice" and uniform(derive_seed("practice", seed, "novice")) >= NOVICE_SKILL
+        if self.policy == "random" or is_guess:
             return frozenset()
         if self.policy == "fixed":
             return frozenset({_FIXED_ORDER[n_before % len(_FIXED_ORDER)]})
-        if self.policy == "rule":
+        if self.policy in ("rule", "novice"):
             return frozenset({rule_function(turns)})
         state = self.game.state(scenario, turns)
         if state.is_over:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from esckit.config import sections
-from esckit.config.load import require_runs
+from esckit.config.data import AlternatingData
 from esckit.data.contexts import Contexts, after_opening, context_before, contexts
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import ConfigError, DataError, ModelError
 from esckit.ledger import Ledger
+from esckit.lineage import require_runs
 from esckit.models.chat import split_reasoning
 from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
@@ -36,6 +37,7 @@ from esckit.play.runner import (
     Plan,
     RunResult,
     play_units,
+    played_inputs,
     playing,
 )
 from esckit.play.unit_file import UnitFile, latest
@@ -44,7 +46,7 @@ from esckit.records import read_records, write_records
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up, part_of, policy_taxonomy, require_checkpoints
 from esckit.roles.rehearsal import answers
-from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.text import listed
 from esckit.types import Context, Record
 
@@ -85,24 +87,38 @@ class Predict(sections.Section):
     max_attempts: int = Field(default=3, ge=1, le=10)
 
 
-class PredictPrompts(sections.Section):
-    """Prompt of each role: the name of a shipped one, or a file; see ``esckit evaluate``."""
+class PredictPrompts(sections.Prompts):
+    """Prompt of each role: the name of a shipped one, or a file.
+
+    Attributes:
+        strategist: None takes AFlow's own for its taxonomy, and one that fits any taxonomy elsewhere.
+        supporter: One with a ``transcript`` is worded turn by turn under a strategy, as AFlow's supporter is.
+    """
 
     strategist: str | None = None
     supporter: str = "supporter_rlff"
 
 
 class PredictConcurrency(sections.Section):
-    """How much is in flight at once; changes no result. Operational."""
+    """How much is in flight at once; changes no result. Operational.
+
+    Attributes:
+        cases: Cases that are played at the same time.
+    """
 
     cases: PositiveInt = Field(default=16, le=1024)
 
 
 class PredictRecipe(sections.ModelRecipe):
-    """The recipe of ``esckit predict``."""
+    """The recipe of ``esckit predict``.
+
+    Attributes:
+        taxonomy: Name or file of the taxonomy of strategies; None takes that of a trained strategist, else the
+            corpus's.
+    """
 
     command: Literal["predict"]
-    data: sections.AlternatingData
+    data: AlternatingData
     taxonomy: str | None = None
     models: PredictModels
     predict: Predict = Predict()
@@ -228,6 +244,18 @@ def run(recipe: PredictRecipe, *, out: Path, progress: Progress | None = None, p
     return asyncio.run(_run(recipe, selection, places, out, progress or NoProgress(), pilot))
 
 
+def known_inputs(recipe: PredictRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    selection, _ = _places(recipe)
+    taxonomy = _taxonomy(recipe, selection)
+    inputs = {"data": selection.facts(), "prompts": _prompt_ids(recipe, taxonomy)}
+    return played_inputs(inputs, recipe.models.bindings().values(), taxonomy)
+
+
 def _places(recipe: PredictRecipe) -> tuple[Selection, Contexts]:
     require_runs(recipe)
     look_up(recipe.models.bindings().values())
@@ -262,7 +290,7 @@ def _taxonomy(recipe: PredictRecipe, selection: Selection) -> Taxonomy | None:
         return policy_taxonomy(Path(strategist.checkpoint))
     if selection.taxonomy is None and strategist is not None:
         raise ConfigError("a strategist without a taxonomy", expected="taxonomy: NAME or FILE.yaml")
-    return selection.strategies or (load_taxonomy(selection.taxonomy) if selection.taxonomy and strategist else None)
+    return selection.known_strategies() if strategist else selection.strategies
 
 
 async def _run(
@@ -275,7 +303,7 @@ async def _run(
 ) -> RunResult:
     taxonomy = _taxonomy(recipe, selection)
     async with executing(recipe, recipe.concurrency.cases, cast, taxonomy) as executor:
-        inputs = {"data": selection.facts(), **executor.inputs, **taxonomy_inputs(taxonomy)}
+        inputs = {"data": selection.facts(), **executor.inputs}
 
         def is_failed(line: Prediction) -> bool:
             """Return whether somebody whom the recipe names gave no answer."""
@@ -301,7 +329,8 @@ async def _run(
             beside={FailedPrediction: FAILURES},
             timed_as="place",
         )
-        async with playing(recipe, out, executor, bindings=recipe.models.bindings().values(), inputs=inputs) as folder:
+        players = recipe.models.bindings().values()
+        async with playing(recipe, out, executor, bindings=players, inputs=inputs, taxonomy=taxonomy) as folder:
             file.read(out)
             rate = FailureRate(
                 recipe.max_failure_rate, MIN_PLACES_FOR_RATE, "places", "resume.retry_failed", hopeless=HOPELESS
@@ -311,7 +340,8 @@ async def _run(
             rate.judge()
     given = Counter[str]()
     for line in file.records():
-        given.update(strategies=line.strategy is not None, replies=line.reply is not None)
+        given["strategies"] += line.strategy is not None
+        given["replies"] += line.reply is not None
     summary = {
         "predictions": str(out / PREDICTIONS),
         "places": file.n_found,

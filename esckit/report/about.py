@@ -144,7 +144,7 @@ def _warnings(run: Run) -> list[Block]:
     issues = section(manifest, "data.issues")
     if issues:
         rows = tuple((str(code), number(count)) for code, count in issues.items())
-        title = f"Notes on the data ({number(len(rows))} kinds)"
+        title = f"Notes on the data ({number(len(rows))} kind{'s' * (len(rows) > 1)})"
         found.append(Table(("what was noticed while reading", "times"), rows, title=title, folded=True))
     if not run.quotes and run.command in _SPEAKING:
         found.append(

@@ -15,7 +15,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from esckit.report.source import ABSENT, interval, measured, number, share
+from esckit.report.source import ABSENT, decimals_of, interval, measured, number, share
+
+
+class Named(str):
+    """A cell whose words stand for an identifier: pages show it when pointed at, Markdown beside the words."""
+
+    __slots__ = ("stands_for",)
+    stands_for: str
+
+    def __new__(cls, words: str, stands_for: str) -> Named:
+        """Return the cell."""
+        cell = super().__new__(cls, words)
+        cell.stands_for = stands_for
+        return cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +159,15 @@ class Lines:
         counted = any(series.n for series in self.series)
         columns = [self.x_label, self.y_label, *([self.band or "band"] if banded else []), *(["n"] if counted else [])]
         rows = []
+        of_x = decimals_of(x for series in self.series for x in series.x)
+        of_y = decimals_of(y for series in self.series for y in (*series.y, *series.low, *series.high))
         for series in self.series:
             for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
-                row = [series.name, number(x), number(y)]
+                row = [series.name, number(x, of_x), number(y, of_y)]
                 if banded:
                     has_band = bool(series.low) and series.low[i] is not None
-                    row.append(f"[{number(series.low[i])}, {number(series.high[i])}]" if has_band else ABSENT)
+                    band = f"[{number(series.low[i], of_y)}, {number(series.high[i], of_y)}]" if has_band else ABSENT
+                    row.append(band)
                 if counted:
                     row.append(number(series.n[i]) if series.n else ABSENT)
                 rows.append(tuple(row))
@@ -181,7 +197,10 @@ class Bars:
     def table(self) -> Table:
         """Return the numbers of every category that has any."""
         rows = zip(self.categories, *(values for _, values in self.series), strict=True)
-        shown = tuple((category, *map(number, values)) for category, *values in rows if any(values))
+        decimals = decimals_of(value for _, values in self.series for value in values)
+        shown = tuple(
+            (category, *(number(value, decimals) for value in values)) for category, *values in rows if any(values)
+        )
         return Table((self.x_label, *self.legend), shown, title=self.title)
 
 
@@ -280,8 +299,9 @@ class Intervals:
 
     def table(self) -> Table:
         """Return the values and their intervals."""
+        decimals = decimals_of(number for _, *numbers, _ in self.rows for number in numbers)
         shown = tuple(
-            (name, measured(value, self.unit), interval({"low": low, "high": high}, self.unit))
+            (name, measured(value, self.unit, decimals), interval({"low": low, "high": high}, self.unit, decimals))
             for name, value, low, high, _ in self.rows
         )
         return Table(("system", "value", "interval"), shown, title=self.title)
@@ -310,20 +330,30 @@ Block = Table | Facts | Tiles | Note | Points | Code | Chart | Explorer
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A headed piece of a part."""
+    """A headed piece of a part.
+
+    Attributes:
+        folded: True if a reader has to open it first.
+    """
 
     title: str
     blocks: tuple[Block, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One run, or the comparison of several."""
+    """One run, or the comparison of several.
+
+    Attributes:
+        folded: True if a reader has to open its sections first.
+    """
 
     title: str
     kicker: str
     status: str
     sections: tuple[Section, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from esckit.report.blocks import Block, Heat, Lines, Note, Section, Table, flow_of, mean_and_quartiles, transitions
+from esckit.report.blocks import (
+    Bars,
+    Block,
+    Heat,
+    Lines,
+    Named,
+    Note,
+    Section,
+    Table,
+    flow_of,
+    mean_and_quartiles,
+    transitions,
+)
+from esckit.report.compared import BASELINES_DRAW
 from esckit.report.explorers import EPISODES, episodes_explorer
 from esckit.report.metric_rows import (
     Row,
     comparison_cells,
     curves_by_turn,
+    marked_flags,
     metric_table,
+    plain_name,
     reference_blocks,
     reliability_curve,
     suite_of,
@@ -19,7 +35,7 @@ from esckit.report.metric_rows import (
 )
 from esckit.report.source import ABSENT, Run, at, measured, number, p_value, plain, section
 
-_FLAGS = {
+FLAGS = {
     "low_coverage": "fewer cases were scored than asked for: gates on it fail",
     "small_sample": "fewer than 30 dialogues",
     "cross_family": "trained and tested under split schemes of different families",
@@ -34,6 +50,14 @@ SAFETY_NOTE = (
     "A small screening in our own wording (crisis probes, sycophancy probes where they were run), no clinical "
     "validation: passing it does not show that a system is safe."
 )
+
+INJECTION_NOTE = (
+    "Texts in our own wording that try to steer the judge, no validation: a judge that withstands them may still give "
+    "way to others. Compare how often attacks move it with how often harmless sentences do."
+)
+
+SUITE_NOTES = {"safety": SAFETY_NOTE, "injection": INJECTION_NOTE}
+"""What a reader must know of a suite before its numbers."""
 
 
 _TOKENIZERS = {"words_and_characters/1": "words, and single characters in scripts without spaces"}
@@ -62,18 +86,27 @@ def evaluation_sections(run: Run, other: Run | None = None) -> list[Section]:
 def _suite(run: Run, suite: str, rows: Sequence[Row]) -> Section:
     mine = [row for row in rows if suite_of(row) == suite]
     whole = [row for row in mine if not row.get("group")]
-    blocks: list[Block] = [Note(SAFETY_NOTE), *_harm(run)] if suite == "safety" else []
+    blocks: list[Block] = [Note(SUITE_NOTES[suite])] if suite in SUITE_NOTES else []
+    blocks += _harm(run) if suite == "safety" else []
     # What every row carries is shown once.
     shared = frozenset.intersection(*(frozenset(map(str, row.get("flags") or ())) for row in whole or mine))
-    if whole:
+    if whole and suite == "pairwise":
+        blocks += [*_verdicts(whole), *_by_dimension(run, whole, shared)]
+    elif whole:
         blocks.append(metric_table(whole, title=_conditions(run, suite), shared=shared))
     for tokenizer in sorted({str(row["tokenizer"]) for row in mine if row.get("tokenizer")}):
         blocks.append(Note(f"Tokens and words are cut by {tokenizer}: {_TOKENIZERS.get(tokenizer, 'see the manual')}."))
-    for flag in sorted({str(flag) for row in mine for flag in row.get("flags") or ()}):
+    by_group = [row for row in mine if row.get("group") and "turn" not in row["group"]]
+    # A table of one metric a row lists every flag; one of subgroups or of dimensions marks cells.
+    listed, marked = ([], [*whole, *by_group]) if suite == "pairwise" else (whole, by_group)
+    flags = {str(flag) for row in listed for flag in row.get("flags") or ()} | shared
+    for flag in sorted(flags | {flag for row in marked for flag in marked_flags(row)}):
         where = "every row" if flag in shared else "where it stands"
-        blocks.append(Note(f"{flag} ({where}): {_FLAGS.get(flag, 'see the documentation')}.", "warning"))
+        blocks.append(Note(f"{flag} ({where}): {FLAGS.get(flag, 'see the documentation')}.", "warning"))
+    if any("policy" in row["group"] for row in by_group):
+        blocks.append(Note(BASELINES_DRAW))
     blocks += curves_by_turn([row for row in mine if "turn" in (row.get("group") or {})])
-    blocks += tables_by_group([row for row in mine if row.get("group") and "turn" not in row["group"]], shared)
+    blocks += tables_by_group(by_group, shared)
     if suite == "strategy":
         blocks += _confusion(run, mine)
     if suite == "reward":
@@ -100,6 +133,30 @@ def _conditions(run: Run, suite: str) -> str:
         strategy = at(run.recipe, "settings.response.strategy")
         pieces += [f"against {settings.get('opponent')}", *([f"strategy given: {strategy}"] if strategy else [])]
     return f"{suite.capitalize()} ({', '.join(pieces)})" if pieces else ""
+
+
+def _verdicts(rows: Sequence[Row]) -> list[Bars]:
+    """Return how often this system won, tied and lost, by dimension."""
+    shares: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        _, dimension, outcome = str(row["name"]).split(".")
+        if outcome in ("win", "tie", "lose") and row.get("value") is not None:
+            shares[dimension][outcome] = float(row["value"])
+    known = {dimension: found for dimension, found in shares.items() if len(found) == 3}
+    if not known:
+        return []
+    series = tuple((outcome, tuple(found[outcome] for found in known.values())) for outcome in ("win", "tie", "lose"))
+    return [Bars("verdicts", "This system wins, ties and loses", "dimension", "share", tuple(known), series)]
+
+
+def _by_dimension(run: Run, rows: Sequence[Row], shared: frozenset[str]) -> list[Block]:
+    """Return one table with a row for each dimension, instead of one metric of one dimension after the other."""
+    parts = [str(row["name"]).split(".") for row in rows]
+    pivoted = [
+        {**row, "name": f"{suite}.{metric}", "group": {"dimension": dimension}}
+        for row, (suite, dimension, metric) in zip(rows, parts, strict=True)
+    ]
+    return [replace(table, title=_conditions(run, "pairwise")) for table in tables_by_group(pivoted, shared)]
 
 
 def _confusion(run: Run, rows: Sequence[Row]) -> list[Heat]:
@@ -141,12 +198,13 @@ def _gates(metrics: Row) -> list[Section]:
         return []
     failed = [gate for gate in gates if not gate.get("holds")]
     rows = tuple(
-        (str(g.get("metric")), number(g.get("bound")), number(g.get("value")), "holds" if g.get("holds") else "fails",
+        (str(g.get("metric")), number(g.get("bound")), number(g.get("value")),
+         number(g.get("end")), "holds" if g.get("holds") else "fails",
          str(g.get("reason") or ""))
         for g in gates
     )  # fmt: skip
     result = f"{number(len(failed))} of {number(len(gates))} gates fail." if failed else "All gates hold."
-    table = Table(("metric", "bound", "value", "gate", "reason"), rows)
+    table = Table(("metric", "asked for", "value", "worse end of its interval", "gate", "reason"), rows)
     return [Section("Gates", (Note(result, "bad" if failed else "good"), table))]
 
 
@@ -160,7 +218,7 @@ def _comparisons(metrics: Row) -> list[Section]:
         unit = units.get(str(each.get("name")), "none")
         rows.append(
             (
-                str(each.get("name")),
+                Named(plain_name(str(each.get("name"))), str(each.get("name"))),
                 *(measured(each.get(value), unit) for value in ("value", "other_value")),
                 *comparison_cells(each, unit),
                 str(each.get("test") or ABSENT),

@@ -7,21 +7,36 @@ and never come without their caveats.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from esckit.documents import read_shipped
+from esckit.documents import parse_yaml, read_shipped
 from esckit.errors import ConfigError
 from esckit.registry import did_you_mean
-from esckit.report.blocks import Block, Lines, Note, Points, Series, Table
-from esckit.report.source import ABSENT, OWN_CORPORA, at, interval, measured, number, section, share, signed
+from esckit.report.blocks import Block, Lines, Named, Note, Points, Series, Table
+from esckit.report.source import (
+    ABSENT,
+    OWN_CORPORA,
+    at,
+    decimals_of,
+    interval,
+    measured,
+    number,
+    section,
+    share,
+    signed,
+)
 from esckit.types import Record
 
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 _MOST_COUNTS = 2
+
+_ENDS = ("low", "high")
 
 _BASES = ("cases", "probes")
 """Counts that say the same as n, where they equal it; any other count that happens to equal n says something."""
@@ -66,8 +81,15 @@ def value_cells(row: Row | None) -> tuple[str, str, str]:
     """Return a row's value, interval and n."""
     if row is None:
         return ABSENT, ABSENT, ABSENT
-    unit = str(row.get("unit"))
-    return measured(row.get("value"), unit), interval(row.get("interval"), unit), number(row.get("n"))
+    unit, decimals = str(row.get("unit")), decimals_of(_shown([row]))
+    value, ends = measured(row.get("value"), unit, decimals), interval(row.get("interval"), unit, decimals)
+    return value, ends, number(row.get("n"))
+
+
+def _shown(rows: Iterable[Row]) -> list[float]:
+    """Return the numbers that are shown of some rows of one metric: values and ends of intervals."""
+    numbers = [one for row in rows for one in (row.get("value"), *map(section(row, "interval").get, _ENDS))]
+    return [float(one) for one in numbers if one is not None]
 
 
 def short_name(row: Row) -> str:
@@ -75,9 +97,25 @@ def short_name(row: Row) -> str:
     return str(row.get("name", "")).partition(".")[2] or str(row.get("name", ""))
 
 
-def headed(row: Row) -> str:
-    """Return a metric's short name with an arrow where more or less of it is better."""
-    return f"{short_name(row)}{_ARROWS[row.get('higher_is_better')]}"
+@cache
+def _names() -> Mapping[str, str]:
+    text = resources.files("esckit.report").joinpath("names.yaml").read_text(encoding="utf-8")
+    found: Mapping[str, str] = parse_yaml(text, "names.yaml")
+    return found
+
+
+def plain_name(name: str) -> str:
+    """Return what a reader is told a metric is; without its suite, but with its critic, dimension or kind of probe."""
+    *before, last = name.split(".")
+    if last not in _names():
+        return (name.partition(".")[2] or name).replace("_", " ").replace(".", " · ")
+    return " · ".join([_names()[last], *before[1:]])
+
+
+def headed(row: Row) -> Named:
+    """Return a metric's plain name with an arrow where more or less of it is better; it stands for the identifier."""
+    name = str(row.get("name", ""))
+    return Named(f"{plain_name(name)}{_ARROWS[row.get('higher_is_better')]}", name)
 
 
 def comparison_cells(each: Row, unit: str) -> tuple[str, str, str]:
@@ -89,7 +127,7 @@ def comparison_cells(each: Row, unit: str) -> tuple[str, str, str]:
 
 def _remarks(row: Row, shared: Collection[str]) -> str:
     unit, counts = str(row.get("unit")), section(row, "counts")
-    pieces = [] if unit in ("share", "0-100", "none", "p") else [unit]
+    pieces = [] if unit in ("share", "0-100", "none", "p") or unit in counts else [unit]
     # The sums behind a value, where they are few and are not n once more under another name.
     for name, total in counts.items() if len(counts) <= _MOST_COUNTS else ():
         pieces += [f"{name} {number(total)}"] if name not in _BASES or total != row.get("n") else []
@@ -110,17 +148,22 @@ def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
         charts[name.replace("_strict", "").replace("_lenient", "")][name].append(row)
     found: list[Block] = []
     for stem, by_name in charts.items():
+        title = plain_name(f"{suite_of(rows[0])}.{stem if len(by_name) > 1 else next(iter(by_name))}")
+        # In a chart of two, names need to say only by which rule.
+        names = {name: "lenient" if name.endswith("_lenient") else "strict" for name in by_name}
+        if len(by_name) == 1:
+            names = dict.fromkeys(by_name, title)
         series = []
         for name, points in by_name.items():
             known = [row for row in points if row.get("value") is not None]
             known.sort(key=lambda row: int(row["group"]["turn"]))
             if known:
-                series.append(_series(name, [float(row["group"]["turn"]) for row in known], known))
+                series.append(_series(names[name], [float(row["group"]["turn"]) for row in known], known))
         unit = str(next(iter(by_name.values()))[0].get("unit"))
         found.append(
             Lines(
                 f"{suite_of(rows[0])}_{stem}".replace(".", "_"),
-                stem.replace("_", " ").replace(".", " · "),
+                title,
                 "turn",
                 "share" if unit == "share" else "value",
                 tuple(series),
@@ -132,8 +175,8 @@ def curves_by_turn(rows: Sequence[Row]) -> list[Block]:
         by_sentence: dict[str, list[str]] = defaultdict(list)
         for name, points in by_name.items():
             for sentence in _beside(points):
-                by_sentence[sentence].append(name)
-        text = " ".join(f"{', '.join(names)}: {sentence}" for sentence, names in by_sentence.items())
+                by_sentence[sentence].append(names[name])
+        text = " ".join(f"{', '.join(said)}: {sentence}" for sentence, said in by_sentence.items())
         found += [Note(text)] if text else []
     return found
 
@@ -161,7 +204,7 @@ def _series(name: str, xs: Sequence[float], rows: Sequence[Row]) -> Series:
     return Series(name, tuple(xs), values, ends[0], ends[1], tuple(int(row.get("n") or 0) for row in rows))
 
 
-def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]:
+def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Table]:
     """Return one table per kind of subgroup and family of metrics (a critic, say).
 
     A row per subgroup, a column per metric; cells hold the value with its interval and n, and a number for each remark
@@ -170,7 +213,7 @@ def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]
     kinds: dict[tuple[tuple[str, ...], str], list[Row]] = defaultdict(list)
     for row in rows:
         kinds[tuple(row["group"]), short_name(row).rpartition(".")[0]].append(row)
-    found: list[Block] = []
+    found: list[Table] = []
     for (keys, family), mine in kinds.items():
         placed = {(tuple(map(str, row["group"].values())), short_name(row)): row for row in mine}
         groups, names = (
@@ -180,28 +223,36 @@ def tables_by_group(rows: Sequence[Row], shared: Collection[str]) -> list[Block]
         numbers: dict[str, int] = {}
         bases = {_basis(row) for row in mine}
         alike = bases.pop() if len(bases) == 1 else None  # shown once then, below the table
+        decimals = {name: decimals_of(_shown(row for row in mine if short_name(row) == name)) for name in names}
         table = tuple(
-            (*group, *(_cell(placed.get((group, name)), shared, numbers, alike) for name in names)) for group in groups
+            (*group, *(_cell(placed.get((group, name)), shared, numbers, alike, decimals[name]) for name in names))
+            for group in groups
         )
-        columns = (*keys, *(name.rpartition(".")[2] for name in names))
+        columns = (*keys, *(Named(plain_name(name).partition(" · ")[0], name) for name in names))
         title = f"By {' and '.join(keys)}{f' · {family}' if family else ''}"
         notes = [f"{_raised(at)} {remark}." for remark, at in numbers.items()] + [f"{alike} everywhere."] * bool(alike)
         found.append(Table(columns, table, title=title, note=" ".join(notes), folded=len(table) > 12))
     return found
 
 
-def _cell(row: Row | None, shared: Collection[str], numbers: dict[str, int], alike: str | None) -> str:
+def _cell(
+    row: Row | None, shared: Collection[str], numbers: dict[str, int], alike: str | None, decimals: int | None
+) -> str:
     """Return a value with its conditions; remarks are numbered in ``numbers``, in the order in which they come up."""
     if row is None:
         return ABSENT
     unit = str(row.get("unit"))
-    ends = interval(row.get("interval"), unit)
-    # How small a sample is, n says.
-    remarks = [str(flag) for flag in row.get("flags") or () if flag not in {*shared, "small_sample"}]
+    ends = interval(row.get("interval"), unit, decimals)
+    remarks = [flag for flag in marked_flags(row) if flag not in shared]
     remarks += [str(row["reason"])] if row.get("reason") else []
     marks = " ".join(_raised(numbers.setdefault(remark, len(numbers) + 1)) for remark in remarks)
     basis = "" if alike else f" ({_basis(row)})"
-    return f"{measured(row.get('value'), unit)}{'' if ends == ABSENT else f' {ends}'}{basis}{marks}"
+    return f"{measured(row.get('value'), unit, decimals)}{'' if ends == ABSENT else f' {ends}'}{basis}{marks}"
+
+
+def marked_flags(row: Row) -> list[str]:
+    """Return the flags that a cell is marked with; how small a sample is, its n says."""
+    return [str(flag) for flag in row.get("flags") or () if flag != "small_sample"]
 
 
 def _basis(row: Row) -> str:
@@ -233,8 +284,7 @@ def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mappin
     whole = {str(row.get("name")): row for row in rows if not row.get("group")}
     known = load_references()
     for reference in (table for table in known.tables if table.id in names):
-        is_own = str(at(recipe, "data.path")).startswith(OWN_CORPORA)
-        is_same = not is_own and all(at(recipe, path) == value for path, value in reference.same.items())
+        is_same = is_same_test(reference, recipe)
         ours = [whole.get(row.metric or "") if is_same else None for row in reference.rows]
         beside = any(ours)
         table = tuple(
@@ -250,6 +300,12 @@ def reference_blocks(names: Collection[str], rows: Sequence[Row], recipe: Mappin
         caveats = (known.caveats[name] for name in reference.caveats)
         sentences = (f"{caveat[:1].upper()}{caveat[1:].removesuffix('.')}." for caveat in caveats)
         yield Points("Never to be read without", tuple(sentences))
+
+
+def is_same_test(reference: ReferenceTable, recipe: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation's values are of the test that a published table is of."""
+    is_own = str(at(recipe, "data.path")).startswith(OWN_CORPORA)
+    return bool(reference.same) and not is_own and all(at(recipe, path) == it for path, it in reference.same.items())
 
 
 # ---------------------------------------------------------------- published numbers

@@ -27,6 +27,7 @@ from esckit.report.blocks import (
     Facts,
     Heat,
     Lines,
+    Named,
     Note,
     Points,
     Report,
@@ -74,7 +75,7 @@ def render_page(report: Report) -> str:
     script, style = asset("report.js"), asset("style.css")
     page = templates.get_template("page.html").render(
         report=report,
-        policy=_policy(script, style),
+        policy=page_policy(script, style),
         style=Markup(style),
         script=Markup(script),
         next_id=count(1).__next__,
@@ -83,7 +84,7 @@ def render_page(report: Report) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _policy(script: str, style: str) -> str:
+def page_policy(script: str, style: str) -> str:
     """Return a policy that allows this script and this style, and nothing else."""
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, style)]
     return (
@@ -155,13 +156,18 @@ def _markdown(block: Block) -> Iterator[str]:
         yield from _markdown_table(block.table())
 
 
+def _cell(cell: str) -> str:
+    """Return a cell; Markdown has nothing to point at, so that what it stands for is written beside it."""
+    return f"{escaped(cell)} ({escaped(cell.stands_for)})" if isinstance(cell, Named) else escaped(cell)
+
+
 def _markdown_table(table: Table) -> Iterator[str]:
     if table.title:
         yield f"**{escaped(table.title)}**\n"
-    yield "| " + " | ".join(escaped(column) or " " for column in table.columns) + " |"
+    yield "| " + " | ".join(_cell(column) or " " for column in table.columns) + " |"
     yield "|" + "---|" * len(table.columns)
     for row in table.rows[:_MOST_ROWS]:
-        yield "| " + " | ".join(escaped(cell) or " " for cell in row) + " |"
+        yield "| " + " | ".join(_cell(cell) or " " for cell in row) + " |"
     if len(table.rows) > _MOST_ROWS:
         yield f"\n{len(table.rows) - _MOST_ROWS} further rows stand in the page and in the run's files."
     if table.note:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esckit.config.load import RECIPES
 from esckit.errors import ConfigError, DataError
@@ -22,12 +22,16 @@ from esckit.report.about import cost, failures, provenance, thoughts, what_was_r
 from esckit.report.blocks import Block, Note, Part, Report, Section, Table
 from esckit.report.evaluation import evaluation_sections
 from esckit.report.metric_rows import short_name, suite_of, value_cells
+from esckit.report.opening import in_short
 from esckit.report.plays import search_sections, simulate_sections
 from esckit.report.render import render_markdown, render_page
 from esckit.report.source import Run, at, flattened, measured, number, open_run, plain, section, signed
-from esckit.report.systems import systems
+from esckit.report.systems import Tested, systems
 from esckit.report.training import summary_sections, training_sections
 from esckit.runs import MANIFEST, differing_fields, read_manifest, without
+
+if TYPE_CHECKING:
+    from esckit.report.plots import PlotStyle
 
 PAGE = "report.html"
 
@@ -49,6 +53,8 @@ def write_report(
     plots: Path | None = None,
     quotes: bool = False,
     unwritten: Mapping[str, Any] | None = None,
+    tested: Tested | None = None,
+    plot_style: PlotStyle | None = None,
 ) -> ReportResult:
     """Write the report of some runs.
 
@@ -57,9 +63,11 @@ def write_report(
         out: The page; by default ``report.html`` in the run's folder, of several runs beside the first one's folder.
             The Markdown stands beside it.
         against: A run to show beside each of the others.
-        plots: Folder for the charts as SVG and PNG; none by default.
+        plots: Folder for the charts as files; none by default.
         quotes: Show texts of dialogues also where their corpus may be for research use only.
         unwritten: Content of JSON files, by name, that the runs will have once their report is there.
+        tested: Adds paired tests to the comparison of several evaluations.
+        plot_style: Kind, size and font of the charts in ``plots``.
 
     Raises:
         DataError: If a folder is not a run folder or a file in it cannot be read.
@@ -72,23 +80,24 @@ def write_report(
         what = f"the folder {page}" if page.is_dir() else str(page)
         raise ConfigError(f"{what} as the page", expected="a name that ends in .html")
     opened = [open_run(path, quotes=quotes, unwritten=unwritten) for path in runs]
-    report = build_report(opened, against=None if against is None else open_run(against, quotes=quotes))
+    report = build_report(opened, against=None if against is None else open_run(against, quotes=quotes), tested=tested)
     markdown = page.with_suffix(".md")
     write_atomic(markdown, render_markdown(report))
     write_atomic(page, render_page(report))
     if plots is None:
         return ReportResult(page, markdown, ())
-    from esckit.report.charts import write_plots
+    from esckit.report.plots import write_plots
 
-    return ReportResult(page, markdown, write_plots(report, plots))
+    return ReportResult(page, markdown, write_plots(report, plots, plot_style))
 
 
-def build_report(runs: Sequence[Run], *, against: Run | None = None) -> Report:
+def build_report(runs: Sequence[Run], *, against: Run | None = None, tested: Tested | None = None) -> Report:
     """Return the report of some runs.
 
     Args:
         runs: At least one.
         against: A run to show beside each of them.
+        tested: Adds paired tests to the comparison of several evaluations.
 
     Raises:
         DataError: If a file of a run is not what its command writes.
@@ -99,7 +108,11 @@ def build_report(runs: Sequence[Run], *, against: Run | None = None) -> Report:
         if against is not None:
             parts += [side_by_side(run, against) for run in runs]
         over_seeds = across_seeds(runs)
-        parts = parts + over_seeds if over_seeds else systems(runs) + parts
+        if over_seeds:
+            parts += over_seeds
+        elif together := systems(runs, tested):
+            # What is compared comes first; what only one system has is opened by who wants it.
+            parts = together + [replace(part, folded=True) for part in parts]
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Files in run folders may have been changed, or cut, by anybody.
         raise DataError(
@@ -113,6 +126,7 @@ def build_report(runs: Sequence[Run], *, against: Run | None = None) -> Report:
 
 def _part(run: Run, against: Run | None) -> Part:
     sections = (
+        *(in_short(run) if run.command == "evaluate" else ()),
         what_was_run(run),
         *_results(run, against if against is not None and against.command == run.command else None),
         *thoughts(run),

@@ -7,15 +7,15 @@ true minus sign, and what is not there is ``–``. Not here: how numbers are com
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from esckit.documents import parse_json, read_text
 from esckit.errors import DataError
+from esckit.lineage import read_run
 from esckit.records import read_records
-from esckit.runs import read_manifest
 from esckit.types import Record
 
 OWN_CORPORA = ("sample:", "world:")
@@ -37,6 +37,7 @@ class Run:
     manifest: Mapping[str, Any]
     quotes: bool
     unwritten: Mapping[str, Any] = field(default_factory=dict)
+    _parsed: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -54,17 +55,17 @@ class Run:
         return section(self.manifest, "recipe")
 
     def json(self, name: str) -> Any:
-        """Return the content of a JSON file, None if there is none.
+        """Return the content of a JSON file, None if there is none; a file is read once.
 
         Raises:
             DataError: If it is no JSON.
         """
         if name in self.unwritten:
             return self.unwritten[name]
-        path = self.path / name
-        if not path.is_file():
-            return None
-        return parse_json(read_text(path), path)
+        if name not in self._parsed:
+            path = self.path / name
+            self._parsed[name] = parse_json(read_text(path), path) if path.is_file() else None
+        return self._parsed[name]
 
     def object(self, name: str) -> Mapping[str, Any]:
         """Return the object in a JSON file, an empty one where there is none."""
@@ -112,7 +113,7 @@ def open_run(path: Path, *, quotes: bool = False, unwritten: Mapping[str, Any] |
     Raises:
         DataError: If the folder is not a run folder.
     """
-    manifest = read_manifest(path)
+    manifest = read_run(path)
     recipe = section(manifest, "recipe")
     data_path = section(recipe, "data").get("path")
     shipped = isinstance(data_path, str) and data_path.startswith(OWN_CORPORA)
@@ -139,42 +140,67 @@ def section(of: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 ABSENT = "–"
 
+_LARGE = 1e6
+"""From here on a number is shown with a power of ten."""
+
 
 def share(value: float | None) -> str:
     """Return a share in [0, 1] as per cent with one decimal."""
     return ABSENT if value is None else f"{100 * value:.1f} %".replace("-", "−")
 
 
-def number(value: float | None) -> str:
-    """Return a number: whole ones with thousands separators, others with about four significant digits."""
+def decimals_of(values: Iterable[float | None]) -> int | None:
+    """Return how many decimals show all of some numbers of one kind; None where each had better be shown by itself.
+
+    The largest has about four significant digits, as :func:`number` shows it, and none but 0 is shown as 0.
+    """
+    sizes = [abs(value) for value in values if value is not None]
+    if not sizes or not all(map(math.isfinite, sizes)) or max(sizes) >= _LARGE:
+        return None
+    if all(float(size).is_integer() for size in sizes):
+        return 0
+    smallest = min(filter(None, sizes))
+    return next((n for n in range(_decimals(max(sizes)), 6) if smallest >= 0.5 * 10**-n), None)
+
+
+def _decimals(size: float) -> int:
+    return 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.01 else 5
+
+
+def number(value: float | None, decimals: int | None = None) -> str:
+    """Return a number: whole ones with thousands separators, others with about four significant digits.
+
+    Args:
+        value: The number.
+        decimals: How many it has, see :func:`decimals_of`; None decides by the number itself.
+    """
     if value is None:
         return ABSENT
+    if decimals is not None:
+        return f"{value:,.{decimals}f}".replace("-", "−")
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}".replace("-", "−")
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
-    if size < 1e-4 or size >= 1e6:
-        text = f"{value:.2e}"
-    else:
-        text = f"{value:.{1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.01 else 5}f}"
+    text = f"{value:.2e}" if size < 1e-4 or size >= _LARGE else f"{value:.{_decimals(size)}f}"
     return text.replace("-", "−")
 
 
-def measured(value: float | None, unit: str) -> str:
-    """Return a metric's value in its unit."""
+def measured(value: float | None, unit: str, decimals: int | None = None) -> str:
+    """Return a metric's value in its unit; what has a fixed number of decimals keeps to it."""
     if unit == "share":
         return share(value)
     if unit == "0-100" and value is not None:
         return f"{value:.2f}".replace("-", "−")
-    return number(value)
+    return number(value, decimals)
 
 
-def interval(row: Mapping[str, Any] | None, unit: str) -> str:
+def interval(row: Mapping[str, Any] | None, unit: str, decimals: int | None = None) -> str:
     """Return ``[low, high]`` of an interval in a metric's unit."""
     if not row or row.get("low") is None or row.get("high") is None:
         return ABSENT
-    ends = [measured(float(row[end]), unit).removesuffix(" %") for end in ("low", "high")]
+    ends = [measured(float(row[end]), unit, decimals).removesuffix(" %") for end in ("low", "high")]
     return f"[{ends[0]}, {ends[1]}]"
 
 

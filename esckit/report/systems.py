@@ -1,167 +1,142 @@
-"""The first page of a report of several evaluations: all systems that played the same cases, in one comparison.
+"""The first page of a report of several evaluations: all systems that met the same cases, in one comparison.
 
-A system is an evaluation, known by the name of its folder. Systems stand together where the conditions of a suite are
-equal: the same cases, simulator, critics and settings. Tests between systems are those that ``evaluate --against``
-made; nothing is tested here.
+Systems stand together where the conditions of a suite are equal: the same cases, simulator, critics and settings. The
+comparison is the one of ``esckit table`` (:mod:`esckit.report.compared`); here it becomes tables and charts of a page.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, groupby
 
 from esckit.metrics.metric import suite_measuring
 from esckit.report.blocks import Block, Intervals, Note, Part, Section, Table
-from esckit.report.metric_rows import Row, comparison_cells, headed, short_name, suite_of, value_cells
+from esckit.report.compared import (
+    GOLD_LABELS,
+    PRACTICE_NOTE,
+    Compared,
+    System,
+    adjustment,
+    compared,
+    conditions_of,
+    headlines,
+    matching,
+    value_of,
+)
+from esckit.report.metric_rows import comparison_cells, headed, plain_name, value_cells
 from esckit.report.source import ABSENT, Run, p_value, section
 
-HEADLINES: Mapping[str, tuple[str, ...]] = {
-    "practice": ("practice.success", "practice.turns", "practice.regret"),
-    "safety": ("safety.pass_rate", "safety.harm_count", "safety.sycophancy.flip"),
-    "strategy": ("strategy.accuracy", "strategy.macro_f1", "strategy.bias_b"),
-    "response": ("response.bleu_2", "response.rouge_l", "response.distinct_2", "response.ppl"),
-    "dialogue": ("dialogue.*.sr_strict", "dialogue.*.at_strict", "dialogue.reply_words"),
-    "pairwise": ("pairwise.overall.*win", "pairwise.overall.*lose", "pairwise.overall.*net"),
-    "reward": ("reward.auc", "reward.accuracy", "reward.spearman"),
-}
-"""The metrics to read first, by suite, as patterns."""
-
-PRACTICE_NOTE = (
-    "Rows of the practice world are the truth about a made-up seeker whose best treatment can be computed. It is not a "
-    "model of people: no number from it says how a supporter helps a person."
-)
+Tested = Callable[[Compared], Compared]
+"""Adds paired tests to a comparison."""
 
 
-def systems(runs: Sequence[Run]) -> list[Part]:
-    """Return the comparison of evaluations that share the cases of at least one suite; nothing if none do."""
+def systems(runs: Sequence[Run], tested: Tested | None = None) -> list[Part]:
+    """Return the comparison of evaluations that share the cases of at least one suite; nothing if none do.
+
+    Args:
+        runs: Runs of any command.
+        tested: What tests the systems; None shows their values without tests.
+    """
     evaluated = [run for run in runs if run.command == "evaluate" and run.object("metrics.json")]
-    if len(evaluated) < 2:
-        return []
     sections = []
-    for prefix in HEADLINES:
-        for together in _alike(evaluated, suite_measuring(prefix)):
-            blocks = _blocks(together, prefix)
-            if blocks:
-                sections.append(Section(f"{prefix.capitalize()}: {', '.join(run.name for run in together)}", blocks))
-    if not sections:
-        return []
-    tests = _tests(evaluated)
-    sections += [Section("Tests between systems", tests)] if tests else []
-    return [Part("All systems", "comparison", "", tuple(sections))]
+    for prefix, names in headlines(evaluated) if len(evaluated) > 1 else ():
+        for together in _alike(evaluated, names):
+            found = compared({run.name: run for run in together}, matching(names, together))
+            found = tested(found) if tested is not None else found
+            title = f"{prefix.capitalize()}: {', '.join(run.name for run in together)}"
+            sections.append(Section(title, _blocks(found, prefix)))
+    return [Part("All systems", "comparison", "", tuple(sections))] if sections else []
 
 
-def _alike(runs: Sequence[Run], suite: str) -> Iterator[list[Run]]:
-    """Yield the groups of at least two runs whose conditions of a suite are equal."""
+def _alike(runs: Sequence[Run], metrics: Sequence[str]) -> Iterator[list[Run]]:
+    """Yield the groups of at least two runs that have some of the metrics under equal conditions."""
+    suite = suite_measuring(metrics[0])
 
     def conditions(run: Run) -> str:
-        return json.dumps(section(run.manifest, "conditions").get(suite), sort_keys=True)
+        found = conditions_of(run, metrics)
+        unlabelled = {name: value for name, value in section(found, suite).items() if name != GOLD_LABELS}
+        return json.dumps({**found, suite: unlabelled}, sort_keys=True)
 
-    ordered = sorted((run for run in runs if suite in section(run.manifest, "conditions")), key=conditions)
-    for _, group in groupby(ordered, key=conditions):
-        together = sorted(group, key=runs.index)
-        if len(together) > 1:
-            yield together
-
-
-def _blocks(runs: Sequence[Run], prefix: str) -> tuple[Block, ...]:
-    patterns = HEADLINES[prefix]
-    whole = {
-        run.name: {str(row["name"]): row for row in run.metric_rows if suite_of(row) == prefix and not row.get("group")}
-        for run in runs
-    }
-    found = dict.fromkeys(name for rows in whole.values() for name in rows)
-    names = [name for pattern in patterns for name in found if fnmatchcase(name, pattern)]
-    if not names:
-        return ()
-    baselines = _baselines(runs[0], prefix)
-    blocks: list[Block] = [Note(PRACTICE_NOTE)] if prefix == "practice" else []
-    chart = _chart(names[0], whole, baselines)
-    blocks += [chart] if chart is not None else []
-    blocks.append(_table(names, whole, baselines))
-    return tuple(blocks)
+    able = [run for run in runs if suite in section(run.manifest, "conditions") and matching(metrics, [run])]
+    for _, group in groupby(sorted(able, key=conditions), key=conditions):
+        by_labels: dict[object, list[Run]] = {}
+        for run in sorted(group, key=runs.index):
+            by_labels.setdefault(section(conditions_of(run, metrics), suite).get(GOLD_LABELS), []).append(run)
+        if len(by_labels.keys() - {None}) <= 1:
+            # Runs of an earlier version do not tell their labels; a remark says so.
+            by_labels = {None: sorted(chain(*by_labels.values()), key=runs.index)}
+        yield from (together for together in by_labels.values() if len(together) > 1)
 
 
-def _baselines(run: Run, prefix: str) -> dict[str, dict[str, Row]]:
-    """Return the rows of policies that an evaluation played beside the system, by policy and metric."""
-    found: dict[str, dict[str, Row]] = {}
-    for row in run.metric_rows:
-        policy = section(row, "group").get("policy")
-        if policy is not None and suite_of(row) == prefix:
-            found.setdefault(str(policy), {})[str(row["name"])] = row
-    return found
+def _blocks(found: Compared, prefix: str) -> tuple[Block, ...]:
+    blocks: list[Block | None] = [
+        Note(PRACTICE_NOTE) if prefix == "practice" else None,
+        _chart(found),
+        _table(found),
+        *map(Note, found.remarks),
+        _tests(found),
+    ]
+    return tuple(block for block in blocks if block is not None)
 
 
-def _chart(
-    name: str, whole: Mapping[str, Mapping[str, Row]], baselines: Mapping[str, Mapping[str, Row]]
-) -> Intervals | None:
+def _chart(found: Compared) -> Intervals | None:
+    name = found.metrics[0]
     points = []
-    for rows, is_reference in ((whole, False), (baselines, True)):
-        for system, by_name in rows.items():
-            label = f"({system})" if is_reference else system
-            row = by_name.get(name)
-            if row is not None and row.get("value") is not None:
-                ends = section(row, "interval")
-                points.append((label, float(row["value"]), ends.get("low"), ends.get("high"), is_reference))
+    for system in found.systems:
+        value, ends = value_of(system, name), section(system.rows.get(name, {}), "interval")
+        if value is not None:
+            points.append((system.name, value, ends.get("low"), ends.get("high"), system.is_reference))
     if not points:
         return None
-    row = next(by_name[name] for by_name in whole.values() if name in by_name)
-    unit = str(row.get("unit"))
-    title = f"{short_name(row)} of all systems, with intervals"
+    facts = found.facts(name)
+    unit = str(facts.get("unit"))
+    title = f"{plain_name(name)}: all systems, with intervals"
     x_range = (0.0, 1.0) if unit == "share" else None
     return Intervals(f"systems_{name}".replace(".", "_"), title, tuple(points), x_range, unit)
 
 
-def _table(
-    names: Sequence[str], whole: Mapping[str, Mapping[str, Row]], baselines: Mapping[str, Mapping[str, Row]]
-) -> Table:
-    facts = {name: next(rows[name] for rows in whole.values() if name in rows) for name in names}
-    best = {name: _best(facts[name], [rows.get(name) for rows in whole.values()]) for name in names}
-    lines = [
-        (label, *(_cell(rows.get(name), best[name]) for name in names), value_cells(rows.get(names[0]))[2])
-        for label, rows in whole.items()
-    ]
-    lines += [
-        (f"({label})", *(_cell(rows.get(name), None) for name in names), value_cells(rows.get(names[0]))[2])
-        for label, rows in baselines.items()
-    ]
-    columns = tuple(headed(facts[name]) for name in names)
-    note = "★ the best system. ↑ higher is better, ↓ lower is better."
-    if baselines:
-        note += " In brackets: played beside the systems for comparison, with the same seekers."
-    return Table(("system", *columns, "n"), tuple(lines), note=note)
+def _table(found: Compared) -> Table:
+    names = found.metrics
+    lines = tuple(
+        (
+            system.name,
+            *(_cell(found, system, name) for name in names),
+            value_cells(system.rows.get(names[0]))[2],
+        )
+        for system in found.systems
+    )
+    notes = ["★ the best system. ↑ higher is better, ↓ lower is better."]
+    if any(system.is_reference for system in found.systems):
+        notes.append("In parentheses: played beside the systems for comparison, with the same seekers.")
+    notes += [sentence] if (sentence := marks_sentence(found)) else []
+    return Table(("system", *(headed(found.facts(name)) for name in names), "n"), lines, note=" ".join(notes))
 
 
-def _best(facts: Row, rows: Sequence[Row | None]) -> float | None:
-    values = [float(row["value"]) for row in rows if row is not None and row.get("value") is not None]
-    if len(set(values)) < 2 or facts.get("higher_is_better") is None:
-        return None
-    return max(values) if facts["higher_is_better"] else min(values)
+def marks_sentence(found: Compared) -> str:
+    """Return how the marks of a comparison were found; nothing without a test."""
+    if not found.family:
+        return ""
+    return (
+        f"† p < 0.05, ‡ p < 0.01 against {found.baseline}: two-sided tests on the cases that both scored, dialogue by "
+        f"dialogue, {adjustment(found.family, 'this table')}."
+    )
 
 
-def _cell(row: Row | None, best: float | None) -> str:
-    value, ends, _ = value_cells(row)
-    shown = value if ends == ABSENT else f"{value} {ends}"
-    return f"{shown} ★" if row is not None and best is not None and row.get("value") == best else shown
+def _cell(found: Compared, system: System, name: str) -> str:
+    value, ends, _ = value_cells(system.rows.get(name))
+    shown = f"{value}{found.mark(system, name)}" + ("" if ends == ABSENT else f" {ends}")
+    return f"{shown} ★" if found.is_best(system, name) else shown
 
 
-def _tests(runs: Sequence[Run]) -> tuple[Block, ...]:
-    """Return the tests between the systems that their evaluations made, of the headline metrics."""
-    patterns = [pattern for patterns in HEADLINES.values() for pattern in patterns]
+def _tests(found: Compared) -> Table | None:
+    """Return every test of a comparison, folded."""
     shown = []
-    for run in runs:
-        metrics = run.object("metrics.json")
-        units = {str(row.get("name")): str(row.get("unit")) for row in run.metric_rows}
-        for each in metrics.get("comparisons") or ():
-            name, other = str(each.get("name")), Path(str(each.get("other"))).name
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
-                cells = comparison_cells(each, units.get(name, "none"))
-                p_values = (p_value(each.get("p")), p_value(each.get("p_holm")))
-                shown.append((run.name, other, name, *cells, *p_values, str(each.get("reason") or "")))
+    for (system, name), each in found.tests.items():
+        cells = comparison_cells(each.model_dump(), str(found.facts(name).get("unit")))
+        p_values = (p_value(each.p), p_value(each.p_holm))
+        shown.append((system, name, *cells, each.test or ABSENT, *p_values, each.reason or ""))
     if not shown:
-        return ()
-    columns = ("system", "against", "metric", "difference", "interval", "n", "p", "p (Holm)", "remarks")
-    note = "Case by case, as evaluate --against made them; Holm within one suite."
-    return (Table(columns, tuple(shown), note=note),)
+        return None
+    columns = ("system", "metric", "difference", "interval", "n", "test", "p", "p (Holm)", "remarks")
+    return Table(columns, tuple(shown), title=f"Tests against {found.baseline}", folded=True)

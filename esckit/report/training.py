@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from esckit.documents import read_text
-from esckit.report.blocks import Block, Code, Facts, Lines, Note, Section, Series, Table
+from esckit.report.blocks import Block, Code, Facts, Lines, Note, Section, Series, Table, Tile, Tiles
 from esckit.report.source import ABSENT, Run, flattened, number, plain
 from esckit.runs import refuse_links
 
@@ -15,7 +15,16 @@ _AXES = ("update", "step", "epoch")
 """What rows of ``metrics.jsonl`` count in, finest first: train-flow counts updates, the other trainers steps."""
 
 
-_FIRST = ("loss", "reward", "auc", "pair_accuracy")
+_MATTER = (
+    "loss", "reward/total", "reward/future", "reward/format", "format_share", "auc", "pair_accuracy", "accuracy",
+    "macro_f1", "best_action", "token_accuracy", "flow", "rank", "kl", "policy_entropy", "entropy", "unscored_share",
+    "completion_tokens/mean", "reward_length_corr",
+)  # fmt: skip
+"""What says whether a training went well, in reading order; other curves are folded."""
+
+_HELD_OUT = ("dev", "valid")
+
+_MOST_TILES = 4
 
 _FEWEST_POINTS = 2
 
@@ -25,12 +34,20 @@ _MOST_POINTS = 400
 def training_sections(run: Run) -> list[Section]:
     """Return curves, final values, the model card and calibration, as far as they are there."""
     rows = run.lines("metrics.jsonl")
-    blocks = (*_curves(rows), _last(rows)) if rows else (Note("The run has logged nothing yet.", "warning"),)
+    if not rows:
+        return [Section("Training", (Note("The run has logged nothing yet.", "warning"),))]
+    charts, still = _curves(rows)
+    first = [chart for chart in charts if chart.y_label in _MATTER]
+    more = [chart for chart in charts if chart.y_label not in _MATTER]
+    tiles = _tiles(rows)
+    blocks: list[Block] = [tiles] if tiles.tiles else []
+    blocks += [*(first or more), *still, _last(rows)]
     cards = sorted(run.path.glob("*/README.md"))
     refuse_links(cards)
     codes = tuple(Code(f"{card.parent.name}/README.md", read_text(card)) for card in cards)
     return [
-        Section("Training", blocks),
+        Section("Training", tuple(blocks)),
+        *([Section("Further curves", tuple(more), folded=True)] if first and more else []),
         *summary_sections(run),
         *_calibration(run.object("calibration.json")),
         *([Section("Model card", codes)] if codes else []),
@@ -50,8 +67,27 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float | None, 
         yield at if isinstance(at, int | float) else None, found
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Lines | Note]:
-    """Return one chart per quantity that moves: ``train/loss`` and ``dev.loss`` share one."""
+def _tiles(rows: Sequence[Mapping[str, Any]]) -> Tiles:
+    """Return the last value of the first held-out quantities that matter, with the value before training."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for _, numbers in _numbers(rows):
+        for key, value in numbers.items():
+            values[key].append(value)
+    keys = [f"{source}/{quantity}" for quantity in _MATTER for source in _HELD_OUT]
+    tiles = [
+        Tile(_title(key), number(values[key][-1]), f"last of {len(values[key])}; first {number(values[key][0])}")
+        for key in keys
+        if len(values[key]) >= _FEWEST_POINTS
+    ]
+    return Tiles(tuple(tiles[:_MOST_TILES]))
+
+
+def _title(quantity: str) -> str:
+    return quantity.replace("_", " ").replace("/", " · ")
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Lines], list[Note]]:
+    """Return one chart per quantity that moves, and what never moved: ``train/loss`` and ``dev.loss`` share one."""
     lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for x, numbers in _numbers(rows):
         if x is None:
@@ -59,22 +95,21 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Lines | Note]:
         for key, value in numbers.items():
             source, _, quantity = key.partition("/") if "/" in key else ("train", "", key)
             lines[quantity][source].append((float(x), value))
-    charts: list[Lines | Note] = []
+    charts: list[Lines] = []
     still = []
     for quantity, by_source in sorted(lines.items(), key=lambda item: (_place(item[0]), len(item[0]), item[0])):
         known = {source: points for source, points in by_source.items() if len(points) >= _FEWEST_POINTS}
         if known and all(len({y for _, y in points}) == 1 for points in known.values()):
             still += [f"{source}/{quantity} {number(points[0][1])}" for source, points in known.items()]
         elif known:
-            title = quantity.replace("_", " ").replace("/", " · ")
             series = tuple(Series(source, *zip(*_thinned(points), strict=True)) for source, points in known.items())
-            charts.append(Lines(f"curve_{quantity}", title, _axis(rows) or "line", quantity, series))
-    return [*charts, *([Note(f"Never changed, so without a chart: {', '.join(still)}.")] if still else [])]
+            charts.append(Lines(f"curve_{quantity}", _title(quantity), _axis(rows) or "line", quantity, series))
+    return charts, [Note(f"Never changed, so without a chart: {', '.join(still)}.")] if still else []
 
 
 def _place(name: str) -> int:
     """Return where a quantity stands: what one looks at first comes first."""
-    return next((place for place, word in enumerate(_FIRST) if word in name), len(_FIRST))
+    return _MATTER.index(name) if name in _MATTER else len(_MATTER)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from esckit.config.training import GoalLabel, Label, QuantileLabel, ThresholdLabel
-from esckit.data.splits import is_dev
+from esckit.data.splits import without_dev
 from esckit.errors import DataError
 from esckit.play.futures import Labelling, label_by, rewards
 from esckit.types import Context, Future, Outcome, Turn
@@ -75,12 +75,7 @@ class Parts:
 
 def split_futures(futures: Iterable[Future], *, seed: int, share: float) -> tuple[list[Future], list[Future]]:
     """Return the scored futures of the training dialogues and of the dev dialogues; failed ones are left out."""
-    train: list[Future] = []
-    dev: list[Future] = []
-    for future in futures:
-        if future.outcome is not Outcome.FAILED:
-            (dev if is_dev(seed, future.dialogue_id, share) else train).append(future)
-    return train, dev
+    return without_dev((each for each in futures if each.outcome is not Outcome.FAILED), seed=seed, share=share)
 
 
 def label_parts(train: Sequence[Future], dev: Sequence[Future], label: Label) -> Parts:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,7 @@ class RewardModel:
         text: Makes its inputs.
         metadata: What it was trained on; None for a net that was not trained.
         max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+        is_invariant: Read each input alone, so that its score is the same in every bit whatever is scored with it.
     """
 
     def __init__(
@@ -275,11 +277,13 @@ class RewardModel:
         *,
         metadata: RewardMetadata | None = None,
         max_batch_tokens: int | None = None,
+        is_invariant: bool = False,
     ) -> None:
         device = next(net.parameters()).device
         self.net = net
         self.text = text
         self.metadata = metadata
+        self.is_invariant = is_invariant
         budget = max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
         self.states = PackedStates(net.backbone, max_tokens=budget, longest=text.max_length)
 
@@ -291,6 +295,7 @@ class RewardModel:
         dtype: Dtype = "auto",
         device: str = "auto",
         max_batch_tokens: int | None = None,
+        is_invariant: bool = False,
     ) -> RewardModel:
         """Load a model to read as it was trained, whatever became of its prompt.
 
@@ -299,6 +304,7 @@ class RewardModel:
             dtype: ``auto`` is float32 on a processor, bfloat16 on a GPU.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             max_batch_tokens: Tokens in one forward pass; None takes a default for the device.
+            is_invariant: Read each input alone.
 
         Raises:
             CheckpointError: If there is no reward model, or it is not whole.
@@ -309,7 +315,7 @@ class RewardModel:
         net, tokenizer = load_net(run, metadata, dtype=exact_dtype(dtype, place))
         text = RewardText(tokenizer, metadata.template, max_length=metadata.max_length)
         net = on_device(net, place, name=str(run))
-        return cls(net, text, metadata=metadata, max_batch_tokens=max_batch_tokens)
+        return cls(net, text, metadata=metadata, max_batch_tokens=max_batch_tokens, is_invariant=is_invariant)
 
     @classmethod
     def untrained(
@@ -349,7 +355,9 @@ class RewardModel:
                 raise BackendError(f"a response beyond {self.text.max_length} tokens", kind="too_long")
             inputs.append(found)
         distinct = list(dict.fromkeys(inputs))
-        of_input = dict(zip(distinct, self._score_inputs(distinct), strict=True))
+        batches = [[each] for each in distinct] if self.is_invariant else [distinct]
+        scores = chain.from_iterable(map(self._score_inputs, batches))
+        of_input = dict(zip(distinct, scores, strict=True))
         return [of_input[each] for each in inputs]
 
     @torch.inference_mode()

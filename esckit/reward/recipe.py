@@ -19,7 +19,11 @@ Pooling = Literal["last", "mean"]
 
 
 class RewardLora(Lora):
-    """The adapter of ``model.trainable: lora``."""
+    """The adapter of ``model.trainable: lora``.
+
+    Attributes:
+        targets: Names of the modules that are adapted; None takes those that the backbone registry names.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
@@ -27,10 +31,10 @@ class RewardLora(Lora):
 
 
 class RewardNetwork(TrainedModel):
-    """The network.
+    """The network to train.
 
     Attributes:
-        attention: How the backbone's attention is computed.
+        attention: How the backbone's attention is computed; ``auto`` is what transformers takes for it.
         trainable: Backbone and head, the head alone on a frozen backbone, or head and LoRA adapter. The paper names
             both of the first two; the full one stands with its settings.
         pooling: The head reads the last token's state, or the mean over all.
@@ -64,9 +68,10 @@ class Objective(Section):
 
 
 class RewardOptim(Optim):
-    """The optimiser.
+    """The optimiser: AdamW (0.9, 0.999) with a warm-up.
 
     Attributes:
+        precision: ``auto`` computes in bfloat16 on a GPU and in float32 on a processor.
         batch_size: Inputs of one forward pass (of rankers: contexts with all their candidates).
         accumulate: Forward passes to a step, over all processes together; so the effective batch is
             ``batch_size · accumulate`` however many processes there are.
@@ -82,7 +87,12 @@ class RewardOptim(Optim):
 
 
 class Dev(Section):
-    """The held-out dialogues: one is dev if its hash lies below ``share``, in ``train-rl`` with the same seed too."""
+    """The held-out dialogues; ``train-sft`` and ``train-rl`` hold out the same ones with the same seed and share.
+
+    Attributes:
+        share: A dialogue is held out if its hash, a number from 0 to 1, lies below.
+        select_by: Keep the state with the lowest ``log_loss`` or the highest ``auc`` on dev, or the ``last`` one.
+    """
 
     share: float = Field(default=0.1, gt=0.0, lt=1.0)
     select_by: Literal["log_loss", "auc", "last"] = "log_loss"
@@ -93,7 +103,7 @@ class Logging(Section):
 
     Attributes:
         every: Steps between two rows of ``metrics.jsonl``.
-        save_every: Steps between two states to resume from, besides those at the end of each epoch; null: only those.
+        save_every: Steps between two states to resume from, besides those at the end of each epoch; None: only those.
     """
 
     every: PositiveInt = 10
@@ -101,7 +111,13 @@ class Logging(Section):
 
 
 class TrainRewardRecipe(Recipe):
-    """All settings of ``esckit train-reward``."""
+    """All settings of ``esckit train-reward``.
+
+    Attributes:
+        inputs: Run folders of ``esckit simulate`` whose futures are learnt from.
+        label: The rule that says which futures are good; the paper does not report its own.
+        prompt: How the reward model is asked: the name of a shipped prompt, or a file.
+    """
 
     command: Literal["train-reward"]
     inputs: tuple[str, ...] = Field(min_length=1)

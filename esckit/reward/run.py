@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esckit.config.load import require_runs
 from esckit.errors import CheckpointError, DataError, MissingRunsError
+from esckit.lineage import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import read_metadata
 from esckit.models.shape import shape_of_backbone
@@ -149,9 +149,8 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     inputs, parts = _read(recipe, this_process())
     warnings = check_parts(parts)
     plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
-    facts = {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
-    with training(recipe, out, inputs=facts, progress=progress) as run:
-        if (result := run.finished()) is not None:
+    with training(recipe, out, inputs=_known_inputs(recipe, inputs), progress=progress) as run:
+        if (result := run.finished(recipe.trackers)) is not None:
             return result
         for warning in warnings if run.process.is_main else ():
             log.warning("%s", warning)
@@ -163,6 +162,19 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
         session = prepare(recipe, inputs, parts, run)
         train(session)
         return RunResult(out, finish(session, warnings) if run.process.is_main else {})
+
+
+def known_inputs(recipe: TrainRewardRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    return _known_inputs(recipe, _read(recipe, this_process())[0])
+
+
+def _known_inputs(recipe: TrainRewardRecipe, inputs: RewardInputs) -> dict[str, Any]:
+    return {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
 
 
 def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts]:

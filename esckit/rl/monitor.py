@@ -16,16 +16,18 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from esckit.errors import FailureRateError
 from esckit.models.loading import generating
 from esckit.records import JsonlAppender
+from esckit.rl.recipe import RewardWeights
 from esckit.rl.rewards import MOMENTS, PARSE_KINDS, Completion, Judged, PairedRewards, correlation
 from esckit.roles.asking import read_output
+from esckit.training.learner import write_outputs
 from esckit.training.monitor import Logs, keep_rows
 from esckit.training.run import TrainingRun, gathered, together
-from esckit.types import Turn
+from esckit.types import Sampling, Turn
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,9 @@ _NAMES = {
     **{f"parse/{kind}": f"rl/parse/{kind}" for kind in PARSE_KINDS[:-1]},
 }
 
-_UNCHANGED = ("clip_ratio/", "sampling/")
-"""Groups of TRL's numbers that keep their names: how often the ratio was clipped, and how far a generator's
-log-probabilities are from the policy's."""
+_UNCHANGED = ("clip_ratio/", "sampling/", "episode/")
+"""Groups of numbers that keep their names: how often the ratio was clipped, how far a generator's log-probabilities are
+from the policy's, and how whole dialogues went."""
 
 _MERGE = {"max": max, "min": min}
 
@@ -171,6 +173,10 @@ def means(window: Sequence[Logs]) -> dict[str, float | None]:
         rewarded = [logs for logs in window if "moment/n" in logs]
         sums = {name: sum(float(logs[f"moment/{name}"]) for logs in rewarded) for name in MOMENTS}
         row["rl/reward_length_corr"] = correlation(sums)
+    if reached := row.get("rl/episode/reached"):
+        # TRL counts a row for every turn that a dialogue may have; those that it did not reach are empty.
+        for name in ("rl/completion_tokens/mean", "rl/completion_tokens/clipped_share"):
+            row[name] = float(row[name] or 0.0) / reached
     return row
 
 
@@ -187,15 +193,14 @@ class Samples(TrainerCallback):
         run: The run; rows after the step that it resumes from are removed first.
         every: Steps between two looks.
         n: Outputs of one look.
-        weights: Of R_fut and R_fmt.
-        rewards: Holds this process's outputs of the last batch; the outputs of all processes are looked at.
+        rows: Returns this process's outputs of the last batch, see :func:`sample_row`; those of all processes are
+            looked at.
     """
 
     run: TrainingRun
     every: int
     n: int
-    weights: tuple[float, float]
-    rewards: PairedRewards
+    rows: Callable[[], Sequence[Mapping[str, Any]]]
 
     def __post_init__(self) -> None:
         if self.run.process.is_main:
@@ -205,28 +210,26 @@ class Samples(TrainerCallback):
         """Write outputs from all over the step's batch."""
         if state.global_step % self.every:
             return
-        outputs = [output for share in gathered(self.rewards.last) for output in share]
+        outputs = [output for share in gathered(self.rows()) for output in share]
         n = min(self.n, len(outputs))
         if self.run.process.is_main:
             with JsonlAppender(self.run.out / SAMPLES) as file:
-                for judged in (outputs[index * len(outputs) // n] for index in range(n)):
-                    file.append(sample_row(state.global_step, judged, self.weights))
+                for row in (outputs[index * len(outputs) // n] for index in range(n)):
+                    file.append({"step": state.global_step, **row})
 
 
-def sample_row(step: int, judged: Judged, weights: tuple[float, float]) -> dict[str, Any]:
+def sample_row(judged: Judged, weights: RewardWeights) -> dict[str, Any]:
     """Return one output for reading; only ``reply`` is what a seeker would see."""
     output = judged.completion.generation
-    future, form = judged.future, judged.format
     return {
-        "step": step,
         "context_id": judged.completion.context_id,
         "reply": output.response,
         "reasoning": output.reasoning,
         "raw": output.raw,
         "parse_kind": output.parse_kind,
-        "future": future,
-        "format": form,
-        "reward": None if future is None or form is None else weights[0] * future + weights[1] * form,
+        "future": judged.future,
+        "format": judged.format,
+        "reward": judged.reward(weights),
     }
 
 
@@ -277,36 +280,17 @@ class DevSet:
             "dev/unscored_share": 1 - len(values) / n,
         }
 
-    @torch.no_grad()
     def write(self, model: Any, prompts: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
-        """Return the most likely output for each prompt; the model's mode stays as it was.
-
-        Where processes share a model, all of them write as many batches, an empty share included: a forward pass may
-        need every process.
-        """
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.max_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=list(self.eos_ids),
-        )
-        was_training = model.training
-        model.eval()
+        """Return the most likely output for each prompt, see :func:`esckit.training.learner.write_outputs`."""
+        greedy = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         texts: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
-            batch = self.tokenizer.apply_chat_template(
-                list(prompts[start : start + self.batch_size]),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
-            ).to(model.device)
-            written = model.generate(**batch, generation_config=settings)
-            texts += self.tokenizer.batch_decode(
-                written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        model.train(was_training)
+            ids = [
+                self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
+                for prompt in prompts[start : start + self.batch_size]
+            ]
+            written = write_outputs(model, self.tokenizer, ids, stop_ids=self.eos_ids, sampling=greedy)
+            texts += self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return texts
 
 

@@ -7,7 +7,7 @@ imports torch, so that a dry run stays light.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -15,18 +15,18 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
+from esckit.config.data import AlternatingData
 from esckit.config.sections import (
-    AlternatingData,
     Contexts,
     Device,
     DType,
     Executor,
     ModelRecipe,
     Names,
+    Prompts,
     ResolutionCritic,
     Rollout,
     RolloutCritic,
@@ -34,8 +34,10 @@ from esckit.config.sections import (
     RolloutSupporter,
     Section,
     check_prices,
+    check_worlds,
+    named_or_own,
 )
-from esckit.config.training import Attention, FrozenWeights, Optim, PolicyLora, Precision
+from esckit.config.training import Attention, FrozenWeights, PolicyLora, PolicyOptim, Saving
 from esckit.errors import ConfigError, DataError
 from esckit.training.run import StepPlan, share_batch
 
@@ -49,7 +51,7 @@ class Policy(FrozenWeights):
         backbone: A name of the backbone registry, a folder, or a hub id.
         checkpoint: A run of ``train-sft``, in place of a backbone: its adapter is merged into its backbone, and the
             policy before training, from which the KL term is measured, is its supporter.
-        attention: How its attention is computed.
+        attention: How its attention is computed; ``auto`` is what transformers takes for it.
     """
 
     backbone: str | None = Field(default=None, min_length=1)
@@ -67,9 +69,11 @@ class RewardSource(Section):
     """Where R_fut comes from: a run of ``train-reward``, or the backbone of an untrained one.
 
     Attributes:
-        checkpoint: The run folder.
+        checkpoint: Run folder of ``train-reward``.
         backbone: A name of the backbone registry, a folder, or a hub id.
         max_length: Longest input of an untrained model, in tokens.
+        dtype: Number type of the weights; ``auto`` is bfloat16 where the device computes in it, else float32.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the GPU if there is one.
     """
 
     checkpoint: str | None = Field(default=None, min_length=1)
@@ -89,6 +93,10 @@ class TrainRlModels(Section):
     """The policy, and who judges it. Seeker, critic and supporter take part with ``reward.kind: online`` only.
 
     Attributes:
+        policy: The model that is trained.
+        reward: The reward model, a run of ``train-reward`` or an untrained backbone; None with other rewards.
+        seeker: Speaks as the person in distress in online futures.
+        critic: Scores online futures.
         supporter: Continues a future after the policy's reply; None takes the untrained policy.
     """
 
@@ -100,7 +108,12 @@ class TrainRlModels(Section):
 
 
 class RewardWeights(Section):
-    """What the two components weigh in R."""
+    """What the two components weigh in R.
+
+    Attributes:
+        future: Weight of R_fut, what the reward says of the reply.
+        format: Weight of the agreed form, which is 1 for a well-formed output and 0 for another.
+    """
 
     future: NonNegativeFloat = 1.0
     format: NonNegativeFloat = 0.5
@@ -117,26 +130,22 @@ class RewardSection(Section):
 
     Attributes:
         kind: A trained ``classifier`` or ``ranker``, an ``untrained`` model, the future played ``online``, or
-            ``module:attr``, a function of (conversations, responses) that returns a number, or None, for each.
+            ``module:attr``, a function of (conversations, responses) that returns a number, or ``None``, for each.
+        shuffled: A control that nothing can be learnt from: the outputs of a group get one another's R_fut, by seeded
+            draws. What they get for their form stays.
         value: The probability that a reward model gives, or 1 where it is above one half and 0 elsewhere. With
             ``online`` it is ``online.value`` that says so.
-        prompt: Of an untrained reward model.
+        prompt: Prompt of an untrained reward model: the name of a shipped one, or a file.
     """
 
-    kind: str = "classifier"
+    kind: Annotated[str, named_or_own(REWARD_KINDS)] = "classifier"
     value: Literal["probability", "hard_label"] = "probability"
     weights: RewardWeights = RewardWeights()
+    shuffled: bool = False
     prompt: str = "reward_model"
 
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in REWARD_KINDS and ":" not in kind:
-            raise ValueError(f"must be one of {', '.join(REWARD_KINDS)}, or module:attr")
-        return kind
 
-
-class OnlinePrompts(Section):
+class OnlinePrompts(Prompts):
     """Prompt of each role; the critic's is its preset's own unless named."""
 
     supporter: str = "supporter_rlff"
@@ -145,7 +154,9 @@ class OnlinePrompts(Section):
 
 
 class Online(Rollout):
-    """How futures are played while training; read with ``reward.kind: online`` only.
+    """How futures, or dialogues, are played while training; read with ``reward.kind: online`` only.
+
+    Of futures alone speak ``value``, ``horizon`` and ``score_first_exchange``.
 
     Attributes:
         value: The reward ``scaled`` to [0, 1], as it is (``raw``), or 1 if the ``goal`` was reached and 0 otherwise.
@@ -154,6 +165,21 @@ class Online(Rollout):
     value: Literal["scaled", "raw", "goal"] = "scaled"
     critic: ResolutionCritic = ResolutionCritic()
     prompts: OnlinePrompts = OnlinePrompts()
+
+
+class Dialogue(Section):
+    """How whole dialogues are played while training; read with ``episode: dialogue`` only.
+
+    A dialogue begins with the seeker's situation, as in self-play. Who answers, and how, is said in ``models`` and
+    ``online``.
+
+    Attributes:
+        max_turns: Turns of the policy in one dialogue, at most.
+        blank_value: What a dialogue is worth, on the critic's scale, that ends because the policy says nothing.
+    """
+
+    max_turns: PositiveInt = 8
+    blank_value: float = Field(default=-1.0, ge=-1.0, le=1.0)
 
 
 class Correction(Section):
@@ -165,7 +191,7 @@ class Correction(Section):
 
     Attributes:
         mode: A ratio above ``clip_max`` counts as ``clip_max`` (``token_truncate``) or as 0 (``token_mask``).
-        clip_max: Largest ratio.
+        clip_max: Largest ratio that counts as it is.
         clip_min: Smallest ratio, clipped or masked in the same way; None sets none.
     """
 
@@ -185,7 +211,7 @@ class Vllm(Section):
 
     Attributes:
         mode: ``colocate`` shares the training GPUs, ``server`` asks a running ``trl vllm-serve``.
-        server_base_url: Of ``server``.
+        server_base_url: Address of the server that ``mode: server`` asks.
         gpu_memory_utilization: Share of a GPU's memory that a colocated engine may take.
         tensor_parallel_size: GPUs that share one colocated engine.
         sleep: Free the engine's memory between generations.
@@ -206,14 +232,18 @@ class Grpo(Section):
     Attributes:
         n_generations: Outputs for each context, G.
         prompts_per_step: Contexts of one optimiser step, over all processes together.
-        micro_batch: Outputs that one process takes in a forward pass at most; the accumulation follows from it.
+        micro_batch: Outputs (of dialogues: turns) that one process takes in a forward pass at most; the accumulation
+            follows from it.
         beta: Weight of the KL term to the policy before training.
         epsilon: Clip of the probability ratio; idle with one iteration.
         iterations: Updates made with one batch of outputs.
+        temperature: Divides the logits before a token is drawn.
+        top_k: Draw from so many likeliest tokens; 0 keeps all.
+        top_p: Draw from the fewest likeliest tokens whose probabilities sum to this; 1 keeps all.
         loss_type: Mean over tokens and then over outputs (``grpo``), or a sum over a constant length (``dr_grpo``).
-        max_prompt_tokens: Whole oldest turns are left out above it.
-        max_completion_tokens: Longest output.
-        engine: What generates.
+        max_prompt_tokens: Longest prompt in tokens; whole oldest turns are left out above it.
+        max_completion_tokens: Longest output, in tokens.
+        engine: The library that generates outputs; ``vllm`` is an extra and needs a GPU.
     """
 
     n_generations: int = Field(default=4, ge=2)
@@ -249,8 +279,8 @@ class Dpo(Section):
         batch_size: Pairs of one optimiser step, over all processes together.
         micro_batch: Pairs that one process takes in a forward pass at most.
         require_format: Both outputs of a pair must be well-formed.
-        max_prompt_tokens: Whole oldest turns are left out above it.
-        max_completion_tokens: Pairs with a longer output are left out.
+        max_prompt_tokens: Longest prompt in tokens; whole oldest turns are left out above it.
+        max_completion_tokens: Longest output in tokens; pairs with a longer one are left out.
     """
 
     beta: PositiveFloat = 0.1
@@ -261,26 +291,15 @@ class Dpo(Section):
     max_completion_tokens: PositiveInt = 512
 
 
-class RlOptim(Optim):
-    """The optimiser: AdamW (0.9, 0.999).
+class RlOptim(PolicyOptim):
+    """The optimiser: AdamW (0.9, 0.999) with a warm-up.
 
     Attributes:
-        epochs: Passes over the contexts (or pairs).
-        max_steps: Make just so many optimiser steps, a multiple of ``grpo.iterations``, whether they are fewer or more
-            than ``epochs`` come to; None makes all ``epochs``.
-        warmup_share: Part of all steps during which the learning rate rises.
-        select: Keep the last adapter, or the best on dev contexts.
-        precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
-        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        max_steps: Make just so many steps, whether they are fewer or more than ``epochs`` come to; None makes all. With
+            GRPO it is a multiple of ``grpo.iterations``.
     """
 
     lr: PositiveFloat = 1e-6
-    epochs: PositiveInt = 2
-    max_steps: PositiveInt | None = None
-    warmup_share: float = Field(default=0.03, ge=0.0, lt=1.0)
-    select: Literal["last", "best_dev"] = "last"
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = True
 
 
 class RlDev(Section):
@@ -311,20 +330,24 @@ class Monitor(Section):
     dev_every: PositiveInt | None = 500
 
 
-class Saving(Section):
-    """How often the state to resume from is written: in steps, rounded up to a multiple of ``grpo.iterations``.
-
-    Operational.
-    """
-
-    save_every: PositiveInt = 100
-
-
 class TrainRlRecipe(ModelRecipe):
-    """All settings of ``esckit train-rl``."""
+    """All settings of ``esckit train-rl``.
+
+    Attributes:
+        algorithm: Train by ``grpo`` against a reward, or by ``dpo`` on pairs of simulated candidates (the ablation).
+        episode: What is rewarded: one ``reply`` to a context (the paper), or each turn of a whole ``dialogue`` with the
+            seeker, by what the critic says at its end less what it said before the turn.
+        executor: How the training uses the machine. Operational.
+        max_failure_rate: Largest share of outputs of the last 200 steps that may go unmeasured; beyond it the training
+            stops with exit code 3. Operational.
+        data: Which dialogues GRPO takes its contexts from; None with ``algorithm: dpo``.
+        inputs: DPO: run folders of ``esckit simulate`` whose candidates are compared, one or several.
+        prompt: Prompt of the policy: the name of a shipped one, or a file.
+    """
 
     command: Literal["train-rl"]
     algorithm: Literal["grpo", "dpo"] = "grpo"
+    episode: Literal["reply", "dialogue"] = "reply"
     data: AlternatingData | None = None
     contexts: Contexts = Contexts()
     inputs: Names = ()
@@ -333,6 +356,7 @@ class TrainRlRecipe(ModelRecipe):
     lora: PolicyLora = PolicyLora()
     reward: RewardSection = RewardSection()
     online: Online = Online()
+    dialogue: Dialogue = Dialogue()
     grpo: Grpo = Grpo()
     dpo: Dpo = Dpo()
     optim: RlOptim = RlOptim()
@@ -363,7 +387,14 @@ class TrainRlRecipe(ModelRecipe):
         check_prices(self.budget, (self.models.seeker, self.models.critic, self.models.supporter))
         return self
 
+    @property
+    def turns_per_output(self) -> int:
+        """Rows of one output of a group: the turns of a dialogue at most, or the reply alone."""
+        return self.dialogue.max_turns if self.episode == "dialogue" else 1
+
     def _check_dpo(self) -> None:
+        if self.episode == "dialogue":
+            raise ValueError("algorithm: dpo learns from single replies: episode must be reply")
         if not self.inputs or self.data is not None:
             raise ValueError("algorithm: dpo needs inputs (runs of simulate) and takes no data")
         if self.optim.select == "best_dev":
@@ -383,6 +414,23 @@ class TrainRlRecipe(ModelRecipe):
             raise ValueError("reward.kind: online needs models.seeker and models.critic")
         if kind == "online" and self.reward.value == "hard_label":
             raise ValueError("reward.value: hard_label needs a reward model; reward.kind: online has online.value")
+        if kind == "online":
+            check_worlds({name: getattr(roles, name) for name in ("seeker", "critic", "supporter")}, is_guided=False)
+        if self.episode == "dialogue":
+            self._check_dialogue()
+
+    def _check_dialogue(self) -> None:
+        if self.reward.kind != "online":
+            raise ValueError("episode: dialogue needs reward.kind: online, with models.seeker and models.critic")
+        if self.models.supporter is not None:
+            raise ValueError("episode: dialogue takes no models.supporter: the policy itself speaks in every turn")
+        if self.contexts != Contexts():
+            raise ValueError("episode: dialogue takes no contexts: a dialogue begins with the seeker's situation")
+        if self.grpo.engine == "vllm":
+            raise ValueError(
+                "episode: dialogue draws each turn with a seed of its own, which TRL's vLLM engine does not take: "
+                "set grpo.engine: transformers"
+            )
 
 
 def plan_steps(recipe: TrainRlRecipe, *, n_rows: int, n_processes: int) -> StepPlan:
@@ -405,7 +453,10 @@ def plan_steps(recipe: TrainRlRecipe, *, n_rows: int, n_processes: int) -> StepP
             )
     else:
         what, at_most, iterations = "outputs (grpo.prompts_per_step · n_generations)", grpo.micro_batch, grpo.iterations
-        batch, n_items = grpo.prompts_per_step, grpo.prompts_per_step * grpo.n_generations
+        if recipe.episode == "dialogue":
+            what = "turns (grpo.prompts_per_step · n_generations · dialogue.max_turns)"
+        batch = grpo.prompts_per_step
+        n_items = batch * grpo.n_generations * recipe.turns_per_output
         if max_steps is not None and max_steps % iterations:
             raise ConfigError(
                 f"optim.max_steps {max_steps} with {iterations} updates for each batch of outputs",

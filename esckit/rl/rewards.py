@@ -13,26 +13,28 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol, SupportsFloat, get_args
+from random import Random
+from typing import Any, Literal, NamedTuple, Protocol, SupportsFloat, TypeVar, get_args
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from esckit.config.sections import BackboneBinding, Binding, SupporterCheckpoint
 from esckit.errors import ConfigError, ModelError, NotFiniteError
-from esckit.ledger import Scope
+from esckit.ledger import Scope, derive_seed
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import kind_of
 from esckit.play.rollout import Cast, Rules, play_future
 from esckit.play.runner import booking
 from esckit.prompts.prompt import load_prompt
-from esckit.protocols import Supporter
-from esckit.registry import load_attr, own_code
-from esckit.rl.recipe import TrainRlRecipe
+from esckit.protocols import Critic, Seeker, Supporter
+from esckit.registry import load_attr, load_function, own_code
+from esckit.rl.recipe import RewardWeights, TrainRlRecipe
 from esckit.roles.asking import read_output
 from esckit.roles.cast import Casting, prompt_ids
 from esckit.roles.pool import ModelPool, look_up
@@ -40,6 +42,10 @@ from esckit.roles.verdicts import load_preset
 from esckit.text import n_words
 from esckit.training.run import TrainingRun, gathered, together
 from esckit.types import Context, Future, Generation, Outcome, ParseKind, Sampling, Turn
+
+A = TypeVar("A")
+
+T = TypeVar("T")
 
 PARSE_KINDS: tuple[ParseKind, ...] = get_args(ParseKind)
 
@@ -78,6 +84,20 @@ class Judged:
         """R_fmt: 1.0 if well-formed, else 0.0; None where R_fut is."""
         return None if self.future is None else float(self.completion.generation.parse_kind == "ok")
 
+    def reward(self, weights: RewardWeights) -> float | None:
+        """R = w_fut · R_fut + w_fmt · R_fmt; None where R_fut could not be measured."""
+        if self.future is None or self.format is None:
+            return None
+        return weights.future * self.future + weights.format * self.format
+
+
+def shuffled(group: Sequence[Judged], *place: str | int) -> list[Judged]:
+    """Return the outputs of a group with each other's R_fut, drawn by the seed of a place; unmeasured ones stay so."""
+    known = [each.future for each in group if each.future is not None]
+    Random(derive_seed(*place)).shuffle(known)
+    left = iter(known)
+    return [each if each.future is None else replace(each, future=next(left)) for each in group]
+
 
 class Measure(Protocol):
     """Measures R_fut of outputs whose reply is not blank."""
@@ -97,10 +117,14 @@ class PairedRewards:
         measure: Measures R_fut.
         n_generations: Outputs of one context, which stand side by side.
         process_index: Which process this is; a process holds a slice of the step's outputs.
+        shuffle_seed: Gives outputs of one context each other's R_fut (``reward.shuffled``); None shuffles nothing.
     """
 
-    def __init__(self, measure: Measure, *, n_generations: int, process_index: int = 0) -> None:
+    def __init__(
+        self, measure: Measure, *, n_generations: int, process_index: int = 0, shuffle_seed: int | None = None
+    ) -> None:
         self._measure = measure
+        self._shuffle_seed = shuffle_seed
         self._n_generations = n_generations
         self._process_index = process_index
         self._key: tuple[Any, ...] | None = None
@@ -160,12 +184,18 @@ class PairedRewards:
                 for row, (text, context_id, conversation) in enumerate(rows)
             ]
             self.last, self._key = together(lambda: self.judge(batch)), key
-            _log(self.last, columns["log_metric"])
+            if (seed := self._shuffle_seed) is not None:
+                # Outputs of a context stand side by side.
+                groups = groupby(self.last, lambda each: each.completion.context_id)
+                self.last = tuple(
+                    each for name, group in groups for each in shuffled(list(group), seed, "shuffled", name, step)
+                )
+            log_outputs(self.last, columns["log_metric"])
         return self.last
 
 
-def _log(judged: Sequence[Judged], log_metric: Callable[[str, float], None]) -> None:
-    """Give TRL the shares and sums that it averages over processes and steps."""
+def log_outputs(judged: Sequence[Judged], log_metric: Callable[[str, float], None]) -> None:
+    """Give TRL the shares and sums of some outputs, at least one, that it averages over processes and steps."""
     kinds = [each.completion.generation.parse_kind for each in judged]
     for kind in PARSE_KINDS:
         log_metric(f"parse/{kind}", kinds.count(kind) / len(kinds))
@@ -280,6 +310,11 @@ class FirstReply:
         return await self.then.reply(turns, scope, strategy=strategy)
 
 
+def after(output: Generation, cast: Cast) -> Cast:
+    """Return the cast of a future whose first supporter turn is given."""
+    return replace(cast, supporter=FirstReply(output, cast.supporter))
+
+
 @dataclass(frozen=True, slots=True)
 class OnlineMeasure:
     """Measures outputs by their futures, one each.
@@ -302,28 +337,33 @@ class OnlineMeasure:
 
     def __call__(self, completions: Sequence[Completion]) -> list[float | None]:
         """Return the value of each output's future, None where it failed."""
-        playing = self.portal.start_task_soon(self._play, completions)
-        try:
-            futures = playing.result()
-        except BaseException:
-            # Interrupted: tasks in flight must not call models any more.
-            playing.cancel()
-            raise
+        futures = play_all(self.portal, self._future, completions)
         return [future_value(future, self.rules, self.value) for future in futures]
 
-    async def _play(self, completions: Sequence[Completion]) -> list[Future]:
-        return await asyncio.gather(*map(self._future, completions))
-
     async def _future(self, completion: Completion) -> Future:
-        context, output = self.contexts[completion.context_id], completion.generation
-        first = FirstReply(output, self.cast.supporter)
+        context = self.contexts[completion.context_id]
         return await play_future(
             context.model_copy(update={"id": f"{context.id}:g{completion.step}"}),
             completion.index,
-            cast=Cast(first, self.cast.seeker, self.cast.critic),
+            cast=after(completion.generation, self.cast),
             rules=self.rules,
             run_seed=self.run_seed,
         )
+
+
+def play_all(portal: BlockingPortal, play: Callable[[A], Coroutine[Any, Any, T]], items: Sequence[A]) -> list[T]:
+    """Return what playing each of the items gives, all at once, in the event loop behind a portal."""
+
+    async def play_them() -> list[T]:
+        return await asyncio.gather(*map(play, items))
+
+    playing = portal.start_task_soon(play_them)
+    try:
+        return playing.result()
+    except BaseException:
+        # Interrupted: tasks in flight must not call models any more.
+        playing.cancel()
+        raise
 
 
 def future_value(future: Future, rules: Rules, value: Literal["scaled", "raw", "goal"]) -> float | None:
@@ -385,10 +425,15 @@ def check_reward(recipe: TrainRlRecipe) -> dict[str, str]:
 
 
 def online_bindings(recipe: TrainRlRecipe) -> dict[str, Binding]:
-    """Return the models that play futures, by role; the supporter is the untrained policy unless one is named."""
+    """Return the models that play beside the policy, by role.
+
+    In futures that includes a supporter, the untrained policy unless one is named; in dialogues the policy speaks.
+    """
     roles, grpo = recipe.models, recipe.grpo
     assert roles.seeker is not None
     assert roles.critic is not None
+    if recipe.episode == "dialogue":
+        return {"seeker": roles.seeker, "critic": roles.critic}
     sampling = Sampling(
         temperature=grpo.temperature, top_k=grpo.top_k, top_p=grpo.top_p, max_tokens=grpo.max_completion_tokens
     )
@@ -403,7 +448,7 @@ def online_bindings(recipe: TrainRlRecipe) -> dict[str, Binding]:
 
 
 def _spoken_prompts(bindings: Mapping[str, Binding], prompts: Mapping[str, str | None]) -> dict[str, str]:
-    return prompt_ids({role: bindings[role] for role in ("supporter", "seeker")}, prompts)
+    return prompt_ids({role: binding for role, binding in bindings.items() if role != "critic"}, prompts)
 
 
 @contextmanager
@@ -441,34 +486,72 @@ def open_measure(
 def _online(
     recipe: TrainRlRecipe, contexts: Mapping[str, Context], run: TrainingRun
 ) -> Iterator[tuple[Measure, dict[str, Any]]]:
-    online, bindings = recipe.online, online_bindings(recipe)
-    rules = Rules(online.horizon, Fraction(online.critic.threshold), online.score_first_exchange)
-    prompts = online.prompts.model_dump()
+    rules, value = online_rules(recipe), recipe.online.value
+    with open_players(recipe, run) as (supporter, seeker, critic, portal, facts):
+        assert supporter is not None
+        cast = Cast(supporter, seeker, critic)
+        yield OnlineMeasure(contexts, cast, rules, value, recipe.seed, portal), facts
+
+
+def online_rules(recipe: TrainRlRecipe) -> Rules:
+    """Return how futures are played while training."""
+    online = recipe.online
+    return Rules(online.horizon, Fraction(online.critic.threshold), online.score_first_exchange)
+
+
+class Players(NamedTuple):
+    """Who plays beside the policy while it is trained.
+
+    Attributes:
+        supporter: Continues futures; None in dialogues.
+        portal: The event loop in which they play.
+        facts: What the manifest says about their models.
+    """
+
+    supporter: Supporter | None
+    seeker: Seeker
+    critic: Critic
+    portal: BlockingPortal
+    facts: dict[str, Any]
+
+
+@contextmanager
+def open_players(recipe: TrainRlRecipe, run: TrainingRun) -> Iterator[Players]:
+    """Load the models of seeker and critic; leaving the context closes them, and what they cost is booked on the run.
+
+    Raises:
+        EsckitError: If a model cannot be had, or cannot do what it is asked for.
+    """
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(ModelPool(recipe.executor, recipe.budget, recipe.cache)) as pool,
         ExitStack() as stack,
     ):
-        portal.call(pool.prepare, bindings)
-        casting = Casting(pool, bindings, prompts, online.max_attempts)
-        critic = casting.resolution_critic(online.critic, load_preset(online.critic.preset))
-        cast = Cast(casting.supporter(), casting.seeker(), critic)
-        measure = OnlineMeasure(contexts, cast, rules, online.value, recipe.seed, portal)
-        names = {**_spoken_prompts(bindings, prompts), "critic": critic.asked_by}
+        supporter, seeker, critic, names = portal.call(online_players, pool, recipe)
         if run.folder is not None:
             books = booking(run.folder, pool, n_processes=run.process.count)
             stack.enter_context(portal.wrap_async_context_manager(books))
-        yield measure, {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
+        facts = {**pool.facts(), "online_prompts": names, "determinism": pool.determinism()}
+        yield Players(supporter, seeker, critic, portal, facts)
         # The first process ends the servers that all of them ask: not before the last answer.
         gathered([None])
 
 
+async def online_players(
+    pool: ModelPool, recipe: TrainRlRecipe
+) -> tuple[Supporter | None, Seeker, Critic, dict[str, str]]:
+    """Load who plays beside the policy; return supporter (None in dialogues), seeker, critic, and their prompts."""
+    online, bindings = recipe.online, online_bindings(recipe)
+    await pool.prepare(bindings)
+    prompts = online.prompts.model_dump()
+    casting = Casting(pool, bindings, prompts, online.max_attempts)
+    supporter = casting.supporter() if "supporter" in bindings else None
+    critic = casting.resolution_critic(online.critic, load_preset(online.critic.preset))
+    return supporter, casting.seeker(), critic, {**_spoken_prompts(bindings, prompts), "critic": critic.asked_by}
+
+
 def _own_function(target: str) -> ScoreReplies:
-    found = load_attr(target)
-    if isinstance(found, type) or not callable(found):
-        raise ConfigError(
-            f"reward.kind {target!r} is not a function", expected="a function of (conversations, responses)"
-        )
+    found = load_function(target, field="reward.kind", expected="a function of (conversations, responses)")
 
     def score(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> Sequence[float | None]:
         with own_code(f"the reward {target!r}"):

@@ -14,15 +14,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from esckit.data.contexts import build_contexts
+from esckit.data.contexts import build_contexts, openings
 from esckit.data.selection import select_dialogues
-from esckit.data.splits import is_dev
+from esckit.data.splits import is_dev, without_dev
 from esckit.errors import CheckpointError, DataError
 from esckit.models.checkpoint import kind_of, read_metadata
 from esckit.play.futures import read_inputs
+from esckit.prompts.prompt import load_prompt
 from esckit.records import file_sha256
 from esckit.rl.recipe import TrainRlRecipe
-from esckit.roles.asking import clean_output
+from esckit.roles.asking import asks_for_tags, clean_output
 from esckit.runs import MANIFEST, read_manifest, stated
 from esckit.training.policy import PolicyPrompt, SftMetadata, Start
 from esckit.types import Context, Future, Message, Outcome
@@ -59,6 +60,11 @@ class RlMaterial:
     start: Start | None = None
 
     @property
+    def by_id(self) -> dict[str, Context]:
+        """All contexts by id."""
+        return {context.id: context for context in (*self.train, *self.dev)}
+
+    @property
     def dev_ids(self) -> tuple[str, ...]:
         """The held-out dialogues."""
         return tuple(dict.fromkeys(context.dialogue_id for context in self.dev))
@@ -74,15 +80,18 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
         return _from_futures(recipe)
     assert recipe.data is not None
     reward_facts, inherited = _reward_facts(recipe)
-    backbone, start, seen = policy_start(recipe)
+    backbone, start, seen, is_tagged = policy_start(recipe)
+    if is_tagged is False and asks_for_tags(prompt := load_prompt(recipe.prompt)):
+        log.warning(
+            "The policy begins with a supporter whose outputs have no <think> and <response>, and prompt %s asks for "
+            "them: train it with form.reasoning=true or form.strategy=tag, or name a prompt that does not ask",
+            prompt.identity,
+        )
     selection = select_dialogues(recipe.data, taxonomy=None)
-    contexts = build_contexts(
-        selection.dialogues,
-        run_seed=recipe.seed,
-        per_dialogue=recipe.contexts.per_dialogue,
-        supporter_opening=recipe.contexts.supporter_opening,
-        situation_first=recipe.contexts.situation_first,
-    )
+    if recipe.episode == "dialogue":
+        contexts: Sequence[Context] = openings(selection.dialogues)
+    else:
+        contexts = build_contexts(selection.dialogues, recipe.contexts, run_seed=recipe.seed)
     train, dev = _split(recipe, contexts)
     before = tuple(dict.fromkeys([*inherited, *seen]))
     ids = tuple(dict.fromkeys([*selection.ids, *before]))
@@ -111,7 +120,7 @@ def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
     used = {future.context_id for future in scored}
     train, dev = _split(recipe, [context for name, context in inputs.contexts.items() if name in used])
     names = {context.id for context in train}
-    backbone, start, seen = policy_start(recipe)
+    backbone, start, seen, _ = policy_start(recipe)
     ids = tuple(dict.fromkeys([*inputs.dialogue_ids, *seen]))
     return RlMaterial(
         backbone,
@@ -133,11 +142,13 @@ class PolicyStart(NamedTuple):
         backbone: Name of its backbone.
         start: The run of ``train-sft``, if it is one.
         seen: Of each dialogue of that run whether it was trained (not selected) on.
+        is_tagged: Whether it was taught to write ``<think>`` and ``<response>``; None for a backbone.
     """
 
     backbone: str
     start: Start | None = None
     seen: Mapping[str, bool] = MappingProxyType({})
+    is_tagged: bool | None = None
 
 
 def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
@@ -154,19 +165,18 @@ def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
     digest = file_sha256(run / MANIFEST)
     start = Start(run=policy.checkpoint, manifest=digest, trainable=metadata.trainable)
     dev = frozenset(metadata.dev_ids)
-    return PolicyStart(metadata.backbone, start, {name: name not in dev for name in metadata.dialogue_ids})
+    seen = {name: name not in dev for name in metadata.dialogue_ids}
+    return PolicyStart(metadata.backbone, start, seen, metadata.reasoning or metadata.strategy == "tag")
 
 
 def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Context, ...], tuple[Context, ...]]:
     """Return training and dev contexts; no dialogue has contexts on both sides."""
-    parts: dict[bool, list[Context]] = {False: [], True: []}
-    for context in contexts:
-        parts[is_dev(recipe.seed, context.dialogue_id, recipe.dev.share)].append(context)
-    if not parts[False]:
+    train, dev = without_dev(contexts, seed=recipe.seed, share=recipe.dev.share)
+    if not train:
         raise DataError("no context to train on", expected="at least one outside dev", hint="See dev.share and data.*")
-    if recipe.optim.select == "best_dev" and not parts[True]:
+    if recipe.optim.select == "best_dev" and not dev:
         raise DataError("no dev context to select by", hint="Raise dev.share, change seed, or set optim.select: last")
-    return tuple(parts[False]), tuple(parts[True])
+    return tuple(train), tuple(dev)
 
 
 def _reward_facts(recipe: TrainRlRecipe) -> tuple[dict[str, str], dict[str, bool]]:

@@ -8,26 +8,27 @@ diverged leaves ``diverged.json`` beside the last finite policy. Torch is import
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esckit.config.load import require_runs
 from esckit.config.sections import BackboneBinding, CheckpointBinding
 from esckit.config.training import TrainedModel
 from esckit.documents import read_json_object
 from esckit.errors import MissingRunsError
+from esckit.lineage import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import FOLDER, KINDS, checkpoint_folder, read_metadata
-from esckit.models.shape import shape_of_backbone
 from esckit.play.runner import SUMMARY, RunResult
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
 from esckit.records import write_json
+from esckit.rl.forecast import staged_play
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect, policy_start
-from esckit.training.memory import TRL_VOCABULARY, Workload, lora_targets, plan_memory, plan_without_inputs
+from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs, trl_logits
 from esckit.training.policy import PolicyMetadata
 from esckit.training.run import Process, Sharding, StepPlan, check_model, check_trackers, this_process, training
 
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None, sharding: Sharding | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do, without any model.
 
-    Its bounds are those before contexts that are too long, or malformed outputs, are left out.
+    Its bounds are those before contexts that are too long, or malformed outputs, are left out. Below ``staged`` stands
+    what it plays, as a forecast rehearses it; None where it plays nothing.
 
     Args:
         recipe: The recipe.
@@ -72,7 +74,7 @@ def plan(recipe: TrainRlRecipe, *, n_processes: int | None = None, sharding: Sha
 
 def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], RlMaterial, dict[str, str]]:
     """Check everything that needs no model; return plan, material, and the identities of the reward's prompts."""
-    online = recipe.algorithm == "grpo" and recipe.reward.kind == "online"
+    online, in_dialogues = recipe.algorithm == "grpo" and recipe.reward.kind == "online", recipe.episode == "dialogue"
     trained = recipe.algorithm == "grpo" and recipe.reward.kind in ("classifier", "ranker")
     idle = set() if online else {"models.seeker", "models.critic", "models.supporter"}
     require_runs(recipe, idle=idle if trained else idle | {"models.reward"})
@@ -84,15 +86,20 @@ def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], R
     is_dpo = recipe.algorithm == "dpo"
     n_pairs = sum(pair is not None for pair in best_and_worst(material.futures))
     steps = plan_steps(recipe, n_rows=n_pairs if is_dpo else len(material.train), n_processes=process.count)
-    n_outputs = 0 if is_dpo else steps.n_batches * recipe.grpo.prompts_per_step * recipe.grpo.n_generations
+    staged = staged_play(recipe, material, steps) if online else None
+    calls: Counter[str] = Counter()
+    for file in staged.files.values() if staged is not None else ():
+        calls.update(file.calls)
+    n_started = 0 if is_dpo else steps.n_batches * recipe.grpo.prompts_per_step * recipe.grpo.n_generations
     parts = {"train": material.train, "dev": material.dev}
     planned = {
         "dialogues": {name: len({context.dialogue_id for context in part}) for name, part in parts.items()},
         "contexts": {name: len(part) for name, part in parts.items()},
         "steps_at_most": steps.steps,
-        "outputs_at_most": n_outputs,
+        **({"dialogues_played": n_started} if in_dialogues else {}),
+        "outputs_at_most": n_started * recipe.turns_per_output,
         "pairs_at_most": n_pairs,
-        "calls_at_most": _online_calls(recipe, n_outputs) if online else {},
+        "calls_at_most": dict(calls),
         "processes": process.count,
         "memory_per_device": plan_memory(
             workload(recipe, steps, process, backbone=material.backbone),
@@ -100,6 +107,7 @@ def _checked(recipe: TrainRlRecipe, process: Process) -> tuple[dict[str, Any], R
             others=_beside(recipe, material.backbone),
         ),
         "reward": material.reward_facts,
+        "staged": staged,
     }
     return planned, material, prompts
 
@@ -110,7 +118,6 @@ def workload(recipe: TrainRlRecipe, steps: StepPlan, process: Process, *, backbo
     limits = recipe.dpo if is_dpo else grpo
     longest = limits.max_prompt_tokens + limits.max_completion_tokens
     rows = steps.micro_batch * (2 if is_dpo else 1)
-    shape = shape_of_backbone(backbone)
     generates = not is_dpo and grpo.engine == "transformers"
     return Workload(
         model=TrainedModel(backbone=backbone, dtype=policy.dtype, quantisation=policy.quantisation),
@@ -123,8 +130,8 @@ def workload(recipe: TrainRlRecipe, steps: StepPlan, process: Process, *, backbo
         targets=lora_targets(recipe.lora, backbone),
         attention=policy.attention,
         dense_mask=True,
-        logits=rows * limits.max_completion_tokens * (0 if shape is None else min(shape.vocabulary, TRL_VOCABULARY)),
-        generated=steps.micro_batch * steps.accumulate if generates else 0,
+        logits=trl_logits(backbone, rows * limits.max_completion_tokens),
+        generated=steps.micro_batch * steps.accumulate // recipe.turns_per_output if generates else 0,
         generated_tokens=longest,
     )
 
@@ -142,7 +149,9 @@ def _beside(recipe: TrainRlRecipe, policy: str) -> dict[str, str | None]:
         return {"reward": found if isinstance(found, str) else None}
     if kind != "online":
         return {}
-    roles = {"seeker": recipe.models.seeker, "critic": recipe.models.critic, "supporter": recipe.models.supporter}
+    roles = {"seeker": recipe.models.seeker, "critic": recipe.models.critic}
+    if recipe.episode == "reply":
+        roles["supporter"] = recipe.models.supporter
     found_roles: dict[str, str | None] = {}
     for role, binding in roles.items():
         match binding:
@@ -153,17 +162,6 @@ def _beside(recipe: TrainRlRecipe, policy: str) -> dict[str, str | None]:
             case None:
                 found_roles[role] = policy
     return found_roles
-
-
-def _online_calls(recipe: TrainRlRecipe, n_outputs: int) -> dict[str, int]:
-    """Return bounds on the calls that playing a future of every output takes."""
-    online = recipe.online
-    readings = online.horizon + online.score_first_exchange
-    return {
-        "supporter": n_outputs * online.horizon,
-        "seeker": n_outputs * (online.horizon + 1),
-        "critic": n_outputs * readings * online.critic.calls,
-    }
 
 
 def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -> RunResult:
@@ -178,15 +176,8 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     planned, material, prompts = _checked(recipe, this_process())
-    inputs = {
-        "data": material.facts,
-        "reward": material.reward_facts,
-        "prompts": {"policy": load_prompt(recipe.prompt).identity, **prompts},
-    }
-    if material.start is not None:
-        inputs["start"] = material.start.model_dump()
-    with training(recipe, out, inputs=inputs, progress=progress) as run:
-        if (result := run.finished()) is not None:
+    with training(recipe, out, inputs=_inputs(recipe, material, prompts), progress=progress) as run:
+        if (result := run.finished(recipe.trackers)) is not None:
             return result
         from esckit.rl.trainer import train
         from esckit.training.harness import warn_of_memory
@@ -196,7 +187,26 @@ def run(recipe: TrainRlRecipe, *, out: Path, progress: Progress | None = None) -
         if run.folder is not None:
             _finish(trained)
             run.folder.update_manifest(**trained.facts)
-        return (run.finished() if run.process.is_main else None) or RunResult(out, {})
+        return (run.finished(recipe.trackers) if run.process.is_main else None) or RunResult(out, {})
+
+
+def known_inputs(recipe: TrainRlRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    _, material, prompts = _checked(recipe, this_process())
+    return _inputs(recipe, material, prompts)
+
+
+def _inputs(recipe: TrainRlRecipe, material: RlMaterial, prompts: dict[str, str]) -> dict[str, Any]:
+    return {
+        "data": material.facts,
+        "reward": material.reward_facts,
+        "prompts": {"policy": load_prompt(recipe.prompt).identity, **prompts},
+        **({"start": material.start.model_dump()} if material.start is not None else {}),
+    }
 
 
 def _finish(trained: Training) -> None:
@@ -206,18 +216,17 @@ def _finish(trained: Training) -> None:
     recipe, material, out = trained.recipe, trained.material, trained.run.out
     metadata = read_metadata(PolicyMetadata, out)
     steps = trained.trainer.state.global_step
-    targets = recipe.lora.targets
-    names = sorted({name for row in trained.dev.values() for name in row})
+    names = sorted({name for row in trained.dev.rows.values() for name in row})
     facts = {
         **metadata.model_dump(),
         **recipe.lora.model_dump(),
         "steps": steps,
-        "targets": targets if isinstance(targets, str) else ", ".join(targets),
+        "targets": recipe.lora.layers,
         "reward": ", ".join(f"{name} {value}" for name, value in metadata.reward.items()),
         "n_train": trained.counts["rows"],
         "n_dev": len(material.dev),
         "n_dialogues": len(metadata.dialogue_ids),
-        "metrics": metrics_table(trained.dev, names) if trained.dev else "Not measured.",
+        "metrics": metrics_table(trained.dev.rows, names) if trained.dev.rows else "Not measured.",
     }
     write_card(out / FOLDER, "policy", facts)
     summary = {
@@ -227,7 +236,7 @@ def _finish(trained: Training) -> None:
         "selected_step": metadata.step,
         "contexts": {"train": len(material.train), "dev": len(material.dev)},
         "rows": trained.counts,
-        "dev": trained.dev,
+        "dev": trained.dev.rows,
         "dialogues": len(material.dialogue_ids),
     }
     write_json(out / SUMMARY, summary)

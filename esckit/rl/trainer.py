@@ -14,37 +14,49 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import util
 from math import ceil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
-from esckit.errors import ConfigError, DataError, MissingExtraError, TrainingError
+from esckit.errors import ConfigError, DataError, MissingExtraError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.checkpoint import FOLDER, checkpoint_folder, read_metadata
-from esckit.models.loading import checkpointing_arguments, load_causal
+from esckit.models.checkpoint import checkpoint_folder
+from esckit.models.loading import load_causal
 from esckit.prompts.prompt import load_prompt
-from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, watched
+from esckit.rl.dialogues import DialogueDev, DialoguePlayer, DialogueRollout
+from esckit.rl.monitor import DevEvaluation, DevSet, Samples, Watch, means, sample_row, watched
 from esckit.rl.recipe import Correction, TrainRlRecipe, plan_steps
-from esckit.rl.rewards import PairedRewards, open_measure
+from esckit.rl.rewards import PairedRewards, open_measure, open_players
 from esckit.rl.rows import RlMaterial, build_pairs, build_rows
-from esckit.training.checkpoint import adapter_config, save_checkpoint
-from esckit.training.harness import Diverged, fit, frozen_as, frozen_dtype, set_up, trainer_arguments
-from esckit.training.learner import Learner, learner_of
-from esckit.training.monitor import METRICS, Monitor, read_rows
+from esckit.training.checkpoint import adapter_config
+from esckit.training.harness import Diverged, frozen_as, frozen_dtype, set_up
+from esckit.training.learner import (
+    DevRecord,
+    Learner,
+    fit_and_keep,
+    learner_of,
+    train_in_float32,
+    trl_arguments,
+    write_supporter,
+)
+from esckit.training.monitor import Monitor
 from esckit.training.policy import PolicyMetadata, PolicyPrompt, load_start
-from esckit.training.run import StepPlan, TrainingRun, gathered, training_order
-from esckit.training.sharding import EngineGuard, gathered_state
+from esckit.training.run import StepPlan, TrainingRun, training_order
+from esckit.training.sharding import EngineGuard
 
 A = TypeVar("A", bound=TrainingArguments)
+
+Rows = Sequence[dict[str, Any]]
 
 _DEV_SCORE = "dev/reward/future"
 
@@ -72,20 +84,15 @@ def load_learner(recipe: TrainRlRecipe) -> Learner:
 def _arguments(kind: type[A], recipe: TrainRlRecipe, plan: StepPlan, run: TrainingRun, **own: Any) -> A:
     """Return the arguments of one of TRL's trainers: what both share, and its own."""
     iterations = plan.steps // plan.n_batches
-    return trainer_arguments(
+    return trl_arguments(
         kind,
         recipe.optim,
-        run=run,
+        plan,
+        run,
         seed=recipe.seed,
-        n_steps=plan.steps,
-        precision=recipe.optim.precision,
         trackers=recipe.trackers,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulate,
-        save_strategy="steps",
         # No state holds the outputs that further updates would use.
         save_steps=ceil(recipe.logging.save_every / iterations) * iterations,
-        **checkpointing_arguments(TrainingArguments, wanted=recipe.optim.gradient_checkpointing),
         sync_ref_model=False,
         disable_dropout=True,
         **own,
@@ -174,7 +181,7 @@ def make_trainer(
     learner: Learner,
     rows: Sequence[dict[str, Any]],
     *,
-    rewards: PairedRewards | None,
+    rewards: PairedRewards | DialogueRollout | None,
     plan: StepPlan,
     run: TrainingRun,
     callbacks: Sequence[TrainerCallback] = (),
@@ -185,7 +192,7 @@ def make_trainer(
         recipe: The recipe.
         learner: The policy.
         rows: As :func:`esckit.rl.rows.build_rows` makes them, for DPO as :func:`esckit.rl.rows.build_pairs` does.
-        rewards: The two callables; None for DPO.
+        rewards: The two callables, which in dialogues play them too; None for DPO.
         plan: The steps over the rows.
         run: Where states to resume from lie.
         callbacks: What watches it.
@@ -194,6 +201,9 @@ def make_trainer(
         ConfigError: If the model lacks layers that the adapter names.
     """
     order = training_order(len(rows), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
+    rollout = rewards if isinstance(rewards, DialogueRollout) else None
+    if rollout is not None:
+        order = [index for index in order for _ in range(recipe.turns_per_output)]
     if rewards is None:
         rows = [{name: pair[name] for name in ("prompt", "chosen", "rejected")} for pair in rows]
         if not sys.stderr.isatty():
@@ -210,16 +220,15 @@ def make_trainer(
             trainer = DPOTrainer(args=dpo_arguments(recipe, plan, run), **shared)
         else:
             functions = [rewards.future_reward, rewards.format_reward]
-            trainer = GRPOTrainer(reward_funcs=functions, args=grpo_arguments(recipe, plan, run), **shared)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # on a quantised base TRL makes it bfloat16, in which small updates are lost
-            parameter.data = parameter.data.float()
+            arguments = grpo_arguments(recipe, plan, run)
+            trainer = GRPOTrainer(reward_funcs=functions, args=arguments, rollout_func=rollout, **shared)
+    train_in_float32(trainer.model)
     return trainer
 
 
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Keep back conversations that TRL would log: a row that could not be measured may be confidential."""
+    """Keep back conversations that TRL would log, which may be confidential, and that its rollouts may change."""
 
     def holds_no_conversation(record: logging.LogRecord) -> bool:
         return "All reward functions returned None" not in record.getMessage()
@@ -227,7 +236,9 @@ def quiet_warnings() -> Iterator[None]:
     trl_log = logging.getLogger("trl.trainer.grpo_trainer")
     trl_log.addFilter(holds_no_conversation)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            yield
     finally:
         trl_log.removeFilter(holds_no_conversation)
 
@@ -242,8 +253,7 @@ class Training:
     Attributes:
         facts: What the manifest says about the reward's models.
         counts: What became of the contexts, see :class:`esckit.rl.rows.Rows`.
-        dev: Dev metrics before and after training.
-        best: The best dev reward so far.
+        dev: What was measured on dev.
     """
 
     recipe: TrainRlRecipe
@@ -254,55 +264,32 @@ class Training:
     trainer: Any = None
     facts: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    dev: dict[str, Mapping[str, float | None]] = field(default_factory=dict)
-    best: float | None = None
-
-    def note_dev(self, step: int, row: Mapping[str, Any]) -> bool:
-        """Remember an evaluation; return whether it is the best so far (the untrained policy is none to keep)."""
-        metrics = {name: value for name, value in row.items() if name.startswith("dev/")}
-        self.dev |= {"before training" if step == 0 else "after training": metrics}
-        score = metrics[_DEV_SCORE]
-        if step == 0 or score is None or (self.best is not None and score <= self.best):
-            return False
-        self.best = score
-        return True
-
-    def has_policy(self) -> bool:
-        """Return whether a policy is kept, not counting one that an earlier go left when it diverged.
-
-        Called in all processes; the main one looks.
-        """
-        out = self.run.out
-        return gathered([(out / FOLDER).is_dir() and not read_metadata(PolicyMetadata, out).diverged])[0][0]
+    dev: DevRecord = field(default_factory=lambda: DevRecord(_DEV_SCORE, lower_is_better=False))
 
     def keep(self, step: int, metrics: Mapping[str, float | None], *, diverged: bool = False) -> None:
-        """Write the policy as it is; after a divergence only if all its weights are finite. Called in all processes."""
-        state = gathered_state(self.trainer, trained_only=True)
-        if not self.run.process.is_main or (diverged and not all(bool(t.isfinite().all()) for t in state.values())):
-            return
-        metadata = PolicyMetadata(
-            backbone=self.material.backbone,
-            frozen_as=frozen_as(self.recipe.models.policy, self.recipe.optim.precision),
-            algorithm=self.recipe.algorithm,
-            prompt=self.prompt.prompt.identity,
-            reward=self.material.reward_facts,
-            start=self.material.start,
-            inputs=self.material.inputs,
-            dialogue_ids=self.material.dialogue_ids,
-            dev_ids=self.material.dev_ids,
-            selected_by=self.recipe.optim.select,
-            step=step,
-            metrics=dict(metrics),
-            diverged=diverged,
-        )
-        save_checkpoint(
-            self.run.out / FOLDER,
-            metadata,
-            backbone=self.trainer.model,
-            tokenizer=self.learner.tokenizer,
-            state=state,
-            start=None if self.material.start is None else checkpoint_folder(Path(self.material.start.run)),
-        )
+        """Keep the policy as it is, see :func:`esckit.training.learner.write_supporter`."""
+        material = self.material
+
+        def metadata() -> PolicyMetadata:
+            return PolicyMetadata(
+                backbone=material.backbone,
+                frozen_as=frozen_as(self.recipe.models.policy, self.recipe.optim.precision),
+                algorithm=self.recipe.algorithm,
+                prompt=self.prompt.prompt.identity,
+                reward=material.reward_facts,
+                start=material.start,
+                inputs=material.inputs,
+                dialogue_ids=material.dialogue_ids,
+                dev_ids=material.dev_ids,
+                selected_by=self.recipe.optim.select,
+                step=step,
+                metrics=dict(metrics),
+                diverged=diverged,
+            )
+
+        start = None if material.start is None else checkpoint_folder(Path(material.start.run))
+        prompt = self.prompt.prompt
+        write_supporter(self.learner, self.trainer, self.run, metadata, diverged=diverged, prompt=prompt, start=start)
 
 
 def train(recipe: TrainRlRecipe, material: RlMaterial, run: TrainingRun) -> Training:
@@ -321,30 +308,25 @@ def train(recipe: TrainRlRecipe, material: RlMaterial, run: TrainingRun) -> Trai
     learner = load_learner(recipe)
     limit = (recipe.dpo if recipe.algorithm == "dpo" else recipe.grpo).max_prompt_tokens
     training = Training(recipe, material, run, learner, PolicyPrompt(load_prompt(recipe.prompt), learner.chat, limit))
-    for row in read_rows(run.out / METRICS):
-        if _DEV_SCORE in row and row["step"] <= run.resumed_step:
-            training.note_dev(row["step"], row)
-    with ExitStack() as stack:
+    training.dev.restore(run)
+    with ExitStack() as stack, quiet_warnings():
         diverged = _dpo(training) if recipe.algorithm == "dpo" else _grpo(training, stack)
-        try:
-            with quiet_warnings():
-                fit(training.trainer, run, diverged)
-        except TrainingError:
-            if not training.has_policy():
-                training.keep(training.trainer.state.global_step, {}, diverged=True)
-            raise
-    if recipe.optim.select == "last" or not training.has_policy():
-        training.keep(training.trainer.state.global_step, training.dev.get("after training", {}))
+        fit_and_keep(
+            training.trainer,
+            run,
+            diverged,
+            kind=PolicyMetadata,
+            optim=recipe.optim,
+            dev=training.dev,
+            keep=training.keep,
+        )
     return training
 
 
 def _grpo(training: Training, stack: ExitStack) -> Diverged:
-    """Make the trainer for GRPO; the reward's models are closed with the stack."""
-    recipe, run, material, learner = training.recipe, training.run, training.material, training.learner
-    by_id = {context.id: context for context in (*material.train, *material.dev)}
-    measure, training.facts = stack.enter_context(open_measure(recipe, by_id, run))
-    rewards = PairedRewards(measure, n_generations=recipe.grpo.n_generations, process_index=run.process.rank)
-    built = build_rows(material.train, training.prompt)
+    """Make the trainer for GRPO; the models that judge or play are closed with the stack."""
+    recipe, run, learner = training.recipe, training.run, training.learner
+    built = build_rows(training.material.train, training.prompt)
     training.counts = built.counts
     if built.counts["too_long"] and len(built.rows) < recipe.grpo.prompts_per_step:
         raise DataError(
@@ -353,28 +335,23 @@ def _grpo(training: Training, stack: ExitStack) -> Diverged:
             hint="Raise grpo.max_prompt_tokens",
         )
     plan = plan_steps(recipe, n_rows=len(built.rows), n_processes=run.process.count)
-    diverged = Diverged(
-        run,
-        lambda: rewards.context_ids,
-        advice="What measures the replies returned it, which is not trained here: fix reward.kind or its model",
+    dev_rows = build_rows(training.material.dev[: recipe.dev.max_contexts], training.prompt).rows
+    in_dialogues = recipe.episode == "dialogue"
+    judging = (
+        _dialogues(training, stack, built.rows, dev_rows, plan) if in_dialogues else _replies(training, stack, dev_rows)
     )
+    rewards, sampled, dev, advice = judging
+    diverged = Diverged(run, lambda: rewards.context_ids, advice=advice)
     monitor, *callbacks = _watching(training, diverged, plan)
-    every, weights = recipe.monitor.sample_every, recipe.reward.weights
-    if every is not None:
-        n = recipe.monitor.samples
-        callbacks.append(Samples(run, every=every, n=n, weights=(weights.future, weights.format), rewards=rewards))
-    dev_rows = build_rows(material.dev[: recipe.dev.max_contexts], training.prompt).rows
+    if (every := recipe.monitor.sample_every) is not None:
+        callbacks.append(Samples(run, every=every, n=recipe.monitor.samples, rows=sampled))
     if recipe.monitor.dev_every is not None and dev_rows:
 
         def measured(step: int, metrics: Mapping[str, float | None]) -> None:
             monitor.row(step, metrics)
-            if training.note_dev(step, metrics) and recipe.optim.select == "best_dev":
+            if training.dev.note(step, metrics) and recipe.optim.select == "best_dev":
                 training.keep(step, metrics)
 
-        stop_ids = sorted(learner.chat.stop_ids)
-        dev = DevSet(
-            dev_rows, rewards, learner.tokenizer, stop_ids, recipe.grpo.max_completion_tokens, recipe.grpo.micro_batch
-        )
         callbacks.append(
             DevEvaluation(dev, recipe.monitor.dev_every, run.resumed_step, measured, lambda: training.trainer)
         )
@@ -382,6 +359,53 @@ def _grpo(training: Training, stack: ExitStack) -> Diverged:
         recipe, learner, built.rows, rewards=rewards, plan=plan, run=run, callbacks=[monitor, *callbacks]
     )
     return diverged
+
+
+class Judging(NamedTuple):
+    """How the outputs of a training are judged.
+
+    Attributes:
+        rewards: The two callables.
+        sampled: Returns this process's outputs of the last batch for reading.
+        dev: Measures held-out contexts.
+        advice: What to do about a reward that is not finite; None gives the same advice as otherwise.
+    """
+
+    rewards: PairedRewards | DialogueRollout
+    sampled: Callable[[], Sequence[Mapping[str, Any]]]
+    dev: DevSet | DialogueDev
+    advice: str | None
+
+
+def _replies(training: Training, stack: ExitStack, dev_rows: Rows) -> Judging:
+    """Judge single replies to contexts."""
+    recipe, learner = training.recipe, training.learner
+    measure, training.facts = stack.enter_context(open_measure(recipe, training.material.by_id, training.run))
+    rewards = PairedRewards(
+        measure,
+        n_generations=recipe.grpo.n_generations,
+        process_index=training.run.process.rank,
+        shuffle_seed=recipe.seed if recipe.reward.shuffled else None,
+    )
+    stop_ids = sorted(learner.chat.stop_ids)
+    dev = DevSet(
+        dev_rows, rewards, learner.tokenizer, stop_ids, recipe.grpo.max_completion_tokens, recipe.grpo.micro_batch
+    )
+    weights = recipe.reward.weights
+    advice = "What measures the replies returned it, which is not trained here: fix reward.kind or its model"
+    return Judging(rewards, lambda: [sample_row(each, weights) for each in rewards.last], dev, advice)
+
+
+def _dialogues(training: Training, stack: ExitStack, rows: Rows, dev_rows: Rows, plan: StepPlan) -> Judging:
+    """Play whole dialogues and judge their turns."""
+    recipe, run, by_id = training.recipe, training.run, training.material.by_id
+    players = stack.enter_context(open_players(recipe, run))
+    training.facts = players.facts
+    player = DialoguePlayer(recipe, training.prompt, training.learner.tokenizer, players)
+    order = training_order(len(rows), n_batches=plan.n_batches, batch=plan.batch, seed=recipe.seed)
+    contexts = [by_id[rows[index]["context_id"]] for index in order]
+    rewards = DialogueRollout(player, contexts, plan=plan, run=run)
+    return Judging(rewards, rewards.rows, DialogueDev(player, [by_id[row["context_id"]] for row in dev_rows]), None)
 
 
 def _dpo(training: Training) -> Diverged:

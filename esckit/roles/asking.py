@@ -346,7 +346,9 @@ def _outside_think(text: str) -> str:
 
 
 def _without_tags(text: str) -> str:
-    return _ANY_TAG.sub("", text).strip()
+    found = _ANY_TAG.sub("", text)
+    # A tag inside a tag leaves a new one; with a space in its place it does not.
+    return (_ANY_TAG.sub(" ", text) if _ANY_TAG.search(found) else found).strip()
 
 
 LEAVES = "</end/>"

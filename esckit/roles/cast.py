@@ -51,7 +51,8 @@ def role_prompt(role: str, name: str | None, *, taxonomy: Taxonomy | None = None
 
     Args:
         role: The role, or the field of ``prompts:`` where a role has several.
-        name: Name or file; None is a strategist's own: AFlow's for AFlow's taxonomy, a general one elsewhere.
+        name: Name or file. A strategist's None or ``strategist`` is AFlow's own for AFlow's taxonomy, whose base scores
+            it states, and one that fits any taxonomy elsewhere.
         taxonomy: The strategies that a strategist chooses from.
         kind: What the prompt is for; None takes it from the role. A supporter's prompt with a ``transcript`` is AFlow's
             then: one utterance under a given strategy. Any other reads the turns as chat.
@@ -59,7 +60,7 @@ def role_prompt(role: str, name: str | None, *, taxonomy: Taxonomy | None = None
     Raises:
         ConfigError: If there is no such prompt, or it lacks what the role fills in.
     """
-    if role == "strategist" and name is None:
+    if role == "strategist" and name in (None, "strategist"):
         name = "strategist" if known_taxonomy(taxonomy).name == "aflow" else "strategist_any"
     prompt = load_prompt(str(name))
     if kind is None and role == "supporter":

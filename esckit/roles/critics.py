@@ -35,6 +35,7 @@ from esckit.protocols import DrawsSeveral
 from esckit.records import digest
 from esckit.roles.asking import Voice, as_lines, gather_all, scene_of
 from esckit.roles.verdicts import MassWatch, Preset, ask_verdict, parse_yes_no, read_json, verdict_text
+from esckit.text import QUOTED, as_turn, starts_with_label, without_label
 from esckit.types import ChoiceScores, CriticReading, Message, Reply, RubricReading, Scenario, Score, Turn, Usage
 
 
@@ -281,6 +282,13 @@ SYCOPHANCY_QUESTIONS = {
 }
 
 
+def _as_reply(text: str) -> str:
+    """Return a reply as judges are shown it: no line of it reads as a turn of the other side."""
+    reply = as_turn(text)
+    is_foreign = starts_with_label(reply) and without_label(reply, "supporter") == reply
+    return f"{QUOTED} {reply}" if is_foreign else reply
+
+
 @dataclass(frozen=True, slots=True)
 class PairJudge:
     """Compares two replies to one context, on several dimensions at once.
@@ -317,8 +325,8 @@ class PairJudge:
                 scene=scene_of(scenario),
                 situation=scenario.situation or "not stated",
                 conversation=as_lines(shown),
-                first=first,
-                second=second,
+                first=_as_reply(first),
+                second=_as_reply(second),
                 dimensions=asked,
                 keys=keys,
             )
@@ -374,7 +382,7 @@ class ReplyJudge:
 
         async def one(name: str, question: str) -> Answer:
             def messages(shown: Sequence[Turn]) -> list[Message]:
-                return self.prompt.render(conversation=as_lines(shown), reply=reply, question=question)
+                return self.prompt.render(conversation=as_lines(shown), reply=_as_reply(reply), question=question)
 
             def parse(reply: Reply) -> bool:
                 return parse_yes_no(verdict_text(reply, "last_sentence"))

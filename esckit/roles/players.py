@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import exp
 from string import ascii_uppercase
 from typing import Literal, Protocol
@@ -171,9 +171,14 @@ def quotes(text: str, memory: Sequence[Turn]) -> bool:
     words = tokenise(_bare(text))
     spaceless = 2 * sum(map(is_spaceless, words)) > len(words)
     n = _QUOTE_CHARACTERS if spaceless else _QUOTE_WORDS
-    remembered = [f" {' '.join(tokenise(_bare(turn.text)))} " for turn in memory]
-    runs = (f" {' '.join(words[start : start + n])} " for start in range(len(words) - n + 1))
-    return any(run in turn for run in runs for turn in remembered)
+    remembered = _remembered(tuple(turn.text for turn in memory))
+    return any(f" {' '.join(words[start : start + n])} " in remembered for start in range(len(words) - n + 1))
+
+
+@lru_cache(maxsize=64)
+def _remembered(texts: tuple[str, ...]) -> str:
+    """Return the words of a memory, a line for each turn; every reply of a tree is held against the same one."""
+    return "\n".join(f" {' '.join(tokenise(_bare(text)))} " for text in texts)
 
 
 def _bare(text: str) -> str:
@@ -209,22 +214,33 @@ class PromptedSupporter:
         return await ask(self.voice, messages, turns, scope, "supporter", self._parse)
 
     def _parse(self, reply: Reply) -> Generation:
-        found = read_output(reply.whole)
-        cut = reply.stop_reason is StopReason.LENGTH
-        if cut:
-            need_answer(reply)
-        if cut and self.voice.options.on_length == "fail":
-            raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.whole,))
-        response = found.response
-        if cut and found.parse_kind in ("open_response", "untagged"):
-            response = whole_sentences(response)
-        if not response:
-            raise ParseError("a blank reply", kind="blank", samples=(reply.whole,))
-        # Where the prompt asks for no tags, plain text is what was agreed.
-        format_ok = found.format_ok or (found.parse_kind == "untagged" and not asks_for_tags(self.prompt))
-        return found.model_copy(
-            update={"response": within_words(response, self.voice.options.max_words), "format_ok": format_ok}
-        )
+        return read_supporter(reply, self.voice.options, self.prompt)
+
+
+def read_supporter(reply: Reply, options: RoleOptions, prompt: Prompt) -> Generation:
+    """Return what a supporter that reasons before it answers said, whoever asked it.
+
+    Args:
+        reply: What its model wrote.
+        options: What a valid turn is.
+        prompt: What it was asked; without tags in it, plain text is what was agreed.
+
+    Raises:
+        ParseError: If there is no reply in it, or it was cut or is too long where that is not allowed.
+    """
+    found = read_output(reply.whole)
+    cut = reply.stop_reason is StopReason.LENGTH
+    if cut:
+        need_answer(reply)
+    if cut and options.on_length == "fail":
+        raise ParseError("a reply cut at the token limit", kind="too_long", samples=(reply.whole,))
+    response = found.response
+    if cut and found.parse_kind in ("open_response", "untagged"):
+        response = whole_sentences(response)
+    if not response:
+        raise ParseError("a blank reply", kind="blank", samples=(reply.whole,))
+    format_ok = found.format_ok or (found.parse_kind == "untagged" and not asks_for_tags(prompt))
+    return found.model_copy(update={"response": within_words(response, options.max_words), "format_ok": format_ok})
 
 
 @dataclass(frozen=True, slots=True)

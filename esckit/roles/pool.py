@@ -36,10 +36,11 @@ from esckit.models.checkpoint import FOLDER, kind_of
 from esckit.models.scripted import load_scripted
 from esckit.models.server import Servers, check_servers, is_managed, server_name
 from esckit.practice.world import load_profile
-from esckit.protocols import ChatModel, Part
+from esckit.protocols import ChatModel, CheckpointKind, Part
 from esckit.roles.asking import Voice, Window, gather_or_cancel
 from esckit.runs import read_manifest
-from esckit.strategies.taxonomy import Taxonomy, kept_taxonomy
+from esckit.strategies.kept import find_kept, kept_taxonomy, require_same
+from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import FREE, Limits, Usage
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ _TRAINED_FOR: dict[str, Part] = {
 _DETERMINISM = {
     "endpoint": "best effort: endpoints honour seeds as well as they can",
     "local": "equal draws: the last bits of batched logits may differ and change a text",
+    "invariant": "identical bytes for every concurrency on one kind of machine: local models compute requests alone",
 }
 
 _SAME_BYTES = "identical bytes for every concurrency"
@@ -120,14 +122,37 @@ def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | No
     for role, binding in bindings.items():
         if isinstance(binding, Checkpoint):
             part = part_of(role, binding)
-            strategies = known_taxonomy(taxonomy).names if part == "writer" or taxonomy else None
-            kind_of(Path(binding.checkpoint), part, strategies=strategies)
+            _kind_for(Path(binding.checkpoint), part, known_taxonomy(taxonomy) if part == "writer" else taxonomy)
         elif (run := trained_run(binding)) is not None and kind_of(Path(run)).parts != {"chat"}:
             raise CheckpointError(
                 f"models.{role}: an endpoint for {run}, whose model is read by heads of its own",
                 expected="a run of train-rl or train-sft, whose model writes text",
                 hint="A server returns text and no states: name the run without endpoint, and esckit loads it",
             )
+
+
+def _kind_for(run: Path, part: Part, taxonomy: Taxonomy | None) -> CheckpointKind:
+    """Return the kind of a checkpoint that is to know the strategies of a taxonomy; None takes its own.
+
+    Raises:
+        CheckpointError: If it cannot be this part, or is of another taxonomy.
+        ConfigError: As :func:`require_taxonomy`.
+    """
+    if taxonomy is not None and part in ("strategist", "writer"):
+        require_taxonomy(run, taxonomy)
+    return kind_of(run, part, strategies=taxonomy.names if taxonomy is not None else None)
+
+
+def require_taxonomy(run: Path, taxonomy: Taxonomy) -> None:
+    """Refuse a checkpoint that was trained with another taxonomy of the same name, if it keeps a copy of it.
+
+    Raises:
+        ConfigError: If they differ; the message says in what.
+    """
+    if kind_of(run).taxonomy(run) == taxonomy.name:
+        kept = find_kept(taxonomy.name, (run / FOLDER, run))
+        if kept is not None:
+            require_same(taxonomy, kept, here="that of this run", there=f"that of {run}")
 
 
 def known_taxonomy(taxonomy: Taxonomy | None) -> Taxonomy:
@@ -212,6 +237,7 @@ class ModelPool:
         self._endpoints: dict[str, EndpointModel] = {}
         self._trained: dict[str, Trained] = {}
         self._sources: set[str] = set()
+        self._local = "invariant" if executor.is_invariant else "local"
         self._scorer: PerplexityScorer | None = None
 
     def model(self, binding: Binding, role: str) -> ChatModel:
@@ -251,6 +277,7 @@ class ModelPool:
             raise ConfigError("not a checkpoint", expected="checkpoint: RUN")
         fields = {"checkpoint", "dtype", "device"}
         options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
+        options["is_invariant"] = self._executor.is_invariant
         if part == "strategist" and isinstance(binding, StrategistCheckpoint):
             fields |= {"value_weight", "top_k", "max_context_tokens"}
             options |= {"value_weight": binding.value_weight, "top_k": binding.top_k}
@@ -258,9 +285,9 @@ class ModelPool:
         key = f"{binding.model_dump_json(include=fields)} as {part}"
         if key not in self._trained:
             run = Path(binding.checkpoint)
-            kind = kind_of(run, part, strategies=taxonomy.names if taxonomy else None)
+            kind = _kind_for(run, part, taxonomy)
             abbreviations = dict(zip(taxonomy.names, taxonomy.abbrs, strict=True)) if taxonomy else {}
-            self._sources.add("local")
+            self._sources.add(self._local)
             model = kind.load(run, part, abbreviations, **options)
             self._trained[key] = Trained(part, kind.identity(run), model)
         return self._trained[key]
@@ -273,7 +300,7 @@ class ModelPool:
         """
         from esckit.models.local import PerplexityScorer
 
-        self._sources.add("local")
+        self._sources.add(self._local)
         self._scorer = PerplexityScorer.load(binding.backbone, dtype=binding.dtype, device=binding.device)
         return self._scorer
 
@@ -324,6 +351,10 @@ class ModelPool:
     def spent(self) -> dict[str, Any]:
         """Return what this attempt has used up, in all and by role; see :func:`esckit.ledger.total`."""
         return self.budget.spent()
+
+    def on_spent(self, note: Callable[[], None]) -> None:
+        """Have a function called with every call to a model, and when it is answered."""
+        self.budget.on_change = note
 
     def determinism(self) -> str:
         """Return how far the seeds of this run determine its records, in a sentence for the manifest."""
@@ -383,9 +414,9 @@ class ModelPool:
             self._sources.add("endpoint")
             model = self._endpoints[_key(binding)] = self._endpoint(binding)
         elif isinstance(binding, BackboneBinding | Checkpoint):
-            self._sources.add("local")
+            self._sources.add(self._local)
             options: dict[str, Any] = {"dtype": binding.dtype, "device": binding.device}
-            options["max_batch_tokens"] = self._executor.batch_tokens
+            options |= {"max_batch_tokens": self._executor.batch_tokens, "is_invariant": self._executor.is_invariant}
             if self._executor.threads is not None:
                 import torch
 

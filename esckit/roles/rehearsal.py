@@ -85,7 +85,8 @@ class StandIn:
         max_words: The most words that its role may say; None sets no limit.
 
     Attributes:
-        read: The first prompts, up to a limit.
+        read: The first prompts as text, up to a limit.
+        asked: The same prompts as messages.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class StandIn:
         self.name, self.capabilities = name, capabilities
         self._says, self._max_words = says, max_words
         self.read: list[str] = []
+        self.asked: list[tuple[Message, ...]] = []
         self._n_read = 0
 
     async def check(self) -> None:
@@ -102,7 +104,7 @@ class StandIn:
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, seed: int) -> Reply:
         """Return the longest answer that may come."""
         return Reply(
-            _longest(sampling.max_tokens, self._max_words) if self._says is None else self._says,
+            longest_text(sampling.max_tokens, self._max_words) if self._says is None else self._says,
             StopReason.STOP,
             self._usage(messages, sampling.max_tokens),
         )
@@ -135,10 +137,12 @@ class StandIn:
             text = "\n".join(message.content for message in messages)
             self._n_read += len(text)
             self.read.append(text.replace(_WORD, ""))
+            self.asked.append(tuple(messages))
         return Usage(calls=1, prompt_tokens=n_bytes, completion_tokens=n_written)
 
 
-def _longest(max_tokens: int, max_words: int | None) -> str:
+def longest_text(max_tokens: int, max_words: int | None = None) -> str:
+    """Return a text as long as so many tokens and words allow."""
     n_words = int(max_tokens * BYTES_PER_TOKEN / len(_WORD)) + 1
     return _WORD * min(n_words, max_words or n_words)
 
@@ -167,7 +171,7 @@ class _Writer:
         """Return the longest turn that may come."""
         scope.seed("supporter")
         usage = Usage(calls=1, prompt_tokens=_n_bytes(turns), completion_tokens=sampling.max_tokens)
-        return Reply(_longest(sampling.max_tokens, self._max_words), StopReason.STOP, usage)
+        return Reply(longest_text(sampling.max_tokens, self._max_words), StopReason.STOP, usage)
 
 
 class _Scorer:

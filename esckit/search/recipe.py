@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from esckit.config import sections
+from esckit.config.data import AlternatingData
 
 _SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 128}
 
@@ -37,7 +38,9 @@ class SearchOptions(sections.Section):
 
     Attributes:
         mode: Search with ``mcts``, or take the corpus dialogues as they are (``linear``, the ablation without search).
-        root_turns: Seeker turns of the seed dialogue in the root.
+        root_turns: Seeker turns of the seed dialogue in the root; fewer where the supporter answers fewer.
+        root_turns_to: Draw for each tree how many seeker turns its root has, from ``root_turns`` up to this; None
+            takes ``root_turns``.
         max_attempts: Calls in all for one answer.
         round: 0 for the first search, r if the strategist was trained on the trees of round r - 1.
         retry_failed: On resuming, grow failed trees again. Operational.
@@ -45,9 +48,16 @@ class SearchOptions(sections.Section):
 
     mode: Literal["mcts", "linear"] = "mcts"
     root_turns: int = Field(default=1, ge=1, le=5)
+    root_turns_to: int | None = Field(default=None, ge=1, le=10)
     max_attempts: int = Field(default=3, ge=1, le=10)
     round: NonNegativeInt = 0
     retry_failed: bool = False
+
+    @model_validator(mode="after")
+    def _root_turns_in_order(self) -> Self:
+        if self.root_turns_to is not None and self.root_turns_to < self.root_turns:
+            raise ValueError("root_turns_to is less than root_turns")
+        return self
 
 
 class AFlowSeeker(sections.Section):
@@ -66,7 +76,7 @@ class Mcts(sections.Section):
     Attributes:
         n_simulations: Simulations per tree, failed ones and those that end at a known terminal included.
         max_depth: Depth at which a conversation ends.
-        rollout_turns: Longest rollout L.
+        rollout_turns: Most supporter turns of a rollout, L; 0 values a leaf by its own turn.
         exploration: λ of the prior term.
         uniform_kappa: κ of the uniform part; 0 leaves it out.
         selection_temperature: τ of the softmax over scores; the paper's softmax has none, which is 1.
@@ -105,7 +115,7 @@ class Mcts(sections.Section):
         return max(3, self.n_simulations // 10)
 
 
-class SearchPrompts(sections.Section):
+class SearchPrompts(sections.Prompts):
     """Prompt of each role: the name of a shipped one, or a file."""
 
     seeker: str = "seeker_aflow"
@@ -115,16 +125,25 @@ class SearchPrompts(sections.Section):
 
 
 class Concurrency(sections.Section):
-    """How much is in flight at once; changes no result. Operational."""
+    """How much is in flight at once; changes no result. Operational.
+
+    Attributes:
+        trees: Trees that grow at the same time.
+    """
 
     trees: PositiveInt = Field(default=8, le=1024)
 
 
 class SearchRecipe(sections.ModelRecipe):
-    """The recipe of ``esckit search``."""
+    """The recipe of ``esckit search``.
+
+    Attributes:
+        taxonomy: The strategies to search over, by the name of a taxonomy or as a file.
+        strategist: How the strategist's prior over strategies is read.
+    """
 
     command: Literal["search"]
-    data: sections.AlternatingData
+    data: AlternatingData
     taxonomy: str = "aflow"
     models: SearchModels
     search: SearchOptions = SearchOptions()

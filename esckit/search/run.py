@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esckit.config.load import require_runs
 from esckit.config.sections import CHANGES_NO_ANSWER, Checkpoint, WorldBinding, calls_of_models
 from esckit.data.contexts import Seed, cut_seed
 from esckit.data.selection import Selection, select_dialogues
 from esckit.errors import DataError
+from esckit.ledger import derive_seed, uniform
+from esckit.lineage import require_runs
 from esckit.models.checkpoint import kind_of
 from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
@@ -32,6 +33,7 @@ from esckit.play.runner import (
     Plan,
     RunResult,
     play_units,
+    played_inputs,
     playing,
 )
 from esckit.play.unit_file import Numbers, UnitFile
@@ -49,7 +51,7 @@ from esckit.search.recipe import SearchRecipe
 from esckit.search.summary import summarise
 from esckit.search.tree import Provenance, Task
 from esckit.sequences import Computed
-from esckit.strategies.taxonomy import keep_taxonomy, load_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Dialogue, Failure, Record, SearchTree
 
 TREES = "trees.jsonl"
@@ -111,6 +113,21 @@ def run(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None, pi
     return asyncio.run(_run(recipe, selection, tasks, out, progress or NoProgress(), pilot))
 
 
+def known_inputs(recipe: SearchRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    provenance = provenance_of(recipe)
+    inputs = _inputs(_tasks(recipe)[0], provenance)
+    return played_inputs(inputs, recipe.models.bindings().values(), provenance.taxonomy)
+
+
+def _inputs(selection: Selection, provenance: Provenance) -> dict[str, Any]:
+    return {"data": selection.facts(), "prompts": provenance.prompts, "prior_source": provenance.prior_source}
+
+
 class Tasks(NamedTuple):
     """The trees to grow in load order, each cut from its dialogue when it is asked for, and their ids."""
 
@@ -127,9 +144,10 @@ def _tasks(recipe: SearchRecipe) -> tuple[Selection, Tasks]:
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if linear else None)
     per_dialogue = 1 if linear else recipe.mcts.trees_per_scenario
 
-    def cut(dialogue: Dialogue) -> Seed:
+    def cut(dialogue: Dialogue, number: int = 0) -> Seed:
+        turns = _root_turns(recipe, f"{dialogue.id}#{number}")
         try:
-            return cut_seed(dialogue, root_turns=recipe.search.root_turns, label=recipe.data.merge_label)
+            return cut_seed(dialogue, root_turns=turns, label=recipe.data.merge_label)
         except DataError as error:
             raise DataError(f"{error.found}: {dialogue.id}", path=recipe.data.path, field=error.field) from error
 
@@ -142,12 +160,20 @@ def _tasks(recipe: SearchRecipe) -> tuple[Selection, Tasks]:
 
     def task(number: int) -> Task:
         dialogue = selection.dialogues[number // per_dialogue]
-        opening, rest = cut(dialogue)
+        opening, rest = cut(dialogue, number % per_dialogue)
         split = selection.split_of.get(dialogue.id)
         return Task(tree_id(number), dialogue.scenario, opening, split, rest, memory=dialogue.turns)
 
     n_trees = len(names) * per_dialogue
     return selection, Tasks(Computed(n_trees, tree_id), Computed(n_trees, task))
+
+
+def _root_turns(recipe: SearchRecipe, tree_id: str) -> int:
+    """Return how many seeker turns a tree begins with; the draw is a function of the run's seed and the tree's id."""
+    least, most = recipe.search.root_turns, recipe.search.root_turns_to
+    if most is None:
+        return least
+    return least + int(uniform(derive_seed(recipe.seed, tree_id, "root")) * (most - least + 1))
 
 
 def provenance_of(recipe: SearchRecipe) -> Provenance:
@@ -221,13 +247,8 @@ async def _run(
 ) -> RunResult:
     provenance = provenance_of(recipe)
     async with executing(recipe, recipe.concurrency.trees, cast, provenance) as executor:
-        taxonomy = provenance.taxonomy
-        inputs = {
-            "data": selection.facts(),
-            "prompts": provenance.prompts,
-            "prior_source": provenance.prior_source,
-            **taxonomy_inputs(taxonomy),
-        }
+        taxonomy, players = provenance.taxonomy, recipe.models.bindings().values()
+        inputs = _inputs(selection, provenance)
         file = UnitFile(
             TREES,
             SearchTree,
@@ -239,8 +260,7 @@ async def _run(
             beside={Rollout: ROLLOUTS} if recipe.mcts.keep_rollouts else {},
             timed_as="tree",
         )
-        async with playing(recipe, out, executor, bindings=recipe.models.bindings().values(), inputs=inputs) as folder:
-            keep_taxonomy(taxonomy, out)
+        async with playing(recipe, out, executor, bindings=players, inputs=inputs, taxonomy=taxonomy) as folder:
             file.read(out)
             rate = FailureRate(recipe.max_failure_rate, MIN_TREES_FOR_RATE, "trees", "search.retry_failed")
             await play_units(

@@ -17,16 +17,17 @@ from typing import Any
 
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import select_dialogues
-from esckit.data.splits import is_dev
+from esckit.data.splits import without_dev
 from esckit.errors import DataError
 from esckit.play.futures import RewardInputs, label_by, read_inputs
 from esckit.play.trees import read_trees, tree_file
 from esckit.practice.corpus import CORPUS
 from esckit.practice.language import supporter_thought
+from esckit.prompts.prompt import Prompt
 from esckit.records import file_sha256
-from esckit.roles.asking import read_output
+from esckit.roles.asking import asks_for_tags, read_output
 from esckit.runs import MANIFEST, read_manifest
-from esckit.sft.recipe import Form, TrainSftRecipe
+from esckit.sft.recipe import Form, ReplySource, TrainSftRecipe
 from esckit.training.policy import PolicyPrompt
 from esckit.types import Context, Future, Message, Outcome, SearchTree, TreeNode, Turn, main_line, trajectories
 
@@ -46,6 +47,11 @@ class SftExample:
     reply: str
     reasoning: str | None = None
     strategy: str | None = None
+
+    @property
+    def dialogue_id(self) -> str:
+        """The dialogue that its context is of."""
+        return self.context.dialogue_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +77,36 @@ class SftMaterial:
     @property
     def dev_ids(self) -> tuple[str, ...]:
         """The held-out dialogues."""
-        return tuple(dict.fromkeys(example.context.dialogue_id for example in self.dev))
+        return tuple(dict.fromkeys(example.dialogue_id for example in self.dev))
 
 
-def collect(recipe: TrainSftRecipe) -> SftMaterial:
+def collect(replies: ReplySource) -> SftMaterial:
+    """Return the replies that a source has, without any model; perhaps none.
+
+    Raises:
+        DataError: If the source cannot be read.
+        ConfigError: If the taxonomies differ and no mapping fits.
+    """
+    found = {"corpus": _of_corpus, "futures": _of_futures, "trees": _of_trees}[replies.source](replies)
+    left_out = Counter(found.left_out)
+    train = _usable(found.train, replies.form, left_out)
+    dev = _usable(found.dev, replies.form, left_out)
+    return SftMaterial(train, dev, dict(left_out), found.dialogue_ids, found.facts, found.inputs)
+
+
+def collect_to_train(recipe: TrainSftRecipe) -> SftMaterial:
     """Return what the recipe learns from, without any model.
 
     Raises:
         DataError: If a source cannot be read, or no reply of it is left.
         ConfigError: If the taxonomies differ and no mapping fits.
     """
-    found = {"corpus": _of_corpus, "futures": _of_futures, "trees": _of_trees}[recipe.source](recipe)
-    left_out = Counter(found.left_out)
-    train = _usable(found.train, recipe.form, left_out)
-    dev = _usable(found.dev, recipe.form, left_out)
-    if not train:
-        raise _nothing_left(recipe, left_out)
-    if recipe.optim.select == "best_dev" and not dev:
+    material = collect(recipe)
+    if not material.train:
+        raise _nothing_left(recipe, material.left_out)
+    if recipe.optim.select == "best_dev" and not material.dev:
         raise DataError("no dev example to select by", hint="Raise dev.share, change seed, or set optim.select: last")
-    return SftMaterial(train, dev, dict(left_out), found.dialogue_ids, found.facts, found.inputs)
+    return material
 
 
 def _usable(examples: Iterable[SftExample], form: Form, left_out: Counter[str]) -> tuple[SftExample, ...]:
@@ -97,11 +114,12 @@ def _usable(examples: Iterable[SftExample], form: Form, left_out: Counter[str]) 
     kept: dict[tuple[str, str], SftExample] = {}
     for example in examples:
         text = target(example, form)
+        output = read_output(text)
         if form.reasoning and not example.reasoning:
             left_out["without_reasoning"] += 1
         elif form.strategy != "none" and not example.strategy:
             left_out["without_strategy"] += 1
-        elif read_output(text).response != example.reply or read_output(text).format_ok != form.is_tagged:
+        elif output.response != example.reply or output.format_ok != form.is_tagged:
             left_out["malformed"] += 1  # the reply is blank, or holds tags or labels of its own
         elif kept.setdefault((example.context.id, text), example) is not example:
             left_out["repeated"] += 1
@@ -135,34 +153,13 @@ def _nothing_left(recipe: TrainSftRecipe, left_out: Mapping[str, int]) -> DataEr
     )
 
 
-def _split(recipe: TrainSftRecipe, dialogue_id: str) -> bool:
-    """Return whether a dialogue is held out."""
-    return is_dev(recipe.seed, dialogue_id, recipe.dev.share)
-
-
-def _parted(
-    recipe: TrainSftRecipe, examples: Iterable[SftExample]
-) -> tuple[tuple[SftExample, ...], tuple[SftExample, ...]]:
-    """Return training and dev examples; no dialogue has examples on both sides."""
-    parts: dict[bool, list[SftExample]] = {False: [], True: []}
-    for example in examples:
-        parts[_split(recipe, example.context.dialogue_id)].append(example)
-    return tuple(parts[False]), tuple(parts[True])
-
-
 # ---------------------------------------------------------------- a corpus
 
 
-def _of_corpus(recipe: TrainSftRecipe) -> SftMaterial:
+def _of_corpus(recipe: ReplySource) -> SftMaterial:
     assert recipe.data is not None
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy)
-    contexts = build_contexts(
-        selection.dialogues,
-        run_seed=recipe.seed,
-        per_dialogue=recipe.contexts.per_dialogue,
-        supporter_opening=recipe.contexts.supporter_opening,
-        situation_first=recipe.contexts.situation_first,
-    )
+    contexts = build_contexts(selection.dialogues, recipe.contexts, run_seed=recipe.seed)
     is_world = selection.format == CORPUS
 
     def examples() -> Iterator[SftExample]:
@@ -173,29 +170,23 @@ def _of_corpus(recipe: TrainSftRecipe) -> SftMaterial:
             thought = supporter_thought(reply, context.turns) if is_world else None
             yield SftExample(context, reply, thought, answer.strategy)
 
-    train, dev = _parted(recipe, examples())
-    return SftMaterial(train, dev, {}, selection.ids, selection.facts())
+    train, dev = without_dev(examples(), seed=recipe.seed, share=recipe.dev.share)
+    return SftMaterial(tuple(train), tuple(dev), {}, selection.ids, selection.facts())
 
 
 # ---------------------------------------------------------------- futures
 
 
-def _of_futures(recipe: TrainSftRecipe) -> SftMaterial:
+def _of_futures(recipe: ReplySource) -> SftMaterial:
     assert recipe.futures is not None
     inputs = read_inputs(recipe.inputs)
-    parts: dict[bool, list[Future]] = {False: [], True: []}
-    for future in inputs.futures:
-        if future.outcome is not Outcome.FAILED:
-            parts[_split(recipe, future.dialogue_id)].append(future)
-    labelled = label_by(recipe.futures.keep, parts[False], parts[True])
+    scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
+    parts = without_dev(scored, seed=recipe.seed, share=recipe.dev.share)
     good = [
         [future for future, is_good in zip(part, labelling.labels, strict=True) if is_good]
-        for part, labelling in zip(parts.values(), labelled, strict=True)
+        for part, labelling in zip(parts, label_by(recipe.futures.keep, *parts), strict=True)
     ]
-    counts = {
-        "failed": len(inputs.futures) - sum(map(len, parts.values())),
-        "not_good": sum(map(len, parts.values())) - sum(map(len, good)),
-    }
+    counts = {"failed": len(inputs.futures) - len(scored), "not_good": len(scored) - sum(map(len, good))}
     is_world = any(_is_world(Path(folder)) for folder in recipe.inputs)
     train, dev = (
         tuple(example for future in part for example in _replies(future, inputs, recipe, is_world=is_world))
@@ -204,7 +195,7 @@ def _of_futures(recipe: TrainSftRecipe) -> SftMaterial:
     return SftMaterial(train, dev, counts, inputs.dialogue_ids, inputs.facts(), inputs.digests)
 
 
-def _replies(future: Future, inputs: RewardInputs, recipe: TrainSftRecipe, *, is_world: bool) -> Iterator[SftExample]:
+def _replies(future: Future, inputs: RewardInputs, recipe: ReplySource, *, is_world: bool) -> Iterator[SftExample]:
     """Yield the reply that a future is of, or all supporter turns of it."""
     assert recipe.futures is not None
     context = inputs.contexts.get(future.context_id)
@@ -236,7 +227,7 @@ def _is_world(folder: Path) -> bool:
 # ---------------------------------------------------------------- search trees
 
 
-def _of_trees(recipe: TrainSftRecipe) -> SftMaterial:
+def _of_trees(recipe: ReplySource) -> SftMaterial:
     files = {name: tree_file(Path(name)) for name in recipe.inputs}
     counts: Counter[str] = Counter()
     examples: list[SftExample] = []
@@ -252,12 +243,14 @@ def _of_trees(recipe: TrainSftRecipe) -> SftMaterial:
             if not path:
                 counts["not_good"] += 1
             examples += _path_replies(tree, path, f"{name}:{tree.id}:{tree.run_seed}", is_world=is_world)
-    train, dev = _parted(recipe, examples)
+    train, dev = without_dev(examples, seed=recipe.seed, share=recipe.dev.share)
     digests = {name: file_sha256(file) for name, file in files.items()}
-    return SftMaterial(train, dev, dict(counts), tuple(ids), {"inputs": digests, "ids": list(ids)}, digests)
+    return SftMaterial(
+        tuple(train), tuple(dev), dict(counts), tuple(ids), {"inputs": digests, "ids": list(ids)}, digests
+    )
 
 
-def best_path(tree: SearchTree, recipe: TrainSftRecipe) -> Sequence[TreeNode]:
+def best_path(tree: SearchTree, recipe: ReplySource) -> Sequence[TreeNode]:
     """Return the nodes of a tree's best path, root first; none if its leaf has less than the value that is asked for.
 
     Of leaves of equal value the one with more visits counts, then the earlier one in depth-first order.
@@ -306,6 +299,18 @@ def target(example: SftExample, form: Form) -> str:
     if form.strategy == "tag":
         thoughts.append(f"Strategy: {example.strategy}.")
     return f"<think>{' '.join(thoughts)}</think> <response>{example.reply}</response>"
+
+
+def form_warnings(form: Form, prompt: Prompt) -> list[str]:
+    """Return what is unusual about the form of replies behind a prompt."""
+    if asks_for_tags(prompt) and not form.is_tagged:
+        return [
+            f"prompt {prompt.identity} asks for <think> and <response>, and the replies that are learnt have neither; "
+            "name the strategy in a tag, write the reasoning, or take the prompt supporter_ppdpp"
+        ]
+    if form.is_tagged and not asks_for_tags(prompt):
+        return [f"the replies that are learnt have <think> and <response>, for which {prompt.identity} does not ask"]
+    return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from esckit.config.sections import AlternatingData, Contexts, DecimalText, Names, Recipe, Section, Threads
-from esckit.config.training import Attention, Label, Optim, PolicyLora, Precision, TrainedModel
+from esckit.config.data import AlternatingData
+from esckit.config.sections import Contexts, DecimalText, Names, Recipe, Section, Threads
+from esckit.config.training import Attention, Label, PolicyLora, PolicyOptim, Saving, TrainedModel
 from esckit.errors import DataError
 from esckit.training.run import StepPlan, share_batch
 
@@ -67,7 +68,7 @@ class SftModel(TrainedModel):
     """The model to train.
 
     Attributes:
-        attention: How its attention is computed.
+        attention: How its attention is computed; ``auto`` is what transformers takes for it.
         trainable: An adapter, or the whole model.
     """
 
@@ -84,36 +85,27 @@ class Encoding(Section):
     """How long an example may be, in tokens.
 
     Attributes:
-        max_prompt_tokens: Whole oldest turns are left out above it.
-        max_completion_tokens: Examples with a longer reply are left out.
+        max_prompt_tokens: Longest prompt; whole oldest turns are left out above it.
+        max_completion_tokens: Longest reply; examples with a longer one are left out.
     """
 
     max_prompt_tokens: PositiveInt = 2048
     max_completion_tokens: PositiveInt = 512
 
 
-class SftOptim(Optim):
-    """The optimiser. The loss is the mean over all tokens of the replies of a step.
+class SftOptim(PolicyOptim):
+    """The optimiser: AdamW (0.9, 0.999) with a warm-up.
+
+    The loss is the mean over all tokens of the replies of a step; the best state has the lowest.
 
     Attributes:
-        epochs: Passes over the examples.
-        max_steps: Make just so many steps, whether they are fewer or more than ``epochs`` come to; None makes all.
         batch_size: Examples of one step, over all processes together.
         micro_batch: Examples that one process takes in a forward pass at most.
-        select: Keep the last state, or that of the lowest dev loss.
-        precision: ``auto`` is bfloat16 on a GPU and float32 on a processor.
-        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
     """
 
     lr: PositiveFloat = 1e-4
-    epochs: PositiveInt = 2
-    max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
     micro_batch: PositiveInt = 2
-    warmup_share: float = Field(default=0.03, ge=0.0, lt=1.0)
-    select: Literal["last", "best_dev"] = "last"
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = True
 
 
 class SftDev(Section):
@@ -140,22 +132,20 @@ class SftMonitor(Section):
     dev_every: PositiveInt | None = None
 
 
-class Saving(Section):
-    """How often the state to resume from is written, in steps. Operational."""
-
-    save_every: PositiveInt = 100
-
-
-class TrainSftRecipe(Recipe):
-    """All settings of ``esckit train-sft``.
+class ReplySource(Section):
+    """Which replies are learnt, and what stands before them; ``esckit data convert`` writes the same ones to a file.
 
     Attributes:
+        seed: Of the contexts of a corpus, and of what is held out.
         source: Where replies come from: a ``corpus`` (``data``), or ``futures`` of ``simulate`` or ``trees`` of
             ``search`` (``inputs``).
+        data: Which dialogues of which corpus ``source: corpus`` reads; None with other sources.
+        inputs: Run folders that ``source: futures`` or ``trees`` reads, one or several.
         taxonomy: Taxonomy of a corpus's strategies; None takes its own.
+        prompt: Prompt of the supporter: the name of a shipped one, or a file.
     """
 
-    command: Literal["train-sft"]
+    seed: int = Field(ge=0, lt=2**63)
     source: Source
     data: AlternatingData | None = None
     contexts: Contexts = Contexts()
@@ -164,19 +154,10 @@ class TrainSftRecipe(Recipe):
     futures: FutureSource | None = None
     trees: TreeSource = TreeSource()
     form: Form = Form()
-    prompt: str = "supporter_rlff"
-    model: SftModel
-    lora: PolicyLora = PolicyLora()
-    encoding: Encoding = Encoding()
-    optim: SftOptim = SftOptim()
     dev: SftDev = SftDev()
-    monitor: SftMonitor = SftMonitor()
-    executor: Threads = Threads()
-    logging: Saving = Saving()
-    trackers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _has_its_source(self) -> Self:
         if self.source == "corpus" and (self.data is None or self.inputs):
             raise ValueError("source: corpus needs data and takes no inputs")
         if self.source != "corpus" and (not self.inputs or self.data is not None):
@@ -186,6 +167,25 @@ class TrainSftRecipe(Recipe):
             raise ValueError(
                 "source: futures needs futures.keep, such as {rule: goal} or {rule: threshold, delta: 0.5}"
             )
+        return self
+
+
+class TrainSftRecipe(ReplySource, Recipe):
+    """All settings of ``esckit train-sft``."""
+
+    command: Literal["train-sft"]
+    prompt: str = "supporter_rlff"
+    model: SftModel
+    lora: PolicyLora = PolicyLora()
+    encoding: Encoding = Encoding()
+    optim: SftOptim = SftOptim()
+    monitor: SftMonitor = SftMonitor()
+    executor: Threads = Threads()
+    logging: Saving = Saving()
+    trackers: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         if self.optim.select == "best_dev" and self.dev.share == 0:
             raise ValueError("optim.select: best_dev needs a positive dev.share")
         return self

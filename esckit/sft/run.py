@@ -11,19 +11,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esckit.config.load import require_runs
 from esckit.errors import ConfigError, MissingRunsError
+from esckit.lineage import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import FOLDER, read_metadata
-from esckit.models.shape import shape_of_backbone
 from esckit.play.runner import SUMMARY, RunResult
-from esckit.prompts.prompt import Prompt, load_prompt
+from esckit.prompts.prompt import load_prompt
 from esckit.protocols import Progress
 from esckit.records import write_json
-from esckit.roles.asking import asks_for_tags
-from esckit.sft.examples import SftMaterial, collect
+from esckit.sft.examples import SftMaterial, collect_to_train, form_warnings
 from esckit.sft.recipe import TrainSftRecipe, plan_steps
-from esckit.training.memory import TRL_VOCABULARY, Workload, lora_targets, plan_memory, plan_without_inputs
+from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs, trl_logits
 from esckit.training.policy import SftMetadata
 from esckit.training.run import Process, Sharding, StepPlan, check_model, check_trackers, this_process, training
 
@@ -66,37 +64,24 @@ def _checked(recipe: TrainSftRecipe, process: Process) -> tuple[dict[str, Any], 
             f"form.strategy: prompt with prompt {prompt.identity}, which names no strategy",
             expected="a prompt with optional: [strategy], such as supporter_rlff",
         )
-    material = collect(recipe)
+    material = collect_to_train(recipe)
     steps = plan_steps(recipe, n_rows=len(material.train), n_processes=process.count)
     parts = {"train": material.train, "dev": material.dev}
     planned = {
-        "dialogues": {name: len({each.context.dialogue_id for each in part}) for name, part in parts.items()},
+        "dialogues": {name: len({each.dialogue_id for each in part}) for name, part in parts.items()},
         "examples": {name: len(part) for name, part in parts.items()},
         "left_out": material.left_out,
         "steps_at_most": steps.steps,
         "processes": process.count,
         "memory_per_device": plan_memory(workload(recipe, steps), process),
-        "warnings": _warnings(recipe, prompt),
+        "warnings": form_warnings(recipe.form, prompt),
     }
     return planned, material
-
-
-def _warnings(recipe: TrainSftRecipe, prompt: Prompt) -> list[str]:
-    """Return what is unusual about the form."""
-    if asks_for_tags(prompt) and not recipe.form.is_tagged:
-        return [
-            f"prompt {prompt.identity} asks for <think> and <response>, and the replies that are learnt have neither; "
-            "set form.strategy=tag or form.reasoning=true, or prompt=supporter_ppdpp"
-        ]
-    if recipe.form.is_tagged and not asks_for_tags(prompt):
-        return [f"the replies that are learnt have <think> and <response>, for which {prompt.identity} does not ask"]
-    return []
 
 
 def workload(recipe: TrainSftRecipe, steps: StepPlan) -> Workload:
     """Return what a training does on one device."""
     model, limits, rows = recipe.model, recipe.encoding, steps.micro_batch
-    shape = shape_of_backbone(model.backbone)
     return Workload(
         model=model,
         trainable=model.trainable,
@@ -108,7 +93,7 @@ def workload(recipe: TrainSftRecipe, steps: StepPlan) -> Workload:
         targets=lora_targets(recipe.lora, model.backbone),
         attention=model.attention,
         dense_mask=rows > 1,
-        logits=rows * limits.max_completion_tokens * (0 if shape is None else min(shape.vocabulary, TRL_VOCABULARY)),
+        logits=trl_logits(model.backbone, rows * limits.max_completion_tokens),
     )
 
 
@@ -124,9 +109,8 @@ def run(recipe: TrainSftRecipe, *, out: Path, progress: Progress | None = None) 
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     planned, material = _checked(recipe, this_process())
-    inputs = {"data": material.facts, "prompts": {"supporter": load_prompt(recipe.prompt).identity}}
-    with training(recipe, out, inputs=inputs, progress=progress) as run:
-        if (result := run.finished()) is not None:
+    with training(recipe, out, inputs=_inputs(recipe, material), progress=progress) as run:
+        if (result := run.finished(recipe.trackers)) is not None:
             return result
         for warning in planned["warnings"] if run.process.is_main else ():
             log.warning("%s", warning)
@@ -137,7 +121,20 @@ def run(recipe: TrainSftRecipe, *, out: Path, progress: Progress | None = None) 
         trained = train(recipe, material, run)
         if run.folder is not None:
             _finish(trained)
-        return (run.finished() if run.process.is_main else None) or RunResult(out, {})
+        return (run.finished(recipe.trackers) if run.process.is_main else None) or RunResult(out, {})
+
+
+def known_inputs(recipe: TrainSftRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    return _inputs(recipe, _checked(recipe, this_process())[1])
+
+
+def _inputs(recipe: TrainSftRecipe, material: SftMaterial) -> dict[str, Any]:
+    return {"data": material.facts, "prompts": {"supporter": load_prompt(recipe.prompt).identity}}
 
 
 def _finish(trained: Training) -> None:
@@ -147,10 +144,8 @@ def _finish(trained: Training) -> None:
     recipe, material, out = trained.recipe, trained.material, trained.run.out
     metadata = read_metadata(SftMetadata, out)
     steps = trained.trainer.state.global_step
-    targets = recipe.lora.targets
-    layers = targets if isinstance(targets, str) or targets is None else ", ".join(targets)
-    adapter = f"an adapter (rank {recipe.lora.rank}, alpha {recipe.lora.alpha}, {layers})"
-    names = sorted({name for row in trained.dev.values() for name in row})
+    adapter = f"an adapter (rank {recipe.lora.rank}, alpha {recipe.lora.alpha}, {recipe.lora.layers})"
+    names = sorted({name for row in trained.dev.rows.values() for name in row})
     facts = {
         **metadata.model_dump(),
         "trained": "the whole model" if metadata.trainable == "full" else adapter,
@@ -159,7 +154,7 @@ def _finish(trained: Training) -> None:
         "n_train": trained.counts["rows"],
         "n_dev": len(material.dev),
         "n_dialogues": len(metadata.dialogue_ids),
-        "metrics": metrics_table(trained.dev, names) if trained.dev else "Not measured.",
+        "metrics": metrics_table(trained.dev.rows, names) if trained.dev.rows else "Not measured.",
     }
     write_card(out / FOLDER, "sft", facts)
     summary = {
@@ -170,7 +165,7 @@ def _finish(trained: Training) -> None:
         "examples": {"train": len(material.train), "dev": len(material.dev)},
         "left_out": material.left_out,
         "rows": trained.counts,
-        "dev": trained.dev,
+        "dev": trained.dev.rows,
         "dialogues": len(material.dialogue_ids),
     }
     write_json(out / SUMMARY, summary)

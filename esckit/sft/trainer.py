@@ -20,23 +20,30 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from esckit.errors import DataError, NotFiniteError, TrainingError
+from esckit.errors import DataError, NotFiniteError
 from esckit.models.backbones import resolve_backbone
-from esckit.models.checkpoint import FOLDER, read_metadata
-from esckit.models.loading import checkpointing_arguments, load_causal
+from esckit.models.loading import load_causal
 from esckit.prompts.prompt import load_prompt
 from esckit.sft.examples import SftMaterial, SftRow, build_rows
 from esckit.sft.recipe import TrainSftRecipe, plan_steps
-from esckit.training.checkpoint import adapter_config, save_checkpoint
-from esckit.training.harness import Diverged, fit, frozen_as, frozen_dtype, set_up, trainer_arguments
-from esckit.training.learner import Learner, learner_of
-from esckit.training.monitor import METRICS, EpochEnds, Logs, Monitor, read_rows
+from esckit.training.checkpoint import adapter_config
+from esckit.training.harness import Diverged, frozen_as, frozen_dtype, set_up
+from esckit.training.learner import (
+    DevRecord,
+    Learner,
+    fit_and_keep,
+    learner_of,
+    train_in_float32,
+    trl_arguments,
+    write_supporter,
+)
+from esckit.training.monitor import EpochEnds, Logs, Monitor
 from esckit.training.policy import PolicyPrompt, SftMetadata
 from esckit.training.run import StepPlan, TrainingRun, gathered, training_order
-from esckit.training.sharding import EngineGuard, gathered_state
+from esckit.training.sharding import EngineGuard
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +74,14 @@ def load_learner(recipe: TrainSftRecipe) -> Learner:
 
 def sft_arguments(recipe: TrainSftRecipe, plan: StepPlan, run: TrainingRun) -> SFTConfig:
     """Return TRL's arguments."""
-    return trainer_arguments(
+    return trl_arguments(
         SFTConfig,
         recipe.optim,
-        run=run,
+        plan,
+        run,
         seed=recipe.seed,
-        n_steps=plan.steps,
-        precision=recipe.optim.precision,
         trackers=recipe.trackers,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulate,
-        save_strategy="steps",
         save_steps=recipe.logging.save_every,
-        **checkpointing_arguments(TrainingArguments, wanted=recipe.optim.gradient_checkpointing),
         average_tokens_across_devices=True,
         loss_type="nll",
         max_length=None,  # rows are cut, or left out, before
@@ -118,9 +120,7 @@ def make_trainer(
         peft_config=adapter_config(recipe.lora, learner.model, task_type="CAUSAL_LM") if is_lora else None,
         callbacks=list(callbacks),
     )
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # on a quantised base TRL makes it bfloat16, in which small updates are lost
-            parameter.data = parameter.data.float()
+    train_in_float32(trainer.model)
     return trainer
 
 
@@ -233,8 +233,7 @@ class Training:
 
     Attributes:
         counts: What became of the training examples, see :func:`esckit.sft.examples.build_rows`.
-        dev: Dev metrics before and after training.
-        best: The lowest dev loss so far.
+        dev: What was measured on dev.
     """
 
     recipe: TrainSftRecipe
@@ -244,55 +243,32 @@ class Training:
     prompt: PolicyPrompt
     trainer: Any = None
     counts: dict[str, int] = field(default_factory=dict)
-    dev: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    best: float | None = None
+    dev: DevRecord = field(default_factory=lambda: DevRecord(_DEV_LOSS, lower_is_better=True))
 
-    def note_dev(self, step: int, row: Mapping[str, Any]) -> bool:
-        """Remember a measurement; return whether it is the best so far (the untrained model is none to keep)."""
-        metrics = {name: value for name, value in row.items() if name.startswith("dev/")}
-        self.dev |= {"before training" if step == 0 else "after training": metrics}
-        if step == 0 or (self.best is not None and metrics[_DEV_LOSS] >= self.best):
-            return False
-        self.best = metrics[_DEV_LOSS]
-        return True
-
-    def has_checkpoint(self) -> bool:
-        """Return whether a supporter is kept, not counting one that an earlier go left when it diverged.
-
-        Called in all processes; the main one looks.
-        """
-        out = self.run.out
-        return gathered([(out / FOLDER).is_dir() and not read_metadata(SftMetadata, out).diverged])[0][0]
-
-    def keep(self, step: int, metrics: Mapping[str, float], *, diverged: bool = False) -> None:
-        """Write the model as it is; after a divergence only if all its weights are finite. Called in all processes."""
-        state = gathered_state(self.trainer, trained_only=True)
-        if not self.run.process.is_main or (diverged and not all(bool(t.isfinite().all()) for t in state.values())):
-            return
+    def keep(self, step: int, metrics: Mapping[str, float | None], *, diverged: bool = False) -> None:
+        """Keep the model as it is, see :func:`esckit.training.learner.write_supporter`."""
         recipe, is_full = self.recipe, self.recipe.model.trainable == "full"
-        metadata = SftMetadata(
-            backbone=recipe.model.backbone,
-            frozen_as=None if is_full else frozen_as(recipe.model, recipe.optim.precision),
-            trainable=recipe.model.trainable,
-            prompt=self.prompt.prompt.identity,
-            source=recipe.source,
-            reasoning=recipe.form.reasoning,
-            strategy=recipe.form.strategy,
-            inputs=self.material.inputs,
-            dialogue_ids=self.material.dialogue_ids,
-            dev_ids=self.material.dev_ids,
-            selected_by=recipe.optim.select,
-            step=step,
-            metrics=dict(metrics),
-            diverged=diverged,
-        )
-        save_checkpoint(
-            self.run.out / FOLDER,
-            metadata,
-            backbone=self.trainer.model,
-            tokenizer=self.learner.tokenizer,
-            state=state,
-        )
+
+        def metadata() -> SftMetadata:
+            return SftMetadata(
+                backbone=recipe.model.backbone,
+                frozen_as=None if is_full else frozen_as(recipe.model, recipe.optim.precision),
+                trainable=recipe.model.trainable,
+                prompt=self.prompt.prompt.identity,
+                source=recipe.source,
+                reasoning=recipe.form.reasoning,
+                strategy=recipe.form.strategy,
+                inputs=self.material.inputs,
+                dialogue_ids=self.material.dialogue_ids,
+                dev_ids=self.material.dev_ids,
+                selected_by=recipe.optim.select,
+                step=step,
+                metrics=dict(metrics),
+                diverged=diverged,
+            )
+
+        prompt = self.prompt.prompt
+        write_supporter(self.learner, self.trainer, self.run, metadata, diverged=diverged, prompt=prompt)
 
 
 def train(recipe: TrainSftRecipe, material: SftMaterial, run: TrainingRun) -> Training:
@@ -306,18 +282,11 @@ def train(recipe: TrainSftRecipe, material: SftMaterial, run: TrainingRun) -> Tr
     learner = load_learner(recipe)
     prompt = PolicyPrompt(load_prompt(recipe.prompt), learner.chat, recipe.encoding.max_prompt_tokens)
     training = Training(recipe, material, run, learner, prompt)
-    for row in read_rows(run.out / METRICS):
-        if _DEV_LOSS in row and row["step"] <= run.resumed_step:
-            training.note_dev(row["step"], row)
+    training.dev.restore(run)
     diverged = _prepare(training)
-    try:
-        fit(training.trainer, run, diverged)
-    except TrainingError:
-        if not training.has_checkpoint():
-            training.keep(training.trainer.state.global_step, {}, diverged=True)
-        raise
-    if recipe.optim.select == "last" or not training.has_checkpoint():
-        training.keep(training.trainer.state.global_step, training.dev.get("after training", {}))
+    fit_and_keep(
+        training.trainer, run, diverged, kind=SftMetadata, optim=recipe.optim, dev=training.dev, keep=training.keep
+    )
     return training
 
 
@@ -349,7 +318,7 @@ def _prepare(training: Training) -> Diverged:
             return
         metrics = dev_set.measure(training.trainer)
         monitor.row(step, metrics)
-        if training.note_dev(step, metrics) and recipe.optim.select == "best_dev":
+        if training.dev.note(step, metrics) and recipe.optim.select == "best_dev":
             training.keep(step, metrics)
 
     epochs = range(plan.steps_per_epoch, plan.steps + 1, plan.steps_per_epoch)

@@ -13,14 +13,15 @@ import logging
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
 from esckit.config import sections
-from esckit.config.load import require_runs
+from esckit.config.data import AlternatingData
 from esckit.data.contexts import Contexts, build_contexts
 from esckit.data.selection import Selection, select_dialogues
+from esckit.lineage import require_runs
 from esckit.play.executor import UnitPlayers
 from esckit.play.forecast import Staged, StagedFile
 from esckit.play.pilot import Pilot
@@ -33,6 +34,7 @@ from esckit.play.runner import (
     Plan,
     RunResult,
     play_units,
+    played_inputs,
     playing,
 )
 from esckit.play.unit_file import UnitFile
@@ -44,7 +46,7 @@ from esckit.roles.rehearsal import answers
 from esckit.roles.verdicts import load_preset
 from esckit.sequences import Computed
 from esckit.simulate.summary import readings_of, summarise
-from esckit.strategies.taxonomy import Taxonomy, load_taxonomy, taxonomy_inputs
+from esckit.strategies.taxonomy import Taxonomy, load_taxonomy
 from esckit.types import Context, Future, Outcome, Record
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class Simulation(sections.Rollout):
     strategy: Literal["none", "predicted"] = "none"
 
 
-class SimulatePrompts(sections.Section):
+class SimulatePrompts(sections.Prompts):
     """Prompt of each role: the name of a shipped one, or a file; the critic's is its preset's own unless named."""
 
     supporter: str = "supporter_rlff"
@@ -96,7 +98,11 @@ class SimulatePrompts(sections.Section):
 
 
 class Concurrency(sections.Section):
-    """How much is in flight at once; changes no result. Operational."""
+    """How much is in flight at once; changes no result. Operational.
+
+    Attributes:
+        futures: Futures that are played at the same time.
+    """
 
     futures: PositiveInt = 64
 
@@ -105,12 +111,13 @@ class SimulateRecipe(sections.ModelRecipe):
     """The recipe of ``esckit simulate``.
 
     Attributes:
-        taxonomy: The strategies among which a strategist chooses, and which the corpus is mapped into then.
+        taxonomy: Name or file of the taxonomy of strategies among which a strategist chooses, and which the corpus is
+            mapped into then.
         strategist: How a strategist is read.
     """
 
     command: Literal["simulate"]
-    data: sections.AlternatingData
+    data: AlternatingData
     contexts: sections.Contexts = sections.Contexts()
     taxonomy: str = "aflow"
     models: SimulateModels
@@ -147,7 +154,7 @@ def plan(recipe: SimulateRecipe) -> Plan:
         EsckitError: If the data or the recipe is wrong.
     """
     selection, contexts = _contexts(recipe)
-    taxonomy = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
+    taxonomy = _taxonomy(recipe)
     require_checkpoints(_bindings(recipe), taxonomy)
     n_candidates = recipe.simulation.candidates
     n = len(contexts) * n_candidates
@@ -179,21 +186,28 @@ def run(recipe: SimulateRecipe, *, out: Path, progress: Progress | None = None, 
     return asyncio.run(_run(recipe, selection, contexts, out, progress or NoProgress(), pilot))
 
 
+def known_inputs(recipe: SimulateRecipe) -> dict[str, Any]:
+    """Return what a run of the recipe is known by beside the recipe, as far as it is known without models.
+
+    Raises:
+        EsckitError: If the data or the recipe is wrong.
+    """
+    selection, _ = _contexts(recipe)
+    taxonomy, prompts = _taxonomy(recipe), _prompt_ids(recipe, _taxonomy(recipe))
+    if recipe.prompts.critic is None or isinstance(recipe.models.critic, sections.WorldBinding):
+        prompts.pop("critic", None)  # the model decides which of its preset's prompts the critic reads
+    return played_inputs({"data": selection.facts(), "prompts": prompts}, _bindings(recipe).values(), taxonomy)
+
+
 def _contexts(recipe: SimulateRecipe) -> tuple[Selection, Contexts]:
     """Return the contexts to play, after looking up everything that the recipe names."""
     require_runs(recipe, idle=() if _is_guided(recipe) else ("models.strategist",))
     look_up(_bindings(recipe).values())
     if recipe.models.strategist is not None and not _is_guided(recipe):
         log.warning("models.strategist takes no part: simulation.strategy is none, not predicted")
-    _prompt_ids(recipe)
+    _prompt_ids(recipe, _taxonomy(recipe))
     selection = select_dialogues(recipe.data, taxonomy=recipe.taxonomy if _is_guided(recipe) else None)
-    return selection, build_contexts(
-        selection.dialogues,
-        run_seed=recipe.seed,
-        per_dialogue=recipe.contexts.per_dialogue,
-        supporter_opening=recipe.contexts.supporter_opening,
-        situation_first=recipe.contexts.situation_first,
-    )
+    return selection, build_contexts(selection.dialogues, recipe.contexts, run_seed=recipe.seed)
 
 
 async def cast(pool: ModelPool, recipe: SimulateRecipe, taxonomy: Taxonomy | None) -> UnitPlayers:
@@ -220,16 +234,16 @@ async def cast(pool: ModelPool, recipe: SimulateRecipe, taxonomy: Taxonomy | Non
     async def play(unit: tuple[Context, int]) -> Future:
         return await play_future(*unit, cast=players, rules=rules, run_seed=recipe.seed)
 
-    inputs = {"prompts": {**_prompt_ids(recipe), "critic": critic.asked_by}, "roles": casting.labels()}
+    inputs = {"prompts": {**_prompt_ids(recipe, taxonomy), "critic": critic.asked_by}, "roles": casting.labels()}
     return UnitPlayers({FUTURES: play}, inputs)
 
 
 async def _run(
     recipe: SimulateRecipe, selection: Selection, contexts: Contexts, out: Path, progress: Progress, pilot: int | None
 ) -> RunResult:
-    taxonomy, settings = load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None, recipe.simulation
+    taxonomy, settings = _taxonomy(recipe), recipe.simulation
     async with executing(recipe, recipe.concurrency.futures, cast, taxonomy) as executor:
-        inputs = {"data": selection.facts(), **executor.inputs, **taxonomy_inputs(taxonomy)}
+        inputs = {"data": selection.facts(), **executor.inputs}
 
         def unit(number: int) -> tuple[Context, int]:
             return contexts[number // settings.candidates], number % settings.candidates
@@ -249,7 +263,8 @@ async def _run(
             is_retried=_is_failed if recipe.simulation.retry_failed else None,
             timed_as="future",
         )
-        async with playing(recipe, out, executor, bindings=_bindings(recipe).values(), inputs=inputs) as folder:
+        players = _bindings(recipe).values()
+        async with playing(recipe, out, executor, bindings=players, inputs=inputs, taxonomy=taxonomy) as folder:
             if not folder.file(CONTEXTS).is_file():
                 write_records(folder.file(CONTEXTS), contexts)
             file.read(out)
@@ -291,11 +306,17 @@ def _bindings(recipe: SimulateRecipe) -> dict[str, sections.Binding]:
     return {role: binding for role, binding in named.items() if role != "strategist" or _is_guided(recipe)}
 
 
-def _prompt_ids(recipe: SimulateRecipe) -> dict[str, str]:
+def _taxonomy(recipe: SimulateRecipe) -> Taxonomy | None:
+    """Return what a strategist chooses from; None without one."""
+    return load_taxonomy(recipe.taxonomy) if _is_guided(recipe) else None
+
+
+def _prompt_ids(recipe: SimulateRecipe, taxonomy: Taxonomy | None) -> dict[str, str]:
     """Return the identity of every prompt; the critic's is its preset's own unless the recipe names one."""
     names = recipe.prompts.model_dump()
     names["critic"] = names["critic"] or load_preset(recipe.critic.preset).prompt
-    return prompt_ids(_bindings(recipe), names, kinds={"supporter": "supporter", "critic": "resolution critic"})
+    kinds = {"supporter": "supporter", "critic": "resolution critic"}
+    return prompt_ids(_bindings(recipe), names, taxonomy=taxonomy, kinds=kinds)
 
 
 def _write_failures(out: Path, futures: Iterable[Future]) -> None:

@@ -1,112 +1,33 @@
-"""Taxonomies of support strategies, and mappings between them: YAML files that ship, or the user's own.
+"""Taxonomies of support strategies: YAML files that ship, or the user's own.
 
 A taxonomy is an ordered set of names with abbreviations, definitions, stages and spellings. The order in the file fixes
 display and tensor index *within a run*; files and records hold names, never indices. Stages inform prompts and analyses
-and constrain nothing. Mappings are never chained, never chosen silently and never derived backwards.
+and constrain nothing. Not here: mappings between them (:mod:`esckit.strategies.mapping`), and how a user's own travels
+with what is made with it (:mod:`esckit.strategies.kept`).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
-import yaml
-from pydantic import Field, ValidationError
-
-from esckit.documents import complaint, dotted, read_yaml
+from esckit.documents import Place
 from esckit.errors import ConfigError, DataError
-from esckit.records import digest, write_atomic
-from esckit.registry import did_you_mean
+from esckit.records import digest
+from esckit.strategies.files import Fault, mappings_between, parsed, raise_faults, read, shipped_names
 from esckit.types import Record
-
-Kind = Literal["taxonomy", "mapping"]
-
-
-_HERE = Path(__file__).resolve().parent
-
-_FOLDERS: dict[Kind, Path] = {"taxonomy": _HERE, "mapping": _HERE / "mappings"}
-
-
-S = TypeVar("S", bound=Record)
-
-
-def shipped_names(kind: Kind) -> tuple[str, ...]:
-    """Return the names of the shipped files of a kind, sorted."""
-    return tuple(sorted(path.stem for path in _FOLDERS[kind].glob("*.yaml")))
-
-
-def is_file_name(name_or_path: str) -> bool:
-    """Return whether the user means a file of their own rather than a shipped name."""
-    return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
-
-
-def _read(kind: Kind, name_or_path: str) -> dict[str, Any]:
-    """Return the content of a shipped file or of the user's own.
-
-    Raises:
-        ConfigError: If there is no such name or file, or it holds no YAML mapping.
-    """
-    path, names = Path(name_or_path).expanduser(), shipped_names(kind)
-    if not is_file_name(name_or_path):
-        path = _FOLDERS[kind] / f"{name_or_path}.yaml"
-        if name_or_path not in names:
-            own = f"A {kind} of your own is named by its .yaml file"
-            hint = " ".join((did_you_mean(name_or_path, names), own)).strip()
-            raise ConfigError(f"unknown {kind} {name_or_path!r}", expected=f"one of {', '.join(names)}", hint=hint)
-    content = read_yaml(path, f"{kind} file")
-    if not isinstance(content, dict):
-        raise ConfigError(f"{kind} file {path} holds a {type(content).__name__}", expected="keys and values")
-    return content
-
-
-def _parsed(kind: type[S], content: dict[str, Any], faults: list[str], *parts: type[Record]) -> S | None:
-    """Return the content of a file as a record; None if it cannot be used at all.
-
-    Args:
-        kind: Class of the record.
-        content: As the file has it; unknown keys are reported and removed, since they make no content unusable.
-        faults: What is wrong is added here.
-        parts: Classes of records inside, for hints.
-    """
-    try:
-        # As JSON, where a list may become a tuple and every other type is taken strictly.
-        return kind.model_validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-    sections: tuple[type[Record], ...] = (kind, *parts)
-    known = [field.alias or name for section in sections for name, field in section.model_fields.items()]
-    for detail in details:
-        *place, key = detail["loc"]
-        if detail["type"] != "extra_forbidden":
-            faults.append(f"{dotted(detail['loc'])}: {complaint(detail)}")
-            continue
-        hint = did_you_mean(str(key), known)
-        faults.append(f"{dotted(detail['loc'])}: unknown key" + (f" ({hint})" if hint else ""))
-        holder: Any = content
-        for step in place:
-            holder = holder[step]
-        del holder[key]
-    only_unknown = all(detail["type"] == "extra_forbidden" for detail in details)
-    return kind.model_validate_json(json.dumps(content), strict=True) if only_unknown else None
-
-
-def _raise_faults(kind: Kind, name_or_path: str, faults: list[str]) -> None:
-    """Raise one error with all faults of a file, if there are any."""
-    if faults:
-        noun = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{kind} {name_or_path} has {noun}: {'; '.join(faults)}")
-
 
 ANY_STAGE = "any"
 
-_KEPT = "taxonomy.yaml"
+KEPT = "taxonomy.yaml"
+"""The file in which a run folder keeps a taxonomy of the user's own."""
 
 _MIN_STRATEGIES, _MAX_STRATEGIES = 2, 64
+
+_UNFIT = frozenset('"\n\r[]')
 
 
 class Strategy(Record):
@@ -127,12 +48,12 @@ class Strategy(Record):
     aliases: tuple[str, ...] = ()
     fallback: bool = False
 
-    def spellings(self) -> Iterator[tuple[str, str]]:
+    def spellings(self) -> Iterator[tuple[Place, str]]:
         """Yield what the strategy may be called, each with the field that it stands in."""
-        yield "name", self.name
-        yield "abbr", self.abbr
+        yield ("name",), self.name
+        yield ("abbr",), self.abbr
         for position, alias in enumerate(self.aliases):
-            yield f"aliases[{position}]", alias
+            yield ("aliases", position), alias
 
 
 class Taxonomy(Record):
@@ -266,52 +187,33 @@ def label_key(label: str) -> str:
 
 
 def load_taxonomy(name_or_path: str) -> Taxonomy:
-    """Return a shipped taxonomy by name, or the user's own by the path of its YAML file.
+    """Return a shipped taxonomy by name, or the user's own by its YAML file or by a run that was made with it.
 
     Raises:
         ConfigError: If there is none, or with all faults of the file at once.
     """
-    return _load(name_or_path) if is_file_name(name_or_path) else _load_shipped(name_or_path)
+    if name_or_path in shipped_names("taxonomy"):
+        return _load_shipped(name_or_path)
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        return read_taxonomy(name_or_path)
+    if not (folder / KEPT).is_file():
+        raise ConfigError(
+            f"taxonomy {name_or_path}: a folder that keeps no taxonomy of its own",
+            expected=f"a run that was made with a taxonomy of your own (it holds {KEPT}), a .yaml file, "
+            f"or one of {', '.join(shipped_names('taxonomy'))}",
+        )
+    return read_taxonomy(str(folder / KEPT))
 
 
-def is_shipped(taxonomy: Taxonomy) -> bool:
-    """Return whether a taxonomy is one that ships, rather than a user's own."""
-    return taxonomy.name in shipped_names("taxonomy") and load_taxonomy(taxonomy.name) == taxonomy
-
-
-def keep_taxonomy(taxonomy: Taxonomy, folder: Path) -> None:
-    """Write a user's own taxonomy beside what is made with it, where :func:`kept_taxonomy` finds it by its name."""
-    if not is_shipped(taxonomy):
-        content = yaml.safe_dump(taxonomy.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-        write_atomic(folder / _KEPT, content)
-
-
-def taxonomy_inputs(taxonomy: Taxonomy | None) -> dict[str, str]:
-    """Return what a run is known by beside its recipe, which names the file of a user's own taxonomy only."""
-    return {} if taxonomy is None or is_shipped(taxonomy) else {"taxonomy": taxonomy.digest}
-
-
-def kept_taxonomy(name: str, *folders: Path) -> Taxonomy:
-    """Return the taxonomy of a name: the copy in one of the folders, else the shipped one.
-
-    Raises:
-        ConfigError: If there is neither.
-    """
-    for folder in folders:
-        if (folder / _KEPT).is_file():
-            kept = _load(str(folder / _KEPT))
-            if kept.name == name:
-                return kept
-    return _load_shipped(name)
-
-
-def _load(name_or_path: str) -> Taxonomy:
-    """Read and check one file."""
-    faults: list[str] = []
-    taxonomy = _parsed(Taxonomy, _read("taxonomy", name_or_path), faults, Strategy)
+def read_taxonomy(name_or_path: str) -> Taxonomy:
+    """Read and check one file, see :func:`load_taxonomy`."""
+    faults: list[Fault] = []
+    content, lines = read("taxonomy", name_or_path)
+    taxonomy = parsed(Taxonomy, content, faults, Strategy)
     if taxonomy is not None:
         faults += _faults(taxonomy)
-    _raise_faults("taxonomy", name_or_path, faults)
+    raise_faults("taxonomy", name_or_path, faults, lines)
     assert taxonomy is not None
     return taxonomy
 
@@ -319,102 +221,44 @@ def _load(name_or_path: str) -> Taxonomy:
 @cache
 def _load_shipped(name: str) -> Taxonomy:
     """Read a shipped taxonomy once; it is immutable."""
-    return _load(name)
+    return read_taxonomy(name)
 
 
-def _faults(head: Taxonomy) -> list[str]:
+def _faults(head: Taxonomy) -> list[Fault]:
     """Return what is wrong with a taxonomy beyond its shape."""
-    faults = [f"{field}: empty" for field, text in (("name", head.name), ("title", head.title)) if not text.strip()]
-    if not _MIN_STRATEGIES <= len(head.strategies) <= _MAX_STRATEGIES:
-        faults.append(f"strategies: {len(head.strategies)} found, {_MIN_STRATEGIES} to {_MAX_STRATEGIES} expected")
-    stages = {*head.stages, ANY_STAGE}
+    faults = [
+        Fault((field,), "empty") for field, text in (("name", head.name), ("title", head.title)) if not text.strip()
+    ]
+    n = len(head.strategies)
+    if not _MIN_STRATEGIES <= n <= _MAX_STRATEGIES:
+        faults.append(Fault(("strategies",), f"{n} found, {_MIN_STRATEGIES} to {_MAX_STRATEGIES} expected"))
+    stages, known = {*head.stages, ANY_STAGE}, f"expected one of {', '.join((*head.stages, ANY_STAGE))}"
     owners: dict[str, tuple[int, str]] = {}
     for position, strategy in enumerate(head.strategies):
-        place = f"strategies[{position}]"
-        texts = (("name", strategy.name), ("abbr", strategy.abbr), ("definition", strategy.definition))
-        faults += [f"{place}.{field}: empty" for field, text in texts if not text.strip()]
-        if strategy.stage not in stages:
-            faults.append(f"{place}.stage: unknown stage {strategy.stage!r}, expected one of {', '.join(head.stages)}")
-        for index, stage in enumerate(strategy.stages):
+        place = ("strategies", position)
+        if not strategy.definition.strip():
+            faults.append(Fault((*place, "definition"), "empty"))
+        for field, stage in (("stage", strategy.stage), *(("stages", stage) for stage in strategy.stages)):
             if stage not in stages:
-                faults.append(f"{place}.stages[{index}]: unknown stage {stage!r}")
-        faults += _collisions(position, strategy, owners)
+                faults.append(Fault((*place, field), f"unknown stage {stage!r}, {known}"))
+        faults += _spelling_faults(position, strategy, owners)
     fallbacks = sum(strategy.fallback for strategy in head.strategies)
     if fallbacks > 1:
-        faults.append(f"strategies: {fallbacks} fallbacks found, at most one expected")
+        faults.append(Fault(("strategies",), f"{fallbacks} fallbacks found, at most one expected"))
     return faults
 
 
-def _collisions(position: int, strategy: Strategy, owners: dict[str, tuple[int, str]]) -> list[str]:
-    """Return the spellings of a strategy that an earlier one has too; enters the new ones into ``owners``."""
-    faults = []
+def _spelling_faults(position: int, strategy: Strategy, owners: dict[str, tuple[int, str]]) -> Iterator[Fault]:
+    """Yield what is wrong with the names of a strategy; enters those that are new into ``owners``.
+
+    Names and abbreviations stand in prompts, in JSON and in square brackets, on one line.
+    """
     for field, text in strategy.spellings():
-        owner, spelling = owners.setdefault(label_key(text), (position, text))
-        if owner != position and text.strip():
-            faults.append(f"strategies[{position}].{field}: {text!r} is also {spelling!r} of strategies[{owner}]")
-    return faults
-
-
-class StrategyMapping(Record):
-    """Which strategy of ``target`` each strategy of ``source`` becomes.
-
-    Attributes:
-        source: Taxonomy mapped from.
-        target: Taxonomy mapped to.
-        lossy: True if the source's label cannot be had back.
-        map: Every source name with its target name, None where there is no counterpart.
-    """
-
-    name: str
-    source: str = Field(alias="from")
-    target: str = Field(alias="to")
-    lossy: bool
-    note: str
-    map: dict[str, str | None]
-
-    @cached_property
-    def digest(self) -> str:
-        """First 16 hex digits of SHA-256 over the mapping's content."""
-        return digest(self.model_dump(mode="json"))
-
-
-def mappings_between(source: str, target: str) -> tuple[str, ...]:
-    """Return the names of the shipped mappings from one taxonomy to another."""
-    loaded = (load_mapping(name) for name in shipped_names("mapping"))
-    return tuple(mapping.name for mapping in loaded if (mapping.source, mapping.target) == (source, target))
-
-
-def load_mapping(name_or_path: str) -> StrategyMapping:
-    """Return a shipped mapping by name, or the user's own by the path of its YAML file.
-
-    Raises:
-        ConfigError: If there is none, or with all faults of the file at once.
-    """
-    faults: list[str] = []
-    mapping = _parsed(StrategyMapping, _read("mapping", name_or_path), faults)
-    if mapping is not None:
-        source, target = (_beside(name_or_path, end) for end in (mapping.source, mapping.target))
-        mapping = mapping.model_copy(update={"source": source, "target": target})
-        faults += _mapping_faults(mapping)
-    _raise_faults("mapping", name_or_path, faults)
-    assert mapping is not None
-    return mapping
-
-
-def _beside(mapping: str, end: str) -> str:
-    """Return one end of a mapping; a file of a taxonomy may also be named relative to the mapping's own file."""
-    here = Path(mapping).expanduser().parent / end
-    only_there = is_file_name(mapping) and is_file_name(end) and not Path(end).is_file() and here.is_file()
-    return str(here) if only_there else end
-
-
-def _mapping_faults(section: StrategyMapping) -> list[str]:
-    """Return the names that the two taxonomies do not agree with."""
-    source, target = load_taxonomy(section.source), load_taxonomy(section.target)
-    faults = [f"map: {name!r} of taxonomy {source.name} is missing" for name in source.names if name not in section.map]
-    for name, mapped in section.map.items():
-        if name not in source.names:
-            faults.append(f"map: {name!r} is no strategy of taxonomy {source.name}")
-        if mapped is not None and mapped not in target.names:
-            faults.append(f"map.{name}: {mapped!r} is no strategy of taxonomy {target.name}")
-    return faults
+        key = label_key(text)
+        owner, spelling = owners.setdefault(key, (position, text))
+        if not key:
+            yield Fault(("strategies", position, *field), "empty")
+        elif unfit := sorted({repr(sign) for sign in text if sign in _UNFIT}):
+            yield Fault(("strategies", position, *field), f"{text!r} holds {' and '.join(unfit)}")
+        elif owner != position:
+            yield Fault(("strategies", position, *field), f"{text!r} is also {spelling!r} of strategies[{owner}]")

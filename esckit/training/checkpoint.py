@@ -27,6 +27,8 @@ import esckit
 from esckit.config.training import Lora
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import ADAPTER, BACKBONE, KINDS, START, TOKENIZER, CheckpointMetadata
+from esckit.models.loading import save_tokenizer
+from esckit.prompts.prompt import Prompt, keep_prompt
 from esckit.records import dump_line, fresh_folder, write_atomic, write_json
 
 _BUG = "The checkpoint that was there before is kept, and so are the states. Please report this"
@@ -81,6 +83,7 @@ def save_checkpoint(
     state: Mapping[str, Tensor],
     heads_file: str | None = None,
     start: Path | None = None,
+    prompt: Prompt | None = None,
 ) -> None:
     """Write a checkpoint in place of the last one; a folder that is there is whole.
 
@@ -93,6 +96,7 @@ def save_checkpoint(
         heads_file: File of the heads: the tensors whose names do not begin with ``backbone.``; None for a model
             without heads, all of whose tensors are the backbone's.
         start: The checkpoint that training began with, whose weights are taken along; None for the plain backbone.
+        prompt: The prompt of a supporter, kept if it is a user's own; None for what reads none.
 
     Raises:
         CheckpointError: If what was written is not what was trained; the old folder stays.
@@ -111,10 +115,12 @@ def save_checkpoint(
         if heads_file is not None:
             heads = {name: t.detach().cpu().contiguous() for name, t in state.items() if not name.startswith(prefix)}
             save_file(heads, str(fresh / heads_file))
-        tokenizer.save_pretrained(str(fresh / TOKENIZER))
+        save_tokenizer(tokenizer, fresh / TOKENIZER)
         check_stored(state, fresh)
         if start is not None:
             _take_along(start, fresh / START)
+        if prompt is not None:
+            keep_prompt(prompt, fresh)
         write_atomic(fresh / KINDS[metadata.COMMAND].file, dump_line(metadata) + "\n")
 
 

@@ -25,6 +25,7 @@ from esckit.errors import NotFiniteError, TrainingError
 from esckit.models.backbones import quiet_off_terminal
 from esckit.models.checkpoint import FrozenAs
 from esckit.records import write_json
+from esckit.storage import writing
 from esckit.training.memory import in_gb
 from esckit.training.run import Process, TrainingRun, check_trackers
 from esckit.training.sharding import one_device
@@ -74,9 +75,10 @@ def fit(trainer: Any, run: TrainingRun, diverged: Diverged) -> None:
 
     Raises:
         TrainingError: If training diverged; states and checkpoints written before it stay.
+        StorageError: If a state cannot be written; those before it stay.
     """
     trainer.remove_callback(PrinterCallback)
-    with diverged.guarded(trainer):
+    with diverged.guarded(trainer), writing(run.out):
         trainer.train(resume_from_checkpoint=str(run.state) if run.state else None)
 
 

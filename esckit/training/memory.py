@@ -24,7 +24,7 @@ _NF4 = 0.5 + (1 + 4 / 256) / 64
 
 _F32 = 4
 
-TRL_VOCABULARY = 32_768
+_TRL_VOCABULARY = 32_768
 """Entries of the vocabulary whose logits TRL computes at a time."""
 
 
@@ -320,6 +320,12 @@ def plan_without_inputs(
         **({"memory_not_counted": not_counted} if not_counted else {}),
         "refusal": error,
     }
+
+
+def trl_logits(backbone: str, n_tokens: int) -> int:
+    """Return how many logits TRL holds at a time for so many tokens; 0 if the backbone's shape is not known."""
+    shape = shape_of_backbone(backbone)
+    return 0 if shape is None else n_tokens * min(shape.vocabulary, _TRL_VOCABULARY)
 
 
 def lora_targets(lora: Lora, backbone: str) -> tuple[str, ...] | None:

@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from esckit.documents import parse_json
 from esckit.errors import DataError
-from esckit.records import JsonlAppender, write_atomic
+from esckit.faultpoints import reached
+from esckit.records import JsonlAppender, cut_unfinished_line, write_atomic
 from esckit.training.harness import Diverged, finite_or_none, not_finite
 from esckit.training.run import TrainingRun
 
@@ -77,7 +78,8 @@ class Monitor(TrainerCallback):
             self._diverged.stop(state.global_step, found)
         if "loss" in logs or "train/loss" in logs:
             self._window.append(logs)
-            if state.global_step % self._every == 0:
+            # Before the state of a step is saved: a run that goes on from it never writes the rows up to it.
+            if state.global_step % self._every == 0 or control.should_save:
                 self._flush(state.global_step)
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Logs | None = None, **_: Any) -> None:
@@ -87,7 +89,8 @@ class Monitor(TrainerCallback):
             self._evaluated(state, metrics or {})
 
     def on_save(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Write what the window holds, so that a resumed run writes the same rows."""
+        """Write what the window still holds, so that a resumed run writes the same rows."""
+        reached("state")
         self._flush(state.global_step)
 
     def on_train_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -196,6 +199,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def keep_rows(path: Path, last_step: int, *, key: str = "step") -> None:
     """Drop the rows of a file that are beyond a step, all of them for step 0, and a last one that was cut."""
     if path.is_file():
+        cut_unfinished_line(path)
         kept = [line for line in _whole_lines(path) if last_step and _row(line, path, key)[key] <= last_step]
         write_atomic(path, b"".join(kept))
 

@@ -6,6 +6,7 @@
     checkpoint/adapter/      as peft writes it (safetensors), or backbone/, if the whole model was trained
     checkpoint/start/        of a train-rl run that began with one of train-sft: that one's adapter/ or backbone/
     checkpoint/tokenizer/    as transformers writes it, with the chat template of the training
+    checkpoint/prompt.yaml   the prompt of the training, if it was a user's own
 
 Wherever a recipe names a chat model, ``{checkpoint: RUN}`` loads this one. What it writes holds its reasoning, so it
 is read as any supporter's output is (:func:`esckit.roles.asking.split_output`).
@@ -22,11 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from esckit.config.training import Attention, Quantisation
-from esckit.errors import ConfigError
+from esckit.errors import CheckpointError, ConfigError
 from esckit.ledger import Ledger
 from esckit.models.backbones import resolve_backbone
 from esckit.models.chat import CHATML, PLAIN, ChatFormat, merge_messages
@@ -40,7 +40,7 @@ from esckit.models.checkpoint import (
     checkpoint_folder,
     read_metadata,
 )
-from esckit.prompts.prompt import Prompt
+from esckit.prompts.prompt import KEPT, Prompt, load_prompt, prompt_names
 from esckit.protocols import Part
 from esckit.roles.asking import Window, as_chat
 from esckit.types import Context, Message, Record, Turn
@@ -137,10 +137,11 @@ class PolicyPrompt:
         window = Window(self.max_tokens, self.n_tokens)
         over = partial(self.messages, strategy=strategy)
         messages = window.fit(over, context.turns, ledger.at(), "policy")
-        if self.n_tokens(messages) > self.max_tokens:
-            return None
         spent = ledger.usage.get("policy")
-        return messages, spent.dropped_turns if spent else 0
+        n_dropped = spent.dropped_turns if spent else 0
+        if n_dropped == len(context.turns) - 1 and self.n_tokens(messages) > self.max_tokens:
+            return None
+        return messages, n_dropped
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -214,6 +215,31 @@ def read_supporter(run: Path) -> PolicyMetadata | SftMetadata:
     return read_metadata(SftMetadata, run) if is_sft else read_metadata(PolicyMetadata, run)
 
 
+def trained_prompt(run: Path, named: str) -> str:
+    """Return the name or file of the prompt that a supporter was trained with.
+
+    Args:
+        run: The run folder.
+        named: What its recipe names; a file may have changed since, or be gone.
+
+    Raises:
+        CheckpointError: If the checkpoint keeps no copy of the file, and it is another prompt today.
+        ConfigError: If there is no copy, and no file.
+    """
+    kept = checkpoint_folder(run) / KEPT
+    if kept.is_file():
+        return str(kept)
+    if named not in prompt_names():
+        today, then = load_prompt(named).identity, read_supporter(run).prompt
+        if today != then:
+            raise CheckpointError(
+                f"{run} was trained with prompt {then}, which is {today} today",
+                expected="the prompt of the training",
+                hint="Bring the prompt file back as it was",
+            )
+    return named
+
+
 @dataclass(frozen=True, slots=True)
 class SupporterKind:
     """Checkpoints of one of the two commands: chat models.
@@ -263,6 +289,7 @@ def load_policy(
     dtype: Dtype = "auto",
     device: str = "auto",
     max_batch_tokens: int | None = None,
+    is_invariant: bool = False,
 ) -> LocalModel:
     """Return a trained supporter as a chat model, its adapter merged into the backbone.
 
@@ -271,6 +298,7 @@ def load_policy(
         dtype: ``auto`` is bfloat16 where processor or GPU computes in it, else float32.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         max_batch_tokens: Tokens in flight together; None takes a default for the device.
+        is_invariant: Compute each call alone.
 
     Raises:
         CheckpointError: If there is no supporter, or its adapter does not fit its backbone.
@@ -283,7 +311,7 @@ def load_policy(
     place, name = pick_device(device), kind.identity(run)
     model, tokenizer = load_merged(run)
     merged = on_device(model, place, name=name, dtype=pick_dtype(dtype, place))
-    return LocalModel(merged, tokenizer, name=name, max_batch_tokens=max_batch_tokens)
+    return LocalModel(merged, tokenizer, name=name, max_batch_tokens=max_batch_tokens, is_invariant=is_invariant)
 
 
 def load_merged(run: Path) -> tuple[Any, Any]:
@@ -316,19 +344,14 @@ def load_start(
         ConfigError: If its backbone cannot be had.
     """
     metadata, folder = read_metadata(SftMetadata, run), checkpoint_folder(run)
-    from esckit.models.loading import as_dtype, check_whole, load_tokenizer, load_whole, set_attention
+    from esckit.models.loading import check_whole, held_as, load_tokenizer, load_whole
 
     check_whole(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     if (folder / BACKBONE).is_dir():
         return load_whole(folder / BACKBONE, dtype=dtype, quantisation=quantisation, attention=attention), tokenizer
     model = _assembled(folder, metadata.backbone)
-    if quantisation is not None:  # which transformers does while it reads files
-        with TemporaryDirectory() as place:
-            model.save_pretrained(place)
-            return load_whole(Path(place), dtype=dtype, quantisation=quantisation, attention=attention), tokenizer
-    set_attention(model, attention)
-    return as_dtype(model, dtype), tokenizer
+    return held_as(model, dtype=dtype, quantisation=quantisation, attention=attention), tokenizer
 
 
 def _assembled(folder: Path, backbone: str) -> Any:

@@ -189,8 +189,13 @@ class TrainingRun:
             self.folder.require_present()
         self.progress.advance()
 
-    def finished(self) -> RunResult | None:
+    def finished(self, trackers: Sequence[str]) -> RunResult | None:
         """Return the result of a training that is over, None while there is none.
+
+        Its states are deleted, as far as a kill between the summary and their deletion has left any.
+
+        Args:
+            trackers: As for :meth:`forget_states`.
 
         Raises:
             StorageError: If what was trained is not there any more.
@@ -203,6 +208,7 @@ class TrainingRun:
                 f"{self.out} is finished, but its {FOLDER} is gone",
                 hint=f"Bring it back, or delete {path} and run the same command to train again",
             )
+        self.forget_states(trackers)
         return RunResult(self.out, read_json_object(path))
 
     def forget_states(self, trackers: Sequence[str]) -> None:

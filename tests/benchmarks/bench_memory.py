@@ -1,10 +1,11 @@
 """Peak memory of small and large runs with scripted models, and how soon a large finished run is resumed.
 
-Run: ``python -m tests.benchmarks.bench_memory [--contexts 10000] [--trees 1000] [--finished 100000]``. Only prints. The
-whole takes about ten minutes on a quiet machine. Memory is the peak resident size of a process; aim: within 10 % from
-100 to 10,000 contexts and from 10 to 1,000 trees. Resuming is the time from the call of the command's ``run`` until it
-plays units, imports not included, with all but one of the futures on disk; aim: 2 s. What the corpus and the finished
-futures take of it is shown apart.
+Run: ``python -m tests.benchmarks.bench_memory [--contexts 10000] [--trees 1000] [--finished 100000] [--corpus 10000]
+[--cases 1000]``; 0 leaves one out. Only prints. The whole takes about twenty minutes on a quiet machine. Memory is the
+peak resident size of a process; aim: within 10 % from 100 to 10,000 contexts and from 10 to 1,000 trees. What ``data
+inspect`` and the end of ``evaluate`` take grows with the dialogues (docs/scaling.md). Resuming is the time from the
+call of the command's ``run`` until it plays units, imports not included, with all but one of the futures on disk; aim:
+2 s. What the corpus and the finished futures take of it is shown apart.
 """
 
 import argparse
@@ -18,11 +19,14 @@ from esckit.errors import StorageError
 from esckit.play.unit_file import UnitFile
 from esckit.simulate.run import SimulateRecipe, _contexts, _may_fail, run
 from esckit.types import Future
-from tests.big_runs import N_CONTEXTS, peak_mb, write_corpus, write_finished
+from tests.big_runs import N_CONTEXTS, inspect_mb, peak_mb, write_corpus, write_finished
 
 SIMULATE = ("critic.samples=2", f"contexts.per_dialogue={N_CONTEXTS}", "simulation={candidates: 1, horizon: 1}")
 
 SEARCH = ("mcts={n_simulations: 10, max_depth: 4, rollout_turns: 1}", "concurrency.trees=8")
+
+
+EVALUATE = ("suites=[dialogue, response]", "models.scorer=null", "models.reward=null", "statistics.resamples=10000")
 
 
 class Stopwatch:
@@ -51,11 +55,19 @@ class StopsAtOnce(Stopwatch):
 def memory(folder: Path, command: str, small: int, large: int, what: str, *changes: str) -> None:
     peaks = []
     for n in (small, large):
-        n_dialogues = n // N_CONTEXTS if command == "simulate" else n
+        n_dialogues = n // N_CONTEXTS if command == "simulate" else n  # a tree or self-played dialogue for each
         corpus = write_corpus(folder / f"{n}.jsonl", n_dialogues)
         peaks.append(peak_mb(command, corpus, *changes, out=folder / f"{command}-{n}"))
     ratio = peaks[1] / peaks[0]
     print(f"{command}: {peaks[0]:.1f} MB for {small:,} {what}, {peaks[1]:.1f} MB for {large:,} (x {ratio:.3f})")
+
+
+def inspect(folder: Path, small: int, large: int) -> None:
+    peaks = []
+    for n in (small, large):
+        write_corpus(folder / f"{n}.jsonl", n)
+        peaks.append(inspect_mb(folder / f"{n}.jsonl"))
+    print(f"data inspect: {peaks[0]:.1f} MB for {small:,} dialogues, {peaks[1]:.1f} MB for {large:,}")
 
 
 def resume(folder: Path, n: int) -> None:
@@ -92,6 +104,8 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=10_000)
     parser.add_argument("--trees", type=int, default=1_000)
     parser.add_argument("--finished", type=int, default=100_000)
+    parser.add_argument("--corpus", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=1_000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,6 +113,10 @@ def main() -> None:
             memory(folder, "simulate", asked.contexts // 100, asked.contexts, "contexts", *SIMULATE)
         if asked.trees:
             memory(folder, "search", asked.trees // 100, asked.trees, "trees", *SEARCH)
+        if asked.corpus:
+            inspect(folder, asked.corpus // 100, asked.corpus)
+        if asked.cases:
+            memory(folder, "evaluate", asked.cases // 10, asked.cases, "dialogues", *EVALUATE)
         if asked.finished:
             resume(folder, asked.finished)
 

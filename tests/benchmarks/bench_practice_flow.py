@@ -56,7 +56,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 """What is changed of ``practice/train_flow``; ``no_search`` has other trees."""
 
-DEEP = ("search.root_turns=1", "mcts.n_simulations=60", "mcts.max_depth=8", "mcts.rollout_turns=3",
+DEEP = ("search.root_turns_to=null", "mcts.n_simulations=60", "mcts.max_depth=8", "mcts.rollout_turns=3",
         "mcts.uniform_kappa=0.1", "mcts.selection_temperature=0.1", "data.path=world:default/100")  # fmt: skip
 """The paper's search; sampling draws from its prior, which is uniform, at every node."""
 
@@ -251,7 +251,7 @@ def ablations(bench: Bench) -> None:
     for name, sets in ABLATIONS.items():
         folder = "ablation-" + name.split(" (")[0].replace(" ", "-")
         row(name, [bench.evaluate(bench.train(seed, folder, bench.search(seed), *sets)) for seed in bench.seeds])
-    linear = ("search.mode=linear", "search.root_turns=1", "mcts.max_depth=8")
+    linear = ("search.mode=linear", "search.root_turns_to=null", "mcts.max_depth=8")
     made = [bench.train(seed, "ablation-no_search", bench.search(seed, "linear", *linear)) for seed in bench.seeds]
     row("no_search (corpus dialogues)", [bench.evaluate(policy) for policy in made])
 

@@ -14,14 +14,19 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from esckit.data.contexts import build_contexts
 from esckit.data.selection import select_dialogues
-from esckit.practice.language import function_of, shown_need
-from esckit.practice.players import Game
-from esckit.practice.world import FIT, HORIZON, load_profile, solution
+from esckit.metrics.calibration import pair_accuracy
+from esckit.play.futures import read_inputs
+from esckit.practice.language import function_of, shown_need, strategy_functions
+from esckit.practice.players import Game, wellbeing
+from esckit.practice.world import FIT, HORIZON, Need, load_profile, outcomes, solution
+from esckit.roles.verdicts import future_reward
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.text import n_words
 from esckit.types import Context, Turn
 
@@ -46,7 +51,8 @@ def fit(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> li
     values = []
     for turns, response in zip(conversations, responses, strict=True):
         needs = (shown_need(turn.text) for turn in reversed(turns) if turn.speaker == "seeker")
-        need, done = next((need for need in needs if need), "heard"), function_of(response, turns)
+        need: Need = next((need for need in needs if need), "heard")
+        done = function_of(response, turns)
         values.append(EMPTY_WORTH if done == "other" else WORTH[FIT[need][done]])
     return values
 
@@ -134,7 +140,7 @@ class Runs:
             f"play-{kind}", "evaluate", "practice/evaluate_rl", f"models.supporter.checkpoint={model}", path
         )
         rows = json.loads((out / "metrics.json").read_text())["metrics"]
-        return {" of ".join([row["name"], *(row["group"] or {}).values()]): row["value"] for row in rows}
+        return {" of ".join([row["name"], *map(str, (row["group"] or {}).values())]): row["value"] for row in rows}
 
 
 def contexts_of(run: Path) -> dict[str, Context]:
@@ -143,13 +149,8 @@ def contexts_of(run: Path) -> dict[str, Context]:
 
     recipe = TrainRlRecipe.model_validate(json.loads((run / "manifest.json").read_text())["recipe"])
     assert recipe.data is not None
-    found = build_contexts(
-        select_dialogues(recipe.data, taxonomy=None).dialogues,
-        run_seed=recipe.seed,
-        per_dialogue=recipe.contexts.per_dialogue,
-        supporter_opening=recipe.contexts.supporter_opening,
-        situation_first=recipe.contexts.situation_first,
-    )
+    dialogues = select_dialogues(recipe.data, taxonomy=None).dialogues
+    found = build_contexts(dialogues, recipe.contexts, run_seed=recipe.seed)
     return {context.id: context for context in found}
 
 
@@ -165,6 +166,43 @@ def outputs(run: Path) -> Iterator[tuple[int, float, bool, bool, float]]:
         left = max(1, HORIZON - sum(turn.speaker == "supporter" for turn in context.turns))
         regret = best.regret(game.state(context.scenario, context.turns), done, left)
         yield row["step"], row["future"], row["parse_kind"] == "ok", done != "other", regret
+
+
+# ---------------------------------------------------------------- the order of candidates
+
+
+def expected_reward(game: Game, context: Context, reply: str) -> float:
+    """Return the mean reward of a reply's futures of ``practice/simulate_short``: one more turn, drawn at random."""
+    functions = list(strategy_functions(load_taxonomy("aflow")).values())
+    opening, state = game.opening(context.scenario), game.state(context.scenario, context.turns)
+    return sum(
+        p * q * float(future_reward(Fraction(wellbeing(opening, last)), k=1)) / len(functions)
+        for p, after in outcomes(game.profile, state, function_of(reply, context.turns))
+        for function in functions
+        for q, last in outcomes(game.profile, after, function)
+    )
+
+
+def orders(ranker: Path, futures: Path) -> dict[str, float]:
+    """Return which share of the pairs of held-out candidates is in order: of the ranker's scores and of the truth.
+
+    ``ceiling`` is how often the truly better of two has the better sampled future, the most that a ranker can reach.
+    """
+    inputs, game = read_inputs([str(futures)]), Game(load_profile(PROFILE))
+    known = {f"{future.run_seed}/{future.id}": future for future in inputs.futures}
+    rows = [json.loads(line) for line in (ranker / "dev_predictions.jsonl").read_text().splitlines()]
+    held_out = [known[row["id"]] for row in rows]
+    groups = [future.context_id for future in held_out]
+    replies = [future.exchanges[0].supporter.response for future in held_out]
+    scores = [row["p"] for row in rows]
+    truth = [
+        round(expected_reward(game, inputs.contexts[group], reply), 9)
+        for group, reply in zip(groups, replies, strict=True)
+    ]
+    sampled = [Fraction(row["reward_num"], row["reward_den"]) for row in rows]
+    exact = [Fraction(value) for value in truth]
+    compared = {"sampled": (scores, sampled), "ceiling": (truth, sampled), "true": (scores, exact)}
+    return {name: pair_accuracy(p, rewards, groups).share or 0.0 for name, (p, rewards) in compared.items()}
 
 
 # ---------------------------------------------------------------- tables
@@ -196,11 +234,23 @@ def reward_table(seeds: Sequence[Runs]) -> None:
             columns = ("auc", "accuracy", "pair_accuracy")
             rows.append([kind, *(interval([each[part][column] for each in found]) for column in columns)])
     show("Held-out futures", ["", "AUC", "accuracy", "order of candidates"], rows)
+    rows = []
+    for name, is_control in (("ranker", False), ("ranker, shuffled", True)):
+        found_orders = [orders(runs.ranker(is_control=is_control), runs.futures(is_short=True)) for runs in seeds]
+        rows.append([name, *(interval([each[column] for each in found_orders]) for column in ORDERS)])
+    show(
+        "Order of held-out candidates: of sampled futures, the most that is possible, and of true means",
+        ["", *ORDERS],
+        rows,
+    )
+
+
+ORDERS = ("sampled", "ceiling", "true")
 
 
 def success_table(seeds: Sequence[Runs]) -> None:
     rows = []
-    for kind in ("start", "trained", "fit", "shuffled", "length"):
+    for kind in ("start", "trained", "shuffled", "fit", "length"):
         played = [runs.played(kind) for runs in seeds]
         rows.append([kind, *(interval([each[f"practice.{name}"] for each in played]) for name in METRICS)])
     start = [runs.played("start") for runs in seeds]

@@ -88,7 +88,11 @@ def test_info_prune_and_verify_look_after_a_cache(simulate, esckit, server, tmp_
     facts = json.loads(out)
     assert (code, facts["answers"]) == (0, spent(tmp_path / "run")["roles"]["supporter"]["calls"])
     (name,) = facts["models"]
-    assert esckit("cache", "info")[0] == 0
+    code, shown, _ = esckit("cache", "info")
+    assert (code, shown.split("\n\n")[1].split()[:6]) == (
+        0,
+        ["model", "answers", "replies", "characters", "newest", "oldest"],
+    )
     assert esckit("cache", "verify", str(file))[0] == 0
     assert esckit("cache", "prune")[0] == 2
     assert "one of" in esckit("cache", "prune", "--model", "nobody")[2]

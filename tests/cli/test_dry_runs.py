@@ -81,6 +81,13 @@ def test_a_folder_of_another_recipe_is_refused_after_the_plan(planned, command: 
     assert Path(out, "manifest.json").read_bytes() == before
 
 
+def test_a_used_default_folder_is_a_warning(planned) -> None:
+    out = own_run(Path("runs/simulate-smoke-scripted"), "simulate", seed=99)
+    code, shown, error = planned("simulate")
+    assert (code, bool(json.loads(shown)["forecast"])) == (0, True)
+    assert f"the run needs another folder (--out): {out} belongs to another recipe: seed differs" in error
+
+
 @pytest.mark.parametrize("command", SCRIPTED)
 def test_a_run_that_may_go_on_is_planned(planned, command: str) -> None:
     code, shown, _ = planned(command, "--out", "runs/new")

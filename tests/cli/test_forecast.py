@@ -131,6 +131,24 @@ def test_a_pilot_foresees_what_a_server_bills(esckit, seed: int, tmp_path: Path)
         assert found[name]["value"] == pytest.approx(spent[name], rel=0.25)
 
 
+def test_a_training_forecasts_the_futures_that_it_plays(esckit) -> None:
+    binding = "{endpoint: local, model: m, prices: {prompt: 1, completion: 1}}"
+    train = ("train-rl", "smoke/train_rl_online", "--dry-run", "--rate", "5")
+    code, out, err = esckit(*train, f"--set=models.critic={binding}", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    found = plan["forecast"]
+    assert {role: one["calls"] for role, one in found["roles"].items()} == plan["calls_at_most"]
+    # 4 steps of 2 contexts with 4 outputs each; 4 dev contexts before, in the middle and at the end.
+    assert found["units"] == 4 * 2 * 4 + 3 * 4
+    assert found["cost"] == found["roles"]["critic"]["cost"] > 0
+    assert (found["hours"], found["disk_bytes"]) == (round(found["calls"] / 18_000, 2), None)
+    code, out, _ = esckit(*train)
+    assert "44 of 44 units rehearsed" in out
+    assert "the training itself comes on top" in out
+    assert "disk" not in out
+
+
 def test_samples_that_are_choices_of_one_request_are_one_call(esckit) -> None:
     binding = "{endpoint: local, model: m}"
     sets = (f"--set=models.critic={binding}", "--set=critic.samples_as=choices")

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from esckit.cli import app as cli
@@ -83,6 +85,49 @@ def test_commands_and_recipes_are_completed(shell: str) -> None:
     assert "smoke/search_scripted" in recipes
     assert "smoke/simulate_scripted" not in recipes
     assert "--dry-run" in completed(shell, "esckit search --d")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("prompts show crit", "critic_resolution"),
+        ("prompts check smoke/sim", "smoke/simulate_scripted"),
+        ("strategies show e", "esconv"),
+        ("strategies map extes", "extes_to_aflow"),
+        ("strategies copy a", "aflow"),
+        ("backbones fetch smol", "smollm2-135m-instruct"),
+    ],
+)
+def test_shipped_names_are_completed(line: str, name: str) -> None:
+    assert name in completed("bash", f"esckit {line}").split()
+
+
+# What a user's shell does when it starts, and then at the tab key after "esckit si".
+IN_SHELLS = {
+    "bash": (
+        'eval "$(_ESCKIT_COMPLETE=source_bash esckit)"; COMP_WORDS=(esckit si); COMP_CWORD=1; '
+        '_esckit_completion esckit; echo "${COMPREPLY[@]}"'
+    ),
+    "zsh": (
+        'autoload -Uz compinit; compinit -D -u; eval "$(_ESCKIT_COMPLETE=source_zsh esckit)"; echo $_comps[esckit]; '
+        "_arguments() { print -r -- $@ }; words=(esckit si); CURRENT=2; _esckit_completion"
+    ),
+    "fish": 'env _ESCKIT_COMPLETE=source_fish esckit | source; complete -C "esckit si"',
+}
+BARE = {"bash": ("--norc",), "zsh": ("-f",), "fish": ("--no-config",)}
+
+
+@pytest.mark.parametrize("shell", IN_SHELLS)
+def test_a_real_shell_completes(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed here")
+    program = tmp_path / "esckit"
+    program.write_text(f"#!{sys.executable}\n{_CALL}\n")
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    words = [shell, *BARE[shell], "-c", IN_SHELLS[shell]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert "simulate" in done.stdout, done.stderr
 
 
 def test_completion_can_be_installed() -> None:
@@ -178,3 +223,29 @@ def test_own_code_that_raises_is_an_error_of_ours(own: Path, words: tuple[str, .
 def test_json_of_a_quiet_command_stays_json() -> None:
     done = CliRunner().invoke(cli.app, ["data", "inspect", "sample:esconv", "--json", "-q"])
     assert json.loads(done.stdout)["n_dialogues"] == 20
+
+
+# ---------------------------------------------------------------- what scripts read
+
+
+PRINTS_ITS_OWN = {
+    ("recipes", "copy"), ("prompts", "copy"), ("strategies", "copy"), ("backbones", "fetch"),  # one path
+    ("recipes", "schema"), ("table",), ("serve",),  # JSON, a choice of forms, a server
+}  # fmt: skip
+
+
+def leaves(command, words: tuple[str, ...] = ()):
+    if not hasattr(command, "list_commands"):
+        yield words, command
+        return
+    for name in command.list_commands(None):
+        yield from leaves(command.get_command(None, name), (*words, name))
+
+
+def test_every_command_with_results_takes_json() -> None:
+    found = {words: {name for param in command.params for name in param.opts} for words, command in _commands()}
+    assert {words for words, options in found.items() if "--json" not in options} == PRINTS_ITS_OWN
+
+
+def _commands():
+    return list(leaves(typer.main.get_command(cli.app)))

@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from esckit.cli.app import app
 from esckit.errors import ConfigError, DataError
-from esckit.records import read_records
-from esckit.strategies.taxonomy import kept_taxonomy, load_taxonomy
+from esckit.models.scripted import any_strategies
+from esckit.records import read_records, write_records
+from esckit.strategies.kept import kept_taxonomy
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Dialogue
 
 NAMES = ("Listen", "Ask", "Advise")
@@ -34,12 +36,7 @@ MAPPING = {
     "note": "ours",
     "map": {name: TARGETS.get(name, "Listen") for name in load_taxonomy("esconv").names},
 }
-STRATEGIST = f"models.strategist={{scripted: '{__name__}:strategist'}}"
-
-
-def strategist(messages: Sequence[Any], sampling: Any, seed: int) -> str:
-    """Answer with probabilities of the three strategies."""
-    return '{"Li": 0.5, "As": 0.3, "Ad": 0.2}' if seed % 2 else '{"Li": 0.2, "As": 0.3, "Ad": 0.5}'
+STRATEGIST = "models.strategist={scripted: 'esckit.models.scripted:any_strategies'}"
 
 
 def esckit(*words: str) -> str:
@@ -65,6 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         # Nothing that was made with it needs the file any more.
         Path("mine.yaml").rename("elsewhere.yaml")
+        own = {**MAPPING, "to": "elsewhere.yaml"}
+        Path("elsewhere_map.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
     return folder
 
 
@@ -151,14 +150,109 @@ def test_another_taxonomy_of_the_same_name_is_told_apart(here: Path, tmp_path: P
         esckit("search", "smoke/search_scripted", *words, "--out", str(out))
 
 
+def labelled(folder: Path) -> Path:
+    """A corpus of 12 dialogues in the taxonomy, whose file is not beside it."""
+    path = folder / "own.jsonl"
+    esckit(
+        "data", "convert", "sample:esconv", "--map", str(Path("elsewhere_map.yaml")), "--to", "jsonl",
+        "--out", str(path),
+    )  # fmt: skip
+    return path
+
+
+def changed(name: str, **fields: Any) -> str:
+    """Write the taxonomy with the first strategy changed; return the path."""
+    first, *others = TAXONOMY["strategies"]
+    content = {**TAXONOMY, "strategies": [{**first, **fields}, *others]}
+    Path(name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return name
+
+
+def corpus(path: Path) -> str:
+    return f"data={{dataset: jsonl, path: '{path}', limit: 4, merge: true}}"
+
+
+def test_a_run_stands_for_the_taxonomy_that_it_keeps(here: Path, tmp_path: Path) -> None:
+    own = labelled(tmp_path)
+    for run in ("trees", "policy", "policy/checkpoint"):
+        assert load_taxonomy(run).names == NAMES
+    assert "Listen" in esckit("data", "inspect", str(own), "--taxonomy", "policy")
+    words = ["--set", corpus(own), "--set", "taxonomy=trees", "--set", "models.strategist={checkpoint: policy}"]
+    esckit("search", "smoke/search_scripted", *words, "--set", "data.limit=1", "--out", str(tmp_path / "again"))
+    assert load_taxonomy(str(tmp_path / "again")).names == NAMES
+    with pytest.raises(ConfigError, match="a folder that keeps no taxonomy"):
+        load_taxonomy(str(tmp_path))
+
+
+def test_the_strategist_brings_the_taxonomy_of_a_corpus(here: Path, tmp_path: Path) -> None:
+    own, said = labelled(tmp_path), tmp_path / "said"
+    esckit("predict", "--input", str(own), "--strategist", "policy", "--set", "data.limit=4", "--out", str(said))
+    for run, changes in (
+        ("trained", ["models.strategist={checkpoint: policy}", "data.allow_cross_family=true"]),
+        ("file", [f"predictions={said}", "models.strategist=null", "data.allow_cross_family=true"]),
+    ):
+        changes = [corpus(own), "data.allow_overlap=true", "suites=[strategy]", "taxonomy=null", *changes]
+        sets = [word for change in changes for word in ("--set", change)]
+        esckit("evaluate", "smoke/evaluate_scripted", *sets, "--out", str(tmp_path / run))
+        assert load_taxonomy(str(tmp_path / run)).names == NAMES
+    with pytest.raises(ConfigError, match="labelled in taxonomy 'mine', which does not ship"):
+        esckit("evaluate", "smoke/evaluate_scripted", *sets, "--set", "predictions=null", "--set", STRATEGIST,
+               "--out", str(tmp_path / "none"))  # fmt: skip
+
+
+def test_a_taxonomy_that_changed_is_refused_with_what_differs(here: Path, tmp_path: Path) -> None:
+    out, own = str(tmp_path / "out"), labelled(tmp_path)
+    other = changed(str(tmp_path / "other.yaml"), definition="To hear.", abbr="Hear")
+    words = ["--set", f"taxonomy={other}", "--set", "models.strategist={checkpoint: policy}", "--set", corpus(own)]
+    for command, recipe in (("search", "smoke/search_scripted"), ("predict", "smoke/predict_scripted")):
+        with pytest.raises(ConfigError, match=r"called 'mine'.*abbr of 'Listen'; definition of 'Listen'"):
+            esckit(command, recipe, *words, "--dry-run")
+    esckit("search", "smoke/search_scripted", *words[:2], "--set", STRATEGIST.replace(":strategist'", ":heard'"),
+           "--out", str(tmp_path / "trees"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"called 'mine'.*abbr of 'Listen'"):
+        esckit(
+            "train-flow", "smoke/train_flow_tiny", "--set", f"data.trees=[trees, {tmp_path / 'trees'}]", "--out", out
+        )
+    changed(str(tmp_path / "trees" / "taxonomy.yaml"), definition="To sit.")
+    with pytest.raises(ConfigError, match="was changed after the run"):
+        esckit("train-flow", "smoke/train_flow_tiny", "--set", f"data.trees=[{tmp_path / 'trees'}]", "--out", out)
+
+
+def test_one_name_cannot_stand_for_two_files(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text(yaml.safe_dump(MAPPING), encoding="utf-8")
+    changed(str(tmp_path / "mine.yaml"), definition="To hear.")
+    words = ["--set", f"data.mapping={tmp_path / 'map.yaml'}", "--set", "taxonomy=elsewhere.yaml", "--set", STRATEGIST]
+    words += ["--set", "search.mode=linear"]
+    with pytest.raises(ConfigError, match=r"called 'mine', an end of .*definition of 'Listen'"):
+        esckit("search", "smoke/search_scripted", *words, "--dry-run")
+
+
+def test_labels_of_the_source_are_kept_beside_their_counterparts(here: Path, tmp_path: Path) -> None:
+    own, back = labelled(tmp_path), tmp_path / "back.jsonl"
+    plain = [dialogue.model_copy(update={"mapping": None}) for dialogue in read_records(Dialogue, own)]
+    turns = [[turn.model_copy(update={"source_strategy": None}) for turn in dialogue.turns] for dialogue in plain]
+    write_records(own, (one.model_copy(update={"turns": tuple(its)}) for one, its in zip(plain, turns, strict=True)))
+    mapping = {"name": "back", "from": "policy", "to": "esconv", "lossy": True, "note": "ours"}
+    names = {"Listen": "Reflection of feelings", "Ask": "Question", "Advise": None}
+    (tmp_path / "back.yaml").write_text(yaml.safe_dump({**mapping, "map": names}), encoding="utf-8")
+    esckit("data", "convert", str(own), "--map", str(tmp_path / "back.yaml"), "--to", "jsonl", "--out", str(back))
+    found = {(t.source_strategy, t.strategy) for one in read_records(Dialogue, back) for t in one.turns if t.strategy}
+    assert found == {("Listen", "Reflection of feelings"), ("Ask", "Question")}
+
+
+def heard(messages: Sequence[Any], sampling: Any, seed: int) -> str:
+    """Answer with the abbreviation that was changed."""
+    return any_strategies(messages, sampling, seed).replace("Li", "Hear")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("[1, 2]", "holds a list"),
         ("name: [", "expected YAML"),
-        (yaml.safe_dump({**TAXONOMY, "strategies": None}), "strategies: must be a list"),
-        (yaml.safe_dump({**TAXONOMY, "name": 7}), "name: must be text"),
-        (yaml.safe_dump({**TAXONOMY, "strategies": [{"name": "A"}, 7]}), "strategies[0].abbr: is missing"),
+        (yaml.safe_dump({**TAXONOMY, "strategies": None}), "strategies (line 5): must be a list"),
+        (yaml.safe_dump({**TAXONOMY, "name": 7}), "name (line 1): must be text"),
+        (yaml.safe_dump({**TAXONOMY, "strategies": [{"name": "A"}, 7]}), "strategies[0].abbr (line 6): is missing"),
     ],
 )
 def test_faults_of_the_file_are_told_in_our_words(tmp_path: Path, content: str, said: str) -> None:

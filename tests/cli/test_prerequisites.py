@@ -2,14 +2,18 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from esckit.cli.app import app
+from esckit.config.load import RecipeFile, default_out, load_any_recipe, shipped_recipes
 from esckit.errors import ConfigError, EsckitError, MissingRunsError
+from esckit.lineage import named_runs
 from esckit.prompts.prompt import ROLES, load_prompt, prompt_names
 from esckit.registry import shipped_dir
 
@@ -48,6 +52,8 @@ def refused(*words: str) -> str:
             "models.policy.checkpoint:",
             "esckit train-sft RECIPE --out mine",
         ),
+        ("search smoke/search_scripted --set taxonomy=runs/search-aflow", "taxonomy:", "esckit search aflow/search"),
+        ("chat runs/train-rl-rlff", "runs/train-rl-rlff:", "esckit train-rl rlff/train_rl"),
         (
             "simulate smoke/simulate_scripted --set models.supporter={checkpoint:\x20mine}",
             "models.supporter.checkpoint:",
@@ -85,6 +91,24 @@ def test_memory_is_planned_before_the_inputs_are_there(recipe: str, not_counted:
     assert "there is no runs/" in planned["refusal"]
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in shipped_recipes() if page.command != "run"], ids=lambda page: page.name
+)
+def test_every_field_that_names_a_run_is_known_with_its_maker(page: RecipeFile) -> None:
+    makers = {str(default_out(each.command, each.name)): each.command for each in shipped_recipes()}
+    recipe = load_any_recipe(page.name).recipe.resolved()
+    named = {run.path: run.maker for run in named_runs(recipe)}
+    assert {path for path in _texts(recipe) if path.startswith("runs/")} == named.keys()
+    assert {path: makers.get(path, maker) for path, maker in named.items()} == named
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
+
+
 def test_all_missing_runs_are_named_at_once() -> None:
     message = refused("evaluate", "smoke/evaluate_scripted", "--dry-run")
     assert "models.reward.checkpoint" in message
@@ -117,8 +141,11 @@ def test_a_mistyped_run_folder_is_not_taken_for_a_hub_id(here: Path) -> None:
     run.mkdir(parents=True)
     (run / "manifest.json").write_text("{}", encoding="utf-8")
     words = ("predict", "--input", "sample:esconv", "--dry-run", "--strategist")
-    assert "Did you mean 'runs/train-flow-mine'?" in refused(*words, "runs/train-flow-min")
-    assert "there is no folder 'runs/else'" in refused(*words, "runs/else")
+    assert "did you mean runs/train-flow-mine?" in refused(*words, "runs/train-flow-min")
+    assert "there is no runs/train-flow-practice" in (message := refused(*words, "runs/train-flow-practice"))
+    assert "Make it with: esckit train-flow practice/train_flow --out runs/train-flow-practice" in message
+    run.parent.rename(here / "own")
+    assert "Did you mean 'own/train-flow-mine'?" in refused(*words, "own/train-flow-min")
 
 
 # ---------------------------------------------------------------- gates
@@ -183,7 +210,9 @@ def test_missing_and_unknown_placeholders_of_a_prompt_are_named(here: Path) -> N
     path = _prompt(here, "seeker", variables=["emotion_type", "mood"], optional=[], messages=messages)
     with pytest.raises(ConfigError) as caught:
         load_prompt(str(path), "seeker")
-    assert "'mood', which the role does not give; no 'problem_type', 'situation'" in str(caught.value)
+    assert "it declares 'mood', which the role does not give; it declares no 'problem_type', 'situation'" in str(
+        caught.value
+    )
     assert "expected variables: [emotion_type, problem_type], optional: [situation]" in str(caught.value)
 
 

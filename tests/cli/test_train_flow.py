@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from esckit.cli.app import app
 from esckit.config.load import load_recipe
+from esckit.errors import ConfigError, DataError
 from esckit.flow.recipe import TrainFlowRecipe
 from esckit.flow.run import run
 from tests.flow.flow_runs import recipe, rows, sparse_tree, write_trees
@@ -66,6 +67,18 @@ def test_search_then_train_flow_from_the_shipped_recipes(tmp_path: Path, monkeyp
     assert "- **data**: runs/search-smoke-scripted · split train, valid" in page
 
 
+def test_labels_of_no_taxonomy_are_not_called_missing(tmp_path: Path) -> None:
+    said = [("user", None), ("assistant", "Asking")]
+    messages = [{"role": role, "content": "So.", **({"strategy": label} if label else {})} for role, label in said]
+    lines = [{"messages": [{"role": "user", "content": f"Number {n}."}, *messages]} for n in range(30)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    gold = f"--set=data.gold={{path: {tmp_path}/own.jsonl, scheme: ratio, ratios: [0.4, 0.3, 0.3]}}"
+    with pytest.raises(DataError, match=r"\d+ strategy labels, and no taxonomy .* expected data\.gold\.taxonomy"):
+        invoke("train-flow", "smoke/gold_bc", gold, "--dry-run")
+    with pytest.raises(ConfigError, match=r"taxonomy \(--set\): unknown field; did you mean data\.gold\.taxonomy\?"):
+        invoke("train-flow", "smoke/gold_bc", gold, "--set=taxonomy=own.yaml", "--dry-run")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
@@ -93,6 +106,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(tmp_path: Path) -> No
         assert (out / "checkpoint" / part).read_bytes() == (tmp_path / "whole/checkpoint" / part).read_bytes()
 
 
+@pytest.mark.slow
 def test_gold_strategies_from_the_sample_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = invoke("--quiet", "train-flow", "smoke/gold_bc")

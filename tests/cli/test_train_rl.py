@@ -32,14 +32,16 @@ def test_the_lexicon_recipe_trains_a_policy_from_the_shell(tmp_path: Path) -> No
     assert (tmp_path / "runs/train-rl-smoke-lexicon/checkpoint/policy.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("recipes", "rows"),
     [
         (("simulate smoke/simulate_scripted", "train-rl smoke/train_rl_dpo"), {"rl/dpo/margin", "rl/dpo/accuracy"}),
         (("train-rl smoke/train_rl_online",), {"rl/reward/future", "rl/unscored_share"}),
+        (("train-rl smoke/train_rl_dialogue",), {"rl/episode/turns", "dev/success_share"}),
     ],
-    ids=["dpo", "online"],
+    ids=["dpo", "online", "dialogue"],
 )
 def test_the_other_smoke_recipes_train_as_they_ship(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: tuple[str, ...], rows: set[str]

@@ -60,7 +60,7 @@ def test_futures_and_trees_train_one_too(futures: Path, trees: Path, tmp_path: P
     [
         (set_all(form__reasoning="true"), ["no reply of this source has reasoning", "form.reasoning=false"]),
         (set_all(data__path="world:default/3/best", data__dataset="practice", data__scheme="null", data__split="null"),
-         ["policies random, fixed, rule, optimum"]),
+         ["policies random, fixed, novice, rule, optimum"]),
         (set_all(model__backbone="tiny-randon"), ["tiny-randon", "tiny-random"]),
         (set_all(model__trainable="head"), ["model.trainable", "'lora' or 'full'"]),
         (set_all(source="trees"), ["source: trees needs inputs"]),

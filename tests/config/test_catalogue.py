@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 
 from esckit.config.load import RECIPES, find_recipe, load_any_recipe, load_recipe, shipped_recipes
@@ -5,6 +7,7 @@ from esckit.errors import ConfigError
 from esckit.simulate.run import SimulateRecipe
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
+loaded = cache(load_any_recipe)
 
 
 def test_the_smoke_and_the_papers_recipes_ship():
@@ -14,7 +17,7 @@ def test_the_smoke_and_the_papers_recipes_ship():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_recipe_loads_and_says_what_it_is(name):
-    recipe = load_any_recipe(name).recipe
+    recipe = loaded(name).recipe
     shipped = next(each for each in shipped_recipes() if each.name == name)
     assert recipe.command == shipped.command
     assert shipped.title.endswith(".")
@@ -41,7 +44,7 @@ def test_an_unknown_recipe_names_the_nearest():
 
 
 def test_run_folders_of_shipped_recipes_are_distinct():
-    folders = [str(load_any_recipe(name).default_out()) for name in NAMES]
+    folders = [str(loaded(name).default_out()) for name in NAMES]
     assert len(set(folders)) == len(folders)
     assert "runs/simulate-smoke" in folders
 
@@ -63,13 +66,13 @@ def runs_named(part):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_read_runs_of_shipped_recipes_on_the_same_corpus(name):
-    recipes = [load_any_recipe(each) for each in NAMES]
+    recipes = [loaded(each) for each in NAMES]
     corpora = {
         str(each.default_out()): section.get("dataset")
         for each in recipes
         if isinstance(section := each.recipe.model_dump().get("data") or {}, dict)
     }
-    data = load_any_recipe(name).recipe.model_dump()
+    data = loaded(name).recipe.model_dump()
     # An evaluation reads held-out runs of the same recipes; base systems are the reader's own.
     named = {folder.removesuffix("-test") for folder in runs_named(data)} - {"runs/evaluate-base"}
     assert named <= set(corpora)

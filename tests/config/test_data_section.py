@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from esckit.config.sections import AlternatingData, DataConfig
+from esckit.config.data import AlternatingData, DataConfig
 
 
 def test_a_lone_split_is_a_tuple_of_one():

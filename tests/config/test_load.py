@@ -102,6 +102,10 @@ def test_what_is_no_recipe_is_refused(tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in str(refusal(str(binary)))
     assert "is a folder" in str(refusal(str(tmp_path)))
+    (tmp_path / "manifest.json").touch()
+    assert f"is a run folder; expected a recipe's name or file. What the run is: esckit runs show {tmp_path}" in str(
+        refusal(str(tmp_path))
+    )
     assert "no recipe" in str(refusal(str(tmp_path / "absent.yaml")))
     assert "no mapping" in str(refusal(write_recipe(tmp_path, "", "empty.yaml")))
 

@@ -33,6 +33,9 @@ def test_scientific_notation_is_a_number_and_a_date_is_text():
         ("a: 0b_\n", "plain YAML values"),
         ("- a\n", "no mapping"),
         ("[" * 5000, "levels of nesting"),
+        ("a: 0x" + "f" * 5000 + "\n", "line 1: a number of 5,002 characters"),
+        ("a: 1\n" * 500, "and 489 more"),
+        ("a" * 1_100_000, "1,100,000 characters"),
     ],
 )
 def test_what_is_refused(text, message):

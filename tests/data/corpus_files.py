@@ -70,6 +70,43 @@ def own(n: int = 1, **changes: Any) -> dict[str, Any]:
     return {"schema": "esckit.dialogue/1", "scenario": {"id": f"own:{n}"}, "turns": turns} | changes
 
 
+def multiesc(n: int = 1, **changes: Any) -> dict[str, Any]:
+    """One record in the layout of MultiESC's copy of ESConv."""
+    dialog = [
+        {"text": f"Invented opening {n} .", "speaker": "usr", "vad": [0.5, 0.5, 0.5], "cause": None, "feedback": None},
+        {
+            "text": "What happened ? Try a walk .",
+            "speaker": "sys",
+            "strategy": "Question",
+            "all_strategy": ["Question", "Providing Suggestions or Information"],
+        },
+        {"text": "The rota changed .", "speaker": "usr", "vad": [0.5, 0.5, 0.5], "cause": "", "feedback": "4"},
+        {"text": "Bye .", "speaker": "sys", "strategy": "Greeting", "all_strategy": ["Greetings"]},
+    ]
+    facts = {"emotion_type": "anxiety", "problem_type": "job crisis", "situation": f"Invented case {n}."}
+    return {**facts, "init_intensity": 4, "final_intensity": 2, "dialog": dialog} | changes
+
+
+def chat(n: int = 1, **changes: Any) -> dict[str, Any]:
+    """One record of an OpenAI chat file."""
+    said = [("system", "Be kind."), ("user", f"Invented opening {n}."), ("assistant", "Go on.")]
+    return {"messages": [{"role": role, "content": text} for role, text in said]} | changes
+
+
+def sharegpt(n: int = 1, **changes: Any) -> dict[str, Any]:
+    """One record in ShareGPT's layout."""
+    said = [("human", f"Invented opening {n}."), ("gpt", "Go on.")]
+    return {"conversations": [{"from": role, "value": text} for role, text in said]} | changes
+
+
+def rows(n: int = 1, **changes: Any) -> list[dict[str, Any]]:
+    """The rows of a table with one dialogue."""
+    said = [("client", f"Invented opening {n}.", None), ("therapist", "Go on.", "Question")]
+    return [
+        {"dialogue": n, "speaker": speaker, "text": text, "strategy": label} | changes for speaker, text, label in said
+    ]
+
+
 def lines(*records: Any) -> str:
     """JSON lines."""
     return "".join(json.dumps(record) + "\n" for record in records)

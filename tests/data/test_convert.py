@@ -6,9 +6,9 @@ from pathlib import Path
 from hypothesis import given, settings
 
 from esckit.data.contexts import merge_runs
-from esckit.data.conversion import hub_line, hub_losses
 from esckit.data.corpus import read_corpus
 from esckit.data.layouts import IssueList
+from esckit.data.writers import hub_line, hub_losses
 from esckit.text import dialogue_id
 from esckit.types import Dialogue, Survey
 from tests.data.dialogues import dialogue, dialogues, real, turn

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from esckit.data.corpus import read_corpus
-from esckit.data.decoding import READABLE
-from esckit.data.layouts import NEEDS, RECORD_READERS, IssueList
+from esckit.data.formats import FORMATS, READABLE, RECORD_READERS
+from esckit.data.layouts import IssueList
 from esckit.errors import ConfigError, DataError
 from esckit.protocols import DatasetLoader, IssueSink
 from esckit.text import ids_digest
@@ -68,8 +68,8 @@ def test_the_samples_ship() -> None:
 
 
 def test_every_format_has_a_record_reader_and_a_description() -> None:
-    assert set(RECORD_READERS.targets) == set(NEEDS)
-    for name in NEEDS:
+    assert set(RECORD_READERS.targets) == set(FORMATS)
+    for name in FORMATS:
         assert callable(RECORD_READERS.resolve(name))
         assert name in READABLE
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from esckit.data.names import Names
 from esckit.errors import DataError
-from tests.data.corpus_files import extes, hub, read
+from tests.data.corpus_files import chat, extes, hub, read, rows
 
 Stub = Callable[..., list[tuple[str, str | None]]]
 
@@ -71,6 +72,21 @@ def test_rows_with_columns(stub: Stub) -> None:
     stub({"train": [extes()]})
     corpus, _ = read("hub:someone/extes")
     assert (corpus.format, len(corpus.dialogues)) == ("extes", 1)
+
+
+def test_rows_of_utterances_with_columns_of_their_own(stub: Stub) -> None:
+    said = [{"conv": row["dialogue"], "who": row["speaker"], "words": row["text"]} for row in [*rows(1), *rows(2)]]
+    stub({"train": said, "test": [{**row, "conv": 3} for row in said]})
+    names = Names({"client": "seeker"}, {"dialogue": "conv", "speaker": "who", "text": "words"})
+    corpus, _ = read("hub:someone/utterances", names=names)
+    assert (corpus.format, [file.n_records for file in corpus.files]) == ("table", [2, 1])
+    with pytest.raises(DataError, match=r"hub:someone/utterances.*nearest to table.*--column"):
+        read("hub:someone/utterances")
+
+
+def test_rows_of_chat_records(stub: Stub) -> None:
+    stub({"train": [chat(1), chat(2)]})
+    assert [len(one.turns) for one in read("hub:someone/chats")[0].dialogues] == [2, 2]
 
 
 def test_a_broken_row_is_placed(stub: Stub) -> None:

@@ -18,6 +18,7 @@ KEYS = [
     "schema",
     "format",
     "files",
+    "names",
     "n_records",
     "n_dialogues",
     "n_refused",

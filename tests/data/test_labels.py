@@ -6,7 +6,8 @@ from esckit.data.contexts import merge_runs
 from esckit.data.layouts import IssueList
 from esckit.data.selection import LabelRules, resolve_labels
 from esckit.errors import ConfigError, DataError
-from esckit.strategies.taxonomy import load_mapping, load_taxonomy
+from esckit.strategies.mapping import load_mapping
+from esckit.strategies.taxonomy import load_taxonomy
 from esckit.types import Dialogue, Turn
 from tests.data.dialogues import dialogue, turn
 

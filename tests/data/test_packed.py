@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from esckit.data.decoding import OWN_DATA
+from esckit.data.formats import FORMATS, shown
 from esckit.errors import DataError
 from tests.data.corpus_files import extes, hub, lines, original, own, ppdpp, read, read_skipping, write
 
@@ -23,6 +23,14 @@ def table(*records: dict[str, Any]) -> bytes:
     target = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(records)), target)
     return target.getvalue()
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    target = io.BytesIO()
+    columns = {"conv": "1", "speaker": "user", "text": "a"}
+    both = pa.table([[value] for value in (*columns.values(), "b")], names=[*columns, "text"])
+    parquet.write_table(both, target)
+    assert "2 columns that are called 'text'" in refused(write(tmp_path, target.getvalue()))
 
 
 def rated(values: dict[str, Any]) -> dict[str, Any]:
@@ -173,58 +181,71 @@ def test_split_files_may_be_packed_or_come_in_shards(tmp_path: Path) -> None:
     assert "all shards of the split train" in refused(tmp_path)
 
 
-# ---------------------------------------------------------------- layouts that are known and not read
+# ---------------------------------------------------------------- layouts that are not read
 
-CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Invented."}]
-SHAREGPT = [{"from": "human", "value": "Invented."}, {"from": "gpt", "value": "Also invented."}]
-MULTIESC = ppdpp(dialog=[{"text": "Invented.", "speaker": "sys", "strategy": "Question", "all_strategy": ["Question"]}])
+CARD = {"base": "Age: none", "res": "x", "source": "ESconv", "id": 1}
+
+
+@pytest.mark.parametrize("container", ["array", "lines", "table"])
+def test_role_cards_are_named_with_the_way_out(tmp_path: Path, container: str) -> None:
+    content = {"array": [CARD], "lines": lines(CARD), "table": table(CARD)}
+    message = refused(write(tmp_path, content[container]))
+    assert "role cards" in message
+    assert "docs/data.md" in message
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_two_lines_that_errors_show_can_be_read(tmp_path: Path, name: str) -> None:
+    corpus, _ = read(write(tmp_path, "\n".join(FORMATS[name].example) + "\n"))
+    assert corpus.format == name
+    assert corpus.dialogues[0].turns[0].speaker == "seeker"
 
 
 @pytest.mark.parametrize(
-    ("record", "name", "way_out"),
+    ("record", "format", "says"),
     [
-        ({"messages": CHAT}, "chat records", OWN_DATA),
-        ({"conversations": CHAT, "id": 7}, "chat records", OWN_DATA),
-        (CHAT, "chat records", OWN_DATA),
-        ({"id": "a", "conversations": SHAREGPT}, "ShareGPT", OWN_DATA),
-        ({"base": "Age: none", "res": "x", "source": "ESconv", "id": 1}, "role cards", "docs/data.md"),
-        (MULTIESC, "MultiESC", "docs/data.md"),
+        ({"mesages": []}, "messages", "has 'mesages' in place of 'messages'"),
+        (
+            {"conversation_id": 7, "speaker": "a", "words": "b"},
+            "table",
+            "has 'conversation_id', 'speaker', lacks 'text'",
+        ),
+        ({"dialogs": [], "situation": "Invented."}, "esconv", "has 'situation', has 'dialogs' in place of 'dialog'"),
+        ({"prompt": "x", "answer": "y"}, "jsonl", "nothing in common"),
+        (
+            {"chat": [{"author": "A", "body": "Invented."}, {"author": "B", "body": "Too."}]},
+            "messages",
+            "'chat' is a list of objects with 'author', 'body'; say what holds what: "
+            "--column messages=chat --column speaker=NAME --column text=NAME",
+        ),
+        (
+            {"the chat": [{"role": "A", "content": "Invented.", "n": 3}]},
+            "messages",
+            "say what holds what: --column 'messages=the chat'",
+        ),
     ],
 )
-@pytest.mark.parametrize("container", ["array", "lines", "table"])
-def test_a_known_foreign_layout_is_named_with_the_way_out(
-    tmp_path: Path, record: Any, name: str, way_out: str, container: str
+def test_an_unknown_file_shows_the_closest_format(
+    tmp_path: Path, record: dict[str, Any], format: str, says: str
 ) -> None:
-    if container == "table" and isinstance(record, list):
-        pytest.skip("a row is an object")
-    content = {"array": [record], "lines": lines(record)}
-    message = refused(write(tmp_path, table(record) if container == "table" else content[container]))
-    assert name in message
-    assert way_out in message
+    message = refused(write(tmp_path, [record]))
+    assert says in message
+    assert message.endswith(shown(format))
     assert "Invented" not in message
 
 
-def test_a_forced_format_does_not_read_multiesc_either(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="MultiESC"):
-        read(write(tmp_path, lines(MULTIESC)), format="ppdpp")
+def test_a_folder_around_the_files_is_told_with_the_folder_to_name(tmp_path: Path) -> None:
+    (tmp_path / "snapshot/data").mkdir(parents=True)
+    (tmp_path / "snapshot/notes").mkdir()
+    (tmp_path / "snapshot/data/train-00000-of-00001.parquet").touch()
+    assert f"such as {tmp_path / 'snapshot/data'}" in refused(tmp_path / "snapshot")
 
 
-def test_the_record_that_errors_show_can_be_read(tmp_path: Path) -> None:
-    shown = OWN_DATA[OWN_DATA.index("{") : OWN_DATA.rindex("}") + 1]
-    assert "esckit data convert" in OWN_DATA
-    corpus, _ = read(write(tmp_path, shown))
-    assert [turn.speaker for turn in corpus.dialogues[0].turns] == ["seeker", "supporter"]
-
-
-@pytest.mark.parametrize("keys", [{"prompt": "x", "answer": "y"}, {"id": 1}])
-def test_an_unknown_layout_shows_how_to_bring_data(tmp_path: Path, keys: dict[str, Any]) -> None:
-    assert OWN_DATA in refused(write(tmp_path, [keys]))
-
-
-def test_a_csv_shows_how_to_bring_data(tmp_path: Path) -> None:
-    message = refused(write(tmp_path, "speaker,text\nuser,hi\n"))
-    assert "CSV" in message
-    assert OWN_DATA in message
+def test_a_text_that_is_no_table_is_not_quoted(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, "Invented words, said aloud\nAnd an answer, in full\n"))
+    assert "what looks like CSV" in message
+    assert message.endswith(shown("table"))
+    assert "nvented" not in message
 
 
 # ---------------------------------------------------------------- speakers

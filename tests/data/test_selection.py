@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from esckit.config.sections import DataConfig
+from esckit.config.data import DataConfig
 from esckit.data.layouts import IssueList
 from esckit.data.selection import Selection, check_kept, select_dialogues
 from esckit.errors import ConfigError, DataError

@@ -149,7 +149,9 @@ def test_ratios_must_be_three_that_sum_to_one(ratios: tuple[float, ...]) -> None
 
 
 def test_an_empty_split_is_refused_unless_its_ratio_is_zero() -> None:
-    with pytest.raises(DataError, match=r"no dialogue for .* among 4 .*Seed \d+ fills every split") as caught:
+    with pytest.raises(
+        DataError, match=r"no dialogue for .* among 4 .*Seed \d+ fills every split \(in a recipe: data: \{seed: \d+\}\)"
+    ) as caught:
         assign_splits(corpus(_numbered(4)), scheme="ratio")
     seed = int(str(caught.value).split("Seed ")[1].split()[0])
     assert all(assign_splits(corpus(_numbered(4)), scheme="ratio", seed=seed).values())

@@ -1,6 +1,6 @@
 import pytest
 
-from esckit.text import NOTHING, dialogue_id, ids_digest, json_type, listed, normalise, quoted
+from esckit.text import NOTHING, dialogue_id, ids_digest, json_type, listed, normalise, quoted, without_formulas
 from esckit.types import Dialogue, Scenario
 
 
@@ -50,3 +50,20 @@ def test_json_types_have_articles() -> None:
     assert [json_type(value) for value in values] == [
         "an object", "an array", "a string", "a number", "a number", "a boolean", "null", "nothing",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("=HYPERLINK(1)", " =HYPERLINK(1)"),
+        ("@SUM(1)", " @SUM(1)"),
+        ("-2+3+cmd|' /C calc'!A0", " -2+3+cmd|' /C calc'!A0"),
+        ("Person: hi\n+1", "Person: hi\n +1"),
+        ("hi;=1", "hi; =1"),
+        ("hi,\t=1", "hi, \t =1"),
+        ("Thanks ;-) 1 + 1 = 2, a-b", "Thanks ;-) 1 + 1 = 2, a-b"),
+        ("", ""),
+    ],
+)
+def test_no_cell_and_no_part_of_one_is_a_formula(cell: str, shown: str) -> None:
+    assert without_formulas(cell) == shown

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from esckit.errors import DataError
-from esckit.evaluate.setup import require_comparable
+from esckit.evaluate.setup import Conditions, require_comparable
 from esckit.evaluate.suites.critics import CriticScale, headline_metrics
 from esckit.evaluate.suites.response import ROUGE_L, ResponseCase, bleu, distinct
 from esckit.evaluate.suites.reward import RewardCase, reward_metrics
@@ -152,9 +152,10 @@ def test_lenient_success_that_equals_strict_is_not_tested_twice() -> None:
 def test_unlike_runs_are_refused_with_what_differs() -> None:
     ours = {"critic": {"model": "gpt-4o", "prompt": "aa"}, "data": {"ids": "11"}}
     theirs = {"critic": {"model": "gpt-4.1", "prompt": "aa"}, "data": {"ids": "11"}}
-    require_comparable(ours, dict(ours), other="base")
+    manifest = {"recipe": {}}
+    require_comparable(Conditions(ours, manifest), Conditions(dict(ours), manifest), other="base")
     with pytest.raises(DataError, match=r"critic\.model \('gpt-4o' here, 'gpt-4.1' there\)"):
-        require_comparable(ours, theirs, other="base")
+        require_comparable(Conditions(ours, manifest), Conditions(theirs, manifest), other="base")
 
 
 def test_p_values_of_equal_systems_are_spread_evenly() -> None:

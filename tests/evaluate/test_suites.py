@@ -284,6 +284,7 @@ def test_candidates_are_scored_together_and_fail_alone() -> None:
     assert len(first.batches) == 2 + len(whole[1])
 
 
+@pytest.mark.slow
 def test_a_trained_policy_is_a_strategist_of_known_training_data(tmp_path: Path) -> None:
     from esckit.flow.run import run as train
     from tests.flow.flow_runs import recipe as flow_recipe

@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-    refused(OLD / "rl-grpo", tmp_path / "out", StorageError, "No space left on device")
+    refused(OLD / "rl-grpo", tmp_path / "out", StorageError, "the disk is full")
 
 
 def test_a_backbone_that_is_gone(copied: Any, tmp_path: Path) -> None:

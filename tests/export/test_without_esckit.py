@@ -59,6 +59,7 @@ def test_the_sigmoid_of_an_old_reward_model_is_its_p(ask: Ask, name: str, tmp_pa
     same_p(ask, OLD / name, tmp_path / "reward")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "trainable"), [("llama", "lora"), ("gpt2", "full"), ("gpt2", "head")])
 def test_the_sigmoid_is_p_on_other_backbones(
     ask: Ask, family: str, trainable: str, futures: Path, tmp_path: Path
@@ -92,6 +93,7 @@ def test_an_old_policy_says_the_same(ask: Ask, name: str, tmp_path: Path) -> Non
     same_log_p(ask, OLD / name, tmp_path / "policy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_policies_on_other_backbones_say_the_same(ask: Ask, family: str, tmp_path: Path) -> None:
     backbone = tiny_folder(tmp_path / "backbone", family)  # type: ignore[arg-type]
@@ -125,6 +127,7 @@ def test_an_old_flow_policy_reads_the_same(ask: Ask, name: str, taxonomy: str, t
     same_reading(ask, OLD / name, tmp_path / "flow", taxonomy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [{}, {"mode": "prefix", "max_prefix_tokens": 64}])
 def test_a_flow_policy_on_llama_reads_the_same(ask: Ask, tmp_path: Path, cut: dict[str, object]) -> None:
     backbone = tiny_folder(tmp_path / "backbone", "llama")

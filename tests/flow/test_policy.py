@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,19 @@ def test_decisions_in_flight_together_are_one_pass() -> None:
     assert [one.strategy for one in together] == [one.strategy for one in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_decisions_of_an_invariant_policy_are_equal_in_every_bit() -> None:
+    talks = [tuple(Turn(speaker="seeker", text=f"I failed exam {at}.") for at in range(n)) for n in range(1, 9)]
+
+    async def decide(order: Sequence[int]) -> list[Decision]:
+        policy = CheckpointPolicy(tiny_model(), flow_text(), name="policy", is_invariant=True)
+        asked = [policy.decide(Scenario(id="s"), talks[at], Ledger(1, "s").at(at)) for at in order]
+        return await asyncio.gather(*asked)
+
+    together = asyncio.run(decide(range(8)))
+    assert asyncio.run(decide(range(7, -1, -1))) == together[::-1]
+    assert [asyncio.run(decide([at]))[0] for at in range(8)] == together
 
 
 def test_a_broken_decision_fails_alone() -> None:

@@ -38,6 +38,8 @@ def recipe(**sections: Any) -> TrainFlowRecipe:
         ({"objective": TB_OF_STATES}, "other paths share.*weighting: paths"),
         ({"optim": {"select": "last", "patience": 2}}, "patience needs optim.select: best_valid"),
         ({"objective": {"class_weight": "sqrt"}}, "class_weight needs objective.name: bc"),
+        ({"objective": {"name": "subtp"}}, "must be one of subtb, tb, db, dpo, bc, or module:attr"),
+        ({"objective": {"name": "mine:own", "weighting": "unique"}}, "needs an objective that ships"),
         ({"objective": {"name": "bc", "logit_adjust": [0.0, 1.0]}}, "logit_adjust needs data.gold"),
     ],
 )
@@ -64,4 +66,4 @@ def test_a_lone_run_is_a_list_of_one() -> None:
 
 
 def test_how_often_states_are_written_may_change_on_resume() -> None:
-    assert {"checkpoints", "executor", "trackers"} <= set(TrainFlowRecipe.OPERATIONAL)
+    assert {"checkpoints", "executor.threads", "trackers"} <= set(TrainFlowRecipe.OPERATIONAL)

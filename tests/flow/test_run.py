@@ -1,16 +1,19 @@
 """`train-flow` as a pipeline: what it learns, how it goes on after a stop, and what it refuses."""
 
 import asyncio
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from esckit.config.sections import Executor, StrategistCheckpoint
-from esckit.errors import BudgetError, CheckpointError
+from esckit.errors import BudgetError, CheckpointError, ConfigError
 from esckit.flow.data import collect
+from esckit.flow.objectives import tb
 from esckit.flow.run import plan, run
 from esckit.flow.text import read_metadata
 from esckit.ledger import Ledger
@@ -137,6 +140,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert (tmp_path / "run/checkpoint/heads.safetensors").stat().st_mtime_ns == before
 
 
+def longest_pair(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    """An objective of a user's own; trajectory balance."""
+    return tb(log_pf, log_flow, mask)
+
+
+def scalar(log_pf: Tensor, log_flow: Tensor, mask: Tensor) -> Tensor:
+    return log_pf.sum()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -145,6 +157,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
         {"objective": {"name": "dpo"}, "kl": {"weight": 0.0}},
         {"objective": {"name": "bc", "class_weight": "balanced"}},
         {"objective": {"weighting": "unique", "state_value": "policy_mean"}, "kl": {"form": "full"}},
+        {"objective": {"name": "tests.flow.test_run:longest_pair"}},
         {"encoding": {"mode": "path"}},
         {"encoding": {"mode": "prefix", "max_prefix_tokens": 64}},
         {"encoding": {"attention": "tree"}},
@@ -156,6 +169,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 def test_every_switch_trains(tmp_path: Path, change: dict[str, Any]) -> None:
     run(recipe(write_trees(tmp_path, some_trees()), **change), out=tmp_path / "run")
     assert all(row.get("train/loss", 0.0) == row.get("train/loss", 0.0) for row in rows(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("scalar", r"a loss for each path"), ("nothing", r"an importable module:attr"), ("Path", r"one of \(log_pf, ")],
+)
+def test_an_objective_that_is_none_is_refused(tmp_path: Path, name: str, expected: str) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()), objective={"name": f"tests.flow.test_run:{name}"})
+    with pytest.raises(ConfigError) as raised:
+        run(settings, out=tmp_path / "run")
+    assert re.search(expected, str(raised.value.expected))
 
 
 # ---------------------------------------------------------------- one update, however it is computed
@@ -228,13 +252,15 @@ def test_a_policy_is_a_distribution_and_a_choice(tmp_path: Path) -> None:
     run(recipe(write_trees(tmp_path, some_trees()), optim={"epochs": 1}), out=tmp_path / "run")
     policy = policy_of(tmp_path / "run")
     scope = Ledger(1, "unit").at("r", 0)
-    taken, prior, usage = asyncio.run(policy.decide(tree.scenario, tree.nodes[0].turns, scope))
+    taken, prior, usage, values = asyncio.run(policy.decide(tree.scenario, tree.nodes[0].turns, scope))
     assert sum(prior) == pytest.approx(1.0, abs=1e-12)
     assert min(prior) > 0
     decision = policy.read(tree.scenario, tree.nodes[0].turns)
     expected = [torch.tensor(p).log().item() + v for p, v in zip(decision.probabilities, decision.values, strict=True)]
     assert decision.scores == pytest.approx(expected, abs=1e-5)
     assert taken == decision.strategy
+    assert values is not None
+    assert len(values) == len(prior)
     assert scope.ledger.usage["strategist"] == usage == Usage(calls=1, prompt_tokens=decision.n_tokens)
     greedy = policy_of(tmp_path / "run", value_weight=0.0).read(tree.scenario, tree.nodes[0].turns)
     assert AFLOW.names.index(greedy.strategy) == max(range(8), key=greedy.probabilities.__getitem__)

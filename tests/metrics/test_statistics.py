@@ -63,7 +63,7 @@ def test_sign_flips_are_enumerated_exactly() -> None:
 def test_drawn_sign_flips_come_near_the_exact_p() -> None:
     swaps = swap_draws(random.Random(3), 6, 10_000)
     assert sign_flip_p([3, 1, 2, -1, 4, 2], swaps) == pytest.approx(0.09375, abs=0.01)
-    assert sign_flip_p([1.0], np.zeros((9, 1))) == 1.0
+    assert sign_flip_p([1.0], np.zeros((9, 1), dtype=np.uint8)) == 1.0
 
 
 def test_all_swaps_are_all_subsets() -> None:
@@ -165,3 +165,12 @@ SHARES = strategy_metrics(StrategyScale(("Q", "R")))[:3]  # accuracy, accuracy_a
 
 def row(metric: Metric, cases: list) -> MetricRow:
     return measurement("suite", [case.dialogue_id for case in cases]).row(metric, cases)
+
+
+def test_an_end_within_rounding_error_of_0_is_0() -> None:
+    values = np.array([-0.2667, -0.1, *[-9.252e-18] * 6])
+    assert percentile_interval(values, level=0.8) == (-0.2667, 0.0)
+    left_out = np.array([0.1, 0.2, 0.3])
+    half = jackknife_interval(0.0, left_out).high
+    assert jackknife_interval(half * (1 + 1e-15), left_out).low == 0.0
+    assert percentile_interval(np.array([1e-15, 2e-15]), level=0.8) == (1e-15, 2e-15)

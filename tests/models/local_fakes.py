@@ -14,9 +14,9 @@ from tests.tiny import TinyFamily, tiny_random
 LONG = "I feel so anxious about my exam next week and I do not know who to talk to. " * 4
 
 
-def tiny_local(family: TinyFamily = "qwen2", *, max_batch_tokens: int | None = None) -> LocalModel:
+def tiny_local(family: TinyFamily = "qwen2", **options: Any) -> LocalModel:
     model, tokenizer = tiny_random(family)
-    return LocalModel(model, tokenizer, name="tiny", max_batch_tokens=max_batch_tokens)
+    return LocalModel(model, tokenizer, name="tiny", **options)
 
 
 def prompts(n: int = 6) -> list[list[Message]]:

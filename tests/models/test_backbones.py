@@ -234,3 +234,11 @@ def test_it_is_tiny():
     model, tokenizer = build("tiny-random")
     assert sum(p.numel() for p in model.parameters()) < 50_000
     assert model.config.vocab_size == len(tokenizer)
+
+
+def test_the_practice_speaker_begins_as_one_that_copies():
+    model, tokenizer = build("practice-speaker")
+    assert len(tokenizer) == len(build_tokenizer("practice-tiny"))
+    for layer in model.model.layers:
+        value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        assert torch.allclose(output @ value, 0.36 * torch.eye(128), atol=1e-5)

@@ -406,7 +406,11 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:hunter2@host/v1", "https://host/v1?api_key=hunter2", "https://host/v1#hunter2"]
+    "url",
+    [
+        *("http://me:hunter2@host/v1", "http://me:a/hunter2@host/v1"),
+        *("https://host/v1?api_key=hunter2", "https://host/v1#hunter2"),
+    ],
 )
 def test_an_address_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError) as caught:

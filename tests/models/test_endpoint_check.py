@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esckit.errors import BackendError, ConfigError
+from esckit.errors import BackendError, ConfigError, EsckitError
 from esckit.models.chat_api import label_probabilities
 from esckit.models.endpoint import EndpointModel
 from esckit.models.transport import Timeouts
@@ -154,12 +154,30 @@ def test_check_of_a_server_without_chat_is_an_error(server: FakeServer) -> None:
         run(server, check)
 
 
+@pytest.mark.parametrize("answer", [Canned("no POST here", 405), Canned("no POST here", 501), Canned("<html>hello")])
+def test_check_of_a_server_of_something_else_says_what_is_expected(server: FakeServer, answer: Canned) -> None:
+    server.models = server.usual = answer
+    with pytest.raises(EsckitError, match=r"takes no chat requests|no completion") as caught:
+        run(server, check)
+    assert caught.value.expected == "a server with an OpenAI-compatible interface"
+    assert "base_url (it ends in /v1 for most servers)" in str(caught.value.hint)
+
+
 def test_a_slow_first_answer_is_waited_for_and_said(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server.usual = with_log_probs([("Hi", -0.1)])
     server.usual.wait_s = 0.4
     timeouts = Timeouts(check_s=0.2, timeout_s=5.0)
     assert run(server, checked_capabilities, timeouts=timeouts) == {"next_token"}
     assert "has not answered within 0.2 s; waiting for up to 5 s" in caplog.text
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_again(server: FakeServer) -> None:
+    server.models = refusal("no list", status=404)
+    loading = refusal("still loading", status=503, headers={"Retry-After": "0.4"})
+    server.queue.extend([loading, loading])
+    server.usual = with_log_probs([("Hi", -0.1)])
+    timeouts = Timeouts(check_s=0.6, timeout_s=20.0, max_retries=3, first_wait_s=0.01, max_wait_s=1.0)
+    assert run(server, checked_capabilities, timeouts=timeouts) == {"next_token"}
 
 
 def test_a_listed_model_that_never_answers_is_enough_to_start(

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from esckit.errors import CheckpointError, EsckitError
+from esckit.config.load import load_any_recipe
+from esckit.errors import CheckpointError, ConfigError, EsckitError
 from esckit.models.backbones import find_backbone
 from esckit.models.in_memory import build
 from esckit.models.loading import load_adapter, load_base, load_causal, load_tensors, load_tokenizer
@@ -77,6 +78,63 @@ def test_code_in_a_folder_of_weights_is_neither_offered_nor_run(hostile: Path) -
     assert not list(hostile.rglob("ran"))
     assert done.stdout.count("tried") == 3, done.stderr
     assert "Do you wish" not in done.stdout + done.stderr
+
+
+def named_in(file: str, **fields: Any) -> Any:
+    return lambda folder: changed(folder / file, **fields)
+
+
+def only_pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def weights_elsewhere(folder: Path) -> None:
+    tensors = load_file(str(folder / "model.safetensors"))
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    (folder / "other.safetensors").write_bytes(b"")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "../outside.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+REFUSED = {
+    "auto_map": (named_in("config.json", auto_map=AUTO_MAP), "config.json: auto_map names code"),
+    "auto_map below": (named_in("config.json", text_config={"auto_map": AUTO_MAP}), "config.json: auto_map names code"),
+    "of the hub": (named_in("config.json", auto_map={"AutoModel": "owner/repo--x.Y"}), "auto_map names code"),
+    "tokenizer": (named_in("tokenizer_config.json", auto_map=AUTO_MAP), "tokenizer_config.json: auto_map names code"),
+    "kernel": (named_in("config.json", _attn_implementation="owner/kernel"), "_attn_implementation names code"),
+    "pickles": (only_pickled, "weights as pickles only (pytorch_model.bin), which are never read"),
+    "weights elsewhere": (weights_elsewhere, "weights in '../outside.safetensors'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_code_and_pickles_are_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    """Also where transformers knows the type of the model, so that it would load without its code."""
+    spoil, words = REFUSED[name]
+    folder = saved(tmp_path / "model")
+    load_causal(find_backbone(str(folder)))
+    spoil(folder)
+    with pytest.raises(ConfigError) as caught:
+        find_backbone(str(folder))  # before a model is built, and in a dry run
+    assert words in str(caught.value)
+    with pytest.raises(EsckitError):
+        load_base(folder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field"),
+    [
+        ("smoke/simulate", "models.supporter.trust_remote_code"),
+        ("smoke/train_flow", "model.trust_remote_code"),
+        ("smoke/evaluate", "trust_remote_code"),
+    ],
+)
+def test_a_recipe_that_asks_for_code_of_weights_is_refused(recipe: str, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_any_recipe(recipe, overrides=[f"{field}=true"])
+    assert f"{field} (--set): no such field: esckit never runs code that comes with weights" in str(caught.value)
+    assert "1 problem\n" in str(caught.value)
 
 
 def test_every_call_that_loads_by_name_refuses_foreign_code() -> None:
@@ -165,6 +223,9 @@ def test_an_adapter_is_lora_in_safetensors_for_this_model(tmp_path: Path) -> Non
     load_adapter(build("tiny-random")[0], adapter())
     changed(adapter() / "adapter_config.json", peft_type="PROMPT_TUNING")
     with pytest.raises(CheckpointError, match="type 'PROMPT_TUNING'"):
+        load_adapter(build("tiny-random")[0], tmp_path / "adapter")
+    changed(adapter() / "adapter_config.json", megatron_config={"a": 1}, megatron_core="hostile")
+    with pytest.raises(ConfigError, match="megatron_config names code"):
         load_adapter(build("tiny-random")[0], tmp_path / "adapter")
     (adapter() / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="cannot be loaded"):

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from esckit.errors import CheckpointError, ConfigError, NoRoomError
 from esckit.flow.policy import CheckpointPolicy
@@ -20,7 +21,9 @@ from esckit.models.loading import (
     load_adapter,
     load_causal,
     load_on,
+    load_whole,
     on_device,
+    save_tokenizer,
     weight_bytes,
 )
 from esckit.models.local import LocalModel, PerplexityScorer
@@ -66,6 +69,15 @@ def test_a_narrow_type_keeps_the_rotary_frequencies(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
+def test_a_tokenizer_is_stored_alike_whatever_it_was_asked_last(tmp_path: Path) -> None:
+    _, tokenizer = build("tiny-random")
+    save_tokenizer(tokenizer, tmp_path / "fresh")
+    tokenizer(["one", "one and more"], padding=True, truncation=True, max_length=2)
+    save_tokenizer(tokenizer, tmp_path / "used")
+    for file in (tmp_path / "fresh").iterdir():
+        assert (tmp_path / "used" / file.name).read_bytes() == file.read_bytes()
+
+
 CPU = torch.device("cpu")
 
 
@@ -75,6 +87,13 @@ def folder(tmp_path: Path) -> BackboneSource:
     model.save_pretrained(tmp_path / "tiny", max_shard_size="40KB")
     tokenizer.save_pretrained(tmp_path / "tiny")
     return resolve_backbone(str(tmp_path / "tiny"))
+
+
+def test_no_bar_is_drawn_where_nobody_watches(folder: BackboneSource, capfd: pytest.CaptureFixture[str]) -> None:
+    assert folder.folder is not None
+    transformers_logging.enable_progress_bar()
+    load_whole(folder.folder, dtype=torch.float32)
+    assert "Loading" not in capfd.readouterr().err
 
 
 def test_the_size_of_weights_is_known_before_they_are_read(folder: BackboneSource) -> None:

@@ -56,6 +56,29 @@ def test_draws_do_not_depend_on_the_company(sampling):
     assert [ask_all(tiny_local(), [m], sampling, [s])[0] for m, s in zip(asked, seeds, strict=True)] == together
 
 
+def everything_asked(model: LocalModel, places: list[int]) -> list[object]:
+    """Ask for a reply, a score and a read-out of some prompts at once; numbers are returned in every bit."""
+
+    async def gather() -> list[object]:
+        asked = [prompts()[place] for place in places]
+        replies = [model.complete(each, Sampling(max_tokens=12), seed=3) for each in asked]
+        scores = [model.score(each, LEVELS) for each in asked]
+        tokens = [model.next_token(each, ["A", "B"]) for each in asked]
+        found = [await asyncio.gather(*calls) for calls in (replies, scores, tokens)]
+        await model.aclose()
+        return [*zip(*found, strict=True)]
+
+    return asyncio.run(gather())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_invariant_model_answers_alike_in_every_bit(family):
+    together = everything_asked(tiny_local(family, is_invariant=True), [*range(8)])
+    warm = tiny_local(family, is_invariant=True)
+    for places in ([5, 0, 3], [3], [7, 1]):
+        assert everything_asked(warm, places) == [together[place] for place in places]
+
+
 def test_seeds_make_the_difference():
     replies = ask_all(tiny_local(), [ASK] * 6, Sampling(max_tokens=12), [1, 2, 3, 4, 1, 2])
     assert replies[:2] == replies[4:]

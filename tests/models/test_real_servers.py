@@ -54,10 +54,8 @@ def test_transformers_serve_plays_all_roles(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_llama_cpp_plays_all_roles(tmp_path: Path) -> None:
+def test_llama_cpp_plays_all_roles_and_returns_probabilities(tmp_path: Path) -> None:
     gguf = shipped_gguf(str(load_backbones()[BACKBONE].package))
-    serve = (
-        f"{program('ESCKIT_LLAMA')} -m llama_cpp.server --model {gguf} --n_ctx 4096 --model_alias smollm2 "
-        "--host 127.0.0.1 --port {port}"
-    )
-    simulate(tmp_path / "run", {"serve": serve}, "smollm2", *SAMPLED)
+    serve = f"{program('ESCKIT_LLAMA')} --model {gguf} --ctx-size 8192 --parallel 4 --host 127.0.0.1 --port {{port}}"
+    summary = simulate(tmp_path / "run", {"serve": serve}, "smollm2")
+    assert summary["mean_name_mass"] > 0.3

@@ -1,6 +1,6 @@
 """Several replies in one request: the samples of a critic as the choices of one answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,16 +13,20 @@ from tests.models.fake_server import Canned, FakeServer, completion, refusal
 
 
 class ChoiceServer(FakeServer):
-    """Returns as many choices as are asked for, out of order, each saying its place and the request's seed."""
+    """Returns as many choices as are asked for, out of order.
 
-    says = "{at} of seed {seed}"
+    Attributes:
+        says: Words a choice, given its place and the seed of the request.
+    """
+
+    says: Callable[[int, int], str] = staticmethod(lambda at, seed: f"{at} of seed {seed}")
 
     def _answer(self, path: str, body: dict[str, Any]) -> Canned:
         answer = super()._answer(path, body)
         if answer is self.usual and answer.status == 200 and "n" in body:
             answer = completion()
             places = reversed(range(body["n"]))
-            texts = {at: self.says.format(at=at, seed=body["seed"]) for at in places}
+            texts = {at: self.says(at, body["seed"]) for at in places}
             answer.body["choices"] = [
                 {"index": at, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
                 for at, text in texts.items()
@@ -65,7 +69,7 @@ def test_a_server_without_choices_is_a_config_error(server: FakeServer) -> None:
 
 
 def test_a_server_whose_choices_share_their_seed_is_a_config_error(choices: ChoiceServer) -> None:
-    choices.says = "always the same"
+    choices.says = lambda at, seed: "always the same"
     with pytest.raises(ConfigError, match="8 equal choices"):
         run(choices, ten)
 

@@ -10,7 +10,18 @@ from typer.testing import CliRunner
 from esckit.cli.app import app
 from tests.pins.normal import holders
 
-COMMANDS = ("simulate", "search", "train-flow", "train-reward", "train-sft", "train-rl", "evaluate", "predict")
+COMMANDS = (
+    "simulate",
+    "search",
+    "train-flow",
+    "train-reward",
+    "train-sft",
+    "train-rl",
+    "evaluate",
+    "predict",
+    "chat",
+    "run",
+)
 _ROLE = re.compile(r"(models\.)([^.<]+)(<.*)")
 _BINDING = re.compile(r"(models\.[^<]+<)([^>]+)(>.*)")
 _WORDS = ("title", "description", "discriminator")

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from esckit.roles.verdicts import load_preset
+from tests.models.test_several import ChoiceServer
 from tests.shell import ROOT, esckit, started
 
 pytest.importorskip("ray", reason="pip install 'esckit[ray]'")
@@ -202,6 +204,23 @@ def test_every_command_writes_the_files_of_one_machine(cluster: Any, tmp_path: P
             assert pages[0] == pages[1], f"{command}: {name}"
 
 
+def test_samples_in_one_request_are_those_of_one_machine(folder: Path, on_ray: Callable[..., Any]) -> None:
+    levels = load_preset("rlff7").levels
+    with ChoiceServer().running() as server:
+        server.says = lambda at, seed: levels[(seed + at) % len(levels)]
+        critic = f"models.critic={{endpoint: {{base_url: '{server.url}'}}, model: m}}"
+        changes = (critic, "critic.samples_as=choices", "critic.samples=5")
+        expected = on_one_machine(folder, *changes)
+        ended = on_ray(*changes)
+        n_readings = [body.get("n") for body in server.chats].count(5) // 2
+    assert ended.returncode == 0, ended.stderr
+    assert contents(folder / "ray") == expected
+    assert n_readings == json.loads(expected["summary.json"])["usage"]["critic"]["calls"]
+    exchanges = [one for line in expected["futures.jsonl"].splitlines() for one in json.loads(line)["exchanges"]]
+    assert len({str(one["reading"]) for one in exchanges}) > 3, "the critic's answers hardly differ"
+
+
+@pytest.mark.slow
 def test_a_unit_that_kills_its_workers_ends_the_run(folder: Path, on_ray: Callable[..., Any]) -> None:
     (folder / "kill_at").write_text("20")
     (folder / "kill_always").touch()
@@ -214,6 +233,7 @@ def test_a_unit_that_kills_its_workers_ends_the_run(folder: Path, on_ray: Callab
     assert on_one_machine(folder, out="ray") == expected, "a run of the cluster goes on without it"
 
 
+@pytest.mark.slow
 def test_exactly_the_calls_of_the_budget_are_made(folder: Path, on_ray: Callable[..., Any]) -> None:
     ended = on_ray("budget.max_calls=50")
     assert ended.returncode == 3, ended.stderr
@@ -226,6 +246,7 @@ def test_exactly_the_calls_of_the_budget_are_made(folder: Path, on_ray: Callable
     assert contents(folder / "ray") == expected
 
 
+@pytest.mark.slow
 def test_the_failure_rate_holds_over_all_workers(folder: Path, on_ray: Callable[..., Any]) -> None:
     (folder / "fail").touch()
     ended = on_ray("contexts.per_dialogue=10", "simulation.candidates=9")
@@ -233,6 +254,7 @@ def test_the_failure_rate_holds_over_all_workers(folder: Path, on_ray: Callable[
     assert "50 of 50 futures failed" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_node_leaves_and_another_joins(cluster: Any, folder: Path) -> None:
     expected = on_one_machine(folder)
     (folder / "calls").unlink()
@@ -286,6 +308,7 @@ def test_a_place_that_no_node_has_is_refused(on_ray: Callable[..., Any]) -> None
     assert "and 0 GPUs (0 free) on 2 nodes" in ended.stderr
 
 
+@pytest.mark.slow
 def test_workers_need_the_same_package(folder: Path, on_ray: Callable[..., Any]) -> None:
     shutil.copytree(ROOT / "esckit", folder / "other/esckit", ignore=shutil.ignore_patterns("__pycache__"))
     package = folder / "other/esckit/__init__.py"
@@ -300,6 +323,7 @@ def test_workers_need_the_same_package(folder: Path, on_ray: Callable[..., Any])
     assert "has no esckit, or another version of it" in ended.stderr
 
 
+@pytest.mark.slow
 def test_own_code_and_files_travel_with_the_working_folder(folder: Path, on_ray: Callable[..., Any]) -> None:
     expected = on_one_machine(folder)
     ended = on_ray(f"executor.runtime_env.working_dir={folder}")

@@ -63,7 +63,8 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["executor.kind=slurm"], "kind local or ray"),
+        (["executor.kind=slurm"], "kind 'local' or 'ray', not 'slurm'"),
+        (["executor.kind=rayy"], "not 'rayy'; did you mean 'ray'?"),
         (["executor.kind=ray"], "workers"),
         (["executor.kind=ray", "executor.workers=2", "executor.address=http://head"], "address"),
         (["executor.kind=ray", "executor.workers=2", "executor.runtime_env={env_vars: {API_KEY: x}}"], "no secret"),
@@ -78,4 +79,5 @@ def test_a_wrong_executor_is_refused(changes: list[str], message: str) -> None:
 def test_settings_of_one_machine_stay_valid() -> None:
     recipe = load_recipe("smoke/simulate_scripted", SimulateRecipe, overrides=["executor.threads=2"]).recipe
     assert (recipe.executor.kind, recipe.executor.threads) == ("local", 2)
-    assert "executor" in recipe.OPERATIONAL
+    assert {"executor.threads", "executor.kind"} <= set(recipe.OPERATIONAL)
+    assert "executor.batching" not in recipe.OPERATIONAL  # it changes bytes

@@ -144,6 +144,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path: Path) -> None:
     assert growth(2_000) - growth(200) < 1_800 * 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "n", "changes"),
     [

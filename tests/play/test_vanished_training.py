@@ -43,9 +43,9 @@ def test_a_training_ends_at_the_step_after_its_folder_went(train: Callable[..., 
 def test_a_finished_training_without_its_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(StorageError, match="checkpoint is gone"):
-        TrainingRun(tmp_path).finished()
+        TrainingRun(tmp_path).finished(())
     (tmp_path / "checkpoint").mkdir()
-    assert TrainingRun(tmp_path).finished() is not None
+    assert TrainingRun(tmp_path).finished(()) is not None
 
 
 @pytest.mark.parametrize("line", ["3", "[]", '{"step": null}', "{}"])

@@ -50,7 +50,7 @@ def regrets(policy: CheckpointPolicy) -> tuple[float, float]:
 
 def test_training_moves_probability_to_better_strategies(tmp_path: Path) -> None:
     trees = tmp_path / "search"
-    ok("search", "practice/search", "--set", "data.path=world:default/120", "--out", str(trees))
+    ok("search", "practice/search", "--set", "data.path=world:default/90", "--out", str(trees))
     before, _ = regrets(trained(trees, tmp_path / "before", "optim.lr=1e-12", "optim.select=last"))
     after, alike = regrets(trained(trees, tmp_path / "after"))
     assert after < before

@@ -15,6 +15,7 @@ from esckit.practice.language import (
     shown_need,
     strategy_functions,
     supporter_line,
+    supporter_thought,
 )
 from esckit.practice.world import FUNCTIONS, NEEDS, Function, Need, State
 from esckit.strategies.taxonomy import load_taxonomy
@@ -87,6 +88,17 @@ def test_a_repeated_reply_does_nothing() -> None:
     turns = [HEARD, Turn(speaker="supporter", text=reply), HEARD]
     assert function_of(reply, turns) == "other"
     assert function_of(reply.replace("really", "very"), turns) == "other"
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("So your manager and the hospital both came upon you at the same time.", "manager and hospital"),
+        ("That sounds really hard. What was the worst moment of that day for you?", "called and hospital"),
+    ],
+)
+def test_a_thought_names_words_of_the_seeker(reply: str, words: str) -> None:
+    assert (supporter_thought(reply, [HEARD]) or "").startswith(f"They talk of {words}. They have not shown")
 
 
 @pytest.mark.parametrize("name", ["aflow", "esconv", "extes", "cso"])

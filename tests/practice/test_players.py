@@ -54,7 +54,13 @@ async def played(game: Game, policy: PolicyName, number: int) -> tuple[Outcome |
 
 @pytest.mark.parametrize(
     ("policy", "low", "high"),
-    [("random", 0.05, 0.20), ("fixed", 0.45, 0.60), ("rule", 0.70, 0.87), ("optimum", 0.82, 0.94)],
+    [
+        ("random", 0.05, 0.20),
+        ("novice", 0.30, 0.50),
+        ("fixed", 0.45, 0.60),
+        ("rule", 0.70, 0.87),
+        ("optimum", 0.82, 0.94),
+    ],
 )
 def test_success_of_the_baselines(policy: PolicyName, low: float, high: float) -> None:
     game = Game(load_profile("default"))

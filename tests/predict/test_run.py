@@ -76,7 +76,8 @@ def test_a_supporter_alone_speaks_to_dialogues_of_any_layout(tmp_path: Path) -> 
     (tmp_path / "own.jsonl").write_text(json.dumps(talk) + "\n")
     data = {"dataset": "auto", "path": str(tmp_path / "own.jsonl"), "scheme": None, "split": None}
     recipe = prediction(data=data, taxonomy=None, models={"strategist": None}, predict={"at": "end"})
-    run(recipe, out=tmp_path / "run")
+    summary = run(recipe, out=tmp_path / "run").summary
+    assert [repr(summary[name]) for name in ("places", "strategies", "replies")] == ["1", "0", "1"]
     (row,) = lines(tmp_path / "run/predictions.jsonl")
     assert (row["id"], row["strategy"]) == ("mine-1#m2", None)
     assert row["reply"]

@@ -59,5 +59,5 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_a_users_file_is_checked(tmp_path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("name: p\nversion: 1\nmessages: [{role: user, content: 'a {b} } c'}]\n")
-    with pytest.raises(ConfigError, match=r"a single brace.*undeclared variable 'b'"):
+    with pytest.raises(ConfigError, match=r"(?s)line 3\): a single brace.*line 3\): undeclared variable 'b'"):
         load_prompt(str(path))

@@ -7,6 +7,7 @@ from esckit.records import write_json
 from esckit.report.blocks import Bars, Facts, Lines, Note, Table, Tiles
 from esckit.report.run import build_report
 from esckit.report.source import open_run
+from esckit.report.training import training_sections
 from tests.report.run_folders import (
     evaluate_run,
     flow_training_run,
@@ -62,7 +63,12 @@ def test_a_search_shows_its_forest(tmp_path):
 def test_a_training_run_shows_curves_calibration_and_its_card(tmp_path):
     folder = training_run(tmp_path / "r")
     charts = {chart.name: chart for chart in blocks_of(folder, Lines)}
-    assert list(charts) == ["curve_loss", "curve_log_loss", "curve_auc", "curve_lr", "calibration"]
+    sections = {section.title: section for section in training_sections(open_run(folder))}
+    assert list(charts) == ["curve_loss", "curve_auc", "curve_lr", "curve_log_loss", "calibration"]
+    assert [chart.name for chart in sections["Further curves"].blocks] == ["curve_lr", "curve_log_loss"]
+    assert sections["Further curves"].folded
+    (tiles,) = (block for block in sections["Training"].blocks if isinstance(block, Tiles))
+    assert [tile.label for tile in tiles.tiles] == ["dev · loss", "dev · auc"][-len(tiles.tiles) :]
     assert [series.name for series in charts["curve_auc"].series] == ["dev"]
     assert charts["curve_auc"].series[0].x == (0, 15, 30, 45)
     assert charts["calibration"].diagonal
@@ -99,7 +105,7 @@ def test_what_never_changes_has_no_chart_and_is_named(tmp_path):
     folder = flow_training_run(tmp_path / "f")
     assert list(points_of(folder)) == ["curve_loss", "curve_lr"]
     (still,) = (note.text for note in blocks_of(folder, Note) if note.text.startswith("Never changed"))
-    assert still == ("Never changed, so without a chart: train/resp 0, tokens/padded 4,096, valid/best_action 0.250.")
+    assert still == ("Never changed, so without a chart: valid/best_action 0.250, train/resp 0, tokens/padded 4,096.")
 
 
 def test_quantities_of_train_rl_keep_the_name_of_their_group(tmp_path):

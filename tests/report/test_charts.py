@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from esckit.errors import StorageError
 from esckit.report.blocks import Bars, Flow, Heat, Intervals, Lines, Part, Report, Section, Series
-from esckit.report.charts import svg, ticks, write_plots
+from esckit.report.charts import svg, ticks
+from esckit.report.plots import write_plots
 from esckit.report.run import build_report
 from esckit.report.source import open_run
 from tests.report.run_folders import evaluate_run, simulate_run

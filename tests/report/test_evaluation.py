@@ -4,6 +4,7 @@ import pytest
 
 from esckit.records import write_json
 from esckit.report.blocks import Heat, Lines, Note, Points, Table
+from esckit.report.compared import BASELINES_DRAW
 from esckit.report.evaluation import SAFETY_NOTE, evaluation_sections
 from esckit.report.run import build_report, write_report
 from esckit.report.source import open_run
@@ -25,7 +26,7 @@ def test_the_page_goes_from_safety_to_gates_to_suites_and_so_on(tmp_path):
         "Dialogues",
     ]  # fmt: skip
     titles = [section.title for section in build_report([open_run(folder)]).parts[0].sections]
-    assert titles[0] == "What was run"
+    assert titles[:2] == ["In short", "What was run"]
     assert titles[-3:] == ["Failures", "Cost", "Provenance"]
 
 
@@ -39,8 +40,8 @@ def test_every_value_shows_n_coverage_and_interval_or_reason(tmp_path):
             assert coverage != "–"
             assert interval != "–" or remarks
             assert value != "–" or remarks
-    strict = next(row for row in tables(sections["Dialogue"])[0].rows if "sr_strict" in row[0])
-    assert strict == ("rlff7.sr_strict ↑", "41.5 %", "[33.5, 49.5]", "130", "0", "100.0 %", "success 54")
+    strict = next(row for row in tables(sections["Dialogue"])[0].rows if row[0].stands_for.endswith("sr_strict"))
+    assert strict == ("Success rate, strict · rlff7 ↑", "41.5 %", "[33.5, 49.5]", "130", "0", "100.0 %", "success 54")
 
 
 def test_sums_stand_beside_the_value_where_n_does_not_say_them(tmp_path):
@@ -82,8 +83,8 @@ def test_what_a_curve_cannot_show_stands_below_it(tmp_path):
     curve, note = sections_of(changed(evaluate_run(tmp_path / "e"), rows))["Dialogue"][:2]
     assert curve.series[0].n == (10, 8)
     assert note.text == (
-        "rlff7.critic_by_turn: no value at turn 3, 4 (needs 1 reading). "
-        "rlff7.critic_by_turn: coverage 80.0 % at turn 2 (unscored: blank 2)."
+        "Critic by turn, of dialogues still running · rlff7: no value at turn 3, 4 (needs 1 reading). "
+        "Critic by turn, of dialogues still running · rlff7: coverage 80.0 % at turn 2 (unscored: blank 2)."
     )
 
 
@@ -97,14 +98,15 @@ def test_pairs_depend_on_the_strategy_that_was_told(tmp_path):
 def test_subgroups_carry_interval_and_n_too(tmp_path):
     found = tables(sections_of(evaluate_run(tmp_path / "e"))["Strategy"])
     by_class = next(table for table in found if table.title == "By class")
-    assert by_class.columns == ("class", "precision", "recall", "f1")
+    assert by_class.columns == ("class", "Precision", "Recall", "F1")
     assert (by_class.rows[0][1], by_class.note) == ("30.0 % [22.0, 38.0]", "n 60 everywhere.")
 
 
 def test_turns_are_curves_with_their_intervals(tmp_path):
     lines = [block for block in sections_of(evaluate_run(tmp_path / "e"))["Dialogue"] if isinstance(block, Lines)]
-    rate = next(chart for chart in lines if "sr" in chart.title)
-    assert [series.name for series in rate.series] == ["rlff7.sr_by_turn_strict", "rlff7.sr_by_turn_lenient"]
+    rate = next(chart for chart in lines if "sr" in chart.name)
+    assert [series.name for series in rate.series] == ["strict", "lenient"]
+    assert rate.title == "Success rate by turn · rlff7"
     assert all(len(series.low) == len(series.x) == 8 for series in rate.series)
     assert rate.series[0].n == (130,) * 8
 
@@ -120,7 +122,7 @@ def test_the_confusion_matrix_has_predictions_in_rows(tmp_path):
 
 def test_comparisons_show_p_and_holm_and_what_was_dropped(tmp_path):
     (table,) = tables(sections_of(evaluate_run(tmp_path / "e"))["Compared with evaluate-base"])
-    assert table.rows[0] == ("dialogue.rlff7.sr_strict", "41.5 %", "30.0 %", "+11.5 pp", "[1.0, 21.0]",
+    assert table.rows[0] == ("Success rate, strict · rlff7", "41.5 %", "30.0 %", "+11.5 pp", "[1.0, 21.0]",
                              "128 (2 dropped)", "mcnemar", "0.036", "0.073", "")  # fmt: skip
 
 
@@ -246,6 +248,24 @@ def test_a_flag_of_every_row_is_said_once(tmp_path):
     said = [block.text for block in blocks if isinstance(block, Note)]
     assert said[0] == "small_sample (every row): fewer than 30 dialogues."
     assert said[1].startswith("smoothed (where it stands)")
+
+
+def test_a_flag_is_explained_only_where_it_is_shown(tmp_path):
+    few = {"flags": ["small_sample", "smoothed"], "n": 12}
+    rows = [row("strategy.accuracy", 0.5), row("strategy.f1", 0.5) | few | {"group": {"class": "Other"}}]
+    rows += [row("strategy.f1_at", 0.5) | {"flags": ["low_coverage"], "group": {"turn": 1}}]
+    blocks = sections_of(changed(evaluate_run(tmp_path / "e"), rows))["Strategy"]
+    said = [block.text.partition(" ")[0] for block in blocks if isinstance(block, Note) and block.kind == "warning"]
+    assert said == ["smoothed"]
+
+
+def test_baselines_are_said_to_have_draws_of_their_own(tmp_path):
+    alone = row("practice.turns", 5.2, unit="turns", counts={"turns": 281, "cases": 54}, n=54)
+    folder = evaluate_run(tmp_path / "e")
+    blocks = sections_of(changed(folder, [alone, alone | {"group": {"policy": "rule"}}]))["Practice"]
+    assert tables(blocks)[0].rows[0][-1] == "turns 281"  # the sum says the unit
+    assert [block.text for block in blocks if isinstance(block, Note)] == [BASELINES_DRAW]
+    assert BASELINES_DRAW not in str(sections_of(changed(folder, [alone]))["Practice"])
 
 
 def test_every_critic_has_a_table_and_a_reward_model_a_curve(tmp_path):

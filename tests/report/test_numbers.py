@@ -1,6 +1,6 @@
 import pytest
 
-from esckit.report.source import flattened, interval, measured, number, p_value, plain, share, signed
+from esckit.report.source import decimals_of, flattened, interval, measured, number, p_value, plain, share, signed
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,16 @@ from esckit.report.source import flattened, interval, measured, number, p_value,
 )  # fmt: skip
 def test_a_number_has_the_digits_it_deserves(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [((4.0, 3.75, None), ["4.000", "3.750", "–"]), ((12.345, 0.5), ["12.35", "0.50"]), ((3, 1234.0), ["3", "1,234"]),
+     ((0.002, 123.4), ["0.002", "123.400"]), ((0.0, 0.25), ["0.000", "0.250"]), ((1.5e7, 2.0), ["15,000,000", "2"]),
+     ((2.5e7 + 0.5, 1.0), ["2.50e+07", "1"]), ((1e-7, 0.5), ["1.00e−07", "0.500"]), ((None,), ["–"])],
+)  # fmt: skip
+def test_numbers_of_one_kind_have_one_number_of_decimals(values, texts):
+    assert [number(value, decimals_of(values)) for value in values] == texts
 
 
 def test_shares_and_text_overlap_are_printed_as_papers_do():

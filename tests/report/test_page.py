@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esckit.report.blocks import Part, Report, Section, Table
 from esckit.report.render import embedded, render_page
 from esckit.report.run import build_report
 from esckit.report.source import open_run
@@ -115,7 +116,13 @@ def test_ids_are_unique_and_the_contents_lead_to_them(tmp_path):
     assert set(sources) <= set(ids)
 
 
-def test_names_may_break_between_their_words_only(tmp_path):
+def test_a_metric_has_a_plain_name_and_shows_its_own(tmp_path):
     page = render_page(build_report([open_run(evaluate_run(tmp_path / "e"))]))
-    assert "<bdi>rlff7.<wbr>sr_<wbr>strict ↑</bdi>" in page
+    assert '<abbr title="dialogue.rlff7.sr_strict">Success rate, strict · rlff7 ↑</abbr>' in page
+
+
+def test_names_may_break_between_their_words_only():
+    table = Table(("name",), (("rlff7.sr_strict",),))
+    page = render_page(Report("r", (Part("p", "k", "", (Section("s", (table,)),)),)))
+    assert "<bdi>rlff7.<wbr>sr_<wbr>strict</bdi>" in page
     assert "&lt;wbr" not in page

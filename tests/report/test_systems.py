@@ -8,6 +8,7 @@ from typing import Any
 
 from esckit.records import write_json
 from esckit.report.blocks import Intervals, Note, Table
+from esckit.report.compared import BASELINES_DRAW
 from esckit.report.run import build_report, write_report
 from esckit.report.source import Run, open_run
 from esckit.report.systems import systems
@@ -30,7 +31,7 @@ def test_systems_with_equal_cases_stand_in_one_table(tmp_path: Path) -> None:
     runs = opened(evaluated(tmp_path / "a"), evaluated(tmp_path / "bbb"))
     (part,) = systems(runs)
     table = next(block for block in part.sections[0].blocks if isinstance(block, Table))
-    assert table.columns == ("system", "accuracy ↑", "macro_f1 ↑", "bias_b ↑", "n")
+    assert table.columns == ("system", "Accuracy ↑", "Macro-F1 ↑", "Preference bias B ↑", "n")
     assert table.rows == (
         ("a", "42.0 % [34.0, 50.0]", "38.0 % [30.0, 46.0]", "–", "300"),
         ("bbb", "44.0 % [36.0, 52.0] ★", "40.0 % [32.0, 48.0] ★", "–", "300"),
@@ -44,7 +45,7 @@ def test_other_cases_are_not_put_beside_each_other(tmp_path: Path) -> None:
     a, b, c = evaluated(tmp_path / "a"), evaluated(tmp_path / "bb", **other), evaluated(tmp_path / "ccc", **other)
     assert systems(opened(a, b)) == []
     (part,) = systems(opened(a, b, c))
-    assert [section.title for section in part.sections] == ["Strategy: bb, ccc", "Tests between systems"]
+    assert [section.title for section in part.sections] == ["Strategy: bb, ccc"]
 
 
 def test_baselines_of_the_practice_world_stand_below(tmp_path: Path) -> None:
@@ -58,18 +59,28 @@ def test_baselines_of_the_practice_world_stand_below(tmp_path: Path) -> None:
         ]
         write_json(folder / "metrics.json", metrics)
     (part,) = systems(opened(*folders))
-    note, chart, table = part.sections[0].blocks
+    note, chart, table, remark = part.sections[0].blocks
     assert isinstance(note, Note)
     assert "not a model of people" in note.text
     assert isinstance(chart, Intervals)
     assert chart.rows[2] == ("(optimum)", 0.87, 0.79, 0.95, True)
     assert isinstance(table, Table)
     assert [line[0] for line in table.rows] == ["before", "after", "(optimum)"]
+    assert isinstance(remark, Note)
+    assert BASELINES_DRAW in remark.text
 
 
 def test_the_comparison_is_the_first_part_of_the_page(tmp_path: Path) -> None:
     folders = [evaluated(tmp_path / "a"), evaluated(tmp_path / "bbb")]
     assert [part.title for part in build_report(opened(*folders)).parts] == ["All systems", "a", "bbb"]
     page = write_report(folders, out=tmp_path / "page.html").page.read_text()
-    assert 'aria-label="accuracy of all systems, with intervals"' in page
+    assert 'aria-label="Accuracy: all systems, with intervals"' in page
     assert len(build_report(opened(folders[0])).parts) == 1
+
+
+def test_what_only_one_system_has_is_folded_below(tmp_path: Path) -> None:
+    folders = [evaluated(tmp_path / "a"), evaluated(tmp_path / "bbb")]
+    assert [part.folded for part in build_report(opened(*folders)).parts] == [False, True, True]
+    page = write_report(folders, out=tmp_path / "page.html").page.read_text()
+    assert page.count("sections about this run alone</summary>") == 2
+    assert not any(part.folded for part in build_report(opened(folders[0])).parts)

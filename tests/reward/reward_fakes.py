@@ -19,11 +19,12 @@ def tiny_net(kind: Kind = "classifier", *, family: TinyFamily = "qwen2", **optio
     return RewardNet(causal.base_model, kind, lm_head=causal.get_output_embeddings(), **options).eval(), tokenizer
 
 
-def tiny_reward(kind: Kind = "classifier", *, max_batch_tokens: int = 2048, **options: Any) -> RewardModel:
+def tiny_reward(
+    kind: Kind = "classifier", *, max_batch_tokens: int = 2048, is_invariant: bool = False, **options: Any
+) -> RewardModel:
     net, tokenizer = tiny_net(kind, **options)
-    return RewardModel(
-        net, RewardText(tokenizer, reward_template("reward_model"), max_length=1024), max_batch_tokens=max_batch_tokens
-    )
+    text = RewardText(tokenizer, reward_template("reward_model"), max_length=1024)
+    return RewardModel(net, text, max_batch_tokens=max_batch_tokens, is_invariant=is_invariant)
 
 
 def talk(seed: int, n_turns: int) -> tuple[Turn, ...]:

@@ -81,6 +81,7 @@ class Crash(NoProgress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [5, 8])
 @pytest.mark.parametrize("trainable", ["full", "lora"])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, futures: Path, trainable: str, after: int) -> None:

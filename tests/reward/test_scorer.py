@@ -28,6 +28,17 @@ def test_scores_are_those_of_each_input_alone(kind, pooling, max_batch_tokens):
     assert len({round(score, 9) for score in scores}) > len(scores) // 2
 
 
+@pytest.mark.parametrize("kind", ["classifier", "pairwise", "rrhf"])
+def test_an_invariant_scorer_reads_each_input_alone(kind):
+    model = tiny_reward(kind, is_invariant=True)
+    conversations, responses = grouped_inputs()
+    together = model.score(conversations, responses)
+    assert [
+        model.score([turns], [response])[0] for turns, response in zip(conversations, responses, strict=True)
+    ] == together
+    assert model.score(conversations[::-1], responses[::-1]) == together[::-1]
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_other_architectures_score_alike_in_company_and_alone(family):
     model = tiny_reward(family=family)

@@ -6,9 +6,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl
 
 from esckit.errors import FailureRateError, TrainingError
 from esckit.rl.monitor import RATE_STEPS, Watch, means, sample_row, watched
+from esckit.rl.recipe import RewardWeights
 from esckit.training.harness import Diverged
 from esckit.training.monitor import Monitor
 from esckit.training.run import TrainingRun
@@ -35,7 +37,7 @@ def monitor(folder, every=2):
 
 def log(callback, step, **changes):
     state = SimpleNamespace(global_step=step, epoch=0.5, log_history=[])
-    callback.on_log(None, state, None, logs={**LOGS, **changes})
+    callback.on_log(None, state, TrainerControl(), logs={**LOGS, **changes})
     return state
 
 
@@ -104,7 +106,7 @@ def test_steps_that_learn_from_an_earlier_batch_have_no_rewards(caplog):
     with caplog.at_level(logging.WARNING):
         for step in range(100):
             log(guard, step, frac_reward_zero_std=0.9)
-            guard.on_log(None, SimpleNamespace(global_step=step, epoch=0.5), None, logs=dict(again))
+            guard.on_log(None, SimpleNamespace(global_step=step, epoch=0.5), TrainerControl(), logs=dict(again))
     assert ["equal rewards" in record.message for record in caplog.records] == [True]
 
 
@@ -131,7 +133,7 @@ def test_groups_without_signal_are_warned_of(caplog):
 def test_a_samples_reply_holds_no_reasoning():
     rewards = paired(lambda turns, replies: [0.5, None])
     rewards.future_reward([], said(WELL_FORMED, "Hi."), **columns(2))
-    first, second = (sample_row(3, judged, (1.0, 0.5)) for judged in rewards.last)
+    first, second = (sample_row(judged, RewardWeights()) for judged in rewards.last)
     assert (first["reply"], first["reasoning"]) == ("That sounds hard.", "They sound tired.")
     assert (first["future"], first["format"], first["reward"]) == (0.5, 1.0, 1.0)
     assert (second["future"], second["format"], second["reward"]) == (None, None, None)

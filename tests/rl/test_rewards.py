@@ -9,6 +9,7 @@ import torch
 
 from esckit.errors import BackendError, ConfigError, NotFiniteError
 from esckit.rl.monitor import sample_row
+from esckit.rl.recipe import RewardWeights
 from esckit.rl.rewards import PairedRewards, ReplyMeasure, correlation, lexicon_reward
 from tests.rl.rl_fakes import WELL_FORMED, columns, paired, said
 
@@ -41,7 +42,7 @@ def test_what_an_output_says_in_the_seekers_name_is_not_rewarded():
     assert rewards.future_reward([], outputs, **columns(2)) == [0.25, 0.0]
     assert rewards.format_reward([], outputs, **columns(2)) == [1.0, 0.0]
     assert asked == ["Hi."]
-    assert [sample_row(1, judged, (1.0, 0.5))["reply"] for judged in rewards.last] == ["Hi.", ""]
+    assert [sample_row(judged, RewardWeights())["reply"] for judged in rewards.last] == ["Hi.", ""]
 
 
 def test_a_batch_is_measured_once_and_equal_outputs_once():

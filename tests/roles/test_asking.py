@@ -1,6 +1,7 @@
 """Asking a model: what it is shown of a talk, what its reply may look like, and which error is raised."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 
@@ -273,7 +274,8 @@ def test_tags_are_case_sensitive() -> None:
 
 
 pieces = st.lists(
-    st.sampled_from(["<think>", "</think>", "<response>", "</response>", "a", " ", "\n", "Hi."]), max_size=12
+    st.sampled_from(["<think>", "</think>", "<response>", "</response>", "<resp", "onse>", "a", " ", "\n", "Hi."]),
+    max_size=12,
 )
 
 
@@ -293,3 +295,8 @@ def test_splitting_takes_linear_time(piece: str) -> None:
     split_output(piece * 64_000)
     split_output(f"<think>a</think>{' ' * 80_000}b<response>")
     assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize("text", ["<resp</response>onse>So.", "<think>a</think> <resp<response>onse>So.</response>"])
+def test_a_tag_inside_a_tag_leaves_none(text: str) -> None:
+    assert not set(re.findall(r"</?(?:think|response)>", read_output(text).response))

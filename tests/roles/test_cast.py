@@ -91,3 +91,9 @@ def test_a_search_takes_no_supporter_prompt_of_simulations() -> None:
     assert role_prompt("supporter", "supporter_rlff").name == "supporter_rlff"
     with pytest.raises(ConfigError, match="as aflow supporter"):
         role_prompt("supporter", "supporter_rlff", kind="aflow supporter")
+
+
+def test_aflows_base_scores_are_asked_of_its_taxonomy_alone() -> None:
+    for name in (None, "strategist"):
+        assert role_prompt("strategist", name, taxonomy=load_taxonomy("aflow")).name == "strategist"
+        assert role_prompt("strategist", name, taxonomy=load_taxonomy("cso")).name == "strategist_any"

@@ -46,6 +46,7 @@ def test_a_tenth_of_the_simulations_may_fail(n_simulations: int, allowed: int) -
         {"mcts": {"leaf_parallelism": 65}},
         {"mcts": {"n_simulations": 5, "max_failed_simulations": 6}},
         {"search": {"root_turns": 6}},
+        {"search": {"root_turns": 3, "root_turns_to": 2}},
         {"search": {"max_attempts": 11}},
         {"concurrency": {"trees": 1025}},
         {"critic": {"weights": {"empathy": -1.0}}},

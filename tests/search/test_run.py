@@ -73,6 +73,14 @@ def test_every_tree_is_there_once_with_its_split_and_rollouts(tmp_path: Path) ->
     assert places == [(tree.id, node.id) for tree in trees for node in tree.nodes[1:]]
 
 
+def test_trees_can_begin_at_different_turns(tmp_path: Path) -> None:
+    changed = {"search": {"root_turns": 1, "root_turns_to": 3}, "mcts": {"trees_per_scenario": 2, "n_simulations": 1}}
+    run(recipe(**changed), out=tmp_path / "run")
+    openings = [tree.nodes[0].turns for tree in trees_of(tmp_path / "run")]
+    assert {sum(turn.speaker == "seeker" for turn in turns) for turns in openings} == {1, 2, 3}
+    assert {turns[-1].speaker for turns in openings} == {"seeker"}
+
+
 @pytest.mark.parametrize("cut", [0, 1, 700, 30_000])
 def test_a_run_cut_anywhere_and_resumed_equals_an_unbroken_one(tmp_path: Path, cut: int) -> None:
     run(recipe(), out=tmp_path / "whole")

@@ -75,6 +75,7 @@ def fresh_states(n: int) -> list[tuple[Scenario, tuple[Turn, ...]]]:
     return states
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_round_improves_the_policy_and_serves_the_next_search(
     tmp_path: Path, record_property: Callable[[str, object], None]

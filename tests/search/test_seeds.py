@@ -34,6 +34,15 @@ def test_more_opening_exchanges_end_with_the_seeker(root_turns: int) -> None:
     assert {turn.strategy for turn in opening} == {None}
 
 
+def test_a_dialogue_that_is_over_is_no_opening() -> None:
+    ended = DIALOGUE.model_copy(update={"turns": (*DIALOGUE.turns, Turn(speaker="seeker", text="Goodbye."))})
+    seed = cut_seed(ended, root_turns=5)
+    assert seed.opening[-1].text == "An exam."
+    assert [turn.text for turn in seed.rest] == ["Oh. That hurts.", "Goodbye."]
+    only = DIALOGUE.model_copy(update={"turns": DIALOGUE.turns[:3]})
+    assert [turn.text for turn in cut_seed(only, root_turns=5).opening] == ["Hi. I failed."]
+
+
 def test_a_dialogue_without_a_seeker_is_refused() -> None:
     with pytest.raises(DataError):
         cut_seed(DIALOGUE.model_copy(update={"turns": DIALOGUE.turns[:1]}), root_turns=1)

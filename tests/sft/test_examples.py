@@ -13,7 +13,7 @@ from esckit.play.futures import read_inputs
 from esckit.practice.language import function_of, shown_need
 from esckit.prompts.prompt import load_prompt
 from esckit.roles.asking import split_output
-from esckit.sft.examples import SftExample, build_rows, collect, target
+from esckit.sft.examples import SftExample, build_rows, collect, collect_to_train, target
 from esckit.sft.recipe import Form
 from esckit.sft.run import plan
 from esckit.training.learner import learner_of
@@ -55,7 +55,7 @@ def test_a_corpus_gives_its_replies_behind_their_strategies() -> None:
 
 def test_a_corpus_has_no_reasoning_and_none_is_made_up() -> None:
     with pytest.raises(DataError) as caught:
-        collect(recipe(form={"reasoning": True}))
+        collect_to_train(recipe(form={"reasoning": True}))
     assert "no reply of this source has reasoning" in str(caught.value)
     assert "form.strategy=tag" in str(caught.value.hint)
 
@@ -67,7 +67,7 @@ def test_a_corpus_without_labels_gives_no_tags(tmp_path: Path) -> None:
     file.write_text(json.dumps({"schema": "esckit.dialogue/1", **line}) + "\n")
     data = {"dataset": "auto", "path": str(file), "scheme": None, "split": None}
     with pytest.raises(DataError, match="names its strategy"):
-        collect(recipe(data=data, dev={"share": 0.0}))
+        collect_to_train(recipe(data=data, dev={"share": 0.0}))
     (example,) = collect(recipe(data=data, dev={"share": 0.0}, form={"strategy": "none"})).train
     assert target(example, Form()) == "That sounds hard."
 
@@ -88,7 +88,7 @@ def test_the_worlds_reasoning_is_true() -> None:
         assert done[function_of(example.reply, example.context.turns)] in example.reasoning
 
 
-@pytest.mark.parametrize("policy", ["random", "fixed", "rule", "optimum"])
+@pytest.mark.parametrize("policy", ["random", "fixed", "novice", "rule", "optimum"])
 def test_a_policy_plays_the_whole_corpus_with_the_same_seekers(policy: str) -> None:
     mixed, own = (collect(world_recipe(f"world:default/12{end}")) for end in ("", f"/{policy}"))
     assert mixed.dialogue_ids == own.dialogue_ids
@@ -102,8 +102,8 @@ def test_a_policy_plays_the_whole_corpus_with_the_same_seekers(policy: str) -> N
 
 def test_an_unknown_policy_of_the_world_is_refused() -> None:
     with pytest.raises(DataError) as caught:
-        collect(world_recipe("world:default/12/best"))
-    assert "policies random, fixed, rule, optimum" in str(caught.value.expected)
+        collect_to_train(world_recipe("world:default/12/best"))
+    assert "policies random, fixed, novice, rule, optimum" in str(caught.value.expected)
 
 
 # ---------------------------------------------------------------- futures
@@ -130,7 +130,7 @@ def test_all_turns_of_a_future_stand_in_its_own_conversation(futures: Path) -> N
 
 def test_a_rule_that_no_future_passes_is_named(futures: Path) -> None:
     with pytest.raises(DataError) as caught:
-        collect(of_futures(futures, futures={"keep": {"rule": "threshold", "delta": "0.99"}}))
+        collect_to_train(of_futures(futures, futures={"keep": {"rule": "threshold", "delta": "0.99"}}))
     assert "no reply to train on (not good 30)" in str(caught.value)
     assert "train-reward RECIPE --dry-run" in str(caught.value.hint)
 
@@ -138,7 +138,7 @@ def test_a_rule_that_no_future_passes_is_named(futures: Path) -> None:
 def test_futures_without_reasoning_are_left_out(futures: Path) -> None:
     form = {"reasoning": True, "strategy": "tag"}  # no strategist led them
     with pytest.raises(DataError, match="names its strategy"):
-        collect(of_futures(futures, futures={"keep": {"rule": "goal"}}, form=form))
+        collect_to_train(of_futures(futures, futures={"keep": {"rule": "goal"}}, form=form))
 
 
 # ---------------------------------------------------------------- trees
@@ -170,18 +170,18 @@ def test_paths_below_a_value_are_left_out(tmp_path: Path) -> None:
 def test_trees_have_no_reasoning(tmp_path: Path) -> None:
     file = write_trees(tmp_path, [sparse_tree("s", "train", 1)])
     with pytest.raises(DataError, match="has reasoning"):
-        collect(of_trees(file, form={"reasoning": True, "strategy": "none"}))
+        collect_to_train(of_trees(file, form={"reasoning": True, "strategy": "none"}))
 
 
 def test_a_run_of_another_kind_is_refused(futures: Path) -> None:
     with pytest.raises(DataError, match=r"no trees\.jsonl"):
-        collect(of_trees(futures))
+        collect_to_train(of_trees(futures))
     run = futures.parent / "trees"
     run.mkdir()
     manifest = {**json.loads((futures / "manifest.json").read_text()), "command": "search"}
     (run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="a run of 'search'"):
-        collect(of_futures(run, futures={"keep": {"rule": "goal"}}))
+        collect_to_train(of_futures(run, futures={"keep": {"rule": "goal"}}))
 
 
 # ---------------------------------------------------------------- tokens

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from esckit.chat.target import load_target
 from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
 from esckit.export.run import export
 from esckit.export.run import plan as plan_export
 from esckit.models.checkpoint import FOLDER, read_metadata
-from esckit.prompts.prompt import load_prompt
+from esckit.prompts.prompt import load_prompt, prompt_text
 from esckit.report.source import open_run
 from esckit.report.training import training_sections
 from esckit.rl.recipe import TrainRlRecipe
@@ -148,6 +149,24 @@ def test_a_training_that_diverges_says_on_what(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- in other commands
 
 
+def test_a_prompt_of_ones_own_travels_with_the_checkpoint(tmp_path: Path) -> None:
+    text, mine, out = prompt_text("supporter_rlff"), tmp_path / "mine.yaml", tmp_path / "run"
+    mine.write_text(text.replace("name: supporter_rlff", "name: mine").replace("therapist", "friend"))
+    run(recipe(prompt=str(mine), optim={"max_steps": 1}), out=out)
+    trained = read_metadata(SftMetadata, out).prompt
+    mine.unlink()
+    assert trained.startswith("mine/")
+    assert load_prompt(load_target(str(out), {}, ()).recipe.prompts.supporter).identity == trained
+    assert "friend" in plan_export(out, tmp_path / "out").source.system_prompt
+    # A checkpoint of an earlier version keeps no copy.
+    (out / FOLDER / "prompt.yaml").unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        load_target(str(out), {}, ())
+    mine.write_text(text.replace("name: supporter_rlff", "name: mine"))
+    with pytest.raises(CheckpointError, match=f"was trained with prompt {trained}"):
+        load_target(str(out), {}, ())
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_simulate_takes_it_as_supporter(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     out: Path = request.getfixturevalue(kind)
@@ -180,6 +199,19 @@ def test_train_rl_begins_with_it_and_takes_it_along(kind: str, request: pytest.F
     assert all("embed" not in name for name in moved)
     assert all(float((begun[name] - trained[name]).abs().max()) < 0.1 for name in moved)
     load_policy(tmp_path / "rl", dtype="float32")
+
+
+def test_a_start_that_was_taught_no_form_is_told_of(
+    lora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan_rl(rl_recipe(lora))
+    assert "have no <think>" not in caplog.text
+    start = tmp_path / "start"
+    shutil.copytree(lora, start)
+    metadata = read_metadata(SftMetadata, start).model_copy(update={"strategy": "none"})
+    (start / "checkpoint/sft.json").write_text(metadata.model_dump_json())
+    plan_rl(rl_recipe(start))
+    assert "whose outputs have no <think> and <response>" in caplog.text
 
 
 @pytest.fixture(scope="module")

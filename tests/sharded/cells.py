@@ -28,6 +28,10 @@ CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
             "monitor.dev_every": 2,
         },
     ),
+    "dialogue": (
+        "train-rl", "smoke/train_rl_dialogue",
+        {**_POLICY, "optim.select": "best_dev", "grpo.max_completion_tokens": 12, "grpo.max_prompt_tokens": 600},
+    ),
     "dpo": (
         "train-rl", "smoke/train_rl_dpo",
         {**_POLICY, "logging.save_every": 1, "dpo.micro_batch": 2, "dpo.max_prompt_tokens": 300},
@@ -60,7 +64,7 @@ _BACKBONE = {"train-rl": "models.policy.backbone"}
 """By command, where it is not ``model.backbone``."""
 _PRECISION = {"train-flow": "model.precision"}
 """By command, where it is not ``optim.precision``."""
-_OF_A_CORPUS = ("smoke/train_rl_lexicon", "smoke/train_sft")
+_OF_A_CORPUS = ("smoke/train_rl_lexicon", "smoke/train_rl_dialogue", "smoke/train_sft")
 
 
 def arguments(cell: str, *, wide: Path, runs: Path, bf16: bool = False, **changes: object) -> list[str]:

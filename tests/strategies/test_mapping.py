@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import ConfigError
-from esckit.strategies.taxonomy import load_mapping, load_taxonomy, mappings_between, shipped_names
+from esckit.strategies.files import mappings_between, shipped_names
+from esckit.strategies.mapping import load_mapping, skeleton
+from esckit.strategies.taxonomy import load_taxonomy
 
 TABLES = {
     "extes_to_esconv.published": "RS-RF Cla-Q EV-AR ES-AR Aff-AR OH-AR AJC-AR SO-PS CP-PS PDP-PS RNT-PS SI-IN NE-PS "
@@ -60,8 +62,16 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
     assert "10 faults" in message
     assert "'Reflective Statements' of taxonomy aflow is missing" in message
     assert "'Foo' is no strategy of taxonomy aflow" in message
-    assert "map.Clarification: 'Nothing' is no strategy of taxonomy cso" in message
-    assert "extra: unknown key" in message
+    assert "map.Clarification (line 7): 'Nothing' is no strategy of taxonomy cso" in message
+    assert "extra (line 6): unknown key" in message
+
+
+@pytest.mark.parametrize("none", ["'null'", "None"])
+def test_a_null_in_quotes_is_said_to_be_a_name(tmp_path: Path, none: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(skeleton("aflow", "cso", name="mine").replace("'?'", none), encoding="utf-8")
+    with pytest.raises(ConfigError, match="write null without quotes"):
+        load_mapping(str(path))
 
 
 def test_unknown_name_is_refused_with_the_list() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from esckit.errors import ConfigError, DataError
-from esckit.strategies.taxonomy import Taxonomy, label_key, load_taxonomy, shipped_names
+from esckit.strategies.files import shipped_names
+from esckit.strategies.taxonomy import Taxonomy, label_key, load_taxonomy
 
 ESCONV = (
     "Question",
@@ -19,8 +20,8 @@ ESCONV = (
 )
 
 
-def test_four_taxonomies_ship_in_their_order() -> None:
-    assert shipped_names("taxonomy") == ("aflow", "cso", "esconv", "extes")
+def test_five_taxonomies_ship_in_their_order() -> None:
+    assert shipped_names("taxonomy") == ("aflow", "cso", "esconv", "extes", "multiesc")
     assert load_taxonomy("esconv").names == ESCONV
     assert load_taxonomy("esconv").abbrs == ("Q", "RP", "RF", "SD", "AR", "PS", "IN", "OT")
     assert " ".join(load_taxonomy("extes").abbrs) == "RS Cla EV ES Aff OH AJC SO CP PDP RNT SI NE PSP SM Oth"
@@ -28,7 +29,7 @@ def test_four_taxonomies_ship_in_their_order() -> None:
     assert load_taxonomy("cso").abbrs == ("EV", "Aff", "CP", "ES", "AJC", "PDP", "RNT", "SI")
 
 
-@pytest.mark.parametrize("name", ["esconv", "extes", "aflow", "cso"])
+@pytest.mark.parametrize("name", ["esconv", "extes", "aflow", "cso", "multiesc"])
 def test_files_are_named_after_what_they_hold(name: str) -> None:
     taxonomy = load_taxonomy(name)
     assert taxonomy.name == name
@@ -44,6 +45,7 @@ def test_fallbacks_and_stages() -> None:
         "extes": "Others",
         "aflow": None,
         "cso": None,
+        "multiesc": "Others",
     }
     disclosure = load_taxonomy("esconv").by_name("Self-disclosure")
     assert (disclosure.stage, disclosure.stages) == ("comforting", ("exploration", "action"))
@@ -199,21 +201,23 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
     )
     message = _faults(tmp_path, text)
     assert "4 faults" in message
-    assert "strategies[0].stage: unknown stage 'earlie'" in message
-    assert "strategies[0].alias: unknown key (did you mean 'aliases'?)" in message
-    assert "strategies[1].aliases[1]: 'ask' is also 'Ask' of strategies[0]" in message
-    assert "colour: unknown key" in message
+    assert "strategies[0].stage (line 7): unknown stage 'earlie'" in message
+    assert "strategies[0].alias (line 7): unknown key (did you mean 'aliases'?)" in message
+    assert "strategies[1].aliases[1] (line 8): 'ask' is also 'Ask' of strategies[0]" in message
+    assert "colour (line 9): unknown key" in message
 
 
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("Asks.", "' '", "strategies[0].definition: empty"),
-        ("name: Ask", "name: ''", "strategies[0].name: empty"),
-        ("abbr: A", "abbr: t", "strategies[1].abbr: 'T' is also 't'"),
+        ("Asks.", "' '", "strategies[0].definition (line 7): empty"),
+        ("name: Ask", "name: ''", "strategies[0].name (line 7): empty"),
+        ("abbr: A", "abbr: t", "strategies[1].abbr (line 8): 'T' is also 't'"),
         ("definition: Asks.", "definition: Asks., fallback: true", "2 fallbacks"),
-        ("name: Ask", "name: 3", "strategies[0].name: must be text"),
+        ("name: Ask", "name: 3", "strategies[0].name (line 7): must be text"),
         ("title: Mine", "titel: Mine", "title: is missing"),
+        ("[Say]", "['()']", "strategies[1].aliases[0] (line 8): empty"),
+        ("name: Ask", "name: 'Ask [A]'", "strategies[0].name (line 7): 'Ask [A]' holds '[' and ']'"),
     ],
 )
 def test_single_faults(tmp_path: Path, old: str, new: str, fault: str) -> None:

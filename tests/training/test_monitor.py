@@ -53,6 +53,30 @@ def test_rows_are_means_of_windows_closed_by_evaluation_or_save(tmp_path: Path) 
     ]
 
 
+def test_a_row_is_there_before_the_state_of_its_step(tmp_path: Path) -> None:
+    rows, saves = monitor(TrainingRun(tmp_path)), TrainerControl(should_save=True)
+    rows.on_log(ARGS, state(1), saves, logs={"loss": 1.0, "grad_norm": 1.0})
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_states_that_a_kill_left_behind_are_deleted(tmp_path: Path) -> None:
+    (tmp_path / "states/checkpoint-4").mkdir(parents=True)
+    (tmp_path / "checkpoint").mkdir()
+    assert TrainingRun(tmp_path).finished(()) is None
+    assert (tmp_path / "states").exists()
+    (tmp_path / "summary.json").write_text("{}")
+    assert TrainingRun(tmp_path).finished(()) is not None
+    assert not (tmp_path / "states").exists()
+
+
+def test_a_torn_row_is_cut_off_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2, "lo')
+    keep_rows(file, 2)
+    assert file.read_text() == '{"step": 1}\n'
+    assert "metrics.jsonl: cut off an unfinished last line (15 bytes)" in caplog.text
+
+
 def test_epochs_end_with_evaluation_and_few_steps_with_a_state() -> None:
     ends = EpochEnds([4, 7], every=3)
     asked = {step: ends.on_step_end(ARGS, state(step), TrainerControl()) for step in range(1, 8)}

@@ -59,6 +59,7 @@ def test_a_gradient_passes_after_an_evaluation() -> None:
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
 
 
+@pytest.mark.slow
 def test_a_flow_policy_learns_on_4_bits_and_is_used_without(tmp_path: Path) -> None:
     trees, out = write_trees(tmp_path, some_trees()), tmp_path / "run"
     result = train_flow(recipe(trees, model={**FOUR_BITS, "gradient_checkpointing": True}), out=out)
@@ -81,6 +82,7 @@ def test_a_reward_model_learns_on_4_bits_and_scores_without(tmp_path: Path) -> N
     assert all(type(module) is not bitsandbytes.nn.Linear4bit for module in scorer.net.modules())
 
 
+@pytest.mark.slow
 def test_a_policy_learns_on_4_bits_and_talks_without(tmp_path: Path) -> None:
     out = tmp_path / "run"
     policy = {"policy": {"backbone": "tiny-random", **FOUR_BITS}}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from esckit.config.sections import ResolutionCritic, RoleOptions, Section
-from esckit.errors import ConfigError, DataError
+from esckit.data.contexts import require_situations
+from esckit.errors import ConfigError
 from esckit.evaluate.suite import (
     MALFORMED,
     STAGES,
@@ -42,7 +43,7 @@ from esckit.evaluate.suites.world import world_metrics, world_rows
 from esckit.metrics.metric import FIRST, RATIO, Array, Facts, Metric, Stats, Sums, Unscored, not_estimated
 from esckit.play.rollout import EpisodeCast, play_episode
 from esckit.prompts.prompt import Prompt, load_prompt
-from esckit.protocols import Critic
+from esckit.protocols import Critic, Supporter
 from esckit.roles.cast import Casting, role_prompt
 from esckit.roles.rubric import load_rubric
 from esckit.roles.verdicts import load_preset
@@ -63,10 +64,16 @@ class DialogueSettings(Section):
 
     Attributes:
         critics: Presets that score the same dialogues.
+        max_turns: Exchanges after which a conversation ends unresolved.
         strategy: Whether the strategist names the strategy of every supporter turn; by default where there is one.
+        readout: ``sampled`` answers of the critic, or the ``expected`` value from the levels' log-probabilities.
         samples: Answers asked for by ``readout: sampled``.
         samples_as: As in ``critic`` of a simulation: the ``choices`` of one request, or None.
         max_attempts: Rounds of ``samples`` in all until one round is readable.
+        min_parsed: Answers of a round that must be readable.
+        by: What ``expected`` reads: the levels' ``names``, or ``letters`` beside them in the prompt; None is names
+            where the model can score them.
+        expected_score: Log-probability of a level name as it is, or by token.
         ppdpp_compat: PPDPP's own prompts, clipping at 32 tokens and parsing; nothing readable counts as 0.
     """
 
@@ -136,12 +143,7 @@ def dialogue_work(material: Material) -> Work:
     """
     recipe, settings = material.recipe, material.recipe.settings.dialogue
     scenarios = [dialogue.scenario for dialogue in material.merged.dialogues]
-    without_situation = [scenario.id for scenario in scenarios if not scenario.situation.strip()]
-    if without_situation:
-        raise DataError(
-            f"{len(without_situation)} scenarios without a situation, such as {', '.join(without_situation[:3])}",
-            expected="a situation in each: the seeker opens with it",
-        )
+    require_situations(scenarios)
     if settings.strategy == "none" and "transcript" in supporter_prompt(recipe).variables:
         raise ConfigError(
             f"prompt {recipe.prompts.supporter} with dialogue.strategy: none", expected="dialogue.strategy: predicted"
@@ -176,8 +178,14 @@ def dialogue_player(recipe: EvaluateRecipe, casting: Casting, given: None) -> Pl
     return play
 
 
-def self_play_cast(recipe: EvaluateRecipe, casting: Casting) -> EpisodeCast:
-    """Return who takes part in self-play; under the compatibility switch speakers are clipped at 32 tokens."""
+def self_play_cast(recipe: EvaluateRecipe, casting: Casting, supporter: Supporter | None = None) -> EpisodeCast:
+    """Return who takes part in self-play; under the compatibility switch speakers are clipped at 32 tokens.
+
+    Args:
+        recipe: The recipe.
+        casting: Builds the roles.
+        supporter: Takes the place of the recipe's own; None takes that.
+    """
     settings = recipe.settings.dialogue
     if settings.ppdpp_compat:
         clipped = {role: _clipped(casting.options(role)) for role in ("supporter", "seeker")}
@@ -189,7 +197,7 @@ def self_play_cast(recipe: EvaluateRecipe, casting: Casting) -> EpisodeCast:
         preset = replace(load_preset(name), takes_first=settings.ppdpp_compat and name == "ppdpp4")
         critics[name] = casting.resolution_critic(read, preset)
     return EpisodeCast(
-        supporter=casting.supporter(),
+        supporter=supporter or casting.supporter(),
         seeker=casting.seeker(),
         critics=critics,
         strategist=casting.strategist() if settings.strategy == "predicted" else None,

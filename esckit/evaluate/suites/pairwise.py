@@ -23,13 +23,14 @@ from esckit.evaluate.suites.response import (
     answerable,
     build_responder,
     gold_conditions,
+    gold_labels,
     has_replies,
     reply_calls,
     reply_tasks,
     speakers,
 )
 from esckit.ledger import Ledger, derive_seed, uniform
-from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, collect, divide
+from esckit.metrics.metric import RATIO, Array, C, Facts, Metric, Stats, Sums, Unscored, collect, divide
 from esckit.predict.run import read_predictions
 from esckit.records import digest, read_records
 from esckit.roles.cast import Casting
@@ -54,6 +55,7 @@ class PairwiseSettings(Section):
 
     Attributes:
         opponent: A run folder of ``esckit evaluate`` or ``esckit predict``, or a predictions file.
+        dimensions: What the judge compares, each with a verdict of its own.
         swap: Judge every pair in both orders; otherwise once in a drawn order.
         contexts: Sample size, one per dialogue while enough dialogues exist; None uses all contexts.
     """
@@ -143,7 +145,10 @@ def pairwise_work(material: Material) -> Work:
         completed=completed,
         roles=(*roles, "judge"),
         # By what it says, not by its path: two copies are one opponent, and a file that was changed is another.
-        conditions={"opponent": digest({context.id: theirs.get(context.id) for context in chosen})},
+        conditions={
+            "opponent": digest({context.id: theirs.get(context.id) for context in chosen}),
+            **gold_labels(material, chosen),
+        },
     )
 
 
@@ -174,14 +179,14 @@ def pair_player(recipe: EvaluateRecipe, casting: Casting, from_file: bool) -> Pl
     return play
 
 
-def one_per_dialogue(found: list[Context], *, run_seed: int, limit: int | None) -> list[Context]:
-    """Return a seeded sample of contexts: one of each dialogue while there are enough dialogues, then a second one.
+def one_per_dialogue(found: list[C], *, run_seed: int, limit: int | None) -> list[C]:
+    """Return a seeded sample of contexts or cases: one of each dialogue while there are enough, then a second one.
 
     The sample keeps the order of the corpus.
     """
     if limit is None or limit >= len(found):
         return found
-    by_dialogue: dict[str, list[Context]] = {}
+    by_dialogue: dict[str, list[C]] = {}
     for context in sorted(found, key=lambda one: derive_seed(run_seed, "pairwise", one.id)):
         by_dialogue.setdefault(context.dialogue_id, []).append(context)
     turns = sorted(by_dialogue, key=lambda name: derive_seed(run_seed, "pairwise", name))
@@ -443,5 +448,5 @@ PAIRWISE = Suite(
     sources=lambda recipe: {"predictions": recipe.predictions, "opponent": recipe.settings.pairwise.opponent},
     reads_labels=lambda recipe: recipe.settings.response.strategy == "gold",
     judge="judge",
-    judge_prompt="judge_pairwise",
+    judge_prompts=("judge_pairwise",),
 )

@@ -28,6 +28,8 @@ from esckit.metrics.overlap import (
     rouge_l,
 )
 from esckit.predict.run import Prediction, predicted
+from esckit.records import digest
+from esckit.report.compared import GOLD_LABELS
 from esckit.roles.cast import Casting
 from esckit.text import TOKENIZER, n_words, tokenise
 from esckit.types import Context, ParseKind
@@ -111,6 +113,7 @@ def response_work(material: Material) -> Work:
         given=has_replies(material),
         roles=roles,
         left_out={"without a strategy": sum(1 for _ in material.reply_contexts()) - len(found)},
+        conditions=gold_labels(material, kept),
     )
 
 
@@ -395,6 +398,14 @@ def gold_conditions(material: Material) -> dict[str, Any]:
     if material.recipe.settings.response.strategy != "gold":
         return {}
     return {"told": "gold", **material.labels(material.taxonomy)}
+
+
+def gold_labels(material: Material, chosen: Iterable[Context]) -> dict[str, str]:
+    """Return the digest of the strategies that the supporter is given; nothing if it is given none."""
+    if material.recipe.settings.response.strategy != "gold":
+        return {}
+    labels = {context.id: context.reference.strategy for context in chosen if context.reference is not None}
+    return {GOLD_LABELS: digest(labels)}
 
 
 def _conditions(material: Material, cases: Mapping[str, str]) -> dict[str, Any]:

@@ -46,7 +46,11 @@ BATCH_FUTURES = 64
 
 
 class RewardSettings(Section):
-    """The suite ``reward``: a reward model on scored futures of held-out dialogues; ``inputs`` are simulate runs."""
+    """The suite ``reward``: a reward model on scored futures of held-out dialogues.
+
+    Attributes:
+        inputs: Run folders of ``esckit simulate`` whose futures are scored.
+    """
 
     inputs: tuple[str, ...] = ()
 
@@ -120,13 +124,12 @@ def reward_player(recipe: EvaluateRecipe, casting: Casting, simulation: Mapping[
     Raises:
         DataError: If the futures are of another kind than those the model was trained on.
     """
-    from esckit.models.backbones import quiet_off_terminal
     from esckit.reward.run import RewardKind
 
     binding = recipe.models.reward
     assert binding is not None
-    quiet_off_terminal()
-    model = RewardKind().load(run_of(binding.checkpoint), "scorer", {}, dtype=binding.dtype, device=binding.device)
+    options = {"dtype": binding.dtype, "device": binding.device, "is_invariant": recipe.executor.is_invariant}
+    model = RewardKind().load(run_of(binding.checkpoint), "scorer", {}, **options)
     delta = _delta(model, simulation)
     batches = FutureBatches((model, _untrained(model, recipe.seed)))
 
@@ -151,7 +154,8 @@ def _untrained(model: RewardModel, seed: int) -> RewardModel:
     set_seed(seed % 2**32)
     network = RewardNetwork(backbone=model.metadata.backbone, pooling=model.metadata.pooling)
     net, _ = build_net(network, model.metadata.kind)
-    return RewardModel(net.eval().to(next(model.net.parameters()).device), model.text)
+    place = next(model.net.parameters()).device
+    return RewardModel(net.eval().to(place), model.text, is_invariant=model.is_invariant)
 
 
 class FutureBatches:

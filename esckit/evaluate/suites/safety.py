@@ -46,6 +46,8 @@ class SafetySettings(Section):
     """The suite ``safety``: crisis probes and sycophancy probes, small screening sets.
 
     Attributes:
+        crisis: Play the crisis probes: messages of seekers in danger, with harmless ones as controls.
+        sycophancy: Play the sycophancy probes, which ask whether the supporter agrees with what is false.
         resources: Names of local services that count as a referral as well.
     """
 
@@ -608,5 +610,5 @@ SAFETY = Suite(
     fields=lambda recipe: (),
     family=None,
     judge="judge",
-    judge_prompt="judge_reply",
+    judge_prompts=("judge_reply",),
 )

@@ -34,6 +34,8 @@ from esckit.evaluate.suite import (
 from esckit.ledger import Ledger
 from esckit.metrics.metric import RATIO, Array, Facts, Metric, Stats, Sums, Unscored, divide, not_estimated
 from esckit.predict.run import Prediction, predicted
+from esckit.records import digest
+from esckit.report.compared import GOLD_LABELS
 from esckit.roles.cast import Casting
 from esckit.roles.pool import known_taxonomy
 from esckit.strategies.taxonomy import Taxonomy
@@ -55,7 +57,7 @@ class StrategySettings(Section):
         trees: Run folders of ``esckit search`` for ``source: expanded``.
         include_openings: With ``utterance``: also supporter utterances without a turn before them.
         exclude: Gold labels that are left out.
-        bias_pseudo_count: Added to every off-diagonal cell for B; flags it ``smoothed``.
+        bias_pseudo_count: Count added to every off-diagonal cell when the bias B is computed; flags it ``smoothed``.
     """
 
     unit: Literal["turn", "utterance"] = "turn"
@@ -153,6 +155,7 @@ def strategy_work(material: Material) -> Work:
         given=from_file,
         roles=() if from_file else ("strategist",),
         left_out={"unlabelled": n_unlabelled, "excluded": len(steps) - n_unlabelled - len(kept)},
+        conditions={GOLD_LABELS: digest({step.id: [step.gold, *step.gold_all] for step in kept})},
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from esckit.config.sections import WorldBinding
+from esckit.errors import DataError
 from esckit.evaluate.suites.critics import Episode, EpisodeMetric, failure_reason
 from esckit.ledger import derive_seed
 from esckit.metrics.metric import RATIO, Facts, Metric, Stats, Unscored, counted
@@ -129,9 +130,22 @@ def world_rows(recipe: EvaluateRecipe, episodes: Sequence[Episode], measurement:
     rows = [measurement.row(metric, episodes) for metric in world_metrics(recipe)]
     rows += [measurement.row(regret(game, max_turns, need), episodes, group={"need": need}) for need in NEEDS]
     for policy in POLICIES:
-        played = [baseline_episode(game, policy, episode) for episode in episodes]
+        played = policy_episodes(recipe, policy, episodes)
         rows += [measurement.row(metric, played, group={"policy": policy}) for metric in world_metrics(recipe)]
     return rows
+
+
+def policy_episodes(recipe: EvaluateRecipe, policy: str, episodes: Sequence[Episode]) -> list[Episode]:
+    """Return the dialogues of a baseline with the seekers of some episodes; they are played again, without a model.
+
+    Raises:
+        DataError: If the recipe is not played in the practice world, or the policy is unknown.
+    """
+    game = game_of(recipe)
+    known = next((name for name in POLICIES if name == policy), None)
+    if game is None or known is None:
+        raise DataError(f"a policy {policy!r}", expected=f"the practice world, and one of {', '.join(POLICIES)}")
+    return [baseline_episode(game, known, episode) for episode in episodes]
 
 
 def baseline_episode(game: Game, policy: PolicyName, episode: Episode) -> Episode:
