@@ -523,6 +523,16 @@ class WorldBinding(RoleOptions):
     world: WorldProfile
 
 
+class WorldSupporter(WorldBinding):
+    """A supporter of the practice world, which words the strategies that it is given.
+
+    Attributes:
+        slips: Share of the turns whose words do nothing: a reflection of what nobody said, or an earlier reply again.
+    """
+
+    slips: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
 class WorldStrategist(WorldBinding):
     """A strategist of the practice world.
 
@@ -584,7 +594,11 @@ ModelBinding = Annotated[
 """The model of a role, one of five classes; tell them apart with ``match`` or ``isinstance``."""
 
 SupporterBinding = Annotated[
-    _Backbone | _Endpoint | Annotated[SupporterCheckpoint, Tag("<checkpoint>")] | _Scripted | _World,
+    _Backbone
+    | _Endpoint
+    | Annotated[SupporterCheckpoint, Tag("<checkpoint>")]
+    | _Scripted
+    | Annotated[WorldSupporter, Tag("<world>")],
     _BY_KIND,
     _ONE_KIND,
 ]

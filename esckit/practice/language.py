@@ -191,12 +191,18 @@ def meant_function(strategy: str) -> Function | None:
 # ---------------------------------------------------------------- the seeker
 
 
+@cache
+def every_topic() -> tuple[str, ...]:
+    """Return all that a seeker may call its problem."""
+    return tuple(topic for topics in language().topics.values() for topic in topics)
+
+
 def topic_of(scenario: Scenario) -> str:
     """Return what a seeker of the practice world calls its problem: one of its kind of problem, drawn by the id."""
     kind = (scenario.problem_type or "").casefold()
     known = language().topics
-    topics = known[kind] if kind in known else (kind,) if kind else tuple(t for some in known.values() for t in some)
-    named = next((topic for some in known.values() for topic in some if topic in scenario.situation), None)
+    topics = known[kind] if kind in known else (kind,) if kind else every_topic()
+    named = next((topic for topic in every_topic() if topic in scenario.situation), None)
     return named or draw(topics, scenario.id, "topic")
 
 
@@ -253,6 +259,26 @@ def supporter_line(function: Function, turns: Sequence[Turn], place: Sequence[st
         if function_of(line, turns) == meant:
             return line
     return line
+
+
+def slip(function: Function, turns: Sequence[Turn], place: Sequence[str | int]) -> str:
+    """Return words that do nothing: an earlier reply once more, or a reflection of words that nobody said.
+
+    Args:
+        function: What the words should have done; see :func:`supporter_line`.
+        turns: The dialogue before.
+        place: Stable ids of the draw.
+
+    Returns:
+        If neither comes to nothing, as at the opening of a conversation, what :func:`supporter_line` returns.
+    """
+    said = [turn.text for turn in turns if turn.speaker == "supporter"]
+    if function != "reflect":
+        again = [line for line in said if function_of(line, []) == function]
+        return draw(again, *place, "slip") if again else supporter_line(function, turns, place)
+    others = Turn(speaker="seeker", text=situation(draw(every_topic(), *place, "slip"), (*place, "slip")))
+    line = supporter_line(function, [*turns, others], place)
+    return line if function_of(line, turns) == "other" else supporter_line(function, turns, place)
 
 
 def supporter_thought(reply: str, turns: Sequence[Turn]) -> str | None:

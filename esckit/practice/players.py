@@ -18,6 +18,7 @@ from esckit.practice.language import (
     meant_function,
     seeker_line,
     shown_need,
+    slip,
     strategy_functions,
     supporter_line,
     topic_of,
@@ -182,9 +183,15 @@ class WorldSeeker:
 
 @dataclass(frozen=True, slots=True)
 class GrammarSupporter:
-    """A :class:`~esckit.protocols.Supporter` that words whatever strategy it is given, so that the words do it."""
+    """A :class:`~esckit.protocols.Supporter` that words whatever strategy it is given, so that the words do it.
+
+    Attributes:
+        game: The rules.
+        slips: Share of the turns, 0 to 1, whose words do nothing, as those of a small model often do.
+    """
 
     game: Game
+    slips: float = 0.0
 
     async def reply(self, turns: Sequence[Turn], scope: Scope, *, strategy: str | None = None) -> Generation:
         """Answer the last seeker turn under a strategy.
@@ -194,7 +201,9 @@ class GrammarSupporter:
         """
         if strategy is None:
             raise ConfigError("a practice supporter without a strategy", expected="a strategist beside it")
-        line = supporter_line(self.game.expected(strategy), turns, ("supporter", scope.seed("supporter")))
+        function, seed = self.game.expected(strategy), scope.seed("supporter")
+        is_slip = uniform(derive_seed("practice", seed, "slip")) < self.slips
+        line = (slip if is_slip else supporter_line)(function, turns, ("supporter", seed))
         return Generation(raw=line, reasoning=None, response=line, format_ok=True, parse_kind="untagged")
 
 

@@ -19,6 +19,7 @@ from esckit.config.sections import (
     RoleOptions,
     WorldBinding,
     WorldStrategist,
+    WorldSupporter,
 )
 from esckit.errors import ConfigError
 from esckit.models.budget import BudgetedPolicy
@@ -157,9 +158,9 @@ class Casting:
 
     def supporter(self) -> Supporter:
         """Return a flow checkpoint that writes, or a supporter of the kind that its prompt is for."""
-        if game := self.game("supporter"):
-            return GrammarSupporter(game)
         binding, taxonomy = self.options("supporter"), self.taxonomy
+        if isinstance(binding, WorldSupporter) and (game := self.game("supporter")):
+            return GrammarSupporter(game, binding.slips)
         if part_of("supporter", binding) == "writer":
             writer = self.pool.trained(binding, "writer", known_taxonomy(taxonomy)).model
             return FlowSupporter(writer, binding, self.pool.budget, self.max_attempts)

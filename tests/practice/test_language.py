@@ -13,6 +13,7 @@ from esckit.practice.language import (
     language,
     seeker_line,
     shown_need,
+    slip,
     strategy_functions,
     supporter_line,
     supporter_thought,
@@ -88,6 +89,18 @@ def test_a_repeated_reply_does_nothing() -> None:
     turns = [HEARD, Turn(speaker="supporter", text=reply), HEARD]
     assert function_of(reply, turns) == "other"
     assert function_of(reply.replace("really", "very"), turns) == "other"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_slip_does_nothing_once_there_is_something_to_say_again(function: Function) -> None:
+    first = Turn(speaker="supporter", text=supporter_line(function, [HEARD], ("first",)))
+    lines = {slip(function, [HEARD, first, HEARD], ("slip", number)) for number in range(50)}
+    assert {function_of(line, [HEARD, first, HEARD]) for line in lines} == {"other"}
+    if function == "reflect":
+        assert len(lines) > 30
+    else:
+        assert lines == {first.text}
+        assert function_of(slip(function, [HEARD], ("slip", 0)), [HEARD]) == function
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from esckit.config import sections
 from esckit.errors import ConfigError, UnscoredError
 from esckit.ledger import Ledger
+from esckit.practice.language import function_of
 from esckit.practice.players import (
     POLICIES,
     BaselineStrategist,
@@ -92,6 +93,22 @@ def test_a_claimed_strategy_gains_nothing() -> None:
     )
     move = game.moves(scenario(1), [opening, advice])[0]
     assert (move.meant, move.done, move.function, move.fit) == ("comfort", "act", "other", "neutral")
+
+
+def test_a_supporter_slips_as_often_as_it_is_told() -> None:
+    game = Game(load_profile("default"))
+    opening = Turn(speaker="seeker", text="I need to get this off my chest, the pile of bills.")
+
+    def failed(slips: float) -> int:
+        supporter, turns = GrammarSupporter(game, slips), []
+        for number in range(200):
+            reply = supporter.reply([opening], Ledger(1, f"s{number}").at(0), strategy="Reflective Statements")
+            turns.append(Turn(speaker="supporter", text=asyncio.run(reply).response))
+        return sum(function_of(turn.text, [opening]) == "other" for turn in turns)
+
+    assert failed(0.0) == 0
+    assert 40 <= failed(0.3) <= 80
+    assert failed(1.0) == 200
 
 
 def test_the_rule_reads_the_last_need() -> None:
