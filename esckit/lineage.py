@@ -27,6 +27,7 @@ _MAKERS = {
     "inputs": "simulate",
     "trees": "search",
     "init": "train-flow",
+    "start": "train-sft",
     "compare_to": "evaluate",
     "opponent": "predict",
     "predictions": "predict",

@@ -46,7 +46,10 @@ def what_was_run(run: Run) -> Section:
         ("seed", f"{recipe['seed']}{one_seed}" if "seed" in recipe else ABSENT),
         ("data", _data(recipe, data)),
         ("taxonomy", plain(recipe.get("taxonomy") or data.get("taxonomy"))),
-        ("model", _chosen(section(recipe, "model"), ("backbone", "init", "trainable", "pooling", "precision"))),
+        (
+            "model",
+            _chosen(section(recipe, "model"), ("backbone", "init", "start", "trainable", "pooling", "precision")),
+        ),
         ("algorithm", plain(recipe.get("algorithm"))),
         ("objective", plain(section(recipe, "objective").get("name") or section(recipe, "objective").get("kind"))),
         ("critic", _chosen(section(recipe, "critic"), ("preset", "rubric", "readout", "samples", "threshold"))),

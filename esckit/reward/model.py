@@ -43,6 +43,7 @@ from esckit.models.packing import PackedStates, States
 from esckit.reward.recipe import Kind, Pooling, RewardNetwork
 from esckit.reward.text import RewardInput, RewardMetadata, RewardTemplate, RewardText
 from esckit.training.checkpoint import adapter_config
+from esckit.training.policy import load_start
 from esckit.types import Turn
 
 HEAD = "head.safetensors"
@@ -187,16 +188,14 @@ def build_net(
 
     Raises:
         ConfigError: If there is no such backbone, or it cannot be loaded or adapted.
+        CheckpointError: If the run that it begins with holds no supporter.
     """
     if kind == "rrhf" and model.trainable == "head":
         raise ConfigError("objective rrhf with a frozen backbone", expected="model.trainable: full or lora")
     source = resolve_backbone(model.backbone)
-    causal, tokenizer = load_causal(
-        source,
-        dtype=torch.float32 if model.trainable == "full" else dtype,
-        quantisation=model.quantisation,
-        attention=model.attention,
-    )
+    how: dict[str, Any] = {"quantisation": model.quantisation, "attention": model.attention}
+    how["dtype"] = torch.float32 if model.trainable == "full" else dtype
+    causal, tokenizer = load_causal(source, **how) if model.start is None else load_start(Path(model.start), **how)
     decoder, lm_head = causal.base_model, causal.get_output_embeddings()
     for module in decoder.modules():
         if isinstance(module, nn.Dropout):

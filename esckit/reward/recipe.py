@@ -35,6 +35,8 @@ class RewardNetwork(TrainedModel):
 
     Attributes:
         attention: How the backbone's attention is computed; ``auto`` is what transformers takes for it.
+        start: Run folder of ``train-sft`` on the same backbone, whose weights the network begins with in place of the
+            backbone's; with ``trainable: full``.
         trainable: Backbone and head, the head alone on a frozen backbone, or head and LoRA adapter. The paper names
             both of the first two; the full one stands with its settings.
         pooling: The head reads the last token's state, or the mean over all.
@@ -42,6 +44,7 @@ class RewardNetwork(TrainedModel):
     """
 
     attention: Attention = "auto"
+    start: str | None = None
     trainable: Trainable = "full"
     pooling: Pooling = "last"
     max_length: int = Field(default=2048, ge=64)
@@ -50,6 +53,11 @@ class RewardNetwork(TrainedModel):
     @model_validator(mode="after")
     def _frozen(self) -> Self:
         self.check_frozen(is_trained=self.trainable == "full")
+        if self.start is not None and self.trainable != "full":
+            raise ValueError(
+                f"start needs trainable: full, not {self.trainable}; to train less than all of a supporter's weights, "
+                "export it with `esckit export` and name that folder as backbone"
+            )
         return self
 
 
@@ -91,11 +99,12 @@ class Dev(Section):
 
     Attributes:
         share: A dialogue is held out if its hash, a number from 0 to 1, lies below.
-        select_by: Keep the state with the lowest ``log_loss`` or the highest ``auc`` on dev, or the ``last`` one.
+        select_by: Keep the state with the lowest ``log_loss``, the highest ``auc`` or, of a ranker, the highest
+            ``pair_accuracy`` on dev, or the ``last`` one. The first two compare replies of different contexts too.
     """
 
     share: float = Field(default=0.1, gt=0.0, lt=1.0)
-    select_by: Literal["log_loss", "auc", "last"] = "log_loss"
+    select_by: Literal["log_loss", "auc", "pair_accuracy", "last"] = "log_loss"
 
 
 class Logging(Section):
@@ -137,6 +146,8 @@ class TrainRewardRecipe(Recipe):
             raise ValueError("objective.kind rrhf has no head: set model.trainable to full or lora")
         if self.objective.kind != "classifier" and self.objective.class_weight != "none":
             raise ValueError("objective.class_weight is for kind classifier only")
+        if self.objective.kind == "classifier" and self.dev.select_by == "pair_accuracy":
+            raise ValueError("dev.select_by: pair_accuracy is for rankers, objective.kind pairwise or rrhf")
         return self
 
 

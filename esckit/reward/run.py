@@ -34,6 +34,7 @@ from esckit.reward.recipe import TrainRewardRecipe, plan_steps
 from esckit.reward.text import RewardMetadata, reward_template
 from esckit.runs import MANIFEST, read_manifest, stated
 from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs
+from esckit.training.policy import PolicyStart, read_start
 from esckit.training.run import Process, Sharding, check_model, check_trackers, this_process, training
 
 if TYPE_CHECKING:
@@ -149,9 +150,16 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     inputs, parts = _read(recipe, this_process())
     warnings = check_parts(parts)
     plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
+    start = _start(recipe)
     with training(recipe, out, inputs=_known_inputs(recipe, inputs), progress=progress) as run:
         if (result := run.finished(recipe.trackers)) is not None:
             return result
+        n_known = sum(start.seen.get(name, False) for name in {future.dialogue_id for future in parts.dev.futures})
+        if n_known:
+            warnings.append(
+                f"the supporter that the network begins with was trained on {n_known} of the dev dialogues; "
+                "to keep them apart, use the seed and the dev.share of its recipe"
+            )
         for warning in warnings if run.process.is_main else ():
             log.warning("%s", warning)
         from esckit.reward.quality import finish
@@ -159,7 +167,7 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
         from esckit.training.harness import warn_of_memory
 
         warn_of_memory(_memory(recipe, run.process, parts), run.process)
-        session = prepare(recipe, inputs, parts, run)
+        session = prepare(recipe, inputs, parts, start, run)
         train(session)
         return RunResult(out, finish(session, warnings) if run.process.is_main else {})
 
@@ -174,13 +182,36 @@ def known_inputs(recipe: TrainRewardRecipe) -> dict[str, Any]:
 
 
 def _known_inputs(recipe: TrainRewardRecipe, inputs: RewardInputs) -> dict[str, Any]:
-    return {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
+    known = {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
+    _, start, seen, _ = _start(recipe)
+    if start is None:
+        return known
+    ids = list(dict.fromkeys([*inputs.dialogue_ids, *seen]))
+    return known | {"data": known["data"] | {"ids": ids, "inherited_ids": ids}, "start": start.model_dump()}
+
+
+def _start(recipe: TrainRewardRecipe) -> PolicyStart:
+    """Return what the network begins with.
+
+    Raises:
+        CheckpointError: If the run that is named holds no supporter of ``train-sft``, or one of another backbone.
+    """
+    model = recipe.model
+    if model.start is None:
+        return PolicyStart(model.backbone)
+    found = read_start(model.start)
+    if found.backbone != model.backbone:
+        raise CheckpointError(
+            f"model.start {model.start} is a supporter on {found.backbone}", expected=f"one on {model.backbone}"
+        )
+    return found
 
 
 def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts]:
     """Return the inputs and their labelled futures; check what else the recipe names."""
     require_runs(recipe)
     find_backbone(recipe.model.backbone)
+    _start(recipe)
     check_model(recipe.model, "model", process.sharding, attention=recipe.model.attention)
     reward_template(recipe.prompt)
     inputs = read_inputs(recipe.inputs)

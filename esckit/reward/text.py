@@ -17,6 +17,7 @@ from esckit.prompts.prompt import load_prompt
 from esckit.reward.recipe import Kind, Pooling, Trainable
 from esckit.roles.asking import LABELS
 from esckit.text import Controls, as_turn, opens_a_part_of
+from esckit.training.policy import Start
 from esckit.types import Record, Turn
 
 _CONVERSATION, _RESPONSE = "\x00conversation\x00", "\x00response\x00"
@@ -66,6 +67,7 @@ class RewardMetadata(CheckpointMetadata):
     Attributes:
         kind: What its output is, see :mod:`esckit.reward.model`.
         trainable: What was trained.
+        start: The supporter that it began with; None for its backbone.
         pooling: Which state the head reads.
         max_length: Longest input in tokens.
         template: The prompt it was trained with.
@@ -79,6 +81,7 @@ class RewardMetadata(CheckpointMetadata):
 
     kind: Kind
     trainable: Trainable
+    start: Start | None = None
     pooling: Pooling
     max_length: int
     template: RewardTemplate

@@ -34,6 +34,7 @@ from esckit.reward.text import RewardInput, RewardMetadata, RewardText, reward_t
 from esckit.training.checkpoint import save_checkpoint
 from esckit.training.harness import Diverged, fit, frozen_as, frozen_dtype, in_order, set_up, trainer_arguments
 from esckit.training.monitor import EpochEnds, Logs, Monitor, is_best
+from esckit.training.policy import PolicyStart
 from esckit.training.run import Process, TrainingRun
 from esckit.training.sharding import EngineGuard, gathered_state, store_trained_only
 
@@ -242,6 +243,7 @@ class Session:
     recipe: TrainRewardRecipe
     inputs: RewardInputs
     parts: Parts
+    start: PolicyStart
     run: TrainingRun
     net: RewardNet
     tokenizer: Any
@@ -251,7 +253,9 @@ class Session:
     n_without_pairs: int
 
 
-def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, run: TrainingRun) -> Session:
+def prepare(
+    recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, start: PolicyStart, run: TrainingRun
+) -> Session:
     """Seed the generators, then build the net and the examples.
 
     Raises:
@@ -285,7 +289,7 @@ def prepare(recipe: TrainRewardRecipe, inputs: RewardInputs, parts: Parts, run: 
             expected="responses that fit, and for rankers contexts whose candidates differ",
             hint="See model.max_length and objective.margin, and simulate more candidates or dialogues",
         )
-    return Session(recipe, inputs, parts, run, net, tokenizer, train, dev, items, n_without_pairs)
+    return Session(recipe, inputs, parts, start, run, net, tokenizer, train, dev, items, n_without_pairs)
 
 
 # ---------------------------------------------------------------- training
@@ -387,7 +391,7 @@ def train(session: Session) -> None:
     passes = MicroBatches(session.items, plan=plan, epochs=optim.epochs, seed=recipe.seed, process=run.process)
     scores = DevScores(session.dev)
     diverged = Diverged(run, lambda: scores.broken or list(passes.recent))
-    better = {"auc": True, "log_loss": False, "last": None}[recipe.dev.select_by]
+    better = {"auc": True, "pair_accuracy": True, "log_loss": False, "last": None}[recipe.dev.select_by]
 
     def evaluated(state: TrainerState, logs: Logs) -> None:
         monitor.row(state.global_step, {"dev": scores.metrics})
@@ -472,13 +476,14 @@ def _keep(session: Session, step: int, scores: DevScores, state: Mapping[str, Te
     metadata = RewardMetadata(
         **recipe.model.model_dump(include={"backbone", "trainable", "pooling", "max_length"}),
         frozen_as=None if recipe.model.trainable == "full" else frozen_as(recipe.model, recipe.optim.precision),
+        start=session.start.start,
         kind=recipe.objective.kind,
         template=reward_template(recipe.prompt),
         label={name: str(value) for name, value in recipe.label.model_dump().items()},
         delta=None if delta is None else str(delta),
         simulation=inputs.simulation,
         inputs=inputs.digests,
-        dialogue_ids=inputs.dialogue_ids,
+        dialogue_ids=tuple(dict.fromkeys([*inputs.dialogue_ids, *session.start.seen])),
         dev_ids=tuple(dict.fromkeys(example.dialogue_id for example in session.dev.examples)),
         selected_by=recipe.dev.select_by,
         step=step,

@@ -11,21 +11,20 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from esckit.data.contexts import build_contexts, openings
 from esckit.data.selection import select_dialogues
 from esckit.data.splits import is_dev, without_dev
 from esckit.errors import CheckpointError, DataError
-from esckit.models.checkpoint import kind_of, read_metadata
+from esckit.models.checkpoint import kind_of
 from esckit.play.futures import read_inputs
 from esckit.prompts.prompt import load_prompt
 from esckit.records import file_sha256
 from esckit.rl.recipe import TrainRlRecipe
 from esckit.roles.asking import asks_for_tags, clean_output
 from esckit.runs import MANIFEST, read_manifest, stated
-from esckit.training.policy import PolicyPrompt, SftMetadata, Start
+from esckit.training.policy import PolicyPrompt, PolicyStart, Start, read_start
 from esckit.types import Context, Future, Message, Outcome
 
 log = logging.getLogger(__name__)
@@ -135,22 +134,6 @@ def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
     )
 
 
-class PolicyStart(NamedTuple):
-    """What a policy begins with.
-
-    Attributes:
-        backbone: Name of its backbone.
-        start: The run of ``train-sft``, if it is one.
-        seen: Of each dialogue of that run whether it was trained (not selected) on.
-        is_tagged: Whether it was taught to write ``<think>`` and ``<response>``; None for a backbone.
-    """
-
-    backbone: str
-    start: Start | None = None
-    seen: Mapping[str, bool] = MappingProxyType({})
-    is_tagged: bool | None = None
-
-
 def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
     """Return what the policy of a recipe begins with; loads no model.
 
@@ -158,15 +141,7 @@ def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
         CheckpointError: If the run that is named holds no supporter of ``train-sft``.
     """
     policy = recipe.models.policy
-    if policy.checkpoint is None:
-        return PolicyStart(str(policy.backbone))
-    run = Path(policy.checkpoint)
-    metadata = read_metadata(SftMetadata, run)
-    digest = file_sha256(run / MANIFEST)
-    start = Start(run=policy.checkpoint, manifest=digest, trainable=metadata.trainable)
-    dev = frozenset(metadata.dev_ids)
-    seen = {name: name not in dev for name in metadata.dialogue_ids}
-    return PolicyStart(metadata.backbone, start, seen, metadata.reasoning or metadata.strategy == "tag")
+    return PolicyStart(str(policy.backbone)) if policy.checkpoint is None else read_start(policy.checkpoint)
 
 
 def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Context, ...], tuple[Context, ...]]:

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from esckit.config.training import Attention, Quantisation
 from esckit.errors import CheckpointError, ConfigError
@@ -42,7 +43,9 @@ from esckit.models.checkpoint import (
 )
 from esckit.prompts.prompt import KEPT, Prompt, load_prompt, prompt_names
 from esckit.protocols import Part
+from esckit.records import file_sha256
 from esckit.roles.asking import Window, as_chat
+from esckit.runs import MANIFEST
 from esckit.types import Context, Message, Record, Turn
 
 if TYPE_CHECKING:
@@ -213,6 +216,35 @@ def read_supporter(run: Path) -> PolicyMetadata | SftMetadata:
     """
     is_sft = (checkpoint_folder(run) / KINDS[SftMetadata.COMMAND].file).is_file()
     return read_metadata(SftMetadata, run) if is_sft else read_metadata(PolicyMetadata, run)
+
+
+class PolicyStart(NamedTuple):
+    """What a model begins with that is trained further.
+
+    Attributes:
+        backbone: Name of its backbone.
+        start: The run of ``train-sft``, if it is one.
+        seen: Of each dialogue of that run whether it was trained (not selected) on.
+        is_tagged: Whether it was taught to write ``<think>`` and ``<response>``; None for a backbone.
+    """
+
+    backbone: str
+    start: Start | None = None
+    seen: Mapping[str, bool] = MappingProxyType({})
+    is_tagged: bool | None = None
+
+
+def read_start(run: str) -> PolicyStart:
+    """Return what a run of ``train-sft`` is known by to a training that begins with it; loads no model.
+
+    Raises:
+        CheckpointError: If the run holds no supporter of ``train-sft``.
+    """
+    metadata = read_metadata(SftMetadata, Path(run))
+    start = Start(run=run, manifest=file_sha256(Path(run) / MANIFEST), trainable=metadata.trainable)
+    dev = frozenset(metadata.dev_ids)
+    seen = {name: name not in dev for name in metadata.dialogue_ids}
+    return PolicyStart(metadata.backbone, start, seen, metadata.reasoning or metadata.strategy == "tag")
 
 
 def trained_prompt(run: Path, named: str) -> str:

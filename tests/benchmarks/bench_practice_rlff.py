@@ -103,14 +103,6 @@ class Runs:
     def start(self) -> Path:
         return self.made("sft", "train-sft", "practice/train_sft")
 
-    @property
-    def backbone(self) -> Path:
-        """Return the supporter before GRPO as a folder that a reward model can begin with."""
-        out = self.folder / "sft-exported"
-        if not out.is_dir():
-            subprocess.run([sys.executable, "-m", "esckit", "export", str(self.start), str(out)], check=True)
-        return out
-
     def classifier(self) -> Path:
         return self.made(
             "classifier", "train-reward", "practice/train_reward", f"inputs=[{self.futures(is_short=False)}]"
@@ -121,7 +113,7 @@ class Runs:
         inputs = shuffled(inputs, self.folder / "shuffled", self.seed) if is_control else inputs
         name = "ranker-shuffled" if is_control else "ranker"
         recipe = "practice/train_reward_pairwise"
-        return self.made(name, "train-reward", recipe, f"inputs=[{inputs}]", f"model.backbone={self.backbone}")
+        return self.made(name, "train-reward", recipe, f"inputs=[{inputs}]", f"model.start={self.start}")
 
     def policy(self, kind: str) -> Path:
         """Return what GRPO makes: with the reward model, a shuffled one, or a function of this module."""

@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from esckit.errors import CheckpointError, ConfigError, DataError, TrainingError
+from esckit.errors import CheckpointError, ConfigError, DataError, MissingRunsError, TrainingError
+from esckit.models.checkpoint import read_metadata
 from esckit.play.runner import NoProgress
 from esckit.records import read_records
 from esckit.reward.quality import DevPrediction, dev_metrics
 from esckit.reward.run import RewardKind, plan, run
 from esckit.reward.trainer import classifier_loss
+from esckit.sft.run import run as run_train_sft
+from esckit.training.policy import SftMetadata
 from esckit.types import Context, Future
 from tests.reward.reward_runs import reward_recipe, simulated
+from tests.sft.sft_runs import recipe as sft_recipe
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,52 @@ def test_the_manifest_and_the_checkpoint_name_what_was_used(tmp_path: Path, futu
     assert set(metadata.dev_ids) < set(used)
     assert metadata.simulation["preset"] == "rlff7"
     assert (metadata.label["rule"], metadata.kind) == ("quantile", "classifier")
+
+
+def test_it_begins_with_the_weights_of_a_supporter(
+    tmp_path: Path, futures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taught = sft_recipe(model={"trainable": "full"}, optim={"lr": 1e-3, "max_steps": 1}, dev={"share": 0.0})
+    run_train_sft(taught, out=tmp_path / "sft")
+    own = {"model": {"start": str(tmp_path / "sft")}, "optim": {"epochs": 1, "lr": 1e-9}}
+    run(reward_recipe(futures, **own), out=tmp_path / "run")
+    begun, ours = weights(tmp_path / "sft"), weights(tmp_path / "run")
+    name = "model.safetensors:layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(ours[name], begun[name.replace(":", ":model.")], atol=1e-6, rtol=0)
+    metadata = RewardKind().load(tmp_path / "run", "scorer", {}).metadata
+    assert metadata is not None
+    assert metadata.start is not None
+    assert metadata.start.run == str(tmp_path / "sft")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    seen = read_metadata(SftMetadata, tmp_path / "sft").dialogue_ids
+    assert set(seen) <= set(metadata.dialogue_ids) & set(manifest["data"]["ids"])
+    assert manifest["start"]["manifest"] == metadata.start.manifest
+    assert "was trained on" in caplog.text
+    assert "dev dialogues" in caplog.text
+
+
+def test_what_it_cannot_begin_with_is_refused(tmp_path: Path, futures: Path) -> None:
+    with pytest.raises(ValueError, match="start needs trainable: full, not lora"):
+        reward_recipe(futures, model={"start": "runs/sft", "trainable": "lora"})
+    with pytest.raises(MissingRunsError) as missing:
+        run(reward_recipe(futures, model={"start": str(tmp_path / "gone")}), out=tmp_path / "run")
+    assert "esckit train-sft RECIPE" in (missing.value.hint or "")
+    with pytest.raises(CheckpointError):
+        plan(reward_recipe(futures, model={"start": str(futures)}))
+    run_train_sft(sft_recipe(optim={"max_steps": 1}), out=tmp_path / "sft")
+    with pytest.raises(CheckpointError, match="is a supporter on tiny-random"):
+        plan(reward_recipe(futures, model={"start": str(tmp_path / "sft"), "backbone": "practice-speaker"}))
+
+
+def test_a_ranker_keeps_the_state_with_the_best_order(tmp_path: Path, futures: Path) -> None:
+    ranker = {"objective": {"kind": "pairwise"}, "dev": {"select_by": "pair_accuracy"}, "optim": {"epochs": 3}}
+    run(reward_recipe(futures, **ranker), out=tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    measured = [row["dev"]["pair_accuracy"] for row in rows if "dev" in row and row["step"]]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["dev"]["pair_accuracy"] == max(measured)
+    with pytest.raises(ValueError, match="pair_accuracy is for rankers"):
+        reward_recipe(futures, dev={"select_by": "pair_accuracy"})
 
 
 def test_a_model_of_another_prompt_version_is_refused(
