@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@echo "make demo          install into $(VENV) and train both methods where the truth is known, in about five minutes"
 	@echo "make test          the same set-up, then every check that CI runs"
-	@echo "make test-slow     what takes long: the README's chain, real models, clusters, other backbones; CI runs it too"
+	@echo "make test-slow     what takes long: the README's chain, real models, clusters, kills; TESTS=FOLDER: a part"
 	@echo "make torture       commands are killed 200 times and given again; docs/reliability.md. ESCKIT_TORTURE_KILLS=N: fewer"
 	@echo "make test-sharded  trainings that several processes share (DeepSpeed, FSDP2), on the processor; -full: all of them"
 	@echo "make test-servers  simulate with the embedded model behind real servers: ESCKIT_VLLM=PYTHON, ESCKIT_LLAMA, ESCKIT_TRANSFORMERS=PROGRAM"
@@ -101,7 +101,7 @@ suite: $(TOOLS)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(TOOLS)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow $(TESTS)
 
 # Commands are killed at fault points and at drawn moments; `make test` has a part of it. See docs/reliability.md.
 torture: $(TOOLS)

@@ -67,12 +67,15 @@ def main() -> None:
     rows = (
         ("random strategies", helped(RUNS / "before")),
         ("after AFlow", helped(RUNS / "after")),
-        ("after train-sft", helped(RUNS / "supporter")),
+        ("a taught supporter", helped(RUNS / "speaks")),
+        ("after RLFF-ESC", helped(RUNS / "rewarded")),
         ("the optimum", helped(RUNS / "after", "optimum")),
     )
     for name, text in rows:
         print(f"  {name:<18} {text}")
-    print("\nThe optimum sees the hidden state. What GRPO against a reward model learns here: docs/benchmarks.md.")
+    print(
+        "\nThe optimum sees the hidden state. AFlow's strategies are worded by the world, RLFF-ESC's replies by a model."
+    )
     print(f"\nThe comparison, trees, futures and conversations: {(RUNS / 'report.html').resolve()}")
     print(f"The runs, one folder for each stage:               {RUNS.resolve()}")
 
