@@ -73,9 +73,7 @@ def main() -> None:
     )
     for name, text in rows:
         print(f"  {name:<18} {text}")
-    print(
-        "\nAFlow's strategies are worded by the world, RLFF-ESC's by a model. The optimum sees the hidden state."
-    )
+    print("\nAFlow's strategies are worded by the world, RLFF-ESC's by a model. The optimum sees the hidden state.")
     print(f"\nThe comparison, trees, futures and conversations: {(RUNS / 'report.html').resolve()}")
     print(f"The runs, one folder for each stage:               {RUNS.resolve()}")
 
