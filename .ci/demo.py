@@ -34,6 +34,13 @@ def helped(out: Path, policy: str | None = None) -> str:
     return f"{100 * row['value']:.0f} % [{100 * ends['low']:.0f}, {100 * ends['high']:.0f}]"
 
 
+def gained(out: Path) -> str:
+    """Return how many more seekers a system helped than the one that it was compared with, with the interval."""
+    row = next(row for row in read(out / "metrics.json")["comparisons"] if row["name"] == "practice.success")
+    ends = row["interval"]
+    return f"{100 * row['difference']:+.0f} points [{100 * ends['low']:+.0f}, {100 * ends['high']:+.0f}]"
+
+
 def conversation(out: Path) -> Iterator[str]:
     """Yield what was said, and what the critic made of it."""
     (line,) = (out / "futures.jsonl").read_text(encoding="utf-8").splitlines()
@@ -66,9 +73,9 @@ def main() -> None:
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Seekers of the practice world that were helped:\n")
     rows = (
         ("random strategies", helped(RUNS / "before")),
-        ("after AFlow", helped(RUNS / "after")),
+        ("after AFlow", f"{helped(RUNS / 'after')}, {gained(RUNS / 'after')}"),
         ("a taught supporter", helped(RUNS / "speaks")),
-        ("after RLFF-ESC", helped(RUNS / "rewarded")),
+        ("after RLFF-ESC", f"{helped(RUNS / 'rewarded')}, {gained(RUNS / 'rewarded')}"),
         ("the optimum", helped(RUNS / "after", "optimum")),
     )
     for name, text in rows:
