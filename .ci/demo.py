@@ -73,10 +73,10 @@ def main() -> None:
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes. Seekers of the practice world that were helped:\n")
     rows = (
         ("random strategies", helped(RUNS / "before")),
-        ("after AFlow", f"{helped(RUNS / 'after')}, {gained(RUNS / 'after')}"),
-        ("a taught supporter", helped(RUNS / "speaks")),
-        ("after RLFF-ESC", f"{helped(RUNS / 'rewarded')}, {gained(RUNS / 'rewarded')}"),
-        ("the optimum", helped(RUNS / "after", "optimum")),
+        ("after AFlow", f"{helped(RUNS / 'aflow')}, {gained(RUNS / 'aflow')}"),
+        ("a taught supporter", helped(RUNS / "taught")),
+        ("after RLFF-ESC", f"{helped(RUNS / 'rlff')}, {gained(RUNS / 'rlff')}"),
+        ("the optimum", helped(RUNS / "aflow", "optimum")),
     )
     for name, text in rows:
         print(f"  {name:<18} {text}")
