@@ -276,8 +276,8 @@ def slip(function: Function, turns: Sequence[Turn], place: Sequence[str | int]) 
     if function != "reflect":
         again = [line for line in said if function_of(line, []) == function]
         return draw(again, *place, "slip") if again else supporter_line(function, turns, place)
-    others = Turn(speaker="seeker", text=situation(draw(every_topic(), *place, "slip"), (*place, "slip")))
-    line = supporter_line(function, [*turns, others], place)
+    elsewhere = Turn(speaker="seeker", text=situation(draw(every_topic(), *place, "slip"), (*place, "slip")))
+    line = supporter_line(function, [*turns, elsewhere], place)
     return line if function_of(line, turns) == "other" else supporter_line(function, turns, place)
 
 

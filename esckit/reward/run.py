@@ -81,7 +81,7 @@ def plan(
     warnings: list[str] = []
     refusal = None
     try:
-        warnings = check_parts(parts)
+        warnings = _warnings(parts, _start(recipe))
     except DataError as error:
         refusal = error
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
@@ -148,18 +148,12 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
     inputs, parts = _read(recipe, this_process())
-    warnings = check_parts(parts)
-    plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
     start = _start(recipe)
+    warnings = _warnings(parts, start)
+    plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
     with training(recipe, out, inputs=_known_inputs(recipe, inputs), progress=progress) as run:
         if (result := run.finished(recipe.trackers)) is not None:
             return result
-        n_known = sum(start.seen.get(name, False) for name in {future.dialogue_id for future in parts.dev.futures})
-        if n_known:
-            warnings.append(
-                f"the supporter that the network begins with was trained on {n_known} of the dev dialogues; "
-                "to keep them apart, use the seed and the dev.share of its recipe"
-            )
         for warning in warnings if run.process.is_main else ():
             log.warning("%s", warning)
         from esckit.reward.quality import finish
@@ -205,6 +199,20 @@ def _start(recipe: TrainRewardRecipe) -> PolicyStart:
             f"model.start {model.start} is a supporter on {found.backbone}", expected=f"one on {model.backbone}"
         )
     return found
+
+
+def _warnings(parts: Parts, start: PolicyStart) -> list[str]:
+    """Return warnings about rare classes, and about dev dialogues that the start was trained on.
+
+    Raises:
+        DataError: If a part is empty, or has one class only.
+    """
+    n_known = sum(start.seen.get(name, False) for name in {future.dialogue_id for future in parts.dev.futures})
+    known = (
+        f"the supporter that the network begins with was trained on {n_known} of the dev dialogues; "
+        "to keep them apart, use the seed and the dev.share of its recipe"
+    )
+    return [*check_parts(parts), *([known] if n_known else [])]
 
 
 def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts]:

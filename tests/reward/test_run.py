@@ -220,6 +220,7 @@ def test_it_begins_with_the_weights_of_a_supporter(
     taught = sft_recipe(model={"trainable": "full"}, optim={"lr": 1e-3, "max_steps": 1}, dev={"share": 0.0})
     run_train_sft(taught, out=tmp_path / "sft")
     own = {"model": {"start": str(tmp_path / "sft")}, "optim": {"epochs": 1, "lr": 1e-9}}
+    assert "was trained on" in plan(reward_recipe(futures, **own))["warnings"][-1]
     run(reward_recipe(futures, **own), out=tmp_path / "run")
     begun, ours = weights(tmp_path / "sft"), weights(tmp_path / "run")
     name = "model.safetensors:layers.0.self_attn.q_proj.weight"
