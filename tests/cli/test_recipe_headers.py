@@ -59,6 +59,10 @@ def place(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train-reward-rlff-rrhf": [*reward, "--set", "objective.kind=pairwise"],
         "train-reward-practice-pairwise": [*reward, "--set", "objective.kind=pairwise"],
         "train-reward": reward,
+        "train-sft-practice": [
+            *("train-sft", "practice/train_sft", "--set", "data.path=world:default/40/novice"),
+            *("--set", "optim.max_steps=1", "--set", "dev.max_examples=4"),
+        ],
         "train-sft": [
             *("train-sft", "smoke/train_sft", "--set", "model.backbone=tiny-random", "--set", "optim.max_steps=1"),
             *("--set", "encoding.max_prompt_tokens=1536", "--set", "encoding.max_completion_tokens=300"),
