@@ -66,7 +66,7 @@ def plan(
     check_trackers(recipe.trackers)
     process = this_process().planned(n_processes, sharding)
     try:
-        inputs, parts = _read(recipe, process)
+        inputs, parts, start = _read(recipe, process)
     except MissingRunsError as error:
         is_ranker = recipe.objective.kind != "classifier"
         memory = plan_memory(workload(recipe, process, per_context=2 if is_ranker else 1), process)
@@ -81,7 +81,7 @@ def plan(
     warnings: list[str] = []
     refusal = None
     try:
-        warnings = _warnings(parts, _start(recipe))
+        warnings = _warnings(parts, start)
     except DataError as error:
         refusal = error
     n_items = len(train) if recipe.objective.kind == "classifier" else len({future.context_id for future in train})
@@ -147,11 +147,10 @@ def run(recipe: TrainRewardRecipe, *, out: Path, progress: Progress | None = Non
     Raises:
         EsckitError: See :mod:`esckit.errors`; what is done stays on disk.
     """
-    inputs, parts = _read(recipe, this_process())
-    start = _start(recipe)
+    inputs, parts, start = _read(recipe, this_process())
     warnings = _warnings(parts, start)
     plan_steps(recipe.optim, n_items=len(parts.train.futures), n_processes=this_process().count)
-    with training(recipe, out, inputs=_known_inputs(recipe, inputs), progress=progress) as run:
+    with training(recipe, out, inputs=_known_inputs(recipe, inputs, start), progress=progress) as run:
         if (result := run.finished(recipe.trackers)) is not None:
             return result
         for warning in warnings if run.process.is_main else ():
@@ -172,16 +171,16 @@ def known_inputs(recipe: TrainRewardRecipe) -> dict[str, Any]:
     Raises:
         EsckitError: If the data or the recipe is wrong.
     """
-    return _known_inputs(recipe, _read(recipe, this_process())[0])
+    inputs, _, start = _read(recipe, this_process())
+    return _known_inputs(recipe, inputs, start)
 
 
-def _known_inputs(recipe: TrainRewardRecipe, inputs: RewardInputs) -> dict[str, Any]:
+def _known_inputs(recipe: TrainRewardRecipe, inputs: RewardInputs, start: PolicyStart) -> dict[str, Any]:
     known = {"data": inputs.facts(), "prompts": {"reward_model": reward_template(recipe.prompt).prompt}}
-    _, start, seen, _ = _start(recipe)
-    if start is None:
+    if start.start is None:
         return known
-    ids = list(dict.fromkeys([*inputs.dialogue_ids, *seen]))
-    return known | {"data": known["data"] | {"ids": ids, "inherited_ids": ids}, "start": start.model_dump()}
+    ids = list(dict.fromkeys([*inputs.dialogue_ids, *start.seen]))
+    return known | {"data": known["data"] | {"ids": ids, "inherited_ids": ids}, "start": start.start.model_dump()}
 
 
 def _start(recipe: TrainRewardRecipe) -> PolicyStart:
@@ -207,24 +206,20 @@ def _warnings(parts: Parts, start: PolicyStart) -> list[str]:
     Raises:
         DataError: If a part is empty, or has one class only.
     """
-    n_known = sum(start.seen.get(name, False) for name in {future.dialogue_id for future in parts.dev.futures})
-    known = (
-        f"the supporter that the network begins with was trained on {n_known} of the dev dialogues; "
-        "to keep them apart, use the seed and the dev.share of its recipe"
-    )
-    return [*check_parts(parts), *([known] if n_known else [])]
+    known = start.warning({future.dialogue_id for future in parts.dev.futures}, of="network")
+    return [*check_parts(parts), *([known] if known else [])]
 
 
-def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts]:
-    """Return the inputs and their labelled futures; check what else the recipe names."""
+def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts, PolicyStart]:
+    """Return the inputs, their labelled futures and what the network begins with; check what else the recipe names."""
     require_runs(recipe)
     find_backbone(recipe.model.backbone)
-    _start(recipe)
+    start = _start(recipe)
     check_model(recipe.model, "model", process.sharding, attention=recipe.model.attention)
     reward_template(recipe.prompt)
     inputs = read_inputs(recipe.inputs)
     train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
-    return inputs, label_parts(train, dev, recipe.label)
+    return inputs, label_parts(train, dev, recipe.label), start
 
 
 # ---------------------------------------------------------------- its checkpoints in use

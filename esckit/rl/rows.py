@@ -79,8 +79,8 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
         return _from_futures(recipe)
     assert recipe.data is not None
     reward_facts, inherited = _reward_facts(recipe)
-    backbone, start, seen, is_tagged = policy_start(recipe)
-    if is_tagged is False and asks_for_tags(prompt := load_prompt(recipe.prompt)):
+    start = policy_start(recipe)
+    if start.is_tagged is False and asks_for_tags(prompt := load_prompt(recipe.prompt)):
         log.warning(
             "The policy begins with a supporter whose outputs have no <think> and <response>, and prompt %s asks for "
             "them: train it with form.reasoning=true or form.strategy=tag, or name a prompt that does not ask",
@@ -92,10 +92,10 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
     else:
         contexts = build_contexts(selection.dialogues, recipe.contexts, run_seed=recipe.seed)
     train, dev = _split(recipe, contexts)
-    before = tuple(dict.fromkeys([*inherited, *seen]))
+    before = tuple(dict.fromkeys([*inherited, *start.seen]))
     ids = tuple(dict.fromkeys([*selection.ids, *before]))
     facts = {**selection.facts(), "ids": list(ids), "inherited_ids": list(before)}
-    material = RlMaterial(backbone, train, dev, reward_facts, ids, facts, start=start)
+    material = RlMaterial(start.backbone, train, dev, reward_facts, ids, facts, start=start.start)
     if n_known := sum(inherited.get(name, False) for name in material.dev_ids):
         log.warning(
             "The reward model was trained on %d of %d dev dialogues, so dev rewards may flatter the policy. "
@@ -103,13 +103,8 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
             n_known,
             len(material.dev_ids),
         )
-    if n_known := sum(seen.get(name, False) for name in material.dev_ids):
-        log.warning(
-            "The policy begins with a supporter that was trained on %d of %d dev dialogues. "
-            "To keep them apart, use the seed and the dev.share of the recipe of train-sft",
-            n_known,
-            len(material.dev_ids),
-        )
+    if known := start.warning(material.dev_ids, of="policy"):
+        log.warning("%s", known)
     return material
 
 

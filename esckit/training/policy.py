@@ -19,7 +19,7 @@ prompts. Loads no torch before a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -232,6 +232,21 @@ class PolicyStart(NamedTuple):
     start: Start | None = None
     seen: Mapping[str, bool] = MappingProxyType({})
     is_tagged: bool | None = None
+
+    def warning(self, dev_ids: Collection[str], *, of: str) -> str | None:
+        """Return a warning if dev dialogues were trained on before, else None.
+
+        Args:
+            dev_ids: Dialogues that are held out, each once.
+            of: What begins with it.
+        """
+        n_known = sum(self.seen.get(name, False) for name in dev_ids)
+        if not n_known:
+            return None
+        return (
+            f"The {of} begins with a supporter that was trained on {n_known} of {len(dev_ids)} dev dialogues. "
+            "To keep them apart, use the seed and the dev.share of the recipe of train-sft"
+        )
 
 
 def read_start(run: str) -> PolicyStart:
