@@ -87,6 +87,7 @@ class PolicyTurn:
         potential: Φ_t in [-1, 1]; None if it is not known.
         judged: The output with its return as R_fut; None in dialogues that are not learnt from.
         advantage: A_t.
+        has_signal: Whether the rewards of its group differ, so that there is something to learn.
     """
 
     prompt: tuple[int, ...]
@@ -96,6 +97,7 @@ class PolicyTurn:
     potential: float | None = None
     judged: Judged | None = None
     advantage: float = 0.0
+    has_signal: bool = False
 
 
 @dataclass(slots=True)
@@ -189,9 +191,12 @@ def judge(group: Sequence[Episode], step: int, recipe: TrainRlRecipe) -> None:
         judged = [Judged(episode.completion(t, step), value) for episode, value in reached]
         if recipe.reward.shuffled:
             judged = shuffled(judged, recipe.seed, "shuffled", group[0].context.id, step, t)
-        found = advantages([each.reward(recipe.reward.weights) for each in judged])
-        for (episode, _), each, advantage in zip(reached, judged, found, strict=True):
-            episode.spoken[t].judged, episode.spoken[t].advantage = each, advantage
+        rewards = [each.reward(recipe.reward.weights) for each in judged]
+        known = [reward for reward in rewards if reward is not None]
+        for (episode, _), each, advantage in zip(reached, judged, advantages(rewards), strict=True):
+            turn = episode.spoken[t]
+            turn.judged, turn.advantage = each, advantage
+            turn.has_signal = bool(known) and max(known) - min(known) > 1e-8
 
 
 # ---------------------------------------------------------------- play
@@ -364,6 +369,10 @@ class DialogueRollout:
                 for name, value in episode.facts().items():
                     columns["log_metric"](f"episode/{name}", value)
         columns["log_metric"]("episode/reached", len(reached) / len(judged))
+        turns = [turn for episode in self._episodes for turn in episode.spoken]
+        rewarded = [turn for turn in turns if turn.judged is not None and turn.judged.future is not None]
+        if rewarded:
+            columns["log_metric"]("no_signal", 1.0 - sum(turn.has_signal for turn in rewarded) / len(rewarded))
         return [each.future if each else None for each in judged]
 
     def format_reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:

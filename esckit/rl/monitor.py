@@ -41,6 +41,8 @@ _NAMES = {
     "rewards/format_reward/mean": "rl/reward/format",
     "rewards/format_reward/std": "rl/reward/format_std",
     "frac_reward_zero_std": "rl/reward/zero_std_share",
+    # Of whole dialogues, where TRL counts rows that no dialogue reaches too.
+    "no_signal": "rl/reward/zero_std_share",
     "kl": "rl/kl",
     "entropy": "rl/entropy",
     "completions/mean_length": "rl/completion_tokens/mean",
@@ -128,8 +130,8 @@ class Watch(TrainerCallback):
         """Add a step to the rolling shares; one that learns again from an earlier batch has none."""
         if "unscored" in logs:
             self._unscored.append(float(logs["unscored"]))
-        if logs.get("frac_reward_zero_std") is not None:
-            self._zero_std.append(float(logs["frac_reward_zero_std"]))
+        if (share := logs.get("no_signal", logs.get("frac_reward_zero_std"))) is not None:
+            self._zero_std.append(float(share))
 
     def _judge_rate(self) -> None:
         share = sum(self._unscored) / max(1, len(self._unscored))

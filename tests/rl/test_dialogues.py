@@ -15,6 +15,7 @@ from esckit.errors import BackendError, ConfigError, FailureRateError, UnscoredE
 from esckit.prompts.prompt import load_prompt
 from esckit.protocols import SeekerTurn
 from esckit.rl.dialogues import DialoguePlayer, DialogueRollout, Episode, advantages, judge, returns_to_go
+from esckit.rl.monitor import means
 from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import Completion, Judged, PairedRewards, Players, ReplyMeasure, shuffled
 from esckit.rl.rows import build_rows
@@ -127,6 +128,9 @@ def test_the_worked_example_as_trl_computes_it(tmp_path: Path) -> None:
     assert [len(each["turns"]) for each in dialogues] == [2, 3, 1]
     found = [each["turns"][t]["advantage"] for t in range(3) for each in dialogues if t < len(each["turns"])]
     assert found == pytest.approx([*expected[:5], 0.0], abs=2e-6)
+    # Of the six turns, the third of dialogue 1 has none to be compared with.
+    row = means([logs for logs in trainer.state.log_history if "loss" in logs])
+    assert row["rl/reward/zero_std_share"] == pytest.approx(1 / 6)
 
 
 def test_what_is_recorded_as_advantage_is_trls_formula():
