@@ -194,6 +194,10 @@ class CheckpointKind(Protocol):
         """Return the name of the taxonomy it was trained for; None if it knows no strategies."""
         ...
 
+    def prompt(self, run: Path) -> str | None:
+        """Return the identity of the prompt that it was trained to answer as a chat model; None if it has none."""
+        ...
+
     def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
         """Load a checkpoint: a :class:`ChatModel`, a :class:`StrategyPolicy`, or a writer or scorer of supporter turns.
 

@@ -539,6 +539,10 @@ class FlowKind:
         """Return the name of its taxonomy."""
         return read_metadata(run).taxonomy
 
+    def prompt(self, run: Path) -> str | None:
+        """Return None: it was not trained as a chat model."""
+        return None
+
     def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> Any:
         """Return the policy, the writer, or the plain backbone."""
         if part == "chat":

@@ -266,6 +266,10 @@ class RewardKind:
         """Return None: it knows no strategies."""
         return None
 
+    def prompt(self, run: Path) -> str | None:
+        """Return None: it was not trained as a chat model."""
+        return None
+
     def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> RewardModel:
         """Return the reward model, see :meth:`esckit.reward.model.RewardModel.load`.
 

@@ -7,8 +7,11 @@ is defined where they are played.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from esckit.config import sections
@@ -23,6 +26,7 @@ from esckit.config.sections import (
 )
 from esckit.errors import ConfigError
 from esckit.models.budget import BudgetedPolicy
+from esckit.models.checkpoint import kind_of
 from esckit.practice.players import BaselineStrategist, Game, GrammarSupporter, WorldSeeker
 from esckit.practice.world import solution
 from esckit.prompts.prompt import Prompt, load_prompt
@@ -37,12 +41,14 @@ from esckit.roles.players import (
     PromptedStrategist,
     PromptedSupporter,
 )
-from esckit.roles.pool import ModelPool, known_taxonomy, part_of
+from esckit.roles.pool import ModelPool, known_taxonomy, part_of, trained_run
 from esckit.roles.practice import WorldResolutionCritic, WorldRubricCritic
 from esckit.roles.rubric import RubricCritic
 from esckit.roles.verdicts import Preset, load_preset
 from esckit.strategies.taxonomy import Taxonomy
 from esckit.types import Turn
+
+log = logging.getLogger(__name__)
 
 _PROMPT_KINDS = {"turn_judge": "rubric critic", "judge_pairwise": "pair judge", "judge_reply": "reply judge"}
 
@@ -99,6 +105,19 @@ def world_name(binding: WorldBinding) -> str:
     """Return how records and manifests call a player of the practice world, such as ``world:default/rule``."""
     policy = f"/{binding.policy}" if isinstance(binding, WorldStrategist) else ""
     return f"world:{binding.world}{policy}"
+
+
+@cache
+def _compare_prompts(run: str, prompt: str) -> None:
+    """Warn if a supporter was trained to answer another prompt; once, however many suites it plays in."""
+    trained = kind_of(Path(run)).prompt(Path(run))
+    if trained not in (None, prompt):
+        log.warning(
+            "models.supporter: %s was trained with the prompt %s, and answers %s here (prompts.supporter)",
+            run,
+            trained,
+            prompt,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +184,8 @@ class Casting:
             writer = self.pool.trained(binding, "writer", known_taxonomy(taxonomy)).model
             return FlowSupporter(writer, binding, self.pool.budget, self.max_attempts)
         voice, prompt = self._prompted("supporter")
+        if run := trained_run(binding):
+            _compare_prompts(run, prompt.identity)
         if "transcript" in prompt.variables:
             return AFlowSupporter(voice, prompt, known_taxonomy(taxonomy))
         definitions = {strategy.name: strategy.definition for strategy in taxonomy.strategies} if taxonomy else {}

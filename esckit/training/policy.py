@@ -312,6 +312,10 @@ class SupporterKind:
         """Return None: it knows no strategies."""
         return None
 
+    def prompt(self, run: Path) -> str | None:
+        """Return the identity of the prompt of its training."""
+        return read_supporter(run).prompt
+
     def load(self, run: Path, part: Part, abbreviations: Mapping[str, str], **options: Any) -> LocalModel:
         """Return it as a chat model."""
         return load_policy(run, **options)

@@ -1,6 +1,8 @@
 """Who plays: checkpoints are known by their metadata, and play what they were trained for."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -13,10 +15,12 @@ from esckit.config.sections import (
 )
 from esckit.errors import CheckpointError, ConfigError
 from esckit.models.checkpoint import kind_of
+from esckit.prompts.prompt import load_prompt
 from esckit.records import write_json
-from esckit.roles.cast import role_prompt
-from esckit.roles.pool import checkpoint_ids, known_taxonomy, part_of, require_checkpoints
+from esckit.roles.cast import Casting, role_prompt
+from esckit.roles.pool import ModelPool, checkpoint_ids, known_taxonomy, part_of, require_checkpoints
 from esckit.strategies.taxonomy import load_taxonomy
+from esckit.training.policy import PolicyMetadata
 
 FLOW, REWARD, POLICY = "flow.json", "reward.json", "policy.json"
 
@@ -78,6 +82,25 @@ def test_a_server_cannot_play_what_is_read_by_heads(tmp_path: Path, role: str, m
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         kind_of(tmp_path)
+
+
+def test_a_supporter_warns_once_of_a_prompt_that_it_was_not_trained_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learnt = load_prompt("supporter_practice").identity
+    policy = PolicyMetadata(
+        backbone="tiny-random", algorithm="grpo", prompt=learnt, reward={}, dialogue_ids=(), dev_ids=(),
+        selected_by="last", step=1,
+    )  # fmt: skip
+    run = trained(tmp_path, POLICY)
+    write_json(tmp_path / "checkpoint" / POLICY, policy.model_dump())
+    pool = cast(ModelPool, SimpleNamespace(voice=lambda *_, **__: None))
+    bindings = (SupporterCheckpoint(checkpoint=run), EndpointBinding(endpoint="local", model="x", checkpoint=run))
+    for prompt in ("supporter_practice", "supporter_rlff"):
+        for binding in bindings:
+            Casting(pool, {"supporter": binding}, {"supporter": prompt}, max_attempts=1).supporter()
+    (warning,) = caplog.messages
+    assert f"was trained with the prompt {learnt}, and answers supporter_rlff/" in warning
 
 
 def test_a_strategist_has_a_prompt_for_its_taxonomy() -> None:
