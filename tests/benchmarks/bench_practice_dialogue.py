@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esckit.metrics.rows import Interval, MetricsFile
-from tests.benchmarks.bench_practice_rlff import MODULE, PROFILE, esckit, show
+from tests.benchmarks.bench_practice_rlff import BLANK_REPLIES, MODULE, PROFILE, esckit, show
 
 KINDS = ("dialogues", "shuffled", "replies")
 
@@ -59,6 +59,7 @@ class Seed:
         """Return what an evaluation found; of a trained policy, beside the start with the same seekers."""
         model = self.start if kind == "start" else self.policy(kind)
         sets = [f"models.supporter.checkpoint={model}", f"data.path=world:{PROFILE}/{self.cases}", f"seed={self.seed}"]
+        sets.append(BLANK_REPLIES)
         if kind != "start":
             self.played("start")
             sets.append(f"compare_to={self.folder / 'play-start'}")

@@ -37,6 +37,9 @@ WORTH = {"good": 1.0, "neutral": 0.4, "premature": 0.0}
 EMPTY_WORTH = 0.2
 TABLES = ("reward", "success", "hacking")
 
+BLANK_REPLIES = "max_failure_rate=0.9"
+"""A control may write replies with nothing to read; its dialogues are unscored then, and the evaluation goes on."""
+
 
 # ---------------------------------------------------------------- rewards that a recipe can name
 
@@ -128,9 +131,8 @@ class Runs:
         """Return metrics of self-play by name; ``start`` is the supporter before GRPO."""
         model = self.start if kind == "start" else self.policy(kind)
         path = f"data.path=world:{PROFILE}/{self.cases}"
-        out = self.made(
-            f"play-{kind}", "evaluate", "practice/evaluate_rl", f"models.supporter.checkpoint={model}", path
-        )
+        supporter = f"models.supporter.checkpoint={model}"
+        out = self.made(f"play-{kind}", "evaluate", "practice/evaluate_rl", supporter, path, BLANK_REPLIES)
         rows = json.loads((out / "metrics.json").read_text())["metrics"]
         return {" of ".join([row["name"], *map(str, (row["group"] or {}).values())]): row["value"] for row in rows}
 
