@@ -40,6 +40,14 @@ _TRAINERS = {
     "policy": "train-sft",
 }
 
+_MODELS = ("train-rl", "train-sft", "train-flow", "train-reward")
+
+_ONLY_MADE_BY = ("policy", "reward")
+"""Roles whose checkpoint can only be what :data:`_TRAINERS` names; others are played by several kinds of models."""
+
+_OTHER_MAKERS = {"predict": ("evaluate",)}
+"""Commands whose runs a field takes as well as those of its maker."""
+
 _IN_HEADER = re.compile(r"^#\s*(esckit .*--out (\S+))$", re.MULTILINE)
 
 
@@ -49,12 +57,17 @@ class NamedRun(NamedTuple):
     Attributes:
         field: Dotted name of the field.
         path: The run folder, as the recipe names it.
-        maker: The command that makes such runs.
+        makers: The commands that make such runs, the usual one first.
     """
 
     field: str
     path: str
-    maker: str
+    makers: tuple[str, ...]
+
+    @property
+    def maker(self) -> str:
+        """The command that usually makes such runs."""
+        return self.makers[0]
 
 
 def named_runs(recipe: Mapping[str, Any]) -> Iterator[NamedRun]:
@@ -68,15 +81,19 @@ def _named(value: Any, place: tuple[str, ...]) -> Iterator[NamedRun]:
     for key, inner in value.items():
         here = (*place, key)
         if key == "checkpoint" and isinstance(inner, str):
-            yield NamedRun(".".join(here), inner, _TRAINERS.get(place[-1] if place else "", "train-rl"))
+            role = place[-1] if place else ""
+            usual = _TRAINERS.get(role, "train-rl")
+            others = () if role in _ONLY_MADE_BY else (name for name in _MODELS if name != usual)
+            yield NamedRun(".".join(here), inner, (usual, *others))
         elif key in _MAKERS and not isinstance(inner, Mapping):
             for path in inner if isinstance(inner, list | tuple) else [inner]:
                 # A single file may be anybody's; whoever reads it says what it should be.
                 if isinstance(path, str) and Path(path).suffix != ".jsonl":
                     reads_trees = key == "inputs" and value.get("source") == "trees"
-                    yield NamedRun(".".join(here), path, "search" if reads_trees else _MAKERS[key])
+                    usual = "search" if reads_trees else _MAKERS[key]
+                    yield NamedRun(".".join(here), path, (usual, *_OTHER_MAKERS.get(usual, ())))
         elif key == "taxonomy" and isinstance(inner, str) and _may_be_run(inner):
-            yield NamedRun(".".join(here), inner, "search")
+            yield NamedRun(".".join(here), inner, ("search", "simulate", "predict", "evaluate", *_MODELS))
         else:
             yield from _named(inner, here)
 

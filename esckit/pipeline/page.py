@@ -29,7 +29,7 @@ from esckit.config.load import RecipeFile, find_recipe, load_any_recipe, load_re
 from esckit.config.sections import Page, Recipe, Section
 from esckit.documents import parse_yaml, strings_in
 from esckit.errors import ConfigError, EsckitError
-from esckit.lineage import PIPELINES
+from esckit.lineage import PIPELINES, named_runs
 from esckit.registry import did_you_mean, nearest
 
 REFERENCE = "stage:"
@@ -165,6 +165,8 @@ def load_pipeline(ref: str, *, out: Path | None = None, changes: Sequence[str] =
         except EsckitError as error:
             problems.append(f"{where}: {error}")
         else:
+            earlier = {str(stage.out): stage for stage in stages}
+            problems += [f"{where}: {told}" for told in _wrong_kinds(recipe, earlier)]
             stages.append(Stage(key, section, recipe, recipe_name, texts, folder / key, tuple(sorted(reads[key]))))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -251,6 +253,19 @@ def _wrong_references(name: str, reads: Mapping[str, set[str]]) -> Iterator[str]
                 yield f"a cycle: {' reads '.join((name, *back))}"
             else:
                 yield f"reads {other}, which comes later; stages run in the order of the page, so move {other} up"
+
+
+def _wrong_kinds(recipe: Recipe, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Yield the fields of a stage's recipe that name an earlier stage whose command writes something else.
+
+    Args:
+        recipe: The recipe.
+        earlier: The stages, by run folder.
+    """
+    for run in named_runs(recipe.resolved()):
+        if run.path in earlier and (command := earlier[run.path].recipe.command) not in run.makers:
+            expected = " or ".join(run.makers)
+            yield f"{run.field}: {REFERENCE}{earlier[run.path].name} is a run of {command}; expected one of {expected}"
 
 
 def _path(start: str, end: str, reads: Mapping[str, set[str]], seen: frozenset[str] = frozenset()) -> tuple[str, ...]:

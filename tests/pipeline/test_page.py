@@ -80,6 +80,20 @@ def test_all_that_is_wrong_with_a_page_is_told_at_once(tmp_path: Path) -> None:
     assert "--set 'seed=1'; expected STAGE.field=value, such as a.seed=2" in message
 
 
+def test_a_stage_that_writes_something_else_is_refused_before_any_runs() -> None:
+    message = refused(
+        "practice",
+        "train_reward.model.start=stage:taught",
+        "train_rl.models.policy.checkpoint=stage:train_reward",
+        "rlff.compare_to=stage:train_sft",
+        "rlff.models.supporter.checkpoint=stage:train_flow",
+    )
+    assert "3 problems" in message
+    assert "model.start: stage:taught is a run of evaluate; expected one of train-sft" in message
+    assert "models.policy.checkpoint: stage:train_reward is a run of train-reward; expected one of train-sft" in message
+    assert "compare_to: stage:train_sft is a run of train-sft; expected one of evaluate" in message
+
+
 def test_a_cycle_is_named_with_all_its_stages(tmp_path: Path) -> None:
     message = refused(
         page(
