@@ -178,7 +178,8 @@ def means(window: Sequence[Logs]) -> dict[str, float | None]:
     if reached := row.get("rl/episode/reached"):
         # TRL counts a row for every turn that a dialogue may have; those that it did not reach are empty.
         for name in ("rl/completion_tokens/mean", "rl/completion_tokens/clipped_share"):
-            row[name] = float(row[name] or 0.0) / reached
+            mean = row.get(name)
+            row[name] = None if mean is None else mean / reached
     return row
 
 

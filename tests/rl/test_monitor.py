@@ -95,6 +95,7 @@ def test_rows_are_means_of_a_window_and_the_maximum_of_maxima(tmp_path):
 def test_what_was_measured_in_no_step_of_a_window_is_null():
     assert means([{"reward": None}, {"reward": None}])["rl/reward/total"] is None
     assert means([{"reward": None}, {"reward": 0.5}])["rl/reward/total"] == 0.5
+    assert means([{"completions/mean_length": None, "episode/reached": 0.5}])["rl/completion_tokens/mean"] is None
 
 
 def test_steps_that_learn_from_an_earlier_batch_have_no_rewards(caplog):
