@@ -26,6 +26,8 @@ Anything that is not an :class:`EsckitError` is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 NOT_FINITE = "not_finite"
@@ -66,6 +68,9 @@ class EsckitError(Exception):
 
     exit_code: ClassVar[int] = 2
 
+    named_by: str | None = None
+    """Field of a recipe that names what the error is about, where one does."""
+
     def __init__(self, found: str, *, expected: str | None = None, hint: str | None = None) -> None:
         self.found = found
         self.expected = expected
@@ -75,7 +80,7 @@ class EsckitError(Exception):
     @property
     def headline(self) -> str:
         """What was found, and where."""
-        return self.found
+        return f"{self.named_by}: {self.found}" if self.named_by else self.found
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel between processes as it is, whatever the class asks of its callers."""
@@ -95,6 +100,16 @@ def _rebuilt(kind: type[EsckitError], args: tuple[Any, ...], state: dict[str, An
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
+
+
+@contextmanager
+def named_by(field: str) -> Iterator[None]:
+    """Let errors say which field of a recipe, such as ``model.start``, names what they are about."""
+    try:
+        yield
+    except EsckitError as error:
+        error.named_by = field
+        raise
 
 
 class ConfigError(EsckitError):
@@ -203,7 +218,7 @@ class DataError(EsckitError):
 
     @property
     def headline(self) -> str:
-        """``FILE: record I, line L, FIELD: found X``."""
+        """``FILE: record I, line L, FIELD: found X``, after the field of a recipe that names the file."""
         place = [
             f"record {self.record}" if self.record is not None else None,
             f"line {self.line}" if self.line is not None else None,
@@ -211,7 +226,8 @@ class DataError(EsckitError):
         ]
         where = ", ".join(part for part in place if part)
         heads = [head for head in (self.path, where) if head]
-        return ": ".join([*heads, f"found {self.found}" if heads else self.found])
+        named = [self.named_by] if self.named_by else []
+        return ": ".join([*named, *heads, f"found {self.found}" if heads else self.found])
 
 
 class StorageError(EsckitError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from esckit.config import sections
 from esckit.config.sections import calls_of_models
-from esckit.errors import DataError
+from esckit.errors import DataError, named_by
 from esckit.evaluate.own import metrics_of, own_metrics
 from esckit.evaluate.recipe import EvaluateRecipe
 from esckit.evaluate.setup import Part, Setup, is_comparable, known_metrics, set_up
@@ -390,7 +390,8 @@ def _checked(recipe: EvaluateRecipe, gates: Sequence[GateBound]) -> Setup:
         require_known_cases(recipe, {part.suite.name: {unit.id for unit in part.work.units} for part in setup.parts})
     if recipe.compare_to is not None:
         other = Path(recipe.compare_to)
-        is_comparable(setup, other)
+        with named_by("compare_to"):
+            is_comparable(setup, other)
         theirs = read_manifest(other)["conditions"]
         if any(lacks_labels(suite, theirs[suite]) for suite in setup.conditions.keys() & theirs.keys()):
             log.warning("%s: %s", other, LABELS_UNKNOWN)

@@ -6,6 +6,7 @@ loaded (:mod:`esckit.models.loading` and the rooms of the trainings).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from esckit.errors import CheckpointError, DataError
 from esckit.protocols import CheckpointKind, Part
 from esckit.records import parse_line
 from esckit.registry import load_attr
-from esckit.runs import refuse_links
+from esckit.runs import MANIFEST, read_manifest, refuse_links
 from esckit.types import Record
 
 FOLDER = "checkpoint"
@@ -106,7 +107,19 @@ def kind_of(run: Path, part: Part | None = None, *, strategies: tuple[str, ...] 
                     raise CheckpointError(f"the {known.what} in {run} cannot be used as {_USED_AS[part]}")
                 kind.check(run, part, strategies)
             return kind
-    raise CheckpointError(f"{run} holds no checkpoint", expected=f"a run folder of {' or '.join(KINDS)}")
+    raise _without_checkpoint(run, "checkpoint", KINDS)
+
+
+def _without_checkpoint(run: Path, what: str, commands: Collection[str]) -> CheckpointError:
+    """Return the error of a folder without a checkpoint; a run of the right kind may only have to be finished."""
+    found, hint = f"{run} holds no {what}", None
+    if (run / MANIFEST).is_file():
+        manifest = read_manifest(run)
+        command, status = manifest["command"], manifest.get("status")
+        if command in commands and status != "complete":
+            found, hint = f"{found} yet", f"Finish it: give its command, esckit {command} …, again"
+        found += f": it is a run of {command} ({status})"
+    return CheckpointError(found, expected=f"a run folder of {' or '.join(commands)}", hint=hint)
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -127,7 +140,7 @@ def read_metadata(metadata: type[M], run: Path) -> M:
     kind, folder = KINDS[metadata.COMMAND], checkpoint_folder(run)
     source = folder / kind.file
     if not source.is_file():
-        raise CheckpointError(f"{run} holds no {kind.what}", expected=f"a run folder of {metadata.COMMAND}")
+        raise _without_checkpoint(run, kind.what, [metadata.COMMAND])
     try:
         refuse_links(folder.rglob("*"))
         return parse_line(metadata, read_text(source), path=str(source))

@@ -39,6 +39,7 @@ def what_was_run(run: Run) -> Section:
     """Return the opening section of a run: what it is, and what to be careful about."""
     manifest, recipe = run.manifest, run.recipe
     data, settings = section(manifest, "data"), section(recipe, "settings")
+    rewarded = section(recipe, "reward") if recipe.get("algorithm") == "grpo" else {}
     one_seed = " (one seed: intervals cover cases, not training runs)" if run.command == "evaluate" else ""
     pairs = [
         ("recipe digest", str(manifest["recipe_digest"])),
@@ -51,6 +52,8 @@ def what_was_run(run: Run) -> Section:
             _chosen(section(recipe, "model"), ("backbone", "init", "start", "trainable", "pooling", "precision")),
         ),
         ("algorithm", plain(recipe.get("algorithm"))),
+        ("episode", plain(recipe.get("episode"))),
+        ("reward", _chosen(rewarded, ("kind", "weights", "shuffled"))),
         ("objective", plain(section(recipe, "objective").get("name") or section(recipe, "objective").get("kind"))),
         ("critic", _chosen(section(recipe, "critic"), ("preset", "rubric", "readout", "samples", "threshold"))),
         ("suites", plain(recipe.get("suites"))),

@@ -19,10 +19,12 @@ from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.play.runner import SUMMARY
 from esckit.records import read_records, write_atomic, write_json
 from esckit.reward.examples import RewardExample
+from esckit.reward.recipe import Kind
 from esckit.reward.text import RewardMetadata
 from esckit.text import n_words
 from esckit.training.checkpoint import metrics_table, write_card
 from esckit.training.monitor import METRICS, read_rows
+from esckit.training.policy import begun_with
 from esckit.types import Record
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ PREDICTIONS = "dev_predictions.jsonl"
 
 Metrics = dict[str, float | int | None]
 
-MIN_AUC = 0.55
-"""Below this dev AUC a reward is close to noise."""
+MIN_ORDERED = 0.55
+"""Below this dev AUC, or of a ranker this share of pairs in order, a reward is close to noise, which has 0.5."""
 
 
 def dev_metrics(p: Sequence[float], examples: Sequence[RewardExample]) -> Metrics:
@@ -100,19 +102,28 @@ def _by_length(examples: Sequence[RewardExample], train: Sequence[RewardExample]
     return found
 
 
-def quality_warnings(metrics: dict[str, Any], beside: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the reasons not to train a policy on this reward."""
-    warnings = []
-    if metrics["auc"] is not None and metrics["auc"] < MIN_AUC:
-        warnings.append(f"dev AUC {metrics['auc']:.3f} is below {MIN_AUC}: RL on this reward is close to RL on noise")
-    if metrics["accuracy"] <= beside["majority"]["accuracy"]:
+def quality_warnings(metrics: dict[str, Any], beside: dict[str, dict[str, Any]], *, kind: Kind) -> list[str]:
+    """Return the reasons not to train a policy on this reward.
+
+    A ranker is judged by the pairs that it puts in order: it learns, and a policy reads of it, nothing that compares
+    replies to different contexts, as AUC and accuracy do.
+
+    Args:
+        metrics: The dev metrics.
+        beside: Those of the :func:`baselines`.
+        kind: What its output is.
+    """
+    name, what = ("auc", "AUC") if kind == "classifier" else ("pair_accuracy", "pair accuracy")
+    found, by_length, warnings = metrics[name], beside["reply_length"][name], []
+    if found is not None and found < MIN_ORDERED:
+        warnings.append(f"dev {what} {found:.3f} is below {MIN_ORDERED}: RL on this reward is close to RL on noise")
+    if kind == "classifier" and metrics["accuracy"] <= beside["majority"]["accuracy"]:
         warnings.append(
             f"dev accuracy {metrics['accuracy']:.3f} is not above the majority's {beside['majority']['accuracy']:.3f}: "
             "RL on this reward is close to RL on noise"
         )
-    by_length = beside["reply_length"]["auc"]
-    if metrics["auc"] is not None and by_length is not None and metrics["auc"] <= by_length:
-        warnings.append(f"dev AUC {metrics['auc']:.3f} does not beat the length of the reply alone ({by_length:.3f})")
+    if found is not None and by_length is not None and found <= by_length:
+        warnings.append(f"dev {what} {found:.3f} does not beat the length of the reply alone ({by_length:.3f})")
     return warnings
 
 
@@ -163,7 +174,7 @@ def finish(session: Session, warnings: Sequence[str]) -> dict[str, Any]:
     table = calibration(p, dev.examples, step=metadata.step)
     write_json(out / "calibration.json", table)
     write_atomic(out / "calibration.svg", reliability_svg(table, title="Reward model on dev"))
-    found = quality_warnings(metadata.metrics, beside)
+    found = quality_warnings(metadata.metrics, beside, kind=metadata.kind)
     parts = {"train": train.examples, "dev": dev.examples}
     for warning in found:
         log.warning("%s", warning)
@@ -183,6 +194,7 @@ def finish(session: Session, warnings: Sequence[str]) -> dict[str, Any]:
         "warnings": [*warnings, *found],
     }
     card = metadata.model_dump() | {
+        "backbone": begun_with(metadata.backbone, metadata.start),
         "prompt": metadata.template.prompt,
         "label": ", ".join(f"{name} {value}" for name, value in metadata.label.items()),
         "delta": metadata.delta or "the goal",

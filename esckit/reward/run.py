@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esckit.errors import CheckpointError, DataError, MissingRunsError
+from esckit.errors import CheckpointError, DataError, MissingRunsError, named_by
 from esckit.lineage import require_runs
 from esckit.models.backbones import find_backbone
 from esckit.models.checkpoint import read_metadata
@@ -188,26 +188,28 @@ def _start(recipe: TrainRewardRecipe) -> PolicyStart:
 
     Raises:
         CheckpointError: If the run that is named holds no supporter of ``train-sft``, or one of another backbone.
+        DataError: If it is no run folder.
     """
     model = recipe.model
     if model.start is None:
         return PolicyStart(model.backbone)
-    found = read_start(model.start)
-    if found.backbone != model.backbone:
-        raise CheckpointError(
-            f"model.start {model.start} is a supporter on {found.backbone}", expected=f"one on {model.backbone}"
-        )
+    with named_by("model.start"):
+        found = read_start(model.start)
+        if found.backbone != model.backbone:
+            raise CheckpointError(
+                f"{model.start} is a supporter on {found.backbone}", expected=f"one on {model.backbone}, model.backbone"
+            )
     return found
 
 
 def _warnings(parts: Parts, start: PolicyStart) -> list[str]:
-    """Return warnings about rare classes, and about dev dialogues that the start was trained on.
+    """Return warnings about rare classes, and about what the training begins with.
 
     Raises:
         DataError: If a part is empty, or has one class only.
     """
-    known = start.warning({future.dialogue_id for future in parts.dev.futures}, of="network")
-    return [*check_parts(parts), *([known] if known else [])]
+    dev_ids = {future.dialogue_id for future in parts.dev.futures}
+    return [*check_parts(parts), *start.warnings(dev_ids, of="network")]
 
 
 def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Parts, PolicyStart]:
@@ -217,7 +219,8 @@ def _read(recipe: TrainRewardRecipe, process: Process) -> tuple[RewardInputs, Pa
     start = _start(recipe)
     check_model(recipe.model, "model", process.sharding, attention=recipe.model.attention)
     reward_template(recipe.prompt)
-    inputs = read_inputs(recipe.inputs)
+    with named_by("inputs"):
+        inputs = read_inputs(recipe.inputs)
     train, dev = split_futures(inputs.futures, seed=recipe.seed, share=recipe.dev.share)
     return inputs, label_parts(train, dev, recipe.label), start
 

@@ -16,7 +16,7 @@ from typing import Any
 from esckit.data.contexts import build_contexts, openings
 from esckit.data.selection import select_dialogues
 from esckit.data.splits import is_dev, without_dev
-from esckit.errors import CheckpointError, DataError
+from esckit.errors import CheckpointError, DataError, named_by
 from esckit.models.checkpoint import kind_of
 from esckit.play.futures import read_inputs
 from esckit.prompts.prompt import load_prompt
@@ -78,7 +78,8 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
     if recipe.algorithm == "dpo":
         return _from_futures(recipe)
     assert recipe.data is not None
-    reward_facts, inherited = _reward_facts(recipe)
+    with named_by("models.reward.checkpoint"):
+        reward_facts, inherited = _reward_facts(recipe)
     start = policy_start(recipe)
     if start.is_tagged is False and asks_for_tags(prompt := load_prompt(recipe.prompt)):
         log.warning(
@@ -103,21 +104,21 @@ def collect(recipe: TrainRlRecipe) -> RlMaterial:
             n_known,
             len(material.dev_ids),
         )
-    if known := start.warning(material.dev_ids, of="policy"):
-        log.warning("%s", known)
+    _warn(start, material)
     return material
 
 
 def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
-    inputs = read_inputs(recipe.inputs)
+    with named_by("inputs"):
+        inputs = read_inputs(recipe.inputs)
     scored = [future for future in inputs.futures if future.outcome is not Outcome.FAILED]
     used = {future.context_id for future in scored}
     train, dev = _split(recipe, [context for name, context in inputs.contexts.items() if name in used])
     names = {context.id for context in train}
-    backbone, start, seen, _ = policy_start(recipe)
-    ids = tuple(dict.fromkeys([*inputs.dialogue_ids, *seen]))
-    return RlMaterial(
-        backbone,
+    start = policy_start(recipe)
+    ids = tuple(dict.fromkeys([*inputs.dialogue_ids, *start.seen]))
+    material = RlMaterial(
+        start.backbone,
         train,
         dev,
         reward_facts={"kind": "futures"},
@@ -125,8 +126,15 @@ def _from_futures(recipe: TrainRlRecipe) -> RlMaterial:
         facts={**inputs.facts(), "ids": list(ids), "inherited_ids": list(ids)},
         futures=tuple(future for future in scored if future.context_id in names),
         inputs=inputs.digests,
-        start=start,
+        start=start.start,
     )
+    _warn(start, material)
+    return material
+
+
+def _warn(start: PolicyStart, material: RlMaterial) -> None:
+    for warning in start.warnings(material.dev_ids, of="policy"):
+        log.warning("%s", warning)
 
 
 def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
@@ -134,9 +142,13 @@ def policy_start(recipe: TrainRlRecipe) -> PolicyStart:
 
     Raises:
         CheckpointError: If the run that is named holds no supporter of ``train-sft``.
+        DataError: If it is no run folder.
     """
     policy = recipe.models.policy
-    return PolicyStart(str(policy.backbone)) if policy.checkpoint is None else read_start(policy.checkpoint)
+    if policy.checkpoint is None:
+        return PolicyStart(str(policy.backbone))
+    with named_by("models.policy.checkpoint"):
+        return read_start(policy.checkpoint)
 
 
 def _split(recipe: TrainRlRecipe, contexts: Iterable[Context]) -> tuple[tuple[Context, ...], tuple[Context, ...]]:

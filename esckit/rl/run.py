@@ -29,7 +29,7 @@ from esckit.rl.recipe import TrainRlRecipe, plan_steps
 from esckit.rl.rewards import check_reward
 from esckit.rl.rows import RlMaterial, best_and_worst, collect, policy_start
 from esckit.training.memory import Workload, lora_targets, plan_memory, plan_without_inputs, trl_logits
-from esckit.training.policy import PolicyMetadata
+from esckit.training.policy import PolicyMetadata, begun_with
 from esckit.training.run import Process, Sharding, StepPlan, check_model, check_trackers, this_process, training
 
 log = logging.getLogger(__name__)
@@ -220,6 +220,7 @@ def _finish(trained: Training) -> None:
     facts = {
         **metadata.model_dump(),
         **recipe.lora.model_dump(),
+        "backbone": begun_with(metadata.backbone, metadata.start),
         "steps": steps,
         "targets": recipe.lora.layers,
         "reward": ", ".join(f"{name} {value}" for name, value in metadata.reward.items()),

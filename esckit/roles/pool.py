@@ -27,7 +27,7 @@ from esckit.config.sections import (
     SupporterCheckpoint,
     WorldBinding,
 )
-from esckit.errors import CheckpointError, ConfigError
+from esckit.errors import CheckpointError, ConfigError, named_by
 from esckit.models.backbones import find_backbone, resolve_backbone
 from esckit.models.budget import Budget, BudgetedModel
 from esckit.models.cache import CachedModel, ResponseCache, Shelf, cache_path
@@ -121,8 +121,9 @@ def require_checkpoints(bindings: Mapping[str, Binding], taxonomy: Taxonomy | No
     """
     for role, binding in bindings.items():
         if isinstance(binding, Checkpoint):
-            part = part_of(role, binding)
-            _kind_for(Path(binding.checkpoint), part, known_taxonomy(taxonomy) if part == "writer" else taxonomy)
+            with named_by(f"models.{role}.checkpoint"):
+                part = part_of(role, binding)
+                _kind_for(Path(binding.checkpoint), part, known_taxonomy(taxonomy) if part == "writer" else taxonomy)
         elif (run := trained_run(binding)) is not None and kind_of(Path(run)).parts != {"chat"}:
             raise CheckpointError(
                 f"models.{role}: an endpoint for {run}, whose model is read by heads of its own",

@@ -45,7 +45,7 @@ from esckit.prompts.prompt import KEPT, Prompt, load_prompt, prompt_names
 from esckit.protocols import Part
 from esckit.records import file_sha256
 from esckit.roles.asking import Window, as_chat
-from esckit.runs import MANIFEST
+from esckit.runs import MANIFEST, read_manifest
 from esckit.types import Context, Message, Record, Turn
 
 if TYPE_CHECKING:
@@ -226,27 +226,34 @@ class PolicyStart(NamedTuple):
         start: The run of ``train-sft``, if it is one.
         seen: Of each dialogue of that run whether it was trained (not selected) on.
         is_tagged: Whether it was taught to write ``<think>`` and ``<response>``; None for a backbone.
+        is_complete: Whether that run is finished.
     """
 
     backbone: str
     start: Start | None = None
     seen: Mapping[str, bool] = MappingProxyType({})
     is_tagged: bool | None = None
+    is_complete: bool = True
 
-    def warning(self, dev_ids: Collection[str], *, of: str) -> str | None:
-        """Return a warning if dev dialogues were trained on before, else None.
+    def warnings(self, dev_ids: Collection[str], *, of: str) -> list[str]:
+        """Return a warning if that run is not finished, and one if dev dialogues were trained on before.
 
         Args:
             dev_ids: Dialogues that are held out, each once.
             of: What begins with it.
         """
-        n_known = sum(self.seen.get(name, False) for name in dev_ids)
-        if not n_known:
-            return None
-        return (
-            f"The {of} begins with a supporter that was trained on {n_known} of {len(dev_ids)} dev dialogues. "
-            "To keep them apart, use the seed and the dev.share of the recipe of train-sft"
-        )
+        found = []
+        if self.start is not None and not self.is_complete:
+            found.append(
+                f"The {of} begins with {self.start.run}, which is not finished, as it was last kept. Finish that run "
+                "first: once it has gone on, this one cannot be resumed"
+            )
+        if n_known := sum(self.seen.get(name, False) for name in dev_ids):
+            found.append(
+                f"The {of} begins with a supporter that was trained on {n_known} of {len(dev_ids)} dev dialogues. "
+                "To keep them apart, use the seed and the dev.share of the recipe of train-sft"
+            )
+        return found
 
 
 def read_start(run: str) -> PolicyStart:
@@ -254,12 +261,21 @@ def read_start(run: str) -> PolicyStart:
 
     Raises:
         CheckpointError: If the run holds no supporter of ``train-sft``.
+        DataError: If it is no run folder.
     """
+    # A checkpoint folder by itself does not say which run it is of.
+    is_complete = read_manifest(Path(run)).get("status") == "complete"
     metadata = read_metadata(SftMetadata, Path(run))
     start = Start(run=run, manifest=file_sha256(Path(run) / MANIFEST), trainable=metadata.trainable)
     dev = frozenset(metadata.dev_ids)
     seen = {name: name not in dev for name in metadata.dialogue_ids}
-    return PolicyStart(metadata.backbone, start, seen, metadata.reasoning or metadata.strategy == "tag")
+    is_tagged = metadata.reasoning or metadata.strategy == "tag"
+    return PolicyStart(metadata.backbone, start, seen, is_tagged, is_complete)
+
+
+def begun_with(backbone: str, start: Start | None) -> str:
+    """Return what the card of a model says that its training began with."""
+    return backbone if start is None else f"{backbone}, with the weights of {start.run} (train-sft)"
 
 
 def trained_prompt(run: Path, named: str) -> str:

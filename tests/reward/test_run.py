@@ -233,6 +233,8 @@ def test_it_begins_with_the_weights_of_a_supporter(
     seen = read_metadata(SftMetadata, tmp_path / "sft").dialogue_ids
     assert set(seen) <= set(metadata.dialogue_ids) & set(manifest["data"]["ids"])
     assert manifest["start"]["manifest"] == metadata.start.manifest
+    card = (tmp_path / "run/checkpoint/README.md").read_text()
+    assert f"| backbone | tiny-random, with the weights of {tmp_path / 'sft'} (train-sft) |" in card
     assert "was trained on" in caplog.text
     assert "dev dialogues" in caplog.text
 
@@ -243,11 +245,27 @@ def test_what_it_cannot_begin_with_is_refused(tmp_path: Path, futures: Path) -> 
     with pytest.raises(MissingRunsError) as missing:
         run(reward_recipe(futures, model={"start": str(tmp_path / "gone")}), out=tmp_path / "run")
     assert "esckit train-sft RECIPE" in (missing.value.hint or "")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"model\.start: .* holds no supporter of train-sft: it is a run of sim"):
         plan(reward_recipe(futures, model={"start": str(futures)}))
     run_train_sft(sft_recipe(optim={"max_steps": 1}), out=tmp_path / "sft")
     with pytest.raises(CheckpointError, match="is a supporter on tiny-random"):
         plan(reward_recipe(futures, model={"start": str(tmp_path / "sft"), "backbone": "practice-speaker"}))
+    with pytest.raises(DataError, match=r"model\.start: .*: found no run folder"):
+        plan(reward_recipe(futures, model={"start": str(tmp_path / "sft/checkpoint")}))
+    with pytest.raises(DataError, match=r"inputs: .*: found a run of 'train-sft'"):
+        plan(reward_recipe(tmp_path / "sft"))
+
+
+def test_a_supporter_that_is_not_finished_is_told_of(tmp_path: Path, futures: Path) -> None:
+    run_train_sft(sft_recipe(optim={"max_steps": 1}, dev={"share": 0.0}), out=tmp_path / "sft")
+    manifest = tmp_path / "sft/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"status": "complete"', '"status": "stopped"'))
+    ours = reward_recipe(futures, model={"start": str(tmp_path / "sft")})
+    assert "which is not finished" in plan(ours)["warnings"][-2]
+    shutil.rmtree(tmp_path / "sft/checkpoint")
+    with pytest.raises(CheckpointError, match=r"holds no supporter of train-sft yet: it is .*\(stopped") as refused:
+        plan(ours)
+    assert refused.value.hint == "Finish it: give its command, esckit train-sft …, again"
 
 
 def test_a_ranker_keeps_the_state_with_the_best_order(tmp_path: Path, futures: Path) -> None:

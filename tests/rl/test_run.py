@@ -22,11 +22,13 @@ from esckit.rl.rows import build_pairs, collect
 from esckit.rl.run import plan, run
 from esckit.rl.trainer import load_learner
 from esckit.runs import read_manifest
+from esckit.sft.run import run as run_train_sft
 from esckit.simulate.run import run as run_simulate
 from esckit.training.policy import PolicyMetadata, PolicyPrompt
 from esckit.training.run import TrainingRun, training_order
 from tests.reward.reward_runs import reward_recipe, simulated
 from tests.rl.rl_runs import FAILING_CALLS, StopAt, recipe, simulated_recipe
+from tests.sft.sft_runs import recipe as sft_recipe
 
 LEXICON = {"kind": "esckit.rl.rewards:lexicon_reward"}
 
@@ -226,6 +228,19 @@ def test_dpo_learns_from_simulated_candidates(futures: Path, tmp_path: Path) -> 
     assert metadata.inputs.keys() == {str(futures)}
     assert set(metadata.dialogue_ids) == set(json.loads((futures / "manifest.json").read_text())["data"]["ids"])
     assert "rl/dpo/margin" in rows(tmp_path / "run")[-1]
+
+
+def test_dpo_tells_of_dev_dialogues_that_its_start_was_trained_on(
+    futures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_train_sft(sft_recipe(optim={"max_steps": 1}, dev={"share": 0.0}), out=tmp_path / "sft")
+    plan(
+        recipe(
+            algorithm="dpo", inputs=(str(futures),), data=None, dpo={"batch_size": 4},
+            models={"policy": {"checkpoint": str(tmp_path / "sft"), "backbone": None}},
+        )
+    )  # fmt: skip
+    assert "begins with a supporter that was trained on" in caplog.text
 
 
 def test_a_diverged_dpo_run_names_the_pairs_of_the_step(futures: Path, tmp_path: Path) -> None:

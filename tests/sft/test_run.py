@@ -15,6 +15,7 @@ from esckit.export.run import export
 from esckit.export.run import plan as plan_export
 from esckit.models.checkpoint import FOLDER, read_metadata
 from esckit.prompts.prompt import load_prompt, prompt_text
+from esckit.report.run import write_report
 from esckit.report.source import open_run
 from esckit.report.training import training_sections
 from esckit.rl.recipe import TrainRlRecipe
@@ -189,6 +190,11 @@ def test_train_rl_begins_with_it_and_takes_it_along(kind: str, request: pytest.F
     assert metadata.start is not None
     assert (metadata.start.run, metadata.start.trainable, metadata.backbone) == (str(start), kind, "tiny-random")
     assert set(read_metadata(SftMetadata, start).dialogue_ids) <= set(metadata.dialogue_ids)
+    card = (tmp_path / "rl/checkpoint/README.md").read_text()
+    assert f"| backbone | tiny-random, with the weights of {start} (train-sft) |" in card
+    report = write_report([tmp_path / "rl"]).markdown.read_text()
+    assert "- **episode**: reply" in report
+    assert "- **reward**: kind " in report
     begun = load_merged(start)[0].state_dict()
     shutil.rmtree(start)  # the policy stands on its own
     policy, _ = load_merged(tmp_path / "rl")
@@ -199,6 +205,13 @@ def test_train_rl_begins_with_it_and_takes_it_along(kind: str, request: pytest.F
     assert all("embed" not in name for name in moved)
     assert all(float((begun[name] - trained[name]).abs().max()) < 0.1 for name in moved)
     load_policy(tmp_path / "rl", dtype="float32")
+
+
+def test_a_start_that_is_no_run_of_it_is_refused_by_its_field(lora: Path, begun: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"models\.policy\.checkpoint: .* holds no .*: it is a run of train-rl"):
+        plan_rl(rl_recipe(begun))
+    with pytest.raises(DataError, match=r"models\.policy\.checkpoint: .*: found no run folder"):
+        plan_rl(rl_recipe(lora / "checkpoint"))
 
 
 def test_a_start_that_was_taught_no_form_is_told_of(
