@@ -1,13 +1,19 @@
 import json
+from importlib import resources
+from typing import get_args
 
 import pytest
 
+from esckit.documents import parse_yaml
 from esckit.errors import DataError
+from esckit.flow.trainer import TERMS
 from esckit.records import write_json
 from esckit.report.blocks import Bars, Facts, Lines, Note, Table, Tiles
 from esckit.report.run import build_report
 from esckit.report.source import open_run
 from esckit.report.training import training_sections
+from esckit.rl import monitor
+from esckit.rl.dialogues import End
 from tests.report.run_folders import (
     evaluate_run,
     flow_training_run,
@@ -68,14 +74,48 @@ def test_a_training_run_shows_curves_calibration_and_its_card(tmp_path):
     assert [chart.name for chart in sections["Further curves"].blocks] == ["curve_lr", "curve_log_loss"]
     assert sections["Further curves"].folded
     (tiles,) = (block for block in sections["Training"].blocks if isinstance(block, Tiles))
-    assert [tile.label for tile in tiles.tiles] == ["dev · loss", "dev · auc"][-len(tiles.tiles) :]
+    assert [tile.label for tile in tiles.tiles] == ["Loss · dev", "AUC · dev"][-len(tiles.tiles) :]
     assert [series.name for series in charts["curve_auc"].series] == ["dev"]
     assert charts["curve_auc"].series[0].x == (0, 15, 30, 45)
     assert charts["calibration"].diagonal
     assert len(charts["calibration"].series[0].low) == 10
     assert any("does not beat much" in note.text for note in blocks_of(folder, Note))
     beside = next(table for table in blocks_of(folder, Table) if "dev" in table.columns)
-    assert beside.rows == (("auc", "0.725", "0.500"), ("accuracy", "0.660", "0.600"))
+    assert beside.rows == (("AUC", "0.725", "0.500"), ("Accuracy", "0.660", "0.600"))
+
+
+def test_a_ranker_is_shown_by_the_order_of_its_candidates(tmp_path):
+    folder = training_run(tmp_path / "r")
+    written = json.loads((folder / "manifest.json").read_text())
+    written["recipe"]["objective"] = {"kind": "pairwise"}
+    write_json(folder / "manifest.json", written)
+    rows = [{"step": step, "dev": {"auc": 0.6, "pair_accuracy": 0.5 + step / 10}} for step in (0, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiles = next(block for block in blocks_of(folder, Tiles))
+    assert [tile.label for tile in tiles.tiles] == ["Right order of two candidates · dev", "AUC · dev"]
+    # What it says of one candidate is no probability.
+    assert "calibration" not in points_of(folder)
+
+
+def test_quantities_of_trainings_have_plain_names_that_stand_for_them(tmp_path):
+    rows = [
+        {"step": step, "rl/episode/potential": step, "valid/macro_f1@0.5": step, "rl/mine": step} for step in (1, 2)
+    ]
+    folder = rl_run(tmp_path / "l")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (last,) = (table for table in blocks_of(folder, Table) if table.title == "Last values")
+    assert [(str(row[0]), row[0].stands_for) for row in last.rows] == [
+        ("Critic at the end of a dialogue · rl", "rl/episode/potential"),
+        ("mine · rl", "rl/mine"),
+        ("Macro-F1, τ = 0.5 · valid", "valid/macro_f1@0.5"),
+    ]
+
+
+def test_every_quantity_of_train_rl_and_train_flow_has_a_name():
+    names = parse_yaml((resources.files("esckit.report") / "training_names.yaml").read_text(), "training_names.yaml")
+    watched = {name.partition("/")[2] for name in (*monitor._NAMES.values(), "rl/malformed_share")}
+    watched |= {f"episode/ended/{end}" for end in get_args(End)} | {f"episode/{name}" for name in ("turns", "tokens")}
+    assert watched | {*TERMS} <= names.keys()
 
 
 def points_of(folder):
