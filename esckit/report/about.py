@@ -55,7 +55,7 @@ def what_was_run(run: Run) -> Section:
         ("episode", plain(recipe.get("episode"))),
         ("reward", _chosen(rewarded, ("kind", "weights", "shuffled"))),
         ("objective", plain(section(recipe, "objective").get("name") or section(recipe, "objective").get("kind"))),
-        ("critic", _chosen(section(recipe, "critic"), ("preset", "rubric", "readout", "samples", "threshold"))),
+        ("critic", _critic(recipe, rewarded)),
         ("suites", plain(recipe.get("suites"))),
         *((f"{name} suite", plain(settings[name])) for name in recipe.get("suites") or () if settings.get(name)),
         ("inputs", plain(recipe.get("inputs"))),
@@ -85,6 +85,14 @@ def _data(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         "{} dialogues": number(found),
     }
     return " · ".join(shape.format(piece) for shape, piece in pieces.items() if piece != ABSENT) or ABSENT
+
+
+def _critic(recipe: Mapping[str, Any], rewarded: Mapping[str, Any]) -> str:
+    """Return how the critic is read; that of ``train-rl`` plays where its reward is ``online``."""
+    online = section(recipe, "online") if rewarded.get("kind") == "online" else {}
+    critic = section(recipe, "critic") or section(online, "critic")
+    counted = ("samples",) if critic.get("readout") == "sampled" else ()
+    return _chosen(critic, ("preset", "rubric", "readout", *counted, "threshold"))
 
 
 def _chosen(of: Mapping[str, Any], keys: Sequence[str]) -> str:

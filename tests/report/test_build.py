@@ -155,6 +155,18 @@ def test_quantities_of_train_rl_keep_the_name_of_their_group(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("readout", "shown"), [("sampled", "readout sampled, samples 10"), ("expected", "readout expected")]
+)
+def test_the_critic_of_a_training_is_shown_where_it_plays(tmp_path, readout, shown):
+    folder = rl_run(tmp_path / "l")
+    written = json.loads((folder / "manifest.json").read_text())
+    critic = {"readout": readout, "samples": 10}
+    written["recipe"] |= {"algorithm": "grpo", "reward": {"kind": "online"}, "online": {"critic": critic}}
+    write_json(folder / "manifest.json", written)
+    assert facts_of(folder)["critic"] == shown
+
+
 def test_a_training_names_its_data_backbone_and_objective(tmp_path):
     facts = facts_of(flow_training_run(tmp_path / "f"))
     assert facts["data"] == "runs/search-smoke · split train, valid"
