@@ -40,7 +40,7 @@ help:
 	@echo "make reference     write the tables of docs/recipes.md from the recipe classes"
 	@echo "make house         how the package is built: files, lines, functions, imports, names and recipe fields"
 	@echo "make docs          the documentation as a site, in build/site; warnings are errors"
-	@echo "make bench         the figures of docs/benchmarks.md"
+	@echo "make bench         the figures of docs/benchmarks.md; those that take hours are run by themselves"
 
 $(CORE): pyproject.toml $(LOCK)
 	@found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -192,8 +192,9 @@ lock: $(UV)
 	$(COMPILE) --extra vllm --output-file esckit/constraints-vllm.txt
 	$(COMPILE) --extra verifiers --output-file esckit/constraints-verifiers.txt
 
-# Each prints a table for docs/benchmarks.md; run it on an idle machine.
-BENCHES := $(patsubst tests/benchmarks/%.py,%,$(wildcard tests/benchmarks/bench_*.py))
+# Each prints a table for docs/benchmarks.md; run it on an idle machine. Trainings of hours are run by themselves.
+LONG_BENCHES := bench_gold bench_practice_dialogue bench_practice_rlff
+BENCHES := $(filter-out $(LONG_BENCHES),$(patsubst tests/benchmarks/%.py,%,$(wildcard tests/benchmarks/bench_*.py)))
 bench: $(TOOLS)
 	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
