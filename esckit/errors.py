@@ -79,8 +79,12 @@ class EsckitError(Exception):
 
     @property
     def headline(self) -> str:
-        """What was found, and where."""
-        return f"{self.named_by}: {self.found}" if self.named_by else self.found
+        """What was found, and where, after the field of a recipe that names it."""
+        return f"{self.named_by}: {self._told}" if self.named_by else self._told
+
+    @property
+    def _told(self) -> str:
+        return self.found
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel between processes as it is, whatever the class asks of its callers."""
@@ -217,8 +221,8 @@ class DataError(EsckitError):
         return cls(found, path=str(path), record=record, expected=expected, hint=hint, whole_file=True)
 
     @property
-    def headline(self) -> str:
-        """``FILE: record I, line L, FIELD: found X``, after the field of a recipe that names the file."""
+    def _told(self) -> str:
+        """``FILE: record I, line L, FIELD: found X``."""
         place = [
             f"record {self.record}" if self.record is not None else None,
             f"line {self.line}" if self.line is not None else None,
@@ -226,8 +230,7 @@ class DataError(EsckitError):
         ]
         where = ", ".join(part for part in place if part)
         heads = [head for head in (self.path, where) if head]
-        named = [self.named_by] if self.named_by else []
-        return ": ".join([*named, *heads, f"found {self.found}" if heads else self.found])
+        return ": ".join([*heads, f"found {self.found}" if heads else self.found])
 
 
 class StorageError(EsckitError):

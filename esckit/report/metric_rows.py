@@ -98,18 +98,19 @@ def short_name(row: Row) -> str:
 
 
 @cache
-def _names() -> Mapping[str, str]:
-    text = resources.files("esckit.report").joinpath("names.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, str] = parse_yaml(text, "names.yaml")
+def plain_names(file: str = "names.yaml") -> Mapping[str, str]:
+    """Return what a reader is told, by identifier: ``names.yaml`` of metrics, ``training_names.yaml`` of trainings."""
+    text = resources.files("esckit.report").joinpath(file).read_text(encoding="utf-8")
+    found: Mapping[str, str] = parse_yaml(text, file)
     return found
 
 
 def plain_name(name: str) -> str:
     """Return what a reader is told a metric is; without its suite, but with its critic, dimension or kind of probe."""
     *before, last = name.split(".")
-    if last not in _names():
+    if last not in plain_names():
         return (name.partition(".")[2] or name).replace("_", " ").replace(".", " · ")
-    return " · ".join([_names()[last], *before[1:]])
+    return " · ".join([plain_names()[last], *before[1:]])
 
 
 def headed(row: Row) -> Named:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
 
-from esckit.documents import parse_yaml, read_text
+from esckit.documents import read_text
 from esckit.report.blocks import Block, Code, Facts, Lines, Named, Note, Section, Series, Table, Tile, Tiles
-from esckit.report.metric_rows import plain_name
+from esckit.report.metric_rows import plain_name, plain_names
 from esckit.report.source import ABSENT, Run, flattened, number, plain, section
 from esckit.runs import refuse_links
 
@@ -24,6 +22,8 @@ _MATTER = (
     "unscored_share", "completion_tokens/mean", "reward_length_corr", "episode/ended/resolved", "episode/turns",
 )  # fmt: skip
 """What says whether a training went well, in reading order; other curves are folded."""
+
+_NAMES = "training_names.yaml"
 
 _HELD_OUT = ("dev", "valid")
 
@@ -60,7 +60,7 @@ def training_sections(run: Run) -> list[Section]:
 
 def _is_ranker(run: Run) -> bool:
     """Return whether a reward model orders candidates, so that what it says of one is no probability."""
-    return run.command == "train-reward" and section(run.recipe, "objective").get("kind") in ("pairwise", "rrhf")
+    return run.command == "train-reward" and section(run.recipe, "objective").get("kind", "classifier") != "classifier"
 
 
 def _matter(run: Run) -> tuple[str, ...]:
@@ -68,17 +68,10 @@ def _matter(run: Run) -> tuple[str, ...]:
     return ("pair_accuracy", *_MATTER) if _is_ranker(run) else _MATTER
 
 
-@cache
-def _names() -> Mapping[str, str]:
-    text = resources.files("esckit.report").joinpath("training_names.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, str] = parse_yaml(text, "training_names.yaml")
-    return found
-
-
 def _title(quantity: str) -> str:
     """Return what a reader is told a quantity is; one that is measured at several τ says at which."""
     stem, _, tau = quantity.partition("@")
-    name = _names().get(stem) or plain_name(stem).replace("/", " · ")
+    name = plain_names(_NAMES).get(stem) or plain_name(stem).replace("/", " · ")
     return f"{name}, τ = {tau}" if tau else name
 
 
@@ -186,7 +179,7 @@ def summary_sections(run: Run) -> list[Section]:
     if rows and beside:
         blocks.append(Table(("metric", *beside), rows, title="On dev, beside what needs no training"))
     facts = tuple(
-        (_names().get(str(name)) or str(name).replace("_", " "), plain(value))
+        (plain_names(_NAMES).get(str(name)) or str(name).replace("_", " "), plain(value))
         for name, value in summary.items()
         if name not in ("schema", "warnings", "usage", *beside) and plain(value) != ABSENT
     )
