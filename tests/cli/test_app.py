@@ -179,6 +179,35 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main()
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["recipes", "show", "nothing"], 2)])
+def test_a_thread_of_torch_that_outlives_the_command_does_not_abort_the_process(words, code, tmp_path):
+    # It comes back for Python's lock while Python is taken apart, as one of gloo's may on a busy machine.
+    done = tmp_path / "handled"
+    script = f"""
+        import atexit, datetime, pathlib, sys, threading, time
+        import torch.distributed
+        import esckit.__main__ as esckit
+        inner = esckit.main
+        def main():
+            atexit.register(pathlib.Path({str(done)!r}).touch)
+            inner()
+        class Slow:
+            def __del__(self, wait=time.sleep):
+                wait(2)
+        store, slow = torch.distributed.HashStore(), Slow()
+        store.set_timeout(datetime.timedelta(seconds=1))
+        threading.Thread(target=store.get, args=("never",), daemon=True).start()
+        sys.argv, esckit.main = ["esckit", *{words!r}], main
+        esckit.program()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == code, ended.stderr
+    assert (__version__ in ended.stdout) if not code else ended.stderr.startswith("error: ")
+    assert done.exists(), "Python's exit handlers run"
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("in_background", [False, True])
 def test_ctrl_c_and_its_likes_leave_with_130(tmp_path, how, in_background):

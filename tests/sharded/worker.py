@@ -11,7 +11,7 @@ from typing import Any
 def play(
     words: Sequence[str], *, pretend: bool, bf16: bool, recorded: bool, stop_after: int | None, poison_after: int | None
 ) -> None:
-    """Run esckit's main function, which leaves with SystemExit."""
+    """Run esckit, which leaves with SystemExit."""
     if pretend:
         _pretend_multi_gpu()
     if bf16:
@@ -22,10 +22,10 @@ def play(
         _interrupt_after(stop_after)
     if poison_after is not None:
         _poison_after(poison_after)
-    from esckit.cli.app import main
+    from esckit.__main__ import program
 
     sys.argv = ["esckit", *words]
-    main()
+    program()
 
 
 def _pretend_multi_gpu() -> None:
