@@ -228,6 +228,8 @@ class FlowOptim(Optim):
         validate_every: Measure valid after so many updates, too, and not only before the first update and at the end of
             every epoch; None does not.
         patience: End the training when so many measurements of valid in a row were not the best; None never does.
+        average_from: Measure and keep the mean of the weights after this share of the updates, in place of the last
+            weights (stochastic weight averaging, arXiv 1803.05407); None does not. Not with DeepSpeed.
     """
 
     lr: PositiveFloat = 2e-5
@@ -239,6 +241,7 @@ class FlowOptim(Optim):
     select: Literal["best_valid", "last"] = "best_valid"
     validate_every: PositiveInt | None = None
     patience: PositiveInt | None = None
+    average_from: float | None = Field(default=None, ge=0.0, lt=1.0)
 
 
 class Checkpoints(Section):

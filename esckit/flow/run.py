@@ -113,6 +113,7 @@ def workload(recipe: TrainFlowRecipe, n_strategies: int) -> Workload:
         dense_mask=encoding.mode == "tree",
         frozen_layers=model.frozen_layers,
         logits=RESPONSE_TOKENS * shape.vocabulary if recipe.response_weight > 0 and shape is not None else 0,
+        averaged=recipe.optim.average_from is not None,
     )
 
 
@@ -182,6 +183,12 @@ def _checked(recipe: TrainFlowRecipe, process: Process) -> Material:
         process.sharding,
         attention="flash_attention_2" if recipe.encoding.attention == "flash_attention_2" else "auto",
     )
+    if recipe.optim.average_from is not None and process.sharding in ("zero2", "zero3"):
+        raise ConfigError(
+            "optim.average_from with DeepSpeed, which keeps the weights that are trained to itself",
+            expected="one device, DDP or FSDP2",
+            hint="Start with --accelerate fsdp or multi-gpu, or leave optim.average_from out",
+        )
     if recipe.model.init is None:
         return material
     require_taxonomy(Path(recipe.model.init), material.labels)
@@ -351,6 +358,7 @@ def _fit(session: _Session) -> int:
         terms=session.terms,
         validation=validation,
         head_lr=optim.head_lr,
+        average_from=optim.average_from,
         callbacks=[
             monitor,
             EngineGuard(lambda: trainer, diverged.stop),
@@ -413,7 +421,7 @@ def _keep(
         state[bias] = state[bias] + offset.to(state[bias].device)
     save_checkpoint(
         session.run.out / FOLDER,
-        _metadata(session, trainer.state.global_step, metrics),
+        _metadata(session, trainer, metrics),
         backbone=model.backbone,
         tokenizer=session.tokenizer,
         state={name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")},
@@ -421,7 +429,7 @@ def _keep(
     )
 
 
-def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowMetadata:
+def _metadata(session: _Session, trainer: FlowTrainer, metrics: Mapping[str, Any]) -> FlowMetadata:
     """Return what a checkpoint of this training says about itself."""
     from esckit.training.harness import frozen_as
 
@@ -445,7 +453,8 @@ def _metadata(session: _Session, step: int, metrics: Mapping[str, Any]) -> FlowM
         selected_by=recipe.optim.select,
         dialogue_ids=tuple(dict.fromkeys((*before, *ids["train"], *ids["valid"]))),
         dev_ids=ids["valid"],
-        step=step,
+        step=trainer.state.global_step,
+        averaged=trainer.average.count(trainer.state),
         metrics=dict(metrics),
     )
 
@@ -457,18 +466,19 @@ def _finish(session: _Session, n_updates: int) -> dict[str, Any]:
     """Measure the kept checkpoint on test, where there is one, and write summary and card; return the summary."""
     from esckit.training.checkpoint import metrics_table, write_card
 
-    metadata = read_metadata(session.run.out)
+    metadata, recipe = read_metadata(session.run.out), session.recipe
     if metadata.step == 0:
-        log.warning("no update was better on valid than %s: that policy is kept", session.recipe.model.init)
+        log.warning("no update was better on valid than %s: that policy is kept", recipe.model.init)
     if n_updates < len(session.updates):
         log.info("stopped after %d of %d updates: optim.patience", n_updates, len(session.updates))
     valid = {name.removeprefix("valid/"): value for name, value in metadata.metrics.items() if "@" not in name}
     summary: dict[str, Any] = {
-        "material": counts(session.material, session.recipe.data),
+        "material": counts(session.material, recipe.data),
         "dropped_paths": sum(tree.n_dropped for part in session.trees.values() for tree in part),
         "tokens_per_epoch": token_counts(session.trees["train"]),
         "updates": n_updates,
         "best_update": metadata.step,
+        **({"averaged_updates": metadata.averaged} if recipe.optim.average_from is not None else {}),
         "valid": valid,
     }
     columns: dict[str, Any] = {"valid": valid}
@@ -481,6 +491,7 @@ def _finish(session: _Session, n_updates: int) -> dict[str, Any]:
         "n_train": len(metadata.dialogue_ids) - len(metadata.dev_ids),
         "n_valid": len(metadata.dev_ids),
         "steps": summary["updates"],
+        "weights": f"the mean over the last {metadata.averaged} updates" if metadata.averaged else "of that update",
         "metrics": metrics_table(columns, [name for name in valid if name != "loss"]),
     }
     write_card(session.run.out / FOLDER, "flow_policy", facts)

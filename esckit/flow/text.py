@@ -163,6 +163,7 @@ class FlowMetadata(CheckpointMetadata):
         round: Search-train round, 0 for the first.
         max_tokens: The longest state it was trained on, by its recipe; longer dialogues lose oldest exchanges. None in
             checkpoints of 0.1.0.
+        averaged: The weights are the mean over so many updates, the last of which is ``step``; 0 if they are its own.
     """
 
     SCHEMA: ClassVar[str] = "esckit.flow_model/1"
@@ -177,6 +178,7 @@ class FlowMetadata(CheckpointMetadata):
     objective: dict[str, str | float | int | bool | None]
     round: int
     max_tokens: int | None = None
+    averaged: int = 0
 
 
 def read_metadata(folder: Path, *, strategies: tuple[str, ...] | None = None) -> FlowMetadata:

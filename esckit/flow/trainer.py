@@ -46,6 +46,7 @@ from esckit.flow.objectives import (
 )
 from esckit.metrics.confusion import accuracy, f1_by_class, macro_f1, weighted_f1
 from esckit.models.packing import FLEX_BLOCK
+from esckit.training.averaging import WeightAverage
 from esckit.training.harness import in_order
 
 Metrics = dict[str, float]
@@ -382,6 +383,8 @@ class FlowTrainer(Trainer):
         terms: The loss.
         validation: Measures the model as the Trainer wraps it, on every process.
         head_lr: Learning rate of the two heads; None is that of the rest.
+        average_from: What is measured and kept is the mean of the weights after this share of the updates; None keeps
+            the last weights.
         callbacks: More of them.
     """
 
@@ -394,10 +397,13 @@ class FlowTrainer(Trainer):
         terms: LossTerms,
         validation: TreeValidation | GoldValidation,
         head_lr: float | None = None,
+        average_from: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         super().__init__(model, args, train_dataset=updates, callbacks=list(callbacks))
         self._terms, self._validation, self._head_lr = terms, validation, head_lr
+        self.average = WeightAverage(lambda: self.model, average_from)
+        self.add_callback(self.average)
         self._sums: Tensor | None = None
         self._n_summed = 0
 
@@ -432,12 +438,13 @@ class FlowTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "valid"
     ) -> Metrics:
-        """Return and log the values on valid."""
+        """Return and log the values on valid; callbacks find the weights that were measured."""
         self.model_wrapped.eval()
-        with torch.no_grad():
-            metrics = self._validation(self.model_wrapped, self.args.device, self.accelerator.reduce)
-        self.log(dict(metrics))
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        with self.average.in_place():
+            with torch.no_grad():
+                metrics = self._validation(self.model_wrapped, self.args.device, self.accelerator.reduce)
+            self.log(dict(metrics))
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -487,6 +494,16 @@ class FlowTrainer(Trainer):
         kept = {name: tensor.contiguous() for name, tensor in state.items() if name in trained}
         save_file(kept, str(folder / "model.safetensors"), metadata={"format": "pt"})
         torch.save(self.args, str(folder / "training_args.bin"))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the mean of the weights, too; what a state is made of is there before the Trainer's own file."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.average.save(Path(output_dir), writes=self.accelerator.is_main_process)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.average.load(Path(checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say nothing: the frozen rest of the backbone is missing on purpose."""

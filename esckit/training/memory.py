@@ -48,6 +48,7 @@ class Workload:
         logits: Logits that exist at a time; 0 if nothing reads the output layer.
         generated: Sequences that one process generates at a time.
         generated_tokens: Length of each, prompt included.
+        averaged: Whether the mean of the trained weights stands beside them.
     """
 
     model: TrainedModel
@@ -65,6 +66,7 @@ class Workload:
     logits: int = 0
     generated: int = 0
     generated_tokens: int = 0
+    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Memory:
 
     Attributes:
         weights: Of the trained model, frozen or not; with ``zero3`` and ``fsdp`` a share, and the layer in use whole.
+            The mean of trained weights, if one is kept.
         gradients: Of what is trained, with the buckets in which processes exchange them.
         optimiser: The two moments of AdamW, with DeepSpeed also the float32 originals.
         activations: What a forward pass keeps for the backward pass.
@@ -128,7 +131,7 @@ def estimate(work: Workload, shape: Shape, process: Process, *, other_models: in
         if process.sharding == "zero3":  # gathered while it generates
             generation += max(0, frozen + own - weights)
     return Memory(
-        weights=weights,
+        weights=weights + work.averaged * trained * _F32 // divides,
         gradients=trained * _F32 * buckets // divides,
         optimiser=trained * (3 if deepspeed and bf16 else 2) * _F32 // divides,
         activations=activation_bytes(work, shape, casts=not deepspeed),

@@ -66,6 +66,52 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, update
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
 
 
+@pytest.mark.parametrize("updates", [4, 5, 7, 8])
+def test_a_mean_of_weights_goes_on_after_a_stop(tmp_path: Path, updates: int) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    optim = {"epochs": 2, "paths_per_update": 8, "select": "last", "average_from": 0.5}
+    settings = recipe(trees, checkpoints={"every": 1}, optim=optim)
+    run(settings, out=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(settings, out=tmp_path / "cut", progress=StopAfter(updates))
+    summary = run(settings, out=tmp_path / "cut").summary
+    assert (summary["updates"], summary["averaged_updates"]) == (8, 4)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+
+
+def test_the_mean_of_the_last_weights_is_measured_and_kept(tmp_path: Path) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    optim = {"epochs": 2, "paths_per_update": 8, "select": "last", "validate_every": 1}
+    plain, mean = (recipe(trees, optim=optim | more) for more in ({}, {"average_from": 0.75}))
+    run(plain, out=tmp_path / "plain")
+    with pytest.raises(Stopped):
+        run(plain, out=tmp_path / "seventh", progress=StopAfter(8))
+    run(mean, out=tmp_path / "mean")
+    seventh, eighth, kept = (weights(tmp_path / name) for name in ("seventh", "plain", "mean"))
+    assert all(torch.allclose(kept[name], (seventh[name] + eighth[name]) / 2, atol=1e-7) for name in kept)
+    assert not same(kept, eighth)
+    # Training goes on from the weights themselves, and what was measured is what was kept.
+    losses = [[row["train/loss"] for row in rows(tmp_path / name) if "train/loss" in row] for name in ("plain", "mean")]
+    assert losses[0] == losses[1]
+    *before, last = [row["valid/loss"] for row in rows(tmp_path / "mean") if "valid/loss" in row]
+    *same_before, other = [row["valid/loss"] for row in rows(tmp_path / "plain") if "valid/loss" in row]
+    assert (before, last != other) == (same_before, True)
+    again = recipe(trees, model={"init": str(tmp_path / "mean")}, optim={"lr": 1e-30, "epochs": 1})
+    run(again, out=tmp_path / "again")
+    assert rows(tmp_path / "again")[0]["valid/loss"] == pytest.approx(last, abs=1e-6)
+    assert "mean over the last 2 updates" in (tmp_path / "mean/checkpoint/README.md").read_text()
+    assert "| weights | of that update |" in (tmp_path / "plain/checkpoint/README.md").read_text()
+
+
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_a_mean_of_weights_is_refused_where_deepspeed_keeps_them(tmp_path: Path, sharding: Any) -> None:
+    settings = recipe(write_trees(tmp_path, some_trees()), optim={"average_from": 0.5})
+    with pytest.raises(ConfigError, match="average_from with DeepSpeed"):
+        plan(settings, n_processes=2, sharding=sharding)
+    assert plan(settings, n_processes=2, sharding="fsdp")["processes"] == 2
+
+
 @pytest.mark.parametrize("updates", [2, 3, 4])
 def test_early_stopping_goes_on_counting_after_a_stop(tmp_path: Path, updates: int) -> None:
     trees = write_trees(tmp_path, some_trees())

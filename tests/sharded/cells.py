@@ -18,6 +18,10 @@ _SFT = {
     "encoding.max_completion_tokens": 300, "optim.gradient_checkpointing": True, "monitor.dev_every": 2,
     "logging.save_every": 2,
 }  # fmt: skip
+_FLOW = {
+    "model.gradient_checkpointing": True, "checkpoints.every": 2, "optim.paths_per_update": 8, "lora.rank": 32,
+    "lora.targets": "[q_proj, v_proj, up_proj, down_proj]",
+}  # fmt: skip
 CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "grpo": (
         "train-rl", "smoke/train_rl_lexicon",
@@ -52,13 +56,8 @@ CELLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
             "dev.select_by": "auc",
         },
     ),
-    "flow": (
-        "train-flow", "smoke/train_flow_tiny",
-        {
-            "model.gradient_checkpointing": True, "checkpoints.every": 2, "optim.paths_per_update": 8, "lora.rank": 32,
-            "lora.targets": "[q_proj, v_proj, up_proj, down_proj]", "optim.validate_every": 1, "optim.patience": 2,
-        },
-    ),
+    "flow": ("train-flow", "smoke/train_flow_tiny", {**_FLOW, "optim.validate_every": 1, "optim.patience": 2}),
+    "flow_mean": ("train-flow", "smoke/train_flow_tiny", {**_FLOW, "optim.average_from": 0.25}),
 }  # fmt: skip
 _BACKBONE = {"train-rl": "models.policy.backbone"}
 """By command, where it is not ``model.backbone``."""

@@ -33,6 +33,8 @@ def _cells() -> list[Any]:
             if bf16 and cell == "dialogue":
                 continue  # engines round at other places, so that other tokens are drawn
             for engine in ENGINES:
+                if cell == "flow_mean" and engine.startswith("zero"):
+                    continue  # refused: DeepSpeed keeps the weights that are trained to itself
                 marks = () if (cell, engine) in ALWAYS and not bf16 else (pytest.mark.sharded,)
                 if bf16 and (cell, engine) not in DIAGONAL:
                     marks = (pytest.mark.sharded_full,)

@@ -275,6 +275,7 @@ def test_processes_divide_what_their_engine_divides() -> None:
     assert zero2.gradients == fsdp.gradients == alone.gradients // 8
     assert fsdp.weights < alone.weights / 3  # a share, and the layers in use
     assert zero3.weights < zero2.weights / 3
+    assert seven_billion("fsdp", 8, trainable="full", averaged=True).weights == fsdp.weights + fsdp.gradients
 
 
 def test_a_frozen_base_of_7b_takes_15_gb_and_in_4_bits_6() -> None:
