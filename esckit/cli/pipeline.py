@@ -131,17 +131,18 @@ class _Teller:
 
     def ended(self, stage: Stage, seconds: float | None) -> None:
         """Print what came out of a stage."""
-        from esckit.report.numbers import first_numbers
+        from esckit.report.numbers import facts_of, first_numbers, text_of
         from esckit.report.source import open_run
 
         found = first_numbers(open_run(stage.out), stage.section.show)
         status = "done before" if seconds is None else f"done in {duration(seconds)}"
-        self.results.append({"name": stage.name, "out": str(stage.out), "status": status, "numbers": found})
+        facts = {name: facts_of(row) for name, row in found.items()}
+        self.results.append({"name": stage.name, "out": str(stage.out), "status": status, "numbers": facts})
         if seconds is not None:
             echo(f"     {status}", err=self.err)
         width = max((len(name) for name in found), default=0)
-        for name, text in found.items():
-            echo(f"       {name:<{width}}  {text}", err=self.err)
+        for name, row in found.items():
+            echo(f"       {name:<{width}}  {text_of(row)}", err=self.err)
 
 
 def _run(

@@ -6,6 +6,7 @@ Not here: how they are found and read (:mod:`esckit.archive`).
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,8 +148,8 @@ def diff(
     """
     from esckit.archive import differences, input_identities
     from esckit.lineage import read_run
-    from esckit.report.numbers import first_numbers
-    from esckit.report.source import ABSENT, open_run
+    from esckit.report.numbers import facts_of, first_numbers, text_of
+    from esckit.report.source import open_run
 
     manifests = read_run(a), read_run(b)
     if manifests[0]["command"] != manifests[1]["command"]:
@@ -159,7 +160,8 @@ def diff(
     )
     first, second = (first_numbers(open_run(run)) for run in (a, b))
     inputs = differences(*map(input_identities, manifests))
-    numbers = {name: (first.get(name, ABSENT), second.get(name, ABSENT)) for name in {**first, **second}}
+    shown: Callable[[Mapping[str, Any] | None], Any] = facts_of if as_json else text_of
+    numbers = {name: (shown(first.get(name)), shown(second.get(name))) for name in {**first, **second}}
     if as_json:
         parts = {"recipe": fields, "inputs": inputs, "versions": versions, "numbers": numbers}
         pairs = {part: {name: list(pair) for name, pair in found.items()} for part, found in parts.items()}

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from esckit.report.compared import headline_names, whole_rows
-from esckit.report.metric_rows import value_cells
+from esckit.report.metric_rows import Row, value_cells
 from esckit.report.source import ABSENT, Run, flattened
 
 
-def numbers(run: Run) -> dict[str, Mapping[str, Any]]:
-    """Return all numbers of a run by name, each a row with ``value`` and ``unit``, of a metric also interval and n."""
+def numbers(run: Run) -> dict[str, Row]:
+    """Return all numbers of a run by name: ``value``, ``unit``, and of a metric ``interval`` and ``n``."""
     if run.command == "evaluate":
         return whole_rows(run)
     summary = flattened(run.json("summary.json"))
@@ -20,21 +20,27 @@ def numbers(run: Run) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def first_numbers(run: Run, wanted: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return numbers of a run as texts, by what they are called.
+def first_numbers(run: Run, wanted: Mapping[str, str] | None = None) -> dict[str, Row | None]:
+    """Return numbers of a run by what they are called; None is one that the run does not have.
 
     Args:
         run: The run.
-        wanted: Which, each by its name under what it is called; what the run does not have is ``–``. By default the
-            metrics that a report shows first, or the numbers at the top of the summary.
+        wanted: Which, each by its name under what it is called. By default the metrics that a report shows first, or
+            the numbers at the top of the summary.
     """
     found = numbers(run)
     if not wanted:
         shown = headline_names([run]) if run.command == "evaluate" else [name for name in found if "." not in name]
         wanted = {name: name for name in shown}
-    return {label: _text(found[name]) if name in found else ABSENT for label, name in wanted.items()}
+    return {label: found.get(name) for label, name in wanted.items()}
 
 
-def _text(row: Mapping[str, Any]) -> str:
+def facts_of(row: Row | None) -> dict[str, Any] | None:
+    """Return a number as JSON has it."""
+    return None if row is None else {name: row[name] for name in ("value", "unit", "interval", "n") if name in row}
+
+
+def text_of(row: Row | None) -> str:
+    """Return a number as a reader sees it."""
     value, between, n = value_cells(row)
     return value + (f" {between}" if between != ABSENT else "") + (f", n {n}" if n != ABSENT else "")

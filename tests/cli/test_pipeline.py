@@ -87,7 +87,9 @@ def test_a_page_is_played_reported_and_resumed(here: Path) -> None:
     assert again.exit_code == 0, again.output
     found = json.loads(again.stdout)
     assert [each["name"] for each in found["stages"]] == ["told", "judged"]
-    assert found["stages"][1]["numbers"].keys() == {"accuracy"}
+    (accuracy,) = found["stages"][1]["numbers"].values()
+    assert 0 <= accuracy["interval"]["low"] <= accuracy["value"] <= accuracy["interval"]["high"] <= 1
+    assert accuracy["n"] > 0
     assert found["report"] == "runs/mine/report.html"
 
 

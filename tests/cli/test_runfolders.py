@@ -170,7 +170,7 @@ def test_two_runs_are_compared_by_fields_and_numbers() -> None:
     found = json.loads(call("diff", "runs/a", "runs/b", "--json").stdout)
     assert found["recipe"] == {"mcts.max_depth": [4, 3]}
     assert found["versions"] == {}
-    assert found["numbers"] == {"trees": ["8", "9"]}
+    assert found["numbers"] == {"trees": [{"value": 8, "unit": None}, {"value": 9, "unit": None}]}
     lines = [line.split() for line in call("diff", "runs/a", "runs/b").stdout.splitlines()]
     assert ["mcts.max_depth", "4", "3"] in lines
     assert ["trees", "8", "9"] in lines
