@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Annotated, Any
@@ -222,7 +223,8 @@ def main() -> None:
         # Only now: Typer sets its own.
         sys.excepthook = _show_bug
     if code == INTERRUPTED:
-        sys.stderr.write("Interrupted.\n")
+        with suppress(OSError):
+            sys.stderr.write("Interrupted.\n")
     note_exit_code(code)
     sys.exit(_flushed(code))
 
@@ -247,14 +249,15 @@ def _report(error: EsckitError) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    console.print("error: ", style="bold red", end="")
-    console.print(printable(error.headline))
-    if error.expected:
-        console.print(printable(f"  expected: {error.expected}"))
-    if error.hint:
-        console.print(printable(f"  {error.hint}"))
-    if error.__cause__ is not None and logging.getLogger("esckit").isEnabledFor(logging.INFO):
-        sys.stderr.write(printable("".join(traceback.format_exception(error.__cause__))))
+    with suppress(OSError):  # a stderr that takes nothing, such as a log on a full disk
+        console.print("error: ", style="bold red", end="")
+        console.print(printable(error.headline))
+        if error.expected:
+            console.print(printable(f"  expected: {error.expected}"))
+        if error.hint:
+            console.print(printable(f"  {error.hint}"))
+        if error.__cause__ is not None and logging.getLogger("esckit").isEnabledFor(logging.INFO):
+            sys.stderr.write(printable("".join(traceback.format_exception(error.__cause__))))
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

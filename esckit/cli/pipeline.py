@@ -21,6 +21,7 @@ from esckit.cli.forecast import duration, echo_table, number, readable_size
 from esckit.cli.launch import planned_processes, run_launcher
 from esckit.cli.runs import DryRunOption, RateOption, check_forecast, sized
 from esckit.errors import ConfigError
+from esckit.registry import did_you_mean
 
 if TYPE_CHECKING:
     from esckit.pipeline.page import Pipeline, Stage
@@ -131,10 +132,11 @@ class _Teller:
 
     def ended(self, stage: Stage, seconds: float | None) -> None:
         """Print what came out of a stage."""
-        from esckit.report.numbers import facts_of, first_numbers, text_of
+        from esckit.report.numbers import facts_of, first_numbers, numbers, text_of
         from esckit.report.source import open_run
 
-        found = first_numbers(open_run(stage.out), stage.section.show)
+        run = open_run(stage.out)
+        found = first_numbers(run, stage.section.show)
         status = "done before" if seconds is None else f"done in {duration(seconds)}"
         facts = {name: facts_of(row) for name, row in found.items()}
         self.results.append({"name": stage.name, "out": str(stage.out), "status": status, "numbers": facts})
@@ -143,6 +145,10 @@ class _Teller:
         width = max((len(name) for name in found), default=0)
         for name, row in found.items():
             echo(f"       {name:<{width}}  {text_of(row)}", err=self.err)
+        for label, name in stage.section.show.items():
+            if found[label] is None:
+                advice = f"; {close}" if (close := did_you_mean(name, numbers(run))) else ""
+                echo(f"warning: stages.{stage.name}.show: no number {name!r} in {stage.out}{advice}", err=True)
 
 
 def _run(

@@ -229,7 +229,8 @@ class FlowOptim(Optim):
             every epoch; None does not.
         patience: End the training when so many measurements of valid in a row were not the best; None never does.
         average_from: Measure and keep the mean of the weights after this share of the updates, in place of the last
-            weights (stochastic weight averaging, arXiv 1803.05407); None does not. Not with DeepSpeed.
+            weights (stochastic weight averaging, arXiv 1803.05407); None does not. An earlier state that was better on
+            valid is kept as it is. Not with DeepSpeed.
     """
 
     lr: PositiveFloat = 2e-5

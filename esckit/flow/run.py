@@ -186,8 +186,7 @@ def _checked(recipe: TrainFlowRecipe, process: Process) -> Material:
     if recipe.optim.average_from is not None and process.sharding in ("zero2", "zero3"):
         raise ConfigError(
             "optim.average_from with DeepSpeed, which keeps the weights that are trained to itself",
-            expected="one device, DDP or FSDP2",
-            hint="Start with --accelerate fsdp or multi-gpu, or leave optim.average_from out",
+            expected="one device, --accelerate multi-gpu or fsdp; or optim.average_from: null",
         )
     if recipe.model.init is None:
         return material
@@ -436,7 +435,6 @@ def _metadata(session: _Session, trainer: FlowTrainer, metrics: Mapping[str, Any
     recipe, material = session.recipe, session.material
     ids = {use: tuple(dict.fromkeys(t.scenario_id for t in session.trees.get(use, ()))) for use in ("train", "valid")}
     before = read_metadata(Path(recipe.model.init)).dialogue_ids if recipe.model.init else ()
-    objective = recipe.objective.model_dump(exclude={"logit_adjust"})
     return FlowMetadata(
         taxonomy=material.labels.name,
         strategies=material.labels.names,
@@ -446,7 +444,7 @@ def _metadata(session: _Session, trainer: FlowTrainer, metrics: Mapping[str, Any
         backbone=recipe.model.backbone,
         frozen_as=None if recipe.model.trainable == "full" else frozen_as(recipe.model, recipe.model.precision),
         trainable=recipe.model.trainable,
-        objective=objective,
+        objective=recipe.objective.model_dump(exclude={"logit_adjust"}),
         inputs=material.inputs,
         round=material.round,
         max_tokens=recipe.encoding.max_state_tokens,
@@ -471,6 +469,8 @@ def _finish(session: _Session, n_updates: int) -> dict[str, Any]:
         log.warning("no update was better on valid than %s: that policy is kept", recipe.model.init)
     if n_updates < len(session.updates):
         log.info("stopped after %d of %d updates: optim.patience", n_updates, len(session.updates))
+    if recipe.optim.average_from is not None and metadata.averaged == 0:
+        log.warning("what is kept is no mean: update %d is before optim.average_from or its first", metadata.step)
     valid = {name.removeprefix("valid/"): value for name, value in metadata.metrics.items() if "@" not in name}
     summary: dict[str, Any] = {
         "material": counts(session.material, recipe.data),

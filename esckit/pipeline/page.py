@@ -48,7 +48,7 @@ class StageSection(Section):
         about: What it does, in a sentence.
         set: Fields of the recipe with their values; ``stage:NAME`` stands for the folder of an earlier stage.
         show: Which numbers are shown when it is done: the name of a metric, or a value of ``summary.json``, after what
-            to call it; none shows the headline metrics, or the numbers at the top of the summary.
+            to call it; none shows the headline metrics, or the numbers at the top of the summary and on held-out data.
     """
 
     recipe: str = Field(min_length=1)

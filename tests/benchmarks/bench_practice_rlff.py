@@ -64,14 +64,14 @@ def fit(conversations: Sequence[Sequence[Turn]], responses: Sequence[str]) -> li
 
 
 def esckit(out: Path, *words: str) -> Path:
-    """Run a command into a folder unless it is complete there."""
-    manifest = out / "manifest.json"
-    if not manifest.is_file() or json.loads(manifest.read_text()).get("status") != "complete":
-        command, recipe, *sets = words
-        options = [word for change in sets for word in ("--set", change)]
-        subprocess.run(
-            [sys.executable, "-m", "esckit", command, recipe, *options, "--quiet", "--out", str(out)], check=True
-        )
+    """Run a command into a folder; what is complete there is not made again, and another recipe's is refused."""
+    command, recipe, *sets = words
+    options = [word for change in sets for word in ("--set", change)]
+    subprocess.run(
+        [sys.executable, "-m", "esckit", command, recipe, *options, "--quiet", "--out", str(out)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return out
 
 

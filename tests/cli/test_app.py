@@ -257,6 +257,21 @@ def test_a_reader_that_goes_away_has_a_code_of_its_own():
 
 
 @pytest.mark.parametrize(
+    ("words", "stderr", "code"),
+    [
+        ("search smoke/search_scripted --out run", "&-", 0),
+        ("search smoke/nonsense", "&-", 2),
+        ("search smoke/nonsense", "/dev/full", 2),
+    ],
+)
+def test_a_stderr_that_is_closed_or_full_changes_no_result(words, stderr, code, tmp_path):
+    call = ["sh", "-c", f'"$0" -m esckit {words} 2>{stderr}', sys.executable]
+    done = subprocess.run(call, cwd=tmp_path, stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "run/summary.json").is_file() is (code == 0)
+
+
+@pytest.mark.parametrize(
     ("settings", "level"),
     [
         (Settings(), logging.WARNING),

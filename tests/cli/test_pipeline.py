@@ -32,7 +32,7 @@ PAGE = """\
 command: run
 stages:
   told: {recipe: smoke/predict_scripted, about: strategies and replies}
-  judged: {recipe: judge.yaml, set: {predictions: stage:told}, show: {accuracy: strategy.accuracy}}
+  judged: {recipe: judge.yaml, set: {predictions: stage:told}, show: {accuracy: strategy.accuracy, x: strategy.acuracy}}
 """
 OWN = """\
 command: run
@@ -87,7 +87,9 @@ def test_a_page_is_played_reported_and_resumed(here: Path) -> None:
     assert again.exit_code == 0, again.output
     found = json.loads(again.stdout)
     assert [each["name"] for each in found["stages"]] == ["told", "judged"]
-    (accuracy,) = found["stages"][1]["numbers"].values()
+    accuracy, misspelt = found["stages"][1]["numbers"].values()
+    assert misspelt is None
+    assert "no number 'strategy.acuracy' in runs/mine/judged; did you mean 'strategy.accuracy'?" in again.stderr
     assert 0 <= accuracy["interval"]["low"] <= accuracy["value"] <= accuracy["interval"]["high"] <= 1
     assert accuracy["n"] > 0
     assert found["report"] == "runs/mine/report.html"

@@ -174,6 +174,11 @@ def test_two_runs_are_compared_by_fields_and_numbers() -> None:
     lines = [line.split() for line in call("diff", "runs/a", "runs/b").stdout.splitlines()]
     assert ["mcts.max_depth", "4", "3"] in lines
     assert ["trees", "8", "9"] in lines
+    # Of a training also what was measured on held-out data, all of it together.
+    test = {"f1": 0.5, "by_class": {"A": {"f1": 0.25}}}
+    make("runs/trained", "smoke/train_flow_tiny", valid={"loss": 2.5}, test=test)
+    found = json.loads(call("diff", "runs/trained", "runs/trained", "--json").stdout)
+    assert found["numbers"].keys() == {"valid.loss", "test.f1"}
     # What a run read is compared by its digests.
     for name, sha in (("a", "11"), ("b", "22")):
         path = Path("runs", name, MANIFEST)

@@ -104,6 +104,14 @@ def test_the_mean_of_the_last_weights_is_measured_and_kept(tmp_path: Path) -> No
     assert "| weights | of that update |" in (tmp_path / "plain/checkpoint/README.md").read_text()
 
 
+def test_a_mean_that_never_began_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trees = write_trees(tmp_path, some_trees())
+    # A rate at which nothing moves: the first measurement stays the best, and training ends early.
+    optim = {"lr": 1e-30, "epochs": 4, "paths_per_update": 8, "validate_every": 1, "patience": 1, "average_from": 0.5}
+    assert run(recipe(trees, optim=optim), out=tmp_path / "run").summary["averaged_updates"] == 0
+    assert "what is kept is no mean: update 1 is before optim.average_from" in caplog.text
+
+
 @pytest.mark.parametrize("sharding", ["zero2", "zero3"])
 def test_a_mean_of_weights_is_refused_where_deepspeed_keeps_them(tmp_path: Path, sharding: Any) -> None:
     settings = recipe(write_trees(tmp_path, some_trees()), optim={"average_from": 0.5})
