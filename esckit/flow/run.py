@@ -470,7 +470,7 @@ def _finish(session: _Session, n_updates: int) -> dict[str, Any]:
     if n_updates < len(session.updates):
         log.info("stopped after %d of %d updates: optim.patience", n_updates, len(session.updates))
     if recipe.optim.average_from is not None and metadata.averaged == 0:
-        log.warning("what is kept is no mean: update %d is before optim.average_from or its first", metadata.step)
+        log.warning("what is kept is no mean: update %d is before optim.average_from", metadata.step)
     valid = {name.removeprefix("valid/"): value for name, value in metadata.metrics.items() if "@" not in name}
     summary: dict[str, Any] = {
         "material": counts(session.material, recipe.data),
