@@ -301,7 +301,7 @@ def _fit(session: _Session) -> int:
     from transformers import TrainerState, TrainingArguments
 
     from esckit.flow.model import build_model
-    from esckit.flow.trainer import FlexCheck, FlowTrainer
+    from esckit.flow.trainer import FlowTrainer
     from esckit.training.harness import Diverged, fit, frozen_dtype, trainer_arguments
     from esckit.training.monitor import EarlyStop, EpochEnds, Monitor, is_best
     from esckit.training.sharding import EngineGuard
@@ -361,7 +361,6 @@ def _fit(session: _Session) -> int:
         callbacks=[
             monitor,
             EngineGuard(lambda: trainer, diverged.stop),
-            *([FlexCheck(lambda: trainer)] if model.attention == "flex" else []),
             ends,
             early_stop,
         ],

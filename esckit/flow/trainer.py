@@ -404,6 +404,8 @@ class FlowTrainer(Trainer):
         self._terms, self._validation, self._head_lr = terms, validation, head_lr
         self.average = WeightAverage(lambda: self.model, average_from)
         self.add_callback(self.average)
+        if model.attention == "flex":
+            self.add_callback(FlexCheck(lambda: self))
         self._sums: Tensor | None = None
         self._n_summed = 0
 

@@ -18,6 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerState
 
+from esckit.training.sharding import whole_tensor
+
 AVERAGE = "average.safetensors"
 """Where the state of a training holds the mean, whole."""
 
@@ -67,7 +69,7 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: Path, *, writes: bool) -> None:
         """Write the mean beside the other parts of a state; called in every process, one of which ``writes``."""
-        whole = {name: mean.full_tensor() if isinstance(mean, DTensor) else mean for name, mean in self._means.items()}
+        whole = {name: whole_tensor(mean) for name, mean in self._means.items()}
         if whole and writes:
             save_file(whole, str(folder / AVERAGE))
 

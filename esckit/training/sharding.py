@@ -45,7 +45,7 @@ def gathered_state(trainer: Any, *, trained_only: bool) -> dict[str, Tensor]:
         if trained_only and not tensor.requires_grad:
             continue
         if id(tensor) not in copies:
-            whole = _whole(tensor).detach()
+            whole = whole_tensor(tensor).detach()
             copies[id(tensor)] = (
                 whole.to("cpu", copy=True) if trainer.accelerator.is_main_process else whole.new_empty(0)
             )
@@ -53,7 +53,7 @@ def gathered_state(trainer: Any, *, trained_only: bool) -> dict[str, Tensor]:
     return state if trainer.accelerator.is_main_process else {}
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor of which this process may hold a part only."""
     if hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping"):
         return _deepspeed_whole(tensor)
@@ -176,5 +176,5 @@ class EngineGuard(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Look at the gradients where the Trainer takes the step."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(_whole(torch.nn.utils.get_total_norm(gradients))):
+        if gradients and not torch.isfinite(whole_tensor(torch.nn.utils.get_total_norm(gradients))):
             self._stop(state.global_step, {"the gradient": "not finite"})
